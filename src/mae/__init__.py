@@ -1,0 +1,1 @@
+"""Masked autoencoders: mask, encode the visible patches, rebuild the hidden pixels."""
