@@ -7,6 +7,7 @@ them, so that they cannot disagree. The field docstrings are the help texts of t
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 from dataclasses import dataclass, field
 from typing import Literal
@@ -122,9 +123,55 @@ class ModelConfig:
         return self.grid[0] * self.grid[1]
 
     @property
-    def num_keep(self) -> int:
+    # Source: spec 1.1 (B, L, H); Ti and S have no published decoder (design, section 2).
+SIZES: dict[str, dict[str, int]] = {
+    "vit-ti": {"width": 192, "depth": 12, "num_heads": 3, "decoder_width": 192,
+               "decoder_depth": 4, "decoder_heads": 6},
+    "vit-s": {"width": 384, "depth": 12, "num_heads": 6, "decoder_width": 256,
+              "decoder_depth": 4, "decoder_heads": 8},
+    "vit-b": {"width": 768, "depth": 12, "num_heads": 12},
+    "vit-l": {"width": 1024, "depth": 24, "num_heads": 16},
+    "vit-h": {"width": 1280, "depth": 32, "num_heads": 16},
+}  # fmt: skip
+
+
+def model_config(
+    name: str, *, image_size: int | tuple[int, int] = 224, channels: int = 3, **fields: object
+) -> ModelConfig:
+    """Name a configuration: vit-{ti,s,b,l,h}/PATCH.
+
+    Args:
+        name: size and patch edge, as in "vit-b/16".
+        image_size: edge, or height and width, in pixels.
+        channels: channels of a picture; 3 are scaled by ImageNet's mean and deviation, others
+            by one half each.
+        fields: other fields of `ModelConfig`.
+
+    Raises:
+        ConfigError: for an unknown name.
+    """
+    size, _, patch = name.lower().partition("/")
+    if size not in SIZES or not patch.isdecimal():
+        near = difflib.get_close_matches(size, SIZES, n=1)
+        hint = f"; did you mean {near[0]}/{patch or 16}?" if near else ""
+        raise ConfigError(f"model: got {name!r}, expected one of {', '.join(SIZES)} and /PATCH{hint}")
+    pixels = (
+        PixelConfig(mean=IMAGENET_MEAN, std=IMAGENET_STD)
+        if channels == 3
+        else PixelConfig(mean=(0.5,) * channels, std=(0.5,) * channels)
+    )
+    size_hw = (image_size, image_size) if isinstance(image_size, int) else image_size
+    given = {"image_size": size_hw, "patch_size": int(patch), "channels": channels}
+    return ModelConfig(**({"pixels": pixels} | SIZES[size] | given | fields))  # type: ignore[arg-type]
+
+
+def num_keep(self) -> int:
         """Patches the encoder sees in training, K."""
-        return num_keep(self.num_patches, self.mask_ratio)
+        return self.num_keep_of(self.num_patches)
+
+    def num_keep_of(self, num_patches: int) -> int:
+        """Patches the encoder sees of an image of another size."""
+        return num_keep(num_patches, self.mask_ratio)
 
     @property
     def patch_values(self) -> int:
@@ -158,7 +205,9 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         low, high = self.crop_scale
-        _require(0 < low <= high <= 1, "augment.crop_scale", self.crop_scale, "0 < low <= high <= 1")
+        _require(
+            0 < low <= high <= 1, "augment.crop_scale", self.crop_scale, "0 < low <= high <= 1"
+        )
         low, high = self.crop_ratio
         _require(0 < low <= high, "augment.crop_ratio", self.crop_ratio, "0 < low <= high")
         _require(0 <= self.flip <= 1, "augment.flip", self.flip, "a probability")
@@ -195,7 +244,10 @@ class OptimConfig:
         _require(all(0 <= b < 1 for b in self.betas), "optim.betas", self.betas, "0 <= beta < 1")
         _require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "at least 0")
         _require(
-            self.clip_norm is None or self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "above 0"
+            self.clip_norm is None or self.clip_norm > 0,
+            "optim.clip_norm",
+            self.clip_norm,
+            "above 0",
         )
 
     def peak_lr(self, batch: int) -> float:
@@ -276,7 +328,9 @@ class PretrainConfig(FitConfig):
         # slots=True makes a new class, which the bare form of super() does not find.
         super(PretrainConfig, self).__post_init__()  # noqa: UP008
         _require(0 <= self.max_bad <= 1, "max_bad", self.max_bad, "a share from 0 to 1")
-        _require(self.channels is None or self.channels >= 1, "channels", self.channels, "at least 1")
+        _require(
+            self.channels is None or self.channels >= 1, "channels", self.channels, "at least 1"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

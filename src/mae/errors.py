@@ -1,12 +1,12 @@
 """What can go wrong, said in one line: what was wrong, what was got, what to do.
 
-    MaeError                 exit code 2: the user must change something
-    ├── ConfigError          a recipe, option or configuration key that cannot be used
-    ├── ShapeError           a tensor or picture size the model cannot take
-    ├── DataError            a folder, picture or array that cannot be read
-    ├── WeightsError         weights that do not fit, or are not what they claim
-    ├── CheckpointError      exit code 1: no usable checkpoint is left in a run
-    └── TrainingError        exit code 1: the training itself failed
+MaeError                 exit code 2: the user must change something
+├── ConfigError          a recipe, option or configuration key that cannot be used
+├── ShapeError           a tensor or picture size the model cannot take
+├── DataError            a folder, picture or array that cannot be read
+├── WeightsError         weights that do not fit, or are not what they claim
+├── CheckpointError      exit code 1: no usable checkpoint is left in a run
+└── TrainingError        exit code 1: the training itself failed
 """
 
 from __future__ import annotations

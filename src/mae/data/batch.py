@@ -1,0 +1,202 @@
+"""Whole batches as a pure function of (source, seed, step)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mae.config import AugmentConfig
+from mae.data.augment import (
+    CROP_DRAWS,
+    center_crop_box,
+    crop_boxes,
+    resized_crop,
+    resized_crops,
+)
+from mae.data.decode import BadPicture, PixelKind, decode
+from mae.data.order import shuffled
+from mae.data.randomness import Stream, uniform
+from mae.data.source import ArraySource, Source
+from mae.errors import DataError
+
+_REPLACEMENTS = 100  # pictures tried in place of a broken one
+
+
+class Bad(NamedTuple):
+    """A picture that could not be read."""
+
+    index: int
+    name: str
+    reason: str
+
+
+class Batch(NamedTuple):
+    """The pictures of one step, before the device."""
+
+    images: Tensor
+    """B C H W of the stored type."""
+    noise: Tensor
+    """B L float32 in [0, 1): the only randomness of masking."""
+    ids: Tensor
+    """B int64 sample ids, the keys of every draw."""
+    labels: Tensor
+    """B int64, -1 where there is none."""
+    bad: tuple[Bad, ...] = ()
+    """Pictures found broken while making this batch; others stand in for them."""
+
+    def split(self, size: int) -> Iterator[Batch]:
+        """Cut into micro-batches of at most `size` pictures."""
+        for start in range(0, len(self.ids), size):
+            part = slice(start, start + size)
+            yield Batch(self.images[part], self.noise[part], self.ids[part], self.labels[part])
+
+    def to(self, device: torch.device) -> Batch:
+        """Move to a device without waiting for it."""
+        tensors = (t.to(device, non_blocking=True) for t in self[:4])
+        return Batch(*tensors, self.bad)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchPlan:
+    """Everything a training batch depends on besides its number."""
+
+    source: Source
+    kind: PixelKind
+    size: tuple[int, int]
+    """Height and width of the crops."""
+    num_patches: int
+    augment: AugmentConfig
+    batch: int
+    seed: int
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Whole batches of an epoch; the remainder falls off, as published."""
+        return len(self.source) // self.batch
+
+    def batch_ids(self, step: int) -> tuple[int, NDArray[np.int64]]:
+        """Give the epoch of a step and the ids of its samples."""
+        epoch, place = divmod(step, self.batches_per_epoch)
+        positions = np.arange(place * self.batch, (place + 1) * self.batch, dtype=np.int64)
+        return epoch, shuffled(positions, n=len(self.source), seed=self.seed, epoch=epoch)
+
+
+def training_batch(plan: BatchPlan, step: int) -> Batch:
+    """Make the batch of a step: order, crop, flip and mask noise all follow from its ids."""
+    epoch, ids = plan.batch_ids(step)
+    draw = _Draws(plan.seed, epoch, ids)
+    flips = draw(Stream.FLIP, 1)[:, 0] < plan.augment.flip
+    crops = draw(Stream.CROP, CROP_DRAWS)
+    images, bad = _cropped(plan, epoch, ids, crops, flips)
+    labels = plan.source.labels
+    chosen = np.full(len(ids), -1, dtype=np.int64) if labels is None else labels[ids]
+    return Batch(
+        _channels_first(images),
+        torch.from_numpy(draw(Stream.MASK, plan.num_patches)),
+        torch.from_numpy(ids),
+        torch.from_numpy(chosen),
+        bad,
+    )
+
+
+class _Draws(NamedTuple):
+    seed: int
+    epoch: int
+    ids: NDArray[np.int64]
+
+    def __call__(self, stream: Stream, count: int) -> NDArray[np.float32]:
+        return uniform(self.seed, self.epoch, self.ids, stream=stream, count=count)
+
+
+def _cropped(
+    plan: BatchPlan,
+    epoch: int,
+    ids: NDArray[np.int64],
+    crops: NDArray[np.float32],
+    flips: NDArray[np.bool_],
+) -> tuple[NDArray[Any], tuple[Bad, ...]]:
+    augment, source = plan.augment, plan.source
+    if isinstance(source, ArraySource) and source.images.dtype == np.uint8:
+        B, (H, W) = len(ids), source.images.shape[1:3]
+        boxes = crop_boxes(
+            np.full(B, H), np.full(B, W), crops, scale=augment.crop_scale, ratio=augment.crop_ratio
+        )
+        return resized_crops(source.images[ids], boxes, size=plan.size, flips=flips), ()
+    images, bad = [], []
+    for place, index in enumerate(ids):
+        picture, broken = _read_or_replace(plan, epoch, int(index))
+        bad.extend(broken)
+        H, W = picture.shape[:2]
+        box = crop_boxes(
+            np.array([H]),
+            np.array([W]),
+            crops[place : place + 1],
+            scale=augment.crop_scale,
+            ratio=augment.crop_ratio,
+        )[0]
+        crop = resized_crop(picture, box, size=plan.size)
+        images.append(crop[:, ::-1] if flips[place] else crop)
+    return np.stack(images), tuple(bad)
+
+
+def _read_or_replace(plan: BatchPlan, epoch: int, index: int) -> tuple[NDArray[Any], list[Bad]]:
+    """Read a picture, or the first readable of those drawn for (seed, epoch, its id)."""
+    bad: list[Bad] = []
+    draws = uniform(
+        plan.seed, epoch, np.array([index]), stream=Stream.REPLACE, count=_REPLACEMENTS
+    )[0]
+    for candidate in (index, *(draws * len(plan.source)).astype(np.int64)):
+        try:
+            return decode(plan.source.read(int(candidate)), kind=plan.kind), bad
+        except BadPicture as error:
+            bad.append(Bad(int(candidate), plan.source.name(int(candidate)), str(error)))
+    raise DataError(f"pictures: none of {len(bad)} in a row could be read; last: {bad[-1].reason}")
+
+
+class Prepared(NamedTuple):
+    """Whole pictures in the deterministic evaluation view."""
+
+    images: Tensor
+    """B C H W of the stored type; broken pictures are left out, never replaced."""
+    ids: Tensor
+    """B int64: which of the source these are."""
+    bad: tuple[Bad, ...]
+
+
+def prepared(
+    source: Source, ids: Sequence[int], *, kind: PixelKind, size: tuple[int, int]
+) -> Prepared:
+    """Read pictures for evaluation: short side to 256/224 of the size, centre crop, no draw."""
+    images, kept, bad = [], [], []
+    for index in ids:
+        try:
+            picture = decode(source.read(index), kind=kind)
+        except BadPicture as error:
+            bad.append(Bad(index, source.name(index), str(error)))
+            continue
+        box = center_crop_box(*picture.shape[:2], size=size)
+        images.append(resized_crop(picture, box, size=size))
+        kept.append(index)
+    empty = np.zeros((0, *size, kind.channels), dtype=kind.dtype)
+    stacked = np.stack(images) if images else empty
+    return Prepared(_channels_first(stacked), torch.tensor(kept, dtype=torch.int64), tuple(bad))
+
+
+def prepared_batches(
+    source: Source, *, kind: PixelKind, size: tuple[int, int], batch: int = 256
+) -> Iterator[Prepared]:
+    """Go once through a source in order, in batches of the evaluation view."""
+    for start in range(0, len(source), batch):
+        ids = range(start, min(start + batch, len(source)))
+        yield prepared(source, ids, kind=kind, size=size)
+
+
+def _channels_first(images: NDArray[Any]) -> Tensor:
+    """View B H W C memory as B C H W; the copy waits for the device."""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)

@@ -1,0 +1,65 @@
+"""Every random choice as a pure function of (seed, epoch, sample id, stream).
+
+Counter-based and vectorised over a batch: no generator, no state, nothing to save or replay.
+A draw does not depend on the worker, the rank, the batch or what was drawn before.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Stream(IntEnum):
+    """One stream of numbers per purpose."""
+
+    ORDER = 1
+    CROP = 2
+    FLIP = 3
+    MASK = 4
+    REPLACE = 5
+    SPLIT = 6
+
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def splitmix64(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Mix 64 bits (Steele, Lea and Flood 2014): a bijection in which every bit matters."""
+    with np.errstate(over="ignore"):
+        z = keys + _GOLDEN
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def stream_key(seed: int, epoch: int, *, stream: Stream) -> np.uint64:
+    """Hash what is common to a batch into one key."""
+    key = splitmix64(np.array([seed], dtype=np.uint64))
+    for part in (epoch, int(stream)):
+        key = splitmix64(key ^ np.uint64(part))
+    return np.uint64(key[0])
+
+
+def uniform(
+    seed: int, epoch: int, ids: NDArray[np.int64], *, stream: Stream, count: int
+) -> NDArray[np.float32]:
+    """Draw `count` numbers in [0, 1) for each sample.
+
+    Args:
+        seed: key of the run.
+        epoch: pass over the data.
+        ids: B sample ids.
+        stream: purpose of the draw.
+        count: numbers for each sample.
+
+    Returns:
+        B x count float32, made from the top 24 bits of a hash, so exact in float32.
+    """
+    keys = splitmix64(ids.astype(np.uint64) ^ stream_key(seed, epoch, stream=stream))
+    with np.errstate(over="ignore"):
+        counters = keys[:, None] + np.arange(count, dtype=np.uint64) * _GOLDEN
+    bits = splitmix64(counters) >> np.uint64(40)
+    return bits.astype(np.float32) * np.float32(2**-24)

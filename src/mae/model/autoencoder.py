@@ -1,0 +1,148 @@
+"""The paper on one screen: mask, encode, decode, loss."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mae.config import ModelConfig
+from mae.errors import ShapeError
+from mae.model.decoder import Decoder
+from mae.model.encoder import Encoder
+from mae.model.masking import gather, random_masking
+from mae.model.patches import patchify, unpatchify
+
+TARGET_EPS = 1e-6  # inside the root, as published
+
+
+class Output(NamedTuple):
+    """What a training forward gives."""
+
+    loss: Tensor
+    """Mean squared error over the hidden patches, a scalar."""
+    mask: Tensor
+    """B L bool: True where hidden."""
+
+
+class Reconstruction(NamedTuple):
+    """What the model believes the hidden patches to be."""
+
+    pred: Tensor
+    """B L P: every patch predicted, in target space (normalised per patch if so trained)."""
+    mask: Tensor
+    """B L bool: True where hidden."""
+    images: Tensor
+    """B C H W, normalised as the input, with the hidden patches filled in."""
+
+
+class MaskedAutoencoder(nn.Module):
+    """Masked autoencoder (He et al. 2021): encode what is visible, rebuild what is hidden."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+
+    def forward(self, images: Tensor, *, noise: Tensor) -> Output:
+        """Give the loss of rebuilding the patches that `noise` hides.
+
+        Args:
+            images: B C H W float, normalised; H and W multiples of the patch size.
+            noise: B L in [0, 1); the smallest `K = L (1 - mask_ratio)` of each image are kept.
+
+        Raises:
+            ShapeError: for a wrong size, channel count or noise.
+        """
+        grid = self.grid_of(images, per_patch=noise)
+        masking = random_masking(noise, num_keep=self.config.num_keep_of(noise.shape[1]))
+        latent = self.encoder(images, masking.ids_keep)  # B 1+K D
+        pred = self.decoder(latent, masking, grid=grid)  # B L-K P
+        target = self.target(gather(self.patches(images), masking.ids_hidden))  # B L-K P
+        # Each image hides the same number, so the plain mean is the published masked mean.
+        return Output((pred.float() - target).square().mean(), masking.mask)
+
+    def target(self, patches: Tensor) -> Tensor:
+        """Give what is to be predicted: pixels, normalised by their own patch if so configured.
+
+        Source: paper, section 3; the variance is the unbiased one and eps is in the root (FB).
+        """
+        if not self.config.normalize_target:
+            return patches
+        variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+        return (patches - mean) / (variance + TARGET_EPS).sqrt()
+
+    @torch.inference_mode()
+    def reconstruct(
+        self, images: Tensor, *, noise: Tensor | None = None, mask: Tensor | None = None
+    ) -> Reconstruction:
+        """Rebuild the patches hidden by `noise`, or exactly those that a `mask` names.
+
+        A model of normalised pixels predicts each patch up to its mean and deviation; the
+        filled-in images then take both from the hidden patch itself. Say so where it is shown.
+
+        Args:
+            images: B C H W float, normalised.
+            noise: B L in [0, 1).
+            mask: B L or B h w bool, True = hidden; images may hide different numbers.
+
+        Raises:
+            ShapeError: for a wrong size, or a mask that hides all or nothing of an image.
+        """
+        if (noise is None) == (mask is None):
+            raise ShapeError("reconstruct: expected either noise or a mask; give one of them")
+        order = mask.flatten(1).float() if mask is not None else noise
+        assert order is not None
+        grid = self.grid_of(images, per_patch=order)
+        L = order.shape[1]
+        if mask is None:
+            keep = [self.config.num_keep_of(L)] * len(images)
+        else:
+            keep = (L - mask.flatten(1).sum(dim=1)).tolist()
+        if not all(0 < k < L for k in keep):
+            raise ShapeError("mask: expected each image to hide some patches and show some")
+        if len(set(keep)) == 1:
+            pred, hidden = self._predict(images, order, num_keep=keep[0], grid=grid)
+        else:
+            each = [
+                self._predict(images[i : i + 1], order[i : i + 1], num_keep=k, grid=grid)
+                for i, k in enumerate(keep)
+            ]
+            pred, hidden = (torch.cat(parts) for parts in zip(*each, strict=True))
+        return Reconstruction(pred, hidden, self._fill(images, pred, hidden, grid=grid))
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Scale stored pixel values B C H W to what the network takes, on their own device."""
+        return self.encoder.normalize(images)
+
+    def patches(self, images: Tensor) -> Tensor:
+        """Cut images into flattened patches: B C H W to B L P."""
+        return patchify(images, patch_size=self.config.patch_size)
+
+    def grid_of(self, images: Tensor, *, per_patch: Tensor) -> tuple[int, int]:
+        """Give the patch grid of images, checking that noise or mask has a value per patch."""
+        B, _, H, W = images.shape
+        grid = (H // self.config.patch_size, W // self.config.patch_size)
+        if per_patch.shape != (B, grid[0] * grid[1]):
+            raise ShapeError(
+                f"noise or mask: got {tuple(per_patch.shape)}, expected "
+                f"{(B, grid[0] * grid[1])}, one value per patch of each image"
+            )
+        return grid
+
+    def _predict(
+        self, images: Tensor, order: Tensor, *, num_keep: int, grid: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        masking = random_masking(order, num_keep=num_keep)
+        latent = self.encoder(images, masking.ids_keep)
+        return self.decoder.predict_all(latent, masking, grid=grid).float(), masking.mask
+
+    def _fill(self, images: Tensor, pred: Tensor, mask: Tensor, *, grid: tuple[int, int]) -> Tensor:
+        patches = self.patches(images)
+        if self.config.normalize_target:
+            variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+            pred = pred * (variance + TARGET_EPS).sqrt() + mean
+        filled = torch.where(mask[..., None], pred.to(patches.dtype), patches)
+        return unpatchify(filled, patch_size=self.config.patch_size, grid=grid)

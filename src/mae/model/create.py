@@ -1,0 +1,37 @@
+"""New models, initialised as published."""
+
+from __future__ import annotations
+
+import torch
+
+from mae.config import ModelConfig, model_config
+from mae.model.autoencoder import MaskedAutoencoder
+
+
+def create(
+    model: str | ModelConfig,
+    *,
+    image_size: int | tuple[int, int] = 224,
+    channels: int = 3,
+    seed: int = 0,
+) -> MaskedAutoencoder:
+    """Make a new masked autoencoder, initialised as published.
+
+    Args:
+        model: "vit-{ti,s,b,l,h}/PATCH", or a `ModelConfig`, which then says everything.
+        image_size: edge, or height and width, in pixels.
+        channels: channels of a picture.
+        seed: key of the initial weights; the global generator is left as it was.
+
+    Raises:
+        ConfigError: for an unknown name.
+        ShapeError: for a size the patch does not divide.
+    """
+    config = (
+        model
+        if isinstance(model, ModelConfig)
+        else model_config(model, image_size=image_size, channels=channels)
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return MaskedAutoencoder(config)

@@ -1,0 +1,74 @@
+"""The decoder: a light ViT that meets the mask tokens for the first time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mae.config import ModelConfig
+from mae.model.masking import Masking, gather
+from mae.model.positions import resize_positions, sincos_positions
+from mae.model.transformer import NORM_EPS, Block, init_published
+
+
+class Decoder(nn.Module):
+    """Predict the pixels of patches from the latent of the visible ones.
+
+    Tokens stay in the shuffled order (cls, visible, hidden) throughout: attention does not see
+    the order, only the positions that are added, so nothing needs to be unshuffled to predict.
+
+    Source: paper, section 3 and Appendix A.1; initialised as published (spec 1.4).
+    """
+
+    pos_embed: nn.Parameter
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        E = config.decoder_width
+        self.config = config
+        self.embed = nn.Linear(config.width, E)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, E))
+        self.pos_embed = nn.Parameter(sincos_positions(E, config.grid), requires_grad=False)
+        self.blocks = nn.ModuleList(
+            Block(E, num_heads=config.decoder_heads, mlp_ratio=config.mlp_ratio)
+            for _ in range(config.decoder_depth)
+        )
+        self.norm = nn.LayerNorm(E, eps=NORM_EPS)
+        self.pred = nn.Linear(E, config.patch_values)
+        init_published(self)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, latent: Tensor, masking: Masking, *, grid: tuple[int, int]) -> Tensor:
+        """Predict the hidden patches.
+
+        Args:
+            latent: B 1+K D, the encoder's output, cls first.
+            masking: which patches the latent holds.
+            grid: patches along height and width.
+
+        Returns:
+            B L-K P, in the order of `masking.ids_hidden`.
+        """
+        num_visible = masking.ids_keep.shape[1]
+        tokens = self.decode(latent, masking, grid=grid)
+        return self.pred(self.norm(tokens[:, 1 + num_visible :]))  # type: ignore[no-any-return]
+
+    def predict_all(self, latent: Tensor, masking: Masking, *, grid: tuple[int, int]) -> Tensor:
+        """Predict every patch, hidden or not, in row-major order: B L P."""
+        tokens = self.decode(latent, masking, grid=grid)
+        return gather(self.pred(self.norm(tokens[:, 1:])), masking.ids_restore)
+
+    def decode(self, latent: Tensor, masking: Masking, *, grid: tuple[int, int]) -> Tensor:
+        """Run the blocks over cls, visible and mask tokens, in this order: B 1+L E."""
+        B, num_hidden = masking.ids_hidden.shape
+        ids = torch.cat([masking.ids_keep, masking.ids_hidden], dim=1)  # B L
+        positions = resize_positions(
+            self.pos_embed, grid_from=self.config.grid, grid_to=grid
+        ).expand(B, -1, -1)  # B 1+L E
+        places = torch.cat([positions[:, :1], gather(positions[:, 1:], ids)], dim=1)
+        hidden = self.mask_token.expand(B, num_hidden, -1)
+        # Under autocast the embedding is bf16; the sum with the float32 positions is not.
+        tokens = torch.cat([self.embed(latent), hidden.to(latent.dtype)], dim=1) + places
+        for block in self.blocks:
+            tokens = block(tokens)
+        return tokens

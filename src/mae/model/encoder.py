@@ -1,0 +1,144 @@
+"""The encoder: a plain ViT that is given only the patches it may see."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mae.config import ModelConfig
+from mae.errors import ConfigError, DataError, ShapeError
+from mae.model.masking import gather
+from mae.model.patches import patchify
+from mae.model.pixels import normalize_pixels
+from mae.model.positions import resize_positions, sincos_positions
+from mae.model.transformer import NORM_EPS, Block, init_published
+
+Pool = Literal["mean", "cls", "grid", "tokens"]
+POOL_GRID = 3  # cells along each side of the "grid" pool
+
+
+class PatchEmbed(nn.Module):
+    """Linear projection of flattened patches, its weight stored as the published convolution."""
+
+    def __init__(self, patch_size: int, *, channels: int, width: int) -> None:
+        super().__init__()
+        # The convolution is the container of the published names, shapes and bias init;
+        # projecting after the gather needs a matrix product instead of its forward.
+        self.proj = nn.Conv2d(channels, width, kernel_size=patch_size, stride=patch_size)
+        nn.init.xavier_uniform_(self.proj.weight.view(width, -1))
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Project B K P, values ordered row, column, channel, to B K D."""
+        weight = self.proj.weight.permute(0, 2, 3, 1).flatten(1)  # D P, in the order of patches
+        return F.linear(patches, weight, self.proj.bias)
+
+
+class Encoder(nn.Module):
+    """A ViT over the visible patches and a cls token.
+
+    Source: paper, section 3 and Appendix A.1; initialised as published (spec 1.4).
+    """
+
+    pos_embed: nn.Parameter
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        D = config.width
+        self.config = config
+        self.cls_token = nn.Parameter(torch.empty(1, 1, D))
+        self.pos_embed = nn.Parameter(sincos_positions(D, config.grid), requires_grad=False)
+        self.patch_embed = PatchEmbed(config.patch_size, channels=config.channels, width=D)
+        self.blocks = nn.ModuleList(
+            Block(D, num_heads=config.num_heads, mlp_ratio=config.mlp_ratio)
+            for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(D, eps=NORM_EPS)
+        init_published(self)
+        nn.init.normal_(self.cls_token, std=0.02)
+
+    def forward(self, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+        """Encode the patches named by `ids_keep`, or every patch.
+
+        Args:
+            images: B C H W float, normalised; any size that the patch divides.
+            ids_keep: B K int64, or None for all patches in row-major order.
+
+        Returns:
+            B 1+K D after the last norm, cls first.
+
+        Raises:
+            ShapeError: for a wrong channel count or a size the patch does not divide.
+        """
+        B, C, H, W = images.shape
+        if C != self.config.channels:
+            raise ShapeError(
+                f"channels: got {C}, expected {self.config.channels} as the model was trained; "
+                "convert the pictures, or create a model with this many channels"
+            )
+        p = self.config.patch_size
+        patches = patchify(images, patch_size=p)  # B L P
+        positions = self.positions((H // p, W // p))  # 1 1+L D
+        places = positions[:, 1:].expand(B, -1, -1)
+        if ids_keep is not None:
+            # Gathered before the projection: hidden pixels are never even multiplied.
+            patches, places = gather(patches, ids_keep), gather(places, ids_keep)
+        visible = self.patch_embed(patches) + places  # B K D
+        cls = (self.cls_token + positions[:, :1]).expand(B, -1, -1)
+        tokens = torch.cat([cls, visible], dim=1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)  # type: ignore[no-any-return]
+
+    def positions(self, grid: tuple[int, int]) -> Tensor:
+        """Give the position table for a grid, resized in 2-D where it is not the trained one."""
+        return resize_positions(self.pos_embed, grid_from=self.config.grid, grid_to=grid)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Scale stored pixel values B C H W to what the network takes, on their own device."""
+        return normalize_pixels(images, self.config.pixels)
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor, *, pool: Pool = "mean") -> Tensor:
+        """Give features of whole pictures: every patch visible, nothing drawn at random.
+
+        Args:
+            images: B C H W; uint8 or uint16 as read from a file, or float already normalised.
+            pool: "mean" of the patch tokens, "cls" token, "grid" means of a 3 x 3 grid of
+                cells (row-major, concatenated), or all patch "tokens".
+
+        Returns:
+            B D, or B 9*D for "grid", or B L D for "tokens"; float32.
+
+        Raises:
+            ShapeError: for a wrong channel count or size.
+            DataError: for non-finite pixels.
+        """
+        if images.is_floating_point():
+            if not bool(images.isfinite().all()):
+                raise DataError("pictures: got NaN or infinite pixels, expected finite; clean them")
+        else:
+            images = self.normalize(images)
+        tokens = self(images).float()
+        p = self.config.patch_size
+        grid = (images.shape[-2] // p, images.shape[-1] // p)
+        return pool_tokens(tokens, pool=pool, grid=grid)
+
+
+def pool_tokens(tokens: Tensor, *, pool: Pool, grid: tuple[int, int]) -> Tensor:
+    """Pool encoder output B 1+L D, cls first, into features (see `Encoder.encode`)."""
+    patches = tokens[:, 1:]
+    if pool == "mean":
+        return patches.mean(dim=1)
+    if pool == "cls":
+        return tokens[:, 0]
+    if pool == "tokens":
+        return patches
+    if pool == "grid":
+        B, _, D = patches.shape
+        plane = patches.transpose(1, 2).reshape(B, D, *grid)
+        cells = F.adaptive_avg_pool2d(plane, POOL_GRID)  # B D 3 3
+        return cells.flatten(2).transpose(1, 2).flatten(1)
+    raise ConfigError(f"pool: got {pool!r}, expected mean, cls, grid or tokens")

@@ -1,0 +1,72 @@
+"""The one transformer block of the project: pre-norm, fused qkv, exact GELU.
+
+Sub-names are the published ones (`norm1, attn.qkv, attn.proj, norm2, mlp.fc1, mlp.fc2`).
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NORM_EPS = 1e-6  # spec: both encoder and decoder norms, not PyTorch's 1e-5
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over B T D."""
+
+    def __init__(self, width: int, *, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Mix the tokens of each image: B T D to B T D."""
+        B, T, D = tokens.shape
+        qkv = self.qkv(tokens).reshape(B, T, 3, self.num_heads, D // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # B heads T d each
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(mixed.transpose(1, 2).reshape(B, T, D))  # type: ignore[no-any-return]
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an exact GELU between them."""
+
+    def __init__(self, width: int, *, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Transform each token by itself: B T D to B T D."""
+        return self.fc2(F.gelu(self.fc1(tokens)))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block (Dosovitskiy et al. 2021)."""
+
+    def __init__(self, width: int, *, num_heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.attn = Attention(width, num_heads=num_heads)
+        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.mlp = Mlp(width, hidden=int(width * mlp_ratio))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Attend, then transform: B T D to B T D."""
+        tokens = tokens + self.attn(self.norm1(tokens))
+        return tokens + self.mlp(self.norm2(tokens))
+
+
+def init_published(module: nn.Module) -> None:
+    """Initialise linear layers and norms as published: Xavier uniform, zero bias; 1 and 0.
+
+    The fused qkv is one (3D, D) matrix to Xavier, as published, not three (D, D) ones.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.LayerNorm):
+            nn.init.ones_(part.weight)
+            nn.init.zeros_(part.bias)

@@ -1,0 +1,105 @@
+"""The two lists a run writes as it goes: a row a logged step, and the broken pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+
+class LogWriter:
+    """Append one JSON object a line; each row is whole or absent, and readable at once.
+
+    A row that cannot be written is dropped and said, once until rows fit again: a log is no
+    reason to end a training.
+
+    Args:
+        path: the log file; made by the first row.
+        say: takes one line for the user.
+    """
+
+    def __init__(self, path: Path, *, say: Callable[[str], None]) -> None:
+        self.path = path
+        self._say = say
+        self._failing = False
+
+    def append(self, row: Mapping[str, object]) -> None:
+        """Write one row, whose `step` is at least that of the row before."""
+        reason = _append(self.path, json.dumps(row).encode() + b"\n")
+        if reason and not self._failing:
+            self._say(f"{self.path.name}: {reason}; rows are dropped until they can be written")
+        self._failing = bool(reason)
+
+    def truncate_after(self, step: int) -> None:
+        """Drop the rows after `step`, which will be made again, and a line that a crash tore."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb+") as file:
+            end = 0
+            for line in file:
+                if _step_of(line) > step:
+                    break
+                end += len(line)
+            file.truncate(end)
+
+
+class BadFiles:
+    """The unreadable pictures of a run as `name<TAB>reason` lines, each name once.
+
+    Args:
+        path: the list, made by the first picture; names an earlier start left are taken over.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._names: set[str] = set()
+        if path.exists():
+            whole, _, torn = path.read_bytes().rpartition(b"\n")
+            if torn:
+                os.truncate(path, len(whole) + 1 if whole else 0)
+            lines = whole.decode(errors="surrogateescape").split("\n")
+            self._names.update(line.partition("\t")[0] for line in lines[1:])
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def add(self, name: str, reason: str) -> bool:
+        """Append a picture unless it is listed; return whether it was new.
+
+        A line that cannot be written is tried again when the picture comes again.
+        """
+        name = _one_field(name)
+        if name in self._names:
+            return False
+        header = "" if self._names else "name\treason\n"
+        line = f"{header}{name}\t{_one_field(reason)}\n"
+        if not _append(self.path, line.encode(errors="surrogateescape")):
+            self._names.add(name)
+        return True
+
+
+def _append(path: Path, line: bytes) -> str:
+    """Append the whole line or nothing; return why it could not be, nothing if it could."""
+    try:
+        with path.open("ab", buffering=0) as file:
+            start = file.seek(0, os.SEEK_END)
+            if file.write(line) == len(line):
+                return ""
+            file.truncate(start)
+    except OSError as error:
+        return error.strerror
+    return "no space left"
+
+
+def _step_of(line: bytes) -> float:
+    """Read the step of a row; a torn line comes after every step, a row without one before."""
+    try:
+        return float(json.loads(line).get("step", 0)) if line.endswith(b"\n") else float("inf")
+    except ValueError:
+        return float("inf")
+
+
+def _one_field(text: str) -> str:
+    """Escape what would end the field or the line."""
+    return text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")

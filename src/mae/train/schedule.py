@@ -1,0 +1,54 @@
+"""Learning rate and cadences as functions of progress."""
+
+from __future__ import annotations
+
+import math
+
+from mae.config import FitConfig
+
+
+def learning_rate(
+    epoch: float,
+    *,
+    epochs: float,
+    warmup_epochs: float,
+    peak_lr: float,
+    min_lr: float = 0.0,
+    warmup_start: float = 0.0,
+) -> float:
+    """Give the rate at a fractional epoch: linear warm-up, then half a cosine.
+
+    Args:
+        epoch: progress, 0 to `epochs`.
+        epochs: length of the run.
+        warmup_epochs: length of the warm-up.
+        peak_lr: rate at the end of the warm-up.
+        min_lr: rate at the end of the run.
+        warmup_start: share of the peak at which the warm-up starts.
+
+    Source: paper, Table 8; the published curve (golden test).
+    """
+    if epoch < warmup_epochs:
+        return peak_lr * (warmup_start + (1 - warmup_start) * epoch / warmup_epochs)
+    if epochs <= warmup_epochs:
+        return peak_lr
+    progress = (epoch - warmup_epochs) / (epochs - warmup_epochs)
+    return min_lr + (peak_lr - min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def rate_at(step: int, *, num_steps: int, config: FitConfig, batch: int) -> float:
+    """Give the rate of an optimiser step; the warm-up keeps its share of any length."""
+    optim = config.optim
+    return learning_rate(
+        step / num_steps,
+        epochs=1.0,
+        warmup_epochs=config.warmup_share,
+        peak_lr=optim.peak_lr(batch),
+        min_lr=optim.min_lr,
+        warmup_start=optim.warmup_start,
+    )
+
+
+def due(step: int, every: int, last: int) -> bool:
+    """Say whether something done every `every` steps, and at the last one, is due after `step`."""
+    return step % every == 0 or step == last
