@@ -123,7 +123,21 @@ class ModelConfig:
         return self.grid[0] * self.grid[1]
 
     @property
-    # Source: spec 1.1 (B, L, H); Ti and S have no published decoder (design, section 2).
+    def num_keep(self) -> int:
+        """Patches the encoder sees in training, K."""
+        return self.num_keep_of(self.num_patches)
+
+    def num_keep_of(self, num_patches: int) -> int:
+        """Patches the encoder sees of an image of another size."""
+        return num_keep(num_patches, self.mask_ratio)
+
+    @property
+    def patch_values(self) -> int:
+        """Pixel values of a patch, P."""
+        return self.patch_size**2 * self.channels
+
+
+# Source: spec 1.1 (B, L, H); Ti and S have no published decoder (design, section 2).
 SIZES: dict[str, dict[str, int]] = {
     "vit-ti": {"width": 192, "depth": 12, "num_heads": 3, "decoder_width": 192,
                "decoder_depth": 4, "decoder_heads": 6},
@@ -154,7 +168,9 @@ def model_config(
     if size not in SIZES or not patch.isdecimal():
         near = difflib.get_close_matches(size, SIZES, n=1)
         hint = f"; did you mean {near[0]}/{patch or 16}?" if near else ""
-        raise ConfigError(f"model: got {name!r}, expected one of {', '.join(SIZES)} and /PATCH{hint}")
+        raise ConfigError(
+            f"model: got {name!r}, expected one of {', '.join(SIZES)} and /PATCH{hint}"
+        )
     pixels = (
         PixelConfig(mean=IMAGENET_MEAN, std=IMAGENET_STD)
         if channels == 3
@@ -163,20 +179,6 @@ def model_config(
     size_hw = (image_size, image_size) if isinstance(image_size, int) else image_size
     given = {"image_size": size_hw, "patch_size": int(patch), "channels": channels}
     return ModelConfig(**({"pixels": pixels} | SIZES[size] | given | fields))  # type: ignore[arg-type]
-
-
-def num_keep(self) -> int:
-        """Patches the encoder sees in training, K."""
-        return self.num_keep_of(self.num_patches)
-
-    def num_keep_of(self, num_patches: int) -> int:
-        """Patches the encoder sees of an image of another size."""
-        return num_keep(num_patches, self.mask_ratio)
-
-    @property
-    def patch_values(self) -> int:
-        """Pixel values of a patch, P."""
-        return self.patch_size**2 * self.channels
 
 
 def num_keep(num_patches: int, mask_ratio: float) -> int:
