@@ -55,7 +55,7 @@ class Block(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Attend, then transform: B T D to B T D."""
         tokens = tokens + self.attn(self.norm1(tokens))
-        return tokens + self.mlp(self.norm2(tokens))
+        return tokens + self.mlp(self.norm2(tokens))  # type: ignore[no-any-return]
 
 
 def init_published(module: nn.Module) -> None:

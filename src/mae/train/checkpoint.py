@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import secrets
 import shutil
@@ -28,7 +27,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from mae.errors import CheckpointError, TrainingError, WeightsError
-from mae.train.rundir import fsync_folder, sweep_litter, versions
+from mae.train.rundir import differences, fsync_folder, sweep_litter, versions, write_durably
 from mae.train.state import TrainState
 
 _MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
@@ -112,7 +111,12 @@ def load_checkpoint(
             damaged[path] = reason
             continue
         model = load_file(path / _MODEL)
-        _require_fit(path, model, state.model.state_dict())
+        found, wanted = _forms(model), _forms(state.model.state_dict())
+        if found != wanted:
+            raise WeightsError(
+                f"{path}: is of another model: {differences(found, wanted)}; use the configuration "
+                "it was made with"
+            )
         for bad, why in damaged.items():
             say(f"{bad.name}: {why}; renamed to {_set_aside(bad).name}, going on from {path.name}")
         record = json.loads((path / _STATE).read_bytes())
@@ -183,11 +187,8 @@ def _write(
 
 
 def _write_file(path: Path, content: bytes) -> dict[str, object]:
-    """Write and fsync a file; return its entry in the manifest."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    """Write a file; return its entry in the manifest."""
+    write_durably(path, content)
     return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
@@ -221,23 +222,8 @@ def _damage(path: Path) -> str:
         return f"{_MANIFEST} is no manifest"
 
 
-def _require_fit(path: Path, found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
-    unlike = [
-        f"{name} {_form(found[name])}, expected {_form(wanted[name])}"
-        for name in sorted(wanted.keys() & found.keys())
-        if _form(found[name]) != _form(wanted[name])
-    ]
-    if missing or extra or unlike:
-        raise WeightsError(
-            f"{path}: is of another model: {len(missing)} tensors missing {missing[:5]}, "
-            f"{len(extra)} unexpected {extra[:5]}, {len(unlike)} of another form {unlike[:5]}; "
-            "use the configuration it was made with"
-        )
-
-
-def _form(tensor: Tensor) -> str:
-    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+def _forms(tensors: Mapping[str, Tensor]) -> dict[str, object]:
+    return {name: f"{tensor.dtype} {list(tensor.shape)}" for name, tensor in tensors.items()}
 
 
 @torch.no_grad()

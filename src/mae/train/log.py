@@ -88,7 +88,7 @@ def _append(path: Path, line: bytes) -> str:
                 return ""
             file.truncate(start)
     except OSError as error:
-        return error.strerror
+        return error.strerror or str(error)
     return "no space left"
 
 

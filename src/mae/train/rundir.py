@@ -7,8 +7,8 @@ import os
 import secrets
 import shutil
 import subprocess
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from platform import python_version
@@ -24,56 +24,20 @@ FREE_ON_RESUME = frozenset(
 _MAX_NAMED = 5
 
 
-@dataclass(frozen=True, slots=True)
 class RunDir:
     """The paths of a run."""
 
-    path: Path
-
-    @property
-    def record(self) -> Path:
-        """Resolved configuration, command, versions, git state, data, number of steps."""
-        return self.path / "run.json"
-
-    @property
-    def log(self) -> Path:
-        """One JSON object a logged step."""
-        return self.path / "log.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of checkpoints."""
-        return self.path / "checkpoints"
-
-    @property
-    def weights(self) -> Path:
-        """Folder of the finished model, as other tools want it."""
-        return self.path / "weights"
-
-    @property
-    def results(self) -> Path:
-        """What probes and evaluations found."""
-        return self.path / "results.json"
-
-    @property
-    def bad_files(self) -> Path:
-        """Unreadable pictures, once each."""
-        return self.path / "bad-files.tsv"
-
-    @property
-    def report(self) -> Path:
-        """The report as one page."""
-        return self.path / "report.html"
-
-    @property
-    def pictures(self) -> Path:
-        """Folder of the drawings made during the run."""
-        return self.path / "pictures"
-
-    @property
-    def lock(self) -> Path:
-        """Lock that the one writer holds."""
-        return self.path / "lock"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.record = path / "run.json"
+        self.log = path / "log.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.weights = path / "weights"
+        self.results = path / "results.json"
+        self.bad_files = path / "bad-files.tsv"
+        self.report = path / "report.html"
+        self.pictures = path / "pictures"
+        self.lock = path / "lock"
 
 
 class OpenedRun(NamedTuple):
@@ -102,7 +66,7 @@ def make_run_folder(path: Path) -> RunDir:
     strange = [name for name in names if name != "lock" and not name.startswith(".tmp-")]
     if strange and "run.json" not in names:
         raise ConfigError(
-            f"{path}: is not empty and not a run: holds {_some(strange, ', ')}, no run.json; "
+            f"{path}: is not empty and not a run: holds {_some(strange)}, no run.json; "
             "choose a new folder with --out"
         )
     return RunDir(path)
@@ -152,8 +116,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
         return {**record, "config": {**record["config"]}, "data": {**record["data"]}}
     except (ValueError, KeyError, TypeError):
         raise ConfigError(
-            f"{file}: is no record of a run, or damaged; restore it, or choose another folder "
-            "with --out"
+            f"{file}: is no record of a run; restore it, or choose another folder with --out"
         ) from None
 
 
@@ -163,50 +126,50 @@ def _require_same_run(path: Path, stored: dict[str, Any], asked: dict[str, Any])
             f"{path}: this run is finished; to train on from its weights use --init {path} with "
             "another folder as --out"
         )
-    differences = config_differences(stored["config"], asked["config"])
-    if differences:
-        raise ConfigError(
-            f"{path}: holds a run of another configuration: {_some(differences, '; ')}; ask for "
-            "the same, or choose another folder with --out"
-        )
+    # The data before the configuration, whose pixel statistics may follow from it.
     before, now = stored["data"], asked["data"]
     if before["fingerprint"] != now["fingerprint"]:
+        more = now["count"] - before["count"]
+        change = f"{abs(more):,} files {'added' if more > 0 else 'removed'}"
         raise ConfigError(
-            f"{path}: the data is not that of the run: {_data_change(before, now)}; put it back "
-            "as it was, or begin a new run with --out"
+            f"{path}: its data has changed: {change if more else 'other names or sizes'}, "
+            f"{now['count']:,} pictures, the run has {before['count']:,}; put it back as it was, "
+            "or begin a new run with --out"
+        )
+    config, wanted = (
+        {name: value for name, value in _flat(record["config"]) if name not in FREE_ON_RESUME}
+        for record in (stored, asked)
+    )
+    if config != wanted:
+        raise ConfigError(
+            f"{path}: holds a run of another configuration: {differences(config, wanted)}; ask "
+            "for the same, or choose another folder with --out"
         )
 
 
-def _data_change(before: dict[str, Any], now: dict[str, Any]) -> str:
-    more = now["count"] - before["count"]
-    if not more:
-        return f"still {now['count']:,} pictures, but their names or sizes differ"
-    change = f"{more:,} more" if more > 0 else f"{-more:,} fewer"
-    return f"files were {'added' if more > 0 else 'removed'}: {now['count']:,} pictures, {change}"
-
-
-def config_differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """Describe each field that differs and must not, nested fields by dotted name."""
-    before, now = _flat(stored), _flat(asked)
-    return [
-        f"{name}: run has {before.get(name, 'nothing')!r}, asked {now.get(name, 'nothing')!r}"
-        for name in {**before, **now}
-        if name not in FREE_ON_RESUME
-        and (name in before, before.get(name)) != (name in now, now.get(name))
-    ]
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the fields of nested mappings by dotted name."""
     for name, value in config.items():
-        nested = isinstance(value, Mapping)
-        flat |= _flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
-    return flat
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
-def _some(items: list[str], separator: str) -> str:
+def differences(run: Mapping[str, object], asked: Mapping[str, object]) -> str:
+    """Say in one line where two mappings differ, the first few by name."""
+    return _some(
+        [
+            f"{name}: run has {run.get(name, 'nothing')}, asked {asked.get(name, 'nothing')}"
+            for name in {**run, **asked}
+            if run.get(name, "nothing") != asked.get(name, "nothing")
+        ]
+    )
+
+
+def _some(items: list[str]) -> str:
     more = len(items) - _MAX_NAMED
-    return separator.join(items[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return "; ".join(items[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def write_json_atomic(path: Path, value: object) -> None:
@@ -215,19 +178,26 @@ def write_json_atomic(path: Path, value: object) -> None:
     Raises:
         TrainingError: if the disk is full or the folder cannot be written to.
     """
+    text = json.dumps(value, indent=1) + "\n"
     temporary = path.with_name(f".tmp-{path.name}-{secrets.token_hex(4)}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(value, indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        write_durably(temporary, text.encode())
         temporary.replace(path)
         fsync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise TrainingError(
             f"{path}: cannot be written: {error.strerror}; make room, or check who may write there"
         ) from error
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file whose content is on the disk when this returns; its name need not be."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def fsync_folder(path: Path) -> None:
@@ -248,7 +218,8 @@ def sweep_litter(folder: Path) -> None:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
 
 
 def versions() -> dict[str, str]:
