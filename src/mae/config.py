@@ -188,6 +188,14 @@ def model_config(
     return ModelConfig(**({"pixels": pixels} | SIZES[size] | given | fields))  # type: ignore[arg-type]
 
 
+def size_name(*, width: int, depth: int, patch_size: int) -> str:
+    """Name an encoder: vit-b/16, or its numbers where no size has them."""
+    for name, size in SIZES.items():
+        if (size["width"], size["depth"]) == (width, depth):
+            return f"{name}/{patch_size}"
+    return f"ViT of width {width}, {depth} blocks, patch {patch_size}"
+
+
 def num_keep(num_patches: int, mask_ratio: float) -> int:
     """Count the visible patches: the published floor, guarded against float dust.
 
@@ -405,7 +413,10 @@ def coerce_text(hint: Any, text: str, *, name: str) -> object:
     Raises:
         ConfigError: if the text is no such value.
     """
-    return _convert(hint, _parse(hint, text), name=name)
+    try:
+        return _convert(hint, _parse(hint, text), name=name)
+    except ConfigError:
+        raise ConfigError(f"{name}: expected {_describe(hint)}, got {text!r}") from None
 
 
 def _parse(hint: Any, text: str) -> object:
@@ -458,13 +469,13 @@ def _convert(hint: Any, value: object, *, name: str) -> object:
         hints = options[:1] * len(value) if options[-1] is Ellipsis else options
         if len(hints) == len(value):
             return tuple(_convert(h, v, name=name) for h, v in zip(hints, value, strict=True))
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is float and number and math.isfinite(value):  # type: ignore[arg-type]
-        return float(value)  # type: ignore[arg-type]
-    if get_origin(hint) is dict and isinstance(value, Mapping):
-        return dict(value)
-    if type(value) is hint or (get_origin(hint) is Literal and value in options):
+    if hint is float:
+        if type(value) in (int, float) and math.isfinite(value):  # type: ignore[arg-type]
+            return float(value)  # type: ignore[arg-type]
+    elif type(value) is hint or (get_origin(hint) is Literal and value in options):
         return value
+    elif get_origin(hint) is dict and isinstance(value, Mapping):
+        return dict(value)
     raise ConfigError(f"{name}: expected {_describe(hint)}, got {value!r}")
 
 
@@ -474,6 +485,8 @@ def _not_none(hint: Any) -> Any:
 
 def _describe(hint: Any) -> str:
     options = get_args(hint)
+    if NoneType in options:
+        return f"{_describe(_not_none(hint))} or none"
     if get_origin(hint) is tuple:
         return "numbers" if options[-1] is Ellipsis else f"{len(options)} numbers"
     if get_origin(hint) is Literal:

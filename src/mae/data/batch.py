@@ -31,7 +31,7 @@ _REPLACEMENTS = 100  # pictures tried in place of a broken one
 class Bad(NamedTuple):
     """A picture that could not be read."""
 
-    index: int
+    id: int
     name: str
     reason: str
 
@@ -58,8 +58,8 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> Batch:
         """Move to a device without waiting for it."""
-        tensors = (t.to(device, non_blocking=True) for t in self[:4])
-        return Batch(*tensors, self.bad)
+        images, noise, ids, labels = (t.to(device, non_blocking=True) for t in self[:4])
+        return Batch(images, noise, ids, labels, self.bad)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,7 +127,8 @@ def _cropped(
         boxes = crop_boxes(
             np.full(B, H), np.full(B, W), crops, scale=augment.crop_scale, ratio=augment.crop_ratio
         )
-        return resized_crops(source.images[ids], boxes, size=plan.size, flips=flips), ()
+        pictures = source.images[ids].astype(np.uint8, copy=False)
+        return resized_crops(pictures, boxes, size=plan.size, flips=flips), ()
     images, bad = [], []
     for place, index in enumerate(ids):
         picture, broken = _read_or_replace(plan, epoch, int(index))

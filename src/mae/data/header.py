@@ -6,7 +6,6 @@ and neither does a file of a few bytes that claims to be gigapixels large.
 
 from __future__ import annotations
 
-import io
 import os
 import struct
 import warnings
@@ -186,11 +185,11 @@ def _jpeg_header(file: BinaryIO) -> Header:
             raise BadPicture("JPEG without a picture (its header is damaged or cut off)")
         if marker[1] in _STANDALONE:
             continue
-        length = int.from_bytes(file.read(2), "big") - 2
+        length = max(0, int.from_bytes(file.read(2), "big") - 2)
         if marker[1] in _FRAMES:
             break
         if marker[1] == 0xE1:
-            orientation = _exif_orientation(file.read(max(length, 0))) or orientation
+            orientation = _exif_orientation(file.read(length)) or orientation
         else:
             file.seek(length, os.SEEK_CUR)
     frame = file.read(6)
@@ -256,8 +255,3 @@ def pixel_dtype(dtype: DTypeLike) -> PixelDtype:
     if found.kind == "u" and found.itemsize <= 2:
         return "uint8" if found.itemsize == 1 else "uint16"
     raise BadPicture(f"values of type {found}, expected uint8, uint16 or float32")
-
-
-def header_of(data: bytes) -> Header:
-    """Read what encoded bytes hold."""
-    return read_header(io.BytesIO(data))

@@ -7,13 +7,13 @@ from numpy.typing import NDArray
 
 from mae.data.randomness import Stream, splitmix64, stream_key
 
-_ROUNDS = 6
+_ROUNDS = 6  # even: both halves are mixed in turn
 
 
 def shuffled(positions: NDArray[np.int64], *, n: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """Map places in an epoch to sample ids.
 
-    A keyed Feistel network permutes the smallest even power of two that holds `n`, and a value
+    A keyed Feistel network permutes the smallest power of two that holds `n`, and a value
     that falls outside walks on along its cycle, so the map is a permutation of `range(n)` with
     constant memory and random access, the same for 10^3 and 10^10 samples.
 
@@ -26,20 +26,24 @@ def shuffled(positions: NDArray[np.int64], *, n: int, seed: int, epoch: int) -> 
     Returns:
         Sample ids in [0, n), same shape.
     """
-    half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
-    keys = stream_key(seed, epoch, stream=Stream.ORDER) ^ np.arange(_ROUNDS, dtype=np.uint64)
-    keys = splitmix64(keys)
-    ids = _feistel(positions.astype(np.uint64), half, keys)
+    bits = max(2, (n - 1).bit_length())
+    keys = splitmix64(
+        stream_key(seed, epoch, stream=Stream.ORDER) ^ np.arange(_ROUNDS, dtype=np.uint64)
+    )
+    ids = _feistel(positions.astype(np.uint64), bits=bits, keys=keys)
     while (outside := ids >= n).any():
-        ids[outside] = _feistel(ids[outside], half, keys)
+        ids[outside] = _feistel(ids[outside], bits=bits, keys=keys)
     return ids.astype(np.int64)
 
 
 def _feistel(
-    values: NDArray[np.uint64], half: np.uint64, keys: NDArray[np.uint64]
+    values: NDArray[np.uint64], *, bits: int, keys: NDArray[np.uint64]
 ) -> NDArray[np.uint64]:
-    low = np.uint64((1 << int(half)) - 1)
-    left, right = values >> half, values & low
-    for key in keys:
-        left, right = right, left ^ (splitmix64(right ^ key) & low)
-    return (left << half) | right
+    """Permute [0, 2^bits): each half is mixed with a hash of the other, in turn."""
+    low = np.uint64(bits // 2)
+    high_mask, low_mask = (np.uint64((1 << b) - 1) for b in (bits - bits // 2, bits // 2))
+    left, right = values >> low, values & low_mask
+    for even, odd in keys.reshape(-1, 2):
+        left = left ^ (splitmix64(right ^ even) & high_mask)
+        right = right ^ (splitmix64(left ^ odd) & low_mask)
+    return (left << low) | right

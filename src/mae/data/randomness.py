@@ -7,6 +7,7 @@ A draw does not depend on the worker, the rank, the batch or what was drawn befo
 from __future__ import annotations
 
 from enum import IntEnum
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +29,13 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 def splitmix64(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Mix 64 bits (Steele, Lea and Flood 2014): a bijection in which every bit matters."""
-    with np.errstate(over="ignore"):
-        z = keys + _GOLDEN
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = keys + _GOLDEN  # arrays wrap around silently, as wanted
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
 
 
+@lru_cache(maxsize=64)
 def stream_key(seed: int, epoch: int, *, stream: Stream) -> np.uint64:
     """Hash what is common to a batch into one key."""
     key = splitmix64(np.array([seed], dtype=np.uint64))
@@ -59,7 +60,6 @@ def uniform(
         B x count float32, made from the top 24 bits of a hash, so exact in float32.
     """
     keys = splitmix64(ids.astype(np.uint64) ^ stream_key(seed, epoch, stream=stream))
-    with np.errstate(over="ignore"):
-        counters = keys[:, None] + np.arange(count, dtype=np.uint64) * _GOLDEN
+    counters = keys[:, None] + np.arange(count, dtype=np.uint64) * _GOLDEN
     bits = splitmix64(counters) >> np.uint64(40)
     return bits.astype(np.float32) * np.float32(2**-24)

@@ -1,0 +1,209 @@
+"""Where a picture is cut and how the cut is resized: pure functions of given draws.
+
+Every path equals Pillow's `crop(box).resize(size, BICUBIC)`, horizontal pass first, to 50 dB or
+better: one picture of any size and type through torch's antialiased bicubic kernel, which keeps
+uint8; a batch of equal-size uint8 pictures through per-sample weight matrices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+Box = Sequence[int] | NDArray[np.int64]
+"""Top, left, height and width in pixels, inside the picture."""
+
+_ATTEMPTS = 10
+CROP_DRAWS = 2 * _ATTEMPTS + 2
+"""Uniform draws a crop needs: area and ratio of each attempt, then top and left."""
+
+_UNIT = 2**15  # weights are multiples of 1 / _UNIT
+
+
+def crop_boxes(
+    heights: NDArray[np.int64],
+    widths: NDArray[np.int64],
+    draws: NDArray[np.floating],
+    *,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> NDArray[np.int64]:
+    """Choose a random crop of each picture, as torchvision's RandomResizedCrop does.
+
+    Ten attempts draw an area and a ratio of the sides (uniform in its logarithm); the first that
+    fits is placed at random. Where none fits, the largest centred crop of an allowed ratio is
+    taken. A scale of (1, 1) keeps the whole picture, whatever its shape.
+
+    Args:
+        heights: B, pixels.
+        widths: B, pixels.
+        draws: B CROP_DRAWS, uniform in [0, 1).
+        scale: smallest and largest share of the area.
+        ratio: smallest and largest width over height.
+
+    Returns:
+        B 4: top, left, height, width.
+    """
+    whole = np.stack([np.zeros_like(heights), np.zeros_like(heights), heights, widths], axis=1)
+    if scale == (1, 1):
+        return whole
+    draws = draws.astype(np.float64)
+    area = (heights * widths)[:, None] * (scale[0] + draws[:, :_ATTEMPTS] * (scale[1] - scale[0]))
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    aspect = np.exp(low + draws[:, _ATTEMPTS:-2] * (high - low))
+    w = np.rint(np.sqrt(area * aspect)).astype(np.int64)  # B attempts
+    h = np.rint(np.sqrt(area / aspect)).astype(np.int64)
+    fits = (w > 0) & (w <= widths[:, None]) & (h > 0) & (h <= heights[:, None])
+    first = fits.argmax(axis=1)[:, None]
+    h = np.take_along_axis(h, first, axis=1)[:, 0]
+    w = np.take_along_axis(w, first, axis=1)[:, 0]
+    top = (draws[:, -2] * (heights - h + 1)).astype(np.int64)
+    left = (draws[:, -1] * (widths - w + 1)).astype(np.int64)
+    boxes = np.stack([top, left, h, w], axis=1)
+    return np.where(fits.any(axis=1)[:, None], boxes, _central_boxes(heights, widths, ratio=ratio))
+
+
+def _central_boxes(
+    heights: NDArray[np.int64], widths: NDArray[np.int64], *, ratio: tuple[float, float]
+) -> NDArray[np.int64]:
+    found = widths / heights
+    h = np.where(found < ratio[0], np.rint(widths / ratio[0]).astype(np.int64), heights)
+    w = np.where(found > ratio[1], np.rint(heights * ratio[1]).astype(np.int64), widths)
+    h, w = h.clip(1, heights), w.clip(1, widths)
+    return np.stack([(heights - h) // 2, (widths - w) // 2, h, w], axis=1)
+
+
+def center_crop_box(height: int, width: int, *, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Choose the part of a picture that is evaluated, as published.
+
+    Up to 224 pixels the short side is 256/224 of the size and the centre is cut out; above, the
+    largest centred part of the right shape is taken. A picture of exactly the size stays whole.
+
+    Args:
+        height: pixels.
+        width: pixels.
+        size: height and width the part will be resized to.
+
+    Returns:
+        Top, left, height, width.
+    """
+    if (height, width) == size:
+        return 0, 0, height, width
+    share = 224 / 256 if min(size) <= 224 else 1.0
+    unit = share * min(height / size[0], width / size[1])
+    h = min(height, max(1, round(unit * size[0])))
+    w = min(width, max(1, round(unit * size[1])))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def resized_crop(
+    picture: NDArray[np.generic], box: Box, *, size: tuple[int, int]
+) -> NDArray[np.generic]:
+    """Cut a box out of a picture and resize it; nothing outside the box is seen.
+
+    Args:
+        picture: H W C; uint8, uint16 or float32.
+        box: top, left, height, width.
+        size: height and width of the result.
+
+    Returns:
+        h w C of the same type, contiguous, never a view; integers rounded and within their range.
+    """
+    top, left, height, width = (int(value) for value in box)
+    crop = picture[top : top + height, left : left + width]
+    if (height, width) == size:
+        return crop.copy()
+    if crop.dtype == np.uint16:
+        resized = _resize(crop.astype(np.float32), size)
+        return np.rint(resized).clip(0, 65535).astype(np.uint16)
+    # torch takes neither read-only nor backward memory
+    return _resize(np.require(crop, requirements=["C", "W"]), size)
+
+
+def _resize(crop: NDArray[np.generic], size: tuple[int, int]) -> NDArray[np.generic]:
+    planes = torch.from_numpy(crop).permute(2, 0, 1)[None]  # 1 C h w in HWC memory
+    if planes.shape[1] > 4:
+        # torch 2.14 garbles results one pixel wide of more than 4 channels in HWC memory.
+        planes = planes.contiguous().transpose(0, 1)
+    resized = F.interpolate(planes, size=size, mode="bicubic", antialias=True)
+    pixels = resized.reshape(crop.shape[2], *size).permute(1, 2, 0)
+    return np.ascontiguousarray(pixels.numpy())
+
+
+def resized_crops(
+    pictures: NDArray[np.uint8],
+    boxes: NDArray[np.int64],
+    *,
+    size: tuple[int, int],
+    flips: NDArray[np.bool_],
+) -> NDArray[np.uint8]:
+    """Cut a box out of each of many equal-size pictures, resize it and mirror some.
+
+    Two matrix products with weights of its own for each picture, horizontal pass first. The
+    weights are multiples of 2^-15 that sum to one and each pass is rounded to uint8, so every
+    partial sum is exact in float32 (24 bits) and the result is the same on any machine and number
+    of threads.
+
+    Args:
+        pictures: B H W C.
+        boxes: B 4: top, left, height, width.
+        size: height and width of the results.
+        flips: B, True where the result is mirrored left to right.
+
+    Returns:
+        B h w C, contiguous, never a view.
+    """
+    B, H, W, C = pictures.shape
+    if size == (H, W) and (boxes == (0, 0, H, W)).all():
+        flipped = pictures.copy()
+        flipped[flips] = pictures[flips, :, ::-1]
+        return flipped
+    h, w = size
+    columns = _bicubic_weights(boxes[:, 1], boxes[:, 3], stored=W, wanted=w)  # B w W
+    columns[flips] = columns[flips, ::-1]
+    rows = _bicubic_weights(boxes[:, 0], boxes[:, 2], stored=H, wanted=h)  # B h H
+    values = np.empty((B, H, C, W), dtype=np.float32)
+    values[...] = pictures.transpose(0, 1, 3, 2)
+    passed = torch.from_numpy(values).view(B, H * C, W) @ torch.from_numpy(columns).transpose(1, 2)
+    passed = torch.from_numpy(rows) @ _rounded(passed).view(B, H, C * w)
+    pixels = _rounded(passed).to(torch.uint8).view(B, h, C, w).transpose(2, 3)
+    return np.ascontiguousarray(pixels.numpy())
+
+
+def _rounded(values: torch.Tensor) -> torch.Tensor:
+    """Round half up, as Pillow does, and clamp to [0, 255]; in place."""
+    return values.add_(0.5).floor_().clamp_(0, 255)
+
+
+def _bicubic_weights(
+    starts: NDArray[np.int64], lengths: NDArray[np.int64], *, stored: int, wanted: int
+) -> NDArray[np.float32]:
+    """Weights of the stored pixels of a line in each wanted pixel, B wanted stored.
+
+    Pillow's kernel: cubic convolution with a = -0.5, stretched where it shrinks, cut at the ends
+    of the box and normalised.
+    """
+    step = (lengths / wanted)[:, None]  # B 1
+    stretch = np.maximum(step, 1)
+    centres = (np.arange(wanted) + 0.5) * step  # B wanted, from the start of the box
+    num_taps = 2 * math.ceil(2 * stretch.max()) + 1
+    first = np.maximum(np.floor(centres - 2 * stretch + 0.5), 0)
+    taps = first[..., None] + np.arange(num_taps)  # B wanted taps
+    x = np.abs(taps + 0.5 - centres[..., None]) / stretch[..., None]
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2
+    weights = np.where(x < 1, near, np.where(x < 2, far, 0))
+    weights[taps >= lengths[:, None, None]] = 0
+    units = np.rint(weights * (_UNIT / weights.sum(axis=-1, keepdims=True)))
+    largest = units.argmax(axis=-1)[..., None]
+    rest = _UNIT - units.sum(axis=-1, keepdims=True)
+    np.put_along_axis(units, largest, np.take_along_axis(units, largest, axis=-1) + rest, axis=-1)
+    # Taps beyond the end of the box weigh nothing and may lie beyond the line: it is padded.
+    padded = np.zeros((len(starts), wanted, stored + num_taps), dtype=np.float32)
+    places = taps.astype(np.int64) + starts[:, None, None]
+    np.put_along_axis(padded, places, (units / _UNIT).astype(np.float32), axis=-1)
+    return np.ascontiguousarray(padded[..., :stored])

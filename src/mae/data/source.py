@@ -1,0 +1,280 @@
+"""What pictures exist: their number, names, labels, and the bytes or pixels of each."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mae.data.header import BadPicture, pixel_dtype
+from mae.errors import DataError
+
+EXTENSIONS = frozenset(
+    ".bmp .gif .jfif .jpe .jpeg .jpg .npy .png .tif .tiff .webp".split()
+)  # fmt: skip
+"""Endings of file names that are taken for pictures, in lower case."""
+
+_MAX_BYTES = 2**32  # a larger file would be read whole by every worker
+_SAMPLED = 1000  # pictures of an array that its fingerprint reads
+
+
+class Source(Protocol):
+    """Pictures with random access; an id is a position in it."""
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        """Class of each picture, or None."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of their numbers."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> bytes | NDArray[np.generic]:
+        """Return an encoded file, or pixels H W or H W C."""
+
+    def name(self, index: int) -> str:
+        """Return the name of a picture for messages."""
+
+    def fingerprint(self) -> str:
+        """Return a digest of which pictures these are, equal on any machine."""
+
+
+class FolderSource:
+    """Picture files of a folder and all folders in it, sorted bytewise by relative path.
+
+    Hidden files and folders are left out, links are followed. Where every picture lies in one of
+    at least two folders of the first level, those are the classes.
+    """
+
+    def __init__(self, root: str | Path, *, files: Sequence[str] | None = None) -> None:
+        """Look for pictures.
+
+        Args:
+            root: the folder.
+            files: take these paths, relative to it, in this order, instead of looking.
+        Raises:
+            DataError: if the folder is missing, cannot be listed, or holds no picture.
+        """
+        self._root = os.path.expanduser(root)
+        self._files = _find_pictures(self._root) if files is None else list(files)
+        tops = [name.partition("/")[0] for name in self._files if "/" in name]
+        names = sorted(set(tops), key=os.fsencode)
+        labelled = files is None and len(tops) == len(self._files) and len(names) >= 2
+        numbers = {name: number for number, name in enumerate(names)}
+        self.class_names: tuple[str, ...] = tuple(map(_printable, names)) if labelled else ()
+        self.labels: NDArray[np.int64] | None = (
+            np.array([numbers[top] for top in tops], dtype=np.int64) if labelled else None
+        )
+
+    @classmethod
+    def of_files(cls, paths: Sequence[str | Path]) -> FolderSource:
+        """Take files given one by one, in the given order, without labels.
+
+        Raises:
+            DataError: if there are none, or one does not exist.
+        """
+        files = [os.path.expanduser(path) for path in paths]
+        if not files:
+            raise DataError("pictures: got no files, expected at least one. Name some")
+        for path in files:
+            if not os.path.lexists(path):
+                raise DataError(_missing(path, "file"))
+        return cls("", files=files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def open(self, index: int) -> BinaryIO:
+        """Open the file of a picture.
+
+        Raises:
+            BadPicture: if it is gone, denied or no file.
+        """
+        path = os.path.join(self._root, self._files[index])
+        try:
+            file = open(path, "rb")
+        except OSError as error:
+            raise BadPicture(_reason(path, error)) from error
+        size = os.fstat(file.fileno()).st_size
+        if size > _MAX_BYTES:
+            file.close()
+            raise BadPicture(f"too large ({size} bytes, at most {_MAX_BYTES})")
+        return file
+
+    def read(self, index: int) -> bytes:
+        """Read the file of a picture.
+
+        Raises:
+            BadPicture: if it is gone, denied or no file.
+        """
+        with self.open(index) as file:
+            try:
+                return file.read()
+            except OSError as error:
+                raise BadPicture(_reason(file.name, error)) from error
+
+    def name(self, index: int) -> str:
+        """Return the relative path, with whatever cannot be printed escaped."""
+        return _printable(self._files[index])
+
+    def fingerprint(self) -> str:
+        """Digest relative paths and sizes."""
+        digest = hashlib.sha256()
+        for name in self._files:
+            try:
+                size = os.stat(os.path.join(self._root, name)).st_size
+            except OSError:
+                size = -1
+            digest.update(b"%s\0%d\n" % (os.fsencode(name), size))
+        return digest.hexdigest()
+
+
+class ArraySource:
+    """Pictures of equal size in memory."""
+
+    def __init__(
+        self,
+        images: NDArray[np.generic],
+        *,
+        labels: NDArray[np.integer] | None = None,
+        class_names: Sequence[str] = (),
+    ) -> None:
+        """Take pictures and, if there are any, their labels.
+
+        Args:
+            images: B H W or B H W C; uint8, uint16 or floating point.
+            labels: B, numbers of classes from 0.
+            class_names: names of the classes.
+        Raises:
+            DataError: if shape, type or number do not fit.
+        """
+        if images.ndim not in (3, 4) or not images.size:
+            raise DataError(
+                f"images: got an array of shape {images.shape}, expected B H W or B H W C, not "
+                "empty. Move the channels to the end"
+            )
+        try:
+            pixel_dtype(images.dtype)
+        except BadPicture as error:
+            raise DataError(f"images: got {error}. Convert them first") from error
+        if labels is not None and labels.shape != images.shape[:1]:
+            raise DataError(
+                f"labels: got shape {labels.shape}, expected one for each of {len(images)} images"
+            )
+        self.images = images[..., None] if images.ndim == 3 else images  # B H W C
+        self.labels = None if labels is None else labels.astype(np.int64)
+        self.class_names = tuple(class_names)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: int) -> NDArray[np.generic]:
+        """Return the pixels of a picture, H W C, as a view."""
+        picture: NDArray[np.generic] = self.images[index]
+        return picture
+
+    def name(self, index: int) -> str:
+        """Return the number of a picture."""
+        return f"picture {index}"
+
+    def fingerprint(self) -> str:
+        """Digest shape, type, labels and at most a thousand pictures, evenly spread."""
+        digest = hashlib.sha256(f"{self.images.shape} {self.images.dtype.str}".encode())
+        step = max(1, -(-len(self) // _SAMPLED))
+        for picture in self.images[::step]:
+            digest.update(np.ascontiguousarray(picture).data)
+        if self.labels is not None:
+            digest.update(self.labels.data)
+        return digest.hexdigest()
+
+
+def _find_pictures(root: str) -> list[str]:
+    if not os.path.isdir(root):
+        raise DataError(_missing(root, "folder"))
+    names: list[str] = []
+    others: Counter[str] = Counter()
+    pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    folders: list[str] = []
+    while pending:
+        prefix, above = pending.pop()
+        path = os.path.join(root, prefix)
+        try:
+            status = os.stat(path)
+            entries = list(os.scandir(path))
+        except OSError as error:
+            raise DataError(f"data: {os.path.abspath(path)}: {_reason(path, error)}") from error
+        itself = (status.st_dev, status.st_ino)
+        if itself in above:  # a link back to a folder it lies in
+            continue
+        for entry in entries:
+            name = prefix + entry.name
+            # os.path.isdir, since entry.is_dir raises on a link to itself
+            link = entry.is_symlink()
+            if entry.name.startswith("."):
+                others["hidden"] += 1
+            elif os.path.isdir(entry.path) if link else entry.is_dir():
+                pending.append((name + "/", above | {itself}))
+                folders.append(name)
+            elif _extension(name) in EXTENSIONS and (link or entry.is_file()):
+                names.append(name)
+            else:
+                others[_extension(name) or "no extension"] += 1
+    # A folder named like a picture is a broken picture, unless it holds some.
+    for folder in folders:
+        if _extension(folder) in EXTENSIONS and not any(n.startswith(folder + "/") for n in names):
+            names.append(folder)
+    if not names:
+        raise DataError(_nothing_in(root, others, num_folders=len(folders)))
+    return sorted(names, key=os.fsencode)
+
+
+def _extension(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _nothing_in(root: str, others: Counter[str], *, num_folders: int) -> str:
+    found = [f"{count} {kind}" for kind, count in others.most_common(5)]
+    found += [f"{num_folders} folders"] if num_folders else []
+    return (
+        f"data: no pictures in {os.path.abspath(root)}: found {', '.join(found) or 'nothing'}, "
+        f"expected files ending in {' '.join(sorted(EXTENSIONS))}. Give the folder that holds them"
+    )
+
+
+def _missing(path: str, what: str) -> str:
+    path = os.path.abspath(path)
+    if os.path.exists(path):
+        return f"data: {path} is not a {what}. Give the folder it lies in"
+    parent, name = os.path.split(path)
+    while parent != os.path.dirname(parent) and not os.path.isdir(parent):
+        parent, name = os.path.split(parent)
+    try:
+        similar = difflib.get_close_matches(name, os.listdir(parent), cutoff=0.5)
+    except OSError:
+        similar = []
+    hint = f", which has {', '.join(map(_printable, similar))}" if similar else ""
+    return (
+        f"data: no {what} {path}: the nearest folder that exists is {parent}{hint}. Check the path"
+    )
+
+
+def _reason(path: str, error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "link to a missing file" if os.path.islink(path) else "no such file"
+    if isinstance(error, IsADirectoryError):
+        return "a folder, not a file"
+    return (error.strerror or type(error).__name__).lower()
+
+
+def _printable(name: str) -> str:
+    """Escape what is not printable: bytes that are no UTF-8, line breaks, tabs."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)

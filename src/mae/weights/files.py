@@ -1,0 +1,112 @@
+"""Tensors out of files that nobody vouches for: nothing in them is executed.
+
+A file is recognised by its content: safetensors by its header, PyTorch's by zip or pickle marks.
+A pickle may name tensors, plain containers and `argparse.Namespace` (training checkpoints of the
+published code hold one); any other name is refused before it is looked up.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+from mae.errors import WeightsError
+
+# What torch's reader of untrusted pickles raises for files cut short, changed or made up.
+_BROKEN = (
+    pickle.UnpicklingError, SafetensorError, zipfile.BadZipFile, EOFError, RuntimeError, ValueError,
+    TypeError, LookupError, AttributeError, AssertionError, ArithmeticError, MemoryError,
+)  # fmt: skip
+
+
+class TensorFile(NamedTuple):
+    """What a file holds."""
+
+    tensors: dict[str, Tensor]
+    """By the file's own names, on the CPU; may be views of the file."""
+    beside: dict[str, Any]
+    """What a training checkpoint holds beside the model: args, epoch ..."""
+
+
+def read_tensors(path: Path) -> TensorFile:
+    """Read the tensors of a safetensors or PyTorch file.
+
+    Raises:
+        WeightsError: for a file that is neither, is damaged, or wants anything executed.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+        # The header's length comes first and may look like a pickle: so ask for it first.
+        if head[8:] == b"{":
+            found = TensorFile(load_file(path), {})
+        elif head[:1] in (b"P", b"\x80"):
+            found = _read_pickle(path)
+        else:
+            raise WeightsError(f"{path}: is not weights; expected safetensors or a PyTorch file")
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except WeightsError:
+        raise
+    except _BROKEN as error:
+        raise WeightsError(
+            f"{path}: cannot be read, is it cut short or damaged? ({_reason(error)}); get it again"
+        ) from error
+    _check_tensors(path, found.tensors)
+    return found
+
+
+def _read_pickle(path: Path) -> TensorFile:
+    zipped = zipfile.is_zipfile(path)
+    with safe_globals([Namespace]):
+        strange = get_unsafe_globals_in_checkpoint(path) if zipped else []
+        try:
+            content = None
+            if not strange:
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        except pickle.UnpicklingError as error:
+            # Files of the older kind cannot be listed first; the reader stops at the first name.
+            strange = re.findall(r"GLOBAL (\S+) was not an allowed", str(error))
+            if not strange:
+                raise
+    if strange:
+        raise WeightsError(
+            f"{path}: would run {', '.join(sorted(strange)[:5])} when opened, expected tensors "
+            "and argparse.Namespace only; do not open it elsewhere unless you trust its maker"
+        )
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path}: holds a {type(content).__name__}, expected named tensors")
+    if isinstance(content.get("model"), Mapping):
+        beside = {str(key): value for key, value in content.items() if key != "model"}
+        return TensorFile(dict(content["model"]), beside)
+    return TensorFile(dict(content), {})
+
+
+def _check_tensors(path: Path, tensors: Mapping[Any, object]) -> None:
+    size = 0
+    for name, tensor in tensors.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise WeightsError(f"{path}: {name!r} is {type(tensor).__name__}, expected a tensor")
+        if tensor.layout is not torch.strided or tensor.device.type != "cpu":
+            raise WeightsError(f"{path}: {name} is {tensor.layout} on {tensor.device}, not values")
+        size += tensor.nbytes
+    # One stored number can be declared as a tensor of any size.
+    if size > path.stat().st_size:
+        raise WeightsError(
+            f"{path}: declares {size:,} bytes of tensors, more than the file has; get it again"
+        )
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0][:120] or type(error).__name__

@@ -1,0 +1,165 @@
+"""Our own format: a folder of config.json, model.safetensors and README.md (a model card).
+
+It is a valid Hugging Face Hub folder. The tensors are the state dict of `MaskedAutoencoder`, or
+only its `encoder.` part; the configuration says what they mean.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from mae.config import ModelConfig, from_dict, size_name, to_dict
+from mae.errors import MaeError, WeightsError
+from mae.model.autoencoder import MaskedAutoencoder
+from mae.model.encoder import Encoder
+
+CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Description:
+    """What config.json holds."""
+
+    format: Literal["mae"] = "mae"
+    format_version: Literal[1] = 1
+    library: str = ""
+    """Name and version of what wrote it."""
+    model: ModelConfig
+    """The network and what its pixels mean."""
+    facts: dict[str, object] = field(default_factory=dict)
+    """Where the weights come from: recipe, data, steps ..."""
+
+
+def describe(config: ModelConfig, *, facts: Mapping[str, object] | None = None) -> Description:
+    """Describe weights made by this version of the library."""
+    library = f"mae-vision {metadata.version('mae-vision')}"
+    return Description(library=library, model=config, facts=dict(facts or {}))
+
+
+def parse_description(values: object, *, where: str) -> Description:
+    """Read a description from plain values, strictly.
+
+    Raises:
+        WeightsError: for another library's, a newer one, or one with unknown or missing keys.
+    """
+    if not isinstance(values, Mapping) or values.get("format") != "mae":
+        raise WeightsError(f'{where}: does not describe weights of this library ("format": "mae")')
+    try:
+        return from_dict(Description, values, where=where)
+    except MaeError as error:
+        raise WeightsError(
+            f"{where}: {error}; written by {values.get('library', 'something unknown')}"
+        ) from error
+
+
+def read_description(path: Path) -> Description:
+    """Read a config.json."""
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path}: cannot be read: {error}; restore the file") from error
+    return parse_description(values, where=str(path))
+
+
+def tensors_of(model: MaskedAutoencoder | Encoder) -> dict[str, Tensor]:
+    """Give the tensors of a model by their full names, on the CPU."""
+    prefix = "encoder." if isinstance(model, Encoder) else ""
+    return {prefix + name: t.cpu().contiguous() for name, t in model.state_dict().items()}
+
+
+def save(
+    model: MaskedAutoencoder | Encoder,
+    folder: str | Path,
+    *,
+    facts: Mapping[str, object] | None = None,
+) -> Path:
+    """Write a model as a folder that describes itself; files of an earlier one are replaced.
+
+    Args:
+        model: autoencoder, or an encoder by itself.
+        folder: made if it is not there.
+        facts: where the weights come from, as JSON values (recipe, data, steps, license ...).
+
+    Raises:
+        WeightsError: if it cannot be written.
+    """
+    path = Path(folder)
+    description = describe(model.config, facts=facts)
+    written_by = {"format": "pt", "library": description.library}
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        _replace(path / CONFIG, json.dumps(to_dict(description), indent=1).encode() + b"\n")
+        _replace(path / CARD, _card(model, description).encode())
+        # Last, since a folder counts as weights when its tensors are there.
+        _replace(path / TENSORS, to_safetensors(tensors_of(model), written_by))
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be written: {error.strerror}; make room, or check who "
+                           "may write there") from error  # fmt: skip
+    return path
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, with the mode that the umask gives."""
+    temporary = path.with_name(f".tmp-{path.name}-{secrets.token_hex(4)}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _card(model: MaskedAutoencoder | Encoder, description: Description) -> str:
+    config, whole = model.config, isinstance(model, MaskedAutoencoder)
+    target = "pixels normalised by their patch" if config.normalize_target else "pixels"
+    decoder = f"{config.decoder_depth} blocks of width {config.decoder_width}, predicts {target}"
+    name = size_name(width=config.width, depth=config.depth, patch_size=config.patch_size)
+    facts = "\n".join(f"- {key}: {value}" for key, value in description.facts.items())
+    use = (
+        "model = mae.load(FOLDER)  # encoder and decoder: model.reconstruct(images, noise=noise)"
+        if whole
+        else "encoder = mae.load_encoder(FOLDER)"
+    )
+    return f"""---
+license: {json.dumps(description.facts.get("license", "unknown"))}
+library_name: mae-vision
+pipeline_tag: image-feature-extraction
+tags:
+- masked-autoencoder
+- vision-transformer
+- self-supervised-learning
+---
+
+# {name}, {"masked autoencoder" if whole else "encoder of a masked autoencoder"}
+
+- pictures: {config.image_size[0]} x {config.image_size[1]}, {config.channels} channels of \
+{config.pixels.dtype}
+- pixels: mean {list(config.pixels.mean)}, deviation {list(config.pixels.std)} of the full range
+- encoder: {config.depth} blocks of width {config.width}, {config.num_heads} heads
+- decoder: {decoder if whole else "none"}
+
+## Where it comes from
+
+{facts or "Not stated."}
+
+## Use
+
+```python
+import mae
+
+{use}
+features = mae.embed(FOLDER, "pictures", pool="mean")  # n x {config.width}
+```
+"""
