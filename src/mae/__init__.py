@@ -1,1 +1,80 @@
-"""Masked autoencoders: mask, encode the visible patches, rebuild the hidden pixels."""
+"""Masked autoencoders: mask, encode the visible patches, rebuild the hidden pixels.
+
+The public names; each is imported when it is first used, so that `import mae` is instant.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mae.config import AugmentConfig as AugmentConfig
+    from mae.config import ModelConfig as ModelConfig
+    from mae.config import OptimConfig as OptimConfig
+    from mae.config import PixelConfig as PixelConfig
+    from mae.config import PretrainConfig as PretrainConfig
+    from mae.errors import CheckpointError as CheckpointError
+    from mae.errors import ConfigError as ConfigError
+    from mae.errors import DataError as DataError
+    from mae.errors import MaeError as MaeError
+    from mae.errors import ShapeError as ShapeError
+    from mae.errors import TrainingError as TrainingError
+    from mae.errors import WeightsError as WeightsError
+    from mae.jobs.embed import embed as embed
+    from mae.jobs.pretrain import Run as Run
+    from mae.jobs.pretrain import pretrain as pretrain
+    from mae.model.autoencoder import MaskedAutoencoder as MaskedAutoencoder
+    from mae.model.autoencoder import Output as Output
+    from mae.model.autoencoder import Reconstruction as Reconstruction
+    from mae.model.create import create as create
+    from mae.model.encoder import Encoder as Encoder
+    from mae.train.guard import Stopped as Stopped
+    from mae.weights.convert import convert as convert
+    from mae.weights.folder import save as save
+    from mae.weights.load import load as load
+    from mae.weights.load import load_encoder as load_encoder
+
+_HOMES = {
+    "AugmentConfig": "mae.config",
+    "CheckpointError": "mae.errors",
+    "ConfigError": "mae.errors",
+    "DataError": "mae.errors",
+    "Encoder": "mae.model.encoder",
+    "MaeError": "mae.errors",
+    "MaskedAutoencoder": "mae.model.autoencoder",
+    "ModelConfig": "mae.config",
+    "OptimConfig": "mae.config",
+    "Output": "mae.model.autoencoder",
+    "PixelConfig": "mae.config",
+    "PretrainConfig": "mae.config",
+    "Reconstruction": "mae.model.autoencoder",
+    "Run": "mae.jobs.pretrain",
+    "ShapeError": "mae.errors",
+    "Stopped": "mae.train.guard",
+    "TrainingError": "mae.errors",
+    "WeightsError": "mae.errors",
+    "convert": "mae.weights.convert",
+    "create": "mae.model.create",
+    "embed": "mae.jobs.embed",
+    "load": "mae.weights.load",
+    "load_encoder": "mae.weights.load",
+    "pretrain": "mae.jobs.pretrain",
+    "save": "mae.weights.folder",
+}
+
+__all__ = sorted(_HOMES)  # noqa: PLE0605
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mae' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,9 +102,7 @@ def center_crop_box(height: int, width: int, *, size: tuple[int, int]) -> tuple[
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def resized_crop(
-    picture: NDArray[np.generic], box: Box, *, size: tuple[int, int]
-) -> NDArray[np.generic]:
+def resized_crop(picture: NDArray[Any], box: Box, *, size: tuple[int, int]) -> NDArray[Any]:
     """Cut a box out of a picture and resize it; nothing outside the box is seen.
 
     Args:
@@ -118,21 +117,21 @@ def resized_crop(
     crop = picture[top : top + height, left : left + width]
     if (height, width) == size:
         return crop.copy()
-    if crop.dtype == np.uint16:
-        resized = _resize(crop.astype(np.float32), size)
-        return np.rint(resized).clip(0, 65535).astype(np.uint16)
+    if crop.dtype != np.uint16:
+        return _resize(crop, size)
+    rounded: NDArray[Any] = np.rint(_resize(crop.astype(np.float32), size)).clip(0, 65535)
+    return rounded.astype(np.uint16)
+
+
+def _resize(crop: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
     # torch takes neither read-only nor backward memory
-    return _resize(np.require(crop, requirements=["C", "W"]), size)
-
-
-def _resize(crop: NDArray[np.generic], size: tuple[int, int]) -> NDArray[np.generic]:
-    planes = torch.from_numpy(crop).permute(2, 0, 1)[None]  # 1 C h w in HWC memory
+    pixels = torch.from_numpy(np.require(crop, requirements=["C", "W"]))
+    planes = pixels.permute(2, 0, 1)[None]  # 1 C h w in HWC memory
     if planes.shape[1] > 4:
         # torch 2.14 garbles results one pixel wide of more than 4 channels in HWC memory.
         planes = planes.contiguous().transpose(0, 1)
     resized = F.interpolate(planes, size=size, mode="bicubic", antialias=True)
-    pixels = resized.reshape(crop.shape[2], *size).permute(1, 2, 0)
-    return np.ascontiguousarray(pixels.numpy())
+    return np.ascontiguousarray(resized.reshape(-1, *size).permute(1, 2, 0).numpy())
 
 
 def resized_crops(

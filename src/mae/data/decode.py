@@ -5,25 +5,26 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
+from mae.data import header
 from mae.data.header import BadPicture as BadPicture
-from mae.data.header import Header, npy_layout, open_pillow, pillow_faults, pixel_dtype, read_header
 from mae.data.header import PixelKind as PixelKind
 from mae.data.source import FolderSource, Source
 from mae.errors import DataError
 
-Pixels = NDArray[np.generic]
-
-_DAMAGE = ("corrupt", "premature", "invalid", "unsupported marker")
+_DAMAGE = ("corrupt", "premature", "invalid", "inconsistent", "unsupported marker")
+_ORIENTATION = 0x0112  # an EXIF tag
+_EXIF_BYTES = 2**17  # the head of a JPEG that is searched for it
 _LUMA = (19595, 38470, 7471)  # ITU-R 601-2 in units of 2^-16, as Pillow turns RGB to grey
 
 
-def decode(data: bytes | Pixels, *, kind: PixelKind) -> Pixels:
+def decode(data: bytes | NDArray[Any], *, kind: PixelKind) -> NDArray[Any]:
     """Decode a picture to pixels of exactly the kind of the run.
 
     Grey is replicated to 3 channels, colour is reduced to its luma for 1; integers are scaled by
@@ -44,24 +45,31 @@ def decode(data: bytes | Pixels, *, kind: PixelKind) -> Pixels:
     return _with_channels(_with_dtype(pixels, kind), kind)
 
 
-def _decode_file(data: bytes, *, grey: bool) -> Pixels:
-    header = read_header(io.BytesIO(data))
-    if header.file_format == "NPY":
+def _decode_file(data: bytes, *, grey: bool) -> NDArray[Any]:
+    file_format = header.format_of(data[:32])
+    if file_format == "NPY":
         return _decode_npy(data)
-    if header.file_format == "JPEG" and header.components in (1, 3):
+    if file_format == "JPEG":
         pixels = _decode_jpeg(data, "GRAY" if grey else "RGB")
         if pixels is not None:
-            return _upright(pixels, header.orientation)
-    return _decode_pillow(data, header)
+            exif = data.find(b"Exif\x00\x00", 0, _EXIF_BYTES) >= 0
+            return _upright(pixels, _jpeg_orientation(data) if exif else 1)
+    return _decode_pillow(data)
 
 
-def _decode_jpeg(data: bytes, colorspace: str) -> Pixels | None:
-    """Decode strictly; None where the file is of a sort that only Pillow reads.
+def _decode_jpeg(data: bytes, colorspace: str) -> NDArray[Any] | None:
+    """Decode strictly; None where the file is of a sort that only Pillow reads, as CMYK.
 
     Damage is never left to Pillow, which lets most of it pass in silence.
     """
     try:
-        pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace)
+        height, width, stored, _ = simplejpeg.decode_jpeg_header(data)
+        header.check_size(height, width)
+        if stored not in ("YCbCr", "RGB", "Gray"):
+            return None
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colorspace)
+    except BadPicture:
+        raise
     except ValueError as error:
         if any(word in str(error).lower() for word in _DAMAGE):
             raise BadPicture(f"JPEG that cannot be decoded ({error})") from error
@@ -69,32 +77,41 @@ def _decode_jpeg(data: bytes, colorspace: str) -> Pixels | None:
     return pixels
 
 
-def _decode_pillow(data: bytes, header: Header) -> Pixels:
-    file_format, mode = header.file_format, ("L", "RGB")[header.kind.channels == 3]
-    with pillow_faults(file_format), open_pillow(io.BytesIO(data), file_format) as picture:
+def _jpeg_orientation(data: bytes) -> int:
+    with header.pillow_faults("JPEG"), header.open_pillow(io.BytesIO(data), "JPEG") as picture:
+        return _orientation(picture)
+
+
+def _orientation(picture: Image.Image) -> int:
+    try:
+        return int(picture.getexif().get(_ORIENTATION, 1))
+    except Exception:  # damaged EXIF raises nearly anything, and does not spoil the pixels
+        return 1
+
+
+def _decode_pillow(data: bytes) -> NDArray[Any]:
+    file = io.BytesIO(data)
+    file_format, _, _, (dtype, channels) = header.read_header(file)
+    with header.pillow_faults(file_format), header.open_pillow(file, file_format) as picture:
         picture.load()
         # Asked after loading: a TIFF is then upright already, and says so.
         orientation = _orientation(picture)
-        if header.kind.dtype == "uint8":
-            if picture.mode in ("PA", "RGBa", "La"):  # no direct way to RGB and L
-                return _upright(np.asarray(picture.convert("RGBA").convert(mode)), orientation)
-            return _upright(np.asarray(picture.convert(mode)), orientation)
+        if dtype == "uint8":
+            # PA, RGBa and La have no direct way to RGB and L.
+            indirect = picture.mode in ("PA", "RGBa", "La")
+            opaque = picture.convert("RGBA") if indirect else picture
+            return _upright(
+                np.asarray(opaque.convert("L" if channels == 1 else "RGB")), orientation
+            )
         pixels = np.asarray(picture)  # convert() would clip 16 bits to 255
-    if header.kind.dtype == "uint16":
+    if dtype == "uint16":
         if pixels.min() < 0 or pixels.max() > 65535:
             raise BadPicture("integers beyond 16 bits, expected 0 to 65535")
         pixels = pixels.astype(np.uint16)
     return _upright(pixels, orientation)
 
 
-def _orientation(picture: Image.Image) -> int:
-    try:
-        return int(picture.getexif().get(0x0112, 1))
-    except Exception:  # damaged EXIF raises nearly anything, and does not spoil the pixels
-        return 1
-
-
-def _upright(pixels: Pixels, orientation: int) -> Pixels:
+def _upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
     """Turn H W [C] pixels as the EXIF orientation (1 to 8) asks."""
     if orientation in (5, 6, 7, 8):
         pixels = np.swapaxes(pixels, 0, 1)
@@ -105,19 +122,20 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
     return np.ascontiguousarray(pixels)
 
 
-def _decode_npy(data: bytes) -> Pixels:
+def _decode_npy(data: bytes) -> NDArray[Any]:
     file = io.BytesIO(data)
-    shape, columns_first, dtype = npy_layout(file)
-    start, count = file.tell(), math.prod(shape)
-    if len(data) - start < count * dtype.itemsize:
+    shape, columns_first, dtype = header.npy_layout(file)
+    header.check_size(*shape[:2])
+    header.pixel_dtype(dtype)
+    if len(data) - file.tell() < math.prod(shape) * dtype.itemsize:
         raise BadPicture("NPY that is cut off")
-    values = np.frombuffer(data, dtype=dtype, count=count, offset=start)
+    values = np.frombuffer(data, dtype=dtype, count=math.prod(shape), offset=file.tell())
     return values.reshape(shape, order="F" if columns_first else "C")
 
 
-def _with_dtype(pixels: Pixels, kind: PixelKind) -> Pixels:
+def _with_dtype(pixels: NDArray[Any], kind: PixelKind) -> NDArray[Any]:
     """Scale stored values to the run's type: integers by their full range, floats as they are."""
-    found, wanted = pixel_dtype(pixels.dtype), kind.dtype
+    found, wanted = header.pixel_dtype(pixels.dtype), kind.dtype
     if found == "float32":
         if wanted != "float32":
             raise BadPicture(f"floating-point values in a run of {wanted} pictures")
@@ -135,17 +153,15 @@ def _with_dtype(pixels: Pixels, kind: PixelKind) -> Pixels:
     return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
-def _with_channels(pixels: Pixels, kind: PixelKind) -> Pixels:
+def _with_channels(pixels: NDArray[Any], kind: PixelKind) -> NDArray[Any]:
     channels = pixels.shape[2]
     if channels == kind.channels:
         return pixels
     if channels == 1 and kind.channels == 3:
         return np.repeat(pixels, 3, axis=2)
     if channels == 3 and kind.channels == 1:
-        if kind.dtype == "float32":
-            return (pixels @ (np.float32(_LUMA) / 65536))[..., None]
-        luma = (pixels.astype(np.int64) @ np.array(_LUMA) + 32768) >> 16
-        return luma.astype(kind.dtype)[..., None]
+        luma: NDArray[np.float64] = pixels.astype(np.float64) @ np.array(_LUMA)[:, None] / 65536
+        return (luma if kind.dtype == "float32" else np.floor(luma + 0.5)).astype(kind.dtype)
     raise BadPicture(f"{channels} channels in a run of {kind.channels}")
 
 
@@ -161,24 +177,38 @@ def survey(source: Source, *, limit: int = 1000) -> PixelKind:
     Raises:
         DataError: where no header can be read, or the numbers of channels disagree.
     """
-    kinds: dict[PixelKind, str] = {}
+    channels: dict[int, str] = {}
+    dtypes: set[str] = set()
     faults: list[str] = []
     for index in _spread(len(source), limit):
         try:
-            kinds.setdefault(_stored_kind(source, index), source.name(index))
+            kind = _stored_kind(source, index)
         except BadPicture as error:
             faults.append(f"{source.name(index)}: {error}")
-    _require_some(bool(kinds), faults)
-    channels = {kind.channels: name for kind, name in kinds.items()}
-    if not channels.keys() <= {1, 3} and len(channels) > 1:
+            continue
+        channels.setdefault(kind.channels, source.name(index))
+        dtypes.add(kind.dtype)
+    if not channels:
+        raise DataError(_none_readable(faults))
+    if len(channels) > 1 and not channels.keys() <= {1, 3}:
         found = ", ".join(f"{name} has {count}" for count, name in sorted(channels.items()))
         raise DataError(
             f"channels: pictures disagree ({found}); expected grey and colour pictures, or the "
             "same number in all. Keep the kinds in folders of their own"
         )
-    dtypes = {kind.dtype for kind in kinds}
-    dtype = next(d for d in ("float32", "uint16", "uint8") if d in dtypes)
-    return PixelKind(dtype, max(channels))
+    if "float32" in dtypes:
+        return PixelKind("float32", max(channels))
+    return PixelKind("uint16" if "uint16" in dtypes else "uint8", max(channels))
+
+
+def _stored_kind(source: Source, index: int) -> PixelKind:
+    if isinstance(source, FolderSource):
+        with source.open(index) as file:
+            return header.read_header(file).kind
+    data = source.read(index)
+    if isinstance(data, bytes):
+        return header.read_header(io.BytesIO(data)).kind
+    return PixelKind(header.pixel_dtype(data.dtype), data.shape[2] if data.ndim == 3 else 1)
 
 
 def _spread(n: int, limit: int) -> list[int]:
@@ -187,22 +217,11 @@ def _spread(n: int, limit: int) -> list[int]:
     return [place * n // count for place in range(count)]
 
 
-def _stored_kind(source: Source, index: int) -> PixelKind:
-    if isinstance(source, FolderSource):
-        with source.open(index) as file:
-            return read_header(file).kind
-    data = source.read(index)
-    if isinstance(data, bytes):
-        return read_header(io.BytesIO(data)).kind
-    return PixelKind(pixel_dtype(data.dtype), data.shape[2] if data.ndim == 3 else 1)
-
-
-def _require_some(found: bool, faults: list[str]) -> None:  # noqa: FBT001
-    if not found:
-        raise DataError(
-            f"no readable picture: {len(faults)} looked at, none can be read "
-            f"({'; '.join(faults[:3])}). Check the folder"
-        )
+def _none_readable(faults: list[str]) -> str:
+    return (
+        f"no readable picture: looked at {len(faults)}, expected one at least "
+        f"({'; '.join(faults[:3])}). Check the files"
+    )
 
 
 def measure_pixels(
@@ -222,19 +241,25 @@ def measure_pixels(
     Raises:
         DataError: where none can be read.
     """
-    moments = list(_moments(source, kind=kind, limit=limit))
-    _require_some(bool(moments), [f"{source.name(index)} ..." for index in _spread(len(source), 1)])
+    faults: list[str] = []
+    moments = list(_moments(source, _spread(len(source), limit), kind, faults))
+    if not moments:
+        raise DataError(_none_readable(faults))
     mean, square = np.mean(moments, axis=0)
     std = np.sqrt(np.maximum(square - mean**2, 0))
     std[std < 1e-6 * np.maximum(1, np.abs(mean))] = 1
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def _moments(source: Source, *, kind: PixelKind, limit: int) -> Iterator[NDArray[np.float64]]:
+def _moments(
+    source: Source, indices: list[int], kind: PixelKind, faults: list[str]
+) -> Iterator[NDArray[np.float64]]:
+    """Give mean and mean square of each picture, 2 C, and note those that cannot be read."""
     full_range = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}[kind.dtype]
-    for index in _spread(len(source), limit):
+    for index in indices:
         try:
-            values = decode(source.read(index), kind=kind) / np.float64(full_range)
-        except BadPicture:
+            values = decode(source.read(index), kind=kind).astype(np.float64) / full_range
+        except BadPicture as error:
+            faults.append(f"{source.name(index)}: {error}")
             continue
         yield np.stack([values.mean(axis=(0, 1)), np.square(values).mean(axis=(0, 1))])

@@ -6,25 +6,37 @@ and neither does a file of a few bytes that claims to be gigapixels large.
 
 from __future__ import annotations
 
-import os
-import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from numpy.lib import format as npy_format
+from numpy.lib import format as npy
 from numpy.typing import DTypeLike
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from mae.config import PixelDtype
 from mae.errors import DataError
 
 MAX_PIXELS = 2**27
 """Largest picture that is decoded, in pixels; Pillow refuses by itself a third above it."""
-MAX_CHANNELS = 64
-"""Most channels an array may have; more is taken for an axis in the wrong place."""
+
+_MAX_CHANNELS = 64  # more in an array is taken for an axis in the wrong place
+_SAMPLES_PER_PIXEL = 277  # a TIFF tag
+
+_MAGIC = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"II*\x00", "TIFF"),
+    (b"MM\x00*", "TIFF"),
+    (b"II+\x00", "TIFF"),
+    (b"MM\x00+", "TIFF"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+    (b"BM", "BMP"),
+    (b"\x93NUMPY", "NPY"),
+)
 
 
 class BadPicture(DataError):
@@ -39,34 +51,13 @@ class PixelKind(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What a file holds."""
+    """What a file holds: its format (Pillow's name, or NPY), size as stored, and kind of pixels."""
 
     file_format: str
-    """Pillow's name of the format, or NPY."""
     height: int
-    """Rows as stored, before the EXIF orientation."""
     width: int
-    """Columns as stored."""
     kind: PixelKind
-    """What its pixels become: alpha dropped, palette and CMYK turned to RGB."""
-    components: int
-    """Stored values of a pixel."""
-    orientation: int
-    """EXIF orientation of a JPEG, 1 to 8; 1 for other files, whose decoder knows."""
 
-
-_MAGIC = (
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"II*\x00", "TIFF"),
-    (b"MM\x00*", "TIFF"),
-    (b"II+\x00", "TIFF"),
-    (b"MM\x00+", "TIFF"),
-    (b"GIF87a", "GIF"),
-    (b"GIF89a", "GIF"),
-    (b"BM", "BMP"),
-    (b"\x93NUMPY", "NPY"),
-)
 
 _MODES: dict[str, PixelKind] = {
     **dict.fromkeys(("1", "L", "LA", "La"), PixelKind("uint8", 1)),
@@ -86,29 +77,27 @@ def read_header(file: BinaryIO) -> Header:
         BadPicture: for what is no picture, or one of more than `MAX_PIXELS` pixels.
     """
     head = file.read(32)
-    if not head:
-        raise BadPicture("empty file")
-    file_format = _file_format(head)
-    if file_format == "JPEG":
-        header = _jpeg_header(file)
-    elif file_format == "NPY":
-        header = _npy_header(file)
-    else:
-        if file_format == "WEBP":  # Pillow's WebP reader decodes on opening
-            check_size(*_webp_size(head))
-        with pillow_faults(file_format), open_pillow(file, file_format) as picture:
-            header = _pillow_header(picture)
-    check_size(header.height, header.width)
-    return header
+    file_format = format_of(head)
+    if file_format == "NPY":
+        (height, width, channels), _, dtype = npy_layout(file)
+        check_size(height, width)
+        return Header(file_format, height, width, PixelKind(pixel_dtype(dtype), channels))
+    if file_format == "WEBP":  # Pillow's WebP reader decodes on opening
+        check_size(*_webp_size(head))
+    with pillow_faults(file_format), open_pillow(file, file_format) as picture:
+        width, height = picture.size
+        check_size(height, width)
+        return Header(file_format, height, width, _pillow_kind(picture))
 
 
-def _file_format(head: bytes) -> str:
+def format_of(head: bytes) -> str:
+    """Name the format from the first bytes of a file."""
     for magic, file_format in _MAGIC:
         if head.startswith(magic):
             return file_format
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"
-    raise BadPicture(f"not a picture (begins with {head[:8]!r})")
+    raise BadPicture(f"not a picture (begins with {head[:8]!r})" if head else "empty file")
 
 
 def check_size(height: int, width: int) -> None:
@@ -130,7 +119,7 @@ def pillow_faults(file_format: str) -> Iterator[None]:
     """Turn whatever a decoder raises on a damaged file into a BadPicture; its warnings go nowhere.
 
     Everything is caught: OSError, SyntaxError, ValueError, struct.error, IndexError, KeyError,
-    TypeError, MemoryError ... have all been seen on damaged files.
+    TypeError, MemoryError and more come out of damaged files.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -138,23 +127,24 @@ def pillow_faults(file_format: str) -> Iterator[None]:
             yield
         except BadPicture:
             raise
-        except UnidentifiedImageError as error:  # its message holds an address in memory
-            raise BadPicture(f"{file_format} that cannot be decoded (its header)") from error
         except Exception as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = printable(str(error) or type(error).__name__)[:80]
+            if " object at 0x" in reason:  # an address differs from run to run
+                reason = "its header makes no sense, or is of an unknown sort"
+            if isinstance(error, Image.DecompressionBombError):
+                reason = "too large"
             raise BadPicture(f"{file_format} that cannot be decoded ({reason})") from error
 
 
-def _pillow_header(picture: Image.Image) -> Header:
-    width, height = picture.size
+def _pillow_kind(picture: Image.Image) -> PixelKind:
     kind = _MODES.get(picture.mode)
     if kind is None:
         raise BadPicture(f"pixels of mode {picture.mode}, expected grey, colour or palette")
     bands = len(picture.getbands())
-    stored = getattr(picture, "tag_v2", {}).get(277, bands)  # TIFF: samples of a pixel
-    if stored > bands:
+    stored = getattr(picture, "tag_v2", {}).get(_SAMPLES_PER_PIXEL, bands)
+    if stored > bands and picture.mode != "P":
         raise BadPicture(f"TIFF of {stored} bands, of which Pillow reads {bands}; save it as .npy")
-    return Header(str(picture.format), height, width, kind, bands, 1)
+    return kind
 
 
 def _webp_size(head: bytes) -> tuple[int, int]:
@@ -169,82 +159,35 @@ def _webp_size(head: bytes) -> tuple[int, int]:
     return size >> 16 & 0x3FFF, size & 0x3FFF
 
 
-_STANDALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
-_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # start of frame, all kinds of JPEG
-_END_OF_HEADER = {0xD9, 0xDA}
+class NpyLayout(NamedTuple):
+    """How a .npy file stores its values."""
+
+    shape: tuple[int, int, int]
+    columns_first: bool
+    dtype: np.dtype[Any]
 
 
-def _jpeg_header(file: BinaryIO) -> Header:
-    orientation = 1
-    file.seek(2)
-    while True:
-        marker = file.read(2)
-        while marker == b"\xff\xff":  # fill bytes
-            marker = b"\xff" + file.read(1)
-        if len(marker) < 2 or marker[0] != 0xFF or marker[1] in _END_OF_HEADER:
-            raise BadPicture("JPEG without a picture (its header is damaged or cut off)")
-        if marker[1] in _STANDALONE:
-            continue
-        length = max(0, int.from_bytes(file.read(2), "big") - 2)
-        if marker[1] in _FRAMES:
-            break
-        if marker[1] == 0xE1:
-            orientation = _exif_orientation(file.read(length)) or orientation
-        else:
-            file.seek(length, os.SEEK_CUR)
-    frame = file.read(6)
-    if len(frame) < 6:
-        raise BadPicture("JPEG that is cut off in its header")
-    bits, height, width, components = struct.unpack(">BHHB", frame)
-    if bits != 8:
-        raise BadPicture(f"JPEG of {bits} bits, expected 8")
-    kind = PixelKind("uint8", 1 if components == 1 else 3)
-    return Header("JPEG", height, width, kind, components, orientation)
+def npy_layout(file: BinaryIO) -> NpyLayout:
+    """Read the header of a .npy file and leave it at its values.
 
-
-def _exif_orientation(segment: bytes) -> int | None:
-    """Orientation in an EXIF segment; None without one, or where the segment makes no sense."""
-    if not segment.startswith(b"Exif\x00\x00"):
-        return None
-    exif = segment[6:]
-    order = "<" if exif[:2] == b"II" else ">"
-    try:
-        (start,) = struct.unpack_from(order + "I", exif, 4)
-        (count,) = struct.unpack_from(order + "H", exif, start)
-        for entry in range(start + 2, start + 2 + 12 * count, 12):
-            tag, _, _, value = struct.unpack_from(order + "HHIH", exif, entry)
-            if tag == 0x0112:
-                return value if 1 <= value <= 8 else None
-    except struct.error:  # cut off, or pointing outside
-        pass
-    return None
-
-
-def _npy_header(file: BinaryIO) -> Header:
-    shape, _, dtype = npy_layout(file)
-    channels = shape[2] if len(shape) == 3 else 1
-    kind = PixelKind(pixel_dtype(dtype), channels)
-    return Header("NPY", shape[0], shape[1], kind, channels, 1)
-
-
-def npy_layout(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
-    """Shape (H W or H W C), whether columns come first, and type of a .npy file; then at its data."""
+    Raises:
+        BadPicture: unless it holds H W or H W C.
+    """
     file.seek(0)
     with pillow_faults("NPY"):
-        version = npy_format.read_magic(file)
-        read = npy_format.read_array_header_1_0 if version == (1, 0) else None
-        if version == (2, 0):
-            read = npy_format.read_array_header_2_0
-        if read is None:
+        version = npy.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
             raise BadPicture(f"NPY of version {version}, expected 1.0 or 2.0")
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, columns_first, dtype = read(file)
-    if len(shape) not in (2, 3) or (len(shape) == 3 and not 1 <= shape[2] <= MAX_CHANNELS):
+    H, W, C = shape if len(shape) == 3 else (*shape, 1) if len(shape) == 2 else (0, 0, 0)
+    if not 1 <= C <= _MAX_CHANNELS:
         raise BadPicture(f"array of shape {shape}, expected H W or H W C")
-    return shape, columns_first, dtype
+    return NpyLayout((H, W, C), columns_first, dtype)
 
 
 def pixel_dtype(dtype: DTypeLike) -> PixelDtype:
-    """Type that pixels stored as `dtype` are kept in.
+    """Name the type that stored values are kept in.
 
     Raises:
         BadPicture: for anything but uint8, uint16 and floating point.
@@ -255,3 +198,8 @@ def pixel_dtype(dtype: DTypeLike) -> PixelDtype:
     if found.kind == "u" and found.itemsize <= 2:
         return "uint8" if found.itemsize == 1 else "uint16"
     raise BadPicture(f"values of type {found}, expected uint8, uint16 or float32")
+
+
+def printable(text: str) -> str:
+    """Escape what cannot be printed on one line: breaks, tabs, bytes that are no UTF-8."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -42,11 +42,17 @@ def batches(plan: BatchPlan, *, start: int, stop: int, workers: int) -> Iterator
         num_workers=workers,
         multiprocessing_context="spawn",
         worker_init_fn=_start_worker,
+        collate_fn=_as_it_is,
         prefetch_factor=2,
         pin_memory=torch.cuda.is_available(),
         # A generator of its own: the loader would else draw a seed from torch's global one.
         generator=torch.Generator().manual_seed(plan.seed),
     )
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    """Keep the batch: torch's own conversion would turn its tuple of broken pictures to a list."""
+    return batch
 
 
 def _start_worker(worker: int) -> None:

@@ -5,20 +5,19 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+import stat
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mae.data.header import BadPicture, pixel_dtype
+from mae.data.header import BadPicture, pixel_dtype, printable
 from mae.errors import DataError
 
-EXTENSIONS = frozenset(
-    ".bmp .gif .jfif .jpe .jpeg .jpg .npy .png .tif .tiff .webp".split()
-)  # fmt: skip
+EXTENSIONS = frozenset(".bmp .gif .jfif .jpe .jpeg .jpg .npy .png .tif .tiff .webp".split())
 """Endings of file names that are taken for pictures, in lower case."""
 
 _MAX_BYTES = 2**32  # a larger file would be read whole by every worker
@@ -70,7 +69,7 @@ class FolderSource:
         names = sorted(set(tops), key=os.fsencode)
         labelled = files is None and len(tops) == len(self._files) and len(names) >= 2
         numbers = {name: number for number, name in enumerate(names)}
-        self.class_names: tuple[str, ...] = tuple(map(_printable, names)) if labelled else ()
+        self.class_names: tuple[str, ...] = tuple(map(printable, names)) if labelled else ()
         self.labels: NDArray[np.int64] | None = (
             np.array([numbers[top] for top in tops], dtype=np.int64) if labelled else None
         )
@@ -101,14 +100,14 @@ class FolderSource:
         """
         path = os.path.join(self._root, self._files[index])
         try:
-            file = open(path, "rb")
+            status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+                raise BadPicture(f"a {'folder' if os.path.isdir(path) else 'device'}, not a file")
+            if status.st_size > _MAX_BYTES:
+                raise BadPicture(f"too large ({status.st_size} bytes, at most {_MAX_BYTES})")
+            return open(path, "rb")
         except OSError as error:
             raise BadPicture(_reason(path, error)) from error
-        size = os.fstat(file.fileno()).st_size
-        if size > _MAX_BYTES:
-            file.close()
-            raise BadPicture(f"too large ({size} bytes, at most {_MAX_BYTES})")
-        return file
 
     def read(self, index: int) -> bytes:
         """Read the file of a picture.
@@ -124,7 +123,7 @@ class FolderSource:
 
     def name(self, index: int) -> str:
         """Return the relative path, with whatever cannot be printed escaped."""
-        return _printable(self._files[index])
+        return printable(self._files[index])
 
     def fingerprint(self) -> str:
         """Digest relative paths and sizes."""
@@ -198,56 +197,57 @@ class ArraySource:
 
 
 def _find_pictures(root: str) -> list[str]:
+    """Relative paths below a folder, sorted bytewise."""
     if not os.path.isdir(root):
         raise DataError(_missing(root, "folder"))
-    names: list[str] = []
     others: Counter[str] = Counter()
-    pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
-    folders: list[str] = []
-    while pending:
-        prefix, above = pending.pop()
-        path = os.path.join(root, prefix)
-        try:
-            status = os.stat(path)
-            entries = list(os.scandir(path))
-        except OSError as error:
-            raise DataError(f"data: {os.path.abspath(path)}: {_reason(path, error)}") from error
-        itself = (status.st_dev, status.st_ino)
-        if itself in above:  # a link back to a folder it lies in
-            continue
-        for entry in entries:
-            name = prefix + entry.name
-            # os.path.isdir, since entry.is_dir raises on a link to itself
-            link = entry.is_symlink()
-            if entry.name.startswith("."):
-                others["hidden"] += 1
-            elif os.path.isdir(entry.path) if link else entry.is_dir():
-                pending.append((name + "/", above | {itself}))
-                folders.append(name)
-            elif _extension(name) in EXTENSIONS and (link or entry.is_file()):
-                names.append(name)
-            else:
-                others[_extension(name) or "no extension"] += 1
-    # A folder named like a picture is a broken picture, unless it holds some.
-    for folder in folders:
-        if _extension(folder) in EXTENSIONS and not any(n.startswith(folder + "/") for n in names):
-            names.append(folder)
+    try:
+        names = list(_walk(root, others))
+    except OSError as error:
+        path = os.path.abspath(error.filename)
+        raise DataError(
+            f"data: {path}: {_reason(path, error)}, expected a folder. Check it"
+        ) from error
     if not names:
-        raise DataError(_nothing_in(root, others, num_folders=len(folders)))
+        found = ", ".join(f"{count} {sort}" for sort, count in others.most_common(5))
+        raise DataError(
+            f"data: no pictures in {os.path.abspath(root)}: found {found or 'nothing'}, expected "
+            f"files ending in {' '.join(sorted(EXTENSIONS))}. Give the folder that holds them"
+        )
     return sorted(names, key=os.fsencode)
 
 
-def _extension(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
+def _walk(root: str, others: Counter[str]) -> Iterator[str]:
+    """Give the pictures below a folder and count what else is there."""
+    above = {root: ("", {_identity(root)})}  # of a folder to visit: prefix, and those it lies in
+    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=_raise):
+        prefix, within = above.pop(folder)
+        paths = {name: os.path.join(folder, name) for name in subfolders if name[0] != "."}
+        # A link back to a folder it lies in is not followed again.
+        subfolders[:] = [name for name, path in paths.items() if _identity(path) not in within]
+        for name in subfolders:
+            above[paths[name]] = f"{prefix}{name}/", within | {_identity(paths[name])}
+        pictures = [name for name in files if _sort(name) in EXTENSIONS]
+        yield from (prefix + name for name in pictures)
+        # An empty folder named like a picture is a broken picture.
+        if not pictures and not subfolders and _sort(folder) in EXTENSIONS and prefix:
+            yield prefix[:-1]
+        others.update("folder" for _ in subfolders)
+        others.update(_sort(name) for name in files)
 
 
-def _nothing_in(root: str, others: Counter[str], *, num_folders: int) -> str:
-    found = [f"{count} {kind}" for kind, count in others.most_common(5)]
-    found += [f"{num_folders} folders"] if num_folders else []
-    return (
-        f"data: no pictures in {os.path.abspath(root)}: found {', '.join(found) or 'nothing'}, "
-        f"expected files ending in {' '.join(sorted(EXTENSIONS))}. Give the folder that holds them"
-    )
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _identity(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _sort(path: str) -> str:
+    name = os.path.basename(path)
+    return "hidden" if name[0] == "." else os.path.splitext(name)[1].lower() or "unnamed"
 
 
 def _missing(path: str, what: str) -> str:
@@ -261,7 +261,7 @@ def _missing(path: str, what: str) -> str:
         similar = difflib.get_close_matches(name, os.listdir(parent), cutoff=0.5)
     except OSError:
         similar = []
-    hint = f", which has {', '.join(map(_printable, similar))}" if similar else ""
+    hint = f", which has {', '.join(map(printable, similar))}" if similar else ""
     return (
         f"data: no {what} {path}: the nearest folder that exists is {parent}{hint}. Check the path"
     )
@@ -270,11 +270,4 @@ def _missing(path: str, what: str) -> str:
 def _reason(path: str, error: OSError) -> str:
     if isinstance(error, FileNotFoundError):
         return "link to a missing file" if os.path.islink(path) else "no such file"
-    if isinstance(error, IsADirectoryError):
-        return "a folder, not a file"
     return (error.strerror or type(error).__name__).lower()
-
-
-def _printable(name: str) -> str:
-    """Escape what is not printable: bytes that are no UTF-8, line breaks, tabs."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)

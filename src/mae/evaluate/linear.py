@@ -6,6 +6,7 @@ one strength of regularisation to choose, on a held-out part of the training row
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -16,23 +17,25 @@ from torch import Tensor
 
 from mae.evaluate.split import held_out
 
-STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
+STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 """Tried from strong to weak, each fit starting from the one before."""
 VALIDATION_SHARE = 0.2
 MAX_ITERATIONS = 300
+TOLERANCE = 1e-4  # of the scaled gradient; ten times less moves no accuracy by 0.1 %
 
 
 class Logistic(NamedTuple):
     """A fitted logistic regression."""
 
     weight: Tensor
-    """F K."""
+    """K F."""
     bias: Tensor
     """K."""
 
     def scores(self, features: Tensor) -> Tensor:
         """Give class scores: n F to n K."""
-        return torch.addmm(self.bias, features, self.weight)
+        # Much faster than the other order of the product, for few classes.
+        return (self.weight @ features.T).T + self.bias
 
 
 class LinearProbe(NamedTuple):
@@ -44,51 +47,69 @@ class LinearProbe(NamedTuple):
 
 
 def fit_logistic(
-    features: Tensor, labels: Tensor, *, num_classes: int, l2: float, start: Logistic | None = None
+    features: Tensor,
+    labels: Tensor,
+    *,
+    num_classes: int,
+    l2: float,
+    start: Logistic | None = None,
+    tolerance: float = TOLERANCE,
 ) -> Logistic:
     """Minimise mean cross-entropy + l2/2 times the squared weights (not the biases), by L-BFGS.
 
     Args:
-        features: n F, standardised, float32 or float64, which is kept.
+        features: n F float32 or float64, which is kept; fastest along their principal axes.
         labels: n classes, from 0.
         num_classes: K.
         l2: above 0; 1 / (C n) in scikit-learn's terms.
         start: weights to start from; zeros without.
+        tolerance: largest gradient at the end, for features scaled to unit curvature.
     """
     if start is None:
         start = Logistic(
-            features.new_zeros(features.shape[1], num_classes), features.new_zeros(num_classes)
+            features.new_zeros(num_classes, features.shape[1]), features.new_zeros(num_classes)
         )
-    weight, bias = (part.clone().requires_grad_() for part in start)
+    # A quarter of the mean square bounds the curvature of the loss: dividing by its root gives
+    # every feature about the same, and L-BFGS a third of the steps.
+    scale = (features.square().mean(dim=0) / 4 + l2).rsqrt()  # F
+    scaled = features * scale
+    weight = (start.weight / scale).requires_grad_()
+    bias = start.bias.clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
         [weight, bias],
         max_iter=MAX_ITERATIONS,
-        tolerance_grad=1e-5,
+        tolerance_grad=tolerance,
         tolerance_change=1e-9,
+        history_size=10,
         line_search_fn="strong_wolfe",
     )
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = F.cross_entropy(torch.addmm(bias, features, weight), labels)
-        loss = loss + l2 / 2 * weight.square().sum()
+        loss = F.cross_entropy(Logistic(weight, bias).scores(scaled), labels)
+        loss = loss + l2 / 2 * (weight * scale).square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return Logistic(weight.detach(), bias.detach())
+    return Logistic((weight * scale).detach(), bias.detach())
 
 
 def choose_l2(features: Tensor, labels: Tensor, *, num_classes: int, seed: int) -> float:
-    """Choose the strength of least cross-entropy on a fifth of the rows, fitted on the others."""
+    """Choose the strength of least cross-entropy on a fifth of the rows, fitted on the others.
+
+    Weaker ones are tried until the cross-entropy grows.
+    """
     held = torch.from_numpy(held_out(labels.numpy(), VALIDATION_SHARE, seed=seed))
-    model, losses = None, []
+    fit_x, fit_y = features[~held], labels[~held]
+    model, chosen, least = None, STRENGTHS[0], math.inf
     for l2 in STRENGTHS:
-        model = fit_logistic(
-            features[~held], labels[~held], num_classes=num_classes, l2=l2, start=model
-        )
-        losses.append(float(F.cross_entropy(model.scores(features[held]), labels[held])))
-    return STRENGTHS[int(np.argmin(losses))]
+        model = fit_logistic(fit_x, fit_y, num_classes=num_classes, l2=l2, start=model)
+        loss = float(F.cross_entropy(model.scores(features[held]), labels[held]))
+        if loss > least:
+            break
+        chosen, least = l2, loss
+    return chosen
 
 
 def linear_probe(
@@ -106,11 +127,23 @@ def linear_probe(
         test_x: m F, standardised by the training part.
         seed: key of the held-out part.
     """
-    features, labels = torch.from_numpy(train_x), torch.from_numpy(train_y)
+    labels, axes = torch.from_numpy(train_y), _principal_axes(torch.from_numpy(train_x))
+    features = torch.from_numpy(train_x) @ axes
     num_classes = int(labels.max()) + 1
     l2 = choose_l2(features, labels, num_classes=num_classes, seed=seed)
     model = fit_logistic(features, labels, num_classes=num_classes, l2=l2)
-    return LinearProbe(model.scores(torch.from_numpy(test_x)).argmax(dim=1).numpy(), l2)
+    scores = model.scores(torch.from_numpy(test_x) @ axes)
+    return LinearProbe(scores.argmax(dim=1).numpy(), l2)
+
+
+def _principal_axes(features: Tensor) -> Tensor:
+    """Give the axes F A in which the rows n F vary, A = min(n, F).
+
+    A rotation changes neither loss nor penalty, only the speed; along axes in which no row
+    varies the best weight is 0, so that few rows need few axes.
+    """
+    n, num_features = features.shape
+    return torch.linalg.eigh(features.T @ features).eigenvectors[:, -min(n, num_features) :]
 
 
 def logistic_accuracy(

@@ -62,7 +62,8 @@ class MaskedAutoencoder(nn.Module):
         pred = self.decoder(latent, masking, grid=grid)  # B L-K P
         target = self.target(gather(self.patches(images), masking.ids_hidden))  # B L-K P
         # Each image hides the same number, so the plain mean is the published masked mean.
-        return Output((pred.float() - target).square().mean(), masking.mask)
+        # Under autocast the prediction is bf16; the error is taken in the target's float32.
+        return Output((pred.to(target.dtype) - target).square().mean(), masking.mask)
 
     def target(self, patches: Tensor) -> Tensor:
         """Give what is to be predicted: pixels, normalised by their own patch if so configured.
@@ -137,7 +138,7 @@ class MaskedAutoencoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         masking = random_masking(order, num_keep=num_keep)
         latent = self.encoder(images, masking.ids_keep)
-        return self.decoder.predict_all(latent, masking, grid=grid).float(), masking.mask
+        return self.decoder.predict_all(latent, masking, grid=grid).to(images.dtype), masking.mask
 
     def _fill(self, images: Tensor, pred: Tensor, mask: Tensor, *, grid: tuple[int, int]) -> Tensor:
         patches = self.patches(images)

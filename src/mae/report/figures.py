@@ -8,15 +8,20 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 from xml.etree.ElementTree import Element
 
 from PIL import Image
 
-WIDTH, HEIGHT = 520, 260
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 30, 40  # room around the plot, in units of the view box
+from mae.errors import ConfigError
+from mae.train.rundir import write_durably
+
+WIDTH, LEFT, RIGHT = 520, 58, 14  # of the view box, and the room beside the plot
+TOP, BASE = 30, 230  # where the plot begins and ends
 MOST_POINTS = 400
 DASHES = ("", "7 4", "2 3", "9 3 2 3", "14 4", "4 2 1 2")
 """How lines differ besides their colour; the style sheet names as many colours (s0, s1 ...)."""
@@ -56,26 +61,31 @@ def png_data_uri(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(png_bytes(image)).decode()
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that readers see whole or not at all; its folder is made.
+
+    Raises:
+        ConfigError: if it cannot be written.
+    """
+    temporary = path.with_name(f".tmp-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(temporary, content)
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise ConfigError(
+            f"{path}: cannot be written: {error.strerror}; make room, or choose another place"
+        ) from error
+
+
 class Series(NamedTuple):
     """A line of a chart."""
 
     name: str
     points: Sequence[tuple[float, float]]
-    """(x, y) by ascending x, finite."""
-
-
-class _Axis(NamedTuple):
-    """From values to places along one side of the plot."""
-
-    low: float
-    high: float
-    start: float
-    length: float
-    log: bool
-
-    def __call__(self, value: float) -> float:
-        low, high, value = (_log(v) if self.log else v for v in (self.low, self.high, value))
-        return round(self.start + self.length * (value - low) / (high - low), 2)
+    """(x, y) by ascending x from 0, finite."""
 
 
 def line_chart(
@@ -84,70 +94,68 @@ def line_chart(
     """Draw lines over a common x axis as an <svg> that follows the page's colours.
 
     Args:
-        series: at least one, each with at least one point; more points than can be told apart
-            are averaged.
+        series: at least one, each with at least one point; where there are more points than can
+            be told apart, neighbours are averaged.
         title: what a reader who does not see it is told first.
         x_label: name and unit of x.
         y_label: name and unit of y.
         log: whether y is logarithmic; values must then be above 0.
     """
-    lines = [Series(name, _thinned(points)) for name, points in series]
-    xs, ys = zip(*(point for line in lines for point in line.points), strict=True)
-    x_ticks, y_ticks = _ticks(0.0, max(xs)), _log_ticks(ys) if log else _ticks(min(ys), max(ys))
-    plot_width, plot_height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
-    x_at = _Axis(0.0, max(*xs, x_ticks[-1] * 1e-9), LEFT, plot_width, log=False)
-    y_at = _Axis(y_ticks[0], y_ticks[-1], TOP + plot_height, -plot_height, log=log)
-    legend = len(lines) > 1
+    lines = [_thinned(line.points) for line in series]
+    xs, ys = zip(*(point for points in lines for point in points), strict=True)
+    y_ticks = _log_ticks(min(ys), max(ys)) if log else _ticks(min(ys), max(ys))
+    warp = math.log10 if log else float
+    x_at = _scale(0.0, max(xs) or 1.0, LEFT, WIDTH - RIGHT)
+    y_at = _scale(warp(y_ticks[0]), warp(y_ticks[-1]), BASE, TOP)
+    legend = len(series) > 1
     return element(
         "svg",
         element("title", title),
         element("desc", "; ".join(_told(line, x_label) for line in series)),
-        *_horizontal_grid(y_ticks, y_at),
-        *_marks_below([t for t in x_ticks if t <= x_at.high], x_at),
+        *(mark for tick in y_ticks for mark in _level(number(tick), y_at(warp(tick)))),
+        *(mark for tick in _ticks(0.0, max(xs)) if tick <= (max(xs) or 1.0)
+          for mark in _place(number(tick), x_at(tick))),
         element("text", y_label, x=4, y=14),
-        element("text", x_label, x=WIDTH - RIGHT, y=HEIGHT - 4, text_anchor="end"),
-        *(_path(line, index, x_at, y_at) for index, line in enumerate(lines)),
-        *(part for i, line in enumerate(series) if legend for part in _legend_row(line, i)),
-        viewBox=f"0 0 {WIDTH} {HEIGHT + 22 * len(lines) * legend}",
+        element("text", x_label, x=WIDTH - RIGHT, y=BASE + 36, text_anchor="end"),
+        *(
+            _line([(x_at(x), y_at(warp(y))) for x, y in points], index)
+            for index, points in enumerate(lines)
+        ),
+        *(mark for i, line in enumerate(series) if legend for mark in _legend(line, i)),
+        viewBox=f"0 0 {WIDTH} {BASE + 40 + 22 * len(lines) * legend}",
         role="img",
         class_="chart",
-    )
+    )  # fmt: skip
 
 
-def _horizontal_grid(ticks: Iterable[float], y_at: _Axis) -> Iterable[Element]:
-    for tick in ticks:
-        y = y_at(tick)
-        yield element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid")
-        yield element("text", number(tick), x=LEFT - 7, y=y + 4, text_anchor="end")
+def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    return lambda value: round(start + (end - start) * (value - low) / (high - low), 1)
 
 
-def _marks_below(ticks: Iterable[float], x_at: _Axis) -> Iterable[Element]:
-    base = HEIGHT - BOTTOM
-    yield element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=base, y2=base, class_="axis")
-    for tick in ticks:
-        x = x_at(tick)
-        yield element("line", x1=x, x2=x, y1=base, y2=base + 4, class_="axis")
-        yield element("text", number(tick), x=x, y=base + 17, text_anchor="middle")
+def _level(label: str, y: float) -> Iterable[Element]:
+    yield element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid")
+    yield element("text", label, x=LEFT - 7, y=y + 4, text_anchor="end")
 
 
-def _path(line: Series, index: int, x_at: _Axis, y_at: _Axis) -> Element:
-    places = [f"{x_at(x)} {y_at(y)}" for x, y in line.points]
-    # A line of one point has no length; a round end makes it a dot.
-    places += places[:1] if len(places) == 1 else []
-    return element("path", d="M" + "L".join(places), **_look(index))
+def _place(label: str, x: float) -> Iterable[Element]:
+    yield element("line", x1=x, x2=x, y1=BASE, y2=BASE + 4, class_="axis")
+    yield element("text", label, x=x, y=BASE + 17, text_anchor="middle")
 
 
-def _legend_row(line: Series, index: int) -> tuple[Element, Element]:
-    y = HEIGHT + 22 * index + 10
-    name = line.name if len(line.name) <= 50 else f"{line.name[:24]}…{line.name[-24:]}"
+def _line(places: Sequence[tuple[float, float]], index: int) -> Element:
+    # A line of one point is given no length: its round end makes it a dot.
+    path = "L".join(f"{x} {y}" for x, y in (places * 2 if len(places) == 1 else places))
+    look = index % len(DASHES)
+    dash = DASHES[look] or None
+    return element("path", d=f"M{path}", class_=f"line s{look}", stroke_dasharray=dash)
+
+
+def _legend(line: Series, index: int) -> Iterable[Element]:
+    y = BASE + 52 + 22 * index
+    name = line.name if len(line.name) <= 44 else f"{line.name[:21]}…{line.name[-21:]}"
+    yield _line([(LEFT, y), (LEFT + 44, y)], index)
     text = f"{name}: {number(line.points[-1][1])} at the end"
-    sample = element("path", d=f"M{LEFT} {y}L{LEFT + 44} {y}", **_look(index))
-    return sample, element("text", text, x=LEFT + 54, y=y + 4)
-
-
-def _look(index: int) -> dict[str, object]:
-    dash = DASHES[index % len(DASHES)]
-    return {"class_": f"line s{index % len(DASHES)}", "stroke_dasharray": dash or None}
+    yield element("text", text, x=LEFT + 54, y=y + 4)
 
 
 def _told(line: Series, x_label: str) -> str:
@@ -160,42 +168,35 @@ def _told(line: Series, x_label: str) -> str:
 
 
 def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Average neighbours until there are few enough; the first and the last stay as they are."""
-    if len(points) <= MOST_POINTS:
-        return list(points)
-    inner = points[1:-1]
-    edges = [len(inner) * i // (MOST_POINTS - 2) for i in range(MOST_POINTS - 1)]
-    groups = [inner[start:stop] for start, stop in pairwise(edges)]
-    means = [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
-    return [points[0], *means, points[-1]]
+    """Average neighbours until there are few enough to be told apart."""
+    size = -(-len(points) // MOST_POINTS)
+    groups = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(fmean(x for x, _ in group), fmean(y for _, y in group)) for group in groups]
 
 
 def _ticks(low: float, high: float) -> list[float]:
     """Give about five round numbers that enclose low and high."""
     span = (high - low) or abs(high) or 1.0
-    size = 10 ** math.floor(math.log10(span / 4))
+    size: float = 10.0 ** math.floor(math.log10(span / 4))
     step = next(m * size for m in (1, 2, 5, 10) if m * size * 4.5 >= span)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, max(last, first + 1) + 1)]
+    return [float(f"{i * step:.10g}") for i in range(first, max(last, first + 1) + 1)]
 
 
-def _log_ticks(values: Sequence[float]) -> list[float]:
-    """Give powers of ten, with their halves and fifths where they are few, around the values."""
-    low, high = math.floor(_log(min(values))), math.ceil(_log(max(values)))
-    high = max(high, low + 1)
-    between = (1, 2, 5) if high - low <= 2 else (1,)
-    stride = max(1, (high - low) // 5)
-    ticks = [m * 10.0**e for e in range(low, high, stride) for m in between]
-    return [*ticks, 10.0**high]
-
-
-def _log(value: float) -> float:
-    return math.log10(value)
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Give powers of ten that enclose low and high, with 2 and 5 times each where they are few."""
+    first, last = math.floor(math.log10(low)), math.floor(math.log10(high)) + 1
+    stride = -(-(last - first) // 6)
+    between = (1, 2, 5) if last - first <= 2 else (1,)
+    ticks = [m * 10.0**e for e in range(first, last + stride, stride) for m in between]
+    start = max(i for i, tick in enumerate(ticks) if tick <= low)
+    stop = min(i for i, tick in enumerate(ticks) if tick > high)
+    return ticks[start : stop + 1]
 
 
 def number(value: float) -> str:
-    """Write a number with three or four digits that mean something: 1,234,567 as 1.23 M."""
-    for size, unit in ((1e9, " G"), (1e6, " M"), (1e5, " k")):
-        if abs(value) >= size:
-            return f"{value / (1e3 if unit == ' k' else size):.4g}{unit}"
+    """Write a number with the three or four digits that mean something: 1.234 M."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= max(size, 1e5):
+            return f"{value / size:.4g} {unit}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

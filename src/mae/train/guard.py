@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import IO, Self
@@ -85,11 +86,11 @@ class RunLock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file: IO[str] | None = None
+        self._file: IO[bytes] | None = None
 
     def __enter__(self) -> Self:
         try:
-            self._file = self.path.open("a+", encoding="utf-8")
+            self._file = self.path.open("ab+", buffering=0)
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             owner = self._read_owner()
@@ -113,14 +114,14 @@ class RunLock:
     def _write(self, text: str) -> None:
         """Replace the content, which only serves the message that others get."""
         assert self._file is not None
-        self._file.truncate(0)
-        self._file.write(text)
-        self._file.flush()
+        with suppress(OSError):  # a full disk is met, and said, elsewhere
+            self._file.truncate(0)
+            self._file.write(text.encode())
 
     def _read_owner(self) -> str:
         assert self._file is not None
         with self._file:
             self._file.seek(0)
-            host, _, pid = self._file.read().strip().partition(" ")
+            host, _, pid = self._file.read().decode().strip().partition(" ")
         # Between taking the lock and writing its name the owner has none.
         return f"process {pid} on {host}" if pid else "another process that has just started"

@@ -53,13 +53,12 @@ class BadFiles:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._names: set[str] = set()
-        if path.exists():
-            whole, _, torn = path.read_bytes().rpartition(b"\n")
-            if torn:
-                os.truncate(path, len(whole) + 1 if whole else 0)
-            lines = whole.decode(errors="surrogateescape").split("\n")
-            self._names.update(line.partition("\t")[0] for line in lines[1:])
+        content = path.read_bytes() if path.exists() else b""
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content:
+            os.truncate(path, len(whole))  # a line that a crash tore
+        lines = whole.decode(errors="surrogateescape").split("\n")[:-1]
+        self._names = {line.partition("\t")[0] for line in lines}
 
     def __len__(self) -> int:
         return len(self._names)
@@ -72,8 +71,7 @@ class BadFiles:
         name = _one_field(name)
         if name in self._names:
             return False
-        header = "" if self._names else "name\treason\n"
-        line = f"{header}{name}\t{_one_field(reason)}\n"
+        line = f"{name}\t{_one_field(reason)}\n"
         if not _append(self.path, line.encode(errors="surrogateescape")):
             self._names.add(name)
         return True
@@ -96,7 +94,7 @@ def _step_of(line: bytes) -> float:
     """Read the step of a row; a torn line comes after every step, a row without one before."""
     try:
         return float(json.loads(line).get("step", 0)) if line.endswith(b"\n") else float("inf")
-    except ValueError:
+    except (ValueError, TypeError, AttributeError):
         return float("inf")
 
 

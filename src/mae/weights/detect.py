@@ -1,7 +1,7 @@
 """From a path to tensors by our names: which file it stands for, whose names they are.
 
-A new format is a file beside `facebook.py` (a name table and reshape rules, nothing else), a line
-in `read_weights` and, to write it, one in `convert.py`.
+A new format is one file beside `facebook.py` (a name table and reshape rules, nothing else), a
+branch in `read_weights` and, to write it, one in `convert.py`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from torch import Tensor
 
 from mae.config import ModelConfig, from_dict
 from mae.errors import WeightsError
+from mae.train.checkpoint import latest_checkpoint
+from mae.train.rundir import RunDir
 from mae.weights import facebook
-from mae.weights.files import TensorFile, read_tensors
-from mae.weights.folder import CONFIG, TENSORS, parse_description, read_description
+from mae.weights.files import read_tensors
+from mae.weights.folder import CONFIG, TENSORS, Description, parse_description, read_description
 
 Format = Literal["mae", "facebook"]
 
@@ -29,11 +31,10 @@ class RawWeights(NamedTuple):
     path: Path
     """The file with the tensors."""
     format: Format
-    """Whose names and layout the file has."""
     tensors: dict[str, Tensor]
-    """By our names; views of the file."""
-    config: ModelConfig | None
-    """The model, where the file or its neighbour describes it."""
+    """By our names; may be views of the file."""
+    description: Description | None
+    """What the file or its neighbour says of the model."""
     known: Mapping[str, Any]
     """Fields of the model that are told without a description."""
     spell: Callable[[str], str]
@@ -52,72 +53,57 @@ def read_weights(path: str | Path) -> RawWeights:
         WeightsError: for a path that holds no weights, or weights that cannot be read or named.
     """
     file = _find(Path(path))
-    found = read_tensors(file)
-    if any(name.startswith("encoder.") for name in found.tensors):
-        return RawWeights(file, "mae", found.tensors, _neighbour(file), {}, str)
-    if facebook.recognises(found.tensors):
-        return RawWeights(
-            file,
-            "facebook",
-            {facebook.to_ours(name): tensor for name, tensor in found.tensors.items()},
-            _described(file, found),
-            facebook.training_facts(found.beside),
-            facebook.to_theirs,
-        )
+    tensors, beside = read_tensors(file)
+    if any(name.startswith("encoder.") for name in tensors):
+        return RawWeights(file, "mae", tensors, _neighbour(file), {}, spell=str)
+    if facebook.recognises(tensors):
+        ours = {facebook.to_ours(name): tensor for name, tensor in tensors.items()}
+        said = parse_description(beside["mae"], where=str(file)) if "mae" in beside else None
+        known = facebook.training_facts(beside)
+        return RawWeights(file, "facebook", ours, said, known, spell=facebook.to_theirs)
     raise WeightsError(
-        f"{file}: holds {len(found.tensors)} tensors with unknown names "
-        f"{sorted(found.tensors)[:5]}, expected the published PyTorch ones (blocks.0. ...) or "
-        "ours (encoder.blocks.0. ...)"
+        f"{file}: holds {len(tensors)} tensors of unknown names {sorted(tensors)[:5]}, expected "
+        "published PyTorch names (blocks.0. ...) or ours (encoder.blocks.0. ...)"
     )
 
 
 def _find(path: Path) -> Path:
     """Find the file that holds the tensors of a path.
 
-    1. the file itself; 2. a folder of ours or a checkpoint; 3. the weights of a finished run;
+    1. the file itself; 2. a folder of ours, or a checkpoint; 3. the weights of a finished run;
     4. the newest checkpoint of an unfinished one.
     """
     if path.is_file():
         return path
     if not path.is_dir():
         raise WeightsError(f"{path.absolute()}: no such file or folder")
-    checkpoints = sorted(path.glob("checkpoints/step-*[0-9]"), key=lambda p: (len(p.name), p.name))
-    for file in (
-        path / TENSORS,
-        path / "weights" / TENSORS,
-        *(checkpoint / TENSORS for checkpoint in checkpoints[-1:]),
-    ):
-        if file.is_file():
-            return file
-    held = sorted(p.name for p in path.iterdir())[:5]
+    run = RunDir(path)
+    for folder in (path, run.weights, latest_checkpoint(run.checkpoints)):
+        if folder is not None and (folder / TENSORS).is_file():
+            return folder / TENSORS
+    held = ", ".join(sorted(p.name for p in path.iterdir())[:5])
     raise WeightsError(
-        f"{path}: holds {', '.join(held) or 'nothing'}; expected {TENSORS}, or a run with "
-        "weights or a checkpoint"
+        f"{path}: holds {held or 'nothing'}; expected {TENSORS}, or a run with a checkpoint"
     )
 
 
-def _neighbour(file: Path) -> ModelConfig | None:
-    """Read the configuration that lies beside a file of ours: its own, or that of its run."""
+def _neighbour(file: Path) -> Description | None:
+    """Read the description that lies beside a file of ours: its own, or that of its run."""
     if file.with_name(CONFIG).is_file():
-        return read_description(file.with_name(CONFIG)).model
+        return read_description(file.with_name(CONFIG))
     manifest = file.absolute().with_name("manifest.json")
     if not manifest.is_file():
         return None
-    record = manifest.parent.parent.parent / "run.json"
+    record = RunDir(manifest.parent.parent.parent).record
     try:
         digest = json.loads(manifest.read_bytes())[file.name]["sha256"]
         model = json.loads(record.read_bytes())["config"]["model"]
         with file.open("rb") as opened:
             whole = hashlib.file_digest(opened, "sha256").hexdigest() == digest
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise WeightsError(f"{record}, {manifest}: cannot be read: {error}; restore them") from error
+        raise WeightsError(
+            f"{record}, {manifest}: cannot be read: {error}; restore them"
+        ) from error
     if not whole:
         raise WeightsError(f"{file}: is not what was written (sha256); name an older checkpoint")
-    return from_dict(ModelConfig, model, where=str(record))
-
-
-def _described(file: Path, found: TensorFile) -> ModelConfig | None:
-    """Read the description that we write into a published-layout file."""
-    if "mae" not in found.beside:
-        return None
-    return parse_description(found.beside["mae"], where=str(file)).model
+    return Description(model=from_dict(ModelConfig, model, where=str(record)))

@@ -1,8 +1,7 @@
 """Tensors out of files that nobody vouches for: nothing in them is executed.
 
-A file is recognised by its content: safetensors by its header, PyTorch's by zip or pickle marks.
-A pickle may name tensors, plain containers and `argparse.Namespace` (training checkpoints of the
-published code hold one); any other name is refused before it is looked up.
+A file is recognised by its content. A pickle may name tensors, plain containers and
+`argparse.Namespace` (the published training checkpoints hold one); any other name is refused.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from mae.errors import WeightsError
 
-# What torch's reader of untrusted pickles raises for files cut short, changed or made up.
+# What the readers of untrusted files raise for those cut short, changed or made up.
 _BROKEN = (
-    pickle.UnpicklingError, SafetensorError, zipfile.BadZipFile, EOFError, RuntimeError, ValueError,
-    TypeError, LookupError, AttributeError, AssertionError, ArithmeticError, MemoryError,
+    pickle.UnpicklingError, SafetensorError, EOFError, RuntimeError, ValueError, TypeError,
+    LookupError, AttributeError, AssertionError, ArithmeticError, MemoryError,
 )  # fmt: skip
 
 
@@ -34,8 +33,8 @@ class TensorFile(NamedTuple):
     """What a file holds."""
 
     tensors: dict[str, Tensor]
-    """By the file's own names, on the CPU; may be views of the file."""
-    beside: dict[str, Any]
+    """By the file's own names; may be views of the file."""
+    beside: dict[Any, Any]
     """What a training checkpoint holds beside the model: args, epoch ..."""
 
 
@@ -48,35 +47,34 @@ def read_tensors(path: Path) -> TensorFile:
     try:
         with path.open("rb") as file:
             head = file.read(9)
-        # The header's length comes first and may look like a pickle: so ask for it first.
+        # Asked first, since the length that precedes the header may look like a pickle's mark.
         if head[8:] == b"{":
             found = TensorFile(load_file(path), {})
         elif head[:1] in (b"P", b"\x80"):
             found = _read_pickle(path)
         else:
             raise WeightsError(f"{path}: is not weights; expected safetensors or a PyTorch file")
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be read: {error.strerror or error}") from error
     except WeightsError:
         raise
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error.strerror or error}") from error
     except _BROKEN as error:
-        raise WeightsError(
-            f"{path}: cannot be read, is it cut short or damaged? ({_reason(error)}); get it again"
-        ) from error
-    _check_tensors(path, found.tensors)
+        why = str(error).partition("\n")[0][:120] or type(error).__name__
+        raise WeightsError(f"{path}: is cut short or damaged ({why}); get it again") from error
+    _require_values(path, found.tensors)
     return found
 
 
 def _read_pickle(path: Path) -> TensorFile:
     zipped = zipfile.is_zipfile(path)
+    content = None
     with safe_globals([Namespace]):
         strange = get_unsafe_globals_in_checkpoint(path) if zipped else []
         try:
-            content = None
             if not strange:
                 content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
         except pickle.UnpicklingError as error:
-            # Files of the older kind cannot be listed first; the reader stops at the first name.
+            # Older files cannot be listed beforehand; the reader stops at the first such name.
             strange = re.findall(r"GLOBAL (\S+) was not an allowed", str(error))
             if not strange:
                 raise
@@ -88,12 +86,11 @@ def _read_pickle(path: Path) -> TensorFile:
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path}: holds a {type(content).__name__}, expected named tensors")
     if isinstance(content.get("model"), Mapping):
-        beside = {str(key): value for key, value in content.items() if key != "model"}
-        return TensorFile(dict(content["model"]), beside)
+        return TensorFile(dict(content["model"]), {k: content[k] for k in content if k != "model"})
     return TensorFile(dict(content), {})
 
 
-def _check_tensors(path: Path, tensors: Mapping[Any, object]) -> None:
+def _require_values(path: Path, tensors: Mapping[Any, object]) -> None:
     size = 0
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
@@ -103,10 +100,4 @@ def _check_tensors(path: Path, tensors: Mapping[Any, object]) -> None:
         size += tensor.nbytes
     # One stored number can be declared as a tensor of any size.
     if size > path.stat().st_size:
-        raise WeightsError(
-            f"{path}: declares {size:,} bytes of tensors, more than the file has; get it again"
-        )
-
-
-def _reason(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0][:120] or type(error).__name__
+        raise WeightsError(f"{path}: declares {size:,} bytes of tensors, more than the file has")

@@ -26,24 +26,22 @@ from mae.model.encoder import Encoder
 CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"
 
 
+def _library() -> str:
+    return f"mae-vision {metadata.version('mae-vision')}"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Description:
     """What config.json holds."""
 
     format: Literal["mae"] = "mae"
     format_version: Literal[1] = 1
-    library: str = ""
+    library: str = field(default_factory=_library)
     """Name and version of what wrote it."""
     model: ModelConfig
     """The network and what its pixels mean."""
     facts: dict[str, object] = field(default_factory=dict)
     """Where the weights come from: recipe, data, steps ..."""
-
-
-def describe(config: ModelConfig, *, facts: Mapping[str, object] | None = None) -> Description:
-    """Describe weights made by this version of the library."""
-    library = f"mae-vision {metadata.version('mae-vision')}"
-    return Description(library=library, model=config, facts=dict(facts or {}))
 
 
 def parse_description(values: object, *, where: str) -> Description:
@@ -93,8 +91,7 @@ def save(
     Raises:
         WeightsError: if it cannot be written.
     """
-    path = Path(folder)
-    description = describe(model.config, facts=facts)
+    path, description = Path(folder), Description(model=model.config, facts=dict(facts or {}))
     written_by = {"format": "pt", "library": description.library}
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -122,16 +119,14 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def _card(model: MaskedAutoencoder | Encoder, description: Description) -> str:
-    config, whole = model.config, isinstance(model, MaskedAutoencoder)
-    target = "pixels normalised by their patch" if config.normalize_target else "pixels"
-    decoder = f"{config.decoder_depth} blocks of width {config.decoder_width}, predicts {target}"
+    config, pixels = model.config, model.config.pixels
     name = size_name(width=config.width, depth=config.depth, patch_size=config.patch_size)
+    target = "pixels normalised by their patch" if config.normalize_target else "pixels"
     facts = "\n".join(f"- {key}: {value}" for key, value in description.facts.items())
-    use = (
-        "model = mae.load(FOLDER)  # encoder and decoder: model.reconstruct(images, noise=noise)"
-        if whole
-        else "encoder = mae.load_encoder(FOLDER)"
-    )
+    kind, decoder, load = "encoder of a masked autoencoder", "none", "load_encoder"
+    if isinstance(model, MaskedAutoencoder):
+        kind, load = "masked autoencoder", "load"
+        decoder = f"{config.decoder_width} x {config.decoder_depth}, predicts {target}"
     return f"""---
 license: {json.dumps(description.facts.get("license", "unknown"))}
 library_name: mae-vision
@@ -142,13 +137,12 @@ tags:
 - self-supervised-learning
 ---
 
-# {name}, {"masked autoencoder" if whole else "encoder of a masked autoencoder"}
+# {name}, {kind}
 
-- pictures: {config.image_size[0]} x {config.image_size[1]}, {config.channels} channels of \
-{config.pixels.dtype}
-- pixels: mean {list(config.pixels.mean)}, deviation {list(config.pixels.std)} of the full range
-- encoder: {config.depth} blocks of width {config.width}, {config.num_heads} heads
-- decoder: {decoder if whole else "none"}
+- pictures: {config.image_size[0]} x {config.image_size[1]}, {config.channels} channels, \
+{pixels.dtype}, scaled to [0, 1], mean {list(pixels.mean)}, deviation {list(pixels.std)}
+- encoder: {config.width} x {config.depth}, {config.num_heads} heads
+- decoder: {decoder}
 
 ## Where it comes from
 
@@ -159,7 +153,7 @@ tags:
 ```python
 import mae
 
-{use}
-features = mae.embed(FOLDER, "pictures", pool="mean")  # n x {config.width}
+model = mae.{load}("FOLDER")
+features = mae.embed("FOLDER", "pictures", pool="mean")  # n x {config.width}
 ```
 """

@@ -1,11 +1,11 @@
-"""Models from weights, strictly: what is missing or left over is listed, or it is an error."""
+"""Models from weights, strictly: what is missing or left over is named, or it is an error."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,19 +17,16 @@ from mae.model.create import create
 from mae.model.encoder import Encoder
 from mae.model.positions import resize_positions
 from mae.weights.detect import RawWeights, read_weights
-from mae.weights.shapes import Told, config_of
+from mae.weights.shapes import config_of, read_fields
 
-ModelT = TypeVar("ModelT", bound=nn.Module)
-
-_MAX_NAMED = 5
+ModelT = TypeVar("ModelT", bound=nn.Module, covariant=True)
 
 
 class Loaded(NamedTuple, Generic[ModelT]):
-    """A model and what there is to say about how it came about."""
+    """A model and, one line each, what was left out and what had to be assumed."""
 
     model: ModelT
     notes: list[str]
-    """One line each: what was left out, what had to be assumed."""
 
 
 def load(
@@ -44,33 +41,32 @@ def load(
 
     Args:
         path: folder of ours, run, checkpoint, or a published-layout file.
-        heads, decoder_heads: for files of an unknown width that do not hold them.
+        heads: for files that do not hold it and are of no known width.
+        decoder_heads: likewise.
         image_size: height and width, for such files whose patch grid is not square.
-        normalize_target: for such files: whether they predict pixels normalised by their patch.
+        normalize_target: whether such files predict pixels normalised by their patch.
 
     Raises:
         WeightsError: for anything missing, left over, of another shape or not finite.
     """
-    told = Told(heads, decoder_heads, image_size, normalize_target)
-    return _said(open_model(path, told=told))
+    told = {"num_heads": heads, "decoder_heads": decoder_heads, "image_size": image_size,
+            "normalize_target": normalize_target}  # fmt: skip
+    return _said(open_model(read_weights(path), **_given(told)))
 
 
 def load_encoder(
-    path: str | Path,
-    *,
-    heads: int | None = None,
-    image_size: tuple[int, int] | None = None,
+    path: str | Path, *, heads: int | None = None, image_size: tuple[int, int] | None = None
 ) -> Encoder:
     """Load the encoder alone; what was taken and what was left goes to stderr.
 
-    Args and errors are those of `load`; decoder and classifier heads are left, and said.
+    Arguments and errors are those of `load`; a decoder or a classifier's head is left.
     """
-    return _said(open_encoder(path, told=Told(heads=heads, image_size=image_size)))
+    told = {"num_heads": heads, "image_size": image_size}
+    return _said(open_encoder(read_weights(path), **_given(told)))
 
 
-def open_model(path: str | Path, *, told: Told = Told()) -> Loaded[MaskedAutoencoder]:
-    """Load encoder and decoder, with the notes."""
-    raw = read_weights(path)
+def open_model(raw: RawWeights, **told: Any) -> Loaded[MaskedAutoencoder]:
+    """Make encoder and decoder of what was read; `told` are fields of `ModelConfig`."""
     if not raw.has_decoder:
         raise WeightsError(
             f"decoder: not in this file, {raw.path}; features are possible (load_encoder), "
@@ -83,19 +79,20 @@ def open_model(path: str | Path, *, told: Told = Told()) -> Loaded[MaskedAutoenc
     return Loaded(model, notes)
 
 
-def open_encoder(path: str | Path, *, told: Told = Told()) -> Loaded[Encoder]:
-    """Load the encoder alone, with the notes: what was taken and what was left."""
-    raw = read_weights(path)
-    # The decoder's heads do not matter here; 1 divides every width.
-    config, _ = config_of(raw, told if raw.config else told._replace(decoder_heads=1))
+def open_encoder(raw: RawWeights, **told: Any) -> Loaded[Encoder]:
+    """Make an encoder of what was read; the notes say what was taken and what was left."""
+    own = {name: tensor for name, tensor in raw.tensors.items() if name.startswith("encoder.")}
+    # By itself, so that what a decoder leaves open is not asked for.
+    config, notes = config_of(raw._replace(tensors=own), told)
     with torch.device("meta"):
         encoder = Encoder(config)
-    taken, left = _split(raw.tensors)
-    _fill(encoder, raw, taken, prefix="encoder.")
+    _fill(encoder, raw, own, prefix="encoder.")
     name = size_name(width=config.width, depth=config.depth, patch_size=config.patch_size)
-    notes = [f"{raw.path}: took {len(taken)} tensors, the encoder ({name})"]
+    notes.append(f"{raw.path}: took the encoder, {name}, {len(own)} tensors")
+    left = raw.tensors.keys() - own.keys()
     if left:
-        notes.append(f"{raw.path}: left {len(left)} tensors: {_groups(raw, left)}")
+        groups = ", ".join(sorted({name.partition(".")[0] for name in left}))
+        notes.append(f"{raw.path}: left {groups}, {len(left)} tensors")
     return Loaded(encoder, notes)
 
 
@@ -106,46 +103,83 @@ def initial_model(
 
     Args:
         path: as for `load`.
-        config: the model to train; its size must be that of the weights, its image size, mask
-            ratio and target need not be.
+        config: the model to train; its sizes must be those of the weights, while its image
+            size, mask ratio and target need not be.
         seed: key of a fresh decoder.
 
     Raises:
         WeightsError: if the weights are of another model.
     """
     raw = read_weights(path)
-    told = None if raw.config else Told(config.num_heads, config.decoder_heads, config.image_size)
-    stored, _ = config_of(raw, told or Told())
-    model = create(config, seed=seed)
-    fields = ["patch_size", "channels", "width", "depth", "num_heads", "mlp_ratio"]
-    decoder_fields = ["decoder_width", "decoder_depth", "decoder_heads"] if raw.has_decoder else []
-    for name in fields + decoder_fields:
-        if getattr(stored, name) != getattr(config, name):
+    stored = read_fields(raw)
+    same = ["patch_size", "channels", "width", "depth", "num_heads", "mlp_ratio"]
+    if raw.has_decoder:
+        same += ["decoder_width", "decoder_depth", "decoder_heads"]
+    for name in same:
+        if stored.get(name, getattr(config, name)) != getattr(config, name):
             raise WeightsError(
-                f"{name}: {raw.path} has {getattr(stored, name)}, the new run "
-                f"{getattr(config, name)}; give the run the model of the weights"
+                f"{name}: got {getattr(config, name)} for the new run, but {raw.path} has "
+                f"{stored[name]}; give the run the model of the weights"
             )
-    return Loaded(model, [])
+    p, tensors, notes = config.patch_size, dict(raw.tensors), []
+    H, W = stored.get("image_size", config.image_size)
+    grid = (H // p, W // p)
+    if grid != config.grid:
+        notes.append(f"positions: resized from {grid} to {config.grid} patches")
+        for name in tensors.keys() & {"encoder.pos_embed", "decoder.pos_embed"}:
+            tensors[name] = resize_positions(
+                tensors[name].float(), grid_from=grid, grid_to=config.grid
+            )
+    model = create(config, seed=seed)
+    _fill(model.encoder, raw, tensors, prefix="encoder.")
+    if raw.has_decoder:
+        _fill(model.decoder, raw, tensors, prefix="decoder.")
+    else:
+        notes.append(f"decoder: not in {raw.path}, starts fresh")
+    return Loaded(model, notes)
 
 
-def check_keys(
-    found: Collection[str],
-    wanted: Collection[str],
-    *,
-    source: str,
-    spell: Callable[[str], str] = str,
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _said(loaded: Loaded[ModelT]) -> ModelT:
+    for note in loaded.notes:
+        print(note, file=sys.stderr)
+    return loaded.model
+
+
+def _fill(
+    module: nn.Module, raw: RawWeights, tensors: Mapping[str, Tensor], *, prefix: str = ""
 ) -> None:
-    """Require that the names are the same.
-
-    Raises:
-        WeightsError: listing at most 5 of each kind, in the spelling of the source.
-    """
-    missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
-    if not missing and not extra:
-        return
+    """Give a module copies of the tensors whose names begin with the prefix, as float32."""
+    found = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    wanted = {prefix + name: tensor for name, tensor in module.state_dict().items()}
+    both = found.keys() & wanted.keys()
+    problems = {
+        "missing": wanted.keys() - found.keys(),
+        "unexpected": found.keys() - wanted.keys(),
+        "of another shape": {name for name in both if found[name].shape != wanted[name].shape},
+        "not finite": {name for name in both if not _finite(found[name])},
+    }
     lists = [
-        f"{len(names)} {kind} {[spell(name) for name in names[:_MAX_NAMED]]}"
-        for kind, names in (("missing", missing), ("unexpected", extra))
+        f"{len(names)} {problem} {[raw.spell(name) for name in sorted(names)[:5]]}"
+        for problem, names in problems.items()
         if names
     ]
-    raise WeightsError(f"{source}: {', '.join(lists)}; {_cause(missing, extra)}")
+    if lists:
+        cause = "is it whole, and of a masked autoencoder?"
+        if "fc_norm.weight" in raw.tensors:
+            cause = "it is a fine-tuned classifier, whose fc_norm took the place of the encoder's \
+norm; take the file it was made from"
+        raise WeightsError(f"{raw.path}: {', '.join(lists)}; {cause}")
+    copies = {
+        name.removeprefix(prefix): tensor.detach().to(torch.float32, copy=True).contiguous()
+        for name, tensor in found.items()
+    }
+    # Assigned, not copied into: a model on the meta device costs neither memory nor draws.
+    module.load_state_dict(copies, assign=True)
+
+
+def _finite(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and bool(tensor.isfinite().all())

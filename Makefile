@@ -1,0 +1,32 @@
+# Two commands need nothing but Python: make demo, make test.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup demo test quick check bench
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=23.2"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+demo: setup
+	$(BIN)/mae demo
+
+test: check
+	$(BIN)/python -m pytest --numprocesses 2
+
+quick: setup
+	$(BIN)/python -m pytest --numprocesses 2 -m "not slow"
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_layers.py tests/test_names.py
+
+bench: setup
+	$(BIN)/python -m benchmarks.demo_step

@@ -1,0 +1,113 @@
+"""How a job shows where it is: a live bar on a terminal, plain lines elsewhere, all on stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Self, SupportsFloat
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+LINE_SECONDS = 10.0  # between plain lines; the first comes after one second
+BAR_SECONDS = 0.1
+WINDOW_SECONDS = 30.0  # the rate is that of about this long
+
+
+class Progress:
+    """Tell rate, numbers and time left, and notes in between; quiet: nothing at all.
+
+    Numbers may be tensors: they are read only when they are shown.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._live = not quiet and _is_live()
+        self._bar: Bar | None = None
+        self._total = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def note(self, text: str) -> None:
+        """Say something in a line of its own."""
+        if self._quiet:
+            return
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def start(
+        self, total: int, *, at: int = 0, images_per_step: int = 1, label: str = "step"
+    ) -> None:
+        """Begin to count steps, `at` of which are done already."""
+        self.__exit__()
+        now = time.monotonic()
+        self._total, self._images_per_step, self._label = total, images_per_step, label
+        interval = BAR_SECONDS if self._live else LINE_SECONDS
+        self._marks = deque([(now, at)], maxlen=max(2, int(WINDOW_SECONDS / interval)))
+        self._interval, self._due = interval, now + (0.0 if self._live else 1.0)
+        if self._live:
+            self._bar = _bar()
+            self._task = self._bar.add_task("", total=total, completed=at)
+            self._bar.start()
+
+    def update(self, step: int, **numbers: SupportsFloat) -> None:
+        """Tell that `step` steps are done, shown when it is time or the last one."""
+        now = time.monotonic()
+        if self._quiet or (now < self._due and step < self._total):
+            return
+        text = self._line(now, step, numbers)
+        self._marks.append((now, step))
+        self._due = now + self._interval
+        if self._bar is None:
+            print(text, file=sys.stderr, flush=True)
+        else:
+            self._bar.update(self._task, completed=step, description=text)
+            self._bar.refresh()
+
+    def _line(self, now: float, step: int, numbers: dict[str, SupportsFloat]) -> str:
+        then, before = self._marks[0]
+        rate = (step - before) / (now - then) if now > then else 0.0
+        parts = [f"{self._label} {step:,}/{self._total:,}"]
+        if rate > 0:
+            parts.append(f"{rate * self._images_per_step:,.4g} images/s")
+        parts += [f"{name} {float(value):.4g}" for name, value in numbers.items()]
+        if rate > 0:
+            parts.append(f"{duration((self._total - step) / rate)} left")
+        return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Write a time as 0:42, 12:05 or 3:05:00."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _is_live() -> bool:
+    """Whether stderr is a terminal that can redraw a line, and nobody asked for plain output."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") in ("dumb", "unknown")
+    return not plain and sys.stderr.isatty()
+
+
+def _bar() -> Bar:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.table import Column
+
+    text = TextColumn(
+        "{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")
+    )
+    # Without a thread of its own it draws only in update(), never in the middle of a save.
+    return Progress(
+        BarColumn(bar_width=24), text, console=Console(stderr=True), auto_refresh=False
+    )

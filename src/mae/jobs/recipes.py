@@ -1,0 +1,107 @@
+"""Recipes on the command line: listed, shown, read back from a file, changed field by field."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mae.config import PretrainConfig, from_dict, to_dict
+from mae.errors import ConfigError
+from mae.recipes import RECIPES, Recipe, find_recipe
+
+_LENGTHS = ("epochs", "steps", "minutes")
+
+
+def recipe_rows() -> list[dict[str, str]]:
+    """List the recipes: name, what it is, where its numbers come from, published result."""
+    return [
+        {"name": r.name, "about": r.about, "source": r.source, "expected": r.expected}
+        for r in RECIPES
+    ]
+
+
+def recipe_toml(recipe: Recipe) -> str:
+    """Write a recipe as a file that `--config` takes back."""
+    facts = (recipe.about, f"source: {recipe.source}", f"expected: {recipe.expected}")
+    head = "".join(f"# {line}\n" for line in (*facts, recipe.command))
+    return f"{head}\n{to_toml(to_dict(recipe.config))}"
+
+
+def configured(
+    recipe: str, *, file: Path | None = None, fields: Mapping[str, object]
+) -> PretrainConfig:
+    """Settle a configuration: the recipe, over it a file, over both single fields.
+
+    Args:
+        recipe: name of the recipe.
+        file: TOML or JSON of the same fields, all or a few; or the run.json of a run.
+        fields: values by dotted name; a length (epochs, steps, minutes) takes the place of
+            another one.
+
+    Raises:
+        ConfigError: for an unknown recipe, key or value.
+    """
+    base = find_recipe(recipe).config
+    if file is not None:
+        merged = _merged(to_dict(base), read_fields(file))
+        base = from_dict(PretrainConfig, merged, where=str(file))
+    nested: dict[str, Any] = {}
+    if set(_LENGTHS) & set(fields):
+        nested = {"steps": None, "minutes": None}
+    for name, value in fields.items():
+        group, _, last = name.rpartition(".")
+        (nested.setdefault(group, {}) if group else nested)[last] = value
+    return from_dict(PretrainConfig, _merged(to_dict(base), nested), where="the options")
+
+
+def read_fields(file: Path) -> dict[str, Any]:
+    """Read fields from TOML, where "none" stands for none, or from JSON.
+
+    Raises:
+        ConfigError: if the file cannot be read or is neither.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+        if file.suffix.lower() == ".toml":
+            return _with_none(tomllib.loads(text))
+        values = json.loads(text)
+    except OSError as error:
+        reason = (error.strerror or "cannot be read").lower()
+        raise ConfigError(f"config: {file.absolute()}: {reason}; check the path") from error
+    except ValueError as error:
+        sort = "TOML" if file.suffix.lower() == ".toml" else "JSON (files of TOML end in .toml)"
+        raise ConfigError(f"config: {file}: is not {sort}: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"config: {file}: expected named values, got {type(values).__name__}")
+    of_a_run = values.get("config")
+    return of_a_run if isinstance(of_a_run, dict) else values
+
+
+def to_toml(values: Mapping[str, Any], *, table: str = "") -> str:
+    """Write nested values as TOML, which has no null: none is written as text."""
+    lines = [f"[{table}]"] if table else []
+    nested = {name: value for name, value in values.items() if isinstance(value, Mapping)}
+    plain = {name: value for name, value in values.items() if name not in nested}
+    # What JSON writes of texts, numbers, true, false and lists of them is TOML as well.
+    lines += [f"{n} = {json.dumps('none' if v is None else v)}" for n, v in plain.items()]
+    dotted = f"{table}." if table else ""
+    tables = [to_toml(value, table=f"{dotted}{name}") for name, value in nested.items()]
+    return "\n".join(["\n".join(lines) + "\n", *tables])
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    both = {
+        name: _merged(base[name], value)
+        for name, value in changes.items()
+        if isinstance(value, Mapping) and isinstance(base.get(name), Mapping)
+    }
+    return {**base, **changes, **both}
+
+
+def _with_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _with_none(inner) for name, inner in value.items()}
+    return None if value == "none" else value

@@ -1,0 +1,183 @@
+"""Reconstructions as pictures: what is drawn, and said about what is drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from textwrap import wrap
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from mae.config import ModelConfig
+from mae.errors import DataError
+from mae.model.autoencoder import TARGET_EPS, MaskedAutoencoder
+from mae.model.patches import unpatchify
+from mae.model.pixels import denormalize_pixels
+from mae.report.figures import png_bytes, write_whole
+
+Pixels = NDArray[np.uint8]
+
+STAGES = {
+    "original": "original",
+    "masked": "what the model sees",
+    "prediction": "prediction of every patch",
+    "pasted": "prediction, visible patches pasted",
+}
+"""The four drawings of a picture, in order, and what they are called."""
+
+GREY = 128  # hidden patches
+LEAST_EDGE = 112  # smaller pictures are enlarged, each pixel a square
+GAP = 4
+LINE, LETTER = 15, 7  # height of a line and width of a letter of the captions
+
+
+class Panels(NamedTuple):
+    """Reconstructions, ready to be put side by side."""
+
+    cells: Pixels
+    """B 4 H W 3: each picture in the four stages."""
+    caption: str
+    """What is drawn, where that is not the plain pixels of the model."""
+
+
+def reconstruction_panels(
+    model: MaskedAutoencoder,
+    images: Tensor,
+    *,
+    noise: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Panels:
+    """Rebuild the hidden patches of pictures and draw every stage.
+
+    Args:
+        model: on any device.
+        images: B C H W of the stored type.
+        noise: B L, or
+        mask: B L or B h w bool, True = hidden.
+
+    Raises:
+        ShapeError: for pictures, noise or mask that do not fit the model.
+    """
+    config, device = model.config, next(model.parameters()).device
+    normalized = model.normalize(images.to(device))
+    hidden = None if mask is None else mask.to(device)
+    drawn = None if noise is None else noise.to(device)
+    result = model.reconstruct(normalized, noise=drawn, mask=hidden)
+    H, W = images.shape[-2:]
+    p, grid = config.patch_size, (H // config.patch_size, W // config.patch_size)
+    pred = result.pred
+    if config.normalize_target:
+        variance, mean = torch.var_mean(model.patches(normalized), dim=-1, keepdim=True)
+        pred = pred * (variance + TARGET_EPS).sqrt() + mean
+    predicted = denormalize_pixels(unpatchify(pred, patch_size=p, grid=grid), config.pixels)
+    stored = images.float() / config.pixels.full_range
+    original, prediction = _for_display(stored, predicted.cpu(), config)
+    is_hidden = result.mask.cpu().view(-1, *grid).numpy().repeat(p, 1).repeat(p, 2)[..., None]
+    # Chosen among drawn pixels, so that a visible one is the original's to the last bit.
+    masked = np.where(is_hidden, np.uint8(GREY), original)
+    pasted = np.where(is_hidden, prediction, original)
+    return Panels(np.stack([original, masked, prediction, pasted], axis=1), caption_of(config))
+
+
+def _for_display(stored: Tensor, predicted: Tensor, config: ModelConfig) -> tuple[Pixels, Pixels]:
+    """Turn two B C H W in [0, 1] into B H W 3 pixels, on the scale of the first."""
+    C = config.channels
+    shown = [0, 0, 0] if C < 3 else [0, 1, 2]
+    stored, predicted = stored[:, shown], predicted[:, shown]
+    if config.pixels.dtype == "uint8":
+        low, high = torch.zeros(1), torch.ones(1)
+    else:
+        low, high = (f(stored, dim=(1, 2, 3), keepdim=True) for f in (torch.amin, torch.amax))
+
+    def pixels(values: Tensor) -> Pixels:
+        scaled = (values - low) / (high - low).clamp_min(1e-12) * 255
+        # A model that diverged is drawn, too.
+        whole = scaled.nan_to_num(0.0).clamp(0, 255).round().to(torch.uint8)
+        return whole.permute(0, 2, 3, 1).numpy()
+
+    return pixels(stored), pixels(predicted)
+
+
+def caption_of(config: ModelConfig) -> str:
+    """Say where a drawing is not simply the pixels that a model predicts."""
+    said = []
+    if config.normalize_target:
+        said.append(
+            "This model predicts pixels normalised by their own patch: the mean and deviation of "
+            "each drawn patch are those of the original, hidden ones included."
+        )
+    if config.channels == 2:
+        said.append("Of 2 channels the first is drawn.")
+    elif config.channels > 3:
+        said.append(f"Of {config.channels} channels the first three are drawn.")
+    if config.pixels.dtype != "uint8":
+        said.append("Brightness is stretched to the range of each original.")
+    return " ".join(said)
+
+
+def tile(cells: Pixels) -> Image.Image:
+    """Put cells R K H W 3 in rows and columns, small ones enlarged, each with a gap after it."""
+    scale = -(-LEAST_EDGE // min(cells.shape[2:4]))
+    cells = cells.repeat(scale, axis=2).repeat(scale, axis=3)
+    R, K, H, W, _ = cells.shape
+    sheet = np.zeros((R, K, H + GAP, W + GAP, 4), dtype=np.uint8)  # gaps are transparent
+    sheet[:, :, :H, :W, :3] = cells
+    sheet[:, :, :H, :W, 3] = 255
+    flat = sheet.transpose(0, 2, 1, 3, 4).reshape(R * (H + GAP), K * (W + GAP), 4)
+    return Image.fromarray(flat)
+
+
+def reconstruction_strip(panels: Panels) -> Image.Image:
+    """Draw a row of four for each picture, headed and explained within the picture."""
+    sheet = tile(panels.cells)
+    column = sheet.width // len(STAGES)
+    heads = [wrap(heading, column // LETTER) for heading in STAGES.values()]
+    below = wrap(panels.caption, sheet.width // LETTER)
+    top = LINE * max(map(len, heads)) + GAP
+    height = top + sheet.height + LINE * len(below) + GAP
+    strip = Image.new("RGB", (sheet.width + GAP, height), "white")
+    strip.paste(sheet, (GAP, top), sheet)
+    draw, font = ImageDraw.Draw(strip), ImageFont.load_default(LINE * 0.8)
+    for i, lines in enumerate(heads):
+        draw.text((GAP + i * column, 2), "\n".join(lines), fill="black", font=font)
+    draw.text((GAP, top + sheet.height), "\n".join(below), fill="black", font=font)
+    return strip
+
+
+def save_progress_picture(
+    model: MaskedAutoencoder, images: Tensor, noise: Tensor, path: Path
+) -> None:
+    """Draw pictures as a model sees them at this moment: a column each, a row for each stage.
+
+    Args:
+        model: as it is in training; left as it was.
+        images: B C H W of the stored type.
+        noise: B L.
+        path: PNG to write, whole or not at all; its folder is made.
+
+    Raises:
+        ConfigError: if it cannot be written.
+    """
+    cells = reconstruction_panels(model, images, noise=noise).cells
+    write_whole(path, png_bytes(tile(cells.swapaxes(0, 1))))
+
+
+def read_stages(path: Path) -> dict[str, Image.Image]:
+    """Read a progress picture back, cut into its stages.
+
+    Raises:
+        DataError: if it is no picture.
+    """
+    try:
+        with Image.open(path) as sheet:
+            row = sheet.height // len(STAGES)
+            return {
+                stage: sheet.crop((0, i * row, sheet.width - GAP, (i + 1) * row - GAP))
+                for i, stage in enumerate(STAGES)
+            }
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read as a picture; delete it") from error

@@ -1,0 +1,93 @@
+"""From one layout to another, with a proof that the model is the same."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mae.config import to_dict
+from mae.errors import WeightsError
+from mae.model.autoencoder import MaskedAutoencoder
+from mae.model.encoder import Encoder
+from mae.weights import facebook, folder
+from mae.weights.detect import Format, RawWeights, read_weights
+from mae.weights.load import Loaded, open_encoder, open_model
+
+
+class Converted(NamedTuple):
+    """What a conversion wrote."""
+
+    path: Path
+    largest_difference: float
+    """Between the two models' latents and predictions of the same images and masks."""
+    notes: list[str]
+
+
+def convert(src: str | Path, dst: str | Path, *, to: Format, **told: Any) -> Converted:
+    """Write weights in another layout, read them back, and compare what both models compute.
+
+    Args:
+        src: whatever `load` or `load_encoder` takes.
+        dst: file or folder to make, in a folder that exists.
+        to: "mae", a folder of ours, or "facebook", a published-layout file.
+        told: fields of `ModelConfig` that a file which does not describe itself leaves open.
+
+    Raises:
+        WeightsError: if `src` cannot be loaded, `dst` exists or cannot be written, or the two
+            models differ; then nothing is left at `dst`.
+    """
+    path, raw = Path(dst), read_weights(src)
+    if path.exists():
+        raise WeightsError(f"{path}: exists already; choose another name, or remove it first")
+    model, notes = _open(raw, **told)
+    facts = raw.description.facts if raw.description else {}
+    temporary = path.with_name(f".tmp-{path.name}-{secrets.token_hex(4)}")
+    try:
+        if to == "mae":
+            folder.save(model, temporary, facts=facts)
+        else:
+            description = folder.Description(model=model.config, facts=dict(facts))
+            tensors = folder.tensors_of(model)
+            facebook.write(temporary, tensors, description=to_dict(description))
+        difference = _largest_difference(model, _open(read_weights(temporary)).model)
+        if difference != 0:
+            raise WeightsError(f"{path}: not written: the models differ by {difference}")
+        temporary.rename(path)
+    except (OSError, RuntimeError) as error:
+        raise WeightsError(f"{path}: cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+    return Converted(path, difference, notes)
+
+
+def _open(raw: RawWeights, **told: Any) -> Loaded[MaskedAutoencoder | Encoder]:
+    return open_model(raw, **told) if raw.has_decoder else open_encoder(raw, **told)
+
+
+def _largest_difference(
+    before: MaskedAutoencoder | Encoder, after: MaskedAutoencoder | Encoder
+) -> float:
+    config = before.config
+    if type(before) is not type(after) or config != after.config:
+        return math.inf
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, config.channels, *config.image_size, generator=generator)
+    noise = torch.rand(2, config.num_patches, generator=generator)
+    pairs = zip(_computed(before, images, noise), _computed(after, images, noise), strict=True)
+    return max(float((a - b).abs().max()) for a, b in pairs)
+
+
+@torch.inference_mode()
+def _computed(
+    model: MaskedAutoencoder | Encoder, images: Tensor, noise: Tensor
+) -> tuple[Tensor, ...]:
+    """Compute the latent of all patches and, where there is a decoder, every prediction."""
+    if isinstance(model, Encoder):
+        return (model(images),)
+    return model.encoder(images), model.reconstruct(images, noise=noise).pred

@@ -1,0 +1,124 @@
+"""Batches are the same whoever makes them and wherever one begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mae.config import AugmentConfig
+from mae.data.batch import Batch, BatchPlan, prepared, training_batch
+from mae.data.decode import PixelKind
+from mae.data.loader import batches
+from mae.data.source import ArraySource, FolderSource
+from tests.pictures import mixed_folder
+
+COLOUR = PixelKind("uint8", 3)
+
+
+def folder_plan(root: Path, **changes: object) -> BatchPlan:
+    fields: dict[str, object] = {
+        "source": FolderSource(root),
+        "kind": COLOUR,
+        "size": (12, 20),
+        "num_patches": 15,
+        "augment": AugmentConfig(),
+        "batch": 4,
+        "seed": 9,
+    }
+    return BatchPlan(**(fields | changes))  # type: ignore[arg-type]
+
+
+def same(a: Batch, b: Batch) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a[:4], b[:4], strict=True)) and a.bad == b.bad
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_worker_counts_do_not_change_a_bit(tmp_path: Path, workers: int) -> None:
+    mixed_folder(tmp_path, count=20, broken=1)
+    plan = folder_plan(tmp_path)
+
+    here = list(batches(plan, start=3, stop=9, workers=0))
+    there = list(batches(plan, start=3, stop=9, workers=workers))
+
+    assert len(here) == 6
+    assert all(same(a, b) for a, b in zip(here, there, strict=True))
+
+
+def test_the_global_generator_is_never_drawn_from(tmp_path: Path) -> None:
+    mixed_folder(tmp_path, count=20, broken=1)
+    before = torch.get_rng_state()
+
+    list(batches(folder_plan(tmp_path), start=0, stop=2, workers=0))
+
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_epoch_gives_each_picture_once_and_drops_the_remainder() -> None:
+    source = ArraySource(np.zeros((14, 28, 28, 1), dtype=np.uint8))
+    plan = BatchPlan(source=source, kind=PixelKind("uint8", 1), size=(28, 28), num_patches=49,
+                     augment=AugmentConfig(), batch=4, seed=0)  # fmt: skip
+
+    ids = torch.cat([training_batch(plan, step).ids for step in range(3)])
+
+    assert plan.batches_per_epoch == 3
+    assert len(set(ids.tolist())) == 12
+
+
+def test_a_broken_picture_is_replaced_by_the_same_other_one_and_named(tmp_path: Path) -> None:
+    broken = mixed_folder(tmp_path, count=20, broken=2)
+    plan = folder_plan(tmp_path, batch=20)
+
+    first, second = training_batch(plan, 0), training_batch(plan, 0)
+
+    assert {bad.name for bad in first.bad} >= set(broken)
+    assert same(first, second)
+    assert first.images.shape == (20, 3, 12, 20)
+
+
+def test_a_replacement_keeps_the_crop_and_mask_of_the_sample_it_stands_for(tmp_path: Path) -> None:
+    mixed_folder(tmp_path, count=20, broken=2)
+    plan = folder_plan(tmp_path, batch=20)
+
+    batch = training_batch(plan, 0)
+
+    alone = training_batch(folder_plan(tmp_path, batch=1), 7)
+    place = batch.ids.tolist().index(int(alone.ids))
+    assert torch.equal(batch.noise[place], alone.noise[0])
+
+
+def test_labels_follow_the_samples() -> None:
+    labels = np.arange(10)
+    source = ArraySource(np.zeros((10, 8, 8), dtype=np.uint8), labels=labels, class_names=("a",) * 10)
+    plan = BatchPlan(source=source, kind=PixelKind("uint8", 1), size=(8, 8), num_patches=4,
+                     augment=AugmentConfig(), batch=5, seed=0)  # fmt: skip
+
+    batch = training_batch(plan, 1)
+
+    assert torch.equal(batch.labels, batch.ids)
+
+
+def test_flips_mirror_half_of_the_pictures() -> None:
+    ramp = np.broadcast_to(np.arange(8, dtype=np.uint8), (400, 8, 8))
+    plan = BatchPlan(source=ArraySource(ramp.copy()), kind=PixelKind("uint8", 1), size=(8, 8),
+                     num_patches=4, augment=AugmentConfig(crop_scale=(1, 1)), batch=400,
+                     seed=0)  # fmt: skip
+
+    first_columns = training_batch(plan, 0).images[:, 0, 0, 0]
+
+    assert set(first_columns.tolist()) == {0, 7}
+    assert 150 < int((first_columns == 7).sum()) < 250
+
+
+def test_evaluation_leaves_broken_pictures_out_and_says_so(tmp_path: Path) -> None:
+    broken = mixed_folder(tmp_path, count=20, broken=2)
+    source = FolderSource(tmp_path)
+
+    view = prepared(source, range(20), kind=COLOUR, size=(12, 20))
+
+    assert {bad.name for bad in view.bad} == set(broken)
+    assert len(view.images) == len(view.ids) == 18
+    assert not set(view.ids.tolist()) & {bad.id for bad in view.bad}
