@@ -20,7 +20,7 @@ from torch import nn
 from mae.train.checkpoint import load_checkpoint, save_checkpoint
 from mae.train.state import TrainState
 
-VALUES = 250_000
+VALUES = 60_000
 
 
 def fresh_state() -> TrainState:
@@ -86,7 +86,7 @@ def main() -> None:
     draws = random.Random(seed)
     steps, inside = [], 0
     for _ in range(rounds):
-        acknowledged = killed_round(folder, delay_s=draws.uniform(0, 0.1))
+        acknowledged = killed_round(folder, delay_s=draws.uniform(0, 0.05))
         inside += any(folder.glob(".tmp-*")) or any(folder.glob(".del-*"))
         found = load(folder).step
         assert acknowledged <= found <= acknowledged + 1, (acknowledged, found)

@@ -90,7 +90,10 @@ def checkpoint(path: Path, model: dict[str, Tensor], **arguments: object) -> Pat
     torch.save(
         {
             "model": model,
-            "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-3}]},
+            "optimizer": {
+                "state": {0: {"step": torch.tensor(3.0)}},
+                "param_groups": [{"lr": 1e-3}],
+            },
             "epoch": 7,
             "scaler": {"scale": 65536.0},
             "args": args,

@@ -170,8 +170,8 @@ def resized_crops(
     values[...] = pictures.transpose(0, 1, 3, 2)
     passed = torch.from_numpy(values).view(B, H * C, W) @ torch.from_numpy(columns).transpose(1, 2)
     passed = torch.from_numpy(rows) @ _rounded(passed).view(B, H, C * w)
-    pixels = _rounded(passed).to(torch.uint8).view(B, h, C, w).transpose(2, 3)
-    return np.ascontiguousarray(pixels.numpy())
+    pixels = _rounded(passed).to(torch.uint8).view(B, h, C, w).transpose(2, 3).contiguous()
+    return np.asarray(pixels)
 
 
 def _rounded(values: torch.Tensor) -> torch.Tensor:
@@ -190,19 +190,17 @@ def _bicubic_weights(
     step = (lengths / wanted)[:, None]  # B 1
     stretch = np.maximum(step, 1)
     centres = (np.arange(wanted) + 0.5) * step  # B wanted, from the start of the box
-    num_taps = 2 * math.ceil(2 * stretch.max()) + 1
     first = np.maximum(np.floor(centres - 2 * stretch + 0.5), 0)
-    taps = first[..., None] + np.arange(num_taps)  # B wanted taps
-    x = np.abs(taps + 0.5 - centres[..., None]) / stretch[..., None]
+    taps = first + np.arange(math.ceil(4 * stretch.max()))[:, None, None]  # taps B wanted
+    x = np.minimum(np.abs(taps + 0.5 - centres) / stretch, 2)
     near, far = (1.5 * x - 2.5) * x * x + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2
-    weights = np.where(x < 1, near, np.where(x < 2, far, 0))
-    weights[taps >= lengths[:, None, None]] = 0
-    units = np.rint(weights * (_UNIT / weights.sum(axis=-1, keepdims=True)))
-    largest = units.argmax(axis=-1)[..., None]
-    rest = _UNIT - units.sum(axis=-1, keepdims=True)
-    np.put_along_axis(units, largest, np.take_along_axis(units, largest, axis=-1) + rest, axis=-1)
+    weights = np.where(x < 1, near, far) * (taps < lengths[:, None])
+    units = np.rint(weights * (_UNIT / weights.sum(axis=0)))
+    # The pixel under the centre, the heaviest, takes what rounding left over.
+    line, place = np.ogrid[: len(starts), :wanted]
+    heaviest = (np.floor(centres) - first).astype(np.int64)
+    units[heaviest, line, place] += _UNIT - units.sum(axis=0)
     # Taps beyond the end of the box weigh nothing and may lie beyond the line: it is padded.
-    padded = np.zeros((len(starts), wanted, stored + num_taps), dtype=np.float32)
-    places = taps.astype(np.int64) + starts[:, None, None]
-    np.put_along_axis(padded, places, (units / _UNIT).astype(np.float32), axis=-1)
+    padded = np.zeros((len(starts), wanted, stored + len(taps)), dtype=np.float32)
+    padded[line, place, taps.astype(np.int64) + starts[:, None]] = units / _UNIT
     return np.ascontiguousarray(padded[..., :stored])

@@ -44,7 +44,7 @@ def encoder_features(
 
 def pixel_features(batches: Iterable[Tensor]) -> Array:
     """Flatten pictures B C H W into n C*H*W float32; integers are scaled to [0, 1]."""
-    return np.concatenate([_scaled(images).flatten(1).numpy() for images in batches])
+    return np.concatenate([_scaled(images).flatten(1).cpu().numpy() for images in batches])
 
 
 def _scaled(images: Tensor) -> Tensor:

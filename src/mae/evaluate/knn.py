@@ -52,7 +52,7 @@ def knn_predict(
     bank = F.normalize(torch.from_numpy(train_x), dim=1).T  # F n
     labels = torch.from_numpy(train_y)
     predicted = []
-    for rows in torch.from_numpy(test_x).split(CHUNK):
+    for rows in torch.split(torch.from_numpy(test_x), CHUNK):
         near, ids = _nearest(F.normalize(rows, dim=1) @ bank, k=k)  # both m k
         votes = torch.zeros(len(rows), int(labels.max()) + 1)
         # Less 1, the largest cosine: the same votes up to a factor, and no overflow.

@@ -143,7 +143,8 @@ def _principal_axes(features: Tensor) -> Tensor:
     varies the best weight is 0, so that few rows need few axes.
     """
     n, num_features = features.shape
-    return torch.linalg.eigh(features.T @ features).eigenvectors[:, -min(n, num_features) :]
+    axes: Tensor = torch.linalg.eigh(features.T @ features).eigenvectors  # F F, weakest first
+    return axes[:, -min(n, num_features) :]
 
 
 def logistic_accuracy(

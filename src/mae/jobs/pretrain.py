@@ -90,7 +90,7 @@ def pretrain(
         MaeError: for whatever the user must change, in one line.
         Stopped: when asked to stop by SIGTERM, SIGUSR1 or Ctrl-C, after saving the state.
     """
-    if multiprocessing.parent_process() is not None:
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise ConfigError(
             "mae.pretrain: called again while a reader process was starting; put the call under "
             '`if __name__ == "__main__":`, or use workers=0'
@@ -162,9 +162,10 @@ def _run_to_the_end(run: _Run, *, init: str | Path | None) -> MaskedAutoencoder:
         _train(run, state, plan)
     model = model.cpu().eval()
     save(model, run.rundir.weights, facts={k: record[k] for k in ("recipe", "data", "num_steps")})
+    write_report(run.rundir.path)
+    # Last of all: a start after a crash in between does the above once more.
     record["finished"] = True
     write_json_atomic(run.rundir.record, record)
-    write_report(run.rundir.path)
     return model
 
 

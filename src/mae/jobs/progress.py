@@ -108,6 +108,4 @@ def _bar() -> Bar:
         "{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")
     )
     # Without a thread of its own it draws only in update(), never in the middle of a save.
-    return Progress(
-        BarColumn(bar_width=24), text, console=Console(stderr=True), auto_refresh=False
-    )
+    return Progress(BarColumn(bar_width=24), text, console=Console(stderr=True), auto_refresh=False)

@@ -27,16 +27,16 @@ DASHES = ("", "7 4", "2 3", "9 3 2 3", "14 4", "4 2 1 2")
 """How lines differ besides their colour; the style sheet names as many colours (s0, s1 ...)."""
 
 
-def element(name: str, *content: Element | str | None, **attributes: object) -> Element:
+def element(tag: str, /, *content: Element | str | None, **attributes: object) -> Element:
     """Make an HTML or SVG element from texts and elements; None is left out.
 
     Args:
-        name: the tag.
+        tag: name of the element.
         content: what it holds, in order.
         attributes: `class_` stands for class, `stroke_width` for stroke-width; None leaves out.
     """
     made = Element(
-        name,
+        tag,
         {k.rstrip("_").replace("_", "-"): str(v) for k, v in attributes.items() if v is not None},
     )
     for part in content:

@@ -113,7 +113,7 @@ def html_page(title: str, body: Iterable[Element | None]) -> bytes:
         element("style", resources.files("mae.report").joinpath("page.css").read_text("utf-8")),
     )
     page = element(
-        "html", head, element("body", element("h1", title), *(e for e in body)), lang="en"
+        "html", head, element("body", element("h1", title), *body), lang="en"
     )
     text = "<!doctype html>\n" + tostring(page, encoding="unicode", method="html") + "\n"
     # File names may hold what is no text; the rest of the page should not be lost over it.
@@ -164,7 +164,7 @@ def headline(run: RunFacts) -> dict[str, str]:
         "pictures": f"{data['count']:,} in {Path(str(data.get('path', 'memory'))).name}",
         "model": size,
         "input": f"{H} x {W} x {model.channels} {model.pixels.dtype}",
-        "steps": f"{run.step:,} of {config.batch:,}",
+        "steps": f"{run.step:,} x {config.batch:,} pictures",
         "epochs": f"{images / data['count']:.3g}",
         "training time": _duration(run.seconds),
         "pictures per second": number(images / run.seconds) if run.seconds else "not known yet",
@@ -218,8 +218,8 @@ def _film(run: RunFacts) -> Iterable[Element]:
                 "img", src=png_data_uri(small), alt=label, width=small.width, height=small.height
             ),
         ]
-    yield element("div", *cells, class_="film")
     yield element("p", caption_of(run.config.model), class_="quiet")
+    yield element("div", *cells, class_="film")
 
 
 def _evenly(items: Sequence[Any], most: int) -> list[Any]:
@@ -248,10 +248,10 @@ def _bad_files(run: RunFacts) -> Iterable[Element]:
     lines = path.read_text(errors="replace").splitlines()[1:] if path.exists() else []
     if lines:
         shown = [line.split("\t", 1) for line in lines[:MOST_BAD_NAMED]]
-        said = f"{len(lines):,} of {run.record['data']['count']:,}; each was replaced by another."
-        if len(lines) > MOST_BAD_NAMED:
-            said += f" The first {MOST_BAD_NAMED} are named here, all of them in {path.name}."
-        yield _table(said, ["file", "reason"], shown)
+        said = f"{len(lines):,} of {run.record['data']['count']:,}; others stood in for them"
+        note = f"{len(shown)} are named here, all of them in {path.name}." if lines[MOST_BAD_NAMED:] else ""
+        table = _table(note, ["file", "reason"], shown)
+        yield element("details", element("summary", said), table)
 
 
 def _commands(run: RunFacts) -> Iterable[Element]:
@@ -330,3 +330,7 @@ def _comparison(runs: Sequence[RunFacts]) -> Iterable[Element | None]:
     ]
     if differing:
         yield from _section("Where their recipes differ", _table("", ["", *names], differing))
+
+
+def _evidence(run: RunFacts) -> Iterable[Element]:
+    return ()

@@ -233,7 +233,11 @@ def git_state() -> dict[str, object] | None:
 
     def git(*arguments: str) -> str:
         finished = subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, check=True, timeout=10
+            ["git", "--no-optional-locks", *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
         )
         return finished.stdout.strip()
 

@@ -43,6 +43,8 @@ def convert(src: str | Path, dst: str | Path, *, to: Format, **told: Any) -> Con
             models differ; then nothing is left at `dst`.
     """
     path, raw = Path(dst), read_weights(src)
+    if not path.parent.is_dir():
+        raise WeightsError(f"{path.parent}: no such folder; make it first")
     if path.exists():
         raise WeightsError(f"{path}: exists already; choose another name, or remove it first")
     model, notes = _open(raw, **told)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 import zipfile
 from argparse import Namespace
 from collections.abc import Mapping
@@ -59,8 +60,10 @@ def read_tensors(path: Path) -> TensorFile:
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror or error}") from error
     except _BROKEN as error:
-        why = str(error).partition("\n")[0][:120] or type(error).__name__
-        raise WeightsError(f"{path}: is cut short or damaged ({why}); get it again") from error
+        why = str(error).rpartition("WeightsUnpickler error: ")[2].partition("\n")[0][:120]
+        raise WeightsError(
+            f"{path}: is cut short or damaged ({why or type(error).__name__}); get it again"
+        ) from error
     _require_values(path, found.tensors)
     return found
 
@@ -68,14 +71,16 @@ def read_tensors(path: Path) -> TensorFile:
 def _read_pickle(path: Path) -> TensorFile:
     zipped = zipfile.is_zipfile(path)
     content = None
-    with safe_globals([Namespace]):
+    with safe_globals([Namespace]), warnings.catch_warnings():
+        # Advice to whoever wrote the file, before the error that says it all.
+        warnings.simplefilter("ignore")
         strange = get_unsafe_globals_in_checkpoint(path) if zipped else []
         try:
             if not strange:
                 content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
         except pickle.UnpicklingError as error:
             # Older files cannot be listed beforehand; the reader stops at the first such name.
-            strange = re.findall(r"GLOBAL (\S+) was not an allowed", str(error))
+            strange = re.findall(r"\bGLOBAL (\S+)", str(error))
             if not strange:
                 raise
     if strange:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mae.config import size_name
+from mae.config import PixelConfig, size_name, to_dict
 from mae.weights.detect import Format, read_weights
 from mae.weights.shapes import read_fields
 
@@ -69,7 +69,7 @@ def inspect(path: str | Path) -> Inspection:
         format=raw.format,
         size=size_name(width=fields["width"], depth=fields["depth"],
                        patch_size=fields["patch_size"]),
-        model=fields,
+        model={n: to_dict(v) if isinstance(v, PixelConfig) else v for n, v in fields.items()},
         has_decoder=raw.has_decoder,
         tensors=len(raw.tensors),
         parameters=sum(tensor.numel() for tensor in raw.tensors.values()),

@@ -1,0 +1,134 @@
+"""Kill a pre-training run again and again; it must end bitwise where an undisturbed one ends.
+
+`python -m tests.jobs.kill_storm 30` prints what came of thirty kills.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mae.config import AugmentConfig, ModelConfig, OptimConfig, PretrainConfig
+
+CONFIG = PretrainConfig(
+    model=ModelConfig(
+        image_size=(12, 20),
+        patch_size=4,
+        width=24,
+        depth=2,
+        num_heads=3,
+        decoder_width=16,
+        decoder_depth=1,
+        decoder_heads=2,
+    ),
+    steps=60,
+    batch=8,
+    optim=OptimConfig(lr=0.05),
+    augment=AugmentConfig(crop_scale=(0.5, 1.0)),
+    device="cpu",
+    threads=1,
+    workers=0,
+    save_every_steps=2,
+    log_every_steps=1,
+)
+CONTEXT = multiprocessing.get_context("forkserver")
+# torch is imported once, by the server; each run is then a process of its own within 0.1 s.
+CONTEXT.set_forkserver_preload(["mae.jobs.pretrain"])
+
+
+def pictures() -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, (50, 16, 24, 3), dtype=np.uint8)
+
+
+def train(out: str) -> None:
+    from mae.jobs.pretrain import pretrain
+
+    torch.set_num_threads(1)
+    pretrain(CONFIG, data=pictures(), out=out, quiet=True)
+
+
+def start(out: Path) -> multiprocessing.process.BaseProcess:
+    process = CONTEXT.Process(target=train, args=(str(out),))
+    process.start()
+    return process
+
+
+def end_state(out: Path) -> str:
+    """Digest of the last parameters and moments, and of every logged loss."""
+    last = sorted((out / "checkpoints").glob("step-*"))[-1]
+    digest = hashlib.sha256()
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        digest.update((last / name).read_bytes())
+    return f"{last.name} {digest.hexdigest()}"
+
+
+def kill_in_a_save(process: multiprocessing.process.BaseProcess, out: Path, skip: int) -> bool:
+    """Kill when the next half-written checkpoint but `skip` is seen; False if the run ends."""
+    seen: set[str] = set()
+    while process.is_alive():
+        seen.update(p.name for p in (out / "checkpoints").glob(".tmp-step-*"))
+        if len(seen) > skip:
+            os.kill(process.pid or 0, signal.SIGKILL)
+            process.join()
+            return True
+    return False
+
+
+def kill_after(process: multiprocessing.process.BaseProcess, seconds: float) -> bool:
+    process.join(seconds)
+    if not process.is_alive():
+        return False
+    os.kill(process.pid or 0, signal.SIGKILL)
+    process.join()
+    return True
+
+
+def storm(folder: Path, kills: int, seed: int = 0) -> tuple[int, int, bool]:
+    """Kill runs `kills` times, every other one inside a save; begin anew where a run ended.
+
+    Returns:
+        Kills that hit, those of them inside a save, and whether every end was bitwise the same.
+    """
+    draw = random.Random(seed)
+    began = time.monotonic()
+    train_undisturbed = start(folder / "whole")
+    train_undisturbed.join()
+    usual = time.monotonic() - began
+    expected, hit, in_save, equal, number = end_state(folder / "whole"), 0, 0, True, 0
+    while hit < kills:
+        out = folder / f"run-{number}"
+        process = start(out)
+        if hit % 2:
+            killed = kill_in_a_save(process, out, draw.randrange(8))
+            in_save += killed
+        else:
+            killed = kill_after(process, draw.uniform(0, usual))
+        hit += killed
+        if not killed:
+            equal = equal and end_state(out) == expected
+            number += 1
+    process = start(out)
+    process.join()
+    # A run killed between its last step and its end is only finished off; one that was already
+    # finished refuses to start again.
+    return hit, in_save, equal and end_state(out) == expected
+
+
+if __name__ == "__main__":
+    root = Path(tempfile.mkdtemp())
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 30
+    hits, inside, same = storm(root, count, seed=int(time.time()))
+    shutil.rmtree(root)
+    print(f"{hits} kills, {inside} of them inside a save; ends bitwise equal: {same}")
+    sys.exit(not same)

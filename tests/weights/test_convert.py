@@ -1,0 +1,111 @@
+"""Conversions prove that the model is the same, or leave nothing behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mae.errors import WeightsError
+from mae.model.create import create
+from mae.weights import convert as conversion
+from mae.weights import facebook
+from mae.weights.convert import convert
+from mae.weights.folder import save
+from mae.weights.load import load, load_encoder
+from tests.weights import published
+from tests.weights.test_folder import CONFIG, same
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save(create(CONFIG, seed=1), tmp_path / "ours", facts={"recipe": "demo"})
+
+
+def test_model_that_no_default_describes_survives_the_published_layout(
+    tmp_path: Path, folder: Path
+) -> None:
+    convert(folder, tmp_path / "theirs.pth", to="facebook")
+    convert(tmp_path / "theirs.pth", tmp_path / "again", to="mae")
+
+    assert same(load(tmp_path / "again"), load(folder))
+    assert load(tmp_path / "again").config == CONFIG
+    for name in ("config.json", "README.md", "model.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_published_file_opens_without_allowing_any_name(tmp_path: Path, folder: Path) -> None:
+    convert(folder, tmp_path / "theirs.pth", to="facebook")
+
+    content = torch.load(tmp_path / "theirs.pth", weights_only=True)
+
+    assert torch.serialization.get_unsafe_globals_in_checkpoint(tmp_path / "theirs.pth") == []
+    assert content["mae"]["facts"] == {"recipe": "demo"}
+    assert content["model"]["decoder_pred.weight"].shape == (4 * 4 * 2, 16)
+
+
+def test_encoder_only_file_stays_one(tmp_path: Path) -> None:
+    path = published.checkpoint(tmp_path / "encoder.pth", published.encoder_only())
+
+    converted = convert(path, tmp_path / "ours", to="mae")
+
+    assert converted.largest_difference == 0
+    assert "took the encoder" in converted.notes[0]
+    assert same(load_encoder(tmp_path / "ours"), load_encoder(path))
+
+
+def test_heads_can_be_told(tmp_path: Path) -> None:
+    path = published.checkpoint(tmp_path / "odd.pth", published.full(width=24, decoder=16))
+    with pytest.raises(WeightsError, match="give heads"):
+        convert(path, tmp_path / "ours", to="mae")
+
+    convert(path, tmp_path / "ours", to="mae", num_heads=4, decoder_heads=2)
+
+    assert load(tmp_path / "ours").config.num_heads == 4
+
+
+def test_existing_destination_is_left_alone(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+
+    with pytest.raises(WeightsError, match="precious: exists already"):
+        convert(folder, tmp_path / "precious", to="facebook")
+
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+def test_source_that_cannot_be_loaded_leaves_nothing(tmp_path: Path) -> None:
+    state = published.full()
+    del state["norm.bias"]
+    path = published.checkpoint(tmp_path / "short.pth", state)
+
+    with pytest.raises(WeightsError, match="norm.bias"):
+        convert(path, tmp_path / "ours", to="mae")
+
+    assert [p.name for p in tmp_path.iterdir()] == ["short.pth"]
+
+
+@pytest.mark.parametrize("to", ["mae", "facebook"])
+def test_folder_that_is_not_there_leaves_nothing(
+    tmp_path: Path, folder: Path, to: conversion.Format
+) -> None:
+    with pytest.raises(WeightsError, match="new: no such folder"):
+        convert(folder, tmp_path / "new" / "theirs", to=to)
+
+    assert [p.name for p in tmp_path.iterdir()] == ["ours"]
+
+
+def test_model_that_reads_back_differently_is_not_kept(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def swapped(name: str) -> str:
+        swap = {"encoder.norm.weight": "norm.bias", "encoder.norm.bias": "norm.weight"}
+        return swap.get(name) or to_theirs(name)
+
+    to_theirs = facebook.to_theirs
+    monkeypatch.setattr(facebook, "to_theirs", swapped)
+
+    with pytest.raises(WeightsError, match=r"the models differ by \d"):
+        convert(folder, tmp_path / "theirs.pth", to="facebook")
+
+    assert [p.name for p in tmp_path.iterdir()] == ["ours"]
