@@ -1,4 +1,8 @@
-"""The command: parse, call the job, print. Results go to stdout, everything else to stderr."""
+"""The command: parse, call the job, print. Results go to stdout, everything else to stderr.
+
+A verb is a function: its parameters are the options, and it imports its job, and torch with it,
+only when it runs.
+"""
 
 from __future__ import annotations
 
@@ -8,33 +12,262 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
+from inspect import getdoc
 from itertools import zip_longest
-from typing import Any, NamedTuple, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from mae.config import to_dict
 from mae.errors import ConfigError, MaeError
 from mae.jobs.recipes import configured, recipe_rows, recipe_toml, to_toml
-from mae.options import (
-    ConvertOptions,
-    DemoOptions,
-    DoctorOptions,
-    EmbedOptions,
-    InspectOptions,
-    KnnOptions,
-    LinearOptions,
-    Options,
-    PretrainOptions,
-    RecipeOptions,
-    RecipesOptions,
-    ReconstructOptions,
-    ReportOptions,
-    nearest,
-    read_options,
-    show_help,
-)
+from mae.options import nearest, options_of, read_words, show_help
 from mae.recipes import find_recipe
 from mae.train.guard import INTERRUPTED, Stopped
 from mae.train.rundir import RunDir
+
+if TYPE_CHECKING:
+    from mae.jobs.features import FeatureSettings
+
+Pool = Literal["mean", "cls", "grid"]
+
+
+class Shown(NamedTuple):
+    """What a verb has to show."""
+
+    values: Mapping[str, object]
+    """For machines."""
+    rows: Iterable[Sequence[str]]
+    """For people, a table."""
+    exit_code: int = 0
+
+
+def demo(
+    *, out: Path = Path("runs/demo"), minutes: float | None = None, quiet: bool = False
+) -> Shown:
+    """Pre-train on built-in pictures in minutes, and show what was learnt."""
+    from mae.jobs import demo as job
+
+    result = job.demo(out=out, minutes=minutes, quiet=quiet)
+    return Shown(result.values(), result.rows(), result.exit_code)
+
+
+def pretrain(
+    recipe: str = "folder",
+    *,
+    data: str | None = None,
+    out: Path | None = None,
+    init: Path | None = None,
+    config: Path | None = None,
+    print_config: bool = False,
+    quiet: bool = False,
+    **fields: object,
+) -> Shown:
+    """Pre-train on a folder of pictures; goes on where an unfinished run stopped."""
+    settled = configured(recipe, file=config, fields=fields)
+    if print_config:
+        return Shown(to_dict(settled), [(to_toml(to_dict(settled)),)])
+    if data is None:
+        raise ConfigError("pretrain: expected --data, a folder of pictures (or fashion-mnist)")
+    from mae.jobs import pretrain as job
+
+    run = job.pretrain(
+        recipe if settled == find_recipe(recipe).config else settled,
+        data=data,
+        out=out,
+        init=init,
+        quiet=quiet,
+        command=["mae", *sys.argv[1:]],
+    )
+    rundir = RunDir(run.path)
+    values = {
+        "run": str(run.path),
+        "weights": str(rundir.weights),
+        "report": str(rundir.report),
+        "steps": run.num_steps,
+        "resumed": run.resumed,
+    }
+    return Shown(values, [(name, str(value)) for name, value in values.items()])
+
+
+def probe_knn(
+    weights: Path,
+    *,
+    data: str,
+    k: int = 20,
+    temperature: float = 0.07,
+    pool: Pool = "mean",
+    batch: int = 64,
+    device: str = "auto",
+    seed: int = 0,
+    heads: int | None = None,
+    image_size: tuple[int, int] | None = None,
+    quiet: bool = False,
+) -> Shown:
+    """Classify by nearest neighbours in feature space, beside raw pixels.
+
+    DATA holds one folder per class, of which a fifth is held out; or train/ and val/ of such.
+    """
+    from mae.jobs import probe as job
+
+    settings = _settings(pool, batch, device, heads, image_size)
+    method = job.knn(k=k, temperature=temperature)
+    return _shown(
+        job.probe(weights, data=data, method=method, settings=settings, seed=seed, quiet=quiet)
+    )
+
+
+def probe_linear(
+    weights: Path,
+    *,
+    data: str,
+    pool: Pool = "mean",
+    batch: int = 64,
+    device: str = "auto",
+    seed: int = 0,
+    heads: int | None = None,
+    image_size: tuple[int, int] | None = None,
+    quiet: bool = False,
+) -> Shown:
+    """Classify by logistic regression on features, beside raw pixels.
+
+    DATA holds one folder per class, of which a fifth is held out; or train/ and val/ of such.
+    """
+    from mae.jobs import probe as job
+
+    settings = _settings(pool, batch, device, heads, image_size)
+    method = job.linear(seed=seed)
+    return _shown(
+        job.probe(weights, data=data, method=method, settings=settings, seed=seed, quiet=quiet)
+    )
+
+
+def reconstruct(
+    weights: Path,
+    *pictures: Path,
+    out: Path = Path("reconstruction.png"),
+    mask_ratio: float | None = None,
+    seed: int = 0,
+    heads: int | None = None,
+    decoder_heads: int | None = None,
+    image_size: tuple[int, int] | None = None,
+    normalize_target: bool | None = None,
+    device: str = "auto",
+    quiet: bool = False,
+) -> Shown:
+    """Draw pictures masked, rebuilt, and pasted together, to a .png or .html."""
+    from mae.jobs import reconstruct as job
+    from mae.weights.shapes import Told
+
+    told = Told(heads, decoder_heads, image_size, normalize_target)
+    return _shown(
+        job.reconstruct(
+            weights,
+            pictures,
+            out=out,
+            mask_ratio=mask_ratio,
+            seed=seed,
+            device=device,
+            told=told,
+            quiet=quiet,
+        )
+    )
+
+
+def embed(
+    weights: Path,
+    *,
+    data: str,
+    out: Path,
+    pool: Pool = "mean",
+    batch: int = 64,
+    device: str = "auto",
+    heads: int | None = None,
+    image_size: tuple[int, int] | None = None,
+    quiet: bool = False,
+) -> Shown:
+    """Write the features of every picture; goes on where it was stopped.
+
+    OUT is a .npy, with the names of its rows beside it in a .tsv; or a .parquet.
+    """
+    from mae.jobs import embed as job
+
+    settings = _settings(pool, batch, device, heads, image_size)
+    return _shown(job.embed_to_file(weights, data, out=out, settings=settings, quiet=quiet))
+
+
+def report(*runs: Path) -> Shown:
+    """Write the offline page of a run, or of several compared: curves, pictures, numbers."""
+    from mae.report.page import write_report
+
+    page = str(write_report(*runs))
+    return Shown({"report": page}, [("report", page)])
+
+
+def recipes_list() -> Shown:
+    """List the recipes: what they are, and what was published of them."""
+    recipes = recipe_rows()
+    return Shown({"recipes": recipes}, [(r["name"], r["about"], r["expected"]) for r in recipes])
+
+
+def recipes_show(name: str) -> Shown:
+    """Print the fields of a recipe, as --config takes them back."""
+    recipe = find_recipe(name)
+    return Shown(to_dict(recipe.config), [(recipe_toml(recipe),)])
+
+
+def weights_inspect(weights: Path) -> Shown:
+    """Say what a file or folder of weights holds."""
+    from mae.weights.inspect import inspect
+
+    return _shown(inspect(weights))
+
+
+def weights_convert(
+    weights: Path,
+    dst: Path,
+    *,
+    to: Literal["facebook", "mae"],
+    heads: int | None = None,
+    decoder_heads: int | None = None,
+    image_size: tuple[int, int] | None = None,
+    normalize_target: bool | None = None,
+) -> Shown:
+    """Write weights in another layout, and prove that the model is the same."""
+    from mae.weights.convert import convert
+    from mae.weights.shapes import Told
+
+    told = Told(heads, decoder_heads, image_size, normalize_target)
+    result = convert(weights, dst, to=to, told=told)
+    notes = [("note", note) for note in result.notes]
+    return Shown(result._asdict(), [("written", result.path), *notes])
+
+
+def doctor() -> Shown:
+    """Say whether this machine is ready: torch, device, decoders, disk."""
+    from mae.jobs import doctor as job
+
+    checks = job.doctor()
+    values = {"checks": [check._asdict() for check in checks]}
+    ok = all(check.ok for check in checks)
+    return Shown(values, [check.row() for check in checks], exit_code=0 if ok else 1)
+
+
+def _settings(
+    pool: Pool, batch: int, device: str, heads: int | None, image_size: tuple[int, int] | None
+) -> FeatureSettings:
+    from mae.jobs.features import FeatureSettings
+    from mae.weights.shapes import Told
+
+    return FeatureSettings(pool, batch, device, Told(heads, image_size=image_size))
+
+
+class _Result(Protocol):
+    def rows(self) -> Iterable[Sequence[str]]: ...
+    def _asdict(self) -> dict[str, Any]: ...
+
+
+def _shown(result: _Result) -> Shown:
+    return Shown(result._asdict(), result.rows())
 
 
 class Verb(NamedTuple):
@@ -42,16 +275,24 @@ class Verb(NamedTuple):
 
     name: str
     group: str
-    options: type[Options]
-    run: Callable[[Any], int]
-    """Takes the verb's options and gives the exit code; imports its job, and torch with it."""
+    run: Callable[..., Shown]
 
 
-class Result(Protocol):
-    """What a job gives back, as plain values and as the rows of a table."""
-
-    def rows(self) -> Iterable[Sequence[str]]: ...  # noqa: D102
-    def _asdict(self) -> dict[str, Any]: ...
+VERBS = (
+    Verb("demo", "train", demo),
+    Verb("pretrain", "train", pretrain),
+    Verb("probe knn", "use", probe_knn),
+    Verb("probe linear", "use", probe_linear),
+    Verb("reconstruct", "use", reconstruct),
+    Verb("embed", "use", embed),
+    Verb("report", "inspect", report),
+    Verb("recipes list", "inspect", recipes_list),
+    Verb("recipes show", "inspect", recipes_show),
+    Verb("weights inspect", "inspect", weights_inspect),
+    Verb("weights convert", "inspect", weights_convert),
+    Verb("doctor", "inspect", doctor),
+)
+_HELP = frozenset(("-h", "--help"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,26 +320,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _say(message: object, code: int) -> int:
-    print("mae:", " ".join(str(message).split("\n")), file=sys.stderr)
+    print("mae:", " ".join(str(message).splitlines()), file=sys.stderr)
     return code
 
 
 def _run(words: list[str]) -> int:
-    if not words or words[0] in HELP:
+    if not words or words[0] in _HELP:
         print(_short_help(VERBS))
         return 0
     if words[0] == "--version":
         print(f"mae {metadata.version('mae-vision')}")
         return 0
     among = [verb for verb in VERBS if verb.name.startswith(f"{words[0]} ")]
-    if among and len(words) > 1 and words[1] in HELP:
+    if among and len(words) > 1 and words[1] in _HELP:
         print(_short_help(among))
         return 0
     verb, rest = _find_verb(words, among)
-    if HELP & set(rest):
-        show_help(verb.options, rest, verb=verb.name)
+    options = options_of(verb.run, words=rest)
+    if _HELP & set(rest):
+        show_help(options, verb=verb.name, about=getdoc(verb.run))
         return 0
-    return verb.run(read_options(verb.options, rest, verb=verb.name))
+    given = read_words(rest, options, verb=verb.name)
+    as_json, _ = given.named.pop("json", False), given.named.pop("traceback", False)
+    shown = verb.run(*given.words, **given.named)
+    print(json.dumps(shown.values, default=str) if as_json else _table(shown.rows))
+    return shown.exit_code
 
 
 def _find_verb(words: list[str], among: Sequence[Verb]) -> tuple[Verb, list[str]]:
@@ -117,169 +363,16 @@ def _find_verb(words: list[str], among: Sequence[Verb]) -> tuple[Verb, list[str]
 def _short_help(verbs: Sequence[Verb]) -> str:
     lines = ["usage: mae VERB [NAME] [--option value | option=value]"]
     for group in dict.fromkeys(verb.group for verb in verbs):
-        lines += ["", group]
-        lines += [f"  {v.name:<16}  {v.options.__doc__}" for v in verbs if v.group == group]
+        about = [
+            (f"  {v.name}", f"{getdoc(v.run)}".splitlines()[0]) for v in verbs if v.group == group
+        ]
+        lines += ["", group, _table(about)]
     return "\n".join([*lines, "", "mae VERB --help lists the options of a verb."])
 
 
-def _show(result: Result, options: Options) -> None:
-    _print(result._asdict(), result.rows(), options=options)
-
-
-def _print(
-    values: Mapping[str, object], rows: Iterable[Sequence[str]], *, options: Options
-) -> None:
-    """Print a result: for machines as one JSON object, for people as an aligned table."""
-    if options.json:
-        print(json.dumps(values, default=str))
-        return
+def _table(rows: Iterable[Sequence[str]]) -> str:
+    """Align columns with spaces."""
     table = list(rows)
     widths = [max(map(len, column)) for column in zip_longest(*table, fillvalue="")]
-    for row in table:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=False))
-        print("  ".join(cells).rstrip())
-
-
-def _demo(options: DemoOptions) -> int:
-    from mae.jobs.demo import demo
-
-    result = demo(out=options.out, minutes=options.minutes, quiet=options.quiet)
-    _show(result, options)
-    return result.exit_code
-
-
-def _pretrain(options: PretrainOptions) -> int:
-    config = configured(options.recipe, file=options.config, fields=options.fields)
-    if options.print_config:
-        fields = to_dict(config)
-        print(json.dumps(fields) if options.json else to_toml(fields).rstrip())
-        return 0
-    if options.data is None:
-        raise ConfigError("pretrain: expected --data, a folder of pictures (or fashion-mnist)")
-    from mae.jobs.pretrain import pretrain
-
-    run = pretrain(
-        options.recipe if config == find_recipe(options.recipe).config else config,
-        data=options.data,
-        out=options.out,
-        init=options.init,
-        quiet=options.quiet,
-        command=options.command,
-    )
-    rundir = RunDir(run.path)
-    values = {"run": run.path, "weights": rundir.weights, "report": rundir.report,
-              "steps": run.num_steps, "resumed": run.resumed}  # fmt: skip
-    _print(values, [(name, str(value)) for name, value in values.items()], options=options)
-    return 0
-
-
-def _knn(options: KnnOptions) -> int:
-    from mae.jobs.probe import knn
-
-    result = knn(
-        options.weights, k=options.k, temperature=options.temperature, **_probing(options)
-    )
-    _show(result, options)
-    return 0
-
-
-def _linear(options: LinearOptions) -> int:
-    from mae.jobs.probe import linear
-
-    result = linear(options.weights, **_probing(options))
-    _show(result, options)
-    return 0
-
-
-def _embed(options: EmbedOptions) -> int:
-    from mae.jobs.embed import embed_to_file
-
-    result = embed_to_file(
-        options.weights,
-        options.data,
-        out=options.out,
-        pool=options.pool,
-        batch=options.batch,
-        device=options.device,
-        told=_told(options),
-        quiet=options.quiet,
-    )
-    _show(result, options)
-    return 0
-
-
-def _reconstruct(options: ReconstructOptions) -> int:
-    from mae.jobs.reconstruct import reconstruct
-
-    result = reconstruct(
-        options.weights,
-        options.pictures,
-        out=options.out,
-        mask_ratio=options.mask_ratio,
-        seed=options.seed,
-        told=_told(options),
-        quiet=options.quiet,
-    )
-    _show(result, options)
-    return 0
-
-
-def _report(options: ReportOptions) -> int:
-    from mae.report.page import write_report
-
-    page = str(write_report(*options.runs))
-    _print({"report": page}, [("report", page)], options=options)
-    return 0
-
-
-def _list_recipes(options: RecipesOptions) -> int:
-    recipes = recipe_rows()
-    rows = [(r["name"], r["about"], r["expected"]) for r in recipes]
-    _print({"recipes": recipes}, rows, options=options)
-    return 0
-
-
-def _show_recipe(options: RecipeOptions) -> int:
-    recipe = find_recipe(options.name)
-    print(json.dumps(to_dict(recipe.config)) if options.json else recipe_toml(recipe).rstrip())
-    return 0
-
-
-def _inspect(options: InspectOptions) -> int:
-    from mae.weights.inspect import inspect
-
-    _show(inspect(options.weights), options)
-    return 0
-
-
-def _convert(options: ConvertOptions) -> int:
-    from mae.weights.convert import convert
-
-    result = convert(options.weights, options.out, to=options.to, told=_told(options))
-    _print(result._asdict(), [("written", str(result.path))], options=options)
-    return 0
-
-
-def _doctor(options: DoctorOptions) -> int:
-    from mae.jobs.doctor import doctor
-
-    checks = doctor()
-    _print({"checks": [c._asdict() for c in checks]}, [c.row() for c in checks], options=options)
-    return 0 if all(check.ok for check in checks) else 1
-
-
-HELP = frozenset(("-h", "--help"))
-VERBS = (
-    Verb("demo", "train", DemoOptions, _demo),
-    Verb("pretrain", "train", PretrainOptions, _pretrain),
-    Verb("probe knn", "use", KnnOptions, _knn),
-    Verb("probe linear", "use", LinearOptions, _linear),
-    Verb("reconstruct", "use", ReconstructOptions, _reconstruct),
-    Verb("embed", "use", EmbedOptions, _embed),
-    Verb("report", "inspect", ReportOptions, _report),
-    Verb("recipes list", "inspect", RecipesOptions, _list_recipes),
-    Verb("recipes show", "inspect", RecipeOptions, _show_recipe),
-    Verb("weights inspect", "inspect", InspectOptions, _inspect),
-    Verb("weights convert", "inspect", ConvertOptions, _convert),
-    Verb("doctor", "inspect", DoctorOptions, _doctor),
-)
+    padded = [[cell.ljust(width) for cell, width in zip(r, widths, strict=False)] for r in table]
+    return "\n".join("  ".join(cells).rstrip() for cells in padded)

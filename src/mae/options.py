@@ -1,4 +1,4 @@
-"""The options of each verb, as fields of dataclasses, and how a command line is read into them.
+"""The options of a verb are the parameters of its function; a command line is read into them.
 
 A text becomes a value by the same rules everywhere, and whatever is wrong is said in one line.
 """
@@ -11,257 +11,106 @@ import inspect
 import re
 import sys
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, dataclass
 from functools import reduce
+from inspect import Parameter
 from itertools import pairwise, takewhile
 from pathlib import Path
 from types import NoneType
-from typing import (
-    Annotated,
-    Any,
-    ClassVar,
-    Literal,
-    NamedTuple,
-    TypeVar,
-    get_args,
-    get_origin,
-)
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from mae.config import PretrainConfig, coerce_text, did_you_mean, field_types
 from mae.errors import ConfigError
-from mae.recipes import RECIPES, Recipe, find_recipe
+from mae.recipes import RECIPES, Recipe
 
-Pool = Literal["mean", "cls", "grid"]
+HELP = {
+    "batch": "Pictures encoded at a time.",
+    "config": "TOML file of the same fields, or run.json of a run; options win over it.",
+    "data": "Folder of pictures, nested as it likes; or fashion-mnist, the built-in pictures.",
+    "decoder_heads": "Decoder heads, for published-layout files of unusual width.",
+    "device": "cpu, cuda, mps, or auto: the best there is.",
+    "dst": "File or folder to make.",
+    "heads": "Encoder heads, for published-layout files of unusual width.",
+    "image_size": "Height and width, for such files whose patch grid is not square.",
+    "init": "Weights or run to start anew from.",
+    "json": "Print the result as one JSON object.",
+    "k": "Neighbours.",
+    "mask_ratio": "Share of the patches that is hidden; none: as in training.",
+    "minutes": "Pre-train for so long, without the verdict; none: the whole demo.",
+    "name": "Name of the recipe.",
+    "normalize_target": "Whether such files predict pixels normalised by their patch.",
+    "out": "File or folder to write.",
+    "pictures": "Picture files, or folders of them.",
+    "pool": "Mean of the patch tokens, cls token, or means over a 3 x 3 grid.",
+    "print_config": "Print the configuration, as --config takes it back, and do nothing.",
+    "quiet": "Show no progress and no notes.",
+    "recipe": "Recipe to start from (mae recipes list); its fields are the options below.",
+    "runs": "Folders of runs.",
+    "seed": "Key of every random choice.",
+    "temperature": "The smaller, the more the nearest neighbours decide.",
+    "to": "facebook: the published PyTorch layout; mae: a folder of this library.",
+    "traceback": "Show where an error came from (also MAE_TRACEBACK=1).",
+    "weights": "Folder or file of weights, or a run.",
+}
+"""What each parameter of a verb means; of the fields of a recipe, their docstrings say it."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What every verb takes."""
-
-    positional: ClassVar[tuple[str, ...]] = ()
-
-    command: tuple[str, ...] = ()
-    """The words as typed; no option."""
-    json: bool = False
-    """Print the result as one JSON object."""
-    quiet: bool = False
-    """Show no progress and no notes."""
-    traceback: bool = False
-    """Show where an error came from (also MAE_TRACEBACK=1)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoOptions(Options):
-    """Pre-train on built-in pictures in minutes, and show what was learnt."""
-
-    out: Path = Path("runs/demo")
-    """Folder of the run; an interrupted one goes on."""
-    minutes: float | None = None
-    """Pre-train for so long, without the verdict; none: the whole demo."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainOptions(Options):
-    """Pre-train on a folder of pictures; goes on where an unfinished run stopped."""
-
-    positional = ("recipe",)
-
-    recipe: str = "folder"
-    """Recipe to start from (mae recipes list); its fields are the options below."""
-    data: str | None = None
-    """Folder of pictures, nested as it likes; or fashion-mnist, the built-in pictures."""
-    out: Path | None = None
-    """Folder of the run; none: runs/ and the name of the data."""
-    init: Path | None = None
-    """Weights or run to start anew from."""
-    config: Path | None = None
-    """TOML file of the same fields, or run.json of a run; options win over it."""
-    print_config: bool = False
-    """Print the configuration, as --config takes it back, and do nothing."""
-    fields: Mapping[str, object] = dataclasses.field(default_factory=dict)
-    """Fields of the recipe that were given, by dotted name; each is an option."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightsOptions(Options):
-    """What a verb takes that reads weights."""
-
-    positional = ("weights",)
-
-    weights: Path
-    """Folder or file of weights, or a run."""
-    heads: int | None = None
-    """Encoder heads, for published-layout files of unusual width."""
-    decoder_heads: int | None = None
-    """Decoder heads, for such files."""
-    image_size: tuple[int, int] | None = None
-    """Height and width, for such files whose patch grid is not square."""
-    normalize_target: bool | None = None
-    """Whether the decoder predicts pixels normalised by their patch, for such files."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeatureOptions(WeightsOptions):
-    """What a verb takes that computes features."""
-
-    data: str
-    """Folder of pictures; or fashion-mnist, the built-in pictures."""
-    pool: Pool = "mean"
-    """Mean of the patch tokens, cls token, or means over a 3 x 3 grid."""
-    batch: int = 64
-    """Pictures encoded at a time."""
-    device: str = "auto"
-    """cpu, cuda, mps, or auto: the best there is."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProbeOptions(FeatureOptions):
-    """What every probe takes."""
-
-    data: str
-    """Folder of one folder per class, or with train/ and val/ of such; or fashion-mnist."""
-    seed: int = 0
-    """Key of the held-out pictures and of the random encoder."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class KnnOptions(ProbeOptions):
-    """Classify by nearest neighbours in feature space, beside raw pixels."""
-
-    k: int = 20
-    """Neighbours."""
-    temperature: float = 0.07
-    """The smaller, the more the nearest neighbours decide."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LinearOptions(ProbeOptions):
-    """Classify by logistic regression on features, beside raw pixels."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EmbedOptions(FeatureOptions):
-    """Write the features of every picture; goes on where it was stopped."""
-
-    out: Path
-    """File to write: .npy (with the names beside it in .tsv), or .parquet."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReconstructOptions(WeightsOptions):
-    """Draw pictures masked, rebuilt, and pasted together."""
-
-    positional = ("weights", "pictures")
-
-    pictures: tuple[Path, ...]
-    """Picture files, or folders of them."""
-    out: Path = Path("reconstruction.png")
-    """File to write: .png or .html."""
-    mask_ratio: float | None = None
-    """Share of the patches that is hidden; none: as in training."""
-    seed: int = 0
-    """Key of the masks."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportOptions(Options):
-    """Write the offline page of a run: curves, pictures, numbers."""
-
-    positional = ("runs",)
-
-    runs: tuple[Path, ...]
-    """Folders of runs."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecipesOptions(Options):
-    """List the recipes: what they are, and what was published of them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecipeOptions(Options):
-    """Print the fields of a recipe, as --config takes them back."""
-
-    positional = ("name",)
-
-    name: str
-    """Name of the recipe."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class InspectOptions(Options):
-    """Say what a file or folder of weights holds."""
-
-    positional = ("weights",)
-
-    weights: Path
-    """Folder or file of weights, or a run."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConvertOptions(WeightsOptions):
-    """Write weights in another layout, and prove that the model is the same."""
-
-    positional = ("weights", "out")
-
-    out: Path
-    """File or folder to make."""
-    to: Literal["facebook", "mae"]
-    """facebook: the published PyTorch layout; mae: a folder of this library."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DoctorOptions(Options):
-    """Say whether this machine is ready: torch, device, decoders, disk."""
-
-
-OptionsT = TypeVar("OptionsT", bound=Options)
-
-
-class Option(NamedTuple):
-    """One option of a verb, or one word without a name."""
-
-    path: str
-    """Dotted name of the field."""
-    flag: str
-    """As typed, without the leading dashes."""
-    hint: Any
-    default: object
-    """`MISSING` where a value must be given."""
-    owner: type
-    """Class whose docstrings describe the field."""
-    positional: bool = False
-    switch: bool = False
-    """Takes no value."""
-
-
-_LAST = tuple(field.name for field in dataclasses.fields(Options))
-_NO_OPTIONS = ("command", "fields")
 # Fields of a recipe that are changed most stand at the top.
 _SHORT = {"optim.lr": "lr", "model.image_size": "image-size", "model.mask_ratio": "mask-ratio"}
 # What follows from the pictures: --channels and --measure-pixels say what to do with those.
 _DERIVED = ("model.channels", "model.pixels.")
+_NAMED = re.compile(r"(?P<dashes>--?)?(?P<flag>[A-Za-z][\w.-]*)(=(?P<text>.*))?", re.DOTALL)
+_NUMBER = re.compile(r"[-+.\d][-+.\dex,]*", re.IGNORECASE)
+_TRUTHS = ("true", "false", "yes", "no")
 
 
-def options_of(cls: type[Options], *, recipe: str = "folder") -> list[Option]:
-    """Give what a verb takes; `pretrain` every field of a recipe, whose values are the defaults."""
-    types = field_types(cls)
-    own = [
-        Option(
-            path=field.name,
-            flag=field.name.replace("_", "-"),
-            hint=types[field.name],
-            default=field.default,
-            owner=cls,
-            positional=field.name in cls.positional,
-            switch=types[field.name] is bool,
-        )
-        for field in sorted(dataclasses.fields(cls), key=lambda field: field.name in _LAST)
-        if field.name not in _NO_OPTIONS
-    ]
-    return own + (_recipe_options(find_recipe(recipe)) if cls is PretrainOptions else [])
+class Option(NamedTuple):
+    """One option, or one word without a name."""
+
+    path: str
+    """Name of the parameter, or dotted name of a field of the recipe."""
+    flag: str
+    """As typed, without the leading dashes."""
+    hint: Any
+    default: object
+    """`Parameter.empty` where a value must be given."""
+    positional: bool = False
+    owner: type | None = None
+    """Configuration that a field of the recipe belongs to."""
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether it is only ever switched on."""
+        return self.hint is bool and self.owner is None and self.default is False
+
+
+EVERYWHERE = (
+    Option("json", "json", bool, default=False),
+    Option("traceback", "traceback", bool, default=False),
+)
+"""What every verb takes besides the parameters of its function."""
+
+
+def options_of(run: Callable[..., object], *, words: Sequence[str] = ()) -> list[Option]:
+    """Give what a verb takes.
+
+    Args:
+        run: its function; `**fields` stands for every field of a recipe.
+        words: what was typed; a recipe named there gives the defaults of its fields.
+    """
+    hints = get_type_hints(run)
+    options = []
+    for name, parameter in inspect.signature(run).parameters.items():
+        if parameter.kind is Parameter.VAR_KEYWORD:
+            options += _recipe_options(next((r for r in RECIPES if r.name in words), RECIPES[0]))
+            continue
+        hint = hints[name]
+        if parameter.kind is Parameter.VAR_POSITIONAL:
+            hint = tuple.__class_getitem__((hint, ...))
+        positional = parameter.kind is not Parameter.KEYWORD_ONLY
+        flag = name.replace("_", "-")
+        options.append(Option(name, flag, hint, parameter.default, positional))
+    return [*options, *EVERYWHERE]
 
 
 def _recipe_options(recipe: Recipe) -> list[Option]:
@@ -271,34 +120,28 @@ def _recipe_options(recipe: Recipe) -> list[Option]:
             *groups, name = path.split(".")
             value: Any = reduce(getattr, groups, recipe.config)
             flag = _SHORT.get(path, path.replace("_", "-"))
-            options.append(Option(path, flag, hint, getattr(value, name), type(value)))
+            options.append(Option(path, flag, hint, getattr(value, name), owner=type(value)))
     return sorted(options, key=lambda option: "." in option.flag)
 
 
-def read_options(cls: type[OptionsT], words: Sequence[str], *, verb: str) -> OptionsT:
+class Given(NamedTuple):
+    """What a command line says."""
+
+    words: tuple[Any, ...]
+    """Values without a name, in order."""
+    named: dict[str, Any]
+    """Values by path."""
+
+
+def read_words(words: Sequence[str], options: Sequence[Option], *, verb: str) -> Given:
     """Read the words after a verb; `--a x`, `--a=x`, `a=x` and `a = x` are the same.
 
     Raises:
         ConfigError: for an unknown option, a word too many or missing, or a value that is none.
     """
-    options = options_of(cls)
-    given = _read(words, options, verb=verb)
-    needed = [o for o in options if o.default is MISSING and o.path not in given]
-    if needed:
-        names = " and ".join(o.flag.upper() if o.positional else f"--{o.flag}" for o in needed)
-        raise ConfigError(f"{verb}: expected {names}; see mae {verb} --help")
-    own = {option.path for option in options if option.owner is cls}
-    made: dict[str, Any] = {name: given[name] for name in given.keys() & own}
-    if cls is PretrainOptions:
-        made["fields"] = {name: given[name] for name in given.keys() - own}
-    return cls(**made, command=("mae", *verb.split(), *words))
-
-
-def _read(words: Sequence[str], options: Sequence[Option], *, verb: str) -> dict[str, object]:
-    named = [option for option in options if not option.positional]
-    known = {option.path.replace("_", "-"): option for option in named}
-    known |= {option.flag: option for option in named}
-    given: dict[str, object] = {}
+    flags = [option for option in options if not option.positional]
+    known = {o.path.replace("_", "-"): o for o in flags} | {o.flag: o for o in flags}
+    named: dict[str, Any] = {}
     unnamed: list[str] = []
     rest = deque(_joined(words))
     while rest:
@@ -309,21 +152,20 @@ def _read(words: Sequence[str], options: Sequence[Option], *, verb: str) -> dict
             continue
         flag = match["flag"].replace("_", "-")
         if flag not in known:
-            near = nearest(flag, known, dashes="--")
-            raise ConfigError(f"unknown option --{flag}{near or f'; see mae {verb} --help'}")
+            near = nearest(flag, known, dashes="--") or f"; see mae {verb} --help"
+            raise ConfigError(f"unknown option {match['dashes'] or '--'}{flag}{near}")
         text = _taken(known[flag], rest) if match["text"] is None else match["text"]
-        given[known[flag].path] = _value(known[flag], text)
-    return given | _unnamed_values(unnamed, [o for o in options if o.positional], verb=verb)
+        named[known[flag].path] = _value(known[flag], text)
+    values = tuple(_unnamed_values(unnamed, [o for o in options if o.positional], verb=verb))
+    needed = [f"--{o.flag}" for o in flags if o.default is Parameter.empty and o.path not in named]
+    if needed:
+        raise ConfigError(f"{verb}: expected {' and '.join(needed)}; see mae {verb} --help")
+    return Given(values, named)
 
 
 def nearest(name: str, known: Iterable[str], *, dashes: str = "") -> str:
     """Give "; did you mean x?" for the nearest known name, or nothing where none is near."""
     return did_you_mean(name, known).replace(" '", f" {dashes}").replace("'", "")
-
-
-_NAMED = re.compile(r"(?P<dashes>--?)?(?P<flag>[A-Za-z][\w.-]*)(=(?P<text>.*))?", re.DOTALL)
-_NUMBER = re.compile(r"[-+.\d][-+.\dex,]*", re.IGNORECASE)
-_TRUTHS = ("true", "false", "yes", "no")
 
 
 def _joined(words: Sequence[str]) -> list[str]:
@@ -340,14 +182,11 @@ def _joined(words: Sequence[str]) -> list[str]:
 def _taken(option: Option, rest: deque[str]) -> str:
     """Take the words after a name that are its value."""
     if _inner(option.hint) is bool:
-        lone = option.switch or not rest or rest[0].lower() not in _TRUTHS
-        return "true" if lone else rest.popleft()
+        return rest.popleft() if rest and rest[0].lower() in _TRUTHS else "true"
     if get_origin(_inner(option.hint)) is tuple:
-        taken = list(takewhile(_NUMBER.fullmatch, rest))
-        for _ in taken:
-            rest.popleft()
-        if taken:
-            return " ".join(taken)
+        numbers = list(takewhile(_NUMBER.fullmatch, rest))
+        if numbers:
+            return " ".join(rest.popleft() for _ in numbers)
     if not rest or rest[0].startswith("--"):
         raise ConfigError(f"--{option.flag}: expected a value after it")
     return rest.popleft()
@@ -363,69 +202,72 @@ def _value(option: Option, text: str) -> object:
 
 def _unnamed_values(
     words: Sequence[str], options: Sequence[Option], *, verb: str
-) -> dict[str, object]:
-    given: dict[str, object] = {}
+) -> Iterable[object]:
     rest = list(words)
     for option in options:
-        if rest and get_origin(option.hint) is tuple:
-            given[option.path], rest = tuple(Path(word).expanduser() for word in rest), []
-        elif rest:
-            given[option.path] = _value(option, rest.pop(0))
+        if not rest and option.default is Parameter.empty:
+            name = option.flag.upper()
+            raise ConfigError(f"{verb}: expected {name}; see mae {verb} --help")
+        if get_origin(option.hint) is tuple:
+            yield from (Path(word).expanduser() for word in rest)
+            return
+        if rest:
+            yield _value(option, rest.pop(0))
     if rest:
         raise ConfigError(f"unexpected {rest[0]!r}; see mae {verb} --help")
-    return given
 
 
-def show_help(cls: type[Options], words: Sequence[str], *, verb: str) -> None:
-    """Print the options of a verb, as wide as the terminal; of a recipe that is named, its values.
-
-    Source of the layout: tyro, which is imported for this alone.
-    """
+def show_help(options: Sequence[Option], *, verb: str, about: str | None) -> None:
+    """Print what a verb takes, as wide as the terminal."""
     import tyro
 
-    recipe = next((r.name for r in RECIPES if r.name in words), "folder")
-    options = options_of(cls, recipe=recipe)
-    docs = {owner: _field_docs(owner) for owner in {o.owner for o in options}}
     fields = [
-        (f"option{i}", _tyro_type(o, docs[o.owner][o.path.rpartition(".")[2]]), None)
-        for i, o in enumerate(options)
+        (f"option{i}", _tyro_type(option), False if option.is_switch else "")
+        for i, option in enumerate(options)
     ]
     with suppress(SystemExit):
         tyro.cli(
             dataclasses.make_dataclass("Options", fields),
             prog=f"mae {verb}",
-            description=cls.__doc__,
+            description=about,
             args=["--help"],
         )
 
 
-def _tyro_type(option: Option, about: str) -> Any:
+def _tyro_type(option: Option) -> Any:
     import tyro
 
-    default = "" if option.switch else f"(default: {_text(option.default)})"
+    name, doc = option.path.rpartition(".")[2], _field_docs(option.owner) if option.owner else HELP
     named = tyro.conf.arg(
         name=option.flag,
-        metavar=option.flag.upper() if option.positional else _metavar(option.hint),
-        help=about,
-        help_behavior_hint="(required)" if option.default is MISSING else default,
+        metavar=_metavar(option),
+        help=doc[name],
+        help_behavior_hint=_default_text(option.default) if not option.is_switch else "",
     )
-    if option.switch:
+    if option.is_switch:
         return Annotated[bool, tyro.conf.FlagCreatePairsOff, named]
     return Annotated[tyro.conf.Positional[str] if option.positional else str, named]
 
 
-def _text(value: object) -> str:
-    if isinstance(value, tuple):
-        return " ".join(map(_text, value))
-    return {None: "none", True: "true", False: "false"}.get(value, f"{value}")  # type: ignore[call-overload]
+def _default_text(value: object) -> str:
+    if value is Parameter.empty:
+        return "(required)"
+    words = {"None": "none", "True": "true", "False": "false"}
+    texts = map(str, value if isinstance(value, tuple) else (value,))
+    return f"(default: {' '.join(words.get(text, text) for text in texts)})"
 
 
-def _metavar(hint: Any) -> str:
-    hint, options = _inner(hint), get_args(_inner(hint))
+def _metavar(option: Option) -> str:
+    if option.positional or option.is_switch:
+        return option.flag.upper() if option.positional else ""
+    return _placeholder(_inner(option.hint))
+
+
+def _placeholder(hint: Any) -> str:
     if get_origin(hint) is tuple:
-        return " ".join(map(_metavar, options))
+        return " ".join(map(_placeholder, get_args(hint)))
     if get_origin(hint) is Literal:
-        return "{" + ",".join(map(str, options)) + "}"
+        return "{" + ",".join(map(str, get_args(hint))) + "}"
     return {bool: "{true,false}", int: "INT", float: "FLOAT", Path: "PATH"}.get(hint, "TEXT")
 
 
@@ -440,8 +282,8 @@ def _field_docs(cls: type) -> dict[str, str]:
     docs: dict[str, str] = {}
     for owner in reversed(cls.__mro__[:-1]):
         tree = ast.parse(inspect.getsource(sys.modules[owner.__module__]))
-        body = next(n.body for n in tree.body if getattr(n, "name", "") == owner.__name__)
-        for field, doc in pairwise(body):
+        classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+        for field, doc in pairwise(classes[owner.__name__].body):
             if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr):
                 docs[ast.unparse(field.target)] = ast.literal_eval(doc.value)
     return docs

@@ -124,11 +124,12 @@ def test_grey_of_any_storage_is_one_channel(file_format, mode):
 
 def test_palette_with_transparency_is_read_without_a_warning():
     picture = image(41, 53).convert("P")
+    opaque = np.asarray(picture.convert("RGB"))
     picture.info["transparency"] = bytes(range(256))
 
     data = encoded(picture, "PNG")
 
-    assert np.array_equal(decode(data, kind=RGB), np.asarray(picture.convert("RGB")))
+    assert np.array_equal(decode(data, kind=RGB), opaque)
 
 
 def test_alpha_is_dropped_not_blended():
@@ -173,7 +174,7 @@ def test_integers_of_32_bits_are_read_only_where_16_hold_them():
     values = uint16(image(41, 53)).astype(np.int32)
 
     fits = encoded(Image.fromarray(values), "TIFF")
-    exceeds = encoded(Image.fromarray(values - 100), "TIFF")
+    exceeds = encoded(Image.fromarray(values - 60_000), "TIFF")
 
     assert np.array_equal(decode(fits, kind=DEEP)[..., 0], values)
     with pytest.raises(BadPicture, match="beyond 16 bits"):
@@ -366,7 +367,7 @@ def test_damage_that_pillow_would_let_pass_is_found_in_jpeg():
                 pass
 
     assert refused > 20
-    assert silent > 0.9 * refused
+    assert silent > 0.8 * refused
 
 
 def test_random_damage_gives_a_picture_or_a_reason_and_nothing_else():

@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
 
 from mae.config import model_config
 from mae.errors import ConfigError, WeightsError
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.weights import facebook
 from mae.weights.convert import convert
-from mae.weights.detect import RawWeights, read_weights
+from mae.weights.detect import RawWeights
 from mae.weights.files import read_tensors
 from mae.weights.load import initial_model, load, load_encoder, open_encoder, open_model
-from mae.weights.shapes import config_of
+from mae.weights.shapes import Told, config_of
 from tests.weights import published
 
 
@@ -77,14 +78,13 @@ def test_bare_state_dict_is_taken_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(published.full()))
-def test_one_missing_tensor_is_refused_by_its_published_name(
-    published_file: Path, name: str
-) -> None:
-    raw = read_weights(published_file)
-    del raw.tensors[facebook.to_ours(name)]
+def test_one_missing_tensor_is_refused_by_its_published_name(tmp_path: Path, name: str) -> None:
+    state = published.full()
+    del state[name]
+    path = published.checkpoint(tmp_path / "short.pth", state)
 
     with pytest.raises(WeightsError) as caught:
-        open_model(raw)
+        load(path)
 
     assert name in str(caught.value)
     assert "missing" in str(caught.value)
@@ -93,15 +93,6 @@ def test_one_missing_tensor_is_refused_by_its_published_name(
 @pytest.fixture
 def published_file(tmp_path: Path) -> Path:
     return published.checkpoint(tmp_path / "full.pth", published.full())
-
-
-def test_missing_tensor_in_the_file_itself_is_refused(tmp_path: Path) -> None:
-    state = published.full()
-    del state["blocks.1.mlp.fc2.bias"]
-    path = published.checkpoint(tmp_path / "short.pth", state)
-
-    with pytest.raises(WeightsError, match=r"short.pth: 1 missing \['blocks.1.mlp.fc2.bias'\]"):
-        load(path)
 
 
 def test_left_over_tensors_are_listed_at_most_five(tmp_path: Path) -> None:
@@ -127,7 +118,9 @@ def test_wrong_shape_is_refused_by_name(tmp_path: Path) -> None:
     state = published.full() | {"decoder_pred.bias": torch.zeros(47)}
     path = published.checkpoint(tmp_path / "bent.pth", state)
 
-    with pytest.raises(WeightsError, match=r"1 of another shape \['decoder_pred.bias'\]"):
+    with pytest.raises(
+        WeightsError, match=r"1 of another shape \(decoder_pred.bias \[47\], expected \[48\]\)"
+    ):
         load(path)
 
 
@@ -136,27 +129,27 @@ def test_not_a_number_is_refused_by_name(tmp_path: Path) -> None:
     state["blocks.1.norm2.bias"][5] = float("nan")
     path = published.checkpoint(tmp_path / "nan.pth", state)
 
-    with pytest.raises(WeightsError, match=r"1 not finite \['blocks.1.norm2.bias'\]"):
+    with pytest.raises(WeightsError, match=r"1 not finite numbers \(blocks.1.norm2.bias\)"):
         load(path)
 
 
 def test_target_is_assumed_normalised_and_said_when_the_file_does_not_tell(tmp_path: Path) -> None:
-    torch.save({"model": published.full()}, tmp_path / "full.pth")
-    raw = read_weights(tmp_path / "full.pth")
+    path = tmp_path / "full.pth"
+    torch.save({"model": published.full()}, path)
 
-    model, notes = open_model(raw)
+    model, notes = open_model(path)
 
     assert model.config.normalize_target
     assert len(notes) == 1
     assert "assumed pixels normalised" in notes[0]
-    assert open_model(raw, normalize_target=False).notes == []
-    assert not open_model(raw, normalize_target=False).model.config.normalize_target
+    assert open_model(path, told=Told(normalize_target=False)).notes == []
+    assert not open_model(path, told=Told(normalize_target=False)).model.config.normalize_target
 
 
 def test_target_is_what_the_namespace_says(tmp_path: Path) -> None:
     path = published.checkpoint(tmp_path / "v.pth", published.full(), norm_pix_loss=False)
 
-    model, notes = open_model(read_weights(path))
+    model, notes = open_model(path)
 
     assert not model.config.normalize_target
     assert notes == []
@@ -182,14 +175,14 @@ def test_grid_that_is_not_square_asks_for_the_image_size(tmp_path: Path) -> None
         load_encoder(path)
 
     assert load_encoder(path, image_size=(12, 20)).config.grid == (3, 5)
-    with pytest.raises(WeightsError, match=r"of another shape \['pos_embed'\]"):
+    with pytest.raises(WeightsError, match=r"of another shape \(pos_embed "):
         load_encoder(path, image_size=(12, 12))
 
 
 def test_channels_other_than_three_are_read_from_the_tensors(tmp_path: Path) -> None:
     path = published.checkpoint(tmp_path / "grey.pth", published.full(channels=1))
 
-    model, notes = open_model(read_weights(path))
+    model, notes = open_model(path)
 
     assert model.config.channels == 1
     assert "pixels were scaled" in notes[0]
@@ -225,7 +218,7 @@ def test_loaded_model_does_not_lean_on_the_file(published_file: Path) -> None:
 
 
 def test_encoder_of_a_full_file_says_what_it_took_and_left(published_file: Path) -> None:
-    notes = open_encoder(read_weights(published_file)).notes
+    notes = open_encoder(published_file).notes
 
     assert "took the encoder, ViT of width 192, 2 blocks, patch 4, 30 tensors" in notes[0]
     assert "left decoder, 20 tensors" in notes[1]
@@ -249,7 +242,7 @@ def test_class_token_classifier_gives_its_encoder_and_leaves_its_head(tmp_path: 
     }
     path = published.checkpoint(tmp_path / "linear.pth", published.encoder_only() | head)
 
-    notes = open_encoder(read_weights(path)).notes
+    notes = open_encoder(path).notes
 
     assert "left head, 3 tensors" in notes[1]
 
@@ -260,7 +253,7 @@ def test_mean_pooled_classifier_is_refused_with_the_reason(tmp_path: Path) -> No
     state |= {"fc_norm.weight": torch.ones(192), "fc_norm.bias": torch.zeros(192)}
     path = published.checkpoint(tmp_path / "finetuned.pth", state | {"head.bias": torch.zeros(7)})
 
-    with pytest.raises(WeightsError, match=r"'norm.weight'.*fine-tuned.*fc_norm"):
+    with pytest.raises(WeightsError, match=r"norm.weight; norm.bias.*fine-tuned.*fc_norm"):
         load_encoder(path)
 
 
@@ -311,7 +304,7 @@ def test_configuration_of_every_size_is_read_back_from_its_shapes(name: str) -> 
     tensors = model.state_dict()
     raw = RawWeights(Path("x"), "facebook", tensors, None, {}, spell=facebook.to_theirs)
 
-    assert config_of(raw, {})[0] == config
+    assert config_of(raw, Told())[0] == config
 
 
 def test_new_run_takes_encoder_and_fresh_decoder_from_an_encoder_file(tmp_path: Path) -> None:
@@ -380,3 +373,20 @@ def test_safetensors_with_published_names_are_taken_by_content(tmp_path: Path) -
 
     assert read_tensors(tmp_path / "model.bin").beside == {}
     assert len(load_encoder(tmp_path / "model.bin").state_dict()) == 30
+
+
+def test_a_vit_of_timm_loads_and_computes_the_same(tmp_path: Path) -> None:
+    theirs = VisionTransformer(
+        img_size=12, patch_size=4, embed_dim=192, depth=2, num_heads=3, num_classes=7
+    ).eval()
+    torch.save(theirs.state_dict(), tmp_path / "timm.pth")
+    images = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+
+    encoder, notes = open_encoder(tmp_path / "timm.pth")
+
+    # Two orders of summation in float32; the norms of both have eps 1e-6.
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            encoder(images), theirs.forward_features(images), rtol=0, atol=1e-5
+        )
+    assert "left head, 2 tensors" in notes[1]

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from mae.errors import WeightsError
-from mae.weights.files import read_tensors
+from mae.weights.files import is_finite, read_tensors
 from mae.weights.load import load, load_encoder
 from tests.weights import published
 
@@ -180,13 +180,21 @@ def test_numbers_that_cannot_be_weights_are_refused(tmp_path: Path) -> None:
     state["norm.weight"] = state["norm.weight"].to(torch.complex64)
     path = published.checkpoint(tmp_path / "whole.pth", state)
 
-    with pytest.raises(WeightsError, match=r"2 not finite \['norm.bias', 'norm.weight'\]"):
+    with pytest.raises(WeightsError, match=r"2 not finite numbers \(norm.weight; norm.bias\)"):
         load_encoder(path)
 
 
 def test_a_namespace_of_nonsense_is_ignored(tmp_path: Path) -> None:
     path = published.checkpoint(
-        tmp_path / "odd.pth", published.full(), norm_pix_loss="yes", mask_ratio=[3]
+        tmp_path / "odd.pth", published.full(), norm_pix_loss="yes", mask_ratio=float("nan")
     )
 
     assert load(path).config.mask_ratio == 0.75
+
+
+def test_values_of_eight_bits_or_none_are_looked_at_too() -> None:
+    assert is_finite(torch.ones(3).to(torch.float8_e4m3fn))
+    assert not is_finite(torch.tensor([1.0, float("nan")]).to(torch.float8_e4m3fn))
+    assert not is_finite(torch.tensor([1.0, float("-inf"), 2.0]))
+    assert not is_finite(torch.ones(2, dtype=torch.complex64))
+    assert is_finite(torch.empty(0))

@@ -258,8 +258,10 @@ def _moments(
     full_range = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}[kind.dtype]
     for index in indices:
         try:
-            values = decode(source.read(index), kind=kind).astype(np.float64) / full_range
+            pixels = decode(source.read(index), kind=kind)
         except BadPicture as error:
             faults.append(f"{source.name(index)}: {error}")
             continue
-        yield np.stack([values.mean(axis=(0, 1)), np.square(values).mean(axis=(0, 1))])
+        planes = np.array(pixels.reshape(-1, kind.channels).T, dtype=np.float64, order="C")
+        planes /= full_range
+        yield np.stack([planes.mean(axis=1), np.square(planes).mean(axis=1)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -50,7 +51,7 @@ def batches(plan: BatchPlan, *, start: int, stop: int, workers: int) -> Iterator
     )
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:
     """Keep the batch: torch's own conversion would turn its tuple of broken pictures to a list."""
     return batch
 

@@ -13,6 +13,20 @@ from torch import Tensor
 from mae.model.encoder import Encoder, Pool, pool_tokens
 
 Array = NDArray[np.float32]
+BATCH = 256
+
+
+class Pictures(NamedTuple):
+    """Labelled pictures in memory."""
+
+    images: Tensor
+    """n C H W of the stored type."""
+    labels: NDArray[np.int64]
+    """n classes, from 0."""
+
+    def batches(self) -> tuple[Tensor, ...]:
+        """Cut the images into batches."""
+        return torch.split(self.images, BATCH)
 
 
 @torch.inference_mode()

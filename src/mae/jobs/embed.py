@@ -3,67 +3,53 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
+import importlib
 import io
 import json
+import os
 import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mae.config import to_dict
-from mae.data.batch import Bad, prepared
-from mae.data.decode import PixelKind, pillow_pixels
+from mae.data.batch import Bad
+from mae.data.header import pillow_faults
 from mae.data.source import FolderSource, Source
 from mae.errors import ConfigError, DataError, TrainingError
 from mae.evaluate.features import encoder_features
+from mae.jobs.features import (
+    DEFAULT,
+    FeatureSettings,
+    Floats,
+    Ints,
+    chunks,
+    open_for_features,
+    prepared_for,
+    unreadable,
+)
 from mae.jobs.inputs import Data, open_source
 from mae.jobs.progress import Progress
-from mae.jobs.setup import choose_device
 from mae.model.encoder import Encoder, Pool
 from mae.train.guard import RunLock
 from mae.train.rundir import fsync_folder, write_durably, write_json_atomic
-from mae.weights.load import open_encoder
 from mae.weights.shapes import Told
 
-Floats = NDArray[np.float32]
-Given = str | Path | Image.Image | NDArray[Any]
-
-
-class FeatureSettings(NamedTuple):
-    """How features are computed."""
-
-    pool: Pool = "mean"
-    """See `Encoder.encode`."""
-    batch: int = 64
-    """Pictures encoded at a time."""
-    device: str = "auto"
-    """See `choose_device`."""
-    told: Told = Told()
-    """What weights that do not describe themselves leave open."""
-
-
-class Piece(NamedTuple):
-    """Features of a few pictures of a source."""
-
-    features: Floats
-    """n D, or n L D for the "tokens" pool; broken pictures have no row."""
-    ids: NDArray[np.int64]
-    """n."""
-    bad: tuple[Bad, ...]
+Picture = str | Path | Image.Image | NDArray[Any]
 
 
 def embed(
     weights: str | Path,
-    pictures: Data | Given | Sequence[Given],
+    pictures: Data | Picture | Sequence[Picture],
     *,
     pool: Pool = "mean",
     batch: int = 64,
@@ -89,55 +75,35 @@ def embed(
         MaeError: for whatever the user must change, in one line.
     """
     source = _source_of(pictures)
-    told = Told(heads=heads, image_size=image_size)
-    settings = FeatureSettings(pool, batch, device, told)
+    settings = FeatureSettings(pool, batch, device, Told(heads=heads, image_size=image_size))
     encoder = open_for_features(weights, settings, say=partial(print, file=sys.stderr))
-    pieces = [piece_of(encoder, source, ids, pool=pool) for ids in _chunks(len(source), batch)]
+    pieces = [_piece(encoder, source, ids, pool) for ids in chunks(len(source), batch)]
     bad = [picture for piece in pieces for picture in piece.bad]
     if bad:
-        warnings.warn(f"rows left out: {unreadable(bad)}", stacklevel=2)
+        warnings.warn(unreadable(bad), stacklevel=2)
     return np.concatenate([piece.features for piece in pieces])
 
 
-def open_for_features(
-    weights: str | Path, settings: FeatureSettings, *, say: Callable[[str], None]
-) -> Encoder:
-    """Load an encoder onto its device, ready to be asked."""
-    if settings.batch < 1:
-        raise ConfigError(f"batch: expected at least 1, got {settings.batch}")
-    device = choose_device(settings.device)
-    encoder, notes = open_encoder(weights, told=settings.told)
-    for note in notes:
-        say(note)
-    return encoder.to(device).eval()
+class _Piece(NamedTuple):
+    """Features of a few pictures of a source; broken ones have no row."""
+
+    features: Floats
+    ids: Ints
+    bad: tuple[Bad, ...]
 
 
-def kind_of(encoder: Encoder) -> PixelKind:
-    """Give the pixels that an encoder was trained on."""
-    return PixelKind(encoder.config.pixels.dtype, encoder.config.channels)
-
-
-def piece_of(encoder: Encoder, source: Source, ids: Sequence[int], *, pool: Pool) -> Piece:
-    """Encode some pictures of a source."""
-    got = prepared(source, ids, kind=kind_of(encoder), size=encoder.config.image_size)
-    features = encoder_features(encoder, [got.images], pools=[pool])[pool]
-    return Piece(features, got.ids.numpy(), got.bad)
-
-
-def unreadable(bad: Sequence[Bad]) -> str:
-    """Say in one line which pictures could not be read, the first few by name."""
-    named = "; ".join(f"{picture.name}: {picture.reason}" for picture in bad[:3])
-    more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-    return f"{len(bad)} unreadable: {named}{more}"
+def _piece(encoder: Encoder, source: Source, ids: Sequence[int], pool: Pool) -> _Piece:
+    images, kept, bad = prepared_for(encoder, source, ids)
+    return _Piece(encoder_features(encoder, [images], pools=[pool])[pool], kept.numpy(), bad)
 
 
 class _Pictures:
-    """A source of pictures handed over one by one, of any sizes."""
+    """Pictures handed over one by one, of any sizes, as a source."""
 
     labels = None
     class_names = ()
 
-    def __init__(self, pictures: Sequence[Given]) -> None:
+    def __init__(self, pictures: Sequence[Picture]) -> None:
         self._pictures = pictures
 
     def __len__(self) -> int:
@@ -147,7 +113,13 @@ class _Pictures:
         picture = self._pictures[index]
         if isinstance(picture, str | Path):
             return FolderSource.of_files([picture]).read(0)
-        return pillow_pixels(picture) if isinstance(picture, Image.Image) else picture
+        if isinstance(picture, Image.Image):
+            # Through a lossless file that knows every mode, so that a picture in memory becomes
+            # exactly what the same picture in a file becomes.
+            with pillow_faults(picture.mode), io.BytesIO() as file:
+                ImageOps.exif_transpose(picture).save(file, "TIFF")
+                return file.getvalue()
+        return picture
 
     def name(self, index: int) -> str:
         picture = self._pictures[index]
@@ -157,7 +129,7 @@ class _Pictures:
         return f"{len(self)} pictures"
 
 
-def _source_of(pictures: Data | Given | Sequence[Given]) -> Source:
+def _source_of(pictures: Data | Picture | Sequence[Picture]) -> Source:
     if isinstance(pictures, str | Path) and Path(pictures).is_file():
         return FolderSource.of_files([pictures])
     if isinstance(pictures, Image.Image):
@@ -169,29 +141,23 @@ def _source_of(pictures: Data | Given | Sequence[Given]) -> Source:
     return open_source(cast(Data, pictures))
 
 
-def _chunks(count: int, size: int) -> Iterator[range]:
-    for start in range(0, count, size):
-        yield range(start, min(start + size, count))
-
-
 class Embedded(NamedTuple):
     """A file of features."""
 
-    path: str
+    features: str
     names: str
-    """The names of the rows, beside it; of a .parquet the same file."""
-    rows_written: int
+    """File of the names of the rows; of a .parquet the same file."""
+    pictures: int
+    """Rows."""
     width: int
-    bad: int
-    """Pictures that could not be read, and have no row."""
+    unreadable: int
+    """Pictures left out, listed in a file beside the features."""
 
     def rows(self) -> list[tuple[str, str]]:
         """Give the lines of a table."""
-        return [
-            ("features", f"{self.path}  {self.rows_written:,} x {self.width:,} float32"),
-            ("names", self.names),
-            *([("unreadable", f"{self.bad:,}, left out")] if self.bad else []),
-        ]
+        shape = f"{self.pictures:,} x {self.width:,} float32"
+        left_out = [("unreadable", f"{self.unreadable:,}, left out")] if self.unreadable else []
+        return [("features", f"{self.features}  {shape}"), ("names", self.names), *left_out]
 
 
 def embed_to_file(
@@ -199,31 +165,179 @@ def embed_to_file(
     data: str | Path,
     *,
     out: Path,
-    settings: FeatureSettings = FeatureSettings(),
+    settings: FeatureSettings = DEFAULT,
     quiet: bool = False,
 ) -> Embedded:
     """Write the features of every picture of a folder; a second start goes on where one stopped.
 
-    Finished batches lie beside the file, in a hidden folder named after it, until it appears
-    whole, by one rename. They are used again if weights, pictures and settings are the same.
+    Finished batches wait in a hidden folder beside the file, until it appears whole by one
+    rename. A second start takes them over if weights, pictures and settings are the same.
+
+    Args:
+        weights: whatever `load_encoder` takes.
+        data: a folder of pictures.
+        out: file to make, .npy (names beside it in .tsv) or .parquet.
+        settings: how features are computed.
+        quiet: show no progress.
 
     Raises:
-        ConfigError: if the file exists, or is of a sort that cannot be written here.
-        TrainingError: if the disk is full or may not be written to.
+        ConfigError: if `out` exists, or is of a sort or at a place that cannot be written.
+        TrainingError: if the disk is full.
     """
-    _check_target(out)
     store = out.with_name(f".{out.name}.parts")
-    if out.exists():
-        shutil.rmtree(store, ignore_errors=True)
-        raise ConfigError(f"{out}: exists already; choose another --out, or remove it first")
-    with Progress(quiet=quiet) as progress, _writing(out):
-        store.mkdir(parents=True, exist_ok=True)
-        with RunLock(store / "lock"):
-            source = open_source(data)
-            encoder = open_for_features(weights, settings, say=progress.note)
-            _keep_same_work(store, _identity(encoder, source, settings), say=progress.note)
-            parts = list(_parts(store, encoder, source, settings, progress))
-            written = _assemble(out, parts, source)
+    _prepare_target(out, store)
+    with Progress(quiet=quiet) as progress, _writing(out), RunLock(store / "lock"):
+        source = open_source(data)
+        encoder = open_for_features(weights, settings, say=progress.note)
+        _keep_same_work(store, _identity(encoder, source, settings), say=progress.note)
+        parts = _finish_parts(store, encoder, source, settings, progress)
+        ids = np.concatenate([_read_part(path).ids for path in parts])
+        bad = [picture for path in parts for picture in _read_part(path).bad]
+        if not len(ids):
+            raise DataError(f"pictures: none of {len(source)} can be read; {unreadable(bad)}")
+        if bad:
+            progress.note(unreadable(bad))
+            table = [("name", "reason"), *((picture.name, picture.reason) for picture in bad)]
+            _place_table(table, out.with_suffix(".bad-files.tsv"), store)
+        write = _write_parquet if out.suffix == ".parquet" else _write_npy
+        width = write(out, _names(source, ids), parts, store)
         shutil.rmtree(store)
-    bad = [picture for path in parts for picture in _read_part(path).bad]
-    return written
+    names = out if out.suffix == ".parquet" else out.with_suffix(".tsv")
+    return Embedded(str(out), str(names), len(ids), width, len(bad))
+
+
+def _prepare_target(out: Path, store: Path) -> None:
+    if out.suffix not in (".npy", ".parquet"):
+        raise ConfigError(f"out: {out} ends in {out.suffix!r}, expected .npy or .parquet")
+    if out.suffix == ".parquet" and find_spec("pyarrow") is None:
+        raise ConfigError(
+            f"out: {out} needs pyarrow: pip install 'mae-vision[parquet]', or write a .npy"
+        )
+    for path in [out] if store.exists() else [out, out.with_suffix(".tsv")]:
+        if path.exists():
+            raise ConfigError(f"out: {path} exists already; choose another, or remove it first")
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"out: {store.parent} cannot be written to: {error.strerror}") from error
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(
+            f"{out}: cannot be written: {error.strerror}; make room, and start the same again"
+        ) from error
+
+
+def _identity(encoder: Encoder, source: Source, settings: FeatureSettings) -> dict[str, Any]:
+    """Name what features are a function of."""
+    digest = hashlib.sha256(json.dumps(to_dict(encoder.config)).encode())
+    for name, tensor in encoder.state_dict().items():
+        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+    return {
+        "weights": digest.hexdigest(),
+        "pictures": source.fingerprint(),
+        "pool": settings.pool,
+        "batch": settings.batch,
+        "device": encoder.cls_token.device.type,
+    }
+
+
+def _keep_same_work(store: Path, identity: dict[str, Any], *, say: Callable[[str], None]) -> None:
+    record, parts = store / "work.json", list(store.glob("*.npz"))
+    if record.exists() and json.loads(record.read_bytes()) == identity:
+        say(f"going on: {len(parts)} finished batches are there")
+        return
+    if parts:
+        say("beginning anew: weights, pictures or settings are not those of the last start")
+    for path in parts:
+        path.unlink()
+    write_json_atomic(record, identity)
+
+
+def _finish_parts(
+    store: Path,
+    encoder: Encoder,
+    source: Source,
+    settings: FeatureSettings,
+    progress: Progress,
+) -> list[Path]:
+    """Encode what is not there yet; each part appears by one rename."""
+    parts = {store / f"{ids.start:012}.npz": ids for ids in chunks(len(source), settings.batch)}
+    done = sum(len(ids) for path, ids in parts.items() if path.exists())
+    progress.start(len(source), at=done, label="picture")
+    for path, ids in parts.items():
+        if path.exists():
+            continue
+        piece, content = _piece(encoder, source, ids, settings.pool), io.BytesIO()
+        bad = np.array(piece.bad, dtype=str).reshape(-1, len(Bad._fields))
+        np.savez(content, features=piece.features, ids=piece.ids, bad=bad)
+        write_durably(store / "unfinished", content.getvalue())
+        (store / "unfinished").replace(path)
+        done += len(ids)
+        progress.update(done)
+    return list(parts)
+
+
+def _read_part(path: Path) -> _Piece:
+    with np.load(path) as part:
+        bad = tuple(Bad(int(index), name, reason) for index, name, reason in part["bad"].tolist())
+        return _Piece(part["features"], part["ids"], bad)
+
+
+def _names(source: Source, ids: Ints) -> list[tuple[str, ...]]:
+    """Give the table of the rows' names, and classes where there are any, under a header."""
+    labels, class_names = source.labels, source.class_names
+    if labels is None or not class_names:
+        return [("name",), *((source.name(i),) for i in ids.tolist())]
+    return [("name", "class"), *((source.name(i), class_names[labels[i]]) for i in ids.tolist())]
+
+
+def _write_npy(out: Path, names: list[tuple[str, ...]], parts: list[Path], store: Path) -> int:
+    width = _read_part(parts[0]).features.shape[1]
+    shape, row = (len(names) - 1, width), 0
+    matrix = np.lib.format.open_memmap(store / "matrix", "w+", dtype=np.float32, shape=shape)
+    for features in (_read_part(path).features for path in parts):
+        matrix[row : row + len(features)] = features
+        row += len(features)
+    matrix.flush()
+    _place_table(names, out.with_suffix(".tsv"), store)
+    _place(store / "matrix", out)
+    return int(width)
+
+
+def _write_parquet(out: Path, names: list[tuple[str, ...]], parts: list[Path], store: Path) -> int:
+    pa, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+    width, row = _read_part(parts[0]).features.shape[1], 1
+    kinds = [
+        *((name, pa.string()) for name in names[0]),
+        ("features", pa.list_(pa.float32(), width)),
+    ]
+    with parquet.ParquetWriter(store / "table", pa.schema(kinds)) as writer:
+        for features in (_read_part(path).features for path in parts):
+            columns = [
+                list(column) for column in zip(*names[row : row + len(features)], strict=True)
+            ]
+            vectors = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), width)
+            if len(features):
+                writer.write_table(pa.table([*columns, vectors], schema=pa.schema(kinds)))
+            row += len(features)
+    _place(store / "table", out)
+    return int(width)
+
+
+def _place_table(rows: Sequence[Sequence[str]], path: Path, store: Path) -> None:
+    content = "".join("\t".join(row) + "\n" for row in rows)
+    (store / "text").write_text(content, encoding="utf-8")
+    _place(store / "text", path)
+
+
+def _place(temporary: Path, path: Path) -> None:
+    """Give a file its name once all of it is on the disk."""
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    fsync_folder(path.parent)

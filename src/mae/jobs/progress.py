@@ -59,6 +59,8 @@ class Progress:
             self._bar = _bar()
             self._task = self._bar.add_task("", total=total, completed=at)
             self._bar.start()
+            # A second Ctrl-C ends the process at once, which leaves a hidden cursor hidden.
+            self._bar.console.show_cursor()
 
     def update(self, step: int, **numbers: SupportsFloat) -> None:
         """Tell that `step` steps are done, shown when it is time or the last one."""
@@ -79,7 +81,8 @@ class Progress:
         rate = (step - before) / (now - then) if now > then else 0.0
         parts = [f"{self._label} {step:,}/{self._total:,}"]
         if rate > 0:
-            parts.append(f"{rate * self._images_per_step:,.4g} images/s")
+            images = rate * self._images_per_step
+            parts.append(f"{images:,.0f} images/s" if images >= 100 else f"{images:.3g} images/s")
         parts += [f"{name} {float(value):.4g}" for name, value in numbers.items()]
         if rate > 0:
             parts.append(f"{duration((self._total - step) / rate)} left")
@@ -107,5 +110,12 @@ def _bar() -> Bar:
     text = TextColumn(
         "{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")
     )
-    # Without a thread of its own it draws only in update(), never in the middle of a save.
-    return Progress(BarColumn(bar_width=24), text, console=Console(stderr=True), auto_refresh=False)
+    # Without a thread of its own it draws only in update(), never in the middle of a save; stdout
+    # is left alone, since results go there.
+    return Progress(
+        BarColumn(bar_width=24),
+        text,
+        console=Console(stderr=True),
+        auto_refresh=False,
+        redirect_stdout=False,
+    )

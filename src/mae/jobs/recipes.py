@@ -65,14 +65,13 @@ def read_fields(file: Path) -> dict[str, Any]:
     """
     try:
         text = file.read_text(encoding="utf-8")
-        if file.suffix.lower() == ".toml":
-            return _with_none(tomllib.loads(text))
-        values = json.loads(text)
+        toml = file.suffix.lower() == ".toml"
+        values: Any = _with_none(tomllib.loads(text)) if toml else json.loads(text)
     except OSError as error:
         reason = (error.strerror or "cannot be read").lower()
         raise ConfigError(f"config: {file.absolute()}: {reason}; check the path") from error
     except ValueError as error:
-        sort = "TOML" if file.suffix.lower() == ".toml" else "JSON (files of TOML end in .toml)"
+        sort = "TOML" if toml else "JSON (files of TOML end in .toml)"
         raise ConfigError(f"config: {file}: is not {sort}: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"config: {file}: expected named values, got {type(values).__name__}")

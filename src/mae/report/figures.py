@@ -89,14 +89,13 @@ class Series(NamedTuple):
 
 
 def line_chart(
-    series: Sequence[Series], *, title: str, x_label: str, y_label: str, log: bool = False
+    series: Sequence[Series], x_label: str, y_label: str, *, log: bool = False
 ) -> Element:
     """Draw lines over a common x axis as an <svg> that follows the page's colours.
 
     Args:
         series: at least one, each with at least one point; where there are more points than can
             be told apart, neighbours are averaged.
-        title: what a reader who does not see it is told first.
         x_label: name and unit of x.
         y_label: name and unit of y.
         log: whether y is logarithmic; values must then be above 0.
@@ -110,12 +109,12 @@ def line_chart(
     legend = len(series) > 1
     return element(
         "svg",
-        element("title", title),
+        element("title", y_label),
         element("desc", "; ".join(_told(line, x_label) for line in series)),
         *(mark for tick in y_ticks for mark in _level(number(tick), y_at(warp(tick)))),
         *(mark for tick in _ticks(0.0, max(xs)) if tick <= (max(xs) or 1.0)
           for mark in _place(number(tick), x_at(tick))),
-        element("text", y_label, x=4, y=14),
+        element("text", y_label + " (log scale)" * log, x=4, y=14),
         element("text", x_label, x=WIDTH - RIGHT, y=BASE + 36, text_anchor="end"),
         *(
             _line([(x_at(x), y_at(warp(y))) for x, y in points], index)
@@ -143,8 +142,8 @@ def _place(label: str, x: float) -> Iterable[Element]:
 
 
 def _line(places: Sequence[tuple[float, float]], index: int) -> Element:
-    # A line of one point is given no length: its round end makes it a dot.
-    path = "L".join(f"{x} {y}" for x, y in (places * 2 if len(places) == 1 else places))
+    # Ends where it is once more: one point alone is then a line without length, and so a dot.
+    path = "L".join(f"{x} {y}" for x, y in [*places, places[-1]])
     look = index % len(DASHES)
     dash = DASHES[look] or None
     return element("path", d=f"M{path}", class_=f"line s{look}", stroke_dasharray=dash)
@@ -178,7 +177,7 @@ def _ticks(low: float, high: float) -> list[float]:
     """Give about five round numbers that enclose low and high."""
     span = (high - low) or abs(high) or 1.0
     size: float = 10.0 ** math.floor(math.log10(span / 4))
-    step = next(m * size for m in (1, 2, 5, 10) if m * size * 4.5 >= span)
+    step = next(m * size for m in (1, 2, 5, 10) if m * size * 5.5 >= span)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [float(f"{i * step:.10g}") for i in range(first, max(last, first + 1) + 1)]
 
@@ -195,8 +194,8 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def number(value: float) -> str:
-    """Write a number with the three or four digits that mean something: 1.234 M."""
+    """Write a number with three or four digits: 0.0123, 1,234, 1.235 M."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= max(size, 1e5):
             return f"{value / size:.4g} {unit}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import wrap
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from mae.model.pixels import denormalize_pixels
 from mae.report.figures import png_bytes, write_whole
 
 Pixels = NDArray[np.uint8]
+Item = TypeVar("Item")
 
 STAGES = {
     "original": "original",
@@ -56,17 +58,16 @@ def reconstruction_panels(
     Args:
         model: on any device.
         images: B C H W of the stored type.
-        noise: B L, or
-        mask: B L or B h w bool, True = hidden.
+        noise, mask: one of them, see `MaskedAutoencoder.reconstruct`.
 
     Raises:
         ShapeError: for pictures, noise or mask that do not fit the model.
     """
     config, device = model.config, next(model.parameters()).device
     normalized = model.normalize(images.to(device))
-    hidden = None if mask is None else mask.to(device)
-    drawn = None if noise is None else noise.to(device)
-    result = model.reconstruct(normalized, noise=drawn, mask=hidden)
+    hiding = {"noise": noise, "mask": mask}
+    given = {name: value.to(device) for name, value in hiding.items() if value is not None}
+    result = model.reconstruct(normalized, **given)
     H, W = images.shape[-2:]
     p, grid = config.patch_size, (H // config.patch_size, W // config.patch_size)
     pred = result.pred
@@ -117,6 +118,12 @@ def caption_of(config: ModelConfig) -> str:
     if config.pixels.dtype != "uint8":
         said.append("Brightness is stretched to the range of each original.")
     return " ".join(said)
+
+
+def evenly(items: Sequence[Item], most: int) -> list[Item]:
+    """Choose at most so many, evenly spread, with the first and the last."""
+    count = min(most, len(items))
+    return [items[round(i * (len(items) - 1) / max(1, count - 1))] for i in range(count)]
 
 
 def tile(cells: Pixels) -> Image.Image:

@@ -6,7 +6,7 @@ import math
 import secrets
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,27 +16,30 @@ from mae.errors import WeightsError
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.encoder import Encoder
 from mae.weights import facebook, folder
-from mae.weights.detect import Format, RawWeights, read_weights
+from mae.weights.detect import Format, read_weights
 from mae.weights.load import Loaded, open_encoder, open_model
+from mae.weights.shapes import NOTHING_TOLD, Told
 
 
 class Converted(NamedTuple):
     """What a conversion wrote."""
 
-    path: Path
+    path: str
     largest_difference: float
     """Between the two models' latents and predictions of the same images and masks."""
     notes: list[str]
 
 
-def convert(src: str | Path, dst: str | Path, *, to: Format, **told: Any) -> Converted:
+def convert(
+    src: str | Path, dst: str | Path, *, to: Format, told: Told = NOTHING_TOLD
+) -> Converted:
     """Write weights in another layout, read them back, and compare what both models compute.
 
     Args:
         src: whatever `load` or `load_encoder` takes.
         dst: file or folder to make, in a folder that exists.
         to: "mae", a folder of ours, or "facebook", a published-layout file.
-        told: fields of `ModelConfig` that a file which does not describe itself leaves open.
+        told: what a file that does not describe itself leaves open.
 
     Raises:
         WeightsError: if `src` cannot be loaded, `dst` exists or cannot be written, or the two
@@ -47,7 +50,7 @@ def convert(src: str | Path, dst: str | Path, *, to: Format, **told: Any) -> Con
         raise WeightsError(f"{path.parent}: no such folder; make it first")
     if path.exists():
         raise WeightsError(f"{path}: exists already; choose another name, or remove it first")
-    model, notes = _open(raw, **told)
+    model, notes = _open(src, told)
     facts = raw.description.facts if raw.description else {}
     temporary = path.with_name(f".tmp-{path.name}-{secrets.token_hex(4)}")
     try:
@@ -57,7 +60,7 @@ def convert(src: str | Path, dst: str | Path, *, to: Format, **told: Any) -> Con
             description = folder.Description(model=model.config, facts=dict(facts))
             tensors = folder.tensors_of(model)
             facebook.write(temporary, tensors, description=to_dict(description))
-        difference = _largest_difference(model, _open(read_weights(temporary)).model)
+        difference = _largest_difference(model, _open(temporary, NOTHING_TOLD).model)
         if difference != 0:
             raise WeightsError(f"{path}: not written: the models differ by {difference}")
         temporary.rename(path)
@@ -65,11 +68,13 @@ def convert(src: str | Path, dst: str | Path, *, to: Format, **told: Any) -> Con
         raise WeightsError(f"{path}: cannot be written: {error}") from error
     finally:
         shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
-    return Converted(path, difference, notes)
+    return Converted(str(path), difference, notes)
 
 
-def _open(raw: RawWeights, **told: Any) -> Loaded[MaskedAutoencoder | Encoder]:
-    return open_model(raw, **told) if raw.has_decoder else open_encoder(raw, **told)
+def _open(path: str | Path, told: Told) -> Loaded[MaskedAutoencoder | Encoder]:
+    if read_weights(path).has_decoder:
+        return open_model(path, told=told)
+    return open_encoder(path, told=told)
 
 
 def _largest_difference(

@@ -17,7 +17,7 @@ from torch import Tensor
 from mae.config import ModelConfig, from_dict
 from mae.errors import WeightsError
 from mae.train.checkpoint import latest_checkpoint
-from mae.train.rundir import RunDir
+from mae.train.rundir import RunDir, read_record
 from mae.weights import facebook
 from mae.weights.files import read_tensors
 from mae.weights.folder import CONFIG, TENSORS, Description, parse_description, read_description
@@ -94,16 +94,17 @@ def _neighbour(file: Path) -> Description | None:
     manifest = file.absolute().with_name("manifest.json")
     if not manifest.is_file():
         return None
-    record = RunDir(manifest.parent.parent.parent).record
+    run = manifest.parent.parent.parent
     try:
         digest = json.loads(manifest.read_bytes())[file.name]["sha256"]
-        model = json.loads(record.read_bytes())["config"]["model"]
         with file.open("rb") as opened:
             whole = hashlib.file_digest(opened, "sha256").hexdigest() == digest
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise WeightsError(
-            f"{record}, {manifest}: cannot be read: {error}; restore them"
-        ) from error
+    except (OSError, ValueError, LookupError, TypeError):
+        whole = False
     if not whole:
-        raise WeightsError(f"{file}: is not what was written (sha256); name an older checkpoint")
-    return Description(model=from_dict(ModelConfig, model, where=str(record)))
+        raise WeightsError(f"{file}: is not what {manifest.name} says; name an older checkpoint")
+    record = read_record(run)
+    if record is None:
+        raise WeightsError(f"{file}: is of a run without run.json; put it back")
+    model = from_dict(ModelConfig, record["config"]["model"], where=str(RunDir(run).record))
+    return Description(model=model)

@@ -54,12 +54,13 @@ def training_facts(beside: Mapping[str, Any]) -> dict[str, object]:
         beside: `args` of the published training script, a Namespace, where there is one.
     """
     found = getattr(beside.get("args"), "__dict__", {})
-    kinds = {"norm_pix_loss": ("normalize_target", bool), "mask_ratio": ("mask_ratio", float)}
-    return {
-        ours: found[theirs]
-        for theirs, (ours, kind) in kinds.items()
-        if type(found.get(theirs)) is kind
-    }
+    normalize, ratio = found.get("norm_pix_loss"), found.get("mask_ratio")
+    facts: dict[str, object] = {}
+    if isinstance(normalize, bool):
+        facts["normalize_target"] = normalize
+    if isinstance(ratio, float) and 0 < ratio < 1:
+        facts["mask_ratio"] = ratio
+    return facts
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], *, description: Mapping[str, object]) -> None:

@@ -25,8 +25,9 @@ from mae.errors import WeightsError
 
 # What the readers of untrusted files raise for those cut short, changed or made up.
 _BROKEN = (
-    pickle.UnpicklingError, SafetensorError, EOFError, RuntimeError, ValueError, TypeError,
-    LookupError, AttributeError, AssertionError, ArithmeticError, MemoryError,
+    pickle.UnpicklingError, SafetensorError, zipfile.BadZipFile, EOFError, RuntimeError,
+    ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError,
+    MemoryError,
 )  # fmt: skip
 
 
@@ -60,12 +61,20 @@ def read_tensors(path: Path) -> TensorFile:
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror or error}") from error
     except _BROKEN as error:
-        why = str(error).rpartition("WeightsUnpickler error: ")[2].partition("\n")[0][:120]
+        why = str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0][:120]
         raise WeightsError(
             f"{path}: is cut short or damaged ({why or type(error).__name__}); get it again"
         ) from error
     _require_values(path, found.tensors)
     return found
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Tell whether all values are finite real numbers."""
+    if not tensor.is_floating_point():
+        return False
+    # A tenth of the time of isfinite().all(): both bounds are NaN where any value is.
+    return not tensor.numel() or all(bool(bound.isfinite()) for bound in tensor.float().aminmax())
 
 
 def _read_pickle(path: Path) -> TensorFile:

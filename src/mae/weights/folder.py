@@ -7,7 +7,6 @@ only its `encoder.` part; the configuration says what they mean.
 from __future__ import annotations
 
 import json
-import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,12 +21,9 @@ from mae.config import ModelConfig, from_dict, size_name, to_dict
 from mae.errors import MaeError, WeightsError
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.encoder import Encoder
+from mae.train.rundir import write_durably
 
 CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"
-
-
-def _library() -> str:
-    return f"mae-vision {metadata.version('mae-vision')}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +32,7 @@ class Description:
 
     format: Literal["mae"] = "mae"
     format_version: Literal[1] = 1
-    library: str = field(default_factory=_library)
+    library: str = field(default_factory=lambda: f"mae-vision {metadata.version('mae-vision')}")
     """Name and version of what wrote it."""
     model: ModelConfig
     """The network and what its pixels mean."""
@@ -92,13 +88,12 @@ def save(
         WeightsError: if it cannot be written.
     """
     path, description = Path(folder), Description(model=model.config, facts=dict(facts or {}))
-    written_by = {"format": "pt", "library": description.library}
     try:
         path.mkdir(parents=True, exist_ok=True)
         _replace(path / CONFIG, json.dumps(to_dict(description), indent=1).encode() + b"\n")
         _replace(path / CARD, _card(model, description).encode())
         # Last, since a folder counts as weights when its tensors are there.
-        _replace(path / TENSORS, to_safetensors(tensors_of(model), written_by))
+        _replace(path / TENSORS, to_safetensors(tensors_of(model), {"format": "pt"}))
     except OSError as error:
         raise WeightsError(f"{path}: cannot be written: {error.strerror}; make room, or check who "
                            "may write there") from error  # fmt: skip
@@ -109,10 +104,7 @@ def _replace(path: Path, content: bytes) -> None:
     """Write a file whole or not at all, with the mode that the umask gives."""
     temporary = path.with_name(f".tmp-{path.name}-{secrets.token_hex(4)}")
     try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        write_durably(temporary, content)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

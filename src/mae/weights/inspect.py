@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from mae.config import PixelConfig, size_name, to_dict
 from mae.weights.detect import Format, read_weights
+from mae.weights.files import is_finite
 from mae.weights.shapes import read_fields
 
 
@@ -58,7 +59,7 @@ def inspect(path: str | Path) -> Inspection:
         WeightsError: for what is no weights, or cannot be read.
     """
     raw = read_weights(path)
-    fields, names = read_fields(raw), raw.tensors.keys()
+    fields, names, values = read_fields(raw), raw.tensors.keys(), raw.tensors.values()
     notes = []
     if names & {"fc_norm.weight", "head.weight"}:
         notes.append("a fine-tuned classifier, with a head beside the encoder")
@@ -72,7 +73,7 @@ def inspect(path: str | Path) -> Inspection:
         model={n: to_dict(v) if isinstance(v, PixelConfig) else v for n, v in fields.items()},
         has_decoder=raw.has_decoder,
         tensors=len(raw.tensors),
-        parameters=sum(tensor.numel() for tensor in raw.tensors.values()),
-        not_finite=sum(int((~tensor.isfinite()).sum()) for tensor in raw.tensors.values()),
+        parameters=sum(tensor.numel() for tensor in values),
+        not_finite=sum(int((~t.isfinite()).sum()) for t in values if not is_finite(t)),
         notes=notes,
     )  # fmt: skip

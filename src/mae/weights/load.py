@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,8 @@ from mae.model.create import create
 from mae.model.encoder import Encoder
 from mae.model.positions import resize_positions
 from mae.weights.detect import RawWeights, read_weights
-from mae.weights.shapes import config_of, read_fields
+from mae.weights.files import is_finite
+from mae.weights.shapes import NOTHING_TOLD, Told, config_of, read_fields
 
 ModelT = TypeVar("ModelT", bound=nn.Module, covariant=True)
 
@@ -49,9 +50,8 @@ def load(
     Raises:
         WeightsError: for anything missing, left over, of another shape or not finite.
     """
-    told = {"num_heads": heads, "decoder_heads": decoder_heads, "image_size": image_size,
-            "normalize_target": normalize_target}  # fmt: skip
-    return _said(open_model(read_weights(path), **_given(told)))
+    told = Told(heads, decoder_heads, image_size, normalize_target)
+    return _said(open_model(path, told=told))
 
 
 def load_encoder(
@@ -61,12 +61,12 @@ def load_encoder(
 
     Arguments and errors are those of `load`; a decoder or a classifier's head is left.
     """
-    told = {"num_heads": heads, "image_size": image_size}
-    return _said(open_encoder(read_weights(path), **_given(told)))
+    return _said(open_encoder(path, told=Told(heads=heads, image_size=image_size)))
 
 
-def open_model(raw: RawWeights, **told: Any) -> Loaded[MaskedAutoencoder]:
-    """Make encoder and decoder of what was read; `told` are fields of `ModelConfig`."""
+def open_model(path: str | Path, *, told: Told = NOTHING_TOLD) -> Loaded[MaskedAutoencoder]:
+    """Load encoder and decoder; the notes say what had to be assumed."""
+    raw = read_weights(path)
     if not raw.has_decoder:
         raise WeightsError(
             f"decoder: not in this file, {raw.path}; features are possible (load_encoder), "
@@ -79,8 +79,9 @@ def open_model(raw: RawWeights, **told: Any) -> Loaded[MaskedAutoencoder]:
     return Loaded(model, notes)
 
 
-def open_encoder(raw: RawWeights, **told: Any) -> Loaded[Encoder]:
-    """Make an encoder of what was read; the notes say what was taken and what was left."""
+def open_encoder(path: str | Path, *, told: Told = NOTHING_TOLD) -> Loaded[Encoder]:
+    """Load the encoder alone; the notes say what was taken, left and assumed."""
+    raw = read_weights(path)
     own = {name: tensor for name, tensor in raw.tensors.items() if name.startswith("encoder.")}
     # By itself, so that what a decoder leaves open is not asked for.
     config, notes = config_of(raw._replace(tensors=own), told)
@@ -139,10 +140,6 @@ def initial_model(
     return Loaded(model, notes)
 
 
-def _given(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
-
-
 def _said(loaded: Loaded[ModelT]) -> ModelT:
     for note in loaded.notes:
         print(note, file=sys.stderr)
@@ -154,25 +151,7 @@ def _fill(
 ) -> None:
     """Give a module copies of the tensors whose names begin with the prefix, as float32."""
     found = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    wanted = {prefix + name: tensor for name, tensor in module.state_dict().items()}
-    both = found.keys() & wanted.keys()
-    problems = {
-        "missing": wanted.keys() - found.keys(),
-        "unexpected": found.keys() - wanted.keys(),
-        "of another shape": {name for name in both if found[name].shape != wanted[name].shape},
-        "not finite": {name for name in both if not _finite(found[name])},
-    }
-    lists = [
-        f"{len(names)} {problem} {[raw.spell(name) for name in sorted(names)[:5]]}"
-        for problem, names in problems.items()
-        if names
-    ]
-    if lists:
-        cause = "is it whole, and of a masked autoencoder?"
-        if "fc_norm.weight" in raw.tensors:
-            cause = "it is a fine-tuned classifier, whose fc_norm took the place of the encoder's \
-norm; take the file it was made from"
-        raise WeightsError(f"{raw.path}: {', '.join(lists)}; {cause}")
+    _require_fit(raw, found, {prefix + n: tensor for n, tensor in module.state_dict().items()})
     copies = {
         name.removeprefix(prefix): tensor.detach().to(torch.float32, copy=True).contiguous()
         for name, tensor in found.items()
@@ -181,5 +160,30 @@ norm; take the file it was made from"
     module.load_state_dict(copies, assign=True)
 
 
-def _finite(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and bool(tensor.isfinite().all())
+def _require_fit(
+    raw: RawWeights, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
+) -> None:
+    both = [name for name in wanted if name in found]
+    problems = {
+        "missing": [raw.spell(name) for name in wanted if name not in found],
+        "unexpected": [raw.spell(name) for name in found if name not in wanted],
+        "of another shape": [
+            f"{raw.spell(name)} {list(found[name].shape)}, expected {list(wanted[name].shape)}"
+            for name in both
+            if found[name].shape != wanted[name].shape
+        ],
+        "not finite numbers": [raw.spell(name) for name in both if not is_finite(found[name])],
+    }
+    lists = [
+        f"{len(names)} {problem} ({'; '.join(names[:5])})"
+        for problem, names in problems.items()
+        if names
+    ]
+    cause = "is it whole, and of a masked autoencoder?"
+    if "fc_norm.weight" in raw.tensors:
+        cause = (
+            "it is a fine-tuned classifier, whose fc_norm took the place of the encoder's norm; "
+            "take the file it was made from"
+        )
+    if lists:
+        raise WeightsError(f"{raw.path}: {', '.join(lists)}; {cause}")

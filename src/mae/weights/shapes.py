@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from mae.config import SIZES, ModelConfig, PixelConfig
 from mae.errors import WeightsError
 from mae.weights.detect import RawWeights
 
 _DEFAULT = ModelConfig()
+
+
+class Told(NamedTuple):
+    """What the caller knows of a file that does not describe itself."""
+
+    heads: int | None = None
+    decoder_heads: int | None = None
+    image_size: tuple[int, int] | None = None
+    """Height and width."""
+    normalize_target: bool | None = None
+
+
+NOTHING_TOLD = Told()
 
 
 def read_fields(raw: RawWeights) -> dict[str, Any]:
@@ -51,26 +63,23 @@ def read_fields(raw: RawWeights) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def config_of(raw: RawWeights, told: Mapping[str, Any]) -> tuple[ModelConfig, list[str]]:
+def config_of(raw: RawWeights, told: Told) -> tuple[ModelConfig, list[str]]:
     """Give the configuration of what was read, and a note on whatever had to be assumed.
-
-    Args:
-        raw: what was read.
-        told: fields of `ModelConfig` that the caller knows.
 
     Raises:
         WeightsError: where neither file nor caller tells a field, or the two disagree.
     """
     fields = read_fields(raw)
+    given = {("num_heads" if n == "heads" else n): v for n, v in told._asdict().items()}
+    asked = {name: value for name, value in given.items() if value is not None}
     if raw.description is not None:
-        for name, value in told.items():
+        for name, value in asked.items():
             if value != fields[name]:
                 raise WeightsError(f"{name}: got {value}, but {raw.path} says {fields[name]}")
         return raw.description.model, []
-    fields |= told
-    needed = {"num_heads": "heads", "image_size": "image_size (height, width)"}
-    needed |= {"decoder_heads": "decoder_heads"} if raw.has_decoder else {}
-    unknown = [option for name, option in needed.items() if name not in fields]
+    fields |= asked
+    needed = ["num_heads", "image_size", *["decoder_heads"] * raw.has_decoder]
+    unknown = [name.removeprefix("num_") for name in needed if name not in fields]
     if unknown:
         raise WeightsError(
             f"{raw.path}: width {fields['width']} is of no known size or the grid is not square, "

@@ -1,0 +1,125 @@
+"""Step and loader together at the demo's size, against a textbook loop over the same arrays.
+
+`python -m benchmarks.demo_step [PAIRS]` runs both sides in one process, in turn, and prints
+the paired ratio of their times with its spread, the loader's share and the profile of our step.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.textbook import Pictures, TextbookMAE, textbook_batches
+from mae.config import PixelConfig, replace_model
+from mae.data.batch import training_batch
+from mae.data.builtin import fashion_mnist
+from mae.data.decode import PixelKind, measure_pixels
+from mae.jobs.setup import batch_plan, new_state
+from mae.model.create import create
+from mae.recipes import DEMO
+from mae.train.step import OptimiserStep, pretraining_loss
+
+STEPS = 60  # of each side in a pair
+RATE = 1e-3
+
+
+def our_side() -> Callable[[], float]:
+    """Give a function that makes STEPS steps as `mae demo` does and tells the loader's seconds."""
+    source, kind = fashion_mnist("train"), PixelKind("uint8", 1)
+    mean, std = measure_pixels(source, kind=kind)
+    config = replace_model(DEMO, pixels=PixelConfig(mean=mean, std=std))
+    plan = batch_plan(config, source, kind)
+    state = new_state(create(config.model), config)
+    step = OptimiserStep(loss=pretraining_loss, config=config, device=torch.device("cpu"))
+    numbers = itertools.count()
+
+    def run() -> float:
+        waited = 0.0
+        for number in itertools.islice(numbers, STEPS):
+            began = time.perf_counter()
+            batch = training_batch(plan, number)
+            waited += time.perf_counter() - began
+            step(state, batch, lr=RATE)
+        return waited
+
+    return run
+
+
+def textbook_side(workers: int) -> Callable[[], None]:
+    """Give a function that makes STEPS steps as a textbook would."""
+    source, kind = fashion_mnist("train"), PixelKind("uint8", 1)
+    (mean,), (std,) = measure_pixels(source, kind=kind)
+    dataset = Pictures(source.images, mean=mean, std=std)
+    batches: Iterator[torch.Tensor] = textbook_batches(dataset, batch=DEMO.batch, workers=workers)
+    model = TextbookMAE(DEMO.model)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=RATE, betas=DEMO.optim.betas, weight_decay=DEMO.optim.weight_decay
+    )
+
+    def run() -> None:
+        for _ in range(STEPS):
+            loss = model(next(batches))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if not torch.isfinite(loss):
+                raise RuntimeError("the loss is not finite")
+
+    return run
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Time one call."""
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def spread(values: list[float]) -> str:
+    """Write the median and the quartiles."""
+    low, middle, high = statistics.quantiles(values, n=4)
+    return f"{middle:.3f} (quartiles {low:.3f} to {high:.3f})"
+
+
+def main(pairs: int) -> None:
+    """Run the pairs and print what came out."""
+    ours = our_side()
+    sides = {workers: textbook_side(workers) for workers in (0, 2)}
+    for run in (ours, *sides.values()):
+        run()  # the first steps allocate and start workers
+    ratios: dict[int, list[float]] = {workers: [] for workers in sides}
+    shares, rates = [], []
+    for _ in range(pairs):
+        for workers, theirs in sides.items():
+            began = time.perf_counter()
+            waited = ours()
+            own = time.perf_counter() - began
+            shares.append(waited / own)
+            rates.append(STEPS * DEMO.batch / own)
+            ratios[workers].append(seconds(theirs) / own)
+    # The better of its two settings is the peer, pair by pair.
+    best = [min(pair) for pair in zip(*ratios.values(), strict=True)]
+    print(f"cores {os.cpu_count()}, threads {torch.get_num_threads()}, torch {torch.__version__}")
+    print(f"ours: {spread(rates)} images/s; loader's share of the time: {spread(shares)}")
+    for workers, values in ratios.items():
+        print(f"textbook loop, {workers} workers: {spread(values)} times our time")
+    print(f"textbook loop, the better of both: {spread(best)} times our time, {pairs} pairs")
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        ours()
+    table = profiled.key_averages().table(
+        sort_by="self_cpu_time_total", row_limit=12, max_name_column_width=40
+    )
+    print(table)
+    print(json.dumps({"ratio": statistics.median(best), "loader_share": statistics.median(shares)}))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 12)

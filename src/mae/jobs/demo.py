@@ -1,0 +1,158 @@
+"""The whole story in minutes: pre-train on the built-in pictures, and show what was learnt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mae.config import PretrainConfig, from_dict
+from mae.data.builtin import fashion_mnist
+from mae.data.randomness import Stream, uniform
+from mae.data.source import ArraySource
+from mae.evaluate.features import BATCH, Pictures
+from mae.evaluate.fewshot import few_label_finetuning
+from mae.evaluate.reconstruction import hidden_psnr
+from mae.evaluate.split import labels_per_class
+from mae.evaluate.table import Score, ahead_everywhere, evidence_table
+from mae.jobs.inputs import BUILT_IN
+from mae.jobs.pretrain import pretrain
+from mae.jobs.progress import Progress
+from mae.jobs.setup import batch_plan, choose_device, count_steps, measured_steps, resolve
+from mae.model.autoencoder import MaskedAutoencoder
+from mae.model.create import create
+from mae.recipes import DEMO
+from mae.report.page import write_report
+from mae.train.rundir import RunDir, read_record, write_json_atomic
+from mae.weights.load import load
+
+MOST_MINUTES = 8.0
+LABELS_PER_CLASS = 1000
+MASK_SEED = 0  # of the masks over the test pictures
+
+
+class DemoResult(NamedTuple):
+    """What the demo found."""
+
+    rundir: RunDir
+    results: dict[str, Any]
+
+    @property
+    def exit_code(self) -> int:
+        """1 if the full demo's model is not ahead where it has to be."""
+        return 1 if self.results["shortfalls"] else 0
+
+    def values(self) -> dict[str, Any]:
+        """Give everything, for machines."""
+        return {"run": str(self.rundir.path), "report": str(self.rundir.report)} | self.results
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Give the tables and the next commands, for people."""
+        evidence, few, psnr = (self.results[k] for k in ("evidence", "few_labels", "hidden_psnr"))
+        here = self.rundir.path
+        return [
+            ("", *evidence["columns"]),
+            *((row["name"], *map(_cell, row["scores"])) for row in evidence["rows"]),
+            (f"  ({evidence['about']})",),
+            ("",),
+            *((f"fine-tuning, {name}", _cell(few[name])) for name in few if name != "about"),
+            (f"  ({few['about']})",),
+            ("",),
+            *((f"hidden patches, {r['name']}", f"{r['psnr']:.1f} dB") for r in psnr["rows"]),
+            (f"  ({psnr['about']})",),
+            ("",),
+            *((f"not ahead: {line}",) for line in self.results["shortfalls"]),
+            ("report", str(self.rundir.report)),
+            ("next, on pictures of your own:",),
+            ("  mae pretrain --data PICTURES",),
+            (f"  mae reconstruct {here} PICTURE --out reconstruction.png",),
+            (f"  mae embed {here} --data PICTURES --out features.npy",),
+        ]
+
+
+def demo(*, out: Path, minutes: float | None = None, quiet: bool = False) -> DemoResult:
+    """Pre-train, probe, reconstruct and report; interrupted and called again, go on.
+
+    Args:
+        out: run directory; a finished one is shown again.
+        minutes: a shorter demo, whose numbers are shown without a verdict.
+        quiet: show no progress.
+    """
+    rundir = RunDir(out)
+    record = read_record(out) if out.exists() else None
+    with Progress(quiet=quiet) as progress:
+        if record is not None:
+            config = from_dict(PretrainConfig, record["config"], where=str(rundir.record))
+        else:
+            config = _config(minutes, say=progress.note)
+        if record is None or not record.get("finished"):
+            pretrain(config, data=BUILT_IN, out=out, quiet=quiet, command=("mae", "demo"))
+        if not rundir.results.exists():
+            model = load(out).to(choose_device(config.device))
+            verdict = config.minutes is None
+            results = _evidence(model, config, verdict=verdict, say=progress.note)
+            write_json_atomic(rundir.results, results)
+            write_report(out)
+    return DemoResult(rundir, json.loads(rundir.results.read_bytes()))
+
+
+def _config(minutes: float | None, *, say: Callable[[str], None]) -> PretrainConfig:
+    """Give the demo's recipe, or as much of it as fits into the minutes on this machine."""
+    if minutes is not None:
+        return replace(DEMO, steps=None, minutes=minutes)
+    source = fashion_mnist("train")
+    config, kind = resolve(DEMO, source, say=say)
+    model, plan = create(config.model, seed=config.seed), batch_plan(config, source, kind)
+    wanted = count_steps(config, plan, model)
+    possible = measured_steps(config, plan, minutes=MOST_MINUTES, model=model)
+    if possible >= wanted:
+        return DEMO
+    say(f"this machine makes {possible:,} of {wanted:,} steps in {MOST_MINUTES:g} minutes")
+    return replace(DEMO, steps=possible)
+
+
+def _evidence(
+    model: MaskedAutoencoder,
+    config: PretrainConfig,
+    *,
+    verdict: bool,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    source = fashion_mnist("train")
+    assert source.labels is not None
+    few = labels_per_class(source.labels, LABELS_PER_CLASS, seed=0)
+    train, test = _pictures(source, few), _pictures(fashion_mnist("test"))
+    say("reading the features ...")
+    table = evidence_table(model.encoder, train=train, test=test, init_seed=config.seed)
+    say("fine-tuning on few labels ...")
+    few_labels = few_label_finetuning(model.encoder, train=train, test=test)
+    psnr = hidden_psnr(model, _with_noise(test.images, config.model.num_patches))
+    shortfalls = ahead_everywhere(table).shortfalls if verdict else ()
+    return {
+        "evidence": table.to_dict(),
+        "few_labels": few_labels.to_dict(),
+        "hidden_psnr": psnr.to_dict(),
+        "shortfalls": list(shortfalls),
+    }
+
+
+def _pictures(source: ArraySource, ids: Any = slice(None)) -> Pictures:
+    assert source.labels is not None
+    images = torch.from_numpy(np.array(source.images[ids])).permute(0, 3, 1, 2)
+    return Pictures(images, source.labels[ids])
+
+
+def _with_noise(images: Tensor, num_patches: int) -> Iterator[tuple[Tensor, Tensor]]:
+    ids = np.arange(len(images), dtype=np.int64)
+    noise = uniform(MASK_SEED, 0, ids, stream=Stream.MASK, count=num_patches)
+    yield from zip(images.split(BATCH), torch.from_numpy(noise).split(BATCH), strict=True)
+
+
+def _cell(score: dict[str, Any]) -> str:
+    return str(Score(**score))

@@ -1,0 +1,124 @@
+"""Whether this machine is ready, and what to do where it is not."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import NamedTuple
+
+LIBRARIES = {
+    "torch": "torch",
+    "numpy": "numpy",
+    "pillow": "PIL",
+    "simplejpeg": "simplejpeg",
+    "safetensors": "safetensors",
+    "rich": "rich",
+    "tyro": "tyro",
+}
+"""Distribution and module of what everything stands on."""
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
+LEAST_FREE_BYTES = 2 * 2**30
+
+
+class Check(NamedTuple):
+    """One thing that was tried."""
+
+    name: str
+    ok: bool
+    found: str
+    """What there is; or what is wrong and what to do."""
+
+    def row(self) -> tuple[str, str, str]:
+        """Give the line of a table."""
+        return self.name, "ok" if self.ok else "PROBLEM", self.found
+
+
+def doctor(folder: Path = Path()) -> list[Check]:
+    """Try what a run needs: libraries, device, decoders, and the disk of a folder."""
+    return [
+        *(_try(name, partial(_library, name)) for name in LIBRARIES),
+        _try("device", _device, todo="--device cpu works without it; see pytorch.org for others"),
+        _try("bf16", _bf16, todo="use --precision float32"),
+        *(_try(f"reads {name}", partial(_decoder, name)) for name in FORMATS),
+        _try("disk space", partial(_space, folder), todo="make room, or work in another folder"),
+        _try("disk", partial(_disk, folder), todo="work in a folder of a local disk, your own"),
+    ]
+
+
+def _try(name: str, attempt: Callable[[], str], *, todo: str = "") -> Check:
+    try:
+        return Check(name, True, attempt())  # noqa: FBT003
+    except Exception as error:  # whatever goes wrong is what was looked for
+        lines = f"{error or type(error).__name__}".splitlines()
+        todo = todo or "install it anew: pip install --force-reinstall mae-vision"
+        return Check(name, False, f"{lines[0]}; {todo}")  # noqa: FBT003
+
+
+def _library(name: str) -> str:
+    import_module(LIBRARIES[name])
+    return metadata.version(name)
+
+
+def _device() -> str:
+    import torch
+
+    from mae.jobs.setup import choose_device
+
+    device = choose_device("auto")
+    (torch.ones(8, 8, device=device) @ torch.ones(8, 8, device=device)).sum().item()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return f"{name}, {torch.get_num_threads()} threads of {os.cpu_count()} processors"
+
+
+def _bf16() -> str:
+    import torch
+
+    from mae.jobs.setup import choose_device
+
+    device = choose_device("auto")
+    with torch.autocast(device.type, torch.bfloat16):
+        product = torch.ones(8, 8, device=device) @ torch.ones(8, 8, device=device)
+    if product.dtype != torch.bfloat16 or product.float().sum().item() != 512:
+        raise ValueError(f"a product of ones came out as {product.dtype}, {product[0, 0]}")
+    return "works (on a CPU without bf16 units it is slow)"
+
+
+def _decoder(file_format: str) -> str:
+    import numpy as np
+    from PIL import Image
+
+    from mae.data.decode import PixelKind, decode
+
+    picture = np.full((16, 24, 3), (200, 100, 50), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, file_format)
+    pixels = decode(file.getvalue(), kind=PixelKind("uint8", 3))
+    if pixels.shape != picture.shape or np.abs(pixels.astype(int) - picture).max() > 4:
+        raise ValueError(f"a {file_format} picture came back as another")
+    return "written and read back"
+
+
+def _space(folder: Path) -> str:
+    free = shutil.disk_usage(folder).free
+    if free < LEAST_FREE_BYTES:
+        raise ValueError(f"{free / 2**30:.1f} GiB free, expected {LEAST_FREE_BYTES / 2**30:.0f}")
+    return f"{free / 2**30:.0f} GiB free in {folder.absolute()}"
+
+
+def _disk(folder: Path) -> str:
+    from mae.train.guard import RunLock
+    from mae.train.rundir import fsync_folder, write_durably
+
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".mae-doctor-") as name:
+        write_durably(Path(name, "a"), b"x")
+        Path(name, "a").replace(Path(name, "b"))
+        fsync_folder(Path(name))
+        with RunLock(Path(name, "lock")):
+            pass
+    return "writes, renames and locks files"

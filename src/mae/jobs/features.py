@@ -1,0 +1,71 @@
+"""Features of pictures, a few at a time: what embedding and probing share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mae.data.batch import Bad, Prepared, prepared
+from mae.data.decode import PixelKind
+from mae.data.source import Source
+from mae.errors import ConfigError
+from mae.jobs.setup import choose_device
+from mae.model.encoder import Encoder, Pool
+from mae.weights.load import open_encoder
+from mae.weights.shapes import NOTHING_TOLD, Told
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+
+class FeatureSettings(NamedTuple):
+    """How features are computed."""
+
+    pool: Pool = "mean"
+    """See `Encoder.encode`."""
+    batch: int = 64
+    """Pictures encoded at a time."""
+    device: str = "auto"
+    """See `choose_device`."""
+    told: Told = NOTHING_TOLD
+    """What weights that do not describe themselves leave open."""
+
+
+DEFAULT = FeatureSettings()
+
+
+def open_for_features(
+    weights: str | Path, settings: FeatureSettings, *, say: Callable[[str], None]
+) -> Encoder:
+    """Load an encoder onto its device, and say what was taken and left."""
+    if settings.batch < 1:
+        raise ConfigError(f"batch: expected at least 1, got {settings.batch}")
+    device = choose_device(settings.device)
+    encoder, notes = open_encoder(weights, told=settings.told)
+    for note in notes:
+        say(note)
+    return encoder.to(device).eval()
+
+
+def prepared_for(encoder: Encoder, source: Source, ids: Sequence[int]) -> Prepared:
+    """Read pictures in the evaluation view, as the pixels an encoder was trained on."""
+    config = encoder.config
+    kind = PixelKind(config.pixels.dtype, config.channels)
+    return prepared(source, ids, kind=kind, size=config.image_size)
+
+
+def chunks(count: int, size: int) -> Iterator[range]:
+    """Cut `range(count)` into ranges of at most `size`."""
+    for start in range(0, count, size):
+        yield range(start, min(start + size, count))
+
+
+def unreadable(bad: Sequence[Bad]) -> str:
+    """Say in one line which pictures could not be read, the first few by name."""
+    named = "; ".join(f"{picture.name}: {picture.reason}" for picture in bad[:3])
+    more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+    return f"{len(bad)} unreadable, left out: {named}{more}"

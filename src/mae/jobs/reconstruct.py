@@ -1,0 +1,137 @@
+"""Pictures of one's own, masked and rebuilt, as a drawing that says what it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree.ElementTree import Element
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mae.data.batch import Bad
+from mae.data.randomness import Stream, uniform
+from mae.data.source import FolderSource
+from mae.errors import ConfigError, DataError
+from mae.evaluate.reconstruction import HiddenPsnr, hidden_psnr
+from mae.jobs.features import prepared_for
+from mae.jobs.progress import Progress
+from mae.jobs.setup import choose_device
+from mae.model.autoencoder import MaskedAutoencoder
+from mae.report.figures import element, png_bytes, png_data_uri, write_whole
+from mae.report.page import html_page, results_table
+from mae.report.reconstruction import (
+    STAGES,
+    Panels,
+    evenly,
+    reconstruction_panels,
+    reconstruction_strip,
+    tile,
+)
+from mae.weights.load import open_model
+from mae.weights.shapes import NOTHING_TOLD, Told
+
+
+class Reconstructed(NamedTuple):
+    """A drawing of pictures that a model rebuilt."""
+
+    out: Path
+    names: tuple[str, ...]
+    """The pictures drawn, in order."""
+    bad: tuple[Bad, ...]
+    """Pictures that could not be read."""
+    caption: str
+    """What is drawn, where that is not simply what the model predicts."""
+    psnr: HiddenPsnr
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Give the lines of a table."""
+        bad = [("unreadable", f"{picture.name}: {picture.reason}") for picture in self.bad]
+        scores = [(row.name, f"{row.psnr:.1f} dB") for row in self.psnr.rows]
+        drawn = ("reconstructions", f"{self.out}  {len(self.names)} pictures")
+        return [drawn, *scores, ("", self.psnr.about), *bad]
+
+
+def reconstruct(
+    weights: str | Path,
+    pictures: Sequence[str | Path],
+    *,
+    out: Path,
+    mask_ratio: float | None = None,
+    seed: int = 0,
+    count: int = 8,
+    device: str = "auto",
+    told: Told = NOTHING_TOLD,
+    quiet: bool = False,
+) -> Reconstructed:
+    """Hide patches of pictures, have them rebuilt, and draw both.
+
+    Args:
+        weights: whatever `mae.load` takes; they need a decoder.
+        pictures: picture files, and folders of which some pictures are taken.
+        out: .png, or .html for a page with the measured errors.
+        mask_ratio: share of the patches that is hidden; as in training if none.
+        seed: key of the masks.
+        count: pictures of each folder, evenly spread.
+        device: see `choose_device`.
+        told: what weights that do not describe themselves leave open.
+        quiet: show no notes.
+
+    Raises:
+        MaeError: for whatever the user must change, in one line.
+    """
+    if out.suffix not in (".png", ".html"):
+        raise ConfigError(f"out: expected a name ending in .png or .html, got {out}")
+    if any(out.exists() and out.samefile(path) for path in pictures if Path(path).exists()):
+        raise ConfigError(f"out: {out} is one of the pictures; choose another name")
+    with Progress(quiet=quiet) as progress:
+        model, notes = open_model(weights, told=told)
+        for note in notes:
+            progress.note(note)
+    model = model.to(choose_device(device)).eval()
+    if mask_ratio is not None:
+        model.config = replace(model.config, mask_ratio=mask_ratio)
+    images, names, bad = _read(pictures, model, count=count)
+    ids = np.arange(len(names), dtype=np.int64)
+    L = model.config.num_patches
+    noise = torch.from_numpy(uniform(seed, 0, ids, stream=Stream.MASK, count=L))
+    panels = reconstruction_panels(model, images, noise=noise)
+    psnr = hidden_psnr(model, [(images, noise)])
+    if out.suffix == ".html":
+        content = html_page(f"Reconstructions by {weights}", _page(panels, names, psnr))
+    else:
+        content = png_bytes(reconstruction_strip(panels))
+    write_whole(out, content)
+    return Reconstructed(out, tuple(names), tuple(bad), panels.caption, psnr)
+
+
+def _read(
+    pictures: Sequence[str | Path], model: MaskedAutoencoder, *, count: int
+) -> tuple[Tensor, list[str], list[Bad]]:
+    """Read the pictures as the model was trained on them: B C H W of the stored type."""
+    images, names = [], []
+    bad: list[Bad] = []
+    for path in pictures:
+        folder = Path(path).is_dir()
+        source = FolderSource(path) if folder else FolderSource.of_files([path])
+        read = prepared_for(model.encoder, source, evenly(range(len(source)), count))
+        images.append(read.images)
+        names += [source.name(i) for i in read.ids.tolist()]
+        bad += read.bad
+    if not names:
+        found = f"; the first, {bad[0].name}: {bad[0].reason}" if bad else ""
+        raise DataError(f"pictures: none of {len(bad)} can be read{found}. Name others")
+    return torch.cat(images), names, bad
+
+
+def _page(panels: Panels, names: Sequence[str], psnr: HiddenPsnr) -> Iterator[Element]:
+    yield element("p", "From left to right: " + "; ".join(STAGES.values()) + ".")
+    yield element("p", panels.caption, class_="quiet")
+    for name, cells in zip(names, panels.cells, strict=True):
+        picture = tile(cells[None])
+        image = element("img", src=png_data_uri(picture), alt=f"{name} in four stages")
+        yield element("figure", image, element("figcaption", name), class_="strip")
+    yield results_table(psnr.to_dict())

@@ -1,0 +1,94 @@
+"""What a run directory says about its run at this moment, finished or not."""
+
+from __future__ import annotations
+
+import json
+import math
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mae.config import PretrainConfig, field_types, from_dict, size_name
+from mae.errors import ConfigError
+from mae.report.figures import number
+from mae.train.rundir import RunDir, read_record
+
+
+class RunFacts(NamedTuple):
+    """A run as its files tell it."""
+
+    files: RunDir
+    record: dict[str, Any]
+    config: PretrainConfig
+    rows: list[dict[str, Any]]
+    """Logged steps, without the skipped ones."""
+
+    @property
+    def name(self) -> str:
+        """The run's folder, as it was given: two runs may have folders of one name."""
+        return str(self.files.path)
+
+    @property
+    def step(self) -> int:
+        """Last logged step."""
+        return int(self.rows[-1]["step"]) if self.rows else 0
+
+    def curve(self, field: str, *, per_step: int = 1) -> list[tuple[float, float]]:
+        """Give (step times `per_step`, value) where the value is a finite number."""
+        return [
+            (row["step"] * per_step, row[field])
+            for row in self.rows
+            if row.get(field) is not None and math.isfinite(row[field])
+        ]
+
+
+def read_run(path: Path) -> RunFacts:
+    """Read a run directory.
+
+    Raises:
+        ConfigError: if it is no run, or its record cannot be read.
+    """
+    files, record = RunDir(path), read_record(path)
+    if record is None:
+        raise ConfigError(f"{path}: is not a run, it holds no run.json; name the folder of a run")
+    config = from_dict(PretrainConfig, record["config"], where=str(files.record))
+    # What follows the last line end is a row that is being written, or was torn by a crash.
+    lines = files.log.read_bytes().split(b"\n")[:-1] if files.log.exists() else []
+    rows = [row for row in map(json.loads, lines) if "skipped" not in row]
+    return RunFacts(files, record, config, rows)
+
+
+def headline(run: RunFacts) -> dict[str, str]:
+    """Give what one asks for first, as text by name."""
+    config, model, data = run.config, run.config.model, run.record["data"]
+    H, W = model.image_size
+    images, seconds = run.step * config.batch, sum(row.get("seconds", 0) for row in run.rows)
+    losses = run.curve("loss")
+    return {
+        "recipe": str(run.record.get("recipe", "unknown")),
+        "pictures": f"{data['count']:,} in {Path(str(data.get('path', 'memory'))).name}",
+        "model": size_name(width=model.width, depth=model.depth, patch_size=model.patch_size),
+        "input": f"{H} x {W} x {model.channels} {model.pixels.dtype}",
+        "steps": f"{run.step:,} x {config.batch:,} pictures",
+        "epochs": f"{images / data['count']:.3g}",
+        "training time": _duration(seconds),
+        "pictures per second": number(images / seconds) if seconds else "not known yet",
+        "loss at the end": number(losses[-1][1]) if losses else "not known yet",
+    }
+
+
+def _duration(seconds: float) -> str:
+    if seconds >= 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"
+
+
+def fields_of(config: PretrainConfig) -> dict[str, str]:
+    """Give every field as text, by dotted name."""
+    return {name: _plain(attrgetter(name)(config)) for name in field_types(PretrainConfig)}
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, tuple):
+        return " ".join(map(_plain, value))
+    return f"{value:.6g}" if isinstance(value, float) else str(value).lower()

@@ -1,0 +1,44 @@
+"""Small weights and small labelled folders for the jobs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mae.config import ModelConfig
+from mae.model.create import create
+from mae.weights.folder import save
+from tests.pictures import photo
+
+TINY = ModelConfig(
+    image_size=(24, 40),
+    patch_size=8,
+    width=24,
+    depth=2,
+    num_heads=2,
+    decoder_width=16,
+    decoder_depth=1,
+    decoder_heads=2,
+)
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder of weights for pictures of 24 x 40, C=3."""
+    path = tmp_path_factory.mktemp("made") / "weights"
+    save(create(TINY), path)
+    return path
+
+
+def write_classes(root: Path, *names: str, count: int, seed: int = 0) -> Path:
+    """Write a folder per class, whose pictures differ by a shade of the class."""
+    for number, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = photo(30, 44, seed=seed + 100 * number + i).astype(int)
+            pixels[..., number % 3] += 80
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / name / f"{i}.png")
+    return root

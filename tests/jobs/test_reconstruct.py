@@ -1,0 +1,149 @@
+"""Reconstructions of pictures of one's own: any kind, any number, and every way to be wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mae.config import PixelConfig, PixelDtype
+from mae.errors import ConfigError, DataError, MaeError, WeightsError
+from mae.jobs.reconstruct import Reconstructed, reconstruct
+from mae.weights.folder import save
+from tests.model.tiny import tiny_model
+from tests.pictures import image, mixed_folder
+
+
+def weights(folder: Path, *, channels: int = 3, dtype: PixelDtype = "uint8") -> Path:
+    pixels = PixelConfig(dtype=dtype, mean=(0.5,) * channels, std=(0.25,) * channels)
+    model = tiny_model(torch.Generator().manual_seed(0), channels=channels, pixels=pixels)
+    return save(model, folder / "weights")
+
+
+def drawn(folder: Path, out: str = "out.png", **options: object) -> Reconstructed:
+    """Reconstruct three pictures at 12 x 20, 12 of whose 15 patches are hidden."""
+    paths = [folder / f"{number}.png" for number in range(3)]
+    for number, path in enumerate(paths):
+        image(30, 50, seed=number).save(path)
+    given = {"out": folder / out, "quiet": True} | options
+    return reconstruct(weights(folder), paths, **given)  # type: ignore[arg-type]
+
+
+def test_each_picture_is_a_row_of_four(tmp_path: Path) -> None:
+    result = drawn(tmp_path)
+
+    with Image.open(tmp_path / "out.png") as strip:
+        assert strip.width == 4 * (200 + 4) + 4
+        assert strip.height > 3 * (120 + 4)
+    assert result.names == tuple(str(tmp_path / f"{n}.png") for n in range(3))
+    assert "normalised by their own patch" in result.caption
+
+
+def test_the_page_shows_each_picture_and_the_errors_beside_their_baselines(tmp_path: Path) -> None:
+    result = drawn(tmp_path, "out.html")
+
+    text = (tmp_path / "out.html").read_text("utf-8")
+    assert text.count("data:image/png;base64,") == 3
+    assert "http" not in text
+    assert [row.name for row in result.psnr.rows] == ["model", "bilinear in-fill", "mean colour"]
+    for row in result.psnr.rows:
+        assert f'<th scope="row">{row.name}</th><td>{row.psnr:.1f}</td>' in text
+    assert result.psnr.about in text
+    assert ("model", f"{result.psnr.rows[0].psnr:.1f} dB") in result.rows()
+
+
+def test_the_seed_alone_decides_what_is_hidden(tmp_path: Path) -> None:
+    first, again, other = ((drawn(tmp_path, seed=seed).out.read_bytes()) for seed in (0, 0, 1))
+
+    assert first == again
+    assert first != other
+
+
+@pytest.mark.parametrize(("ratio", "hidden"), [(None, 12), (0.4, 6)])
+def test_the_mask_ratio_is_that_of_training_unless_given(
+    tmp_path: Path, ratio: float | None, hidden: int
+) -> None:
+    result = drawn(tmp_path, mask_ratio=ratio)
+
+    assert f"over {3 * hidden * 4 * 4 * 3:,} hidden" in result.psnr.about
+
+
+def test_of_a_folder_a_few_are_drawn_and_broken_ones_named(tmp_path: Path) -> None:
+    broken = mixed_folder(tmp_path / "pictures", count=20, broken=4)
+
+    result = reconstruct(
+        weights(tmp_path), [tmp_path / "pictures"], out=tmp_path / "out.png", count=20, quiet=True
+    )
+
+    assert sorted(picture.name for picture in result.bad) == sorted(broken)
+    assert len(result.names) == 16
+    few = reconstruct(
+        weights(tmp_path), [tmp_path / "pictures"], out=tmp_path / "out.png", count=5, quiet=True
+    )
+    assert len(few.names) + len(few.bad) == 5
+
+
+def test_pictures_are_read_as_the_model_was_trained(tmp_path: Path) -> None:
+    deep = np.arange(12 * 20, dtype=np.uint16).reshape(12, 20) * 200
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    image(12, 20).save(tmp_path / "colour.jpg")
+    np.save(tmp_path / "four.npy", np.random.default_rng(0).random((12, 20, 4), np.float32))
+
+    for name, channels, dtype in (
+        ("deep.png", 1, "uint16"),
+        ("colour.jpg", 1, "uint8"),
+        ("deep.png", 3, "uint8"),
+        ("four.npy", 4, "float32"),
+    ):
+        path = weights(tmp_path, channels=channels, dtype=dtype)  # type: ignore[arg-type]
+        result = reconstruct(path, [tmp_path / name], out=tmp_path / "out.png", quiet=True)
+        assert result.names == (str(tmp_path / name),), name
+
+
+def test_an_encoder_alone_cannot_reconstruct_and_the_message_says_what_it_can(
+    tmp_path: Path,
+) -> None:
+    model = tiny_model(torch.Generator().manual_seed(0))
+    save(model.encoder, tmp_path / "encoder")
+
+    with pytest.raises(WeightsError, match=r"features are possible.*reconstruction is not"):
+        reconstruct(tmp_path / "encoder", [tmp_path], out=tmp_path / "out.png", quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"out": "out.gif"}, ConfigError, r"ending in .png or .html, got .*out.gif"),
+        ({"mask_ratio": 1.0}, ConfigError, r"mask_ratio: 1.0 of 15 patches would keep 0"),
+        ({"mask_ratio": 0.0}, ConfigError, r"mask_ratio: 0.0 of 15 .* hides at least one"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(
+    tmp_path: Path, options: dict[str, object], error: type[MaeError], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        drawn(tmp_path, **options)
+
+
+def test_a_picture_is_never_written_over(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"1\.png is one of the pictures"):
+        drawn(tmp_path, "1.png")
+
+    with Image.open(tmp_path / "1.png") as picture:
+        assert picture.size == (50, 30)
+
+
+def test_pictures_that_are_missing_or_all_broken_are_named(tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("no picture")
+    path, out = weights(tmp_path), tmp_path / "out.png"
+
+    with pytest.raises(DataError, match=r"none of 1 can be read; the first, .*text.jpg: "):
+        reconstruct(path, [tmp_path / "text.jpg"], out=out, quiet=True)
+    with pytest.raises(DataError, match=r"no file .*gone.jpg"):
+        reconstruct(path, [tmp_path / "gone.jpg"], out=out, quiet=True)
+    with pytest.raises(DataError, match=r"pictures: none of 0"):
+        reconstruct(path, [], out=out, quiet=True)
+    assert not out.exists()

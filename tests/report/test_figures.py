@@ -1,0 +1,137 @@
+"""Charts that are well-formed, told in words, and told apart by more than colour."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from pathlib import Path
+from xml.etree.ElementTree import Element, fromstring, tostring
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mae.errors import ConfigError
+from mae.report.figures import (
+    BASE,
+    MOST_POINTS,
+    TOP,
+    Series,
+    element,
+    line_chart,
+    number,
+    png_data_uri,
+    write_whole,
+)
+
+FALL = Series("a", [(0, 4.0), (10, 2.0), (20, 1.0)])
+RISE = Series("b", [(0, 1.0), (20, 3.0)])
+
+
+def texts(chart: Element) -> list[str]:
+    return [found.text or "" for found in chart.iter("text")]
+
+
+def paths(chart: Element) -> list[list[tuple[float, float]]]:
+    """Give the points of each path, the repeated last one left out."""
+    found = []
+    for path in chart.iter("path"):
+        pairs = re.findall(r"([-\d.]+) ([-\d.]+)", path.attrib["d"])
+        found.append([(float(x), float(y)) for x, y in pairs][:-1])
+    return found
+
+
+@pytest.mark.parametrize("series", [[FALL], [FALL, RISE]], ids=["one line", "two lines"])
+@pytest.mark.parametrize("log", [False, True])
+def test_a_chart_is_well_formed_and_inside_its_frame(series: list[Series], log: bool) -> None:  # noqa: FBT001
+    chart = fromstring(tostring(line_chart(series, "step", "loss", log=log)))
+
+    width, height = (float(v) for v in chart.attrib["viewBox"].split()[2:])
+    assert chart.tag == "svg"
+    assert all(0 <= x <= width and 0 <= y <= height for path in paths(chart) for x, y in path)
+
+
+def test_a_chart_is_told_in_words() -> None:
+    chart = line_chart([FALL, RISE], "step", "loss")
+
+    assert chart.attrib["role"] == "img"
+    assert chart.findtext("title") == "loss"
+    assert "a: 4 at 0, 1 at 20 (step); lowest 1, highest 4; b: " in (chart.findtext("desc") or "")
+
+
+def test_lines_differ_by_dash_and_are_named() -> None:
+    chart = line_chart([FALL, RISE, Series("c", RISE.points)], "step", "loss")
+
+    dashes = {path.attrib.get("stroke-dasharray") for path in chart.iter("path")}
+    assert len(dashes) == 3
+    assert {"a: 1 at the end", "b: 3 at the end"} <= set(texts(chart))
+
+
+def test_the_axes_have_round_ticks_that_enclose_the_values() -> None:
+    labels = texts(line_chart([Series("a", [(3, 0.13), (97, 0.52)])], "step", "loss"))
+
+    assert labels[:6] == ["0.1", "0.2", "0.3", "0.4", "0.5", "0.6"]
+    assert labels[6:-2] == ["0", "20", "40", "60", "80"]
+
+
+def test_a_logarithmic_axis_gives_every_decade_the_same_room() -> None:
+    line = Series("a", [(0, 0.001), (1, 0.1), (2, 10.0)])
+
+    (path,) = paths(line_chart([line], "step", "loss", log=True))
+
+    first, second, third = (y for _, y in path)
+    assert first - second == pytest.approx(second - third, abs=0.2)
+    assert TOP <= third < first == BASE
+
+
+@pytest.mark.parametrize("points", [[(0, 0.0)], [(7, 1e-9)], [(1, 5.0), (2, 5.0)]])
+def test_a_flat_line_and_a_single_point_are_drawn(points: list[tuple[float, float]]) -> None:
+    (path,) = paths(line_chart([Series("a", points)], "step", "loss"))
+
+    assert len(path) == len(points)
+
+
+def test_a_long_line_is_averaged_to_what_can_be_seen() -> None:
+    values = np.random.default_rng(0).normal(size=100_000).tolist()
+
+    (path,) = paths(line_chart([Series("a", list(enumerate(values)))], "step", "loss"))
+
+    assert MOST_POINTS / 2 < len(path) <= MOST_POINTS
+
+
+def test_an_element_escapes_what_it_is_given() -> None:
+    made = element("p", "<b> &", element("i", "</i>"), " tail", title='"><script>', hidden=None)
+
+    text = tostring(made, encoding="unicode", method="html")
+
+    assert text.startswith('<p title="&quot;')
+    assert text.endswith(">&lt;b&gt; &amp;<i>&lt;/i&gt;</i> tail</p>")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (0.01234, "0.0123"), (999.6, "1,000"), (1234.4, "1,234"), (123456, "123.5 k"),
+     (1_234_567, "1.235 M"), (2.5e9, "2.5 G")],
+)  # fmt: skip
+def test_numbers_have_three_or_four_digits(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+def test_a_picture_survives_its_data_uri() -> None:
+    pixels = np.random.default_rng(0).integers(256, size=(3, 5, 3), dtype=np.uint8)
+
+    head, _, data = png_data_uri(Image.fromarray(pixels)).partition(",")
+
+    assert head == "data:image/png;base64"
+    assert np.array_equal(Image.open(io.BytesIO(base64.b64decode(data))), pixels)
+
+
+def test_a_file_that_cannot_be_written_is_said_and_leaves_the_old_one(tmp_path: Path) -> None:
+    (tmp_path / "page").mkdir()
+    (tmp_path / "page" / "old").touch()
+
+    with pytest.raises(ConfigError, match=r"page: cannot be written: .*choose another place"):
+        write_whole(tmp_path / "page", b"new")
+
+    assert [p.name for p in tmp_path.rglob("*")] == ["page", "old"]

@@ -1,0 +1,260 @@
+"""The page of a run: whole, offline, and honest about what is missing or behind."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mae.config import to_dict
+from mae.errors import ConfigError
+from mae.recipes import find_recipe
+from mae.report.page import write_report
+from tests.report.runs import draw_pictures, make_run, results, row
+
+
+class Page(HTMLParser):
+    """The text of a page and the attributes of its elements."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.feed(path.read_text("utf-8"))
+        self.text = re.sub(r"\s+", " ", " ".join(self.words))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        self.words += [value or "" for name, value in attrs if name == "alt"]
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    def values(self, tag: str, name: str) -> list[str]:
+        return [v for t, n, v in self.attributes if (t, n) == (tag, name)]
+
+
+def page_of(run: Path, *more: Path) -> Page:
+    return Page(write_report(run, *more))
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_page_needs_nothing_but_itself(here: Path) -> None:
+    run = make_run(here / "run")
+    (run / "results.json").write_text(json.dumps(results()))
+
+    path = write_report(run)
+
+    page = Page(path)
+    text = re.sub(r"base64,[\w+/=]+", "", path.read_text("utf-8"))
+    assert path == run / "report.html"
+    assert not re.search(r"https?:|//[a-z]|@import|url\(|<script|<link", text)
+    sources = [v for _, name, v in page.attributes if name in ("src", "href", "srcset", "data")]
+    assert sources
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert all(page.values("img", "alt"))
+
+
+def test_a_page_tells_the_run_from_top_to_bottom(here: Path) -> None:
+    page = page_of(make_run(here / "run"))
+
+    for words in (
+        "Pre-training run run",
+        "Finished: all 200 steps.",
+        "100 in my pictures",
+        "ViT of width 24, 2 blocks, patch 4",
+        "12 x 20 x 3 uint8",
+        "200 x 8 pictures",
+        "epochs 16",
+        "training time 20 s",
+        "pictures per second 80",
+        "loss at the end 0.2",
+        "python 3.11.0; torch 2.14.1; git 0123456789ab with changes; threads 2; seed 0",
+    ):
+        assert words in page.text, words
+
+
+def test_a_run_without_a_step_has_a_page(here: Path) -> None:
+    run = make_run(here / "run", rows=0, pictures=0, finished=False)
+    (run / "log.jsonl").unlink()
+    record = json.loads((run / "run.json").read_text())
+    del record["num_steps"]
+    (run / "run.json").write_text(json.dumps(record))
+
+    page = page_of(run)
+
+    assert "Unfinished: no step has been made yet." in page.text
+    assert "loss at the end not known yet" in page.text
+
+
+def test_an_unfinished_run_says_how_far_it_is_and_how_to_go_on(here: Path) -> None:
+    page = page_of(make_run(here / "run", rows=2, finished=False))
+
+    assert "Unfinished: at step 80 of 200 (40%)." in page.text
+    assert "The same command goes on where this run stopped:" in page.text
+    assert f"mae pretrain --data 'my pictures' --out {here}/run" in page.text
+
+
+def test_a_finished_run_names_what_to_do_next(here: Path) -> None:
+    run = make_run(here / "a run")
+
+    text = page_of(run).text
+
+    quoted = f"'{run}'"
+    assert f"mae pretrain --config '{run}/run.json' --data 'my pictures' --init {quoted}" in text
+    assert f"mae reconstruct {quoted} PICTURES" in text
+    assert f"mae embed {quoted} --data PICTURES --out features.npy" in text
+    assert f"mae probe knn {quoted} --data" in text
+
+
+def test_rows_that_are_torn_skipped_or_without_a_loss_do_no_harm(here: Path) -> None:
+    run = make_run(here / "run", rows=0)
+    rows = [row(1), {"step": 41, "skipped": [3, 4]}, row(2, loss=None), row(3, loss=float("nan"))]
+    log = "".join(json.dumps(r) + "\n" for r in rows)
+    (run / "log.jsonl").write_text(log + '{"step": 160, "lo')
+
+    page = page_of(run)
+
+    assert "loss at the end 1" in page.text
+    assert "120 x 8 pictures" in page.text
+
+
+def test_names_are_shown_as_they_are_and_never_run(here: Path) -> None:
+    name = """<script>alert("1") & 'é' №\t"""
+    run = make_run(here / "<b>run", data={"path": name, "count": 100})
+    (run / "bad-files.tsv").write_bytes(
+        b"name\treason\n</table><img src=x>.jpg\tcut <short>\nb\xffd.jpg\tempty\n"
+    )
+
+    path = write_report(run)
+
+    page = Page(path)
+    assert "<script" not in path.read_text()
+    assert name.strip() in page.text
+    assert "</table><img src=x>.jpg" in page.text
+    assert "cut <short>" in page.text
+    assert "b\ufffdd.jpg" in page.text
+    assert "x" not in page.values("img", "src")
+
+
+def test_a_name_that_is_no_text_does_not_cost_the_page(here: Path) -> None:
+    run = make_run(here / "run", data={"path": "pictures \udcff", "count": 100})
+
+    assert "100 in pictures ?" in page_of(run).text
+
+
+def test_the_film_shows_the_first_the_last_and_few_between(here: Path) -> None:
+    run = make_run(here / "run", pictures=0)
+    draw_pictures(run, count=20)
+
+    labels = page_of(run).values("img", "alt")
+
+    assert labels[:3] == ["original", "what the model sees", "prediction, step\u00a00"]
+    assert labels[-2:] == ["prediction, step\u00a0760",
+                           "prediction, visible patches pasted, step\u00a0760"]  # fmt: skip
+    assert len(labels) == 2 + 8 + 1
+
+
+def test_the_film_says_what_it_draws(here: Path) -> None:
+    assert "normalised by their own patch" in page_of(make_run(here / "run")).text
+
+
+def test_a_row_behind_raw_pixels_says_so_in_words(here: Path) -> None:
+    run = make_run(here / "run")
+    (run / "results.json").write_text(json.dumps(results()))
+
+    text = page_of(run).text.replace("\u00a0", " ")
+
+    assert "accuracy in % on 10 test pictures k-NN 10 a class raw pixels 83.1 70.0 ± 1.2" in text
+    assert "trained 82.8 behind raw pixels 75.0" in text
+    assert text.count("behind raw pixels") == 1
+    assert "given to all PSNR in dB model 21.4 mean colour 15.1" in text
+    assert "after training on 10 labels accuracy in % scratch 61.0" in text
+
+
+def test_broken_pictures_are_counted_and_the_first_named(here: Path) -> None:
+    run = make_run(here / "run")
+    lines = "".join(f"{n:02}.jpg\tempty\n" for n in range(30))
+    (run / "bad-files.tsv").write_text("name\treason\n" + lines)
+
+    text = page_of(run).text
+
+    assert "30 of 100; others stood in for them" in text
+    assert "The first 20; all are in bad-files.tsv." in text
+    assert "19.jpg empty" in text
+    assert "20.jpg" not in text
+
+
+def test_fields_that_differ_from_the_named_recipe_are_marked(here: Path) -> None:
+    config = to_dict(find_recipe("demo").config)
+    config["optim"]["lr"] = 0.5
+    run = make_run(here / "run", recipe="demo", config=config)
+
+    text = page_of(run).text
+
+    assert "demo, 1 of " in text
+    assert re.search(r"optim\.lr 0\.5 changed; there 0\.\d+ ", text)
+    assert text.count("changed; there") == 1
+
+
+def test_several_runs_are_compared_on_one_page(here: Path) -> None:
+    first = make_run(Path("first"))
+    second = make_run(Path("second"), lr=0.02, rows=3, finished=False)
+    (second / "results.json").write_text(json.dumps(results()))
+
+    path = write_report(first, second)
+
+    text = Page(path).text
+    assert path == Path("comparison.html")
+    assert not (first / "report.html").exists()
+    assert "2 runs compared first second recipe custom custom" in text
+    assert "loss at the end 0.2 0.333" in text
+    assert "first: 0.2 at the end second: 0.333 at the end" in text
+    assert "pictures seen" in text
+    assert "Where their recipes differ first second optim.lr 0.01 0.02 Evidence of second" in text
+
+
+@pytest.mark.parametrize("content", [None, "{}", "no json"])
+def test_a_folder_that_is_no_run_is_named(here: Path, content: str | None) -> None:
+    if content is not None:
+        (here / "run.json").write_text(content)
+
+    with pytest.raises(ConfigError, match=r"is not a run|is no record of a run"):
+        write_report(here)
+
+    assert not (here / "report.html").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no browser to look with")
+def test_a_browser_shows_the_page(here: Path) -> None:
+    run = make_run(here / "run")
+    (run / "results.json").write_text(json.dumps(results()))
+    page, shot = write_report(run), here / "shot.png"
+
+    subprocess.run(
+        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+         "--disable-background-networking", f"--user-data-dir={here / 'browser'}",
+         "--window-size=900,1500", f"--screenshot={shot}", page.as_uri()],
+        check=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+
+    with Image.open(shot) as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    rows_with_ink = (np.abs(pixels - pixels[0, 0]).max(axis=(1, 2)) > 40).mean()
+    saturated = (np.ptp(pixels, axis=2) > 100).sum()
+    assert pixels.shape == (1500, 900, 3)
+    assert rows_with_ink > 0.5
+    assert saturated > 1000  # the coloured lines and pictures were drawn
