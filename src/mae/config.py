@@ -135,8 +135,18 @@ class ModelConfig:
         return self.num_keep_of(self.num_patches)
 
     def num_keep_of(self, num_patches: int) -> int:
-        """Patches the encoder sees of an image of another size."""
-        return num_keep(num_patches, self.mask_ratio)
+        """Patches the encoder sees of an image of another size.
+
+        Raises:
+            ShapeError: if the image is too small to show one and hide one.
+        """
+        keep = num_keep(num_patches, self.mask_ratio)
+        if not 0 < keep < num_patches:
+            raise ShapeError(
+                f"picture size: a mask ratio of {self.mask_ratio} keeps {keep} of {num_patches} "
+                "patches, expected at least one shown and one hidden; use larger pictures"
+            )
+        return keep
 
     @property
     def patch_values(self) -> int:

@@ -4,7 +4,6 @@ import os
 import pty
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -152,7 +151,3 @@ def test_a_pipe_gets_plain_lines_and_rich_is_not_imported() -> None:
 
 def test_times_are_written_as_clocks_do() -> None:
     assert [duration(s) for s in (0, 61, 3600 + 2 * 60 + 3)] == ["0:00", "1:01", "1:02:03"]
-
-
-def test_it_needs_no_torch() -> None:
-    assert "torch" not in Path(module.__file__).read_text().replace("torch or", "")

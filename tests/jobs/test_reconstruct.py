@@ -48,11 +48,11 @@ def test_the_page_shows_each_picture_and_the_errors_beside_their_baselines(tmp_p
     text = (tmp_path / "out.html").read_text("utf-8")
     assert text.count("data:image/png;base64,") == 3
     assert "http" not in text
-    assert [row.name for row in result.psnr.rows] == ["model", "bilinear in-fill", "mean colour"]
-    for row in result.psnr.rows:
-        assert f'<th scope="row">{row.name}</th><td>{row.psnr:.1f}</td>' in text
-    assert result.psnr.about in text
-    assert ("model", f"{result.psnr.rows[0].psnr:.1f} dB") in result.rows()
+    assert list(result.psnr) == ["model", "bilinear in-fill", "mean colour"]
+    for name, psnr in result.psnr.items():
+        assert f'<th scope="row">{name}</th><td>{psnr:.1f}</td>' in text
+        assert (name, f"{psnr:.1f} dB") in result.rows()
+    assert result.about in text
 
 
 def test_the_seed_alone_decides_what_is_hidden(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_the_mask_ratio_is_that_of_training_unless_given(
 ) -> None:
     result = drawn(tmp_path, mask_ratio=ratio)
 
-    assert f"over {3 * hidden * 4 * 4 * 3:,} hidden" in result.psnr.about
+    assert f"over {3 * hidden * 4 * 4 * 3:,} hidden" in result.about
 
 
 def test_of_a_folder_a_few_are_drawn_and_broken_ones_named(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_of_a_folder_a_few_are_drawn_and_broken_ones_named(tmp_path: Path) -> No
         weights(tmp_path), [tmp_path / "pictures"], out=tmp_path / "out.png", count=20, quiet=True
     )
 
-    assert sorted(picture.name for picture in result.bad) == sorted(broken)
+    assert sorted(result.bad) == sorted(broken)
     assert len(result.names) == 16
     few = reconstruct(
         weights(tmp_path), [tmp_path / "pictures"], out=tmp_path / "out.png", count=5, quiet=True

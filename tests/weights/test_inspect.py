@@ -25,7 +25,7 @@ def test_published_file_is_described(tmp_path: Path) -> None:
     assert found.tensors == 50
     assert found.parameters == sum(tensor.numel() for tensor in state.values())
     assert found.not_finite == 0
-    assert rows["encoder"] == "ViT of width 192, 2 blocks, patch 4: 192 x 2, 3 heads"
+    assert rows["encoder"] == "ViT of width 192, 2 blocks, patch 4, 3 heads"
     assert rows["pictures"] == "12 x 12, 3 channels, patch 4"
     assert rows["decoder"] == "192 x 1, 6 heads, predicts pixels normalised by their patch"
 

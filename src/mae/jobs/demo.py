@@ -151,7 +151,8 @@ def _pictures(source: ArraySource, ids: Any = slice(None)) -> Pictures:
 def _with_noise(images: Tensor, num_patches: int) -> Iterator[tuple[Tensor, Tensor]]:
     ids = np.arange(len(images), dtype=np.int64)
     noise = uniform(MASK_SEED, 0, ids, stream=Stream.MASK, count=num_patches)
-    yield from zip(images.split(BATCH), torch.from_numpy(noise).split(BATCH), strict=True)
+    parts = (torch.split(tensor, BATCH) for tensor in (images, torch.from_numpy(noise)))
+    yield from zip(*parts, strict=True)
 
 
 def _cell(score: dict[str, Any]) -> str:

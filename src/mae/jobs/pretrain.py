@@ -189,8 +189,8 @@ def _train(run: _Run, state: TrainState, plan: BatchPlan) -> None:
         witness.see(state, batch, metrics)
 
     def write_row(state: TrainState, metrics: Metrics) -> None:
-        row = {"step": state.step, "epoch": state.step / plan.batches_per_epoch}
-        log.append(row | meter.row(metrics))
+        epoch = state.step / plan.batches_per_epoch
+        log.append({"step": state.step, "epoch": epoch, **meter.row(metrics)})
 
     def show(state: TrainState, metrics: Metrics) -> None:
         run.progress.update(state.step, loss=metrics.loss, lr=metrics.lr)

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mae.data.batch import Bad
 from mae.data.randomness import Stream, uniform
 from mae.data.source import FolderSource
 from mae.errors import ConfigError, DataError
@@ -41,18 +40,21 @@ class Reconstructed(NamedTuple):
     out: Path
     names: tuple[str, ...]
     """The pictures drawn, in order."""
-    bad: tuple[Bad, ...]
-    """Pictures that could not be read."""
+    bad: dict[str, str]
+    """Why a picture could not be read, by its name."""
     caption: str
     """What is drawn, where that is not simply what the model predicts."""
-    psnr: HiddenPsnr
+    psnr: dict[str, float]
+    """dB, of the model and of the baselines."""
+    about: str
+    """What was measured."""
 
-    def rows(self) -> list[tuple[str, ...]]:
+    def rows(self) -> list[tuple[str, str]]:
         """Give the lines of a table."""
-        bad = [("unreadable", f"{picture.name}: {picture.reason}") for picture in self.bad]
-        scores = [(row.name, f"{row.psnr:.1f} dB") for row in self.psnr.rows]
         drawn = ("reconstructions", f"{self.out}  {len(self.names)} pictures")
-        return [drawn, *scores, ("", self.psnr.about), *bad]
+        scores = [(name, f"{psnr:.1f} dB") for name, psnr in self.psnr.items()]
+        bad = [("unreadable", f"{name}: {reason}") for name, reason in self.bad.items()]
+        return [drawn, *scores, ("", self.about), *bad]
 
 
 def reconstruct(
@@ -105,25 +107,25 @@ def reconstruct(
     else:
         content = png_bytes(reconstruction_strip(panels))
     write_whole(out, content)
-    return Reconstructed(out, tuple(names), tuple(bad), panels.caption, psnr)
+    return Reconstructed(out, tuple(names), bad, panels.caption, dict(psnr.rows), psnr.about)
 
 
 def _read(
     pictures: Sequence[str | Path], model: MaskedAutoencoder, *, count: int
-) -> tuple[Tensor, list[str], list[Bad]]:
+) -> tuple[Tensor, list[str], dict[str, str]]:
     """Read the pictures as the model was trained on them: B C H W of the stored type."""
     images, names = [], []
-    bad: list[Bad] = []
+    bad: dict[str, str] = {}
     for path in pictures:
         folder = Path(path).is_dir()
         source = FolderSource(path) if folder else FolderSource.of_files([path])
         read = prepared_for(model.encoder, source, evenly(range(len(source)), count))
         images.append(read.images)
         names += [source.name(i) for i in read.ids.tolist()]
-        bad += read.bad
+        bad |= {picture.name: picture.reason for picture in read.bad}
     if not names:
-        found = f"; the first, {bad[0].name}: {bad[0].reason}" if bad else ""
-        raise DataError(f"pictures: none of {len(bad)} can be read{found}. Name others")
+        first = "".join(f"; the first, {name}: {reason}" for name, reason in [*bad.items()][:1])
+        raise DataError(f"pictures: none of {len(bad)} can be read{first}. Name others")
     return torch.cat(images), names, bad
 
 

@@ -12,7 +12,8 @@ from mae.errors import ShapeError
 from mae.model.decoder import Decoder
 from mae.model.encoder import Encoder
 from mae.model.masking import gather, random_masking
-from mae.model.patches import patchify, unpatchify
+from mae.model.patches import patch_grid, patchify, unpatchify
+from mae.model.pixels import require_finite
 
 TARGET_EPS = 1e-6  # inside the root, as published
 
@@ -91,12 +92,19 @@ class MaskedAutoencoder(nn.Module):
 
         Raises:
             ShapeError: for a wrong size, or a mask that hides all or nothing of an image.
+            DataError: for non-finite pixels.
         """
         if (noise is None) == (mask is None):
             raise ShapeError("reconstruct: expected either noise or a mask; give one of them")
+        require_finite(images)
         order = mask.flatten(1).float() if mask is not None else noise
         assert order is not None
         grid = self.grid_of(images, per_patch=order)
+        if mask is not None and mask.ndim == 3 and mask.shape[1:] != grid:
+            raise ShapeError(
+                f"mask: got a grid of {tuple(mask.shape[1:])}, expected {grid}, the patches along "
+                "height and width; transpose it"
+            )
         L = order.shape[1]
         if mask is None:
             keep = [self.config.num_keep_of(L)] * len(images)
@@ -124,12 +132,12 @@ class MaskedAutoencoder(nn.Module):
 
     def grid_of(self, images: Tensor, *, per_patch: Tensor) -> tuple[int, int]:
         """Give the patch grid of images, checking that noise or mask has a value per patch."""
-        B, _, H, W = images.shape
-        grid = (H // self.config.patch_size, W // self.config.patch_size)
-        if per_patch.shape != (B, grid[0] * grid[1]):
+        grid = patch_grid(images, patch_size=self.config.patch_size)
+        expected = (len(images), grid[0] * grid[1])
+        if per_patch.shape != expected:
             raise ShapeError(
-                f"noise or mask: got {tuple(per_patch.shape)}, expected "
-                f"{(B, grid[0] * grid[1])}, one value per patch of each image"
+                f"noise or mask: got {tuple(per_patch.shape)}, expected {expected}, one value per "
+                "patch of each image"
             )
         return grid
 

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mae.config import ModelConfig
-from mae.errors import ConfigError, DataError, ShapeError
+from mae.errors import ConfigError, ShapeError
 from mae.model.masking import gather
-from mae.model.patches import patchify
-from mae.model.pixels import normalize_pixels
+from mae.model.patches import patch_grid, patchify
+from mae.model.pixels import normalize_pixels, require_finite
 from mae.model.positions import resize_positions, sincos_positions
 from mae.model.transformer import NORM_EPS, Block, init_published
 
@@ -72,15 +72,16 @@ class Encoder(nn.Module):
         Raises:
             ShapeError: for a wrong channel count or a size the patch does not divide.
         """
-        B, C, H, W = images.shape
+        p = self.config.patch_size
+        grid = patch_grid(images, patch_size=p)
+        B, C, _, _ = images.shape
         if C != self.config.channels:
             raise ShapeError(
                 f"channels: got {C}, expected {self.config.channels} as the model was trained; "
                 "convert the pictures, or create a model with this many channels"
             )
-        p = self.config.patch_size
         patches = patchify(images, patch_size=p)  # B L P
-        positions = self.positions((H // p, W // p))  # 1 1+L D
+        positions = self.positions(grid)  # 1 1+L D
         places = positions[:, 1:].expand(B, -1, -1)
         if ids_keep is not None:
             # Gathered before the projection: hidden pixels are never even multiplied.
@@ -116,14 +117,12 @@ class Encoder(nn.Module):
             ShapeError: for a wrong channel count or size.
             DataError: for non-finite pixels.
         """
+        grid = patch_grid(images, patch_size=self.config.patch_size)
         if images.is_floating_point():
-            if not bool(images.isfinite().all()):
-                raise DataError("pictures: got NaN or infinite pixels, expected finite; clean them")
+            require_finite(images)
         else:
             images = self.normalize(images)
-        tokens = self(images).float()
-        p = self.config.patch_size
-        grid = (images.shape[-2] // p, images.shape[-1] // p)
+        tokens = self(images.to(self.pos_embed.dtype)).float()
         return pool_tokens(tokens, pool=pool, grid=grid)
 
 

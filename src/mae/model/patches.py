@@ -7,6 +7,25 @@ from torch import Tensor
 from mae.errors import ShapeError
 
 
+def patch_grid(images: Tensor, *, patch_size: int) -> tuple[int, int]:
+    """Count the patches of images B C H W along height and width.
+
+    Raises:
+        ShapeError: for another number of axes, or a size that the patch does not divide.
+    """
+    if images.ndim != 4:
+        raise ShapeError(
+            f"images: got shape {tuple(images.shape)}, expected B C H W; add the missing axes"
+        )
+    H, W = images.shape[2:]
+    if H % patch_size or W % patch_size or not H * W:
+        raise ShapeError(
+            f"picture size: got {H} x {W}, expected multiples of the patch size {patch_size}; "
+            "crop or resize the pictures first"
+        )
+    return H // patch_size, W // patch_size
+
+
 def patchify(images: Tensor, *, patch_size: int) -> Tensor:
     """Cut images into a row-major sequence of flattened patches.
 
@@ -18,18 +37,12 @@ def patchify(images: Tensor, *, patch_size: int) -> Tensor:
         B L P with L = (H/p)(W/p) and P = p*p*C; values ordered row, column, channel.
 
     Raises:
-        ShapeError: if `p` does not divide H or W.
+        ShapeError: if `p` does not divide H or W, or `images` has other axes.
 
     Source: paper, section 3; the order of the published targets (golden test).
     """
-    B, C, H, W = images.shape
-    p = patch_size
-    if H % p or W % p:
-        raise ShapeError(
-            f"picture size: got {H} x {W}, expected multiples of the patch size {p}; "
-            "crop or resize the pictures first"
-        )
-    h, w = H // p, W // p
+    (h, w), p = patch_grid(images, patch_size=patch_size), patch_size
+    B, C, _, _ = images.shape
     return images.reshape(B, C, h, p, w, p).permute(0, 2, 4, 3, 5, 1).reshape(B, h * w, p * p * C)
 
 

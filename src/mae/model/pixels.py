@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mae.config import PixelConfig
-from mae.errors import ShapeError
+from mae.errors import DataError, ShapeError
 
 
 def normalize_pixels(images: Tensor, pixels: PixelConfig) -> Tensor:
@@ -36,6 +36,16 @@ def normalize_pixels(images: Tensor, pixels: PixelConfig) -> Tensor:
         )
     )
     return images.float() * scale + shift
+
+
+def require_finite(images: Tensor) -> None:
+    """Refuse float images that hold NaN or infinity, which would spread to every feature.
+
+    Raises:
+        DataError: if there is one.
+    """
+    if not bool(images.isfinite().all()):
+        raise DataError("pictures: got NaN or infinite pixels, expected finite; clean them")
 
 
 def denormalize_pixels(images: Tensor, pixels: PixelConfig) -> Tensor:

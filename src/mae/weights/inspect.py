@@ -41,8 +41,7 @@ class Inspection(NamedTuple):
         return [
             ("file", self.path),
             ("format", {"mae": "this library", "facebook": "published PyTorch"}[self.format]),
-            ("encoder", f"{self.size}: {known['width']} x {known['depth']}, "
-                        f"{known['num_heads']} heads"),
+            ("encoder", f"{self.size}, {known['num_heads']} heads"),
             ("pictures", "{} x {}, ".format(*known["image_size"])
              + f"{known['channels']} channels, patch {known['patch_size']}"),
             ("decoder", decoder),

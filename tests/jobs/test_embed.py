@@ -1,0 +1,295 @@
+from __future__ import annotations
+
+import errno
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import mae
+from mae.config import ModelConfig
+from mae.data.batch import prepared
+from mae.data.decode import PixelKind
+from mae.data.source import FolderSource
+from mae.errors import ConfigError, DataError, TrainingError, WeightsError
+from mae.jobs import embed as module
+from mae.jobs.embed import embed_to_file
+from mae.jobs.features import FeatureSettings
+from mae.model.create import create
+from mae.weights.folder import save
+from tests.jobs.conftest import TINY, write_classes
+from tests.pictures import encoded, image, photo, rotated_jpeg
+
+SETTINGS = FeatureSettings(batch=3)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Give seven pictures in two folders, and a broken one between them."""
+    root = write_classes(tmp_path / "pictures", "cats", "dogs", count=3)
+    (root / "cats" / "1b.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    (root / "dogs" / "über 9.jpg").write_bytes(rotated_jpeg(image(44, 30), 6))
+    return root
+
+
+def whole(pictures: Path) -> list[Path]:
+    return [path for path in sorted(pictures.rglob("*.*")) if path.name != "1b.jpg"]
+
+
+def test_features_are_those_of_the_encoder_on_whole_pictures(weights: Path, pictures: Path) -> None:
+    encoder, source = mae.load_encoder(weights), FolderSource.of_files(whole(pictures))
+    read = prepared(source, range(7), kind=PixelKind("uint8", 3), size=TINY.image_size)
+
+    features = mae.embed(weights, whole(pictures), pool="grid")
+
+    assert features.shape == (7, 9 * 24) and features.dtype == np.float32
+    np.testing.assert_allclose(features, encoder.encode(read.images, pool="grid"), atol=1e-6)
+
+
+def test_paths_pillow_pictures_and_arrays_give_the_same_features(
+    weights: Path, tmp_path: Path
+) -> None:
+    colour, grey = photo(30, 44), photo(31, 45, channels=1)[..., 0]
+    Image.fromarray(colour).save(tmp_path / "a.png")
+    Image.fromarray(grey).save(tmp_path / "b.png")
+
+    of_paths = mae.embed(weights, [tmp_path / "a.png", str(tmp_path / "b.png")])
+    of_folder = mae.embed(weights, tmp_path)
+    of_pillow = mae.embed(weights, [Image.fromarray(colour), Image.open(tmp_path / "b.png")])
+    of_arrays = mae.embed(weights, [colour, grey])
+    of_stack = mae.embed(weights, colour[None])
+
+    for other in (of_folder, of_pillow, of_arrays):
+        assert np.array_equal(of_paths, other)
+    assert np.array_equal(of_paths[:1], of_stack)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+def test_a_pillow_picture_of_any_mode_gives_what_its_file_gives(
+    mode: str, weights: Path, tmp_path: Path
+) -> None:
+    picture = image(30, 44).convert(mode)
+    (tmp_path / "a.tif").write_bytes(encoded(picture, "TIFF"))
+
+    assert np.array_equal(mae.embed(weights, picture), mae.embed(weights, tmp_path / "a.tif"))
+
+
+def test_an_open_rotated_jpeg_gives_what_its_file_gives(weights: Path, pictures: Path) -> None:
+    path = pictures / "dogs" / "über 9.jpg"
+
+    assert np.array_equal(mae.embed(weights, [Image.open(path)]), mae.embed(weights, path))
+
+
+def test_a_broken_picture_has_no_row_and_is_named(weights: Path, pictures: Path) -> None:
+    with pytest.warns(UserWarning, match=r"1 unreadable, left out: cats/1b\.jpg: JPEG"):
+        features = mae.embed(weights, pictures)
+
+    assert len(features) == 7
+    assert np.array_equal(features, mae.embed(weights, whole(pictures)))
+
+
+def test_the_file_holds_a_row_for_each_picture_in_the_order_of_the_names(
+    weights: Path, pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "new folder" / "features.npy"
+
+    result = embed_to_file(weights, pictures, out=out, settings=SETTINGS, quiet=True)
+
+    assert (result.pictures, result.width, result.unreadable) == (7, 24, 1)
+    expected = mae.embed(weights, whole(pictures))
+    np.testing.assert_allclose(np.load(out, allow_pickle=False), expected, atol=1e-6)
+    names = out.with_suffix(".tsv").read_text(encoding="utf-8").splitlines()
+    assert names[:2] == ["name\tclass", "cats/0.png\tcats"]
+    assert names[-1] == "dogs/über 9.jpg\tdogs" and len(names) == 1 + 7
+    assert "cats/1b.jpg\tJPEG" in out.with_suffix(".bad-files.tsv").read_text()
+    assert sorted(p.suffix for p in out.parent.iterdir()) == [".npy", ".tsv", ".tsv"]
+
+
+def interrupted_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Make the job stop after some batches; give the list of batches that were encoded."""
+    sizes: list[int] = []
+    real = module.encoder_features
+
+    def encoder_features(encoder: object, images: Sequence[object], *, pools: object) -> object:
+        if len(sizes) == batches:
+            raise KeyboardInterrupt
+        sizes.append(len(images[0]))  # type: ignore[arg-type]
+        return real(encoder, images, pools=pools)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "encoder_features", encoder_features)
+    return sizes
+
+
+def test_a_second_start_goes_on_and_ends_with_the_same_bytes(
+    weights: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed_to_file(weights, pictures, out=tmp_path / "a.npy", settings=SETTINGS, quiet=True)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupted_after(2, patch)
+        embed_to_file(weights, pictures, out=tmp_path / "b.npy", settings=SETTINGS, quiet=True)
+    assert not (tmp_path / "b.npy").exists()
+
+    encoded_now = interrupted_after(99, monkeypatch)
+    result = embed_to_file(weights, pictures, out=tmp_path / "b.npy", settings=SETTINGS, quiet=True)
+
+    assert encoded_now == [2]  # 8 pictures, 3 and 3 of which were done
+    assert (tmp_path / "b.npy").read_bytes() == (tmp_path / "a.npy").read_bytes()
+    assert (tmp_path / "b.tsv").read_bytes() == (tmp_path / "a.tsv").read_bytes()
+    assert result.unreadable == 1 and not (tmp_path / ".b.npy.parts").exists()
+
+
+@pytest.mark.parametrize("change", ["weights", "pictures", "settings"])
+def test_a_second_start_with_something_else_begins_anew(
+    change: str,
+    weights: Path,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, settings = tmp_path / "a.npy", SETTINGS
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupted_after(2, patch)
+        embed_to_file(weights, pictures, out=out, settings=settings, quiet=True)
+    if change == "weights":
+        save(create(TINY, seed=1), weights := tmp_path / "others")
+    elif change == "pictures":
+        (pictures / "dogs" / "0.png").unlink()
+    else:
+        settings = settings._replace(pool="cls")
+
+    embed_to_file(weights, pictures, out=out, settings=settings)
+
+    assert "beginning anew" in capsys.readouterr().err
+    paths = whole(pictures)
+    expected = mae.embed(weights, paths, pool=settings.pool)
+    np.testing.assert_allclose(np.load(out), expected, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(weights: Path, tmp_path: Path) -> None:
+    pictures = write_classes(tmp_path / "pictures", "cats", "dogs", count=100)
+    embed_to_file(weights, pictures, out=tmp_path / "a.npy", settings=SETTINGS, quiet=True)
+    command = [sys.executable, "-m", "mae.cli", "embed", str(weights), f"data={pictures}"]
+    command += [f"--out={tmp_path / 'b.npy'}", "--batch=3", "--quiet"]
+
+    job = subprocess.Popen(command)
+    while len(list(tmp_path.glob(".b.npy.parts/*.npz"))) < 2:
+        assert job.poll() is None
+        time.sleep(0.01)
+    job.send_signal(signal.SIGKILL)
+    job.wait()
+
+    assert not (tmp_path / "b.npy").exists()
+    assert subprocess.run(command, check=False).returncode == 0
+    assert (tmp_path / "b.npy").read_bytes() == (tmp_path / "a.npy").read_bytes()
+
+
+def test_a_full_disk_is_one_error_and_nothing_done_is_lost(
+    weights: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_durably", full)
+        with pytest.raises(TrainingError, match="cannot be written: No space left on device"):
+            embed_to_file(weights, pictures, out=tmp_path / "a.npy", settings=SETTINGS, quiet=True)
+
+    embed_to_file(weights, pictures, out=tmp_path / "a.npy", settings=SETTINGS, quiet=True)
+
+    assert len(np.load(tmp_path / "a.npy")) == 7
+
+
+def test_an_existing_file_is_left_as_it_is(weights: Path, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.npy").write_text("precious")
+    (tmp_path / "b.tsv").write_text("precious")
+
+    for name in ("a", "b"):
+        with pytest.raises(ConfigError, match="exists already"):
+            embed_to_file(weights, pictures, out=tmp_path / f"{name}.npy", quiet=True)
+
+    assert (tmp_path / "a.npy").read_text() == (tmp_path / "b.tsv").read_text() == "precious"
+
+
+def test_a_missing_pyarrow_is_said_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+
+    with pytest.raises(ConfigError, match=r"pip install 'mae-vision\[parquet\]'"):
+        embed_to_file("no weights", "no pictures", out=tmp_path / "a.parquet")
+
+    assert not list(tmp_path.iterdir())
+
+
+def test_parquet_holds_names_classes_and_features(
+    weights: Path, pictures: Path, tmp_path: Path
+) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+
+    result = embed_to_file(
+        weights, pictures, out=tmp_path / "a.parquet", settings=SETTINGS, quiet=True
+    )
+
+    table = parquet.read_table(result.names)
+    assert table.column_names == ["name", "class", "features"]
+    assert table["name"].to_pylist()[0] == "cats/0.png"
+    features = np.array(table["features"].to_pylist(), dtype=np.float32)
+    np.testing.assert_allclose(features, mae.embed(weights, whole(pictures)), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "error", "message"),
+    [
+        ([], DataError, "pictures: got none"),
+        (["nowhere.png"], DataError, "no file .*nowhere.png"),
+        ("nowhere", DataError, "no folder .*nowhere"),
+        (np.full((2, 30, 44, 3), np.nan, dtype=np.float32), DataError, "nothing could be read"),
+    ],
+    ids=["none", "missing file", "missing folder", "not finite"],
+)
+def test_pictures_that_cannot_be_used_are_refused(
+    pictures: object, error: type[Exception], message: str, weights: Path
+) -> None:
+    with pytest.raises(error, match=message):
+        mae.embed(weights, pictures)  # type: ignore[arg-type]
+
+
+def test_a_folder_without_a_readable_picture_is_refused(weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+
+    with pytest.raises(DataError, match=r"none of 1 can be read.*a\.png"):
+        embed_to_file(weights, tmp_path, out=tmp_path / "out.npy", quiet=True)
+
+
+def test_a_batch_of_none_and_a_device_that_is_not_there_are_refused(weights: Path) -> None:
+    with pytest.raises(ConfigError, match="batch: expected at least 1, got 0"):
+        mae.embed(weights, [photo(30, 44)], batch=0)
+    with pytest.raises(ConfigError, match="device: 'tpu' cannot be used here"):
+        mae.embed(weights, [photo(30, 44)], device="tpu")
+
+
+def test_heads_that_a_file_does_not_hold_can_be_told(tmp_path: Path) -> None:
+    config = ModelConfig(
+        image_size=(24, 24), patch_size=8, width=24, depth=1, num_heads=3, decoder_width=16,
+        decoder_depth=1, decoder_heads=2,
+    )  # fmt: skip
+    save(create(config), tmp_path / "ours")
+    mae.convert(tmp_path / "ours", tmp_path / "published.pth", to="facebook")
+    import torch
+
+    state = torch.load(tmp_path / "published.pth", weights_only=True)
+    torch.save({"model": state["model"]}, tmp_path / "published.pth")
+
+    with pytest.raises(WeightsError, match="heads"):
+        mae.embed(tmp_path / "published.pth", [photo(30, 44)])
+    told = mae.embed(tmp_path / "published.pth", [photo(30, 44)], heads=3)
+
+    assert np.array_equal(told, mae.embed(tmp_path / "ours", [photo(30, 44)]))
