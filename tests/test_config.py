@@ -6,19 +6,9 @@ from typing import Any
 
 import pytest
 
-from mae.config import (
-    FinetuneConfig,
-    ModelConfig,
-    OptimConfig,
-    PretrainConfig,
-    coerce_text,
-    did_you_mean,
-    field_types,
-    from_dict,
-    model_config,
-    to_dict,
-)
+from mae.config import FinetuneConfig, ModelConfig, OptimConfig, PretrainConfig, model_config
 from mae.errors import ConfigError
+from mae.fields import coerce_text, did_you_mean, field_types, from_dict, to_dict
 
 
 def test_configuration_survives_plain_values() -> None:

@@ -13,17 +13,18 @@ SRC = Path(__file__).parent.parent / "src" / "mae"
 # Lower numbers know nothing of higher ones; equal numbers do not know each other.
 LAYERS = {
     "errors": 0,
-    "config": 1,
-    "recipes": 2,
-    "model": 2,
-    "data": 2,
-    "weights": 3,
-    "train": 3,
-    "evaluate": 4,
-    "report": 5,
-    "jobs": 6,
-    "options": 7,
-    "cli": 8,
+    "fields": 1,
+    "config": 2,
+    "recipes": 3,
+    "model": 3,
+    "data": 3,
+    "weights": 4,
+    "train": 4,
+    "evaluate": 5,
+    "report": 6,
+    "jobs": 7,
+    "options": 8,
+    "cli": 9,
 }
 # Where two rooms share a layer in design and one has to know the other, it is said here.
 ALLOWED = {("report", "evaluate"), ("weights", "train")}
@@ -77,6 +78,8 @@ def test_only_recipes_and_jobs_know_recipes() -> None:
 
 
 def test_files_fit_on_a_few_screens() -> None:
-    long = {str(p.relative_to(SRC)): n for p in FILES if (n := len(p.read_text().split("\n"))) > 400}
+    long = {
+        str(p.relative_to(SRC)): n for p in FILES if (n := len(p.read_text().split("\n"))) > 400
+    }
 
     assert not long

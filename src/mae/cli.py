@@ -17,8 +17,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from mae.config import to_dict
 from mae.errors import ConfigError, MaeError
+from mae.fields import to_dict
 from mae.jobs.recipes import configured, recipe_rows, recipe_toml, to_toml
 from mae.options import nearest, options_of, read_words, show_help
 from mae.recipes import find_recipe
@@ -89,12 +89,13 @@ def pretrain(
     return Shown(values, [(name, str(value)) for name, value in values.items()])
 
 
-def probe_knn(
+def probe(
+    method: Literal["knn", "linear"],
     weights: Path,
     *,
     data: str,
-    k: int = 20,
-    temperature: float = 0.07,
+    k: int | None = None,
+    temperature: float | None = None,
     pool: Pool = "mean",
     batch: int = 64,
     device: str = "auto",
@@ -103,41 +104,16 @@ def probe_knn(
     image_size: tuple[int, int] | None = None,
     quiet: bool = False,
 ) -> Shown:
-    """Classify by nearest neighbours in feature space, beside raw pixels.
+    """Classify by nearest neighbours or logistic regression on features, beside raw pixels.
 
     DATA holds one folder per class, of which a fifth is held out; or train/ and val/ of such.
     """
     from mae.jobs import probe as job
 
+    how = job.choose_method(method, k=k, temperature=temperature, seed=seed)
     settings = _settings(pool, batch, device, heads, image_size)
-    method = job.knn(k=k, temperature=temperature)
     return _shown(
-        job.probe(weights, data=data, method=method, settings=settings, seed=seed, quiet=quiet)
-    )
-
-
-def probe_linear(
-    weights: Path,
-    *,
-    data: str,
-    pool: Pool = "mean",
-    batch: int = 64,
-    device: str = "auto",
-    seed: int = 0,
-    heads: int | None = None,
-    image_size: tuple[int, int] | None = None,
-    quiet: bool = False,
-) -> Shown:
-    """Classify by logistic regression on features, beside raw pixels.
-
-    DATA holds one folder per class, of which a fifth is held out; or train/ and val/ of such.
-    """
-    from mae.jobs import probe as job
-
-    settings = _settings(pool, batch, device, heads, image_size)
-    method = job.linear(seed=seed)
-    return _shown(
-        job.probe(weights, data=data, method=method, settings=settings, seed=seed, quiet=quiet)
+        job.probe(weights, data=data, method=how, settings=settings, seed=seed, quiet=quiet)
     )
 
 
@@ -281,8 +257,7 @@ class Verb(NamedTuple):
 VERBS = (
     Verb("demo", "train", demo),
     Verb("pretrain", "train", pretrain),
-    Verb("probe knn", "use", probe_knn),
-    Verb("probe linear", "use", probe_linear),
+    Verb("probe", "use", probe),
     Verb("reconstruct", "use", reconstruct),
     Verb("embed", "use", embed),
     Verb("report", "inspect", report),
@@ -371,8 +346,9 @@ def _short_help(verbs: Sequence[Verb]) -> str:
 
 
 def _table(rows: Iterable[Sequence[str]]) -> str:
-    """Align columns with spaces."""
+    """Align columns with spaces; a row of one cell is a line of text."""
     table = list(rows)
-    widths = [max(map(len, column)) for column in zip_longest(*table, fillvalue="")]
+    columns = zip_longest(*(row for row in table if len(row) > 1), fillvalue="")
+    widths = [max(map(len, column)) for column in columns] or [0]
     padded = [[cell.ljust(width) for cell, width in zip(r, widths, strict=False)] for r in table]
     return "\n".join("  ".join(cells).rstrip() for cells in padded)

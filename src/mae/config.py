@@ -8,18 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import math
-import re
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from types import NoneType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Literal
 
 from mae.errors import ConfigError, ShapeError
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 PixelDtype = Literal["uint8", "uint16", "float32"]
 
@@ -86,6 +79,8 @@ class ModelConfig:
     """Share of the patches that is hidden."""
     normalize_target: bool = True
     """Predict pixels normalised by the mean and deviation of their own patch."""
+    target_eps: float = 1e-6
+    """Added to a patch's variance before its root (published: 1e-6); more quiets blank patches."""
     pixels: PixelConfig = field(default_factory=PixelConfig)
     """Scaling of the stored pixel values."""
 
@@ -107,6 +102,7 @@ class ModelConfig:
         ):
             _require(width % 4 == 0, f"{prefix}width", width, "a multiple of 4 (positions)")
             _require(width % heads == 0, f"{prefix}width", width, f"a multiple of {heads} heads")
+        _require(self.target_eps > 0, "target_eps", self.target_eps, "a number above 0")
         keep = num_keep(self.num_patches, self.mask_ratio)
         if not 0 < keep < self.num_patches:
             raise ConfigError(
@@ -373,133 +369,3 @@ class FinetuneConfig(FitConfig):
 def replace_model(config: PretrainConfig, **fields: object) -> PretrainConfig:
     """Copy a run with other fields of its model."""
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **fields))  # type: ignore[arg-type]
-
-
-ConfigT = TypeVar("ConfigT", bound="DataclassInstance")
-
-
-def to_dict(config: DataclassInstance) -> dict[str, Any]:
-    """Turn a configuration into what JSON holds: nested dicts, lists, numbers, text."""
-    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
-    return plain
-
-
-def from_dict(cls: type[ConfigT], values: Mapping[str, object], *, where: str) -> ConfigT:
-    """Build a configuration from plain nested values, strictly: the inverse of `to_dict`.
-
-    Args:
-        cls: the configuration's class; fields that `values` leaves out keep their defaults.
-        values: nested mappings of field names to plain values.
-        where: what the values come from, for messages.
-
-    Raises:
-        ConfigError: for an unknown or missing key, or a value of another type.
-    """
-    return _build(cls, values, prefix="", known=field_types(cls), where=where)
-
-
-def field_types(cls: type[DataclassInstance], *, prefix: str = "") -> dict[str, Any]:
-    """Give the type of each field by dotted name, those of nested configurations included."""
-    types: dict[str, Any] = {}
-    for name, hint in get_type_hints(cls).items():
-        nested = dataclasses.is_dataclass(hint)
-        types |= field_types(hint, prefix=f"{prefix}{name}.") if nested else {prefix + name: hint}
-    return types
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Give "; did you mean 'x'?" for the nearest known name, or nothing where none is near."""
-    names = list(known)
-    same_end = [k for k in names if k.rpartition(".")[2] == name.rpartition(".")[2]]
-    near = difflib.get_close_matches(name, names, n=1) or same_end
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def coerce_text(hint: Any, text: str, *, name: str) -> object:
-    """Read the text of an option as the type of a field.
-
-    Several numbers are separated by spaces, commas or an x (224x160); "none" stands for None.
-
-    Raises:
-        ConfigError: if the text is no such value.
-    """
-    try:
-        return _convert(hint, _parse(hint, text), name=name)
-    except ConfigError:
-        raise ConfigError(f"{name}: expected {_describe(hint)}, got {text!r}") from None
-
-
-def _parse(hint: Any, text: str) -> object:
-    """Read text as far as it goes; what is not understood stays text, for `_convert` to refuse."""
-    options = get_args(hint)
-    if NoneType in options:
-        return None if text.lower() == "none" else _parse(_not_none(hint), text)
-    if get_origin(hint) is tuple:
-        return [_parse(options[0], part) for part in re.split(r"[\s,x]+", text.strip())]
-    if hint is bool:
-        return {"true": True, "yes": True, "false": False, "no": False}.get(text.lower(), text)
-    if hint in (int, float):
-        try:
-            return hint(text)
-        except ValueError:
-            return text
-    return text
-
-
-def _build(
-    cls: type[ConfigT], values: object, *, prefix: str, known: Iterable[str], where: str
-) -> ConfigT:
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{prefix.rstrip('.') or where}: expected named values, got {values!r}")
-    types = get_type_hints(cls)
-    for key in values:
-        if key not in types:
-            groups = {name.rpartition(".")[0] for name in known} - {""}
-            near = did_you_mean(f"{prefix}{key}", [*known, *groups])
-            raise ConfigError(f"unknown key {f'{prefix}{key}'!r} in {where}{near}")
-    for field_ in dataclasses.fields(cls):
-        optional = (field_.default, field_.default_factory) != (dataclasses.MISSING,) * 2
-        if field_.name not in values and not optional:
-            raise ConfigError(f"missing key {f'{prefix}{field_.name}'!r} in {where}")
-    return cls(
-        **{
-            key: _build(types[key], value, prefix=f"{prefix}{key}.", known=known, where=where)
-            if dataclasses.is_dataclass(types[key])
-            else _convert(types[key], value, name=f"{prefix}{key}")
-            for key, value in values.items()
-        }
-    )
-
-
-def _convert(hint: Any, value: object, *, name: str) -> object:
-    options = get_args(hint)
-    if NoneType in options:
-        return None if value is None else _convert(_not_none(hint), value, name=name)
-    if get_origin(hint) is tuple and isinstance(value, (list, tuple)):
-        hints = options[:1] * len(value) if options[-1] is Ellipsis else options
-        if len(hints) == len(value):
-            return tuple(_convert(h, v, name=name) for h, v in zip(hints, value, strict=True))
-    if hint is float:
-        if type(value) in (int, float) and math.isfinite(value):  # type: ignore[arg-type]
-            return float(value)  # type: ignore[arg-type]
-    elif type(value) is hint or (get_origin(hint) is Literal and value in options):
-        return value
-    elif get_origin(hint) is dict and isinstance(value, Mapping):
-        return dict(value)
-    raise ConfigError(f"{name}: expected {_describe(hint)}, got {value!r}")
-
-
-def _not_none(hint: Any) -> Any:
-    return next(option for option in get_args(hint) if option is not NoneType)
-
-
-def _describe(hint: Any) -> str:
-    options = get_args(hint)
-    if NoneType in options:
-        return f"{_describe(_not_none(hint))} or none"
-    if get_origin(hint) is tuple:
-        return "numbers" if options[-1] is Ellipsis else f"{len(options)} numbers"
-    if get_origin(hint) is Literal:
-        return " or ".join(map(str, options))
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    return words.get(hint, "named values")

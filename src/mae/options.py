@@ -9,9 +9,8 @@ import ast
 import dataclasses
 import inspect
 import re
-import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import reduce
 from inspect import Parameter
@@ -20,8 +19,10 @@ from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-from mae.config import PretrainConfig, coerce_text, did_you_mean, field_types
+from mae import config
+from mae.config import PretrainConfig
 from mae.errors import ConfigError
+from mae.fields import coerce_text, did_you_mean, field_types
 from mae.recipes import RECIPES, Recipe
 
 HELP = {
@@ -35,8 +36,9 @@ HELP = {
     "image_size": "Height and width, for such files whose patch grid is not square.",
     "init": "Weights or run to start anew from.",
     "json": "Print the result as one JSON object.",
-    "k": "Neighbours.",
+    "k": "Neighbours of knn; none: 20.",
     "mask_ratio": "Share of the patches that is hidden; none: as in training.",
+    "method": "knn: vote of the nearest neighbours; linear: logistic regression.",
     "minutes": "Pre-train for so long, without the verdict; none: the whole demo.",
     "name": "Name of the recipe.",
     "normalize_target": "Whether such files predict pixels normalised by their patch.",
@@ -48,7 +50,7 @@ HELP = {
     "recipe": "Recipe to start from (mae recipes list); its fields are the options below.",
     "runs": "Folders of runs.",
     "seed": "Key of every random choice.",
-    "temperature": "The smaller, the more the nearest neighbours decide.",
+    "temperature": "The smaller, the more the nearest of knn decide; none: 0.07.",
     "to": "facebook: the published PyTorch layout; mae: a folder of this library.",
     "traceback": "Show where an error came from (also MAE_TRACEBACK=1).",
     "weights": "Folder or file of weights, or a run.",
@@ -221,8 +223,9 @@ def show_help(options: Sequence[Option], *, verb: str, about: str | None) -> Non
     """Print what a verb takes, as wide as the terminal."""
     import tyro
 
+    docs = _field_docs()
     fields = [
-        (f"option{i}", _tyro_type(option), False if option.is_switch else "")
+        (f"option{i}", _tyro_type(option, _about(option, docs)), False if option.is_switch else "")
         for i, option in enumerate(options)
     ]
     with suppress(SystemExit):
@@ -234,14 +237,13 @@ def show_help(options: Sequence[Option], *, verb: str, about: str | None) -> Non
         )
 
 
-def _tyro_type(option: Option) -> Any:
+def _tyro_type(option: Option, about: str) -> Any:
     import tyro
 
-    name, doc = option.path.rpartition(".")[2], _field_docs(option.owner) if option.owner else HELP
     named = tyro.conf.arg(
         name=option.flag,
         metavar=_metavar(option),
-        help=doc[name],
+        help=about,
         help_behavior_hint=_default_text(option.default) if not option.is_switch else "",
     )
     if option.is_switch:
@@ -257,9 +259,9 @@ def _default_text(value: object) -> str:
     return f"(default: {' '.join(words.get(text, text) for text in texts)})"
 
 
-def _metavar(option: Option) -> str:
+def _metavar(option: Option) -> str | None:
     if option.positional or option.is_switch:
-        return option.flag.upper() if option.positional else ""
+        return option.flag.upper() if option.positional else None
     return _placeholder(_inner(option.hint))
 
 
@@ -277,13 +279,24 @@ def _inner(hint: Any) -> Any:
     return options[0] if NoneType in get_args(hint) else hint
 
 
-def _field_docs(cls: type) -> dict[str, str]:
-    """Read the docstrings below the fields of a dataclass, which Python does not keep."""
-    docs: dict[str, str] = {}
-    for owner in reversed(cls.__mro__[:-1]):
-        tree = ast.parse(inspect.getsource(sys.modules[owner.__module__]))
-        classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-        for field, doc in pairwise(classes[owner.__name__].body):
-            if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr):
-                docs[ast.unparse(field.target)] = ast.literal_eval(doc.value)
-    return docs
+def _about(option: Option, docs: Mapping[tuple[str, str], str]) -> str:
+    if option.owner is None:
+        return HELP[option.path]
+    name = option.path.rpartition(".")[2]
+    return next(docs[c.__name__, name] for c in option.owner.__mro__ if (c.__name__, name) in docs)
+
+
+def _field_docs() -> dict[tuple[str, str], str]:
+    """Read the docstrings below the fields of the configurations, which Python does not keep.
+
+    Returns:
+        Docstring by names of class and field.
+    """
+    tree = ast.parse(inspect.getsource(config))
+    return {
+        (node.name, ast.unparse(field.target)): ast.literal_eval(doc.value)
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+        for field, doc in pairwise(node.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr)
+    }

@@ -92,7 +92,9 @@ def test_a_replacement_keeps_the_crop_and_mask_of_the_sample_it_stands_for(tmp_p
 
 def test_labels_follow_the_samples() -> None:
     labels = np.arange(10)
-    source = ArraySource(np.zeros((10, 8, 8), dtype=np.uint8), labels=labels, class_names=("a",) * 10)
+    source = ArraySource(
+        np.zeros((10, 8, 8), dtype=np.uint8), labels=labels, class_names=("a",) * 10
+    )
     plan = BatchPlan(source=source, kind=PixelKind("uint8", 1), size=(8, 8), num_patches=4,
                      augment=AugmentConfig(), batch=5, seed=0)  # fmt: skip
 

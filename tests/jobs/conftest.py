@@ -8,21 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mae.config import ModelConfig
 from mae.model.create import create
 from mae.weights.folder import save
+from tests.model.tiny import tiny_config
 from tests.pictures import photo
 
-TINY = ModelConfig(
-    image_size=(24, 40),
-    patch_size=8,
-    width=24,
-    depth=2,
-    num_heads=2,
-    decoder_width=16,
-    decoder_depth=1,
-    decoder_heads=2,
-)
+TINY = tiny_config(patch_size=8)  # pictures of 24 x 40, C=3
 
 
 @pytest.fixture(scope="session")

@@ -174,9 +174,10 @@ def test_a_second_start_with_something_else_begins_anew(
 
 @pytest.mark.slow
 def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(weights: Path, tmp_path: Path) -> None:
-    pictures = write_classes(tmp_path / "pictures", "cats", "dogs", count=100)
+    pictures = write_classes(tmp_path / "pictures", "cats", "dogs", count=60)
     embed_to_file(weights, pictures, out=tmp_path / "a.npy", settings=SETTINGS, quiet=True)
-    command = [sys.executable, "-m", "mae.cli", "embed", str(weights), f"data={pictures}"]
+    command = [sys.executable, "-c", "import sys; from mae.cli import main; sys.exit(main())"]
+    command += ["embed", str(weights), f"data={pictures}"]
     command += [f"--out={tmp_path / 'b.npy'}", "--batch=3", "--quiet"]
 
     job = subprocess.Popen(command)
@@ -218,6 +219,26 @@ def test_an_existing_file_is_left_as_it_is(weights: Path, pictures: Path, tmp_pa
     assert (tmp_path / "a.npy").read_text() == (tmp_path / "b.tsv").read_text() == "precious"
 
 
+def test_a_mistake_leaves_nothing_behind(weights: Path, pictures: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+
+    with pytest.raises(WeightsError):
+        embed_to_file("nowhere", pictures, out=tmp_path / "a.npy", quiet=True)
+    with pytest.raises(DataError):
+        embed_to_file(weights, "nowhere", out=tmp_path / "a.npy", quiet=True)
+
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_place_that_cannot_be_written_to_is_said(
+    weights: Path, pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(ConfigError, match="file cannot be written to: Not a directory"):
+        embed_to_file(weights, pictures, out=tmp_path / "file" / "a.npy", quiet=True)
+
+
 def test_a_missing_pyarrow_is_said_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,7 +272,11 @@ def test_parquet_holds_names_classes_and_features(
         ([], DataError, "pictures: got none"),
         (["nowhere.png"], DataError, "no file .*nowhere.png"),
         ("nowhere", DataError, "no folder .*nowhere"),
-        (np.full((2, 30, 44, 3), np.nan, dtype=np.float32), DataError, "nothing could be read"),
+        (
+            np.full((2, 30, 44, 3), np.nan, dtype=np.float32),
+            DataError,
+            "none of 2 can be read; 2 unreadable",
+        ),
     ],
     ids=["none", "missing file", "missing folder", "not finite"],
 )

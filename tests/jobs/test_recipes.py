@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mae.config import to_dict
 from mae.errors import ConfigError
+from mae.fields import to_dict
 from mae.jobs.recipes import configured, recipe_rows, recipe_toml, to_toml
 from mae.recipes import FOLDER, RECIPES, Recipe, find_recipe
 

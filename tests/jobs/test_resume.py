@@ -58,7 +58,10 @@ def test_the_log_of_a_resumed_run_has_each_step_once(tmp_path: Path) -> None:
 def test_workers_and_cadences_may_change_and_nothing_else_does(tmp_path: Path) -> None:
     pretrain(CONFIG, data=pictures(), out=tmp_path / "a", quiet=True)
     pretrain(
-        replace(CONFIG, workers=2, save_every_steps=60), data=pictures(), out=tmp_path / "b", quiet=True
+        replace(CONFIG, workers=2, save_every_steps=60),
+        data=pictures(),
+        out=tmp_path / "b",
+        quiet=True,
     )
 
     assert end_state(tmp_path / "a") == end_state(tmp_path / "b")

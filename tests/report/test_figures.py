@@ -5,14 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import re
-from pathlib import Path
 from xml.etree.ElementTree import Element, fromstring, tostring
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mae.errors import ConfigError
 from mae.report.figures import (
     BASE,
     MOST_POINTS,
@@ -22,7 +20,6 @@ from mae.report.figures import (
     line_chart,
     number,
     png_data_uri,
-    write_whole,
 )
 
 FALL = Series("a", [(0, 4.0), (10, 2.0), (20, 1.0)])
@@ -125,13 +122,3 @@ def test_a_picture_survives_its_data_uri() -> None:
 
     assert head == "data:image/png;base64"
     assert np.array_equal(Image.open(io.BytesIO(base64.b64decode(data))), pixels)
-
-
-def test_a_file_that_cannot_be_written_is_said_and_leaves_the_old_one(tmp_path: Path) -> None:
-    (tmp_path / "page").mkdir()
-    (tmp_path / "page" / "old").touch()
-
-    with pytest.raises(ConfigError, match=r"page: cannot be written: .*choose another place"):
-        write_whole(tmp_path / "page", b"new")
-
-    assert [p.name for p in tmp_path.rglob("*")] == ["page", "old"]

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mae.config import to_dict
 from mae.errors import ConfigError
+from mae.fields import to_dict
 from mae.recipes import find_recipe
 from mae.report.page import write_report
 from tests.report.runs import draw_pictures, make_run, results, row
@@ -80,7 +80,7 @@ def test_a_page_tells_the_run_from_top_to_bottom(here: Path) -> None:
         "epochs 16",
         "training time 20 s",
         "pictures per second 80",
-        "loss at the end 0.2",
+        "last loss 0.2",
         "python 3.11.0; torch 2.14.1; git 0123456789ab with changes; threads 2; seed 0",
     ):
         assert words in page.text, words
@@ -96,7 +96,7 @@ def test_a_run_without_a_step_has_a_page(here: Path) -> None:
     page = page_of(run)
 
     assert "Unfinished: no step has been made yet." in page.text
-    assert "loss at the end not known yet" in page.text
+    assert "last loss not known yet" in page.text
 
 
 def test_an_unfinished_run_says_how_far_it_is_and_how_to_go_on(here: Path) -> None:
@@ -127,7 +127,7 @@ def test_rows_that_are_torn_skipped_or_without_a_loss_do_no_harm(here: Path) -> 
 
     page = page_of(run)
 
-    assert "loss at the end 1" in page.text
+    assert "last loss 1" in page.text
     assert "120 x 8 pictures" in page.text
 
 
@@ -181,6 +181,7 @@ def test_a_row_behind_raw_pixels_says_so_in_words(here: Path) -> None:
     assert "trained 82.8 behind raw pixels 75.0" in text
     assert text.count("behind raw pixels") == 1
     assert "given to all PSNR in dB model 21.4 mean colour 15.1" in text
+    assert "k-NN: trained 82.8, not ahead of random 83.0" in text
     assert "after training on 10 labels accuracy in % scratch 61.0" in text
 
 
@@ -220,7 +221,7 @@ def test_several_runs_are_compared_on_one_page(here: Path) -> None:
     assert path == Path("comparison.html")
     assert not (first / "report.html").exists()
     assert "2 runs compared first second recipe custom custom" in text
-    assert "loss at the end 0.2 0.333" in text
+    assert "last loss 0.2 0.333" in text
     assert "first: 0.2 at the end second: 0.333 at the end" in text
     assert "pictures seen" in text
     assert "Where their recipes differ first second optim.lr 0.01 0.02 Evidence of second" in text

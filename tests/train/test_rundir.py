@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mae.config import FitConfig, OptimConfig, PretrainConfig
-from mae.errors import ConfigError, TrainingError
+from mae.errors import ConfigError
 from mae.train.rundir import (
     RunDir,
     git_state,
@@ -260,7 +260,7 @@ def test_a_failed_write_keeps_the_file_from_before(tmp_path, monkeypatch):
     write_json_atomic(file, {"knn": 1})
     monkeypatch.setattr(os, "fsync", full_disk)
 
-    with pytest.raises(TrainingError, match="results.json: cannot be written: No space left"):
+    with pytest.raises(ConfigError, match="results.json: cannot be written: No space left"):
         write_json_atomic(file, {"knn": 2})
 
     assert json.loads(file.read_text()) == {"knn": 1}

@@ -13,6 +13,7 @@ from torch import Tensor
 from mae.model.encoder import Encoder, Pool, pool_tokens
 
 Array = NDArray[np.float32]
+Labels = NDArray[np.int64]
 BATCH = 256
 
 
@@ -21,7 +22,7 @@ class Pictures(NamedTuple):
 
     images: Tensor
     """n C H W of the stored type."""
-    labels: NDArray[np.int64]
+    labels: Labels
     """n classes, from 0."""
 
     def batches(self) -> tuple[Tensor, ...]:

@@ -5,13 +5,12 @@ Not in the MAE paper: a cheap look at what features hold before anything is trai
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from mae.errors import ConfigError
+from mae.evaluate.features import Array, Labels
 
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
@@ -20,13 +19,13 @@ CHUNK = 1000  # test rows at a time: 10,000 training rows then take 40 MB
 
 @torch.inference_mode()
 def knn_predict(
-    train_x: NDArray[np.float32],
-    train_y: NDArray[np.int64],
-    test_x: NDArray[np.float32],
+    train_x: Array,
+    train_y: Labels,
+    test_x: Array,
     *,
     k: int = NEIGHBOURS,
     temperature: float = TEMPERATURE,
-) -> NDArray[np.int64]:
+) -> Labels:
     """Give each test row the class with most votes, exp(cosine / temperature) a neighbour.
 
     Of equally near neighbours the earlier training row counts, of equal votes the smaller class.
@@ -72,10 +71,10 @@ def _nearest(similarity: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
 
 
 def knn_accuracy(
-    train_x: NDArray[np.float32],
-    train_y: NDArray[np.int64],
-    test_x: NDArray[np.float32],
-    test_y: NDArray[np.int64],
+    train_x: Array,
+    train_y: Labels,
+    test_x: Array,
+    test_y: Labels,
     *,
     k: int = NEIGHBOURS,
     temperature: float = TEMPERATURE,

@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
+from mae.evaluate.features import Array, Labels
 from mae.evaluate.split import held_out
 
 STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
@@ -41,7 +40,7 @@ class Logistic(NamedTuple):
 class LinearProbe(NamedTuple):
     """What a probe predicts, and the strength it chose."""
 
-    predicted: NDArray[np.int64]
+    predicted: Labels
     """m classes."""
     l2: float
 
@@ -112,13 +111,7 @@ def choose_l2(features: Tensor, labels: Tensor, *, num_classes: int, seed: int) 
     return chosen
 
 
-def linear_probe(
-    train_x: NDArray[np.float32],
-    train_y: NDArray[np.int64],
-    test_x: NDArray[np.float32],
-    *,
-    seed: int = 0,
-) -> LinearProbe:
+def linear_probe(train_x: Array, train_y: Labels, test_x: Array, *, seed: int = 0) -> LinearProbe:
     """Choose the strength inside the training rows, refit on all of them, predict the test rows.
 
     Args:
@@ -148,12 +141,7 @@ def _principal_axes(features: Tensor) -> Tensor:
 
 
 def logistic_accuracy(
-    train_x: NDArray[np.float32],
-    train_y: NDArray[np.int64],
-    test_x: NDArray[np.float32],
-    test_y: NDArray[np.int64],
-    *,
-    seed: int = 0,
+    train_x: Array, train_y: Labels, test_x: Array, test_y: Labels, *, seed: int = 0
 ) -> float:
     """Share of the test rows that `linear_probe` gets right, 0 to 1."""
     return float((linear_probe(train_x, train_y, test_x, seed=seed).predicted == test_y).mean())

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mae.model.autoencoder import TARGET_EPS, MaskedAutoencoder
+from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.patches import unpatchify
 from mae.model.pixels import denormalize_pixels
 
@@ -101,14 +101,11 @@ def _baselines(
         yield IN_FILL, in_fill
         yield MEAN_COLOUR, colour[:, :, None, None].expand_as(images)
         return
-    variance, mean = torch.var_mean(model.patches(images), dim=-1, keepdim=True)  # B L 1
-    p, (H, W) = model.config.patch_size, images.shape[2:]
-    for name, pred in (
-        (IN_FILL, model.target(model.patches(in_fill))),
-        (MEAN_COLOUR, torch.zeros_like(model.patches(images))),
-    ):
-        patches = pred * (variance + TARGET_EPS).sqrt() + mean
-        yield name, unpatchify(patches, patch_size=p, grid=(H // p, W // p))
+    patches, (H, W), p = model.patches(images), images.shape[2:], model.config.patch_size
+    flat = torch.zeros_like(patches)  # the mean of each patch, once the patch's own is given
+    for name, pred in ((IN_FILL, model.target(model.patches(in_fill))), (MEAN_COLOUR, flat)):
+        guess = model.to_pixels(pred, patches=patches)
+        yield name, unpatchify(guess, patch_size=p, grid=(H // p, W // p))
 
 
 def fill_in(images: Tensor, hidden: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mae.config import PretrainConfig, from_dict
+from mae.config import PretrainConfig
 from mae.data.builtin import fashion_mnist
 from mae.data.randomness import Stream, uniform
 from mae.data.source import ArraySource
@@ -21,6 +21,7 @@ from mae.evaluate.fewshot import few_label_finetuning
 from mae.evaluate.reconstruction import hidden_psnr
 from mae.evaluate.split import labels_per_class
 from mae.evaluate.table import Score, ahead_everywhere, evidence_table
+from mae.fields import from_dict
 from mae.jobs.inputs import BUILT_IN
 from mae.jobs.pretrain import pretrain
 from mae.jobs.progress import Progress

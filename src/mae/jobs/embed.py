@@ -11,7 +11,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from mae.config import to_dict
 from mae.data.batch import Bad
 from mae.data.header import pillow_faults
 from mae.data.source import FolderSource, Source
 from mae.errors import ConfigError, DataError, TrainingError
 from mae.evaluate.features import encoder_features
+from mae.fields import to_dict
 from mae.jobs.features import (
     DEFAULT,
     FeatureSettings,
@@ -79,6 +79,8 @@ def embed(
     encoder = open_for_features(weights, settings, say=partial(print, file=sys.stderr))
     pieces = [_piece(encoder, source, ids, pool) for ids in chunks(len(source), batch)]
     bad = [picture for piece in pieces for picture in piece.bad]
+    if len(bad) == len(source):
+        raise DataError(f"pictures: none of {len(source)} can be read; {unreadable(bad)}")
     if bad:
         warnings.warn(unreadable(bad), stacklevel=2)
     return np.concatenate([piece.features for piece in pieces])
@@ -185,10 +187,14 @@ def embed_to_file(
         TrainingError: if the disk is full.
     """
     store = out.with_name(f".{out.name}.parts")
-    _prepare_target(out, store)
-    with Progress(quiet=quiet) as progress, _writing(out), RunLock(store / "lock"):
+    _require_target(out, store)
+    with ExitStack() as stack:
+        progress = stack.enter_context(Progress(quiet=quiet))
         source = open_source(data)
         encoder = open_for_features(weights, settings, say=progress.note)
+        _make_folder(store)
+        stack.enter_context(_writing(out))
+        stack.enter_context(RunLock(store / "lock"))
         _keep_same_work(store, _identity(encoder, source, settings), say=progress.note)
         parts = _finish_parts(store, encoder, source, settings, progress)
         ids = np.concatenate([_read_part(path).ids for path in parts])
@@ -206,7 +212,7 @@ def embed_to_file(
     return Embedded(str(out), str(names), len(ids), width, len(bad))
 
 
-def _prepare_target(out: Path, store: Path) -> None:
+def _require_target(out: Path, store: Path) -> None:
     if out.suffix not in (".npy", ".parquet"):
         raise ConfigError(f"out: {out} ends in {out.suffix!r}, expected .npy or .parquet")
     if out.suffix == ".parquet" and find_spec("pyarrow") is None:
@@ -216,6 +222,9 @@ def _prepare_target(out: Path, store: Path) -> None:
     for path in [out] if store.exists() else [out, out.with_suffix(".tsv")]:
         if path.exists():
             raise ConfigError(f"out: {path} exists already; choose another, or remove it first")
+
+
+def _make_folder(store: Path) -> None:
     try:
         store.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -58,6 +58,14 @@ def prepared_for(encoder: Encoder, source: Source, ids: Sequence[int]) -> Prepar
     return prepared(source, ids, kind=kind, size=config.image_size)
 
 
+def prepared_in_batches(
+    encoder: Encoder, source: Source, ids: Ints, *, batch: int
+) -> Iterator[Prepared]:
+    """Read many pictures for an encoder, a batch at a time."""
+    for chosen in chunks(len(ids), batch):
+        yield prepared_for(encoder, source, ids[chosen].tolist())
+
+
 def chunks(count: int, size: int) -> Iterator[range]:
     """Cut `range(count)` into ranges of at most `size`."""
     for start in range(0, count, size):

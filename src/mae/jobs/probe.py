@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch.nn.functional as F
@@ -16,9 +16,9 @@ from torch import Tensor
 from mae.data.batch import Bad
 from mae.data.builtin import fashion_mnist
 from mae.data.source import FolderSource, Source
-from mae.errors import DataError
+from mae.errors import ConfigError, DataError
 from mae.evaluate.features import Standardizer, encoder_features, pixel_features
-from mae.evaluate.knn import knn_accuracy
+from mae.evaluate.knn import NEIGHBOURS, TEMPERATURE, knn_accuracy
 from mae.evaluate.linear import logistic_accuracy
 from mae.evaluate.split import held_out
 from mae.jobs.features import (
@@ -26,9 +26,8 @@ from mae.jobs.features import (
     FeatureSettings,
     Floats,
     Ints,
-    chunks,
     open_for_features,
-    prepared_for,
+    prepared_in_batches,
     unreadable,
 )
 from mae.jobs.inputs import BUILT_IN
@@ -49,13 +48,28 @@ class Method(NamedTuple):
     """Of training features and classes, test features and classes; 0 to 1."""
 
 
-def knn(*, k: int, temperature: float) -> Method:
-    """Vote of the nearest neighbours (see `knn_accuracy`)."""
-    return Method(f"k-NN, k = {k}", partial(knn_accuracy, k=k, temperature=temperature))
+def choose_method(
+    name: Literal["knn", "linear"], *, k: int | None, temperature: float | None, seed: int
+) -> Method:
+    """Choose between the vote of the nearest neighbours and logistic regression.
 
+    Args:
+        name: which.
+        k: neighbours; none: the usual number.
+        temperature: see `knn_accuracy`; none: the usual one.
+        seed: key of the part on which logistic regression chooses its regularisation.
 
-def linear(*, seed: int) -> Method:
-    """Logistic regression, its regularisation chosen inside the training pictures."""
+    Raises:
+        ConfigError: for a number that the method does not use.
+    """
+    if name == "knn":
+        k = NEIGHBOURS if k is None else k
+        temperature = TEMPERATURE if temperature is None else temperature
+        return Method(f"k-NN, k = {k}", partial(knn_accuracy, k=k, temperature=temperature))
+    if k is not None or temperature is not None:
+        raise ConfigError(
+            "k and temperature: have no effect on linear, expected with knn; drop them"
+        )
     return Method("logistic regression", partial(logistic_accuracy, seed=seed))
 
 
@@ -230,14 +244,13 @@ def _look(
     pool = settings.pool
     assert part.source.labels is not None
     progress.start(len(part.ids), label=label)
-    for places in chunks(len(part.ids), settings.batch):
-        got = prepared_for(encoders[0], part.source, part.ids[places].tolist())
+    for got in prepared_in_batches(encoders[0], part.source, part.ids, batch=settings.batch):
         for column, encoder in zip(columns, encoders, strict=False):
             column.append(encoder_features(encoder, [got.images], pools=[pool])[pool])
         columns[-1].append(pixel_features([_shrunk(got.images, _pixels_size(encoders[0]))]))
         kept.append(part.source.labels[got.ids.numpy()])
         bad += got.bad
-        progress.update(places.stop)
+        progress.update(sum(map(len, kept)) + len(bad))
     if bad:
         progress.note(unreadable(bad))
     return _Seen(tuple(map(np.concatenate, columns)), np.concatenate(kept))

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mae.config import PretrainConfig, from_dict, to_dict
+from mae.config import PretrainConfig
 from mae.errors import ConfigError
+from mae.fields import from_dict, to_dict
 from mae.recipes import RECIPES, Recipe, find_recipe
 
 _LENGTHS = ("epochs", "steps", "minutes")

@@ -20,7 +20,7 @@ from mae.jobs.features import prepared_for
 from mae.jobs.progress import Progress
 from mae.jobs.setup import choose_device
 from mae.model.autoencoder import MaskedAutoencoder
-from mae.report.figures import element, png_bytes, png_data_uri, write_whole
+from mae.report.figures import element, png_bytes, png_data_uri
 from mae.report.page import html_page, results_table
 from mae.report.reconstruction import (
     STAGES,
@@ -30,6 +30,7 @@ from mae.report.reconstruction import (
     reconstruction_strip,
     tile,
 )
+from mae.train.rundir import write_atomic
 from mae.weights.load import open_model
 from mae.weights.shapes import NOTHING_TOLD, Told
 
@@ -106,7 +107,7 @@ def reconstruct(
         content = html_page(f"Reconstructions by {weights}", _page(panels, names, psnr))
     else:
         content = png_bytes(reconstruction_strip(panels))
-    write_whole(out, content)
+    write_atomic(out, content)
     return Reconstructed(out, tuple(names), bad, panels.caption, dict(psnr.rows), psnr.about)
 
 

@@ -15,8 +15,6 @@ from mae.model.masking import gather, random_masking
 from mae.model.patches import patch_grid, patchify, unpatchify
 from mae.model.pixels import require_finite
 
-TARGET_EPS = 1e-6  # inside the root, as published
-
 
 class Output(NamedTuple):
     """What a training forward gives."""
@@ -74,7 +72,14 @@ class MaskedAutoencoder(nn.Module):
         if not self.config.normalize_target:
             return patches
         variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-        return (patches - mean) / (variance + TARGET_EPS).sqrt()
+        return (patches - mean) / (variance + self.config.target_eps).sqrt()
+
+    def to_pixels(self, pred: Tensor, *, patches: Tensor) -> Tensor:
+        """Undo `target`: predictions B L P as pixels, given the patches they stand for."""
+        if not self.config.normalize_target:
+            return pred
+        variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+        return pred * (variance + self.config.target_eps).sqrt() + mean
 
     @torch.inference_mode()
     def reconstruct(
@@ -150,8 +155,6 @@ class MaskedAutoencoder(nn.Module):
 
     def _fill(self, images: Tensor, pred: Tensor, mask: Tensor, *, grid: tuple[int, int]) -> Tensor:
         patches = self.patches(images)
-        if self.config.normalize_target:
-            variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-            pred = pred * (variance + TARGET_EPS).sqrt() + mean
+        pred = self.to_pixels(pred, patches=patches)
         filled = torch.where(mask[..., None], pred.to(patches.dtype), patches)
         return unpatchify(filled, patch_size=self.config.patch_size, grid=grid)

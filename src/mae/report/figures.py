@@ -9,16 +9,11 @@ import base64
 import io
 import math
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 from xml.etree.ElementTree import Element
 
 from PIL import Image
-
-from mae.errors import ConfigError
-from mae.train.rundir import write_durably
 
 WIDTH, LEFT, RIGHT = 520, 58, 14  # of the view box, and the room beside the plot
 TOP, BASE = 30, 230  # where the plot begins and ends
@@ -52,32 +47,13 @@ def element(tag: str, /, *content: Element | str | None, **attributes: object) -
 def png_bytes(image: Image.Image) -> bytes:
     """Encode a picture as PNG."""
     file = io.BytesIO()
-    image.save(file, "PNG", optimize=True)
+    image.save(file, "PNG")
     return file.getvalue()
 
 
 def png_data_uri(image: Image.Image) -> str:
     """Encode a picture as the address of an <img> that needs no file."""
     return "data:image/png;base64," + base64.b64encode(png_bytes(image)).decode()
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that readers see whole or not at all; its folder is made.
-
-    Raises:
-        ConfigError: if it cannot be written.
-    """
-    temporary = path.with_name(f".tmp-{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(temporary, content)
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise ConfigError(
-            f"{path}: cannot be written: {error.strerror}; make room, or choose another place"
-        ) from error
 
 
 class Series(NamedTuple):

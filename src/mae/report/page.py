@@ -11,9 +11,10 @@ from typing import Any
 from xml.etree.ElementTree import Element, tostring
 
 from mae.recipes import RECIPES
-from mae.report.figures import Series, element, line_chart, png_data_uri, write_whole
+from mae.report.figures import Series, element, line_chart, png_data_uri
 from mae.report.reconstruction import STAGES, caption_of, evenly, read_stages
 from mae.report.run import RunFacts, fields_of, headline, read_run
+from mae.train.rundir import write_atomic
 
 MOST_DRAWINGS = 8
 MOST_BAD_NAMED = 20
@@ -41,7 +42,7 @@ def write_report(run: Path, *more: Path, out: Path | None = None) -> Path:
     else:
         path, title = first.files.report, f"Pre-training run {run.resolve().name}"
         content = html_page(title, _story(first))
-    write_whole(out or path, content)
+    write_atomic(out or path, content)
     return out or path
 
 
@@ -146,11 +147,12 @@ def _film(run: RunFacts) -> Iterable[Element]:
 
 
 def _evidence(run: RunFacts) -> Iterable[Element]:
-    """Show every table that results.json holds."""
+    """Show every table that results.json holds, and where the verdict falls short."""
     path = run.files.results
-    for block in json.loads(path.read_bytes()).values() if path.exists() else ():
-        if isinstance(block, Mapping):
-            yield results_table(block)
+    results = json.loads(path.read_bytes()) if path.exists() else {}
+    for line in results.get("shortfalls", []):
+        yield element("p", line, class_="behind")
+    yield from (results_table(block) for block in results.values() if isinstance(block, Mapping))
 
 
 def results_table(results: Mapping[str, Any]) -> Element:

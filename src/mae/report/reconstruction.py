@@ -15,10 +15,11 @@ from torch import Tensor
 
 from mae.config import ModelConfig
 from mae.errors import DataError
-from mae.model.autoencoder import TARGET_EPS, MaskedAutoencoder
+from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.patches import unpatchify
 from mae.model.pixels import denormalize_pixels
-from mae.report.figures import png_bytes, write_whole
+from mae.report.figures import png_bytes
+from mae.train.rundir import write_atomic
 
 Pixels = NDArray[np.uint8]
 Item = TypeVar("Item")
@@ -70,10 +71,7 @@ def reconstruction_panels(
     result = model.reconstruct(normalized, **given)
     H, W = images.shape[-2:]
     p, grid = config.patch_size, (H // config.patch_size, W // config.patch_size)
-    pred = result.pred
-    if config.normalize_target:
-        variance, mean = torch.var_mean(model.patches(normalized), dim=-1, keepdim=True)
-        pred = pred * (variance + TARGET_EPS).sqrt() + mean
+    pred = model.to_pixels(result.pred, patches=model.patches(normalized))
     predicted = denormalize_pixels(unpatchify(pred, patch_size=p, grid=grid), config.pixels)
     stored = images.float() / config.pixels.full_range
     original, prediction = _for_display(stored, predicted.cpu(), config)
@@ -170,7 +168,7 @@ def save_progress_picture(
         ConfigError: if it cannot be written.
     """
     cells = reconstruction_panels(model, images, noise=noise).cells
-    write_whole(path, png_bytes(tile(cells.swapaxes(0, 1))))
+    write_atomic(path, png_bytes(tile(cells.swapaxes(0, 1))))
 
 
 def read_stages(path: Path) -> dict[str, Image.Image]:

@@ -8,8 +8,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mae.config import PretrainConfig, field_types, from_dict, size_name
+from mae.config import PretrainConfig, size_name
 from mae.errors import ConfigError
+from mae.fields import field_types, from_dict
 from mae.report.figures import number
 from mae.train.rundir import RunDir, read_record
 
@@ -73,7 +74,7 @@ def headline(run: RunFacts) -> dict[str, str]:
         "epochs": f"{images / data['count']:.3g}",
         "training time": _duration(seconds),
         "pictures per second": number(images / seconds) if seconds else "not known yet",
-        "loss at the end": number(losses[-1][1]) if losses else "not known yet",
+        "last loss": number(losses[-1][1]) if losses else "not known yet",
     }
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from platform import python_version
 from typing import Any, NamedTuple
 
-from mae.errors import ConfigError, TrainingError
+from mae.errors import ConfigError
 
 FREE_ON_RESUME = frozenset(
     ("workers", "device", "threads", "micro_batch", "log_every_steps", "save_every_steps", "keep")
@@ -95,10 +95,7 @@ def open_run(path: Path, *, record: Mapping[str, Any]) -> OpenedRun:
         _require_same_run(path, stored, asked)
         asked = {**stored, "config": asked["config"]}
     if asked != stored:
-        try:
-            write_json_atomic(rundir.record, asked)
-        except TrainingError as error:
-            raise ConfigError(str(error)) from error
+        write_json_atomic(rundir.record, asked)
     return OpenedRun(rundir, asked, resumed=stored is not None)
 
 
@@ -173,22 +170,29 @@ def _some(items: list[str]) -> str:
 
 
 def write_json_atomic(path: Path, value: object) -> None:
-    """Write a JSON file that readers, and whoever comes after a crash, see whole or not at all.
+    """Write a JSON file by `write_atomic`."""
+    write_atomic(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file that readers, and whoever comes after a crash, see whole or not at all.
+
+    Its folder is made, and its mode is what the umask gives.
 
     Raises:
-        TrainingError: if the disk is full or the folder cannot be written to.
+        ConfigError: if the disk is full or the folder cannot be written to.
     """
-    text = json.dumps(value, indent=1) + "\n"
     temporary = path.with_name(f".tmp-{path.name}-{secrets.token_hex(4)}")
     try:
-        write_durably(temporary, text.encode())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(temporary, content)
         temporary.replace(path)
         fsync_folder(path.parent)
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise TrainingError(
-            f"{path}: cannot be written: {error.strerror}; make room, or check who may write there"
+        raise ConfigError(
+            f"{path}: cannot be written: {error.strerror}; make room, or choose another place"
         ) from error
 
 

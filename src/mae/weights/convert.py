@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mae.config import to_dict
 from mae.errors import WeightsError
+from mae.fields import to_dict
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.encoder import Encoder
 from mae.weights import facebook, folder

@@ -14,8 +14,9 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from mae.config import ModelConfig, from_dict
+from mae.config import ModelConfig
 from mae.errors import WeightsError
+from mae.fields import from_dict
 from mae.train.checkpoint import latest_checkpoint
 from mae.train.rundir import RunDir, read_record
 from mae.weights import facebook

@@ -7,7 +7,6 @@ only its `encoder.` part; the configuration says what they mean.
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -17,11 +16,12 @@ from typing import Literal
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from mae.config import ModelConfig, from_dict, size_name, to_dict
+from mae.config import ModelConfig, size_name
 from mae.errors import MaeError, WeightsError
+from mae.fields import from_dict, to_dict
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.encoder import Encoder
-from mae.train.rundir import write_durably
+from mae.train.rundir import write_atomic, write_json_atomic
 
 CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"
 
@@ -85,29 +85,14 @@ def save(
         facts: where the weights come from, as JSON values (recipe, data, steps, license ...).
 
     Raises:
-        WeightsError: if it cannot be written.
+        ConfigError: if it cannot be written.
     """
     path, description = Path(folder), Description(model=model.config, facts=dict(facts or {}))
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        _replace(path / CONFIG, json.dumps(to_dict(description), indent=1).encode() + b"\n")
-        _replace(path / CARD, _card(model, description).encode())
-        # Last, since a folder counts as weights when its tensors are there.
-        _replace(path / TENSORS, to_safetensors(tensors_of(model), {"format": "pt"}))
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be written: {error.strerror}; make room, or check who "
-                           "may write there") from error  # fmt: skip
+    write_json_atomic(path / CONFIG, to_dict(description))
+    write_atomic(path / CARD, _card(model, description).encode())
+    # Last, since a folder counts as weights when its tensors are there.
+    write_atomic(path / TENSORS, to_safetensors(tensors_of(model), {"format": "pt"}))
     return path
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, with the mode that the umask gives."""
-    temporary = path.with_name(f".tmp-{path.name}-{secrets.token_hex(4)}")
-    try:
-        write_durably(temporary, content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _card(model: MaskedAutoencoder | Encoder, description: Description) -> str:

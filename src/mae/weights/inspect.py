@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mae.config import PixelConfig, size_name, to_dict
+from mae.config import PixelConfig, size_name
+from mae.fields import to_dict
 from mae.weights.detect import Format, read_weights
 from mae.weights.files import is_finite
 from mae.weights.shapes import read_fields

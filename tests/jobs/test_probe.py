@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import mae
+from mae.errors import ConfigError, DataError
+from mae.evaluate.features import Standardizer
+from mae.evaluate.knn import knn_accuracy
+from mae.jobs import probe as module
+from mae.jobs.features import FeatureSettings
+from mae.jobs.probe import Probe, choose_method, labelled, probe
+from mae.model.create import create
+from tests.jobs.conftest import TINY, write_classes
+
+K3 = choose_method("knn", k=3, temperature=None, seed=0)
+LINEAR = choose_method("linear", k=None, temperature=None, seed=0)
+
+
+@pytest.fixture
+def classes(tmp_path: Path) -> Path:
+    """Give 6 pictures each of 3 classes."""
+    return write_classes(tmp_path / "classes", "a", "b", "c", count=6)
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Path:
+    """Give train/ with 4 and val/ with 2 pictures each of 2 classes."""
+    write_classes(tmp_path / "parts" / "train", "a", "b", count=4)
+    write_classes(tmp_path / "parts" / "val", "a", "b", count=2, seed=50)
+    return tmp_path / "parts"
+
+
+@pytest.mark.parametrize("method", [K3, LINEAR], ids=lambda method: method.name)
+def test_classes_of_different_colour_are_told_apart_by_all_three(
+    method: module.Method, weights: Path, classes: Path
+) -> None:
+    result = probe(weights, data=classes, method=method, quiet=True)
+
+    assert (result.classes, result.train, result.test) == (3, 15, 3)
+    assert min(result.trained, result.random, result.pixels) > 0.5
+
+
+def test_the_random_encoder_is_the_same_network_untrained(weights: Path, classes: Path) -> None:
+    # The "trained" weights were never trained: with their seed the two are the same encoder.
+    result = probe(weights, data=classes, method=K3, seed=0, quiet=True)
+
+    assert result.trained == result.random
+
+
+def test_the_accuracy_is_that_of_standardised_features(
+    weights: Path, parts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def accuracy(*features: np.ndarray) -> float:
+        seen.append(features)
+        return knn_accuracy(*features, k=3)
+
+    probe(weights, data=parts, method=module.Method("k-NN", accuracy), quiet=True)
+
+    train, test = (mae.embed(weights, parts / name) for name in ("train", "val"))
+    standard = Standardizer.fit(train)
+    np.testing.assert_allclose(seen[0][0], standard.apply(train), atol=1e-4)
+    np.testing.assert_allclose(seen[0][2], standard.apply(test), atol=1e-4)
+    assert seen[0][1].tolist() == [0] * 4 + [1] * 4 and seen[0][3].tolist() == [0, 0, 1, 1]
+    assert seen[2][0].shape == (8, 14 * 23 * 3)  # raw pixels, of at most 1024 values
+
+
+def test_grey_pictures_of_28_pixels_are_compared_as_they_are() -> None:
+    config = mae.ModelConfig(
+        image_size=(28, 28), patch_size=4, channels=1, width=24, depth=1, num_heads=2,
+        pixels=mae.PixelConfig(mean=(0.5,), std=(0.5,)),
+    )  # fmt: skip
+    encoder, images = create(config).encoder, torch.zeros(2, 1, 28, 28, dtype=torch.uint8)
+
+    assert module._pixels_size(encoder) == (28, 28)
+    assert module._shrunk(images, (28, 28)) is images
+
+
+def test_a_fifth_of_each_class_is_held_out_as_a_function_of_the_seed(classes: Path) -> None:
+    first, again, other = (labelled(classes, seed=seed) for seed in (0, 0, 1))
+
+    assert first.train.source.labels is not None
+    assert first.train.source.labels[first.test.ids].tolist() == [0, 1, 2]
+    assert sorted([*first.train.ids, *first.test.ids]) == list(range(18))
+    assert first.test.ids.tolist() == again.test.ids.tolist() != other.test.ids.tolist()
+    assert "20% of each class held out" in first.said
+
+
+@pytest.mark.parametrize("name", ["val", "validation", "test"])
+def test_train_and_a_test_folder_are_taken_as_they_are(name: str, parts: Path) -> None:
+    (parts / "val").rename(parts / name)
+
+    found = labelled(parts, seed=0)
+
+    assert (len(found.train.ids), len(found.test.ids)) == (8, 4)
+    assert found.said == f"learning from {parts}/train, testing on {parts}/{name}"
+
+
+def test_train_alone_is_divided(parts: Path) -> None:
+    shutil.rmtree(parts / "val")
+
+    found = labelled(parts, seed=0)
+
+    assert (len(found.train.ids), len(found.test.ids)) == (6, 2)
+
+
+def test_the_built_in_pictures_have_their_own_division() -> None:
+    found = labelled("fashion-mnist", seed=0)
+
+    assert len(found.train.ids) >= 20_000 and len(found.test.ids) == 10_000
+    assert len(found.class_names) == 10
+
+
+def test_a_broken_picture_is_left_out_and_said(
+    weights: Path, classes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (classes / "b" / "3.png").write_bytes(b"\x89PNG\r\n\x1a\n cut off")
+
+    result = probe(weights, data=classes, method=K3)
+
+    assert result.train + result.test == 17
+    assert "1 unreadable, left out: b/3.png" in capsys.readouterr().err
+
+
+def test_no_flat_folder_has_classes(classes: Path) -> None:
+    with pytest.raises(DataError, match="has no classes; expected every picture in one of"):
+        labelled(classes / "a", seed=0)
+
+
+def test_one_class_alone_is_refused(classes: Path) -> None:
+    shutil.rmtree(classes / "a")
+    shutil.rmtree(classes / "b")
+
+    with pytest.raises(DataError, match="has one class alone, c; expected"):
+        labelled(classes, seed=0)
+
+
+def test_an_empty_class_is_refused_by_name(classes: Path) -> None:
+    (classes / "d").mkdir()
+
+    with pytest.raises(DataError, match="no pictures of class d in"):
+        labelled(classes, seed=0)
+
+
+def test_other_classes_in_either_part_are_refused_by_name(parts: Path) -> None:
+    (parts / "val" / "b").rename(parts / "val" / "bee")
+
+    with pytest.raises(DataError, match="hold different classes: b, bee in one alone"):
+        labelled(parts, seed=0)
+
+
+def test_a_class_without_a_readable_picture_is_refused_by_name(weights: Path, parts: Path) -> None:
+    for path in (parts / "train" / "b").iterdir():
+        path.write_bytes(b"nothing")
+
+    with pytest.raises(DataError, match="no picture of class b can be read"):
+        probe(weights, data=parts, method=K3, quiet=True)
+
+
+def test_more_neighbours_than_pictures_are_refused(weights: Path, parts: Path) -> None:
+    k20 = choose_method("knn", k=None, temperature=None, seed=0)
+
+    with pytest.raises(ConfigError, match="k: got 20 neighbours, expected 1 to 8"):
+        probe(weights, data=parts, method=k20, quiet=True)
+
+
+def test_no_neighbours_are_refused(weights: Path, parts: Path) -> None:
+    with pytest.raises(ConfigError, match="k: got 0 neighbours, expected 1 to 8"):
+        none = choose_method("knn", k=0, temperature=None, seed=0)
+        probe(weights, data=parts, method=none, quiet=True)
+
+
+def test_a_number_of_neighbours_without_effect_is_refused() -> None:
+    with pytest.raises(ConfigError, match="have no effect on linear"):
+        choose_method("linear", k=3, temperature=None, seed=0)
+
+
+def test_a_row_behind_says_so() -> None:
+    result = Probe(
+        "k-NN", "mean", trained=0.5, random=0.4, pixels=0.6, pixels_size=(18, 18), classes=2,
+        train=8, test=4,
+    )  # fmt: skip
+
+    table = ["  ".join(row) for row in result.rows()]
+
+    assert table[1] == "trained encoder  50.0%  pool mean, behind raw pixels"
+    assert "behind" not in " ".join(table[2:]) and "at 18 x 18" in table[3]
+
+
+def test_the_size_of_the_batch_changes_nothing(weights: Path, classes: Path) -> None:
+    small, large = (
+        probe(weights, data=classes, method=K3, settings=FeatureSettings(batch=b), quiet=True)
+        for b in (2, 64)
+    )
+
+    assert small == large and TINY.image_size == (24, 40)
