@@ -71,7 +71,8 @@ def pretrain(
     from mae.jobs import pretrain as job
 
     run = job.pretrain(
-        recipe if settled == find_recipe(recipe).config else settled,
+        settled,
+        based_on=recipe,
         data=data,
         out=out,
         init=init,

@@ -241,7 +241,7 @@ def test_bf16_arithmetic_keeps_float32_weights_and_stays_close() -> None:
     assert (weights(rough) - weights(exact)).abs().max() < 1e-2
 
 
-def names_by_decay(decay_tokens: bool) -> Iterator[set[str]]:  # noqa: FBT001
+def names_by_decay(*, decay_tokens: bool) -> Iterator[set[str]]:
     model = create(MODEL)
     names = {id(p): name for name, p in model.named_parameters()}
     for group in adamw(model, OptimConfig(decay_tokens=decay_tokens)).param_groups:
@@ -249,8 +249,8 @@ def names_by_decay(decay_tokens: bool) -> Iterator[set[str]]:  # noqa: FBT001
 
 
 def test_tokens_are_decayed_as_in_the_published_code_unless_told_otherwise() -> None:
-    decayed, kept = names_by_decay(True)
-    decayed_without, kept_with = names_by_decay(False)
+    decayed, kept = names_by_decay(decay_tokens=True)
+    decayed_without, kept_with = names_by_decay(decay_tokens=False)
 
     tokens = {"encoder.cls_token", "decoder.mask_token"}
     assert tokens <= decayed
@@ -259,7 +259,7 @@ def test_tokens_are_decayed_as_in_the_published_code_unless_told_otherwise() -> 
 
 
 def test_norms_biases_and_positions_are_never_decayed() -> None:
-    decayed, kept = names_by_decay(True)
+    decayed, kept = names_by_decay(decay_tokens=True)
 
     assert not [n for n in decayed if n.endswith("bias") or "norm" in n or "pos_embed" in n]
     assert not [n for n in kept if "pos_embed" in n]  # frozen: in neither

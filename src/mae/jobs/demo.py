@@ -93,7 +93,8 @@ def demo(*, out: Path, minutes: float | None = None, quiet: bool = False) -> Dem
         else:
             config = _config(minutes, say=progress.note)
         if record is None or not record.get("finished"):
-            pretrain(config, data=BUILT_IN, out=out, quiet=quiet, command=("mae", "demo"))
+            again = ("mae", "demo", "--out", str(out))
+            pretrain(config, data=BUILT_IN, out=out, quiet=quiet, command=again, based_on="demo")
         if not rundir.results.exists():
             model = load(out).to(choose_device(config.device))
             verdict = config.minutes is None

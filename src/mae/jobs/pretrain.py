@@ -75,6 +75,7 @@ def pretrain(
     init: str | Path | None = None,
     quiet: bool = False,
     command: Sequence[str] = (),
+    based_on: str = "custom",
 ) -> Run:
     """Pre-train a masked autoencoder, or go on with an unfinished run of the same configuration.
 
@@ -85,6 +86,7 @@ def pretrain(
         init: weights or a run to start from; the run still begins at step 0.
         quiet: show no progress.
         command: the command line, for the record.
+        based_on: name of the recipe that a configuration was made from, for the record.
 
     Raises:
         MaeError: for whatever the user must change, in one line.
@@ -95,7 +97,7 @@ def pretrain(
             "mae.pretrain: called again while a reader process was starting; put the call under "
             '`if __name__ == "__main__":`, or use workers=0'
         )
-    named = recipe if isinstance(recipe, str) else "custom"
+    named = recipe if isinstance(recipe, str) else based_on
     config = find_recipe(recipe).config if isinstance(recipe, str) else recipe
     rundir = make_run_folder(Path("runs", data_name(data)) if out is None else Path(out))
     with StopSignal() as stop, RunLock(rundir.lock), Progress(quiet=quiet) as progress:
@@ -292,6 +294,9 @@ def _drawing(run: _Run, plan: BatchPlan) -> Callable[[TrainState], None]:
             return
         path = run.rundir.pictures / f"step-{state.step:08d}.png"
         assert isinstance(state.model, MaskedAutoencoder)
-        save_progress_picture(state.model, shown.images, torch.from_numpy(noise), path)
+        try:
+            save_progress_picture(state.model, shown.images, torch.from_numpy(noise), path)
+        except ConfigError as error:  # a drawing is no reason to end a training
+            run.progress.note(str(error))
 
     return draw
