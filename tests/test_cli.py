@@ -142,17 +142,16 @@ def test_verbs_and_options_are_pinned() -> None:
     assert {verb.name: flags(verb.name) for verb in VERBS} == {
         "demo": "out minutes quiet json traceback",
         "pretrain": "RECIPE data out init config print-config quiet json traceback",
-        "probe": "METHOD WEIGHTS data k temperature pool batch device seed heads image-size quiet "
+        "probe": "METHOD WEIGHTS data k temperature pool batch device seed heads quiet "
         "json traceback",
-        "reconstruct": "WEIGHTS PICTURES out mask-ratio seed heads decoder-heads image-size "
-        "normalize-target device quiet json traceback",
-        "embed": "WEIGHTS data out pool batch device heads image-size quiet json traceback",
+        "reconstruct": "WEIGHTS PICTURES out mask-ratio seed heads decoder-heads "
+        "device quiet json traceback",
+        "embed": "WEIGHTS data out pool batch device heads quiet json traceback",
         "report": "RUNS json traceback",
         "recipes list": "json traceback",
         "recipes show": "NAME json traceback",
         "weights inspect": "WEIGHTS json traceback",
-        "weights convert": "WEIGHTS DST to heads decoder-heads image-size normalize-target json "
-        "traceback",
+        "weights convert": "WEIGHTS DST to heads decoder-heads json traceback",
         "doctor": "json traceback",
     }
 

@@ -102,7 +102,6 @@ def probe(
     device: str = "auto",
     seed: int = 0,
     heads: int | None = None,
-    image_size: tuple[int, int] | None = None,
     quiet: bool = False,
 ) -> Shown:
     """Classify by nearest neighbours or logistic regression on features, beside raw pixels.
@@ -112,7 +111,7 @@ def probe(
     from mae.jobs import probe as job
 
     how = job.choose_method(method, k=k, temperature=temperature, seed=seed)
-    settings = _settings(pool, batch, device, heads, image_size)
+    settings = _settings(pool, batch, device, heads)
     return _shown(
         job.probe(weights, data=data, method=how, settings=settings, seed=seed, quiet=quiet)
     )
@@ -126,16 +125,12 @@ def reconstruct(
     seed: int = 0,
     heads: int | None = None,
     decoder_heads: int | None = None,
-    image_size: tuple[int, int] | None = None,
-    normalize_target: bool | None = None,
     device: str = "auto",
     quiet: bool = False,
 ) -> Shown:
     """Draw pictures masked, rebuilt, and pasted together, to a .png or .html."""
     from mae.jobs import reconstruct as job
-    from mae.weights.shapes import Told
 
-    told = Told(heads, decoder_heads, image_size, normalize_target)
     return _shown(
         job.reconstruct(
             weights,
@@ -144,7 +139,8 @@ def reconstruct(
             mask_ratio=mask_ratio,
             seed=seed,
             device=device,
-            told=told,
+            heads=heads,
+            decoder_heads=decoder_heads,
             quiet=quiet,
         )
     )
@@ -159,7 +155,6 @@ def embed(
     batch: int = 64,
     device: str = "auto",
     heads: int | None = None,
-    image_size: tuple[int, int] | None = None,
     quiet: bool = False,
 ) -> Shown:
     """Write the features of every picture; goes on where it was stopped.
@@ -168,7 +163,7 @@ def embed(
     """
     from mae.jobs import embed as job
 
-    settings = _settings(pool, batch, device, heads, image_size)
+    settings = _settings(pool, batch, device, heads)
     return _shown(job.embed_to_file(weights, data, out=out, settings=settings, quiet=quiet))
 
 
@@ -206,15 +201,11 @@ def weights_convert(
     to: Literal["facebook", "mae"],
     heads: int | None = None,
     decoder_heads: int | None = None,
-    image_size: tuple[int, int] | None = None,
-    normalize_target: bool | None = None,
 ) -> Shown:
     """Write weights in another layout, and prove that the model is the same."""
     from mae.weights.convert import convert
-    from mae.weights.shapes import Told
 
-    told = Told(heads, decoder_heads, image_size, normalize_target)
-    result = convert(weights, dst, to=to, told=told)
+    result = convert(weights, dst, to=to, heads=heads, decoder_heads=decoder_heads)
     notes = [("note", note) for note in result.notes]
     return Shown(result._asdict(), [("written", result.path), *notes])
 
@@ -229,13 +220,10 @@ def doctor() -> Shown:
     return Shown(values, [check.row() for check in checks], exit_code=0 if ok else 1)
 
 
-def _settings(
-    pool: Pool, batch: int, device: str, heads: int | None, image_size: tuple[int, int] | None
-) -> FeatureSettings:
+def _settings(pool: Pool, batch: int, device: str, heads: int | None) -> FeatureSettings:
     from mae.jobs.features import FeatureSettings
-    from mae.weights.shapes import Told
 
-    return FeatureSettings(pool, batch, device, Told(heads, image_size=image_size))
+    return FeatureSettings(pool, batch, device, heads)
 
 
 class _Result(Protocol):

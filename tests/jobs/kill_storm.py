@@ -66,7 +66,7 @@ def start(out: Path) -> multiprocessing.process.BaseProcess:
 
 def end_state(out: Path) -> str:
     """Digest of the last parameters and moments, and of every logged loss."""
-    last = sorted((out / "checkpoints").glob("step-*"))[-1]
+    last = sorted(p for p in (out / "checkpoints").glob("step-*") if not p.suffix)[-1]
     digest = hashlib.sha256()
     for name in ("model.safetensors", "optimizer.safetensors"):
         digest.update((last / name).read_bytes())

@@ -14,7 +14,6 @@ from mae.weights import facebook
 from mae.weights.convert import convert
 from mae.weights.folder import save
 from mae.weights.load import load, load_encoder
-from mae.weights.shapes import Told
 from tests.weights import published
 from tests.weights.test_folder import CONFIG, same
 
@@ -61,7 +60,7 @@ def test_heads_can_be_told(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="give heads"):
         convert(path, tmp_path / "ours", to="mae")
 
-    convert(path, tmp_path / "ours", to="mae", told=Told(heads=4, decoder_heads=2))
+    convert(path, tmp_path / "ours", to="mae", heads=4, decoder_heads=2)
 
     assert load(tmp_path / "ours").config.num_heads == 4
 

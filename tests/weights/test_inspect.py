@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from mae.fields import to_dict
 from mae.model.create import create
 from mae.weights.folder import save
 from mae.weights.inspect import inspect
@@ -25,44 +26,38 @@ def test_published_file_is_described(tmp_path: Path) -> None:
     assert found.tensors == 50
     assert found.parameters == sum(tensor.numel() for tensor in state.values())
     assert found.not_finite == 0
-    assert rows["encoder"] == "ViT of width 192, 2 blocks, patch 4, 3 heads"
-    assert rows["pictures"] == "12 x 12, 3 channels, patch 4"
-    assert rows["decoder"] == "192 x 1, 6 heads, predicts pixels normalised by their patch"
+    assert rows["has decoder"] == "True"
+    assert (rows["width"], rows["depth"], rows["num heads"]) == ("192", "2", "3")
+    assert rows["image size"] == "(12, 12)"
+    assert rows["normalize target"] == "True"
 
 
 def test_what_the_file_does_not_tell_is_not_claimed(tmp_path: Path) -> None:
-    shapes = published.encoder_shapes(24, 2, patch=4, patches=15)
-    shapes |= published.decoder_shapes(16, 1, encoder=24, patch=4, patches=15)
-    torch.save({"model": published.filled(shapes)}, tmp_path / "odd.pth")
+    torch.save({"model": published.full(width=24, decoder=16)}, tmp_path / "odd.pth")
 
-    rows = dict(inspect(tmp_path / "odd.pth").rows())
+    found = inspect(tmp_path / "odd.pth").model
 
-    assert rows["encoder"].endswith("? heads")
-    assert rows["pictures"].startswith("? x ?")
-    assert "? heads" in rows["decoder"]
-    assert "assumed, the file does not say" in rows["decoder"]
+    assert (found["width"], found["decoder_width"]) == (24, 16)
+    assert not {"num_heads", "decoder_heads", "normalize_target", "mask_ratio"} & found.keys()
 
 
 def test_our_folder_is_described_by_its_configuration(tmp_path: Path) -> None:
     save(create(CONFIG), tmp_path)
 
-    rows = dict(inspect(tmp_path).rows())
+    found = inspect(tmp_path)
 
-    assert rows["format"] == "this library"
-    assert rows["pictures"] == "12 x 20, 2 channels, patch 4"
-    assert rows["decoder"] == "16 x 1, 4 heads, predicts pixels"
+    assert found.format == "mae"
+    assert found.model == to_dict(CONFIG) | {"image_size": (12, 20)}
 
 
-def test_encoder_only_and_fine_tuned_files_say_so(tmp_path: Path) -> None:
-    state = published.encoder_only() | {"head.weight": torch.zeros(7, 192)}
-    del state["norm.weight"]
-    path = published.checkpoint(tmp_path / "tuned.pth", state)
+def test_an_encoder_alone_has_no_fields_of_a_decoder(tmp_path: Path) -> None:
+    published.checkpoint(tmp_path / "theirs.pth", published.encoder_only())
+    save(create(CONFIG).encoder, tmp_path / "ours")
 
-    found = inspect(path)
-
-    assert dict(found.rows())["decoder"].startswith("none: features are possible")
-    assert "fine-tuned" in found.notes[0]
-    assert "last norm" in found.notes[1]
+    for name in ("theirs.pth", "ours"):
+        found = inspect(tmp_path / name)
+        assert not found.has_decoder
+        assert not [field for field in found.model if "decoder" in field]
 
 
 def test_numbers_that_are_not_finite_are_counted(tmp_path: Path) -> None:

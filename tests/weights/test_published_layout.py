@@ -18,7 +18,7 @@ from mae.weights.convert import convert
 from mae.weights.detect import RawWeights
 from mae.weights.files import read_tensors
 from mae.weights.load import initial_model, load, load_encoder, open_encoder, open_model
-from mae.weights.shapes import Told, config_of
+from mae.weights.shapes import config_of
 from tests.weights import published
 
 
@@ -142,8 +142,6 @@ def test_target_is_assumed_normalised_and_said_when_the_file_does_not_tell(tmp_p
     assert model.config.normalize_target
     assert len(notes) == 1
     assert "assumed pixels normalised" in notes[0]
-    assert open_model(path, told=Told(normalize_target=False)).notes == []
-    assert not open_model(path, told=Told(normalize_target=False)).model.config.normalize_target
 
 
 def test_target_is_what_the_namespace_says(tmp_path: Path) -> None:
@@ -167,16 +165,12 @@ def test_unknown_widths_ask_for_heads(tmp_path: Path) -> None:
     assert load_encoder(path, heads=4).config.num_heads == 4
 
 
-def test_grid_that_is_not_square_asks_for_the_image_size(tmp_path: Path) -> None:
+def test_grid_that_is_not_square_needs_a_description(tmp_path: Path) -> None:
     shapes = published.encoder_shapes(192, 2, patch=4, patches=15)
     path = published.checkpoint(tmp_path / "wide.pth", published.filled(shapes))
 
-    with pytest.raises(WeightsError, match="give image_size"):
+    with pytest.raises(WeightsError, match="15 patches, which make no square"):
         load_encoder(path)
-
-    assert load_encoder(path, image_size=(12, 20)).config.grid == (3, 5)
-    with pytest.raises(WeightsError, match=r"of another shape \(pos_embed "):
-        load_encoder(path, image_size=(12, 12))
 
 
 def test_channels_other_than_three_are_read_from_the_tensors(tmp_path: Path) -> None:
@@ -253,7 +247,7 @@ def test_mean_pooled_classifier_is_refused_with_the_reason(tmp_path: Path) -> No
     state |= {"fc_norm.weight": torch.ones(192), "fc_norm.bias": torch.zeros(192)}
     path = published.checkpoint(tmp_path / "finetuned.pth", state | {"head.bias": torch.zeros(7)})
 
-    with pytest.raises(WeightsError, match=r"norm.weight; norm.bias.*fine-tuned.*fc_norm"):
+    with pytest.raises(WeightsError, match=r"norm.weight; norm.bias.*fine-tuned with fc_norm"):
         load_encoder(path)
 
 
@@ -304,7 +298,7 @@ def test_configuration_of_every_size_is_read_back_from_its_shapes(name: str) -> 
     tensors = model.state_dict()
     raw = RawWeights(Path("x"), "facebook", tensors, None, {}, spell=facebook.to_theirs)
 
-    assert config_of(raw, Told())[0] == config
+    assert config_of(raw)[0] == config
 
 
 def test_new_run_takes_encoder_and_fresh_decoder_from_an_encoder_file(tmp_path: Path) -> None:
@@ -345,9 +339,9 @@ def test_new_run_at_another_image_size_resizes_both_tables(published_file: Path)
 
 
 def test_new_run_of_another_size_is_refused(published_file: Path) -> None:
-    with pytest.raises(WeightsError, match="width: got 384 for the new run, but .* has 192"):
+    with pytest.raises(WeightsError, match="width: run has 192, asked 384"):
         initial_model(published_file, model_config("vit-s/4", image_size=12, depth=2))
-    with pytest.raises(WeightsError, match="decoder_depth: got 4"):
+    with pytest.raises(WeightsError, match="decoder_depth: run has 1, asked 4"):
         initial_model(published_file, model_config("vit-ti/4", image_size=12, depth=2))
 
 
@@ -355,7 +349,7 @@ def test_what_a_file_says_is_not_overruled(tmp_path: Path) -> None:
     path = published.checkpoint(tmp_path / "in.pth", published.full())
     convert(path, tmp_path / "ours", to="mae")
 
-    with pytest.raises(WeightsError, match="num_heads: got 4, but .* says 3"):
+    with pytest.raises(WeightsError, match="'num_heads': 4.*, but .* says .*'num_heads': 3"):
         load(tmp_path / "ours", heads=4)
     with pytest.raises(ConfigError, match="width: expected a multiple of 5 heads, got 192"):
         load(path, heads=5)

@@ -42,7 +42,6 @@ from mae.jobs.progress import Progress
 from mae.model.encoder import Encoder, Pool
 from mae.train.guard import RunLock
 from mae.train.rundir import fsync_folder, write_durably, write_json_atomic
-from mae.weights.shapes import Told
 
 Picture = str | Path | Image.Image | NDArray[Any]
 
@@ -55,12 +54,11 @@ def embed(
     batch: int = 64,
     device: str = "auto",
     heads: int | None = None,
-    image_size: tuple[int, int] | None = None,
 ) -> Floats:
     """Give the features of pictures: whole, in the evaluation view, nothing drawn at random.
 
     Args:
-        weights, heads, image_size: as for `load_encoder`.
+        weights, heads: as for `load_encoder`.
         pictures: a folder (rows in the order of its sorted paths), a file, an array N H W (C), a
             `Source`, or a sequence of paths, Pillow pictures and arrays H W (C).
         pool: see `Encoder.encode`.
@@ -75,7 +73,7 @@ def embed(
         MaeError: for whatever the user must change, in one line.
     """
     source = _source_of(pictures)
-    settings = FeatureSettings(pool, batch, device, Told(heads=heads, image_size=image_size))
+    settings = FeatureSettings(pool, batch, device, heads)
     encoder = open_for_features(weights, settings, say=partial(print, file=sys.stderr))
     pieces = [_piece(encoder, source, ids, pool) for ids in chunks(len(source), batch)]
     bad = [picture for piece in pieces for picture in piece.bad]

@@ -16,7 +16,6 @@ from mae.errors import ConfigError
 from mae.jobs.setup import choose_device
 from mae.model.encoder import Encoder, Pool
 from mae.weights.load import open_encoder
-from mae.weights.shapes import NOTHING_TOLD, Told
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -31,8 +30,8 @@ class FeatureSettings(NamedTuple):
     """Pictures encoded at a time."""
     device: str = "auto"
     """See `choose_device`."""
-    told: Told = NOTHING_TOLD
-    """What weights that do not describe themselves leave open."""
+    heads: int | None = None
+    """Of an encoder that does not hold it, see `mae.load_encoder`."""
 
 
 DEFAULT = FeatureSettings()
@@ -45,7 +44,7 @@ def open_for_features(
     if settings.batch < 1:
         raise ConfigError(f"batch: expected at least 1, got {settings.batch}")
     device = choose_device(settings.device)
-    encoder, notes = open_encoder(weights, told=settings.told)
+    encoder, notes = open_encoder(weights, heads=settings.heads)
     for note in notes:
         say(note)
     return encoder.to(device).eval()

@@ -205,6 +205,7 @@ def _train(run: _Run, state: TrainState, plan: BatchPlan) -> None:
         Cadence(config.save_every_steps, lambda state, metrics: saver.save(state)),
     )
     workers = choose_workers(config, run.source, device)
+    run.progress.note(_summary(run, device, num_steps))
     run.progress.start(num_steps, at=state.step, images_per_step=config.batch)
     if state.step == 0:
         draw(state)
@@ -228,6 +229,16 @@ def _train(run: _Run, state: TrainState, plan: BatchPlan) -> None:
             f"stopped at step {state.step} of {num_steps}; the same command goes on from there",
             exit_code=run.stop.requested,
         )
+
+
+def _summary(run: _Run, device: torch.device, num_steps: int) -> str:
+    config, (H, W) = run.config, run.config.model.image_size
+    return (
+        f"{len(run.source):,} pictures of {run.kind.channels} channels, {run.kind.dtype}, as "
+        f"{H} x {W}; {num_steps:,} steps of {config.batch} on {device} in {config.precision}; "
+        f"learning rate {config.optim.lr:g} per 256 pictures, "
+        f"{config.optim.peak_lr(config.batch):g} at its peak"
+    )
 
 
 def _last_good(rundir: RunDir) -> str:

@@ -32,7 +32,6 @@ from mae.report.reconstruction import (
 )
 from mae.train.rundir import write_atomic
 from mae.weights.load import open_model
-from mae.weights.shapes import NOTHING_TOLD, Told
 
 
 class Reconstructed(NamedTuple):
@@ -67,7 +66,8 @@ def reconstruct(
     seed: int = 0,
     count: int = 8,
     device: str = "auto",
-    told: Told = NOTHING_TOLD,
+    heads: int | None = None,
+    decoder_heads: int | None = None,
     quiet: bool = False,
 ) -> Reconstructed:
     """Hide patches of pictures, have them rebuilt, and draw both.
@@ -80,7 +80,7 @@ def reconstruct(
         seed: key of the masks.
         count: pictures of each folder, evenly spread.
         device: see `choose_device`.
-        told: what weights that do not describe themselves leave open.
+        heads, decoder_heads: as for `mae.load`.
         quiet: show no notes.
 
     Raises:
@@ -91,7 +91,7 @@ def reconstruct(
     if any(out.exists() and out.samefile(path) for path in pictures if Path(path).exists()):
         raise ConfigError(f"out: {out} is one of the pictures; choose another name")
     with Progress(quiet=quiet) as progress:
-        model, notes = open_model(weights, told=told)
+        model, notes = open_model(weights, heads=heads, decoder_heads=decoder_heads)
         for note in notes:
             progress.note(note)
     model = model.to(choose_device(device)).eval()

@@ -18,7 +18,6 @@ from mae.model.encoder import Encoder
 from mae.weights import facebook, folder
 from mae.weights.detect import Format, read_weights
 from mae.weights.load import Loaded, open_encoder, open_model
-from mae.weights.shapes import NOTHING_TOLD, Told
 
 
 class Converted(NamedTuple):
@@ -31,7 +30,12 @@ class Converted(NamedTuple):
 
 
 def convert(
-    src: str | Path, dst: str | Path, *, to: Format, told: Told = NOTHING_TOLD
+    src: str | Path,
+    dst: str | Path,
+    *,
+    to: Format,
+    heads: int | None = None,
+    decoder_heads: int | None = None,
 ) -> Converted:
     """Write weights in another layout, read them back, and compare what both models compute.
 
@@ -39,7 +43,8 @@ def convert(
         src: whatever `load` or `load_encoder` takes.
         dst: file or folder to make, in a folder that exists.
         to: "mae", a folder of ours, or "facebook", a published-layout file.
-        told: what a file that does not describe itself leaves open.
+        heads: for files that do not hold it and are of no known width.
+        decoder_heads: likewise.
 
     Raises:
         WeightsError: if `src` cannot be loaded, `dst` exists or cannot be written, or the two
@@ -50,7 +55,7 @@ def convert(
         raise WeightsError(f"{path.parent}: no such folder; make it first")
     if path.exists():
         raise WeightsError(f"{path}: exists already; choose another name, or remove it first")
-    model, notes = _open(src, told)
+    model, notes = _open(src, heads=heads, decoder_heads=decoder_heads)
     facts = raw.description.facts if raw.description else {}
     temporary = path.with_name(f".tmp-{path.name}-{secrets.token_hex(4)}")
     try:
@@ -60,7 +65,7 @@ def convert(
             description = folder.Description(model=model.config, facts=dict(facts))
             tensors = folder.tensors_of(model)
             facebook.write(temporary, tensors, description=to_dict(description))
-        difference = _largest_difference(model, _open(temporary, NOTHING_TOLD).model)
+        difference = _largest_difference(model, _open(temporary).model)
         if difference != 0:
             raise WeightsError(f"{path}: not written: the models differ by {difference}")
         temporary.rename(path)
@@ -71,10 +76,12 @@ def convert(
     return Converted(str(path), difference, notes)
 
 
-def _open(path: str | Path, told: Told) -> Loaded[MaskedAutoencoder | Encoder]:
+def _open(
+    path: str | Path, *, heads: int | None = None, decoder_heads: int | None = None
+) -> Loaded[MaskedAutoencoder | Encoder]:
     if read_weights(path).has_decoder:
-        return open_model(path, told=told)
-    return open_encoder(path, told=told)
+        return open_model(path, heads=heads, decoder_heads=decoder_heads)
+    return open_encoder(path, heads=heads)
 
 
 def _largest_difference(

@@ -89,21 +89,16 @@ def save(
     """
     path, description = Path(folder), Description(model=model.config, facts=dict(facts or {}))
     write_json_atomic(path / CONFIG, to_dict(description))
-    write_atomic(path / CARD, _card(model, description).encode())
+    write_atomic(path / CARD, _card(description).encode())
     # Last, since a folder counts as weights when its tensors are there.
     write_atomic(path / TENSORS, to_safetensors(tensors_of(model), {"format": "pt"}))
     return path
 
 
-def _card(model: MaskedAutoencoder | Encoder, description: Description) -> str:
-    config, pixels = model.config, model.config.pixels
-    name = size_name(width=config.width, depth=config.depth, patch_size=config.patch_size)
-    target = "pixels normalised by their patch" if config.normalize_target else "pixels"
+def _card(description: Description) -> str:
+    model = description.model
+    name = size_name(width=model.width, depth=model.depth, patch_size=model.patch_size)
     facts = "\n".join(f"- {key}: {value}" for key, value in description.facts.items())
-    kind, decoder, load = "encoder of a masked autoencoder", "none", "load_encoder"
-    if isinstance(model, MaskedAutoencoder):
-        kind, load = "masked autoencoder", "load"
-        decoder = f"{config.decoder_width} x {config.decoder_depth}, predicts {target}"
     return f"""---
 license: {json.dumps(description.facts.get("license", "unknown"))}
 library_name: mae-vision
@@ -114,23 +109,15 @@ tags:
 - self-supervised-learning
 ---
 
-# {name}, {kind}
+# Masked autoencoder {name}
 
-- pictures: {config.image_size[0]} x {config.image_size[1]}, {config.channels} channels, \
-{pixels.dtype}, scaled to [0, 1], mean {list(pixels.mean)}, deviation {list(pixels.std)}
-- encoder: {config.width} x {config.depth}, {config.num_heads} heads
-- decoder: {decoder}
-
-## Where it comes from
+The network and the scaling of its pixels are described in {CONFIG}. Where it comes from:
 
 {facts or "Not stated."}
-
-## Use
 
 ```python
 import mae
 
-model = mae.{load}("FOLDER")
-features = mae.embed("FOLDER", "pictures", pool="mean")  # n x {config.width}
+features = mae.embed("FOLDER", "pictures", pool="mean")  # n x {model.width}
 ```
 """

@@ -16,9 +16,13 @@ from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.create import create
 from mae.model.encoder import Encoder
 from mae.model.positions import resize_positions
+from mae.train.rundir import differences
 from mae.weights.detect import RawWeights, read_weights
 from mae.weights.files import is_finite
-from mae.weights.shapes import NOTHING_TOLD, Told, config_of, read_fields
+from mae.weights.shapes import config_of, read_fields
+
+# Fields of a model that a new run may change although it starts from weights.
+_FREE = {"image_size", "mask_ratio", "normalize_target", "target_eps", "pixels"}
 
 ModelT = TypeVar("ModelT", bound=nn.Module, covariant=True)
 
@@ -31,12 +35,7 @@ class Loaded(NamedTuple, Generic[ModelT]):
 
 
 def load(
-    path: str | Path,
-    *,
-    heads: int | None = None,
-    decoder_heads: int | None = None,
-    image_size: tuple[int, int] | None = None,
-    normalize_target: bool | None = None,
+    path: str | Path, *, heads: int | None = None, decoder_heads: int | None = None
 ) -> MaskedAutoencoder:
     """Load encoder and decoder; what had to be assumed goes to stderr.
 
@@ -44,27 +43,24 @@ def load(
         path: folder of ours, run, checkpoint, or a published-layout file.
         heads: for files that do not hold it and are of no known width.
         decoder_heads: likewise.
-        image_size: height and width, for such files whose patch grid is not square.
-        normalize_target: whether such files predict pixels normalised by their patch.
 
     Raises:
         WeightsError: for anything missing, left over, of another shape or not finite.
     """
-    told = Told(heads, decoder_heads, image_size, normalize_target)
-    return _said(open_model(path, told=told))
+    return _said(open_model(path, heads=heads, decoder_heads=decoder_heads))
 
 
-def load_encoder(
-    path: str | Path, *, heads: int | None = None, image_size: tuple[int, int] | None = None
-) -> Encoder:
+def load_encoder(path: str | Path, *, heads: int | None = None) -> Encoder:
     """Load the encoder alone; what was taken and what was left goes to stderr.
 
     Arguments and errors are those of `load`; a decoder or a classifier's head is left.
     """
-    return _said(open_encoder(path, told=Told(heads=heads, image_size=image_size)))
+    return _said(open_encoder(path, heads=heads))
 
 
-def open_model(path: str | Path, *, told: Told = NOTHING_TOLD) -> Loaded[MaskedAutoencoder]:
+def open_model(
+    path: str | Path, *, heads: int | None = None, decoder_heads: int | None = None
+) -> Loaded[MaskedAutoencoder]:
     """Load encoder and decoder; the notes say what had to be assumed."""
     raw = read_weights(path)
     if not raw.has_decoder:
@@ -72,19 +68,19 @@ def open_model(path: str | Path, *, told: Told = NOTHING_TOLD) -> Loaded[MaskedA
             f"decoder: not in this file, {raw.path}; features are possible (load_encoder), "
             "reconstruction is not"
         )
-    config, notes = config_of(raw, told)
+    config, notes = config_of(raw, heads=heads, decoder_heads=decoder_heads)
     with torch.device("meta"):
         model = MaskedAutoencoder(config)
     _fill(model, raw, raw.tensors)
     return Loaded(model, notes)
 
 
-def open_encoder(path: str | Path, *, told: Told = NOTHING_TOLD) -> Loaded[Encoder]:
+def open_encoder(path: str | Path, *, heads: int | None = None) -> Loaded[Encoder]:
     """Load the encoder alone; the notes say what was taken, left and assumed."""
     raw = read_weights(path)
     own = {name: tensor for name, tensor in raw.tensors.items() if name.startswith("encoder.")}
     # By itself, so that what a decoder leaves open is not asked for.
-    config, notes = config_of(raw._replace(tensors=own), told)
+    config, notes = config_of(raw._replace(tensors=own), heads=heads)
     with torch.device("meta"):
         encoder = Encoder(config)
     _fill(encoder, raw, own, prefix="encoder.")
@@ -113,18 +109,16 @@ def initial_model(
     """
     raw = read_weights(path)
     stored = read_fields(raw)
-    same = ["patch_size", "channels", "width", "depth", "num_heads", "mlp_ratio"]
-    if raw.has_decoder:
-        same += ["decoder_width", "decoder_depth", "decoder_heads"]
-    for name in same:
-        if stored.get(name, getattr(config, name)) != getattr(config, name):
-            raise WeightsError(
-                f"{name}: got {getattr(config, name)} for the new run, but {raw.path} has "
-                f"{stored[name]}; give the run the model of the weights"
-            )
-    p, tensors, notes = config.patch_size, dict(raw.tensors), []
-    H, W = stored.get("image_size", config.image_size)
-    grid = (H // p, W // p)
+    of_weights = {name: value for name, value in stored.items() if name not in _FREE}
+    of_run = {name: getattr(config, name) for name in of_weights}
+    if of_weights != of_run:
+        raise WeightsError(
+            f"{raw.path}: holds another model: {differences(of_weights, of_run)}; give the new "
+            "run the model of the weights"
+        )
+    tensors, notes = dict(raw.tensors), []
+    H, W = (edge // config.patch_size for edge in stored["image_size"])
+    grid = (H, W)
     if grid != config.grid:
         notes.append(f"positions: resized from {grid} to {config.grid} patches")
         for name in tensors.keys() & {"encoder.pos_embed", "decoder.pos_embed"}:
@@ -179,11 +173,8 @@ def _require_fit(
         for problem, names in problems.items()
         if names
     ]
-    cause = "is it whole, and of a masked autoencoder?"
-    if "fc_norm.weight" in raw.tensors:
-        cause = (
-            "it is a fine-tuned classifier, whose fc_norm took the place of the encoder's norm; "
-            "take the file it was made from"
-        )
     if lists:
-        raise WeightsError(f"{raw.path}: {', '.join(lists)}; {cause}")
+        raise WeightsError(
+            f"{raw.path}: {', '.join(lists)}; is it whole, and of a masked autoencoder (not one "
+            "fine-tuned with fc_norm in place of the encoder's norm)?"
+        )

@@ -3,93 +3,88 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from dataclasses import fields as fields_of
+from typing import Any
 
-from mae.config import SIZES, ModelConfig, PixelConfig
+from mae.config import SIZES, ModelConfig, PixelConfig, model_config
 from mae.errors import WeightsError
 from mae.weights.detect import RawWeights
 
-_DEFAULT = ModelConfig()
-
-
-class Told(NamedTuple):
-    """What the caller knows of a file that does not describe itself."""
-
-    heads: int | None = None
-    decoder_heads: int | None = None
-    image_size: tuple[int, int] | None = None
-    """Height and width."""
-    normalize_target: bool | None = None
-
-
-NOTHING_TOLD = Told()
+_PUBLISHED = [model_config(f"{name}/16") for name in SIZES]
 
 
 def read_fields(raw: RawWeights) -> dict[str, Any]:
     """Read the fields of `ModelConfig` as far as tensors and file tell them.
 
-    The numbers of heads follow from the widths of known sizes; the image size from a square
-    grid. Where they do not, the field is left out.
+    Without a description, the numbers of heads follow from the widths of known sizes; for other
+    widths they are left out, as are a decoder's fields where there is none.
 
     Raises:
-        WeightsError: if a tensor that tells a size is missing or has no such shape.
+        WeightsError: if a tensor that tells a size is missing or has no such shape, or if patches
+            that make no square are not described.
     """
     if raw.description is not None:
         model = raw.description.model
-        return {name: getattr(model, name) for name in model.__dataclass_fields__}
+        names = [field.name for field in fields_of(model)]
+        return {n: getattr(model, n) for n in names if raw.has_decoder or "decoder" not in n}
     width, channels, patch_size, _ = _shape(raw, "encoder.patch_embed.proj.weight", ndim=4)
     hidden, _ = _shape(raw, "encoder.blocks.0.mlp.fc1.weight", ndim=2)
-    _, num_tokens, _ = _shape(raw, "encoder.pos_embed", ndim=3)
-    fields: dict[str, Any] = {
+    L = _shape(raw, "encoder.pos_embed", ndim=3)[1] - 1
+    edge = math.isqrt(L)
+    if edge**2 != L:
+        raise WeightsError(
+            f"{raw.path}: has {L} patches, which make no square, and does not tell height and "
+            "width; expected weights with a description (config.json)"
+        )
+    fields = {
+        "image_size": (edge * patch_size, edge * patch_size),
         "patch_size": patch_size,
         "channels": channels,
         "width": width,
         "depth": _depth(raw, "encoder.blocks."),
-        "num_heads": {size["width"]: size["num_heads"] for size in SIZES.values()}.get(width),
+        "num_heads": {known.width: known.num_heads for known in _PUBLISHED}.get(width),
         "mlp_ratio": hidden / width,
         **raw.known,
     }
     if raw.has_decoder:
         E, _ = _shape(raw, "decoder.embed.weight", ndim=2)
-        heads = {size.get("decoder_width"): size.get("decoder_heads") for size in SIZES.values()}
-        heads[_DEFAULT.decoder_width] = _DEFAULT.decoder_heads
-        fields |= {"decoder_width": E, "decoder_depth": _depth(raw, "decoder.blocks."),
-                   "decoder_heads": heads.get(E)}  # fmt: skip
-    edge = math.isqrt(num_tokens - 1)
-    if edge**2 == num_tokens - 1:
-        fields["image_size"] = (edge * patch_size, edge * patch_size)
-    if channels != _DEFAULT.channels:
+        heads = {known.decoder_width: known.decoder_heads for known in _PUBLISHED}.get(E)
+        depth = _depth(raw, "decoder.blocks.")
+        fields |= {"decoder_width": E, "decoder_depth": depth, "decoder_heads": heads}
+    if channels != 3:
         fields["pixels"] = PixelConfig(mean=(0.5,) * channels, std=(0.5,) * channels)
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def config_of(raw: RawWeights, told: Told) -> tuple[ModelConfig, list[str]]:
+def config_of(
+    raw: RawWeights, *, heads: int | None = None, decoder_heads: int | None = None
+) -> tuple[ModelConfig, list[str]]:
     """Give the configuration of what was read, and a note on whatever had to be assumed.
 
     Raises:
         WeightsError: where neither file nor caller tells a field, or the two disagree.
     """
     fields = read_fields(raw)
-    given = {("num_heads" if n == "heads" else n): v for n, v in told._asdict().items()}
+    given = {"num_heads": heads, "decoder_heads": decoder_heads}
     asked = {name: value for name, value in given.items() if value is not None}
     if raw.description is not None:
-        for name, value in asked.items():
-            if value != fields[name]:
-                raise WeightsError(f"{name}: got {value}, but {raw.path} says {fields[name]}")
+        said = {name: fields.get(name) for name in asked}
+        if asked != said:
+            raise WeightsError(f"heads: got {asked}, but {raw.path} says {said}; leave them out")
         return raw.description.model, []
     fields |= asked
-    needed = ["num_heads", "image_size", *["decoder_heads"] * raw.has_decoder]
+    needed = ["num_heads", "decoder_heads"] if raw.has_decoder else ["num_heads"]
     unknown = [name.removeprefix("num_") for name in needed if name not in fields]
     if unknown:
         raise WeightsError(
-            f"{raw.path}: width {fields['width']} is of no known size or the grid is not square, "
-            f"and the file does not tell; give {', '.join(unknown)}"
+            f"{raw.path}: is of no published width and does not tell its heads; give "
+            f"{', '.join(unknown)}"
         )
     notes = []
     if raw.has_decoder and "normalize_target" not in fields:
         notes.append(
             f"{raw.path}: does not say its target; assumed pixels normalised by their patch, as "
-            "in the published full files (not the visualisation ones: normalize_target=False)"
+            "in the published full files (not the visualisation ones)"
         )
     if "pixels" in fields:
         notes.append(f"{raw.path}: does not say how pixels were scaled; assumed mean and std 0.5")
@@ -97,8 +92,8 @@ def config_of(raw: RawWeights, told: Told) -> tuple[ModelConfig, list[str]]:
 
 
 def _shape(raw: RawWeights, name: str, *, ndim: int) -> tuple[int, ...]:
-    shape = tuple(raw.tensors[name].shape) if name in raw.tensors else None
-    if shape is None or len(shape) != ndim or 0 in shape:
+    shape = tuple(raw.tensors[name].shape) if name in raw.tensors else ()
+    if len(shape) != ndim or 0 in shape:
         raise WeightsError(
             f"{raw.path}: {raw.spell(name)} is {f'of shape {shape}' if shape else 'missing'}, "
             f"expected {ndim} dimensions; get the whole file"
