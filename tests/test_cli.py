@@ -24,7 +24,7 @@ from mae.fields import field_types
 from mae.jobs.recipes import configured
 from mae.model.create import create
 from mae.options import options_of
-from mae.recipes import FOLDER, find_recipe
+from mae.recipes import FOLDER
 from mae.train.guard import Stopped
 from mae.weights.folder import save
 from tests.jobs.conftest import TINY, write_classes
@@ -73,9 +73,8 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     """Stand in for the pre-training job; holds what it was asked for."""
     calls: dict[str, Any] = {}
 
-    def pretrain(recipe: str | PretrainConfig, **given: Any) -> SimpleNamespace:
-        named = isinstance(recipe, str)
-        calls.update(given, recipe=recipe, config=find_recipe(recipe).config if named else recipe)
+    def pretrain(config: PretrainConfig, **given: Any) -> SimpleNamespace:
+        calls.update(given, config=config)
         return SimpleNamespace(path=tmp_path / "run", num_steps=3, resumed=False)
 
     monkeypatch.setattr(mae.jobs.pretrain, "pretrain", pretrain)
@@ -165,7 +164,8 @@ def test_the_options_of_a_recipe_are_pinned() -> None:
         "max-bad optim.min-lr optim.warmup-epochs optim.warmup-start optim.betas optim.eps "
         "optim.weight-decay optim.decay-tokens optim.clip-norm model.patch-size model.width "
         "model.depth model.num-heads model.decoder-width model.decoder-depth model.decoder-heads "
-        "model.mlp-ratio model.normalize-target augment.crop-scale augment.crop-ratio augment.flip"
+        "model.mlp-ratio model.normalize-target model.target-eps augment.crop-scale "
+        "augment.crop-ratio augment.flip"
     ).split()
 
 
@@ -249,10 +249,10 @@ def test_one_number_is_the_edge_of_a_square(text: str, mae_: Run, asked: dict[st
     assert asked["config"].model.image_size == (192, 192)
 
 
-def test_a_recipe_as_it_is_keeps_its_name(mae_: Run, asked: dict[str, Any]) -> None:
-    mae_("pretrain", "paper-vit-b", "--data", "pics")
+def test_the_job_is_told_which_recipe_was_changed(mae_: Run, asked: dict[str, Any]) -> None:
+    mae_("pretrain", "paper-vit-b", "--data", "pics", "--seed", "3")
 
-    assert asked["recipe"] == "paper-vit-b"
+    assert asked["based_on"] == "paper-vit-b" and asked["config"].seed == 3
 
 
 def test_a_length_given_takes_the_place_of_that_of_the_recipe(

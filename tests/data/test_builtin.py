@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mae.data import builtin
-from mae.data.builtin import CLASS_NAMES, fashion_mnist, fashion_mnist_arrays, unpack
+from mae.data.builtin import CLASS_NAMES, fashion_mnist, unpack
 from mae.errors import DataError
 
 # sha256 of the values in the original IDX files (labels a byte each); of the training files,
@@ -26,9 +26,10 @@ ASSETS = resources.files("mae") / "assets"
 
 @pytest.mark.parametrize(("split", "count"), [("test", 10_000), ("train", 30_000)])
 def test_every_picture_and_label_is_that_of_the_original_files_in_their_order(split, count):
-    images, labels = fashion_mnist_arrays(split)
+    source = fashion_mnist(split)
 
-    assert images.shape == (count, 28, 28)
+    images, labels = source.images, source.labels
+    assert images.shape == (count, 28, 28, 1)
     digests = (
         hashlib.sha256(images.tobytes()).hexdigest(),
         hashlib.sha256(labels.astype(np.uint8).tobytes()).hexdigest(),
@@ -37,9 +38,7 @@ def test_every_picture_and_label_is_that_of_the_original_files_in_their_order(sp
 
 
 def test_the_test_set_holds_a_thousand_pictures_of_each_class():
-    _, labels = fashion_mnist_arrays("test")
-
-    assert np.bincount(labels).tolist() == [1000] * 10
+    assert np.bincount(fashion_mnist("test").labels).tolist() == [1000] * 10
 
 
 def test_the_sources_have_one_channel_and_named_classes():
@@ -54,12 +53,8 @@ def test_the_sources_have_one_channel_and_named_classes():
 
 
 def test_what_is_shared_by_all_callers_cannot_be_written_to():
-    images, labels = fashion_mnist_arrays("test")
-
     with pytest.raises(ValueError, match="read-only"):
-        images[0] = 0
-    with pytest.raises(ValueError, match="read-only"):
-        labels[0] = 0
+        fashion_mnist("test").images[0] = 0
 
 
 def test_the_package_carries_at_most_15_megabytes_of_assets_with_the_notice_of_the_pictures():

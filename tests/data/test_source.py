@@ -162,10 +162,10 @@ def test_what_cannot_be_read_is_a_bad_picture_with_its_reason(tmp_path):
             reasons[source.name(index)] = str(error)
 
     assert reasons == {
-        "dangling.jpg": "link to a missing file",
-        "folder.jpg": "a folder, not a file",
-        "gone.jpg": "no such file",
-        "pipe.jpg": "a device, not a file",
+        "dangling.jpg": "no such file or directory",
+        "folder.jpg": "not a file",
+        "gone.jpg": "no such file or directory",
+        "pipe.jpg": "not a file",
         "sparse.jpg": "too large (4294967297 bytes, at most 4294967296)",
     }
 

@@ -4,7 +4,11 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from mae.errors import ConfigError
 from mae.evaluate import knn
-from mae.evaluate.knn import knn_accuracy, knn_predict
+from mae.evaluate.knn import TEMPERATURE, knn_accuracy
+
+
+def knn_predict(train_x, train_y, test_x, *, k=20):
+    return knn.knn_predict(train_x, train_y, test_x, k=k, temperature=TEMPERATURE)
 
 
 def clusters(rng, n, *, classes=4, features=6):

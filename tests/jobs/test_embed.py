@@ -17,11 +17,12 @@ from mae.config import ModelConfig
 from mae.data.batch import prepared
 from mae.data.decode import PixelKind
 from mae.data.source import FolderSource
-from mae.errors import ConfigError, DataError, TrainingError, WeightsError
+from mae.errors import ConfigError, DataError, WeightsError
 from mae.jobs import embed as module
 from mae.jobs.embed import embed_to_file
 from mae.jobs.features import FeatureSettings
 from mae.model.create import create
+from mae.train import rundir
 from mae.weights.folder import save
 from tests.jobs.conftest import TINY, write_classes
 from tests.pictures import encoded, image, photo, rotated_jpeg
@@ -199,8 +200,8 @@ def test_a_full_disk_is_one_error_and_nothing_done_is_lost(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_durably", full)
-        with pytest.raises(TrainingError, match="cannot be written: No space left on device"):
+        patch.setattr(rundir, "write_durably", full)
+        with pytest.raises(ConfigError, match="cannot be written: No space left on device"):
             embed_to_file(weights, pictures, out=tmp_path / "a.npy", settings=SETTINGS, quiet=True)
 
     embed_to_file(weights, pictures, out=tmp_path / "a.npy", settings=SETTINGS, quiet=True)
@@ -235,7 +236,7 @@ def test_a_place_that_cannot_be_written_to_is_said(
 ) -> None:
     (tmp_path / "file").touch()
 
-    with pytest.raises(ConfigError, match="file cannot be written to: Not a directory"):
+    with pytest.raises(ConfigError, match="cannot be written: Not a directory"):
         embed_to_file(weights, pictures, out=tmp_path / "file" / "a.npy", quiet=True)
 
 

@@ -14,8 +14,6 @@ import pytest
 from PIL import Image
 
 from mae.errors import ConfigError
-from mae.fields import to_dict
-from mae.recipes import find_recipe
 from mae.report.page import write_report
 from tests.report.runs import draw_pictures, make_run, results, row
 
@@ -78,7 +76,7 @@ def test_a_page_tells_the_run_from_top_to_bottom(here: Path) -> None:
         "12 x 20 x 3 uint8",
         "200 x 8 pictures",
         "epochs 16",
-        "training time 20 s",
+        "training time 0:00:20",
         "pictures per second 80",
         "last loss 0.2",
         "python 3.11.0; torch 2.14.1; git 0123456789ab with changes; threads 2; seed 0",
@@ -99,21 +97,20 @@ def test_a_run_without_a_step_has_a_page(here: Path) -> None:
     assert "last loss not known yet" in page.text
 
 
-def test_an_unfinished_run_says_how_far_it_is_and_how_to_go_on(here: Path) -> None:
+def test_an_unfinished_run_says_how_far_it_is(here: Path) -> None:
     page = page_of(make_run(here / "run", rows=2, finished=False))
 
     assert "Unfinished: at step 80 of 200 (40%)." in page.text
-    assert "The same command goes on where this run stopped:" in page.text
-    assert f"mae pretrain --data 'my pictures' --out {here}/run" in page.text
 
 
-def test_a_finished_run_names_what_to_do_next(here: Path) -> None:
+def test_a_run_names_what_made_it_and_what_to_do_next(here: Path) -> None:
     run = make_run(here / "a run")
 
     text = page_of(run).text
 
     quoted = f"'{run}'"
-    assert f"mae pretrain --config '{run}/run.json' --data 'my pictures' --init {quoted}" in text
+    assert f"mae pretrain --data 'my pictures' --out {quoted}" in text
+    assert f"mae pretrain --config '{run}/run.json' --data PICTURES --init {quoted}" in text
     assert f"mae reconstruct {quoted} PICTURES" in text
     assert f"mae embed {quoted} --data PICTURES --out features.npy" in text
     assert f"mae probe knn {quoted} --data" in text
@@ -193,27 +190,20 @@ def test_broken_pictures_are_counted_and_the_first_named(here: Path) -> None:
     text = page_of(run).text
 
     assert "30 of 100; others stood in for them" in text
-    assert "The first 20; all are in bad-files.tsv." in text
+    assert "The first 20; all are in bad-files.tsv:" in text
     assert "19.jpg empty" in text
     assert "20.jpg" not in text
 
 
-def test_fields_that_differ_from_the_named_recipe_are_marked(here: Path) -> None:
-    config = to_dict(find_recipe("demo").config)
-    config["optim"]["lr"] = 0.5
-    run = make_run(here / "run", recipe="demo", config=config)
+def test_every_field_of_the_run_is_shown(here: Path) -> None:
+    text = page_of(make_run(here / "run", lr=0.0123)).text
 
-    text = page_of(run).text
-
-    assert "demo, 1 of " in text
-    assert re.search(r"optim\.lr 0\.5 changed; there 0\.\d+ ", text)
-    assert text.count("changed; there") == 1
+    assert '"lr": 0.0123' in text
 
 
 def test_several_runs_are_compared_on_one_page(here: Path) -> None:
     first = make_run(Path("first"))
-    second = make_run(Path("second"), lr=0.02, rows=3, finished=False)
-    (second / "results.json").write_text(json.dumps(results()))
+    second = make_run(Path("second"), rows=3, finished=False)
 
     path = write_report(first, second)
 
@@ -224,7 +214,6 @@ def test_several_runs_are_compared_on_one_page(here: Path) -> None:
     assert "last loss 0.2 0.333" in text
     assert "first: 0.2 at the end second: 0.333 at the end" in text
     assert "pictures seen" in text
-    assert "Where their recipes differ first second optim.lr 0.01 0.02 Evidence of second" in text
 
 
 @pytest.mark.parametrize("content", [None, "{}", "no json"])

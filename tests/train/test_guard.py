@@ -176,12 +176,10 @@ def test_a_refused_start_leaves_the_owner_named(tmp_path):
                 RunLock(tmp_path / "lock").__enter__()
 
 
-def test_a_freed_lock_can_be_taken_and_names_nobody(tmp_path):
+def test_a_freed_lock_can_be_taken(tmp_path):
     for _ in range(2):
         with RunLock(tmp_path / "lock"):
-            assert (tmp_path / "lock").read_text().split()[1] == str(os.getpid())
-
-    assert (tmp_path / "lock").read_text() == ""
+            assert (tmp_path / "lock").read_text().startswith(f"process {os.getpid()} on ")
 
 
 def test_a_lock_is_freed_when_the_block_fails(tmp_path):
@@ -229,4 +227,4 @@ def test_kill_nine_frees_the_lock_at_once(start, tmp_path):
     owner.wait()
 
     with RunLock(tmp_path / "lock"):
-        assert (tmp_path / "lock").read_text().split()[1] == str(os.getpid())
+        assert (tmp_path / "lock").read_text().startswith(f"process {os.getpid()} on ")

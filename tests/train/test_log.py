@@ -34,15 +34,6 @@ def test_rows_after_the_resumed_step_are_dropped(log):
     assert read(log.path) == [{"step": 10}, {"step": 20}, {"step": 30, "again": True}]
 
 
-def test_rows_without_a_step_stay_where_they_are(log):
-    log.append({"note": "start"})
-    log.append({"step": 10})
-
-    log.truncate_after(0)
-
-    assert read(log.path) == [{"note": "start"}]
-
-
 @pytest.mark.parametrize("torn", ['{"step": 2', '{"step": 20}', "\n", "\0\0\0", "\0\0\n", "[1]\n"])
 def test_a_torn_last_line_is_dropped(log, torn):
     log.append({"step": 10})
@@ -100,18 +91,6 @@ def test_a_later_start_knows_the_pictures_listed_before(tmp_path):
     assert not bad.add("a.jpg", "is empty")
     assert bad.add("b.jpg", "is empty")
     assert bad.path.read_text() == "a.jpg\tis empty\nb.jpg\tis empty\n"
-
-
-@pytest.mark.parametrize(
-    "name", ["tab\there.jpg", "line\nbreak.jpg", "back\\slash", "\udcff.jpg", "é"]
-)
-def test_strange_names_keep_to_their_line(tmp_path, name):
-    BadFiles(tmp_path / "bad-files.tsv").add(name, "two\nlines")
-
-    bad = BadFiles(tmp_path / "bad-files.tsv")
-
-    assert not bad.add(name, "again")
-    assert bad.path.read_bytes().count(b"\n") == 1
 
 
 @pytest.mark.parametrize("kept", [0, 3, 7, 14])

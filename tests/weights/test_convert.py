@@ -50,7 +50,7 @@ def test_encoder_only_file_stays_one(tmp_path: Path) -> None:
 
     converted = convert(path, tmp_path / "ours", to="mae")
 
-    assert converted.largest_difference == 0
+    assert converted.tensors == 30
     assert "took the encoder" in converted.notes[0]
     assert same(load_encoder(tmp_path / "ours"), load_encoder(path))
 
@@ -105,7 +105,7 @@ def test_model_that_reads_back_differently_is_not_kept(
     to_theirs = facebook.to_theirs
     monkeypatch.setattr(facebook, "to_theirs", swapped)
 
-    with pytest.raises(WeightsError, match=r"the models differ by \d"):
+    with pytest.raises(WeightsError, match="it reads back as another model"):
         convert(folder, tmp_path / "theirs.pth", to="facebook")
 
     assert [p.name for p in tmp_path.iterdir()] == ["ours"]

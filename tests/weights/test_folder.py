@@ -192,7 +192,7 @@ def test_folder_that_cannot_be_written_is_one_line(
 ) -> None:
     (tmp_path / "file").write_text("")
 
-    with pytest.raises(WeightsError, match="cannot be written"):
+    with pytest.raises(ConfigError, match="cannot be written"):
         save(model, tmp_path / "file")
     assert (tmp_path / "file").read_text() == ""
 

@@ -12,13 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mae.config import AugmentConfig
-from mae.data.augment import (
-    CROP_DRAWS,
-    center_crop_box,
-    crop_boxes,
-    resized_crop,
-    resized_crops,
-)
+from mae.data.augment import CROP_DRAWS, center_crop_box, crop_boxes, resized_crop, resized_crops
 from mae.data.decode import BadPicture, PixelKind, decode
 from mae.data.order import shuffled
 from mae.data.randomness import Stream, uniform
@@ -91,55 +85,39 @@ class BatchPlan:
 def training_batch(plan: BatchPlan, step: int) -> Batch:
     """Make the batch of a step: order, crop, flip and mask noise all follow from its ids."""
     epoch, ids = plan.batch_ids(step)
-    draw = _Draws(plan.seed, epoch, ids)
+
+    def draw(stream: Stream, count: int) -> NDArray[np.float32]:
+        return uniform(plan.seed, epoch, ids, stream=stream, count=count)
+
     flips = draw(Stream.FLIP, 1)[:, 0] < plan.augment.flip
     crops = draw(Stream.CROP, CROP_DRAWS)
-    images, bad = _cropped(plan, epoch, ids, crops, flips)
+    stored = _small_pictures(plan)
+    bad: list[Bad] = []
+    if stored is None:
+        pictures = [_read_or_replace(plan, epoch, int(index), bad) for index in ids]
+        boxes = _boxes(plan, [picture.shape[:2] for picture in pictures], crops)
+        cuts = zip(pictures, boxes, strict=True)
+        images = np.stack([resized_crop(picture, box, size=plan.size) for picture, box in cuts])
+        images[flips] = images[flips, :, ::-1]
+    else:
+        boxes = _boxes(plan, [stored.shape[1:3]] * len(ids), crops)
+        images = resized_crops(stored[ids], boxes, size=plan.size, flips=flips)
     labels = plan.source.labels
-    chosen = np.full(len(ids), -1, dtype=np.int64) if labels is None else labels[ids]
     return Batch(
         _channels_first(images),
         torch.from_numpy(draw(Stream.MASK, plan.num_patches)),
         torch.from_numpy(ids),
-        torch.from_numpy(chosen),
-        bad,
+        torch.from_numpy(np.full(len(ids), -1) if labels is None else labels[ids]),
+        tuple(bad),
     )
 
 
-class _Draws(NamedTuple):
-    seed: int
-    epoch: int
-    ids: NDArray[np.int64]
-
-    def __call__(self, stream: Stream, count: int) -> NDArray[np.float32]:
-        return uniform(self.seed, self.epoch, self.ids, stream=stream, count=count)
-
-
-def _cropped(
-    plan: BatchPlan,
-    epoch: int,
-    ids: NDArray[np.int64],
-    crops: NDArray[np.float32],
-    flips: NDArray[np.bool_],
-) -> tuple[NDArray[Any], tuple[Bad, ...]]:
+def _boxes(
+    plan: BatchPlan, sizes: Sequence[tuple[int, ...]], draws: NDArray[np.float32]
+) -> NDArray[np.int64]:
+    heights, widths = np.array(sizes).T
     scale, ratio = plan.augment.crop_scale, plan.augment.crop_ratio
-    stored = _small_pictures(plan)
-    if stored is not None:
-        B, (H, W) = len(ids), stored.shape[1:3]
-        boxes = crop_boxes(np.full(B, H), np.full(B, W), crops, scale=scale, ratio=ratio)
-        return resized_crops(stored[ids], boxes, size=plan.size, flips=flips), ()
-    pictures, bad = [], []
-    for index in ids:
-        picture, broken = _read_or_replace(plan, epoch, int(index))
-        pictures.append(picture)
-        bad.extend(broken)
-    heights, widths = np.array([picture.shape[:2] for picture in pictures]).T
-    boxes = crop_boxes(heights, widths, crops, scale=scale, ratio=ratio)
-    images = np.stack(
-        [resized_crop(p, box, size=plan.size) for p, box in zip(pictures, boxes, strict=True)]
-    )
-    images[flips] = images[flips, :, ::-1]
-    return images, tuple(bad)
+    return crop_boxes(heights, widths, draws, scale=scale, ratio=ratio)
 
 
 def _small_pictures(plan: BatchPlan) -> NDArray[np.uint8] | None:
@@ -152,18 +130,19 @@ def _small_pictures(plan: BatchPlan) -> NDArray[np.uint8] | None:
     return stored.astype(np.uint8, copy=False) if as_wanted and small else None
 
 
-def _read_or_replace(plan: BatchPlan, epoch: int, index: int) -> tuple[NDArray[Any], list[Bad]]:
+def _read_or_replace(plan: BatchPlan, epoch: int, index: int, bad: list[Bad]) -> NDArray[Any]:
     """Read a picture, or the first readable of those drawn for (seed, epoch, its id)."""
-    bad: list[Bad] = []
     draws = uniform(
         plan.seed, epoch, np.array([index]), stream=Stream.REPLACE, count=_REPLACEMENTS
     )[0]
-    for candidate in (index, *(draws * len(plan.source)).astype(np.int64)):
+    for candidate in (index, *(draws * len(plan.source)).astype(np.int64).tolist()):
         try:
-            return decode(plan.source.read(int(candidate)), kind=plan.kind), bad
+            return decode(plan.source.read(candidate), kind=plan.kind)
         except BadPicture as error:
-            bad.append(Bad(int(candidate), plan.source.name(int(candidate)), str(error)))
-    raise DataError(f"pictures: none of {len(bad)} in a row could be read; last: {bad[-1].reason}")
+            bad.append(Bad(candidate, plan.source.name(candidate), str(error)))
+    raise DataError(
+        f"pictures: none of {_REPLACEMENTS + 1} in a row could be read; last: {bad[-1].reason}"
+    )
 
 
 class Prepared(NamedTuple):
@@ -193,15 +172,6 @@ def prepared(
     empty = np.zeros((0, *size, kind.channels), dtype=kind.dtype)
     stacked = np.stack(images) if images else empty
     return Prepared(_channels_first(stacked), torch.tensor(kept, dtype=torch.int64), tuple(bad))
-
-
-def prepared_batches(
-    source: Source, *, kind: PixelKind, size: tuple[int, int], batch: int = 256
-) -> Iterator[Prepared]:
-    """Go once through a source in order, in batches of the evaluation view."""
-    for start in range(0, len(source), batch):
-        ids = range(start, min(start + batch, len(source)))
-        yield prepared(source, ids, kind=kind, size=size)
 
 
 def _channels_first(images: NDArray[Any]) -> Tensor:

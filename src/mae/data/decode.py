@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import io
-import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
+from mae.config import PixelDtype
 from mae.data import header
 from mae.data.header import BadPicture as BadPicture
 from mae.data.header import PixelKind as PixelKind
 from mae.data.source import FolderSource, Source
 from mae.errors import DataError
 
-_DAMAGE = ("corrupt", "premature", "invalid", "inconsistent", "unsupported marker")
+_FULL_RANGE: dict[PixelDtype, float] = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}
 _ORIENTATION = 0x0112  # an EXIF tag
-_EXIF_BYTES = 2**17  # the head of a JPEG that is searched for it
 _LUMA = (19595, 38470, 7471)  # ITU-R 601-2 in units of 2^-16, as Pillow turns RGB to grey
+
+T = TypeVar("T")
 
 
 def decode(data: bytes | NDArray[Any], *, kind: PixelKind) -> NDArray[Any]:
@@ -46,40 +47,41 @@ def decode(data: bytes | NDArray[Any], *, kind: PixelKind) -> NDArray[Any]:
 
 
 def _decode_file(data: bytes, *, grey: bool) -> NDArray[Any]:
-    file_format = header.format_of(data[:32])
-    if file_format == "NPY":
-        return _decode_npy(data)
-    if file_format == "JPEG":
-        pixels = _decode_jpeg(data, "GRAY" if grey else "RGB")
-        if pixels is not None:
-            exif = data.find(b"Exif\x00\x00", 0, _EXIF_BYTES) >= 0
-            return _upright(pixels, _jpeg_orientation(data) if exif else 1)
-    return _decode_pillow(data)
+    file, file_format = io.BytesIO(data), header.format_of(data[:16])
+    with header.pillow_faults(file_format):
+        if file_format == "NPY":
+            header.npy_kind(file)
+            file.seek(0)
+            values: NDArray[Any] = np.load(file, allow_pickle=False)
+            return values
+        with Image.open(file, formats=(file_format,)) as picture:
+            kind, pixels = header.picture_kind(picture), None
+            if file_format == "JPEG" and picture.mode != "CMYK":
+                pixels = _decode_jpeg(data, "GRAY" if grey else "RGB")
+            if pixels is None:
+                pixels = _decode_pillow(picture, kind)
+            # Asked after loading: a TIFF is then upright already, and says so.
+            return _upright(pixels, _orientation(picture))
 
 
-def _decode_jpeg(data: bytes, colorspace: str) -> NDArray[Any] | None:
-    """Decode strictly; None where the file is of a sort that only Pillow reads, as CMYK.
-
-    Damage is never left to Pillow, which lets most of it pass in silence.
-    """
+def _decode_jpeg(data: bytes, colorspace: str) -> NDArray[np.uint8] | None:
+    """Decode strictly: Pillow lets most damage pass, and gets only a sampling that is unknown."""
     try:
-        height, width, stored, _ = simplejpeg.decode_jpeg_header(data)
-        header.check_size(height, width)
-        if stored not in ("YCbCr", "RGB", "Gray"):
-            return None
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colorspace)
-    except BadPicture:
-        raise
+        return pixels
     except ValueError as error:
-        if any(word in str(error).lower() for word in _DAMAGE):
-            raise BadPicture(f"JPEG that cannot be decoded ({error})") from error
-        return None
-    return pixels
+        if "subsampling level" in str(error):
+            return None
+        raise
 
 
-def _jpeg_orientation(data: bytes) -> int:
-    with header.pillow_faults("JPEG"), header.open_pillow(io.BytesIO(data), "JPEG") as picture:
-        return _orientation(picture)
+def _decode_pillow(picture: Image.Image, kind: PixelKind) -> NDArray[Any]:
+    if kind.dtype == "uint8":
+        return np.asarray(picture.convert("L" if kind.channels == 1 else "RGB"))
+    pixels = np.asarray(picture)  # convert() would clip 16 bits to 255
+    if kind.dtype == "uint16" and (pixels.min() < 0 or pixels.max() > 65535):
+        raise BadPicture("integers beyond 16 bits, expected 0 to 65535")
+    return pixels.astype(kind.dtype)
 
 
 def _orientation(picture: Image.Image) -> int:
@@ -87,28 +89,6 @@ def _orientation(picture: Image.Image) -> int:
         return int(picture.getexif().get(_ORIENTATION, 1))
     except Exception:  # damaged EXIF raises nearly anything, and does not spoil the pixels
         return 1
-
-
-def _decode_pillow(data: bytes) -> NDArray[Any]:
-    file = io.BytesIO(data)
-    file_format, _, _, (dtype, channels) = header.read_header(file)
-    with header.pillow_faults(file_format), header.open_pillow(file, file_format) as picture:
-        picture.load()
-        # Asked after loading: a TIFF is then upright already, and says so.
-        orientation = _orientation(picture)
-        if dtype == "uint8":
-            # PA, RGBa and La have no direct way to RGB and L.
-            indirect = picture.mode in ("PA", "RGBa", "La")
-            opaque = picture.convert("RGBA") if indirect else picture
-            return _upright(
-                np.asarray(opaque.convert("L" if channels == 1 else "RGB")), orientation
-            )
-        pixels = np.asarray(picture)  # convert() would clip 16 bits to 255
-    if dtype == "uint16":
-        if pixels.min() < 0 or pixels.max() > 65535:
-            raise BadPicture("integers beyond 16 bits, expected 0 to 65535")
-        pixels = pixels.astype(np.uint16)
-    return _upright(pixels, orientation)
 
 
 def _upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
@@ -120,17 +100,6 @@ def _upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
     return np.ascontiguousarray(pixels)
-
-
-def _decode_npy(data: bytes) -> NDArray[Any]:
-    file = io.BytesIO(data)
-    shape, columns_first, dtype = header.npy_layout(file)
-    header.check_size(*shape[:2])
-    header.pixel_dtype(dtype)
-    if len(data) - file.tell() < math.prod(shape) * dtype.itemsize:
-        raise BadPicture("NPY that is cut off")
-    values = np.frombuffer(data, dtype=dtype, count=math.prod(shape), offset=file.tell())
-    return values.reshape(shape, order="F" if columns_first else "C")
 
 
 def _with_dtype(pixels: NDArray[Any], kind: PixelKind) -> NDArray[Any]:
@@ -147,7 +116,7 @@ def _with_dtype(pixels: NDArray[Any], kind: PixelKind) -> NDArray[Any]:
     if found == wanted:
         return pixels.astype(wanted, copy=False)  # the machine's byte order
     if wanted == "float32":
-        return pixels.astype(np.float32) / np.float32(255 if found == "uint8" else 65535)
+        return pixels.astype(np.float32) / np.float32(_FULL_RANGE[found])
     if wanted == "uint16":
         return pixels.astype(np.uint16) * np.uint16(257)
     return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
@@ -177,51 +146,26 @@ def survey(source: Source, *, limit: int = 1000) -> PixelKind:
     Raises:
         DataError: where no header can be read, or the numbers of channels disagree.
     """
-    channels: dict[int, str] = {}
-    dtypes: set[str] = set()
-    faults: list[str] = []
-    for index in _spread(len(source), limit):
-        try:
-            kind = _stored_kind(source, index)
-        except BadPicture as error:
-            faults.append(f"{source.name(index)}: {error}")
-            continue
-        channels.setdefault(kind.channels, source.name(index))
-        dtypes.add(kind.dtype)
-    if not channels:
-        raise DataError(_none_readable(faults))
+    kinds = _sampled(source, limit, lambda index: _stored_kind(source, index))
+    channels = {kind.channels: source.name(index) for index, kind in kinds.items()}
     if len(channels) > 1 and not channels.keys() <= {1, 3}:
         found = ", ".join(f"{name} has {count}" for count, name in sorted(channels.items()))
         raise DataError(
             f"channels: pictures disagree ({found}); expected grey and colour pictures, or the "
             "same number in all. Keep the kinds in folders of their own"
         )
-    if "float32" in dtypes:
-        return PixelKind("float32", max(channels))
-    return PixelKind("uint16" if "uint16" in dtypes else "uint8", max(channels))
+    widest = max((kind.dtype for kind in kinds.values()), key=list(_FULL_RANGE).index)
+    return PixelKind(widest, max(channels))
 
 
 def _stored_kind(source: Source, index: int) -> PixelKind:
     if isinstance(source, FolderSource):
         with source.open(index) as file:
-            return header.read_header(file).kind
+            return header.read_kind(file)
     data = source.read(index)
     if isinstance(data, bytes):
-        return header.read_header(io.BytesIO(data)).kind
+        return header.read_kind(io.BytesIO(data))
     return PixelKind(header.pixel_dtype(data.dtype), data.shape[2] if data.ndim == 3 else 1)
-
-
-def _spread(n: int, limit: int) -> list[int]:
-    """Choose at most `limit` of `range(n)`, evenly spread."""
-    count = min(n, limit)
-    return [place * n // count for place in range(count)]
-
-
-def _none_readable(faults: list[str]) -> str:
-    return (
-        f"no readable picture: looked at {len(faults)}, expected one at least "
-        f"({'; '.join(faults[:3])}). Check the files"
-    )
 
 
 def measure_pixels(
@@ -241,27 +185,32 @@ def measure_pixels(
     Raises:
         DataError: where none can be read.
     """
-    faults: list[str] = []
-    moments = list(_moments(source, _spread(len(source), limit), kind, faults))
-    if not moments:
-        raise DataError(_none_readable(faults))
-    mean, square = np.mean(moments, axis=0)
+
+    def moments(index: int) -> NDArray[np.float64]:
+        pixels = decode(source.read(index), kind=kind)
+        planes = np.array(pixels.reshape(-1, kind.channels).T, dtype=np.float64, order="C")
+        planes /= _FULL_RANGE[kind.dtype]
+        return np.stack([planes.mean(axis=1), np.square(planes).mean(axis=1)])
+
+    mean, square = np.mean(list(_sampled(source, limit, moments).values()), axis=0)
     std = np.sqrt(np.maximum(square - mean**2, 0))
     std[std < 1e-6 * np.maximum(1, np.abs(mean))] = 1
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def _moments(
-    source: Source, indices: list[int], kind: PixelKind, faults: list[str]
-) -> Iterator[NDArray[np.float64]]:
-    """Give mean and mean square of each picture, 2 C, and note those that cannot be read."""
-    full_range = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}[kind.dtype]
-    for index in indices:
+def _sampled(source: Source, limit: int, look: Callable[[int], T]) -> dict[int, T]:
+    """Look at some pictures, evenly spread; those that cannot be read are passed over."""
+    count = min(len(source), limit)
+    found: dict[int, T] = {}
+    faults: list[str] = []
+    for index in (place * len(source) // count for place in range(count)):
         try:
-            pixels = decode(source.read(index), kind=kind)
+            found[index] = look(index)
         except BadPicture as error:
             faults.append(f"{source.name(index)}: {error}")
-            continue
-        planes = np.array(pixels.reshape(-1, kind.channels).T, dtype=np.float64, order="C")
-        planes /= full_range
-        yield np.stack([planes.mean(axis=1), np.square(planes).mean(axis=1)])
+    if not found:
+        raise DataError(
+            f"no readable picture: looked at {count}, expected one at least "
+            f"({'; '.join(faults[:3])}). Check the files"
+        )
+    return found

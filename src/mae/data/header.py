@@ -1,4 +1,4 @@
-"""What a picture file says about itself, read from its head before any decoder sees the file.
+"""What a picture file says about itself, read from its head before its pixels are decoded.
 
 Magic bytes decide what a file is, whatever its name: text called `x.jpg` never reaches a decoder,
 and neither does a file of a few bytes that claims to be gigapixels large.
@@ -6,15 +6,16 @@ and neither does a file of a few bytes that claims to be gigapixels large.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import DTypeLike
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from mae.config import PixelDtype
 from mae.errors import DataError
@@ -24,18 +25,10 @@ MAX_PIXELS = 2**27
 
 _MAX_CHANNELS = 64  # more in an array is taken for an axis in the wrong place
 _SAMPLES_PER_PIXEL = 277  # a TIFF tag
-
-_MAGIC = (
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"II*\x00", "TIFF"),
-    (b"MM\x00*", "TIFF"),
-    (b"II+\x00", "TIFF"),
-    (b"MM\x00+", "TIFF"),
-    (b"GIF87a", "GIF"),
-    (b"GIF89a", "GIF"),
-    (b"BM", "BMP"),
-    (b"\x93NUMPY", "NPY"),
+_MAGIC = re.compile(
+    rb"(?P<JPEG>\xff\xd8\xff)|(?P<PNG>\x89PNG\r\n\x1a\n)|(?P<TIFF>II[*+]\0|MM\0[*+])"
+    rb"|(?P<GIF>GIF8[79]a)|(?P<BMP>BM)|(?P<WEBP>RIFF....WEBP)|(?P<NPY>\x93NUMPY)",
+    re.DOTALL,
 )
 
 
@@ -50,17 +43,8 @@ class PixelKind(NamedTuple):
     channels: int
 
 
-class Header(NamedTuple):
-    """What a file holds: its format (Pillow's name, or NPY), size as stored, and kind of pixels."""
-
-    file_format: str
-    height: int
-    width: int
-    kind: PixelKind
-
-
 _MODES: dict[str, PixelKind] = {
-    **dict.fromkeys(("1", "L", "LA", "La"), PixelKind("uint8", 1)),
+    **dict.fromkeys(("1", "L", "LA"), PixelKind("uint8", 1)),
     **dict.fromkeys(("P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr"), PixelKind("uint8", 3)),
     # Pillow gives 16 signed and 32 bits as I; decoding refuses values that 16 bits cannot hold.
     **dict.fromkeys(("I", "I;16", "I;16B", "I;16L", "I;16N"), PixelKind("uint16", 1)),
@@ -68,50 +52,27 @@ _MODES: dict[str, PixelKind] = {
 }
 
 
-def read_header(file: BinaryIO) -> Header:
-    """Read what a file holds from its head.
+def read_kind(file: BinaryIO) -> PixelKind:
+    """Read what pixels a file holds from its head.
 
-    Args:
-        file: an open file at its start; left anywhere.
     Raises:
         BadPicture: for what is no picture, or one of more than `MAX_PIXELS` pixels.
     """
-    head = file.read(32)
-    file_format = format_of(head)
-    if file_format == "NPY":
-        (height, width, channels), _, dtype = npy_layout(file)
-        check_size(height, width)
-        return Header(file_format, height, width, PixelKind(pixel_dtype(dtype), channels))
-    if file_format == "WEBP":  # Pillow's WebP reader decodes on opening
-        check_size(*_webp_size(head))
-    with pillow_faults(file_format), open_pillow(file, file_format) as picture:
-        width, height = picture.size
-        check_size(height, width)
-        return Header(file_format, height, width, _pillow_kind(picture))
+    file_format = format_of(file.read(16))
+    file.seek(0)
+    with pillow_faults(file_format):
+        if file_format == "NPY":
+            return npy_kind(file)
+        with Image.open(file, formats=(file_format,)) as picture:
+            return picture_kind(picture)
 
 
 def format_of(head: bytes) -> str:
-    """Name the format from the first bytes of a file."""
-    for magic, file_format in _MAGIC:
-        if head.startswith(magic):
-            return file_format
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "WEBP"
-    raise BadPicture(f"not a picture (begins with {head[:8]!r})" if head else "empty file")
-
-
-def check_size(height: int, width: int) -> None:
-    """Refuse a picture without pixels or with more than `MAX_PIXELS`."""
-    if min(height, width) < 1:
-        raise BadPicture(f"no pixels ({height} x {width})")
-    if height * width > MAX_PIXELS:
-        raise BadPicture(f"too large ({height} x {width}, at most {MAX_PIXELS} pixels)")
-
-
-def open_pillow(file: BinaryIO, file_format: str) -> Image.Image:
-    """Open a file lazily as the one format that its magic bytes name."""
-    file.seek(0)
-    return Image.open(file, formats=(file_format,))
+    """Name the format, as Pillow does, from the first bytes of a file."""
+    found = _MAGIC.match(head)
+    if found is None or found.lastgroup is None:
+        raise BadPicture(f"not a picture (begins with {head[:8]!r})" if head else "empty file")
+    return found.lastgroup
 
 
 @contextmanager
@@ -129,61 +90,41 @@ def pillow_faults(file_format: str) -> Iterator[None]:
             raise
         except Exception as error:
             reason = printable(str(error) or type(error).__name__)[:80]
-            if " object at 0x" in reason:  # an address differs from run to run
+            if isinstance(error, UnidentifiedImageError):  # its message has an address
                 reason = "its header makes no sense, or is of an unknown sort"
-            if isinstance(error, Image.DecompressionBombError):
-                reason = "too large"
             raise BadPicture(f"{file_format} that cannot be decoded ({reason})") from error
 
 
-def _pillow_kind(picture: Image.Image) -> PixelKind:
-    kind = _MODES.get(picture.mode)
-    if kind is None:
+def picture_kind(picture: Image.Image) -> PixelKind:
+    """Give the kind of a picture that Pillow opened but has not decoded; refuse a too large one."""
+    _check_size(picture.height, picture.width)
+    if picture.mode not in _MODES:
         raise BadPicture(f"pixels of mode {picture.mode}, expected grey, colour or palette")
     bands = len(picture.getbands())
     stored = getattr(picture, "tag_v2", {}).get(_SAMPLES_PER_PIXEL, bands)
     if stored > bands and picture.mode != "P":
         raise BadPicture(f"TIFF of {stored} bands, of which Pillow reads {bands}; save it as .npy")
-    return kind
+    return _MODES[picture.mode]
 
 
-def _webp_size(head: bytes) -> tuple[int, int]:
-    """Height and width of the canvas (WebP container specification, RFC 9649)."""
-    if head[12:16] == b"VP8X":
-        width, height = head[24:27], head[27:30]
-        return int.from_bytes(height, "little") + 1, int.from_bytes(width, "little") + 1
-    if head[12:16] == b"VP8L":
-        bits = int.from_bytes(head[21:25], "little")
-        return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
-    size = int.from_bytes(head[26:30], "little")
-    return size >> 16 & 0x3FFF, size & 0x3FFF
-
-
-class NpyLayout(NamedTuple):
-    """How a .npy file stores its values."""
-
-    shape: tuple[int, int, int]
-    columns_first: bool
-    dtype: np.dtype[Any]
-
-
-def npy_layout(file: BinaryIO) -> NpyLayout:
-    """Read the header of a .npy file and leave it at its values.
-
-    Raises:
-        BadPicture: unless it holds H W or H W C.
-    """
-    file.seek(0)
-    with pillow_faults("NPY"):
-        version = npy.read_magic(file)
-        if version not in ((1, 0), (2, 0)):
-            raise BadPicture(f"NPY of version {version}, expected 1.0 or 2.0")
-        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, columns_first, dtype = read(file)
-    H, W, C = shape if len(shape) == 3 else (*shape, 1) if len(shape) == 2 else (0, 0, 0)
-    if not 1 <= C <= _MAX_CHANNELS:
+def npy_kind(file: BinaryIO) -> PixelKind:
+    """Read the header of a .npy file; refuse what is not H W or H W C, or too large."""
+    version = npy.read_magic(file)
+    if version != (1, 0):
+        raise BadPicture(f"NPY of version {version}, expected 1.0")
+    shape, _, dtype = npy.read_array_header_1_0(file)
+    channels = shape[2] if len(shape) == 3 else 1
+    if len(shape) not in (2, 3) or not 1 <= channels <= _MAX_CHANNELS:
         raise BadPicture(f"array of shape {shape}, expected H W or H W C")
-    return NpyLayout((H, W, C), columns_first, dtype)
+    _check_size(*shape[:2])
+    return PixelKind(pixel_dtype(dtype), channels)
+
+
+def _check_size(height: int, width: int) -> None:
+    if min(height, width) < 1:
+        raise BadPicture(f"no pixels ({height} x {width})")
+    if height * width > MAX_PIXELS:
+        raise BadPicture(f"too large ({height} x {width}, at most {MAX_PIXELS} pixels)")
 
 
 def pixel_dtype(dtype: DTypeLike) -> PixelDtype:

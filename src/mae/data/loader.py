@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from mae.data.batch import Batch, BatchPlan, training_batch
-
-
-class _Batches(Dataset[Batch]):
-    """A map-style dataset whose items are whole batches."""
-
-    def __init__(self, plan: BatchPlan) -> None:
-        self.plan = plan
-
-    def __getitem__(self, step: int) -> Batch:
-        return training_batch(self.plan, step)
 
 
 def batches(plan: BatchPlan, *, start: int, stop: int, workers: int) -> Iterator[Batch]:
@@ -37,23 +27,18 @@ def batches(plan: BatchPlan, *, start: int, stop: int, workers: int) -> Iterator
             yield training_batch(plan, step)
         return
     yield from DataLoader(
-        _Batches(plan),
+        range(stop),  # type: ignore[arg-type]  # "sample" k is the number k
         batch_size=None,
         sampler=range(start, stop),
+        collate_fn=partial(training_batch, plan),
         num_workers=workers,
         multiprocessing_context="spawn",
         worker_init_fn=_start_worker,
-        collate_fn=_as_it_is,
         prefetch_factor=2,
         pin_memory=torch.cuda.is_available(),
         # A generator of its own: the loader would else draw a seed from torch's global one.
         generator=torch.Generator().manual_seed(plan.seed),
     )
-
-
-def _as_it_is(batch: Any) -> Any:
-    """Keep the batch: torch's own conversion would turn its tuple of broken pictures to a list."""
-    return batch
 
 
 def _start_worker(worker: int) -> None:

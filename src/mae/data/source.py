@@ -8,6 +8,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -65,14 +66,14 @@ class FolderSource:
         """
         self._root = os.path.expanduser(root)
         self._files = _find_pictures(self._root) if files is None else list(files)
+        self.class_names: tuple[str, ...] = ()
+        self.labels: NDArray[np.int64] | None = None
         tops = [name.partition("/")[0] for name in self._files if "/" in name]
         names = sorted(set(tops), key=os.fsencode)
-        labelled = files is None and len(tops) == len(self._files) and len(names) >= 2
-        numbers = {name: number for number, name in enumerate(names)}
-        self.class_names: tuple[str, ...] = tuple(map(printable, names)) if labelled else ()
-        self.labels: NDArray[np.int64] | None = (
-            np.array([numbers[top] for top in tops], dtype=np.int64) if labelled else None
-        )
+        if files is None and len(tops) == len(self._files) and len(names) >= 2:
+            self.class_names = tuple(map(printable, names))
+            numbers = {name: number for number, name in enumerate(names)}
+            self.labels = np.array([numbers[top] for top in tops], dtype=np.int64)
 
     @classmethod
     def of_files(cls, paths: Sequence[str | Path]) -> FolderSource:
@@ -92,34 +93,29 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self._files)
 
-    def open(self, index: int) -> BinaryIO:
+    @contextmanager
+    def open(self, index: int) -> Iterator[BinaryIO]:
         """Open the file of a picture.
 
         Raises:
-            BadPicture: if it is gone, denied or no file.
+            BadPicture: if it is gone, denied or no file, also while it is read.
         """
         path = os.path.join(self._root, self._files[index])
         try:
             status = os.stat(path)
             if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-                raise BadPicture(f"a {'folder' if os.path.isdir(path) else 'device'}, not a file")
+                raise BadPicture("not a file")
             if status.st_size > _MAX_BYTES:
                 raise BadPicture(f"too large ({status.st_size} bytes, at most {_MAX_BYTES})")
-            return open(path, "rb")
+            with open(path, "rb") as file:
+                yield file
         except OSError as error:
-            raise BadPicture(_reason(path, error)) from error
+            raise BadPicture(_reason(error)) from error
 
     def read(self, index: int) -> bytes:
-        """Read the file of a picture.
-
-        Raises:
-            BadPicture: if it is gone, denied or no file.
-        """
+        """Read the file of a picture, with the errors of `open`."""
         with self.open(index) as file:
-            try:
-                return file.read()
-            except OSError as error:
-                raise BadPicture(_reason(file.name, error)) from error
+            return file.read()
 
     def name(self, index: int) -> str:
         """Return the relative path, with whatever cannot be printed escaped."""
@@ -202,12 +198,10 @@ def _find_pictures(root: str) -> list[str]:
         raise DataError(_missing(root, "folder"))
     others: Counter[str] = Counter()
     try:
-        names = list(_walk(root, others))
+        names = list(_walk(root, "", frozenset(), others))
     except OSError as error:
         path = os.path.abspath(error.filename)
-        raise DataError(
-            f"data: {path}: {_reason(path, error)}, expected a folder. Check it"
-        ) from error
+        raise DataError(f"data: {path}: {_reason(error)}, expected a folder. Check it") from error
     if not names:
         found = ", ".join(f"{count} {sort}" for sort, count in others.most_common(5))
         raise DataError(
@@ -217,37 +211,33 @@ def _find_pictures(root: str) -> list[str]:
     return sorted(names, key=os.fsencode)
 
 
-def _walk(root: str, others: Counter[str]) -> Iterator[str]:
+def _walk(
+    folder: str, prefix: str, above: frozenset[tuple[int, int]], others: Counter[str]
+) -> Iterator[str]:
     """Give the pictures below a folder and count what else is there."""
-    above = {root: ("", {_identity(root)})}  # of a folder to visit: prefix, and those it lies in
-    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=_raise):
-        prefix, within = above.pop(folder)
-        paths = {name: os.path.join(folder, name) for name in subfolders if name[0] != "."}
-        # A link back to a folder it lies in is not followed again.
-        subfolders[:] = [name for name, path in paths.items() if _identity(path) not in within]
-        for name in subfolders:
-            above[paths[name]] = f"{prefix}{name}/", within | {_identity(paths[name])}
-        pictures = [name for name in files if _sort(name) in EXTENSIONS]
-        yield from (prefix + name for name in pictures)
-        # An empty folder named like a picture is a broken picture.
-        if not pictures and not subfolders and _sort(folder) in EXTENSIONS and prefix:
-            yield prefix[:-1]
-        others.update("folder" for _ in subfolders)
-        others.update(_sort(name) for name in files)
+    status = os.stat(folder)
+    here = status.st_dev, status.st_ino
+    if here in above:  # a link back to a folder it lies in
+        return
+    for entry in list(os.scandir(folder)):
+        if entry.name.startswith("."):
+            others["hidden"] += 1
+            continue
+        name, sort = prefix + entry.name, os.path.splitext(entry.name)[1].lower()
+        is_folder = _is_folder(entry)
+        inside = list(_walk(entry.path, f"{name}/", above | {here}, others)) if is_folder else []
+        yield from inside
+        if sort in EXTENSIONS and not inside:  # also of an empty folder: a broken picture
+            yield name
+        elif not inside:
+            others["folder" if is_folder else sort or "unnamed"] += 1
 
 
-def _raise(error: OSError) -> None:
-    raise error
-
-
-def _identity(path: str) -> tuple[int, int]:
-    status = os.stat(path)
-    return status.st_dev, status.st_ino
-
-
-def _sort(path: str) -> str:
-    name = os.path.basename(path)
-    return "hidden" if name[0] == "." else os.path.splitext(name)[1].lower() or "unnamed"
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle
+        return False
 
 
 def _missing(path: str, what: str) -> str:
@@ -255,19 +245,16 @@ def _missing(path: str, what: str) -> str:
     if os.path.exists(path):
         return f"data: {path} is not a {what}. Give the folder it lies in"
     parent, name = os.path.split(path)
-    while parent != os.path.dirname(parent) and not os.path.isdir(parent):
+    while not os.path.isdir(parent):
         parent, name = os.path.split(parent)
-    try:
+    similar: list[str] = []
+    with suppress(OSError):
         similar = difflib.get_close_matches(name, os.listdir(parent), cutoff=0.5)
-    except OSError:
-        similar = []
     hint = f", which has {', '.join(map(printable, similar))}" if similar else ""
     return (
         f"data: no {what} {path}: the nearest folder that exists is {parent}{hint}. Check the path"
     )
 
 
-def _reason(path: str, error: OSError) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "link to a missing file" if os.path.islink(path) else "no such file"
+def _reason(error: OSError) -> str:
     return (error.strerror or type(error).__name__).lower()

@@ -19,12 +19,7 @@ CHUNK = 1000  # test rows at a time: 10,000 training rows then take 40 MB
 
 @torch.inference_mode()
 def knn_predict(
-    train_x: Array,
-    train_y: Labels,
-    test_x: Array,
-    *,
-    k: int = NEIGHBOURS,
-    temperature: float = TEMPERATURE,
+    train_x: Array, train_y: Labels, test_x: Array, *, k: int, temperature: float
 ) -> Labels:
     """Give each test row the class with most votes, exp(cosine / temperature) a neighbour.
 

@@ -104,10 +104,10 @@ def demo(*, out: Path, minutes: float | None = None, quiet: bool = False) -> Dem
     return DemoResult(rundir, json.loads(rundir.results.read_bytes()))
 
 
-def _config(minutes: float | None, *, say: Callable[[str], None]) -> PretrainConfig:
+def _config(minutes: float | None, *, seed: int, say: Callable[[str], None]) -> PretrainConfig:
     """Give the demo's recipe, or as much of it as fits into the minutes on this machine."""
     if minutes is not None:
-        return replace(DEMO, steps=None, minutes=minutes)
+        return replace(DEMO, minutes=minutes)
     source = fashion_mnist("train")
     config, kind = resolve(DEMO, source, say=say)
     model, plan = create(config.model, seed=config.seed), batch_plan(config, source, kind)
@@ -130,8 +130,7 @@ def _evidence(
     assert source.labels is not None
     few = labels_per_class(source.labels, LABELS_PER_CLASS, seed=0)
     train, test = _pictures(source, few), _pictures(fashion_mnist("test"))
-    say("reading the features ...")
-    table = evidence_table(model.encoder, train=train, test=test, init_seed=config.seed)
+    table = evidence_table(model.encoder, train=train, test=test, init_seed=config.seed, say=say)
     say("fine-tuning on few labels ...")
     few_labels = few_label_finetuning(model.encoder, train=train, test=test)
     psnr = hidden_psnr(model, _with_noise(test.images, config.model.num_patches))

@@ -24,7 +24,7 @@ from PIL import Image, ImageOps
 from mae.data.batch import Bad
 from mae.data.header import pillow_faults
 from mae.data.source import FolderSource, Source
-from mae.errors import ConfigError, DataError, TrainingError
+from mae.errors import ConfigError, DataError
 from mae.evaluate.features import encoder_features
 from mae.fields import to_dict
 from mae.jobs.features import (
@@ -41,7 +41,7 @@ from mae.jobs.inputs import Data, open_source
 from mae.jobs.progress import Progress
 from mae.model.encoder import Encoder, Pool
 from mae.train.guard import RunLock
-from mae.train.rundir import fsync_folder, write_durably, write_json_atomic
+from mae.train.rundir import fsync_folder, write_atomic, write_json_atomic
 
 Picture = str | Path | Image.Image | NDArray[Any]
 
@@ -182,7 +182,6 @@ def embed_to_file(
 
     Raises:
         ConfigError: if `out` exists, or is of a sort or at a place that cannot be written.
-        TrainingError: if the disk is full.
     """
     store = out.with_name(f".{out.name}.parts")
     _require_target(out, store)
@@ -190,8 +189,8 @@ def embed_to_file(
         progress = stack.enter_context(Progress(quiet=quiet))
         source = open_source(data)
         encoder = open_for_features(weights, settings, say=progress.note)
-        _make_folder(store)
         stack.enter_context(_writing(out))
+        store.mkdir(parents=True, exist_ok=True)
         stack.enter_context(RunLock(store / "lock"))
         _keep_same_work(store, _identity(encoder, source, settings), say=progress.note)
         parts = _finish_parts(store, encoder, source, settings, progress)
@@ -202,7 +201,7 @@ def embed_to_file(
         if bad:
             progress.note(unreadable(bad))
             table = [("name", "reason"), *((picture.name, picture.reason) for picture in bad)]
-            _place_table(table, out.with_suffix(".bad-files.tsv"), store)
+            _write_table(out.with_suffix(".bad-files.tsv"), table)
         write = _write_parquet if out.suffix == ".parquet" else _write_npy
         width = write(out, _names(source, ids), parts, store)
         shutil.rmtree(store)
@@ -222,20 +221,14 @@ def _require_target(out: Path, store: Path) -> None:
             raise ConfigError(f"out: {path} exists already; choose another, or remove it first")
 
 
-def _make_folder(store: Path) -> None:
-    try:
-        store.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"out: {store.parent} cannot be written to: {error.strerror}") from error
-
-
 @contextmanager
 def _writing(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise TrainingError(
-            f"{out}: cannot be written: {error.strerror}; make room, and start the same again"
+        raise ConfigError(
+            f"out: {out} cannot be written: {error.strerror}; make room or choose another place, "
+            "and start the same again"
         ) from error
 
 
@@ -282,8 +275,7 @@ def _finish_parts(
         piece, content = _piece(encoder, source, ids, settings.pool), io.BytesIO()
         bad = np.array(piece.bad, dtype=str).reshape(-1, len(Bad._fields))
         np.savez(content, features=piece.features, ids=piece.ids, bad=bad)
-        write_durably(store / "unfinished", content.getvalue())
-        (store / "unfinished").replace(path)
+        write_atomic(path, content.getvalue())
         done += len(ids)
         progress.update(done)
     return list(parts)
@@ -311,7 +303,7 @@ def _write_npy(out: Path, names: list[tuple[str, ...]], parts: list[Path], store
         matrix[row : row + len(features)] = features
         row += len(features)
     matrix.flush()
-    _place_table(names, out.with_suffix(".tsv"), store)
+    _write_table(out.with_suffix(".tsv"), names)
     _place(store / "matrix", out)
     return int(width)
 
@@ -336,10 +328,8 @@ def _write_parquet(out: Path, names: list[tuple[str, ...]], parts: list[Path], s
     return int(width)
 
 
-def _place_table(rows: Sequence[Sequence[str]], path: Path, store: Path) -> None:
-    content = "".join("\t".join(row) + "\n" for row in rows)
-    (store / "text").write_text(content, encoding="utf-8")
-    _place(store / "text", path)
+def _write_table(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    write_atomic(path, "".join("\t".join(row) + "\n" for row in rows).encode())
 
 
 def _place(temporary: Path, path: Path) -> None:

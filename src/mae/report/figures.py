@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import NamedTuple
 from xml.etree.ElementTree import Element
@@ -64,9 +64,7 @@ class Series(NamedTuple):
     """(x, y) by ascending x from 0, finite."""
 
 
-def line_chart(
-    series: Sequence[Series], x_label: str, y_label: str, *, log: bool = False
-) -> Element:
+def line_chart(series: Sequence[Series], x_label: str, y_label: str) -> Element:
     """Draw lines over a common x axis as an <svg> that follows the page's colours.
 
     Args:
@@ -74,47 +72,34 @@ def line_chart(
             be told apart, neighbours are averaged.
         x_label: name and unit of x.
         y_label: name and unit of y.
-        log: whether y is logarithmic; values must then be above 0.
     """
     lines = [_thinned(line.points) for line in series]
     xs, ys = zip(*(point for points in lines for point in points), strict=True)
-    y_ticks = _log_ticks(min(ys), max(ys)) if log else _ticks(min(ys), max(ys))
-    warp = math.log10 if log else float
-    x_at = _scale(0.0, max(xs) or 1.0, LEFT, WIDTH - RIGHT)
-    y_at = _scale(warp(y_ticks[0]), warp(y_ticks[-1]), BASE, TOP)
-    legend = len(series) > 1
-    return element(
-        "svg",
-        element("title", y_label),
-        element("desc", "; ".join(_told(line, x_label) for line in series)),
-        *(mark for tick in y_ticks for mark in _level(number(tick), y_at(warp(tick)))),
-        *(mark for tick in _ticks(0.0, max(xs)) if tick <= (max(xs) or 1.0)
-          for mark in _place(number(tick), x_at(tick))),
-        element("text", y_label + " (log scale)" * log, x=4, y=14),
-        element("text", x_label, x=WIDTH - RIGHT, y=BASE + 36, text_anchor="end"),
-        *(
-            _line([(x_at(x), y_at(warp(y))) for x, y in points], index)
-            for index, points in enumerate(lines)
-        ),
-        *(mark for i, line in enumerate(series) if legend for mark in _legend(line, i)),
-        viewBox=f"0 0 {WIDTH} {BASE + 40 + 22 * len(lines) * legend}",
-        role="img",
-        class_="chart",
-    )  # fmt: skip
+    y_ticks, last_x = _ticks(min(ys), max(ys)), max(xs) or 1.0
+    x_at = _scale(0.0, last_x, LEFT, WIDTH - RIGHT)
+    y_at = _scale(y_ticks[0], y_ticks[-1], BASE, TOP)
+    marks = [element("text", y_label, x=4, y=14)]
+    marks.append(element("text", x_label, x=WIDTH - RIGHT, y=BASE + 36, text_anchor="end"))
+    for tick in y_ticks:
+        y = y_at(tick)
+        marks.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid"))
+        marks.append(element("text", number(tick), x=LEFT - 7, y=y + 4, text_anchor="end"))
+    for tick in _ticks(0.0, last_x):
+        if tick <= last_x:
+            label = number(tick)
+            marks.append(element("text", label, x=x_at(tick), y=BASE + 17, text_anchor="middle"))
+    for index, (line, points) in enumerate(zip(series, lines, strict=True)):
+        text, y = f"{line.name}: {number(line.points[-1][1])} at the end", BASE + 52 + 22 * index
+        marks.append(_line([(x_at(x), y_at(value)) for x, value in points], index))
+        marks.append(_line([(LEFT, y), (LEFT + 44, y)], index))
+        marks.append(element("text", text, x=LEFT + 54, y=y + 4))
+    view = f"0 0 {WIDTH} {BASE + 40 + 22 * len(lines)}"
+    return element("svg", element("title", y_label), *marks, viewBox=view, role="img",
+                   class_="chart")  # fmt: skip
 
 
 def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
     return lambda value: round(start + (end - start) * (value - low) / (high - low), 1)
-
-
-def _level(label: str, y: float) -> Iterable[Element]:
-    yield element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid")
-    yield element("text", label, x=LEFT - 7, y=y + 4, text_anchor="end")
-
-
-def _place(label: str, x: float) -> Iterable[Element]:
-    yield element("line", x1=x, x2=x, y1=BASE, y2=BASE + 4, class_="axis")
-    yield element("text", label, x=x, y=BASE + 17, text_anchor="middle")
 
 
 def _line(places: Sequence[tuple[float, float]], index: int) -> Element:
@@ -123,23 +108,6 @@ def _line(places: Sequence[tuple[float, float]], index: int) -> Element:
     look = index % len(DASHES)
     dash = DASHES[look] or None
     return element("path", d=f"M{path}", class_=f"line s{look}", stroke_dasharray=dash)
-
-
-def _legend(line: Series, index: int) -> Iterable[Element]:
-    y = BASE + 52 + 22 * index
-    name = line.name if len(line.name) <= 44 else f"{line.name[:21]}…{line.name[-21:]}"
-    yield _line([(LEFT, y), (LEFT + 44, y)], index)
-    text = f"{name}: {number(line.points[-1][1])} at the end"
-    yield element("text", text, x=LEFT + 54, y=y + 4)
-
-
-def _told(line: Series, x_label: str) -> str:
-    (first_x, first), (last_x, last) = line.points[0], line.points[-1]
-    low, high = min(y for _, y in line.points), max(y for _, y in line.points)
-    return (
-        f"{line.name}: {number(first)} at {number(first_x)}, {number(last)} at {number(last_x)} "
-        f"({x_label}); lowest {number(low)}, highest {number(high)}"
-    )
 
 
 def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -156,17 +124,6 @@ def _ticks(low: float, high: float) -> list[float]:
     step = next(m * size for m in (1, 2, 5, 10) if m * size * 5.5 >= span)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [float(f"{i * step:.10g}") for i in range(first, max(last, first + 1) + 1)]
-
-
-def _log_ticks(low: float, high: float) -> list[float]:
-    """Give powers of ten that enclose low and high, with 2 and 5 times each where they are few."""
-    first, last = math.floor(math.log10(low)), math.floor(math.log10(high)) + 1
-    stride = -(-(last - first) // 6)
-    between = (1, 2, 5) if last - first <= 2 else (1,)
-    ticks = [m * 10.0**e for e in range(first, last + stride, stride) for m in between]
-    start = max(i for i, tick in enumerate(ticks) if tick <= low)
-    stop = min(i for i, tick in enumerate(ticks) if tick > high)
-    return ticks[start : stop + 1]
 
 
 def number(value: float) -> str:

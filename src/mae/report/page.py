@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, tostring
 
-from mae.recipes import RECIPES
 from mae.report.figures import Series, element, line_chart, png_data_uri
 from mae.report.reconstruction import STAGES, caption_of, evenly, read_stages
-from mae.report.run import RunFacts, fields_of, headline, read_run
+from mae.report.run import RunFacts, headline, read_run
 from mae.train.rundir import write_atomic
 
 MOST_DRAWINGS = 8
@@ -78,16 +77,10 @@ def _story(run: RunFacts) -> Iterable[Element]:
 
 def _comparison(runs: Sequence[RunFacts]) -> Iterable[Element]:
     """Show several runs side by side."""
-    head = ["", *(run.name for run in runs)]
-    yield _side_by_side(head, [headline(run) for run in runs])
+    facts = [headline(run) for run in runs]
+    rows = [(name, *(each[name] for each in facts)) for name in facts[0]]
+    yield _table("", ["", *(run.name for run in runs)], rows)
     yield from _section("How they learnt", _charts(runs))
-    fields = [fields_of(run.config) for run in runs]
-    same = {name for name in fields[0] if len({each[name] for each in fields}) == 1}
-    differing = [{k: v for k, v in each.items() if k not in same} for each in fields]
-    if differing[0]:
-        yield from _section("Where their recipes differ", [_side_by_side(head, differing)])
-    for run in runs:
-        yield from _section(f"Evidence of {run.name}", _evidence(run))
 
 
 def _section(title: str, content: Iterable[Element]) -> Iterable[Element]:
@@ -107,21 +100,15 @@ def _status(run: RunFacts) -> str:
 
 
 def _charts(runs: Sequence[RunFacts]) -> Iterable[Element]:
-    """Draw loss and rate over the steps, over the pictures seen where runs are compared."""
-    x_label = "pictures seen" if len(runs) > 1 else "optimiser step"
+    """Draw loss and rate over the pictures seen, which runs of other batch sizes share."""
     charts = []
     for field, y_label in (
         ("loss", "loss: mean squared error on hidden patches"),
         ("lr", "learning rate"),
     ):
-        curves = [
-            (run.name, run.curve(field, per_step=run.config.batch if len(runs) > 1 else 1))
-            for run in runs
-        ]
-        lines = [Series(name, points) for name, points in curves if points]
+        lines = [Series(run.name, points) for run in runs if (points := run.curve(field))]
         if lines:
-            log = field == "loss" and all(y > 0 for line in lines for _, y in line.points)
-            charts.append(element("figure", line_chart(lines, x_label, y_label, log=log)))
+            charts.append(element("figure", line_chart(lines, "pictures seen", y_label)))
     if charts:
         yield element("div", *charts, class_="charts")
 
@@ -183,60 +170,40 @@ def _bad_files(run: RunFacts) -> Iterable[Element]:
     path = run.files.bad_files
     lines = path.read_text("utf-8", errors="replace").split("\n")[1:-1] if path.exists() else []
     if lines:
-        shown = [line.split("\t", 1) for line in lines[:MOST_BAD_NAMED]]
         said = f"{len(lines):,} of {run.record['data']['count']:,}; others stood in for them"
-        note = f"The first {MOST_BAD_NAMED}; all are in {path.name}." * (len(lines) > len(shown))
-        table = _table(note, ["file", "reason"], shown)
-        yield element("details", element("summary", said), table)
+        head = f"The first {MOST_BAD_NAMED}; all are in {path.name}:"
+        yield element("p", said)
+        yield element("pre", "\n".join([head, *lines[:MOST_BAD_NAMED]]))
 
 
 def _commands(run: RunFacts) -> Iterable[Element]:
     """Give the commands that go on from here, as they can be typed."""
     here, record = shlex.quote(run.name), run.record
     made_by = shlex.join(record.get("command", [])) or "mae.pretrain(...)  # in Python"
-    if record.get("finished"):
-        data = shlex.quote(str(record["data"]["path"])) if record.get("command") else "PICTURES"
-        yield element("p", "This run was made by:")
-        yield element("pre", made_by)
-        yield element("p", "Train on from its weights, as a new run:")
-        config = shlex.quote(str(run.files.record))
-        yield element(
-            "pre", f"mae pretrain --config {config} --data {data} --init {here} --out {here}-more"
-        )
-    else:
-        yield element("p", "The same command goes on where this run stopped:")
-        yield element("pre", made_by)
-    yield element("p", "Try it on pictures of your own:")
+    yield element("p", "Made by this command, which goes on where an unfinished run stopped:")
+    yield element("pre", made_by)
+    yield element("p", "Try it on pictures of your own, or train on from its weights:")
     yield element(
         "pre",
         f"mae reconstruct {here} PICTURES --out reconstructions.html\n"
         f"mae embed {here} --data PICTURES --out features.npy\n"
-        f"mae probe knn {here} --data FOLDER-WITH-A-FOLDER-FOR-EACH-CLASS",
+        f"mae probe knn {here} --data FOLDER-WITH-A-FOLDER-FOR-EACH-CLASS\n"
+        f"mae pretrain --config {shlex.quote(str(run.files.record))} --data PICTURES "
+        f"--init {here} --out {here}-more",
     )
 
 
 def _recipe(run: RunFacts) -> Iterable[Element]:
-    """List every field, and what the named recipe has where the run has something else."""
-    fields = fields_of(run.config)
-    named = [recipe for recipe in RECIPES if recipe.name == run.record.get("recipe")]
-    usual = fields_of(named[0].config) if named else fields
-    changed = {k: f"changed; there {usual[k]}" for k in fields if usual[k] != fields[k]}
-    said = f"{named[0].name}, {len(changed)} of {len(fields)} fields changed" if named else "custom"
-    rows = [(name, value, changed.get(name, "")) for name, value in fields.items()]
-    table = _table("", ["field", "value", "in the named recipe"], rows)
-    yield element("details", element("summary", said), table)
+    fields = json.dumps(run.record["config"], indent=1)
+    yield element("details", element("summary", "every field"), element("pre", fields))
 
 
 def _versions(run: RunFacts) -> Iterable[Element]:
-    record, git = run.record, run.record.get("git")
-    commit = f"{git['commit'][:12]}{' with changes' if git['changed'] else ''}" if git else "none"
-    facts = {**record.get("versions", {}), "git": commit, "threads": record.get("threads"),
-             "seed": run.config.seed}  # fmt: skip
+    git = run.record.get("git") or {"commit": "none", "changed": False}
+    commit = git["commit"][:12] + " with changes" * git["changed"]
+    settings = {"git": commit, "threads": run.record.get("threads"), "seed": run.config.seed}
+    facts = run.record.get("versions", {}) | settings
     yield element("p", "; ".join(f"{k} {v}" for k, v in facts.items()), class_="quiet")
-
-
-def _side_by_side(head: Sequence[str], facts: Sequence[Mapping[str, str]]) -> Element:
-    return _table("", head, [(name, *(each[name] for each in facts)) for name in facts[0]])
 
 
 def _table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Element | str]]) -> Element:

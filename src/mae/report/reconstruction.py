@@ -35,7 +35,7 @@ STAGES = {
 GREY = 128  # hidden patches
 LEAST_EDGE = 112  # smaller pictures are enlarged, each pixel a square
 GAP = 4
-LINE, LETTER = 15, 7  # height of a line and width of a letter of the captions
+LINE, LETTER = 15, 7  # height of a line and width of a letter of the caption
 
 
 class Panels(NamedTuple):
@@ -47,28 +47,20 @@ class Panels(NamedTuple):
     """What is drawn, where that is not the plain pixels of the model."""
 
 
-def reconstruction_panels(
-    model: MaskedAutoencoder,
-    images: Tensor,
-    *,
-    noise: Tensor | None = None,
-    mask: Tensor | None = None,
-) -> Panels:
+def reconstruction_panels(model: MaskedAutoencoder, images: Tensor, *, noise: Tensor) -> Panels:
     """Rebuild the hidden patches of pictures and draw every stage.
 
     Args:
         model: on any device.
         images: B C H W of the stored type.
-        noise, mask: one of them, see `MaskedAutoencoder.reconstruct`.
+        noise: B L; see `MaskedAutoencoder.reconstruct`.
 
     Raises:
-        ShapeError: for pictures, noise or mask that do not fit the model.
+        ShapeError: for pictures or noise that do not fit the model.
     """
     config, device = model.config, next(model.parameters()).device
     normalized = model.normalize(images.to(device))
-    hiding = {"noise": noise, "mask": mask}
-    given = {name: value.to(device) for name, value in hiding.items() if value is not None}
-    result = model.reconstruct(normalized, **given)
+    result = model.reconstruct(normalized, noise=noise.to(device))
     H, W = images.shape[-2:]
     p, grid = config.patch_size, (H // config.patch_size, W // config.patch_size)
     pred = model.to_pixels(result.pred, patches=model.patches(normalized))
@@ -137,19 +129,16 @@ def tile(cells: Pixels) -> Image.Image:
 
 
 def reconstruction_strip(panels: Panels) -> Image.Image:
-    """Draw a row of four for each picture, headed and explained within the picture."""
+    """Draw a row of four for each picture, explained within the picture."""
     sheet = tile(panels.cells)
-    column = sheet.width // len(STAGES)
-    heads = [wrap(heading, column // LETTER) for heading in STAGES.values()]
-    below = wrap(panels.caption, sheet.width // LETTER)
-    top = LINE * max(map(len, heads)) + GAP
-    height = top + sheet.height + LINE * len(below) + GAP
-    strip = Image.new("RGB", (sheet.width + GAP, height), "white")
-    strip.paste(sheet, (GAP, top), sheet)
-    draw, font = ImageDraw.Draw(strip), ImageFont.load_default(LINE * 0.8)
-    for i, lines in enumerate(heads):
-        draw.text((GAP + i * column, 2), "\n".join(lines), fill="black", font=font)
-    draw.text((GAP, top + sheet.height), "\n".join(below), fill="black", font=font)
+    said = f"From left to right: {'; '.join(STAGES.values())}. {panels.caption}"
+    lines = wrap(said, sheet.width // LETTER)
+    size = (sheet.width + GAP, GAP + sheet.height + LINE * len(lines) + GAP)
+    strip = Image.new("RGB", size, "white")
+    strip.paste(sheet, (GAP, GAP), sheet)
+    font = ImageFont.load_default(LINE * 0.8)
+    place = (GAP, GAP + sheet.height)
+    ImageDraw.Draw(strip).text(place, "\n".join(lines), fill="black", font=font)
     return strip
 
 

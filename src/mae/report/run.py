@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from operator import attrgetter
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mae.config import PretrainConfig, size_name
 from mae.errors import ConfigError
-from mae.fields import field_types, from_dict
+from mae.fields import from_dict
 from mae.report.figures import number
 from mae.train.rundir import RunDir, read_record
 
@@ -34,10 +34,10 @@ class RunFacts(NamedTuple):
         """Last logged step."""
         return int(self.rows[-1]["step"]) if self.rows else 0
 
-    def curve(self, field: str, *, per_step: int = 1) -> list[tuple[float, float]]:
-        """Give (step times `per_step`, value) where the value is a finite number."""
+    def curve(self, field: str) -> list[tuple[float, float]]:
+        """Give (pictures seen, value) where the value is a finite number."""
         return [
-            (row["step"] * per_step, row[field])
+            (row["step"] * self.config.batch, row[field])
             for row in self.rows
             if row.get(field) is not None and math.isfinite(row[field])
         ]
@@ -72,24 +72,7 @@ def headline(run: RunFacts) -> dict[str, str]:
         "input": f"{H} x {W} x {model.channels} {model.pixels.dtype}",
         "steps": f"{run.step:,} x {config.batch:,} pictures",
         "epochs": f"{images / data['count']:.3g}",
-        "training time": _duration(seconds),
+        "training time": str(timedelta(seconds=round(seconds))),
         "pictures per second": number(images / seconds) if seconds else "not known yet",
         "last loss": number(losses[-1][1]) if losses else "not known yet",
     }
-
-
-def _duration(seconds: float) -> str:
-    if seconds >= 3600:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"
-
-
-def fields_of(config: PretrainConfig) -> dict[str, str]:
-    """Give every field as text, by dotted name."""
-    return {name: _plain(attrgetter(name)(config)) for name in field_types(PretrainConfig)}
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, tuple):
-        return " ".join(map(_plain, value))
-    return f"{value:.6g}" if isinstance(value, float) else str(value).lower()

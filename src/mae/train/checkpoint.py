@@ -173,23 +173,22 @@ def _write(
     temporary = path.with_name(f".tmp-{path.name}-{secrets.token_hex(4)}")
     temporary.mkdir()
     # As bytes: `save_file` gives the file mode 0600, and the digest would read it again.
-    manifest = {
-        _MODEL: _write_file(temporary / _MODEL, save(model)),
-        _OPTIMIZER: _write_file(temporary / _OPTIMIZER, save(moments)),
-        _STATE: _write_file(temporary / _STATE, json.dumps(record, indent=1).encode()),
+    manifest: dict[str, object] = {}
+    makers = {
+        _MODEL: lambda: save(model),
+        _OPTIMIZER: lambda: save(moments),
+        _STATE: lambda: json.dumps(record, indent=1).encode(),
+        _MANIFEST: lambda: json.dumps(manifest, indent=1).encode(),
     }
-    _write_file(temporary / _MANIFEST, json.dumps(manifest, indent=1).encode())
+    for name, make in makers.items():  # one at a time in memory
+        content = make()
+        write_durably(temporary / name, content)
+        manifest[name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     # The order makes it durable: contents, then their names, then the one rename, then its name.
     fsync_folder(temporary)
     temporary.rename(path)
     fsync_folder(path.parent)
     fsync_folder(path.parent.parent)
-
-
-def _write_file(path: Path, content: bytes) -> dict[str, object]:
-    """Write a file; return its entry in the manifest."""
-    write_durably(path, content)
-    return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def _damage(path: Path) -> str:
@@ -200,12 +199,10 @@ def _damage(path: Path) -> str:
         found = {p.name for p in path.iterdir() if not p.name.startswith(".")} - {_MANIFEST}
         if not found == set(manifest) == {_MODEL, _OPTIMIZER, _STATE}:
             return f"holds {sorted(found)}, its manifest names {sorted(manifest)}"
-        # Sizes of all before the digest of any: cheap, and tells a torn file from a changed one.
         for name, entry in manifest.items():
             size = (path / name).stat().st_size
             if size != entry["size"]:
                 return f"{name} has {size:,} bytes, expected {entry['size']:,}"
-        for name, entry in manifest.items():
             with (path / name).open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
                     return f"{name} is not what was written (sha256)"
@@ -248,7 +245,6 @@ def _apply(state: TrainState, model: dict[str, Tensor], moments: dict[str, Tenso
 def _set_aside(path: Path) -> Path:
     """Rename a damaged checkpoint, so that its step can be written again."""
     aside = path.with_name(f"{path.name}.bad")
-    taken = aside.exists()
-    return path.rename(
-        path.with_name(f"{path.name}.{secrets.token_hex(4)}.bad") if taken else aside
-    )
+    if aside.exists():
+        aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.bad")
+    return path.rename(aside)

@@ -86,42 +86,29 @@ class RunLock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file: IO[bytes] | None = None
+        self._file: IO[str] | None = None
 
     def __enter__(self) -> Self:
         try:
-            self._file = self.path.open("ab+", buffering=0)
+            self._file = self.path.open("a+")
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            owner = self._read_owner()
             raise ConfigError(
-                f"{self.path.parent}: in use by {owner}; wait until it is done or choose another "
-                "folder with --out"
+                f"{self.path.parent}: in use by {self.path.read_text() or 'another process'}; "
+                "wait until it is done or choose another folder with --out"
             ) from None
         except OSError as error:
             raise ConfigError(
                 f"{self.path}: cannot be locked: {error.strerror}; choose a folder with --out that "
                 "you may write to, on a file system with locks"
             ) from error
-        self._write(f"{socket.gethostname()} {os.getpid()}\n")
+        # The content only serves the message above; a full disk is met, and said, elsewhere.
+        with suppress(OSError):
+            self._file.truncate(0)
+            self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            self._file.flush()
         return self
 
     def __exit__(self, *_: object) -> None:
         assert self._file is not None
-        self._write("")
         self._file.close()
-
-    def _write(self, text: str) -> None:
-        """Replace the content, which only serves the message that others get."""
-        assert self._file is not None
-        with suppress(OSError):  # a full disk is met, and said, elsewhere
-            self._file.truncate(0)
-            self._file.write(text.encode())
-
-    def _read_owner(self) -> str:
-        assert self._file is not None
-        with self._file:
-            self._file.seek(0)
-            host, _, pid = self._file.read().decode().strip().partition(" ")
-        # Between taking the lock and writing its name the owner has none.
-        return f"process {pid} on {host}" if pid else "another process that has just started"

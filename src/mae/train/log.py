@@ -47,18 +47,19 @@ class LogWriter:
 class BadFiles:
     """The unreadable pictures of a run as `name<TAB>reason` lines, each name once.
 
+    Names and reasons are printable: a source escapes breaks and tabs.
+
     Args:
         path: the list, made by the first picture; names an earlier start left are taken over.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        content = path.read_bytes() if path.exists() else b""
-        whole = content[: content.rfind(b"\n") + 1]
+        content = path.read_text() if path.exists() else ""
+        whole = content[: content.rfind("\n") + 1]
         if whole != content:
-            os.truncate(path, len(whole))  # a line that a crash tore
-        lines = whole.decode(errors="surrogateescape").split("\n")[:-1]
-        self._names = {line.partition("\t")[0] for line in lines}
+            path.write_text(whole)  # without the line that a crash tore
+        self._names = {line.partition("\t")[0] for line in whole.splitlines()}
 
     def __len__(self) -> int:
         return len(self._names)
@@ -68,11 +69,9 @@ class BadFiles:
 
         A line that cannot be written is tried again when the picture comes again.
         """
-        name = _one_field(name)
         if name in self._names:
             return False
-        line = f"{name}\t{_one_field(reason)}\n"
-        if not _append(self.path, line.encode(errors="surrogateescape")):
+        if not _append(self.path, f"{name}\t{reason}\n".encode()):
             self._names.add(name)
         return True
 
@@ -91,13 +90,8 @@ def _append(path: Path, line: bytes) -> str:
 
 
 def _step_of(line: bytes) -> float:
-    """Read the step of a row; a torn line comes after every step, a row without one before."""
+    """Read the step of a row; a torn line comes after every step."""
     try:
-        return float(json.loads(line).get("step", 0)) if line.endswith(b"\n") else float("inf")
-    except (ValueError, TypeError, AttributeError):
+        return float(json.loads(line)["step"]) if line.endswith(b"\n") else float("inf")
+    except (ValueError, TypeError, KeyError):
         return float("inf")
-
-
-def _one_field(text: str) -> str:
-    """Escape what would end the field or the line."""
-    return text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
