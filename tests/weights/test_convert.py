@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def test_published_file_opens_without_allowing_any_name(tmp_path: Path, folder: 
     content = torch.load(tmp_path / "theirs.pth", weights_only=True)
 
     assert torch.serialization.get_unsafe_globals_in_checkpoint(tmp_path / "theirs.pth") == []
-    assert content["mae"]["facts"] == {"recipe": "demo"}
+    assert json.loads(content["mae"])["facts"] == {"recipe": "demo"}
     assert content["model"]["decoder_pred.weight"].shape == (4 * 4 * 2, 16)
 
 

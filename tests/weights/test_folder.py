@@ -140,12 +140,12 @@ def test_other_or_newer_configurations_are_refused(
 ) -> None:
     save(model, tmp_path)
 
-    edit(tmp_path, format_version=2, library="mae-vision 9.0")
-    with pytest.raises(WeightsError, match="format_version: expected 1, got 2; .*9.0"):
+    edit(tmp_path, format_version=2)
+    with pytest.raises(WeightsError, match="format_version: expected 1, got 2"):
         load(tmp_path)
 
     (tmp_path / "config.json").write_text('{"model_type": "vit_mae"}')
-    with pytest.raises(WeightsError, match="does not describe weights of this library"):
+    with pytest.raises(WeightsError, match="does not describe weights as this version"):
         load(tmp_path)
 
 

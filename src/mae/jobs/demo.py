@@ -104,7 +104,7 @@ def demo(*, out: Path, minutes: float | None = None, quiet: bool = False) -> Dem
     return DemoResult(rundir, json.loads(rundir.results.read_bytes()))
 
 
-def _config(minutes: float | None, *, seed: int, say: Callable[[str], None]) -> PretrainConfig:
+def _config(minutes: float | None, *, say: Callable[[str], None]) -> PretrainConfig:
     """Give the demo's recipe, or as much of it as fits into the minutes on this machine."""
     if minutes is not None:
         return replace(DEMO, minutes=minutes)

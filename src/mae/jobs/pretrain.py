@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import multiprocessing
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from mae.data.loader import batches
 from mae.data.randomness import Stream, uniform
 from mae.data.source import Source
 from mae.errors import ConfigError, TrainingError
+from mae.fields import to_dict
 from mae.jobs.inputs import Data, data_name, open_source
 from mae.jobs.progress import Progress
 from mae.jobs.setup import (
@@ -99,27 +99,28 @@ def pretrain(
         )
     named = recipe if isinstance(recipe, str) else based_on
     config = find_recipe(recipe).config if isinstance(recipe, str) else recipe
-    rundir = make_run_folder(Path("runs", data_name(data)) if out is None else Path(out))
-    with StopSignal() as stop, RunLock(rundir.lock), Progress(quiet=quiet) as progress:
+    with StopSignal() as stop, Progress(quiet=quiet) as progress:
         source = open_source(data)
         config, kind = resolve(config, source, say=progress.note)
-        opened = open_run(
-            rundir.path,
-            record={
-                "recipe": named,
-                "config": dataclasses.asdict(config),
-                "command": list(command),
-                "data": _data_record(data, source, kind),
-                "init": None if init is None else str(init),
-                "versions": versions(),
-                "git": git_state(),
-                "finished": False,
-            },
-        )
-        model = _run_to_the_end(
-            _Run(rundir, config, source, kind, opened.record, progress, stop), init=init
-        )
-        return Run(rundir.path, config, opened.record["num_steps"], opened.resumed, model)
+        # Not before the pictures are found readable: a mistyped folder leaves nothing behind.
+        rundir = make_run_folder(Path("runs", data_name(data)) if out is None else Path(out))
+        with RunLock(rundir.lock):
+            opened = open_run(
+                rundir.path,
+                record={
+                    "recipe": named,
+                    "config": to_dict(config),
+                    "command": list(command),
+                    "data": _data_record(data, source, kind),
+                    "init": None if init is None else str(init),
+                    "versions": versions(),
+                    "git": git_state(),
+                    "finished": False,
+                },
+            )
+            run = _Run(rundir, config, source, kind, opened.record, progress, stop)
+            model = _run_to_the_end(run, init=init)
+            return Run(rundir.path, config, opened.record["num_steps"], opened.resumed, model)
 
 
 def _data_record(data: Data, source: Source, kind: PixelKind) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import shutil
 from pathlib import Path
@@ -62,7 +63,7 @@ def convert(
         else:
             description = folder.Description(model=model.config, facts=dict(facts))
             tensors = folder.tensors_of(model)
-            facebook.write(temporary, tensors, description=to_dict(description))
+            facebook.write(temporary, tensors, description=json.dumps(to_dict(description)))
         if not _same(model, _open(temporary).model):
             raise WeightsError(f"{path}: not written: it reads back as another model")
         temporary.rename(path)

@@ -63,12 +63,12 @@ def training_facts(beside: Mapping[str, Any]) -> dict[str, object]:
     return facts
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], *, description: Mapping[str, object]) -> None:
+def write(path: Path, tensors: Mapping[str, Tensor], *, description: str) -> None:
     """Write a `.pth` that the published code and timm load, with our description beside.
 
     Args:
         path: file to write.
         tensors: by our names.
-        description: plain values (`folder.describe`), so that reading it back need not guess.
+        description: the JSON of `folder.Description`, so that reading it back need not guess.
     """
     torch.save({"model": {to_theirs(n): t for n, t in tensors.items()}, "mae": description}, path)

@@ -17,7 +17,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from mae.config import ModelConfig, size_name
-from mae.errors import MaeError, WeightsError
+from mae.errors import WeightsError
 from mae.fields import from_dict, to_dict
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.encoder import Encoder
@@ -40,29 +40,18 @@ class Description:
     """Where the weights come from: recipe, data, steps ..."""
 
 
-def parse_description(values: object, *, where: str) -> Description:
-    """Read a description from plain values, strictly.
+def parse_description(text: str | bytes, *, where: str) -> Description:
+    """Read a description from JSON, strictly.
 
     Raises:
         WeightsError: for another library's, a newer one, or one with unknown or missing keys.
     """
-    if not isinstance(values, Mapping) or values.get("format") != "mae":
-        raise WeightsError(f'{where}: does not describe weights of this library ("format": "mae")')
     try:
-        return from_dict(Description, values, where=where)
-    except MaeError as error:
+        return from_dict(Description, json.loads(text), where=where)
+    except ValueError as error:
         raise WeightsError(
-            f"{where}: {error}; written by {values.get('library', 'something unknown')}"
+            f"{where}: does not describe weights as this version of mae-vision does: {error}"
         ) from error
-
-
-def read_description(path: Path) -> Description:
-    """Read a config.json."""
-    try:
-        values = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path}: cannot be read: {error}; restore the file") from error
-    return parse_description(values, where=str(path))
 
 
 def tensors_of(model: MaskedAutoencoder | Encoder) -> dict[str, Tensor]:

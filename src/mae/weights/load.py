@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mae.config import ModelConfig, size_name
 from mae.errors import WeightsError
@@ -71,7 +71,7 @@ def open_model(
     config, notes = config_of(raw, heads=heads, decoder_heads=decoder_heads)
     with torch.device("meta"):
         model = MaskedAutoencoder(config)
-    _fill(model, raw, raw.tensors)
+    _fill(model, raw)
     return Loaded(model, notes)
 
 
@@ -83,7 +83,7 @@ def open_encoder(path: str | Path, *, heads: int | None = None) -> Loaded[Encode
     config, notes = config_of(raw._replace(tensors=own), heads=heads)
     with torch.device("meta"):
         encoder = Encoder(config)
-    _fill(encoder, raw, own, prefix="encoder.")
+    _fill(encoder, raw, prefix="encoder.")
     name = size_name(width=config.width, depth=config.depth, patch_size=config.patch_size)
     notes.append(f"{raw.path}: took the encoder, {name}, {len(own)} tensors")
     left = raw.tensors.keys() - own.keys()
@@ -116,19 +116,17 @@ def initial_model(
             f"{raw.path}: holds another model: {differences(of_weights, of_run)}; give the new "
             "run the model of the weights"
         )
-    tensors, notes = dict(raw.tensors), []
-    H, W = (edge // config.patch_size for edge in stored["image_size"])
-    grid = (H, W)
+    notes = []
+    grid = replace(config, image_size=stored["image_size"]).grid
     if grid != config.grid:
         notes.append(f"positions: resized from {grid} to {config.grid} patches")
-        for name in tensors.keys() & {"encoder.pos_embed", "decoder.pos_embed"}:
-            tensors[name] = resize_positions(
-                tensors[name].float(), grid_from=grid, grid_to=config.grid
-            )
+        for name in raw.tensors.keys() & {"encoder.pos_embed", "decoder.pos_embed"}:
+            table = raw.tensors[name].float()
+            raw.tensors[name] = resize_positions(table, grid_from=grid, grid_to=config.grid)
     model = create(config, seed=seed)
-    _fill(model.encoder, raw, tensors, prefix="encoder.")
+    _fill(model.encoder, raw, prefix="encoder.")
     if raw.has_decoder:
-        _fill(model.decoder, raw, tensors, prefix="decoder.")
+        _fill(model.decoder, raw, prefix="decoder.")
     else:
         notes.append(f"decoder: not in {raw.path}, starts fresh")
     return Loaded(model, notes)
@@ -140,41 +138,34 @@ def _said(loaded: Loaded[ModelT]) -> ModelT:
     return loaded.model
 
 
-def _fill(
-    module: nn.Module, raw: RawWeights, tensors: Mapping[str, Tensor], *, prefix: str = ""
-) -> None:
-    """Give a module copies of the tensors whose names begin with the prefix, as float32."""
-    found = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    _require_fit(raw, found, {prefix + n: tensor for n, tensor in module.state_dict().items()})
+def _fill(module: nn.Module, raw: RawWeights, *, prefix: str = "") -> None:
+    """Give a module copies of the tensors whose names begin with the prefix, as float32.
+
+    Raises:
+        WeightsError: unless they are those of the module, name by name.
+    """
+    found = {name: tensor for name, tensor in raw.tensors.items() if name.startswith(prefix)}
+    wanted = {prefix + name: tensor.shape for name, tensor in module.state_dict().items()}
+    both = [name for name in wanted if name in found]
+    problems = {
+        "missing": [raw.spell(name) for name in wanted if name not in found],
+        "unexpected": [raw.spell(name) for name in found if name not in wanted],
+        "of another shape": [
+            f"{raw.spell(name)} {list(found[name].shape)}, expected {list(wanted[name])}"
+            for name in both
+            if found[name].shape != wanted[name]
+        ],
+        "not finite numbers": [raw.spell(name) for name in both if not is_finite(found[name])],
+    }
+    said = [f"{len(n)} {what} ({'; '.join(n[:5])})" for what, n in problems.items() if n]
+    if said:
+        raise WeightsError(
+            f"{raw.path}: {', '.join(said)}; is it whole, and of a masked autoencoder (not one "
+            "fine-tuned with fc_norm in place of the encoder's norm)?"
+        )
     copies = {
         name.removeprefix(prefix): tensor.detach().to(torch.float32, copy=True).contiguous()
         for name, tensor in found.items()
     }
     # Assigned, not copied into: a model on the meta device costs neither memory nor draws.
     module.load_state_dict(copies, assign=True)
-
-
-def _require_fit(
-    raw: RawWeights, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
-) -> None:
-    both = [name for name in wanted if name in found]
-    problems = {
-        "missing": [raw.spell(name) for name in wanted if name not in found],
-        "unexpected": [raw.spell(name) for name in found if name not in wanted],
-        "of another shape": [
-            f"{raw.spell(name)} {list(found[name].shape)}, expected {list(wanted[name].shape)}"
-            for name in both
-            if found[name].shape != wanted[name].shape
-        ],
-        "not finite numbers": [raw.spell(name) for name in both if not is_finite(found[name])],
-    }
-    lists = [
-        f"{len(names)} {problem} ({'; '.join(names[:5])})"
-        for problem, names in problems.items()
-        if names
-    ]
-    if lists:
-        raise WeightsError(
-            f"{raw.path}: {', '.join(lists)}; is it whole, and of a masked autoencoder (not one "
-            "fine-tuned with fc_norm in place of the encoder's norm)?"
-        )
