@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -94,20 +95,27 @@ def kill_after(process: multiprocessing.process.BaseProcess, seconds: float) -> 
     return True
 
 
-def storm(folder: Path, kills: int, seed: int = 0) -> tuple[int, int, bool]:
-    """Kill runs `kills` times, every other one inside a save; begin anew where a run ended.
+class Storm(NamedTuple):
+    """What came of a storm."""
 
-    Returns:
-        Kills that hit, those of them inside a save, and whether every end was bitwise the same.
-    """
+    digest: str
+    """Of the end of a run that nothing disturbed."""
+    kills: int
+    in_save: int
+    """Kills inside a save."""
+    equal: bool
+    """Whether every run ended at the same digest."""
+
+
+def storm(folder: Path, kills: int, seed: int = 0) -> Storm:
+    """Kill runs `kills` times, every other one inside a save; begin anew where a run ended."""
     draw = random.Random(seed)
     began = time.monotonic()
-    train_undisturbed = start(folder / "whole")
-    train_undisturbed.join()
+    start(folder / "whole").join()
     usual = time.monotonic() - began
-    expected, hit, in_save, equal, number = end_state(folder / "whole"), 0, 0, True, 0
+    digest, hit, in_save, equal = end_state(folder / "whole"), 0, 0, True
+    out, number = folder / "run-0", 0
     while hit < kills:
-        out = folder / f"run-{number}"
         process = start(out)
         if hit % 2:
             killed = kill_in_a_save(process, out, draw.randrange(8))
@@ -116,19 +124,20 @@ def storm(folder: Path, kills: int, seed: int = 0) -> tuple[int, int, bool]:
             killed = kill_after(process, draw.uniform(0, usual))
         hit += killed
         if not killed:
-            equal = equal and end_state(out) == expected
+            equal = equal and end_state(out) == digest
             number += 1
-    process = start(out)
-    process.join()
-    # A run killed between its last step and its end is only finished off; one that was already
-    # finished refuses to start again.
-    return hit, in_save, equal and end_state(out) == expected
+            out = folder / f"run-{number}"
+    if kills:
+        # A run that was killed after its end refuses to start again, and that is its end, too.
+        start(out).join()
+        equal = equal and end_state(out) == digest
+    return Storm(digest, hit, in_save, equal)
 
 
 if __name__ == "__main__":
     root = Path(tempfile.mkdtemp())
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 30
-    hits, inside, same = storm(root, count, seed=int(time.time()))
+    found = storm(root, int(sys.argv[1]) if len(sys.argv) > 1 else 30, seed=int(time.time()))
     shutil.rmtree(root)
-    print(f"{hits} kills, {inside} of them inside a save; ends bitwise equal: {same}")
-    sys.exit(not same)
+    print(f"undisturbed end: {found.digest}")
+    print(f"{found.kills} kills, {found.in_save} inside a save; all ends equal: {found.equal}")
+    sys.exit(not found.equal)

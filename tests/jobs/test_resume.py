@@ -19,10 +19,10 @@ pytestmark = pytest.mark.slow
 
 
 def test_six_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
-    hit, in_save, equal = storm(tmp_path, 6)
+    found = storm(tmp_path, 6)
 
-    assert (hit, in_save) == (6, 3)
-    assert equal
+    assert (found.kills, found.in_save) == (6, 3)
+    assert found.equal
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])

@@ -9,7 +9,7 @@ from mae.data.batch import Batch
 from mae.errors import TrainingError
 from mae.train.schedule import due
 from mae.train.state import TrainState
-from mae.train.step import Metrics, Step
+from mae.train.step import Metrics, OptimiserStep
 
 MOST_BAD_IN_A_ROW = 5
 
@@ -24,7 +24,7 @@ class Cadence(NamedTuple):
 def fit(
     state: TrainState,
     batches: Iterable[Batch],
-    step: Step,
+    step: OptimiserStep,
     *,
     num_steps: int,
     rate: Callable[[int], float],

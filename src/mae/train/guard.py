@@ -86,13 +86,14 @@ class RunLock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file: IO[str] | None = None
+        self._file: IO[str]
 
     def __enter__(self) -> Self:
         try:
             self._file = self.path.open("a+")
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            self._file.close()
             raise ConfigError(
                 f"{self.path.parent}: in use by {self.path.read_text() or 'another process'}; "
                 "wait until it is done or choose another folder with --out"
@@ -110,5 +111,4 @@ class RunLock:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._file is not None
         self._file.close()

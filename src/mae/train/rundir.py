@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -57,7 +57,7 @@ def make_run_folder(path: Path) -> RunDir:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        names = sorted(p.name for p in path.iterdir())
+        names = sorted(os.listdir(path))
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot be a run folder: {error.strerror}; choose another with --out"
@@ -87,7 +87,7 @@ def open_run(path: Path, *, record: Mapping[str, Any]) -> OpenedRun:
             configuration (the difference, field by field) or other data.
     """
     rundir = make_run_folder(path)
-    for folder in (rundir.path, rundir.weights):
+    for folder in (path, rundir.weights):
         sweep_litter(folder)
     asked = json.loads(json.dumps(record))
     stored = read_record(path)
@@ -133,24 +133,22 @@ def _require_same_run(path: Path, stored: dict[str, Any], asked: dict[str, Any])
             f"{now['count']:,} pictures, the run has {before['count']:,}; put it back as it was, "
             "or begin a new run with --out"
         )
-    config, wanted = (
-        {name: value for name, value in _flat(record["config"]) if name not in FREE_ON_RESUME}
-        for record in (stored, asked)
-    )
-    if config != wanted:
+    if different := differences(*(_compared(record["config"]) for record in (stored, asked))):
         raise ConfigError(
-            f"{path}: holds a run of another configuration: {differences(config, wanted)}; ask "
-            "for the same, or choose another folder with --out"
+            f"{path}: holds a run of another configuration: {different}; ask for the same, or "
+            "choose another folder with --out"
         )
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the fields of nested mappings by dotted name."""
+def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the fields that may not change, those of nested mappings by dotted name."""
+    flat: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+            flat |= {f"{name}.{inner}": v for inner, v in _compared(value).items()}
+        elif name not in FREE_ON_RESUME:
+            flat[name] = value
+    return flat
 
 
 def differences(run: Mapping[str, object], asked: Mapping[str, object]) -> str:
@@ -236,14 +234,9 @@ def git_state() -> dict[str, object] | None:
     """Name the commit of the checkout one works in and whether it has changes; None elsewhere."""
 
     def git(*arguments: str) -> str:
-        finished = subprocess.run(
-            ["git", "--no-optional-locks", *arguments],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
-        return finished.stdout.strip()
+        command = ["git", "--no-optional-locks", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
 
     try:
         commit = git("rev-parse", "HEAD")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,14 +26,6 @@ class Metrics(NamedTuple):
     finite: bool
 
 
-class Step(Protocol):
-    """Advance the parameters by one batch."""
-
-    def __call__(self, state: TrainState, batch: Batch, *, lr: float) -> Metrics:
-        """Update the parameters at this learning rate, unless loss or gradient is not finite."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimiserStep:
     """Forward and backward of each micro-batch, the finite check, clipping, the update."""
@@ -50,7 +42,7 @@ class OptimiserStep:
         optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
         for part in batch.split(self.config.micro_batch or len(batch.ids)):
-            with self._autocast():
+            with torch.autocast(self.device.type, torch.bfloat16, self.config.precision == "bf16"):
                 loss = self.loss(model, part.to(self.device))
             # The last micro-batch may be smaller; shares make the sum the whole batch's mean.
             share = len(part.ids) / len(batch.ids)
@@ -67,10 +59,6 @@ class OptimiserStep:
                 )
             optimizer.step()
         return Metrics(total, grad_norm, lr, finite)
-
-    def _autocast(self) -> Any:
-        enabled = self.config.precision == "bf16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 def pretraining_loss(model: nn.Module, batch: Batch) -> Tensor:
