@@ -5,15 +5,20 @@ BIN := $(VENV)/bin
 
 .PHONY: setup demo test quick check bench
 
-setup: $(VENV)/ready
+setup: $(VENV)/developer
 
-$(VENV)/ready: pyproject.toml
+# The package alone, which is all that the demo needs.
+$(VENV)/user: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=23.2"
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+# And what the tests compare it with.
+$(VENV)/developer: $(VENV)/user
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
-demo: setup
+demo: $(VENV)/user
 	$(BIN)/mae demo
 
 test: check

@@ -121,10 +121,9 @@ def tile(cells: Pixels) -> Image.Image:
     scale = -(-LEAST_EDGE // min(cells.shape[2:4]))
     cells = cells.repeat(scale, axis=2).repeat(scale, axis=3)
     R, K, H, W, _ = cells.shape
-    sheet = np.zeros((R, K, H + GAP, W + GAP, 4), dtype=np.uint8)  # gaps are transparent
-    sheet[:, :, :H, :W, :3] = cells
-    sheet[:, :, :H, :W, 3] = 255
-    flat = sheet.transpose(0, 2, 1, 3, 4).reshape(R * (H + GAP), K * (W + GAP), 4)
+    sheet = np.full((R, K, H + GAP, W + GAP, 3), 255, dtype=np.uint8)
+    sheet[:, :, :H, :W] = cells
+    flat = sheet.transpose(0, 2, 1, 3, 4).reshape(R * (H + GAP), K * (W + GAP), 3)
     return Image.fromarray(flat)
 
 
@@ -135,7 +134,7 @@ def reconstruction_strip(panels: Panels) -> Image.Image:
     lines = wrap(said, sheet.width // LETTER)
     size = (sheet.width + GAP, GAP + sheet.height + LINE * len(lines) + GAP)
     strip = Image.new("RGB", size, "white")
-    strip.paste(sheet, (GAP, GAP), sheet)
+    strip.paste(sheet, (GAP, GAP))
     font = ImageFont.load_default(LINE * 0.8)
     place = (GAP, GAP + sheet.height)
     ImageDraw.Draw(strip).text(place, "\n".join(lines), fill="black", font=font)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
@@ -116,8 +115,8 @@ def initial_model(
             f"{raw.path}: holds another model: {differences(of_weights, of_run)}; give the new "
             "run the model of the weights"
         )
-    notes = []
-    grid = replace(config, image_size=stored["image_size"]).grid
+    H, W = stored["image_size"]
+    grid, notes = (H // config.patch_size, W // config.patch_size), []
     if grid != config.grid:
         notes.append(f"positions: resized from {grid} to {config.grid} patches")
         for name in raw.tensors.keys() & {"encoder.pos_embed", "decoder.pos_embed"}:
