@@ -33,7 +33,6 @@ HELP = {
     "device": "cpu, cuda, mps, or auto: the best there is.",
     "dst": "File or folder to make.",
     "heads": "Encoder heads, for published-layout files of unusual width.",
-    "image_size": "Height and width, for such files whose patch grid is not square.",
     "init": "Weights or run to start anew from.",
     "json": "Print the result as one JSON object.",
     "k": "Neighbours of knn; none: 20.",
@@ -41,7 +40,6 @@ HELP = {
     "method": "knn: vote of the nearest neighbours; linear: logistic regression.",
     "minutes": "Pre-train for so long, without the verdict; none: the whole demo.",
     "name": "Name of the recipe.",
-    "normalize_target": "Whether such files predict pixels normalised by their patch.",
     "out": "File or folder to write.",
     "pictures": "Picture files, or folders of them.",
     "pool": "Mean of the patch tokens, cls token, or means over a 3 x 3 grid.",
@@ -50,7 +48,6 @@ HELP = {
     "recipe": "Recipe to start from (mae recipes list); its fields are the options below.",
     "runs": "Folders of runs.",
     "seed": "Key of every random choice.",
-    "temperature": "The smaller, the more the nearest of knn decide; none: 0.07.",
     "to": "facebook: the published PyTorch layout; mae: a folder of this library.",
     "traceback": "Show where an error came from (also MAE_TRACEBACK=1).",
     "weights": "Folder or file of weights, or a run.",
@@ -224,53 +221,22 @@ def show_help(options: Sequence[Option], *, verb: str, about: str | None) -> Non
     import tyro
 
     docs = _field_docs()
-    fields = [
-        (f"option{i}", _tyro_type(option, _about(option, docs)), False if option.is_switch else "")
-        for i, option in enumerate(options)
-    ]
+    fields: list[tuple[str, Any, Any]] = []
+    for i, option in enumerate(options):
+        marks = [tyro.conf.arg(name=option.flag, help=_about(option, docs))]
+        marks += [tyro.conf.Positional] * option.positional
+        marks += [tyro.conf.FlagCreatePairsOff if option.is_switch else tyro.conf.FlagConversionOff]
+        default = dataclasses.field(
+            default=dataclasses.MISSING if option.default is Parameter.empty else option.default
+        )
+        fields.append((f"option{i}", Annotated[option.hint, *marks], default))
     with suppress(SystemExit):
         tyro.cli(
-            dataclasses.make_dataclass("Options", fields),
+            dataclasses.make_dataclass("Options", fields, kw_only=True),
             prog=f"mae {verb}",
             description=about,
             args=["--help"],
         )
-
-
-def _tyro_type(option: Option, about: str) -> Any:
-    import tyro
-
-    named = tyro.conf.arg(
-        name=option.flag,
-        metavar=_metavar(option),
-        help=about,
-        help_behavior_hint=_default_text(option.default) if not option.is_switch else "",
-    )
-    if option.is_switch:
-        return Annotated[bool, tyro.conf.FlagCreatePairsOff, named]
-    return Annotated[tyro.conf.Positional[str] if option.positional else str, named]
-
-
-def _default_text(value: object) -> str:
-    if value is Parameter.empty:
-        return "(required)"
-    words = {"None": "none", "True": "true", "False": "false"}
-    texts = map(str, value if isinstance(value, tuple) else (value,))
-    return f"(default: {' '.join(words.get(text, text) for text in texts)})"
-
-
-def _metavar(option: Option) -> str | None:
-    if option.positional or option.is_switch:
-        return option.flag.upper() if option.positional else None
-    return _placeholder(_inner(option.hint))
-
-
-def _placeholder(hint: Any) -> str:
-    if get_origin(hint) is tuple:
-        return " ".join(map(_placeholder, get_args(hint)))
-    if get_origin(hint) is Literal:
-        return "{" + ",".join(map(str, get_args(hint))) + "}"
-    return {bool: "{true,false}", int: "INT", float: "FLOAT", Path: "PATH"}.get(hint, "TEXT")
 
 
 def _inner(hint: Any) -> Any:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import io
 import json
 import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,17 +21,16 @@ from PIL import Image, ImageOps
 from mae.data.batch import Bad
 from mae.data.header import pillow_faults
 from mae.data.source import FolderSource, Source
-from mae.errors import ConfigError, DataError
+from mae.errors import ConfigError
 from mae.evaluate.features import encoder_features
 from mae.fields import to_dict
 from mae.jobs.features import (
     DEFAULT,
     FeatureSettings,
     Floats,
-    Ints,
-    chunks,
     open_for_features,
-    prepared_for,
+    prepared_in_batches,
+    require_some,
     unreadable,
 )
 from mae.jobs.inputs import Data, open_source
@@ -53,12 +49,11 @@ def embed(
     pool: Pool = "mean",
     batch: int = 64,
     device: str = "auto",
-    heads: int | None = None,
 ) -> Floats:
     """Give the features of pictures: whole, in the evaluation view, nothing drawn at random.
 
     Args:
-        weights, heads: as for `load_encoder`.
+        weights: as for `load_encoder`.
         pictures: a folder (rows in the order of its sorted paths), a file, an array N H W (C), a
             `Source`, or a sequence of paths, Pillow pictures and arrays H W (C).
         pool: see `Encoder.encode`.
@@ -73,35 +68,22 @@ def embed(
         MaeError: for whatever the user must change, in one line.
     """
     source = _source_of(pictures)
-    settings = FeatureSettings(pool, batch, device, heads)
+    settings = FeatureSettings(pool, batch, device)
     encoder = open_for_features(weights, settings, say=partial(print, file=sys.stderr))
-    pieces = [_piece(encoder, source, ids, pool) for ids in chunks(len(source), batch)]
-    bad = [picture for piece in pieces for picture in piece.bad]
-    if len(bad) == len(source):
-        raise DataError(f"pictures: none of {len(source)} can be read; {unreadable(bad)}")
+    features, bad = [], []
+    for got in prepared_in_batches(encoder, source, range(len(source)), batch=batch):
+        features.append(encoder_features(encoder, [got.images], pools=[pool])[pool])
+        bad += got.bad
+    require_some(len(source), bad)
     if bad:
         warnings.warn(unreadable(bad), stacklevel=2)
-    return np.concatenate([piece.features for piece in pieces])
-
-
-class _Piece(NamedTuple):
-    """Features of a few pictures of a source; broken ones have no row."""
-
-    features: Floats
-    ids: Ints
-    bad: tuple[Bad, ...]
-
-
-def _piece(encoder: Encoder, source: Source, ids: Sequence[int], pool: Pool) -> _Piece:
-    images, kept, bad = prepared_for(encoder, source, ids)
-    return _Piece(encoder_features(encoder, [images], pools=[pool])[pool], kept.numpy(), bad)
+    return np.concatenate(features)
 
 
 class _Pictures:
     """Pictures handed over one by one, of any sizes, as a source."""
 
-    labels = None
-    class_names = ()
+    labels, class_names = None, ()
 
     def __init__(self, pictures: Sequence[Picture]) -> None:
         self._pictures = pictures
@@ -122,23 +104,21 @@ class _Pictures:
         return picture
 
     def name(self, index: int) -> str:
-        picture = self._pictures[index]
-        return str(picture) if isinstance(picture, str | Path) else f"picture {index}"
+        return f"picture {index}"
 
     def fingerprint(self) -> str:
         return f"{len(self)} pictures"
 
 
 def _source_of(pictures: Data | Picture | Sequence[Picture]) -> Source:
-    if isinstance(pictures, str | Path) and Path(pictures).is_file():
-        return FolderSource.of_files([pictures])
-    if isinstance(pictures, Image.Image):
-        return _Pictures([pictures])
-    if isinstance(pictures, list | tuple):
-        if not pictures:
-            raise DataError("pictures: got none, expected at least one")
-        return _Pictures(pictures)
-    return open_source(cast(Data, pictures))
+    is_path = isinstance(pictures, str | Path)
+    if isinstance(pictures, Image.Image) or (is_path and Path(pictures).is_file()):  # type: ignore[arg-type]
+        pictures = [pictures]  # type: ignore[list-item]
+    if not isinstance(pictures, list | tuple):
+        return open_source(pictures)  # type: ignore[arg-type]
+    if all(isinstance(picture, str | Path) for picture in pictures):
+        return FolderSource.of_files(pictures)
+    return _Pictures(pictures)
 
 
 class Embedded(NamedTuple):
@@ -146,7 +126,7 @@ class Embedded(NamedTuple):
 
     features: str
     names: str
-    """File of the names of the rows; of a .parquet the same file."""
+    """File of the names of the rows."""
     pictures: int
     """Rows."""
     width: int
@@ -158,6 +138,18 @@ class Embedded(NamedTuple):
         shape = f"{self.pictures:,} x {self.width:,} float32"
         left_out = [("unreadable", f"{self.unreadable:,}, left out")] if self.unreadable else []
         return [("features", f"{self.features}  {shape}"), ("names", self.names), *left_out]
+
+
+class _Done(NamedTuple):
+    """How far a job came; the features so far lie in a file beside it, row by row."""
+
+    work: str
+    """Digest of what the features are a function of."""
+    pictures: int = 0
+    """Pictures seen, broken ones included."""
+    size: int = 0
+    """Bytes of features."""
+    bad: Sequence[Bad] = ()
 
 
 def embed_to_file(
@@ -176,165 +168,105 @@ def embed_to_file(
     Args:
         weights: whatever `load_encoder` takes.
         data: a folder of pictures.
-        out: file to make, .npy (names beside it in .tsv) or .parquet.
+        out: .npy to make; the names of its rows come beside it in a .tsv.
         settings: how features are computed.
         quiet: show no progress.
 
     Raises:
         ConfigError: if `out` exists, or is of a sort or at a place that cannot be written.
     """
-    store = out.with_name(f".{out.name}.parts")
+    store = out.with_name(f".{out.name}.part")
     _require_target(out, store)
-    with ExitStack() as stack:
-        progress = stack.enter_context(Progress(quiet=quiet))
+    with Progress(quiet=quiet) as progress:
         source = open_source(data)
         encoder = open_for_features(weights, settings, say=progress.note)
-        stack.enter_context(_writing(out))
-        store.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(RunLock(store / "lock"))
-        _keep_same_work(store, _identity(encoder, source, settings), say=progress.note)
-        parts = _finish_parts(store, encoder, source, settings, progress)
-        ids = np.concatenate([_read_part(path).ids for path in parts])
-        bad = [picture for path in parts for picture in _read_part(path).bad]
-        if not len(ids):
-            raise DataError(f"pictures: none of {len(source)} can be read; {unreadable(bad)}")
-        if bad:
-            progress.note(unreadable(bad))
-            table = [("name", "reason"), *((picture.name, picture.reason) for picture in bad)]
-            _write_table(out.with_suffix(".bad-files.tsv"), table)
-        write = _write_parquet if out.suffix == ".parquet" else _write_npy
-        width = write(out, _names(source, ids), parts, store)
-        shutil.rmtree(store)
-    names = out if out.suffix == ".parquet" else out.with_suffix(".tsv")
-    return Embedded(str(out), str(names), len(ids), width, len(bad))
+        try:
+            store.mkdir(parents=True, exist_ok=True)
+            with RunLock(store / "lock"):
+                done = _finish(store, encoder, source, settings, progress)
+                require_some(len(source), done.bad)
+                if done.bad:
+                    progress.note(unreadable(done.bad))
+                result = _publish(store, out, source, done)
+                shutil.rmtree(store)
+        except OSError as error:
+            raise ConfigError(
+                f"out: {out} cannot be written: {error.strerror}; make room or choose another "
+                "place, and start the same again"
+            ) from error
+    return result
 
 
 def _require_target(out: Path, store: Path) -> None:
-    if out.suffix not in (".npy", ".parquet"):
-        raise ConfigError(f"out: {out} ends in {out.suffix!r}, expected .npy or .parquet")
-    if out.suffix == ".parquet" and find_spec("pyarrow") is None:
-        raise ConfigError(
-            f"out: {out} needs pyarrow: pip install 'mae-vision[parquet]', or write a .npy"
-        )
+    if out.suffix != ".npy":
+        raise ConfigError(f"out: {out} ends in {out.suffix!r}, expected .npy")
     for path in [out] if store.exists() else [out, out.with_suffix(".tsv")]:
         if path.exists():
             raise ConfigError(f"out: {path} exists already; choose another, or remove it first")
 
 
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(
-            f"out: {out} cannot be written: {error.strerror}; make room or choose another place, "
-            "and start the same again"
-        ) from error
+def _finish(
+    store: Path, encoder: Encoder, source: Source, settings: FeatureSettings, progress: Progress
+) -> _Done:
+    """Encode what is not there yet, each batch recorded once it is on the disk."""
+    record, pool = store / "done.json", settings.pool
+    done = _taken_over(record, _work(encoder, source, settings), say=progress.note)
+    progress.start(len(source), at=done.pictures, label="picture")
+    rest = range(done.pictures, len(source))
+    with (store / "features").open("ab") as file:
+        file.truncate(done.size)  # what a crash left of a batch that was not recorded
+        for got in prepared_in_batches(encoder, source, rest, batch=settings.batch):
+            file.write(encoder_features(encoder, [got.images], pools=[pool])[pool].tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+            seen = done.pictures + len(got.ids) + len(got.bad)
+            done = _Done(done.work, seen, file.tell(), [*done.bad, *got.bad])
+            write_json_atomic(record, done._asdict())
+            progress.update(seen)
+    return done
 
 
-def _identity(encoder: Encoder, source: Source, settings: FeatureSettings) -> dict[str, Any]:
-    """Name what features are a function of."""
-    digest = hashlib.sha256(json.dumps(to_dict(encoder.config)).encode())
+def _work(encoder: Encoder, source: Source, settings: FeatureSettings) -> str:
+    device = encoder.cls_token.device.type
+    facts = to_dict(encoder.config), source.fingerprint(), settings.pool, settings.batch, device
+    digest = hashlib.sha256(json.dumps(facts).encode())
     for name, tensor in encoder.state_dict().items():
         digest.update(name.encode() + tensor.cpu().numpy().tobytes())
-    return {
-        "weights": digest.hexdigest(),
-        "pictures": source.fingerprint(),
-        "pool": settings.pool,
-        "batch": settings.batch,
-        "device": encoder.cls_token.device.type,
-    }
+    return digest.hexdigest()
 
 
-def _keep_same_work(store: Path, identity: dict[str, Any], *, say: Callable[[str], None]) -> None:
-    record, parts = store / "work.json", list(store.glob("*.npz"))
-    if record.exists() and json.loads(record.read_bytes()) == identity:
-        say(f"going on: {len(parts)} finished batches are there")
-        return
-    if parts:
+def _taken_over(record: Path, work: str, *, say: Callable[[str], None]) -> _Done:
+    if not record.exists():
+        return _Done(work)
+    found = _Done(**json.loads(record.read_bytes()))
+    if found.work != work:
         say("beginning anew: weights, pictures or settings are not those of the last start")
-    for path in parts:
-        path.unlink()
-    write_json_atomic(record, identity)
+        return _Done(work)
+    say(f"going on: {found.pictures:,} pictures are done")
+    return found._replace(bad=[Bad(*bad) for bad in found.bad])
 
 
-def _finish_parts(
-    store: Path,
-    encoder: Encoder,
-    source: Source,
-    settings: FeatureSettings,
-    progress: Progress,
-) -> list[Path]:
-    """Encode what is not there yet; each part appears by one rename."""
-    parts = {store / f"{ids.start:012}.npz": ids for ids in chunks(len(source), settings.batch)}
-    done = sum(len(ids) for path, ids in parts.items() if path.exists())
-    progress.start(len(source), at=done, label="picture")
-    for path, ids in parts.items():
-        if path.exists():
-            continue
-        piece, content = _piece(encoder, source, ids, settings.pool), io.BytesIO()
-        bad = np.array(piece.bad, dtype=str).reshape(-1, len(Bad._fields))
-        np.savez(content, features=piece.features, ids=piece.ids, bad=bad)
-        write_atomic(path, content.getvalue())
-        done += len(ids)
-        progress.update(done)
-    return list(parts)
-
-
-def _read_part(path: Path) -> _Piece:
-    with np.load(path) as part:
-        bad = tuple(Bad(int(index), name, reason) for index, name, reason in part["bad"].tolist())
-        return _Piece(part["features"], part["ids"], bad)
-
-
-def _names(source: Source, ids: Ints) -> list[tuple[str, ...]]:
-    """Give the table of the rows' names, and classes where there are any, under a header."""
-    labels, class_names = source.labels, source.class_names
-    if labels is None or not class_names:
-        return [("name",), *((source.name(i),) for i in ids.tolist())]
-    return [("name", "class"), *((source.name(i), class_names[labels[i]]) for i in ids.tolist())]
-
-
-def _write_npy(out: Path, names: list[tuple[str, ...]], parts: list[Path], store: Path) -> int:
-    width = _read_part(parts[0]).features.shape[1]
-    shape, row = (len(names) - 1, width), 0
-    matrix = np.lib.format.open_memmap(store / "matrix", "w+", dtype=np.float32, shape=shape)
-    for features in (_read_part(path).features for path in parts):
-        matrix[row : row + len(features)] = features
-        row += len(features)
-    matrix.flush()
-    _write_table(out.with_suffix(".tsv"), names)
-    _place(store / "matrix", out)
-    return int(width)
-
-
-def _write_parquet(out: Path, names: list[tuple[str, ...]], parts: list[Path], store: Path) -> int:
-    pa, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
-    width, row = _read_part(parts[0]).features.shape[1], 1
-    kinds = [
-        *((name, pa.string()) for name in names[0]),
-        ("features", pa.list_(pa.float32(), width)),
-    ]
-    with parquet.ParquetWriter(store / "table", pa.schema(kinds)) as writer:
-        for features in (_read_part(path).features for path in parts):
-            columns = [
-                list(column) for column in zip(*names[row : row + len(features)], strict=True)
-            ]
-            vectors = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), width)
-            if len(features):
-                writer.write_table(pa.table([*columns, vectors], schema=pa.schema(kinds)))
-            row += len(features)
-    _place(store / "table", out)
-    return int(width)
+def _publish(store: Path, out: Path, source: Source, done: _Done) -> Embedded:
+    """Write the tables, and the features under their name once all of them are on the disk."""
+    ids = np.delete(np.arange(len(source)), [bad.id for bad in done.bad])
+    features = np.memmap(store / "features", np.float32, "r").reshape(len(ids), -1)
+    with (store / "whole").open("wb") as file:
+        np.save(file, features)
+        file.flush()
+        os.fsync(file.fileno())
+    rows = [["name"], *([source.name(i)] for i in ids.tolist())]
+    if source.labels is not None:
+        classes = [source.class_names[label] for label in source.labels[ids]]
+        rows = [[*row, value] for row, value in zip(rows, ["class", *classes], strict=True)]
+    _write_table(out.with_suffix(".tsv"), rows)
+    if done.bad:
+        bad_rows = [(bad.name, bad.reason) for bad in done.bad]
+        _write_table(out.with_suffix(".bad-files.tsv"), [("name", "reason"), *bad_rows])
+    (store / "whole").replace(out)
+    fsync_folder(out.parent)
+    n, width = features.shape
+    return Embedded(str(out), str(out.with_suffix(".tsv")), n, width, len(done.bad))
 
 
 def _write_table(path: Path, rows: Sequence[Sequence[str]]) -> None:
     write_atomic(path, "".join("\t".join(row) + "\n" for row in rows).encode())
-
-
-def _place(temporary: Path, path: Path) -> None:
-    """Give a file its name once all of it is on the disk."""
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    fsync_folder(path.parent)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mae.data.batch import Bad, Prepared, prepared
 from mae.data.decode import PixelKind
 from mae.data.source import Source
-from mae.errors import ConfigError
+from mae.errors import ConfigError, DataError
 from mae.jobs.setup import choose_device
 from mae.model.encoder import Encoder, Pool
 from mae.weights.load import open_encoder
@@ -30,8 +30,6 @@ class FeatureSettings(NamedTuple):
     """Pictures encoded at a time."""
     device: str = "auto"
     """See `choose_device`."""
-    heads: int | None = None
-    """Of an encoder that does not hold it, see `mae.load_encoder`."""
 
 
 DEFAULT = FeatureSettings()
@@ -44,31 +42,26 @@ def open_for_features(
     if settings.batch < 1:
         raise ConfigError(f"batch: expected at least 1, got {settings.batch}")
     device = choose_device(settings.device)
-    encoder, notes = open_encoder(weights, heads=settings.heads)
+    encoder, notes = open_encoder(weights)
     for note in notes:
         say(note)
     return encoder.to(device).eval()
 
 
-def prepared_for(encoder: Encoder, source: Source, ids: Sequence[int]) -> Prepared:
+def prepared_in_batches(
+    encoder: Encoder, source: Source, ids: Sequence[int], *, batch: int
+) -> Iterator[Prepared]:
     """Read pictures in the evaluation view, as the pixels an encoder was trained on."""
     config = encoder.config
     kind = PixelKind(config.pixels.dtype, config.channels)
-    return prepared(source, ids, kind=kind, size=config.image_size)
+    for start in range(0, len(ids), batch):
+        yield prepared(source, ids[start : start + batch], kind=kind, size=config.image_size)
 
 
-def prepared_in_batches(
-    encoder: Encoder, source: Source, ids: Ints, *, batch: int
-) -> Iterator[Prepared]:
-    """Read many pictures for an encoder, a batch at a time."""
-    for chosen in chunks(len(ids), batch):
-        yield prepared_for(encoder, source, ids[chosen].tolist())
-
-
-def chunks(count: int, size: int) -> Iterator[range]:
-    """Cut `range(count)` into ranges of at most `size`."""
-    for start in range(0, count, size):
-        yield range(start, min(start + size, count))
+def require_some(count: int, bad: Sequence[Bad]) -> None:
+    """Refuse pictures none of which can be read."""
+    if len(bad) == count:
+        raise DataError(f"pictures: none of {count} can be read; {unreadable(bad)}")
 
 
 def unreadable(bad: Sequence[Bad]) -> str:

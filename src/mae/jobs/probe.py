@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch.nn.functional as F
-from torch import Tensor
 
 from mae.data.batch import Bad
 from mae.data.builtin import fashion_mnist
 from mae.data.source import FolderSource, Source
 from mae.errors import ConfigError, DataError
 from mae.evaluate.features import Standardizer, encoder_features, pixel_features
-from mae.evaluate.knn import NEIGHBOURS, TEMPERATURE, knn_accuracy
+from mae.evaluate.knn import NEIGHBOURS, knn_accuracy
 from mae.evaluate.linear import logistic_accuracy
 from mae.evaluate.split import held_out
 from mae.jobs.features import (
@@ -28,6 +27,7 @@ from mae.jobs.features import (
     Ints,
     open_for_features,
     prepared_in_batches,
+    require_some,
     unreadable,
 )
 from mae.jobs.inputs import BUILT_IN
@@ -48,28 +48,22 @@ class Method(NamedTuple):
     """Of training features and classes, test features and classes; 0 to 1."""
 
 
-def choose_method(
-    name: Literal["knn", "linear"], *, k: int | None, temperature: float | None, seed: int
-) -> Method:
-    """Choose between the vote of the nearest neighbours and logistic regression.
+def choose_method(name: Literal["knn", "linear"], *, k: int | None, seed: int) -> Method:
+    """Choose between the vote of the k nearest neighbours and logistic regression.
 
     Args:
         name: which.
         k: neighbours; none: the usual number.
-        temperature: see `knn_accuracy`; none: the usual one.
         seed: key of the part on which logistic regression chooses its regularisation.
 
     Raises:
-        ConfigError: for a number that the method does not use.
+        ConfigError: for a number of neighbours that the method does not use.
     """
     if name == "knn":
         k = NEIGHBOURS if k is None else k
-        temperature = TEMPERATURE if temperature is None else temperature
-        return Method(f"k-NN, k = {k}", partial(knn_accuracy, k=k, temperature=temperature))
-    if k is not None or temperature is not None:
-        raise ConfigError(
-            "k and temperature: have no effect on linear, expected with knn; drop them"
-        )
+        return Method(f"k-NN, k = {k}", partial(knn_accuracy, k=k))
+    if k is not None:
+        raise ConfigError("k: has no effect on linear, expected with knn; drop it")
     return Method("logistic regression", partial(logistic_accuracy, seed=seed))
 
 
@@ -125,31 +119,23 @@ def probe(
         MaeError: for whatever the user must change, in one line.
     """
     with Progress(quiet=quiet) as progress:
-        train, test, class_names, said = labelled(data, seed=seed)
+        train, test, said = labelled(data, seed=seed)
         progress.note(said)
         trained = open_for_features(weights, settings, say=progress.note)
         random = create(trained.config, seed=seed).encoder.to(trained.cls_token.device).eval()
         known = _look(train, (trained, random), settings, progress, label="training picture")
         asked = _look(test, (trained, random), settings, progress, label="test picture")
-    _require_all_classes(known.labels, class_names)
-    if not len(asked.labels):
-        raise DataError("data: no test picture can be read; check the files")
+    class_names = train.source.class_names
+    for number, class_name in enumerate(class_names):
+        if number not in known.labels:
+            raise DataError(f"data: no picture of class {class_name} can be read")
     accuracies = []
     for before, after in zip(known.features, asked.features, strict=True):
         standard = Standardizer.fit(before)
         features = standard.apply(before), known.labels, standard.apply(after), asked.labels
         accuracies.append(method.accuracy(*features))
-    return Probe(
-        method=method.name,
-        pool=settings.pool,
-        trained=accuracies[0],
-        random=accuracies[1],
-        pixels=accuracies[2],
-        pixels_size=_pixels_size(trained),
-        classes=len(class_names),
-        train=len(known.labels),
-        test=len(asked.labels),
-    )
+    sizes = len(class_names), len(known.labels), len(asked.labels)
+    return Probe(method.name, settings.pool, *accuracies, _pixels_size(trained), *sizes)
 
 
 class Part(NamedTuple):
@@ -160,11 +146,10 @@ class Part(NamedTuple):
 
 
 class Labelled(NamedTuple):
-    """Pictures to learn from and pictures to test on."""
+    """Pictures to learn from and pictures to test on, of the same classes."""
 
     train: Part
     test: Part
-    class_names: tuple[str, ...]
     said: str
     """How they were divided."""
 
@@ -183,26 +168,25 @@ def labelled(data: str | Path, *, seed: int) -> Labelled:
     """
     root = Path(data)
     if data == BUILT_IN and not root.exists():
-        known, asked = fashion_mnist("train"), fashion_mnist("test")
-        return Labelled(_whole(known), _whole(asked), known.class_names, "built-in pictures")
+        built_in = (_whole(fashion_mnist(part)) for part in ("train", "test"))
+        return Labelled(*built_in, "built-in pictures")
     train_root = root / "train" if (root / "train").is_dir() else root
-    found = _classes(train_root)
-    tests = [root / name for name in TEST_FOLDERS if (root / name).is_dir()]
-    if train_root != root and tests:
-        other = _classes(tests[0])
-        different = set(found.class_names) ^ set(other.class_names)
-        if different:
-            raise DataError(
-                f"data: {train_root} and {tests[0]} hold different classes: "
-                f"{', '.join(sorted(different)[:5])} in one alone; give both the same"
-            )
-        said = f"learning from {train_root}, testing on {tests[0]}"
-        return Labelled(_whole(found), _whole(other), found.class_names, said)
-    assert found.labels is not None
-    held = held_out(found.labels, TEST_SHARE, seed=seed)
-    train, test = Part(found, np.flatnonzero(~held)), Part(found, np.flatnonzero(held))
+    source = _classes(train_root)
+    for test_root in (root / name for name in TEST_FOLDERS if train_root != root):
+        if test_root.is_dir():
+            other = _classes(test_root)
+            if different := sorted(set(source.class_names) ^ set(other.class_names)):
+                raise DataError(
+                    f"data: {train_root} and {test_root} hold different classes: "
+                    f"{', '.join(different[:5])} in one alone; give both the same"
+                )
+            said = f"learning from {train_root}, testing on {test_root}"
+            return Labelled(_whole(source), _whole(other), said)
+    assert source.labels is not None
+    held = held_out(source.labels, TEST_SHARE, seed=seed)
+    train, test = (Part(source, np.flatnonzero(part)) for part in (~held, held))
     said = f"{train_root}: {TEST_SHARE:.0%} of each class held out for testing, seed {seed}"
-    return Labelled(train, test, found.class_names, said)
+    return Labelled(train, test, said)
 
 
 def _whole(source: Source) -> Part:
@@ -218,9 +202,8 @@ def _classes(root: Path) -> FolderSource:
             f"data: {root} has {one}; expected every picture in one of at least two folders, "
             "which are the classes"
         )
-    if len(folders) > len(source.class_names):
-        empty = [name for name in folders if name not in source.class_names]
-        raise DataError(f"data: no pictures of class {empty[0]} in {root}; fill or remove it")
+    for empty in sorted({*folders} - {*source.class_names}):
+        raise DataError(f"data: no pictures of class {empty} in {root}; fill or remove it")
     return source
 
 
@@ -232,28 +215,29 @@ class _Seen(NamedTuple):
 
 def _look(
     part: Part,
-    encoders: tuple[Encoder, ...],
+    encoders: Sequence[Encoder],
     settings: FeatureSettings,
     progress: Progress,
     *,
     label: str,
 ) -> _Seen:
-    columns: list[list[Floats]] = [[] for _ in (*encoders, "pixels")]
-    kept: list[Ints] = []
+    pieces, pool, (source, ids) = [], settings.pool, part
     bad: list[Bad] = []
-    pool = settings.pool
-    assert part.source.labels is not None
-    progress.start(len(part.ids), label=label)
-    for got in prepared_in_batches(encoders[0], part.source, part.ids, batch=settings.batch):
-        for column, encoder in zip(columns, encoders, strict=False):
-            column.append(encoder_features(encoder, [got.images], pools=[pool])[pool])
-        columns[-1].append(pixel_features([_shrunk(got.images, _pixels_size(encoders[0]))]))
-        kept.append(part.source.labels[got.ids.numpy()])
+    size = _pixels_size(encoders[0])
+    assert source.labels is not None
+    progress.start(len(ids), label=label)
+    for got in prepared_in_batches(encoders[0], source, ids.tolist(), batch=settings.batch):
+        seen = [encoder_features(encoder, [got.images], pools=[pool])[pool] for encoder in encoders]
+        # Scaling is left to the standardisation, which takes it out again.
+        pixels = pixel_features([F.adaptive_avg_pool2d(got.images.float(), size)])
+        pieces.append((*seen, pixels, source.labels[got.ids.numpy()]))
         bad += got.bad
-        progress.update(sum(map(len, kept)) + len(bad))
+        progress.update(sum(len(piece[-1]) for piece in pieces) + len(bad))
+    require_some(len(ids), bad)
     if bad:
         progress.note(unreadable(bad))
-    return _Seen(tuple(map(np.concatenate, columns)), np.concatenate(kept))
+    *features, labels = map(np.concatenate, zip(*pieces, strict=True))
+    return _Seen(tuple(features), labels)
 
 
 def _pixels_size(encoder: Encoder) -> tuple[int, int]:
@@ -261,16 +245,3 @@ def _pixels_size(encoder: Encoder) -> tuple[int, int]:
     (height, width), channels = encoder.config.image_size, encoder.config.channels
     factor = min(1.0, math.sqrt(MOST_PIXEL_VALUES / (channels * height * width)))
     return max(1, int(height * factor)), max(1, int(width * factor))
-
-
-def _shrunk(images: Tensor, size: tuple[int, int]) -> Tensor:
-    if images.shape[-2:] == size or not len(images):
-        return images if images.shape[-2:] == size else images.new_zeros(0, images.shape[1], *size)
-    # Scaling is left to the standardisation, which takes it out again.
-    return F.interpolate(images.float(), size, mode="bilinear", antialias=True)
-
-
-def _require_all_classes(labels: Ints, class_names: tuple[str, ...]) -> None:
-    for number, count in enumerate(np.bincount(labels, minlength=len(class_names))):
-        if not count:
-            raise DataError(f"data: no picture of class {class_names[number]} can be read")

@@ -16,7 +16,7 @@ from mae.data.randomness import Stream, uniform
 from mae.data.source import FolderSource
 from mae.errors import ConfigError, DataError
 from mae.evaluate.reconstruction import HiddenPsnr, hidden_psnr
-from mae.jobs.features import prepared_for
+from mae.jobs.features import prepared_in_batches
 from mae.jobs.progress import Progress
 from mae.jobs.setup import choose_device
 from mae.model.autoencoder import MaskedAutoencoder
@@ -66,8 +66,6 @@ def reconstruct(
     seed: int = 0,
     count: int = 8,
     device: str = "auto",
-    heads: int | None = None,
-    decoder_heads: int | None = None,
     quiet: bool = False,
 ) -> Reconstructed:
     """Hide patches of pictures, have them rebuilt, and draw both.
@@ -80,7 +78,6 @@ def reconstruct(
         seed: key of the masks.
         count: pictures of each folder, evenly spread.
         device: see `choose_device`.
-        heads, decoder_heads: as for `mae.load`.
         quiet: show no notes.
 
     Raises:
@@ -91,7 +88,7 @@ def reconstruct(
     if any(out.exists() and out.samefile(path) for path in pictures if Path(path).exists()):
         raise ConfigError(f"out: {out} is one of the pictures; choose another name")
     with Progress(quiet=quiet) as progress:
-        model, notes = open_model(weights, heads=heads, decoder_heads=decoder_heads)
+        model, notes = open_model(weights)
         for note in notes:
             progress.note(note)
     model = model.to(choose_device(device)).eval()
@@ -120,10 +117,12 @@ def _read(
     for path in pictures:
         folder = Path(path).is_dir()
         source = FolderSource(path) if folder else FolderSource.of_files([path])
-        read = prepared_for(model.encoder, source, evenly(range(len(source)), count))
-        images.append(read.images)
-        names += [source.name(i) for i in read.ids.tolist()]
-        bad |= {picture.name: picture.reason for picture in read.bad}
+        for read in prepared_in_batches(
+            model.encoder, source, evenly(range(len(source)), count), batch=count
+        ):
+            images.append(read.images)
+            names += [source.name(i) for i in read.ids.tolist()]
+            bad |= {picture.name: picture.reason for picture in read.bad}
     if not names:
         first = "".join(f"; the first, {name}: {reason}" for name, reason in [*bad.items()][:1])
         raise DataError(f"pictures: none of {len(bad)} can be read{first}. Name others")

@@ -49,17 +49,22 @@ class Decoder(nn.Module):
         Returns:
             B L-K P, in the order of `masking.ids_hidden`.
         """
-        num_visible = masking.ids_keep.shape[1]
-        tokens = self.decode(latent, masking, grid=grid)
-        return self.pred(self.norm(tokens[:, 1 + num_visible :]))  # type: ignore[no-any-return]
+        first = 1 + masking.ids_keep.shape[1]
+        tokens = self.decode(latent, masking, grid=grid, first=first)
+        return self.pred(self.norm(tokens))  # type: ignore[no-any-return]
 
     def predict_all(self, latent: Tensor, masking: Masking, *, grid: tuple[int, int]) -> Tensor:
         """Predict every patch, hidden or not, in row-major order: B L P."""
-        tokens = self.decode(latent, masking, grid=grid)
-        return gather(self.pred(self.norm(tokens[:, 1:])), masking.ids_restore)
+        tokens = self.decode(latent, masking, grid=grid, first=1)
+        return gather(self.pred(self.norm(tokens)), masking.ids_restore)
 
-    def decode(self, latent: Tensor, masking: Masking, *, grid: tuple[int, int]) -> Tensor:
-        """Run the blocks over cls, visible and mask tokens, in this order: B 1+L E."""
+    def decode(
+        self, latent: Tensor, masking: Masking, *, grid: tuple[int, int], first: int
+    ) -> Tensor:
+        """Run the blocks over cls, visible and mask tokens, in this order: B 1+L-first E.
+
+        The last block gives only the tokens that are predicted; the others are attended to.
+        """
         B, num_hidden = masking.ids_hidden.shape
         ids = torch.cat([masking.ids_keep, masking.ids_hidden], dim=1)  # B L
         positions = resize_positions(
@@ -69,6 +74,6 @@ class Decoder(nn.Module):
         hidden = self.mask_token.expand(B, num_hidden, -1)
         # Under autocast the embedding is bf16; the sum with the float32 positions is not.
         tokens = torch.cat([self.embed(latent), hidden.to(latent.dtype)], dim=1) + places
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             tokens = block(tokens)
-        return tokens
+        return self.blocks[-1](tokens, first=first)  # type: ignore[no-any-return]

@@ -20,13 +20,13 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Mix the tokens of each image: B T D to B T D."""
+    def forward(self, tokens: Tensor, *, first: int = 0) -> Tensor:
+        """Mix the tokens of each image: B T D to B T-first D, all of them attended to."""
         B, T, D = tokens.shape
         qkv = self.qkv(tokens).reshape(B, T, 3, self.num_heads, D // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # B heads T d each
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(mixed.transpose(1, 2).reshape(B, T, D))  # type: ignore[no-any-return]
+        mixed = F.scaled_dot_product_attention(q[:, :, first:], k, v)
+        return self.proj(mixed.transpose(1, 2).reshape(B, T - first, D))  # type: ignore[no-any-return]
 
 
 class Mlp(nn.Module):
@@ -52,9 +52,9 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = Mlp(width, hidden=int(width * mlp_ratio))
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Attend, then transform: B T D to B T D."""
-        tokens = tokens + self.attn(self.norm1(tokens))
+    def forward(self, tokens: Tensor, *, first: int = 0) -> Tensor:
+        """Attend to all tokens, then transform those from `first` on: B T D to B T-first D."""
+        tokens = tokens[:, first:] + self.attn(self.norm1(tokens), first=first)
         return tokens + self.mlp(self.norm2(tokens))  # type: ignore[no-any-return]
 
 
