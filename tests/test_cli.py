@@ -141,11 +141,9 @@ def test_verbs_and_options_are_pinned() -> None:
     assert {verb.name: flags(verb.name) for verb in VERBS} == {
         "demo": "out minutes quiet json traceback",
         "pretrain": "RECIPE data out init config print-config quiet json traceback",
-        "probe": "METHOD WEIGHTS data k temperature pool batch device seed heads quiet "
-        "json traceback",
-        "reconstruct": "WEIGHTS PICTURES out mask-ratio seed heads decoder-heads "
-        "device quiet json traceback",
-        "embed": "WEIGHTS data out pool batch device heads quiet json traceback",
+        "probe": "METHOD WEIGHTS data k pool batch device seed quiet json traceback",
+        "reconstruct": "WEIGHTS PICTURES out mask-ratio seed device quiet json traceback",
+        "embed": "WEIGHTS data out pool batch device quiet json traceback",
         "report": "RUNS json traceback",
         "recipes list": "json traceback",
         "recipes show": "NAME json traceback",
@@ -314,7 +312,7 @@ def test_a_length_given_takes_the_place_of_that_of_the_recipe(
         ("reconstruct w", "reconstruct: expected PICTURES; see mae reconstruct --help"),
         ("recipes show foldr", "recipe: there is no 'foldr'; did you mean folder?"),
         ("weights convert a b --to jax", "to: expected facebook or mae, got 'jax'"),
-        ("embed w --data d --out f.csv", "out: f.csv ends in '.csv', expected .npy or .parquet"),
+        ("embed w --data d --out f.csv", "out: f.csv ends in '.csv', expected .npy"),
     ],
 )
 def test_a_mistake_is_one_line_that_says_what_to_do(words: str, message: str, mae_: Run) -> None:

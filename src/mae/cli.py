@@ -11,11 +11,12 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from importlib import metadata
 from inspect import getdoc
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from mae.errors import ConfigError, MaeError
 from mae.fields import to_dict
@@ -24,9 +25,6 @@ from mae.options import nearest, options_of, read_words, show_help
 from mae.recipes import find_recipe
 from mae.train.guard import INTERRUPTED, Stopped
 from mae.train.rundir import RunDir
-
-if TYPE_CHECKING:
-    from mae.jobs.features import FeatureSettings
 
 Pool = Literal["mean", "cls", "grid"]
 
@@ -70,23 +68,13 @@ def pretrain(
         raise ConfigError("pretrain: expected --data, a folder of pictures (or fashion-mnist)")
     from mae.jobs import pretrain as job
 
+    command = ["mae", *sys.argv[1:]]
     run = job.pretrain(
-        settled,
-        based_on=recipe,
-        data=data,
-        out=out,
-        init=init,
-        quiet=quiet,
-        command=["mae", *sys.argv[1:]],
+        settled, based_on=recipe, data=data, out=out, init=init, quiet=quiet, command=command
     )
-    rundir = RunDir(run.path)
-    values = {
-        "run": str(run.path),
-        "weights": str(rundir.weights),
-        "report": str(rundir.report),
-        "steps": run.num_steps,
-        "resumed": run.resumed,
-    }
+    paths = RunDir(run.path)
+    files = {"run": run.path, "weights": paths.weights, "report": paths.report}
+    values = {**files, "steps": run.num_steps, "resumed": run.resumed}
     return Shown(values, [(name, str(value)) for name, value in values.items()])
 
 
@@ -96,12 +84,10 @@ def probe(
     *,
     data: str,
     k: int | None = None,
-    temperature: float | None = None,
     pool: Pool = "mean",
     batch: int = 64,
     device: str = "auto",
     seed: int = 0,
-    heads: int | None = None,
     quiet: bool = False,
 ) -> Shown:
     """Classify by nearest neighbours or logistic regression on features, beside raw pixels.
@@ -109,12 +95,10 @@ def probe(
     DATA holds one folder per class, of which a fifth is held out; or train/ and val/ of such.
     """
     from mae.jobs import probe as job
+    from mae.jobs.features import FeatureSettings
 
-    how = job.choose_method(method, k=k, temperature=temperature, seed=seed)
-    settings = _settings(pool, batch, device, heads)
-    return _shown(
-        job.probe(weights, data=data, method=how, settings=settings, seed=seed, quiet=quiet)
-    )
+    how, settings = job.choose_method(method, k=k, seed=seed), FeatureSettings(pool, batch, device)
+    return _shown(job.probe(weights, data, how, settings=settings, seed=seed, quiet=quiet))
 
 
 def reconstruct(
@@ -123,27 +107,14 @@ def reconstruct(
     out: Path = Path("reconstruction.png"),
     mask_ratio: float | None = None,
     seed: int = 0,
-    heads: int | None = None,
-    decoder_heads: int | None = None,
     device: str = "auto",
     quiet: bool = False,
 ) -> Shown:
     """Draw pictures masked, rebuilt, and pasted together, to a .png or .html."""
     from mae.jobs import reconstruct as job
 
-    return _shown(
-        job.reconstruct(
-            weights,
-            pictures,
-            out=out,
-            mask_ratio=mask_ratio,
-            seed=seed,
-            device=device,
-            heads=heads,
-            decoder_heads=decoder_heads,
-            quiet=quiet,
-        )
-    )
+    ask = partial(job.reconstruct, mask_ratio=mask_ratio, seed=seed, device=device, quiet=quiet)
+    return _shown(ask(weights, pictures, out=out))
 
 
 def embed(
@@ -154,16 +125,16 @@ def embed(
     pool: Pool = "mean",
     batch: int = 64,
     device: str = "auto",
-    heads: int | None = None,
     quiet: bool = False,
 ) -> Shown:
     """Write the features of every picture; goes on where it was stopped.
 
-    OUT is a .npy, with the names of its rows beside it in a .tsv; or a .parquet.
+    OUT is a .npy; the names of its rows come beside it in a .tsv.
     """
     from mae.jobs import embed as job
+    from mae.jobs.features import FeatureSettings
 
-    settings = _settings(pool, batch, device, heads)
+    settings = FeatureSettings(pool, batch, device)
     return _shown(job.embed_to_file(weights, data, out=out, settings=settings, quiet=quiet))
 
 
@@ -220,12 +191,6 @@ def doctor() -> Shown:
     return Shown(values, [check.row() for check in checks], exit_code=0 if ok else 1)
 
 
-def _settings(pool: Pool, batch: int, device: str, heads: int | None) -> FeatureSettings:
-    from mae.jobs.features import FeatureSettings
-
-    return FeatureSettings(pool, batch, device, heads)
-
-
 class _Result(Protocol):
     def rows(self) -> Iterable[Sequence[str]]: ...
     def _asdict(self) -> dict[str, Any]: ...
@@ -239,22 +204,16 @@ class Verb(NamedTuple):
     """One thing the command does."""
 
     name: str
-    group: str
     run: Callable[..., Shown]
 
 
-VERBS = (
-    Verb("demo", "train", demo),
-    Verb("pretrain", "train", pretrain),
-    Verb("probe", "use", probe),
-    Verb("reconstruct", "use", reconstruct),
-    Verb("embed", "use", embed),
-    Verb("report", "inspect", report),
-    Verb("recipes list", "inspect", recipes_list),
-    Verb("recipes show", "inspect", recipes_show),
-    Verb("weights inspect", "inspect", weights_inspect),
-    Verb("weights convert", "inspect", weights_convert),
-    Verb("doctor", "inspect", doctor),
+_GROUPS: dict[str, tuple[Callable[..., Shown], ...]] = {
+    "train": (demo, pretrain),
+    "use": (probe, reconstruct, embed),
+    "inspect": (report, recipes_list, recipes_show, weights_inspect, weights_convert, doctor),
+}
+VERBS = tuple(
+    Verb(run.__name__.replace("_", " "), run) for runs in _GROUPS.values() for run in runs
 )
 _HELP = frozenset(("-h", "--help"))
 
@@ -289,47 +248,43 @@ def _say(message: object, code: int) -> int:
 
 
 def _run(words: list[str]) -> int:
-    if not words or words[0] in _HELP:
-        print(_short_help(VERBS))
+    among = [verb.name for verb in VERBS if words and verb.name.startswith(f"{words[0]} ")]
+    if not words or _HELP & set(words[: 2 if among else 1]):
+        print(_short_help())
         return 0
     if words[0] == "--version":
         print(f"mae {metadata.version('mae-vision')}")
         return 0
-    among = [verb for verb in VERBS if verb.name.startswith(f"{words[0]} ")]
-    if among and len(words) > 1 and words[1] in _HELP:
-        print(_short_help(among))
-        return 0
-    verb, rest = _find_verb(words, among)
+    verb = _find_verb(words, among)
+    rest = words[len(verb.name.split()) :]
     options = options_of(verb.run, words=rest)
     if _HELP & set(rest):
         show_help(options, verb=verb.name, about=getdoc(verb.run))
         return 0
-    given = read_words(rest, options, verb=verb.name)
-    as_json, _ = given.named.pop("json", False), given.named.pop("traceback", False)
-    shown = verb.run(*given.words, **given.named)
+    values, named = read_words(rest, options, verb=verb.name)
+    as_json, _ = named.pop("json", False), named.pop("traceback", False)
+    shown = verb.run(*values, **named)
     print(json.dumps(shown.values, default=str) if as_json else _table(shown.rows))
     return shown.exit_code
 
 
-def _find_verb(words: list[str], among: Sequence[Verb]) -> tuple[Verb, list[str]]:
-    count = 2 if among else 1
-    name = " ".join(words[:count])
+def _find_verb(words: list[str], among: Sequence[str]) -> Verb:
+    name = " ".join(words[: 2 if among else 1])
     for verb in VERBS:
         if verb.name == name:
-            return verb, words[count:]
+            return verb
     if among and len(words) == 1:
-        names = " or ".join(verb.name.split()[1] for verb in among)
+        names = " or ".join(verb.split()[1] for verb in among)
         raise ConfigError(f"{name}: expected {names} after it; see mae --help")
-    known = {verb.name if among else verb.name.split()[0] for verb in VERBS}
-    raise ConfigError(f"unknown verb {name}{nearest(name, sorted(known)) or '; see mae --help'}")
+    known = among or sorted({verb.name.split()[0] for verb in VERBS})
+    raise ConfigError(f"unknown verb {name}{nearest(name, known) or '; see mae --help'}")
 
 
-def _short_help(verbs: Sequence[Verb]) -> str:
+def _short_help() -> str:
     lines = ["usage: mae VERB [NAME] [--option value | option=value]"]
-    for group in dict.fromkeys(verb.group for verb in verbs):
-        about = [
-            (f"  {v.name}", f"{getdoc(v.run)}".splitlines()[0]) for v in verbs if v.group == group
-        ]
+    for group, runs in _GROUPS.items():
+        verbs = [verb for verb in VERBS if verb.run in runs]
+        about = [(f"  {verb.name}", f"{getdoc(verb.run)}".splitlines()[0]) for verb in verbs]
         lines += ["", group, _table(about)]
     return "\n".join([*lines, "", "mae VERB --help lists the options of a verb."])
 

@@ -17,7 +17,7 @@ from inspect import Parameter
 from itertools import pairwise, takewhile
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from mae import config
 from mae.config import PretrainConfig
@@ -74,6 +74,8 @@ class Option(NamedTuple):
     default: object
     """`Parameter.empty` where a value must be given."""
     positional: bool = False
+    many: bool = False
+    """Whether it takes every word that is left."""
     owner: type | None = None
     """Configuration that a field of the recipe belongs to."""
 
@@ -97,18 +99,15 @@ def options_of(run: Callable[..., object], *, words: Sequence[str] = ()) -> list
         run: its function; `**fields` stands for every field of a recipe.
         words: what was typed; a recipe named there gives the defaults of its fields.
     """
-    hints = get_type_hints(run)
-    options = []
+    hints, options = get_type_hints(run), []
     for name, parameter in inspect.signature(run).parameters.items():
         if parameter.kind is Parameter.VAR_KEYWORD:
             options += _recipe_options(next((r for r in RECIPES if r.name in words), RECIPES[0]))
             continue
-        hint = hints[name]
-        if parameter.kind is Parameter.VAR_POSITIONAL:
-            hint = tuple.__class_getitem__((hint, ...))
         positional = parameter.kind is not Parameter.KEYWORD_ONLY
+        many = parameter.kind is Parameter.VAR_POSITIONAL
         flag = name.replace("_", "-")
-        options.append(Option(name, flag, hint, parameter.default, positional))
+        options.append(Option(name, flag, hints[name], parameter.default, positional, many))
     return [*options, *EVERYWHERE]
 
 
@@ -123,17 +122,13 @@ def _recipe_options(recipe: Recipe) -> list[Option]:
     return sorted(options, key=lambda option: "." in option.flag)
 
 
-class Given(NamedTuple):
-    """What a command line says."""
-
-    words: tuple[Any, ...]
-    """Values without a name, in order."""
-    named: dict[str, Any]
-    """Values by path."""
-
-
-def read_words(words: Sequence[str], options: Sequence[Option], *, verb: str) -> Given:
+def read_words(
+    words: Sequence[str], options: Sequence[Option], *, verb: str
+) -> tuple[list[Any], dict[str, Any]]:
     """Read the words after a verb; `--a x`, `--a=x`, `a=x` and `a = x` are the same.
+
+    Returns:
+        Values without a name, in order, and values by path.
 
     Raises:
         ConfigError: for an unknown option, a word too many or missing, or a value that is none.
@@ -155,11 +150,11 @@ def read_words(words: Sequence[str], options: Sequence[Option], *, verb: str) ->
             raise ConfigError(f"unknown option {match['dashes'] or '--'}{flag}{near}")
         text = _taken(known[flag], rest) if match["text"] is None else match["text"]
         named[known[flag].path] = _value(known[flag], text)
-    values = tuple(_unnamed_values(unnamed, [o for o in options if o.positional], verb=verb))
+    values = list(_unnamed_values(unnamed, [o for o in options if o.positional], verb=verb))
     needed = [f"--{o.flag}" for o in flags if o.default is Parameter.empty and o.path not in named]
     if needed:
         raise ConfigError(f"{verb}: expected {' and '.join(needed)}; see mae {verb} --help")
-    return Given(values, named)
+    return values, named
 
 
 def nearest(name: str, known: Iterable[str], *, dashes: str = "") -> str:
@@ -207,11 +202,9 @@ def _unnamed_values(
         if not rest and option.default is Parameter.empty:
             name = option.flag.upper()
             raise ConfigError(f"{verb}: expected {name}; see mae {verb} --help")
-        if get_origin(option.hint) is tuple:
-            yield from (Path(word).expanduser() for word in rest)
-            return
-        if rest:
-            yield _value(option, rest.pop(0))
+        count = len(rest) if option.many else 1
+        yield from (_value(option, word) for word in rest[:count])
+        del rest[:count]
     if rest:
         raise ConfigError(f"unexpected {rest[0]!r}; see mae {verb} --help")
 
@@ -223,7 +216,8 @@ def show_help(options: Sequence[Option], *, verb: str, about: str | None) -> Non
     docs = _field_docs()
     fields: list[tuple[str, Any, Any]] = []
     for i, option in enumerate(options):
-        marks = [tyro.conf.arg(name=option.flag, help=_about(option, docs))]
+        metavar = option.flag.upper() if option.positional else None
+        marks = [tyro.conf.arg(name=option.flag, metavar=metavar, help=_about(option, docs))]
         marks += [tyro.conf.Positional] * option.positional
         marks += [tyro.conf.FlagCreatePairsOff if option.is_switch else tyro.conf.FlagConversionOff]
         default = dataclasses.field(

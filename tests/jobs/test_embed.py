@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import errno
+import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,7 +15,6 @@ import pytest
 from PIL import Image
 
 import mae
-from mae.config import ModelConfig
 from mae.data.batch import prepared
 from mae.data.decode import PixelKind
 from mae.data.source import FolderSource
@@ -22,7 +23,6 @@ from mae.jobs import embed as module
 from mae.jobs.embed import embed_to_file
 from mae.jobs.features import FeatureSettings
 from mae.model.create import create
-from mae.train import rundir
 from mae.weights.folder import save
 from tests.jobs.conftest import TINY, write_classes
 from tests.pictures import encoded, image, photo, rotated_jpeg
@@ -142,7 +142,7 @@ def test_a_second_start_goes_on_and_ends_with_the_same_bytes(
     assert encoded_now == [2]  # 8 pictures, 3 and 3 of which were done
     assert (tmp_path / "b.npy").read_bytes() == (tmp_path / "a.npy").read_bytes()
     assert (tmp_path / "b.tsv").read_bytes() == (tmp_path / "a.tsv").read_bytes()
-    assert result.unreadable == 1 and not (tmp_path / ".b.npy.parts").exists()
+    assert result.unreadable == 1 and not (tmp_path / ".b.npy.part").exists()
 
 
 @pytest.mark.parametrize("change", ["weights", "pictures", "settings"])
@@ -182,7 +182,8 @@ def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(weights: Path, tmp_pa
     command += [f"--out={tmp_path / 'b.npy'}", "--batch=3", "--quiet"]
 
     job = subprocess.Popen(command)
-    while len(list(tmp_path.glob(".b.npy.parts/*.npz"))) < 2:
+    record = tmp_path / ".b.npy.part" / "done.json"
+    while not record.exists() or json.loads(record.read_bytes())["pictures"] < 6:
         assert job.poll() is None
         time.sleep(0.01)
     job.send_signal(signal.SIGKILL)
@@ -193,20 +194,36 @@ def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(weights: Path, tmp_pa
     assert (tmp_path / "b.npy").read_bytes() == (tmp_path / "a.npy").read_bytes()
 
 
+@pytest.mark.parametrize("name", ["fsync", "replace"])
 def test_a_full_disk_is_one_error_and_nothing_done_is_lost(
-    weights: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, weights: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, content: bytes) -> None:
+    def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(rundir, "write_durably", full)
+        patch.setattr(Path if name == "replace" else os, name, full)
         with pytest.raises(ConfigError, match="cannot be written: No space left on device"):
             embed_to_file(weights, pictures, out=tmp_path / "a.npy", settings=SETTINGS, quiet=True)
 
     embed_to_file(weights, pictures, out=tmp_path / "a.npy", settings=SETTINGS, quiet=True)
 
     assert len(np.load(tmp_path / "a.npy")) == 7
+
+
+def test_features_of_a_batch_that_was_not_recorded_are_made_again(
+    weights: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed_to_file(weights, pictures, out=tmp_path / "a.npy", settings=SETTINGS, quiet=True)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupted_after(2, patch)
+        embed_to_file(weights, pictures, out=tmp_path / "b.npy", settings=SETTINGS, quiet=True)
+    with (tmp_path / ".b.npy.part" / "features").open("ab") as file:
+        file.write(b"cut off")
+
+    embed_to_file(weights, pictures, out=tmp_path / "b.npy", settings=SETTINGS, quiet=True)
+
+    assert (tmp_path / "b.npy").read_bytes() == (tmp_path / "a.npy").read_bytes()
 
 
 def test_an_existing_file_is_left_as_it_is(weights: Path, pictures: Path, tmp_path: Path) -> None:
@@ -240,37 +257,10 @@ def test_a_place_that_cannot_be_written_to_is_said(
         embed_to_file(weights, pictures, out=tmp_path / "file" / "a.npy", quiet=True)
 
 
-def test_a_missing_pyarrow_is_said_before_any_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
-
-    with pytest.raises(ConfigError, match=r"pip install 'mae-vision\[parquet\]'"):
-        embed_to_file("no weights", "no pictures", out=tmp_path / "a.parquet")
-
-    assert not list(tmp_path.iterdir())
-
-
-def test_parquet_holds_names_classes_and_features(
-    weights: Path, pictures: Path, tmp_path: Path
-) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet")
-
-    result = embed_to_file(
-        weights, pictures, out=tmp_path / "a.parquet", settings=SETTINGS, quiet=True
-    )
-
-    table = parquet.read_table(result.names)
-    assert table.column_names == ["name", "class", "features"]
-    assert table["name"].to_pylist()[0] == "cats/0.png"
-    features = np.array(table["features"].to_pylist(), dtype=np.float32)
-    np.testing.assert_allclose(features, mae.embed(weights, whole(pictures)), atol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("pictures", "error", "message"),
     [
-        ([], DataError, "pictures: got none"),
+        ([], DataError, "pictures: got no files, expected at least one"),
         (["nowhere.png"], DataError, "no file .*nowhere.png"),
         ("nowhere", DataError, "no folder .*nowhere"),
         (
@@ -300,22 +290,3 @@ def test_a_batch_of_none_and_a_device_that_is_not_there_are_refused(weights: Pat
         mae.embed(weights, [photo(30, 44)], batch=0)
     with pytest.raises(ConfigError, match="device: 'tpu' cannot be used here"):
         mae.embed(weights, [photo(30, 44)], device="tpu")
-
-
-def test_heads_that_a_file_does_not_hold_can_be_told(tmp_path: Path) -> None:
-    config = ModelConfig(
-        image_size=(24, 24), patch_size=8, width=24, depth=1, num_heads=3, decoder_width=16,
-        decoder_depth=1, decoder_heads=2,
-    )  # fmt: skip
-    save(create(config), tmp_path / "ours")
-    mae.convert(tmp_path / "ours", tmp_path / "published.pth", to="facebook")
-    import torch
-
-    state = torch.load(tmp_path / "published.pth", weights_only=True)
-    torch.save({"model": state["model"]}, tmp_path / "published.pth")
-
-    with pytest.raises(WeightsError, match="heads"):
-        mae.embed(tmp_path / "published.pth", [photo(30, 44)])
-    told = mae.embed(tmp_path / "published.pth", [photo(30, 44)], heads=3)
-
-    assert np.array_equal(told, mae.embed(tmp_path / "ours", [photo(30, 44)]))

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import mae
 from mae.errors import ConfigError, DataError
-from mae.evaluate.features import Standardizer
+from mae.evaluate.features import standardized
 from mae.evaluate.knn import knn_accuracy
 from mae.jobs import probe as module
 from mae.jobs.features import FeatureSettings
@@ -17,8 +16,8 @@ from mae.jobs.probe import Probe, choose_method, labelled, probe
 from mae.model.create import create
 from tests.jobs.conftest import TINY, write_classes
 
-K3 = choose_method("knn", k=3, temperature=None, seed=0)
-LINEAR = choose_method("linear", k=None, temperature=None, seed=0)
+K3 = choose_method("knn", k=3, seed=0)
+LINEAR = choose_method("linear", k=None, seed=0)
 
 
 @pytest.fixture
@@ -39,7 +38,7 @@ def parts(tmp_path: Path) -> Path:
 def test_classes_of_different_colour_are_told_apart_by_all_three(
     method: module.Method, weights: Path, classes: Path
 ) -> None:
-    result = probe(weights, data=classes, method=method, quiet=True)
+    result = probe(weights, classes, method, quiet=True)
 
     assert (result.classes, result.train, result.test) == (3, 15, 3)
     assert min(result.trained, result.random, result.pixels) > 0.5
@@ -47,7 +46,7 @@ def test_classes_of_different_colour_are_told_apart_by_all_three(
 
 def test_the_random_encoder_is_the_same_network_untrained(weights: Path, classes: Path) -> None:
     # The "trained" weights were never trained: with their seed the two are the same encoder.
-    result = probe(weights, data=classes, method=K3, seed=0, quiet=True)
+    result = probe(weights, classes, K3, seed=0, quiet=True)
 
     assert result.trained == result.random
 
@@ -61,12 +60,12 @@ def test_the_accuracy_is_that_of_standardised_features(
         seen.append(features)
         return knn_accuracy(*features, k=3)
 
-    probe(weights, data=parts, method=module.Method("k-NN", accuracy), quiet=True)
+    probe(weights, parts, module.Method("k-NN", accuracy), quiet=True)
 
     train, test = (mae.embed(weights, parts / name) for name in ("train", "val"))
-    standard = Standardizer.fit(train)
-    np.testing.assert_allclose(seen[0][0], standard.apply(train), atol=1e-4)
-    np.testing.assert_allclose(seen[0][2], standard.apply(test), atol=1e-4)
+    train, test = standardized(train, test)
+    np.testing.assert_allclose(seen[0][0], train, atol=1e-4)
+    np.testing.assert_allclose(seen[0][2], test, atol=1e-4)
     assert seen[0][1].tolist() == [0] * 4 + [1] * 4 and seen[0][3].tolist() == [0, 0, 1, 1]
     assert seen[2][0].shape == (8, 14 * 23 * 3)  # raw pixels, of at most 1024 values
 
@@ -76,10 +75,8 @@ def test_grey_pictures_of_28_pixels_are_compared_as_they_are() -> None:
         image_size=(28, 28), patch_size=4, channels=1, width=24, depth=1, num_heads=2,
         pixels=mae.PixelConfig(mean=(0.5,), std=(0.5,)),
     )  # fmt: skip
-    encoder, images = create(config).encoder, torch.zeros(2, 1, 28, 28, dtype=torch.uint8)
 
-    assert module._pixels_size(encoder) == (28, 28)
-    assert module._shrunk(images, (28, 28)) is images
+    assert module._pixels_size(create(config).encoder) == (28, 28)
 
 
 def test_a_fifth_of_each_class_is_held_out_as_a_function_of_the_seed(classes: Path) -> None:
@@ -114,7 +111,7 @@ def test_the_built_in_pictures_have_their_own_division() -> None:
     found = labelled("fashion-mnist", seed=0)
 
     assert len(found.train.ids) >= 20_000 and len(found.test.ids) == 10_000
-    assert len(found.class_names) == 10
+    assert len(found.train.source.class_names) == 10
 
 
 def test_a_broken_picture_is_left_out_and_said(
@@ -122,7 +119,7 @@ def test_a_broken_picture_is_left_out_and_said(
 ) -> None:
     (classes / "b" / "3.png").write_bytes(b"\x89PNG\r\n\x1a\n cut off")
 
-    result = probe(weights, data=classes, method=K3)
+    result = probe(weights, classes, K3)
 
     assert result.train + result.test == 17
     assert "1 unreadable, left out: b/3.png" in capsys.readouterr().err
@@ -160,25 +157,33 @@ def test_a_class_without_a_readable_picture_is_refused_by_name(weights: Path, pa
         path.write_bytes(b"nothing")
 
     with pytest.raises(DataError, match="no picture of class b can be read"):
-        probe(weights, data=parts, method=K3, quiet=True)
+        probe(weights, parts, K3, quiet=True)
+
+
+def test_a_test_part_without_a_readable_picture_is_refused(weights: Path, parts: Path) -> None:
+    for path in (parts / "val").rglob("*.png"):
+        path.write_bytes(b"nothing")
+
+    with pytest.raises(DataError, match="none of 4 can be read"):
+        probe(weights, parts, K3, quiet=True)
 
 
 def test_more_neighbours_than_pictures_are_refused(weights: Path, parts: Path) -> None:
-    k20 = choose_method("knn", k=None, temperature=None, seed=0)
+    k20 = choose_method("knn", k=None, seed=0)
 
     with pytest.raises(ConfigError, match="k: got 20 neighbours, expected 1 to 8"):
-        probe(weights, data=parts, method=k20, quiet=True)
+        probe(weights, parts, k20, quiet=True)
 
 
 def test_no_neighbours_are_refused(weights: Path, parts: Path) -> None:
     with pytest.raises(ConfigError, match="k: got 0 neighbours, expected 1 to 8"):
-        none = choose_method("knn", k=0, temperature=None, seed=0)
-        probe(weights, data=parts, method=none, quiet=True)
+        none = choose_method("knn", k=0, seed=0)
+        probe(weights, parts, none, quiet=True)
 
 
 def test_a_number_of_neighbours_without_effect_is_refused() -> None:
-    with pytest.raises(ConfigError, match="have no effect on linear"):
-        choose_method("linear", k=3, temperature=None, seed=0)
+    with pytest.raises(ConfigError, match="k: has no effect on linear"):
+        choose_method("linear", k=3, seed=0)
 
 
 def test_a_row_behind_says_so() -> None:
@@ -195,8 +200,7 @@ def test_a_row_behind_says_so() -> None:
 
 def test_the_size_of_the_batch_changes_nothing(weights: Path, classes: Path) -> None:
     small, large = (
-        probe(weights, data=classes, method=K3, settings=FeatureSettings(batch=b), quiet=True)
-        for b in (2, 64)
+        probe(weights, classes, K3, settings=FeatureSettings(batch=b), quiet=True) for b in (2, 64)
     )
 
     assert small == large and TINY.image_size == (24, 40)

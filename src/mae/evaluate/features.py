@@ -68,24 +68,17 @@ def _scaled(images: Tensor) -> Tensor:
     return images.float() / torch.iinfo(images.dtype).max
 
 
-class Standardizer(NamedTuple):
-    """Mean and scale of each feature, measured on a training part alone."""
+def standardized(train: Array, test: Array) -> tuple[Array, Array]:
+    """Centre and scale each feature by its mean and deviation on the training part alone.
 
-    mean: Array
-    """F."""
-    scale: Array
-    """F: one over the deviation; 0 for a constant feature, which then says nothing."""
-
-    @classmethod
-    def fit(cls, train: Array) -> Standardizer:
-        """Measure n F training features, in float64."""
-        mean = train.mean(axis=0, dtype=np.float64)
-        std = train.std(axis=0, dtype=np.float64)
-        # Rounding alone gives a constant feature a deviation of about 1e-7 of its size.
-        varies = std > 1e-6 * np.abs(mean)
-        scale = np.divide(1.0, std, out=np.zeros_like(std), where=varies)
-        return cls(mean.astype(np.float32), scale.astype(np.float32))
-
-    def apply(self, features: Array) -> Array:
-        """Centre and scale n F features of any part."""
-        return (features - self.mean) * self.scale
+    Args:
+        train: n F; what is measured, in float64. A constant feature becomes 0, and says nothing.
+        test: m F.
+    """
+    mean = train.mean(axis=0, dtype=np.float64)
+    std = train.std(axis=0, dtype=np.float64)
+    # Rounding alone gives a constant feature a deviation of about 1e-7 of its size.
+    varies = std > 1e-6 * np.abs(mean)
+    scale = np.divide(1.0, std, out=np.zeros_like(std), where=varies).astype(np.float32)
+    centre = mean.astype(np.float32)
+    return (train - centre) * scale, (test - centre) * scale

@@ -15,7 +15,7 @@ from mae.data.batch import Batch, BatchPlan
 from mae.data.decode import PixelKind
 from mae.data.loader import batches
 from mae.data.source import ArraySource
-from mae.evaluate.features import Pictures, Standardizer, pixel_features
+from mae.evaluate.features import Pictures, pixel_features, standardized
 from mae.evaluate.linear import logistic_accuracy
 from mae.evaluate.split import labels_per_class
 from mae.evaluate.table import Score, score
@@ -67,28 +67,22 @@ def few_label_finetuning(
     Raises:
         DataError: if a class has too few labels.
     """
-    pixels_x, test_x = pixel_features(train.batches()), pixel_features(test.batches())
-    standardizer = Standardizer.fit(pixels_x)
-    pixels_x, test_x = standardizer.apply(pixels_x), standardizer.apply(test_x)
+    train_x, test_x = standardized(pixel_features(train.batches()), pixel_features(test.batches()))
     found = []
     for seed in SEEDS:
         ids = labels_per_class(train.labels, PER_CLASS, seed=0, draw=seed)
         few = Pictures(train.images[torch.from_numpy(ids)], train.labels[ids])
-        run = replace(config, seed=seed)
         new = create(pretrained.config, seed=seed).encoder.to(pretrained.cls_token.device)
-        found.append(
-            (
-                finetune_accuracy(pretrained, train=few, test=test, config=run),
-                finetune_accuracy(new, train=few, test=test, config=run),
-                logistic_accuracy(pixels_x[ids], few.labels, test_x, test.labels),
-            )
-        )
-    pretrained_score, scratch, pixels = map(score, zip(*found, strict=True))
+        run = replace(config, seed=seed)
+        tuned = [finetune_accuracy(e, train=few, test=test, config=run) for e in (pretrained, new)]
+        pixels = logistic_accuracy(train_x[ids], few.labels, test_x, test.labels)
+        found.append((*tuned, pixels))
     about = (
         f"accuracy on {len(test.labels):,} test pictures after training on {PER_CLASS} labels a "
         f"class; mean ± deviation of {len(SEEDS)} seeds"
     )
-    return FewShot(pretrained_score, scratch, pixels, about)
+    tuned_score, scratch, pixels_score = map(score, zip(*found, strict=True))
+    return FewShot(tuned_score, scratch, pixels_score, about)
 
 
 def finetune_accuracy(
@@ -107,7 +101,16 @@ def finetune_accuracy(
         model = Classifier(copy.deepcopy(encoder), num_classes=config.num_classes)
     device = encoder.cls_token.device
     model.to(device).train()
-    plan = _plan(encoder, train, config)
+    images = train.images.permute(0, 2, 3, 1).contiguous().numpy()  # n H W C
+    plan = BatchPlan(
+        source=ArraySource(images, labels=train.labels),
+        kind=PixelKind(encoder.config.pixels.dtype, encoder.config.channels),
+        size=encoder.config.image_size,
+        num_patches=encoder.config.num_patches,
+        augment=config.augment,
+        batch=min(config.batch, len(images)),
+        seed=config.seed,
+    )
     num_steps = config.steps or max(1, round(config.epochs * plan.batches_per_epoch))
     fit(
         TrainState(model, adamw(model, config.optim)),
@@ -126,16 +129,3 @@ def classification_loss(model: nn.Module, batch: Batch) -> Tensor:
     """Give the cross-entropy of a batch of stored pixels and labels."""
     images = model.encoder.normalize(batch.images)  # type: ignore[operator, union-attr]
     return F.cross_entropy(model(images), batch.labels)
-
-
-def _plan(encoder: Encoder, train: Pictures, config: FinetuneConfig) -> BatchPlan:
-    images = train.images.permute(0, 2, 3, 1).contiguous().numpy()  # n H W C
-    return BatchPlan(
-        source=ArraySource(images, labels=train.labels),
-        kind=PixelKind(encoder.config.pixels.dtype, encoder.config.channels),
-        size=encoder.config.image_size,
-        num_patches=encoder.config.num_patches,
-        augment=config.augment,
-        batch=min(config.batch, len(images)),
-        seed=config.seed,
-    )

@@ -11,13 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mae.evaluate.features import (
-    Array,
-    Pictures,
-    Standardizer,
-    encoder_features,
-    pixel_features,
-)
+from mae.evaluate.features import Array, Pictures, encoder_features, pixel_features, standardized
 from mae.evaluate.knn import knn_accuracy
 from mae.evaluate.linear import logistic_accuracy
 from mae.evaluate.split import labels_per_class
@@ -64,10 +58,6 @@ class EvidenceTable(NamedTuple):
         rows = [{"name": r.name, "scores": [s._asdict() for s in r.scores]} for r in self.rows]
         return {"about": self.about, "columns": list(self.columns), "rows": rows}
 
-    def texts(self) -> list[list[str]]:
-        """Give the cells of each row as text, its name first."""
-        return [[row.name, *map(str, row.scores)] for row in self.rows]
-
     def headline(self) -> tuple[Row, Row, Row]:
         """Give raw pixels, the untrained and the trained encoder, both pooled by grid."""
         return self.rows[0], self.rows[1], self.rows[1 + len(POOLS)]
@@ -79,7 +69,6 @@ def evidence_table(
     train: Pictures,
     test: Pictures,
     init_seed: int,
-    label_seed: int = 0,
     say: Callable[[str], None] = lambda text: None,
 ) -> EvidenceTable:
     """Compare an encoder with raw pixels and with itself before training.
@@ -89,20 +78,19 @@ def evidence_table(
         train: pictures with labels; at least 250 a class.
         test: pictures that nothing was trained or chosen on.
         init_seed: key of the untrained encoder; of the run, to start where it started.
-        label_seed: key of the few labels, the same for all rows.
         say: told the name of each row before it is worked on.
 
     Raises:
         DataError: if a class has too few labels.
     """
     choices = [
-        [labels_per_class(train.labels, n, seed=label_seed, draw=d) for d in range(DRAWS)]
+        [labels_per_class(train.labels, n, seed=0, draw=d) for d in range(DRAWS)]
         for n in FEW_LABELS
     ]
     rows: list[Row] = []
     for name, train_x, test_x in _candidates(trained, train, test, init_seed=init_seed, say=say):
-        standardizer = Standardizer.fit(train_x)
-        parts = standardizer.apply(train_x), train.labels, standardizer.apply(test_x), test.labels
+        train_x, test_x = standardized(train_x, test_x)
+        parts = train_x, train.labels, test_x, test.labels
         found = [[knn_accuracy(*parts)], [logistic_accuracy(*parts)]]
         for draws in choices:
             few = [(parts[0][ids], parts[1][ids], *parts[2:]) for ids in draws]
@@ -129,15 +117,13 @@ def _candidates(
     say("raw pixels")
     yield "raw pixels", pixel_features(train.batches()), pixel_features(test.batches())
     untrained = create(trained.config, seed=init_seed).encoder.to(trained.cls_token.device)
-    for name, encoder in (
-        (f"random encoder (seed {init_seed})", untrained),
-        ("trained encoder", trained),
-    ):
+    encoders = {f"random encoder (seed {init_seed})": untrained, "trained encoder": trained}
+    for name, encoder in encoders.items():
         say(name)
-        parts = [encoder_features(encoder, p.batches(), pools=POOLS) for p in (train, test)]
+        known, asked = (encoder_features(encoder, p.batches(), pools=POOLS) for p in (train, test))
         for pool in POOLS:
             say(f"{name}, {pool}")
-            yield f"{name}, {pool}", parts[0][pool], parts[1][pool]
+            yield f"{name}, {pool}", known[pool], asked[pool]
 
 
 def score(accuracies: Sequence[float], bar: Score | None = None) -> Score:
@@ -163,14 +149,12 @@ def ahead_everywhere(table: EvidenceTable) -> Verdict:
     """
     pixels, untrained, trained = table.headline()
     lines = []
-    for i, (column, own, other) in enumerate(
-        zip(table.columns, trained.scores, untrained.scores, strict=True)
-    ):
-        bars = [(untrained.name, other)] + [(pixels.name, pixels.scores[i])] * (i == ALL_LABELS)
-        lines += [
-            f"{column}: {trained.name} {100 * own.mean:.1f}, not ahead of {name} "
-            f"{100 * bar.mean:.1f}"
-            for name, bar in bars
-            if own.mean <= bar.mean
-        ]
+    for i, column in enumerate(table.columns):
+        own = trained.scores[i].mean
+        for bar in (untrained, pixels) if i == ALL_LABELS else (untrained,):
+            if own <= (other := bar.scores[i].mean):
+                lines.append(
+                    f"{column}: {trained.name} {100 * own:.1f}, not ahead of {bar.name} "
+                    f"{100 * other:.1f}"
+                )
     return Verdict(not lines, tuple(lines))

@@ -12,18 +12,11 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import NamedTuple
 
-LIBRARIES = {
-    "torch": "torch",
-    "numpy": "numpy",
-    "pillow": "PIL",
-    "simplejpeg": "simplejpeg",
-    "safetensors": "safetensors",
-    "rich": "rich",
-    "tyro": "tyro",
-}
-"""Distribution and module of what everything stands on."""
+LIBRARIES = {"torch": "torch", "numpy": "numpy", "pillow": "PIL", "simplejpeg": "simplejpeg"}
+"""Distribution and module of what computes and decodes."""
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 LEAST_FREE_BYTES = 2 * 2**30
+ANEW = "install it anew: pip install --force-reinstall mae-vision"
 
 
 class Check(NamedTuple):
@@ -42,22 +35,19 @@ class Check(NamedTuple):
 def doctor(folder: Path = Path()) -> list[Check]:
     """Try what a run needs: libraries, device, decoders, and the disk of a folder."""
     return [
-        *(_try(name, partial(_library, name)) for name in LIBRARIES),
+        *(_try(name, partial(_library, name), todo=ANEW) for name in LIBRARIES),
         _try("device", _device, todo="--device cpu works without it; see pytorch.org for others"),
-        _try("bf16", _bf16, todo="use --precision float32"),
-        *(_try(f"reads {name}", partial(_decoder, name)) for name in FORMATS),
-        _try("disk space", partial(_space, folder), todo="make room, or work in another folder"),
-        _try("disk", partial(_disk, folder), todo="work in a folder of a local disk, your own"),
+        *(_try(f"reads {name}", partial(_decoder, name), todo=ANEW) for name in FORMATS),
+        _try("disk", partial(_disk, folder), todo="make room, or work in a local folder of yours"),
     ]
 
 
-def _try(name: str, attempt: Callable[[], str], *, todo: str = "") -> Check:
+def _try(name: str, attempt: Callable[[], str], *, todo: str) -> Check:
     try:
-        return Check(name, True, attempt())  # noqa: FBT003
+        return Check(name, ok=True, found=attempt())
     except Exception as error:  # whatever goes wrong is what was looked for
-        lines = f"{error or type(error).__name__}".splitlines()
-        todo = todo or "install it anew: pip install --force-reinstall mae-vision"
-        return Check(name, False, f"{lines[0]}; {todo}")  # noqa: FBT003
+        reason = f"{error or type(error).__name__}".splitlines()[0]
+        return Check(name, ok=False, found=f"{reason}; {todo}")
 
 
 def _library(name: str) -> str:
@@ -76,19 +66,6 @@ def _device() -> str:
     return f"{name}, {torch.get_num_threads()} threads of {os.cpu_count()} processors"
 
 
-def _bf16() -> str:
-    import torch
-
-    from mae.jobs.setup import choose_device
-
-    device = choose_device("auto")
-    with torch.autocast(device.type, torch.bfloat16):
-        product = torch.ones(8, 8, device=device) @ torch.ones(8, 8, device=device)
-    if product.dtype != torch.bfloat16 or product.float().sum().item() != 512:
-        raise ValueError(f"a product of ones came out as {product.dtype}, {product[0, 0]}")
-    return "works (on a CPU without bf16 units it is slow)"
-
-
 def _decoder(file_format: str) -> str:
     import numpy as np
     from PIL import Image
@@ -104,21 +81,14 @@ def _decoder(file_format: str) -> str:
     return "written and read back"
 
 
-def _space(folder: Path) -> str:
-    free = shutil.disk_usage(folder).free
-    if free < LEAST_FREE_BYTES:
-        raise ValueError(f"{free / 2**30:.1f} GiB free, expected {LEAST_FREE_BYTES / 2**30:.0f}")
-    return f"{free / 2**30:.0f} GiB free in {folder.absolute()}"
-
-
 def _disk(folder: Path) -> str:
     from mae.train.guard import RunLock
-    from mae.train.rundir import fsync_folder, write_durably
+    from mae.train.rundir import write_atomic
 
     with tempfile.TemporaryDirectory(dir=folder, prefix=".mae-doctor-") as name:
-        write_durably(Path(name, "a"), b"x")
-        Path(name, "a").replace(Path(name, "b"))
-        fsync_folder(Path(name))
+        write_atomic(Path(name, "file"), b"x")
         with RunLock(Path(name, "lock")):
-            pass
-    return "writes, renames and locks files"
+            free = shutil.disk_usage(folder).free
+    if free < LEAST_FREE_BYTES:
+        raise ValueError(f"{free / 2**30:.1f} GiB free, expected {LEAST_FREE_BYTES / 2**30:.0f}")
+    return f"{free / 2**30:.0f} GiB free in {folder.absolute()}; writes and locks files"

@@ -22,16 +22,14 @@ from mae.data.batch import Bad
 from mae.data.header import pillow_faults
 from mae.data.source import FolderSource, Source
 from mae.errors import ConfigError
-from mae.evaluate.features import encoder_features
+from mae.evaluate.features import Array, encoder_features
 from mae.fields import to_dict
 from mae.jobs.features import (
     DEFAULT,
     FeatureSettings,
-    Floats,
     open_for_features,
     prepared_in_batches,
-    require_some,
-    unreadable,
+    tell_unreadable,
 )
 from mae.jobs.inputs import Data, open_source
 from mae.jobs.progress import Progress
@@ -49,7 +47,7 @@ def embed(
     pool: Pool = "mean",
     batch: int = 64,
     device: str = "auto",
-) -> Floats:
+) -> Array:
     """Give the features of pictures: whole, in the evaluation view, nothing drawn at random.
 
     Args:
@@ -70,13 +68,12 @@ def embed(
     source = _source_of(pictures)
     settings = FeatureSettings(pool, batch, device)
     encoder = open_for_features(weights, settings, say=partial(print, file=sys.stderr))
-    features, bad = [], []
+    features: list[Array] = []
+    bad: list[Bad] = []
     for got in prepared_in_batches(encoder, source, range(len(source)), batch=batch):
         features.append(encoder_features(encoder, [got.images], pools=[pool])[pool])
         bad += got.bad
-    require_some(len(source), bad)
-    if bad:
-        warnings.warn(unreadable(bad), stacklevel=2)
+    tell_unreadable(len(source), bad, say=partial(warnings.warn, stacklevel=3))
     return np.concatenate(features)
 
 
@@ -184,9 +181,7 @@ def embed_to_file(
             store.mkdir(parents=True, exist_ok=True)
             with RunLock(store / "lock"):
                 done = _finish(store, encoder, source, settings, progress)
-                require_some(len(source), done.bad)
-                if done.bad:
-                    progress.note(unreadable(done.bad))
+                tell_unreadable(len(source), done.bad, say=progress.note)
                 result = _publish(store, out, source, done)
                 shutil.rmtree(store)
         except OSError as error:

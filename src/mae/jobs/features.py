@@ -6,9 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from mae.data.batch import Bad, Prepared, prepared
 from mae.data.decode import PixelKind
 from mae.data.source import Source
@@ -16,9 +13,6 @@ from mae.errors import ConfigError, DataError
 from mae.jobs.setup import choose_device
 from mae.model.encoder import Encoder, Pool
 from mae.weights.load import open_encoder
-
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
 
 
 class FeatureSettings(NamedTuple):
@@ -58,14 +52,16 @@ def prepared_in_batches(
         yield prepared(source, ids[start : start + batch], kind=kind, size=config.image_size)
 
 
-def require_some(count: int, bad: Sequence[Bad]) -> None:
-    """Refuse pictures none of which can be read."""
-    if len(bad) == count:
-        raise DataError(f"pictures: none of {count} can be read; {unreadable(bad)}")
+def tell_unreadable(count: int, bad: Sequence[Bad], *, say: Callable[[str], None]) -> None:
+    """Say in one line which of the pictures could not be read, the first few by name.
 
-
-def unreadable(bad: Sequence[Bad]) -> str:
-    """Say in one line which pictures could not be read, the first few by name."""
-    named = "; ".join(f"{picture.name}: {picture.reason}" for picture in bad[:3])
-    more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-    return f"{len(bad)} unreadable, left out: {named}{more}"
+    Raises:
+        DataError: if there is no other.
+    """
+    if bad:
+        named = "; ".join(f"{picture.name}: {picture.reason}" for picture in bad[:3])
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        text = f"{len(bad)} unreadable, left out: {named}{more}"
+        if len(bad) == count:
+            raise DataError(f"pictures: none of {count} can be read; {text}")
+        say(text)

@@ -11,24 +11,22 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch.nn.functional as F
+from numpy.typing import NDArray
 
 from mae.data.batch import Bad
 from mae.data.builtin import fashion_mnist
 from mae.data.source import FolderSource, Source
 from mae.errors import ConfigError, DataError
-from mae.evaluate.features import Standardizer, encoder_features, pixel_features
+from mae.evaluate.features import Array, Labels, encoder_features, pixel_features, standardized
 from mae.evaluate.knn import NEIGHBOURS, knn_accuracy
 from mae.evaluate.linear import logistic_accuracy
 from mae.evaluate.split import held_out
 from mae.jobs.features import (
     DEFAULT,
     FeatureSettings,
-    Floats,
-    Ints,
     open_for_features,
     prepared_in_batches,
-    require_some,
-    unreadable,
+    tell_unreadable,
 )
 from mae.jobs.inputs import BUILT_IN
 from mae.jobs.progress import Progress
@@ -44,7 +42,7 @@ class Method(NamedTuple):
     """A way to classify by features."""
 
     name: str
-    accuracy: Callable[[Floats, Ints, Floats, Ints], float]
+    accuracy: Callable[[Array, Labels, Array, Labels], float]
     """Of training features and classes, test features and classes; 0 to 1."""
 
 
@@ -98,9 +96,9 @@ class Probe(NamedTuple):
 
 def probe(
     weights: str | Path,
-    *,
     data: str | Path,
     method: Method,
+    *,
     settings: FeatureSettings = DEFAULT,
     seed: int = 0,
     quiet: bool = False,
@@ -129,20 +127,19 @@ def probe(
     for number, class_name in enumerate(class_names):
         if number not in known.labels:
             raise DataError(f"data: no picture of class {class_name} can be read")
-    accuracies = []
-    for before, after in zip(known.features, asked.features, strict=True):
-        standard = Standardizer.fit(before)
-        features = standard.apply(before), known.labels, standard.apply(after), asked.labels
-        accuracies.append(method.accuracy(*features))
-    sizes = len(class_names), len(known.labels), len(asked.labels)
-    return Probe(method.name, settings.pool, *accuracies, _pixels_size(trained), *sizes)
+    trained_one, random_one, pixels = (
+        method.accuracy(train_x, known.labels, test_x, asked.labels)
+        for train_x, test_x in map(standardized, known.features, asked.features)
+    )
+    size, counts = _pixels_size(trained), (len(class_names), len(known.labels), len(asked.labels))
+    return Probe(method.name, settings.pool, trained_one, random_one, pixels, size, *counts)
 
 
 class Part(NamedTuple):
     """Some pictures of a labelled source."""
 
     source: Source
-    ids: Ints
+    ids: NDArray[np.int64]
 
 
 class Labelled(NamedTuple):
@@ -168,8 +165,8 @@ def labelled(data: str | Path, *, seed: int) -> Labelled:
     """
     root = Path(data)
     if data == BUILT_IN and not root.exists():
-        built_in = (_whole(fashion_mnist(part)) for part in ("train", "test"))
-        return Labelled(*built_in, "built-in pictures")
+        train, test = _whole(fashion_mnist("train")), _whole(fashion_mnist("test"))
+        return Labelled(train, test, "built-in pictures")
     train_root = root / "train" if (root / "train").is_dir() else root
     source = _classes(train_root)
     for test_root in (root / name for name in TEST_FOLDERS if train_root != root):
@@ -208,9 +205,9 @@ def _classes(root: Path) -> FolderSource:
 
 
 class _Seen(NamedTuple):
-    features: tuple[Floats, ...]
+    features: tuple[Array, ...]
     """n F each: of every encoder, and the raw pixels."""
-    labels: Ints
+    labels: Labels
 
 
 def _look(
@@ -233,9 +230,7 @@ def _look(
         pieces.append((*seen, pixels, source.labels[got.ids.numpy()]))
         bad += got.bad
         progress.update(sum(len(piece[-1]) for piece in pieces) + len(bad))
-    require_some(len(ids), bad)
-    if bad:
-        progress.note(unreadable(bad))
+    tell_unreadable(len(ids), bad, say=progress.note)
     *features, labels = map(np.concatenate, zip(*pieces, strict=True))
     return _Seen(tuple(features), labels)
 

@@ -1,4 +1,4 @@
-"""How a job shows where it is: a live bar on a terminal, plain lines elsewhere, all on stderr."""
+"""How a job shows where it is: a live line on a terminal, plain lines elsewhere, all on stderr."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections import deque
 from typing import TYPE_CHECKING, Self, SupportsFloat
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as Bar
+    from rich.live import Live
 
 LINE_SECONDS = 10.0  # between plain lines; the first comes after one second
-BAR_SECONDS = 0.1
+LIVE_SECONDS = 0.1
 WINDOW_SECONDS = 30.0  # the rate is that of about this long
 
 
@@ -24,25 +24,24 @@ class Progress:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
-        self._live = not quiet and _is_live()
-        self._bar: Bar | None = None
-        self._total = 0
+        # A terminal that can redraw a line, and nobody asked for plain output.
+        plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") in ("dumb", "unknown")
+        self._redraws = not quiet and not plain and sys.stderr.isatty()
+        self._live: Live | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
     def note(self, text: str) -> None:
         """Say something in a line of its own."""
-        if self._quiet:
-            return
-        if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        else:
+        if self._live is not None:
+            self._live.console.print(text, soft_wrap=True)
+        elif not self._quiet:
             print(text, file=sys.stderr, flush=True)
 
     def start(
@@ -50,17 +49,13 @@ class Progress:
     ) -> None:
         """Begin to count steps, `at` of which are done already."""
         self.__exit__()
-        now = time.monotonic()
         self._total, self._images_per_step, self._label = total, images_per_step, label
-        interval = BAR_SECONDS if self._live else LINE_SECONDS
-        self._marks = deque([(now, at)], maxlen=max(2, int(WINDOW_SECONDS / interval)))
-        self._interval, self._due = interval, now + (0.0 if self._live else 1.0)
-        if self._live:
-            self._bar = _bar()
-            self._task = self._bar.add_task("", total=total, completed=at)
-            self._bar.start()
-            # A second Ctrl-C ends the process at once, which leaves a hidden cursor hidden.
-            self._bar.console.show_cursor()
+        self._interval = LIVE_SECONDS if self._redraws else LINE_SECONDS
+        now = time.monotonic()
+        self._due = now + min(1.0, self._interval)
+        self._marks = deque([(now, at)], maxlen=max(2, int(WINDOW_SECONDS / self._interval)))
+        if self._redraws:
+            self._live = _live_line()
 
     def update(self, step: int, **numbers: SupportsFloat) -> None:
         """Tell that `step` steps are done, shown when it is time or the last one."""
@@ -70,11 +65,10 @@ class Progress:
         text = self._line(now, step, numbers)
         self._marks.append((now, step))
         self._due = now + self._interval
-        if self._bar is None:
+        if self._live is None:
             print(text, file=sys.stderr, flush=True)
         else:
-            self._bar.update(self._task, completed=step, description=text)
-            self._bar.refresh()
+            self._live.update(text, refresh=True)
 
     def _line(self, now: float, step: int, numbers: dict[str, SupportsFloat]) -> str:
         then, before = self._marks[0]
@@ -96,26 +90,15 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _is_live() -> bool:
-    """Whether stderr is a terminal that can redraw a line, and nobody asked for plain output."""
-    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") in ("dumb", "unknown")
-    return not plain and sys.stderr.isatty()
-
-
-def _bar() -> Bar:
+def _live_line() -> Live:
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
-    from rich.table import Column
+    from rich.live import Live
 
-    text = TextColumn(
-        "{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")
-    )
     # Without a thread of its own it draws only in update(), never in the middle of a save; stdout
     # is left alone, since results go there.
-    return Progress(
-        BarColumn(bar_width=24),
-        text,
-        console=Console(stderr=True),
-        auto_refresh=False,
-        redirect_stdout=False,
-    )
+    console = Console(stderr=True, markup=False, highlight=False)
+    live = Live(console=console, auto_refresh=False, redirect_stdout=False)
+    live.start()
+    # A second Ctrl-C ends the process at once, which leaves a hidden cursor hidden.
+    console.show_cursor()
+    return live

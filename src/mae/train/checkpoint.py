@@ -174,7 +174,7 @@ def _write(
     temporary.mkdir()
     # As bytes: `save_file` gives the file mode 0600, and the digest would read it again.
     manifest: dict[str, object] = {}
-    makers = {
+    makers: dict[str, Callable[[], bytes]] = {
         _MODEL: lambda: save(model),
         _OPTIMIZER: lambda: save(moments),
         _STATE: lambda: json.dumps(record, indent=1).encode(),

@@ -91,7 +91,11 @@ def _neighbour(file: Path) -> Description | None:
     """Read the description that lies beside a file of ours: its own, or that of its run."""
     config = file.with_name(CONFIG)
     if config.is_file():
-        return parse_description(config.read_bytes(), where=str(config))
+        try:
+            text = config.read_bytes()
+        except OSError as error:
+            raise WeightsError(f"{config}: cannot be read: {error.strerror}") from error
+        return parse_description(text, where=str(config))
     manifest = file.absolute().with_name("manifest.json")
     if not manifest.is_file():
         return None
