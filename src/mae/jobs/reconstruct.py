@@ -105,7 +105,7 @@ def reconstruct(
     else:
         content = png_bytes(reconstruction_strip(panels))
     write_atomic(out, content)
-    return Reconstructed(out, tuple(names), bad, panels.caption, dict(psnr.rows), psnr.about)
+    return Reconstructed(out, tuple(names), bad, panels.caption, psnr.psnr, psnr.about)
 
 
 def _read(
