@@ -20,7 +20,7 @@ from mae.evaluate.features import BATCH, Pictures
 from mae.evaluate.fewshot import few_label_finetuning
 from mae.evaluate.reconstruction import hidden_psnr
 from mae.evaluate.split import labels_per_class
-from mae.evaluate.table import Score, ahead_everywhere, evidence_table
+from mae.evaluate.table import BEHIND, Score, ahead_everywhere, evidence_table
 from mae.fields import from_dict
 from mae.jobs.inputs import BUILT_IN
 from mae.jobs.pretrain import pretrain
@@ -36,6 +36,11 @@ from mae.weights.load import load
 MOST_MINUTES = 8.0
 LABELS_PER_CLASS = 1000
 MASK_SEED = 0  # of the masks over the test pictures
+FEW_LABELS = {
+    "pretrained": "fine-tuning the trained encoder",
+    "scratch": "fine-tuning the same network from scratch",
+    "pixels": "logistic regression on raw pixels",
+}
 
 
 class DemoResult(NamedTuple):
@@ -58,11 +63,11 @@ class DemoResult(NamedTuple):
         evidence, few, psnr = (self.results[k] for k in ("evidence", "few_labels", "hidden_psnr"))
         here = self.rundir.path
         return [
-            ("", *evidence["columns"]),
-            *((row["name"], *map(_cell, row["scores"])) for row in evidence["rows"]),
+            ("accuracy in %", *evidence["columns"], ""),
+            *((row["name"], *_cells(row["scores"])) for row in evidence["rows"]),
             (f"  ({evidence['about']})",),
             ("",),
-            *((f"fine-tuning, {name}", _cell(few[name])) for name in few if name != "about"),
+            *((text, *_cells([few[name]])) for name, text in FEW_LABELS.items()),
             (f"  ({few['about']})",),
             ("",),
             *((f"hidden patches, {r['name']}", f"{r['psnr']:.1f} dB") for r in psnr["rows"]),
@@ -156,5 +161,8 @@ def _with_noise(images: Tensor, num_patches: int) -> Iterator[tuple[Tensor, Tens
     yield from zip(*parts, strict=True)
 
 
-def _cell(score: dict[str, Any]) -> str:
-    return str(Score(**score))
+def _cells(scores: list[dict[str, Any]]) -> list[str]:
+    """Write accuracies, and once for the row that raw pixels do better, where they do."""
+    cells = [str(Score(**(score | {"behind": False}))) for score in scores]
+    behind = sum(score["behind"] for score in scores)
+    return [*cells, f"{BEHIND} in {behind} of {len(scores)}" if behind else ""]

@@ -92,7 +92,7 @@ def _section(title: str, content: Iterable[Element]) -> Iterable[Element]:
 
 def _status(run: RunFacts) -> str:
     planned = run.record.get("num_steps")
-    if run.record.get("finished"):
+    if planned and run.step >= planned:
         return f"Finished: all {planned:,} steps."
     if not planned:
         return "Unfinished: no step has been made yet."
@@ -168,7 +168,7 @@ def _score(score: Any) -> Element | str:
 
 def _bad_files(run: RunFacts) -> Iterable[Element]:
     path = run.files.bad_files
-    lines = path.read_text("utf-8", errors="replace").split("\n")[1:-1] if path.exists() else []
+    lines = path.read_text("utf-8", errors="replace").split("\n")[:-1] if path.exists() else []
     if lines:
         said = f"{len(lines):,} of {run.record['data']['count']:,}; others stood in for them"
         head = f"The first {MOST_BAD_NAMED}; all are in {path.name}:"
