@@ -291,7 +291,7 @@ class FitConfig:
     batch: int = 4096
     """Images of one optimiser step, whatever the micro-batch."""
     micro_batch: int | None = None
-    """Images of one forward and backward pass; none: the whole batch."""
+    """Images of one forward and backward pass, some side by side on a CPU; none: the batch."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimiser and schedule."""
     seed: int = 0

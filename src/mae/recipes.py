@@ -76,6 +76,7 @@ DEMO = PretrainConfig(
     ),
     epochs=13,
     batch=32,
+    micro_batch=16,  # two side by side on two cores
     optim=OptimConfig(lr=0.016, warmup_epochs=1.3),
     augment=AugmentConfig(crop_scale=(1.0, 1.0), flip=0.5),
     save_every_steps=1000,

@@ -174,6 +174,38 @@ def test_micro_batches_of_unequal_size_give_the_step_of_the_whole_batch() -> Non
     torch.testing.assert_close(*ends, rtol=0, atol=1e-10)
 
 
+def test_the_threads_that_compute_micro_batches_change_no_bit() -> None:
+    before, ends = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):  # three micro-batches, of 2, 2 and 1 pictures
+            torch.set_num_threads(threads)
+            state, config = new_state(), replace(CONFIG, micro_batch=2, batch=5)
+            step = OptimiserStep(loss=pretraining_loss, config=config, device=CPU)
+            with step.side_by_side():
+                assert torch.get_num_threads() == 1
+                for batch in make_batches(3):
+                    step(state, next(batch.split(5)), lr=1e-3)
+            assert torch.get_num_threads() == threads
+            ends.append(weights(state))
+    finally:
+        torch.set_num_threads(before)
+
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def test_what_fails_in_a_micro_batch_fails_the_step_and_threads_come_back() -> None:
+    def fail(model: nn.Module, batch: Batch) -> torch.Tensor:
+        raise FloatingPointError
+
+    before, state, config = torch.get_num_threads(), new_state(), replace(CONFIG, micro_batch=2)
+    step = OptimiserStep(loss=fail, config=config, device=CPU)
+
+    with pytest.raises(FloatingPointError), step.side_by_side():
+        step(state, next(iter(make_batches(1))), lr=1e-3)
+
+    assert torch.get_num_threads() == before
+
+
 def test_a_bad_step_moves_position_and_rate_but_no_parameter() -> None:
     state = new_state()
     batches = make_batches(3)

@@ -119,11 +119,12 @@ def measured_steps(
     state = new_state(model, config)
     step = OptimiserStep(loss=pretraining_loss, config=config, device=device_of(state))
     rate = rate_at(0, num_steps=100, config=config, batch=config.batch)
-    step(state, training_batch(plan, 0), lr=rate)  # the first one allocates
-    began, done = time.perf_counter(), 0
-    while done < RATE_STEPS or time.perf_counter() - began < RATE_SECONDS:
-        step(state, training_batch(plan, done), lr=rate)
-        done += 1
-        if time.perf_counter() - began > 10 * RATE_SECONDS:
-            break
+    with step.side_by_side():
+        step(state, training_batch(plan, 0), lr=rate)  # the first one allocates
+        began, done = time.perf_counter(), 0
+        while done < RATE_STEPS or time.perf_counter() - began < RATE_SECONDS:
+            step(state, training_batch(plan, done), lr=rate)
+            done += 1
+            if time.perf_counter() - began > 10 * RATE_SECONDS:
+                break
     return max(1, int(minutes * 60 * done / (time.perf_counter() - began)))

@@ -47,19 +47,20 @@ def fit(
     Raises:
         TrainingError: after five steps in a row whose loss or gradient was not finite.
     """
-    for batch in batches:
-        metrics = step(state, batch, lr=rate(state.step))
-        state.step += 1  # a skipped step counts: it moves position and rate, not parameters
-        state.bad_in_a_row = 0 if metrics.finite else state.bad_in_a_row + 1
-        seen(batch, metrics)
-        if state.bad_in_a_row >= MOST_BAD_IN_A_ROW:
-            raise TrainingError(
-                f"loss or gradient: got NaN or infinity in {MOST_BAD_IN_A_ROW} steps in a row, "
-                f"the last at step {state.step}; lower the learning rate, or look at the pictures "
-                "named in log.jsonl"
-            )
-        for every, act in cadences:
-            if due(state.step, every, num_steps):
-                act(state, metrics)
-        if stop():
-            return
+    with step.side_by_side():
+        for batch in batches:
+            metrics = step(state, batch, lr=rate(state.step))
+            state.step += 1  # a skipped step counts: it moves position and rate, not parameters
+            state.bad_in_a_row = 0 if metrics.finite else state.bad_in_a_row + 1
+            seen(batch, metrics)
+            if state.bad_in_a_row >= MOST_BAD_IN_A_ROW:
+                raise TrainingError(
+                    f"loss or gradient: got NaN or infinity in {MOST_BAD_IN_A_ROW} steps in a "
+                    f"row, the last at step {state.step}; lower the learning rate, or look at the "
+                    "pictures named in log.jsonl"
+                )
+            for every, act in cadences:
+                if due(state.step, every, num_steps):
+                    act(state, metrics)
+            if stop():
+                return
