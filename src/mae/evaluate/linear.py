@@ -16,7 +16,7 @@ from torch import Tensor
 from mae.evaluate.features import Array, Labels
 from mae.evaluate.split import held_out
 
-STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
 """Tried from strong to weak, each fit starting from the one before."""
 VALIDATION_SHARE = 0.2
 MAX_ITERATIONS = 300
