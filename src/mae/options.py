@@ -102,7 +102,8 @@ def options_of(run: Callable[..., object], *, words: Sequence[str] = ()) -> list
     hints, options = get_type_hints(run), []
     for name, parameter in inspect.signature(run).parameters.items():
         if parameter.kind is Parameter.VAR_KEYWORD:
-            options += _recipe_options(next((r for r in RECIPES if r.name in words), RECIPES[0]))
+            named = (r for r in RECIPES if r.name in words and isinstance(r.config, PretrainConfig))
+            options += _recipe_options(next(named, RECIPES[0]))
             continue
         positional = parameter.kind is not Parameter.KEYWORD_ONLY
         many = parameter.kind is Parameter.VAR_POSITIONAL
