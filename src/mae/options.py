@@ -26,6 +26,8 @@ from mae.fields import coerce_text, did_you_mean, field_types
 from mae.recipes import RECIPES, Recipe
 
 HELP = {
+    "a": "Recipe, or folder of a run.",
+    "b": "Recipe or run to hold against it.",
     "batch": "Pictures encoded at a time.",
     "config": "TOML file of the same fields, or run.json of a run; options win over it.",
     "data": "Folder of pictures, nested as it likes; or fashion-mnist, the built-in pictures.",

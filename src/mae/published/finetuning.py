@@ -155,7 +155,7 @@ _SOURCES = (
 def _finetuning() -> Iterator[Recipe]:
     yield Recipe(
         name="vit-base-p16_ft-8xb128-coslr-100e_in1k",
-        about="fine-tuning of ViT-B/16, 100 epochs",
+        about="ViT-B/16 at 224, fine-tuned for 100 epochs",
         source="OpenMMLab mmselfsup 0.x, config of the same name",
         expected="83.1 % top-1 from 400 epochs of pre-training",
         config=_sized(_MM_BASE, "b", _SEED),
@@ -171,7 +171,7 @@ def _finetuning() -> Iterator[Recipe]:
             for name, edge in ((size, 224), *([(f"{size}-448", 448)] if size == "h" else [])):
                 yield Recipe(
                     name=f"{source.prefix}-ft-vit-{name}",
-                    about=f"fine-tuning of {MODEL_NAMES[size]} at {edge}, {numbers.epochs} epochs",
+                    about=f"{MODEL_NAMES[size]} at {edge}, fine-tuned for {numbers.epochs} epochs",
                     source=source.where,
                     expected=source.scores[name],
                     config=_sized(source.base, size, numbers, image_size=edge),
@@ -184,7 +184,7 @@ def _finetuning() -> Iterator[Recipe]:
     ):
         yield Recipe(
             name=f"paper-scratch-vit-{size}",
-            about=f"supervised training of {MODEL_NAMES[size]} from scratch, {epochs} epochs",
+            about=f"{MODEL_NAMES[size]} at 224, supervised from scratch, {epochs} epochs",
             source="paper, Table 11",
             expected=f"{top1} % top-1 (Table 3)",
             config=_sized(_SCRATCH_BASE, size, _Sized(1e-4, 1.0, drop_path, epochs)),
