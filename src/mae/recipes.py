@@ -55,14 +55,14 @@ DEMO = PretrainConfig(
 RECIPES = (
     Recipe(
         name="folder",
-        about="ViT-S/16 at 224 for a folder of your own pictures, on one GPU or a patient CPU",
+        about="ViT-S/16 at 224 for a folder of your own pictures",
         source="this project's default; decoder 256 x 4",
         expected="no published score",
         config=FOLDER,
     ),
     Recipe(
         name="demo",
-        about="a small ViT on the built-in 28 x 28 pictures, minutes on two cores",
+        about="a small ViT on the built-in pictures, in minutes",
         source="chosen on a validation part of the built-in pictures (docs/log.md)",
         expected="no published score",
         config=DEMO,

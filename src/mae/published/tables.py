@@ -151,25 +151,40 @@ def _table_3() -> Iterator[Score]:
         yield Score("Table 3, A.2", "from scratch", MODEL_NAMES[size], values, commands)
 
 
-# Box and mask AP, mIoU, of B and L.
+# Of B and L.
 _DENSE = (
-    ("supervised", (47.9, 42.9, 47.4), (49.3, 43.9, 49.9)),
-    ("MAE", (50.3, 44.9, 48.1), (53.3, 47.2, 53.6)),
+    (
+        "supervised",
+        {"box AP": 47.9, "mask AP": 42.9, "mIoU": 47.4},
+        {"box AP": 49.3, "mask AP": 43.9, "mIoU": 49.9},
+    ),
+    (
+        "MAE",
+        {"box AP": 50.3, "mask AP": 44.9, "mIoU": 48.1},
+        {"box AP": 53.3, "mask AP": 47.2, "mIoU": 53.6},
+    ),
 )
 _SEARCHED = "The paper searched rates and epochs for each entry and does not print them."
 
 
 def _tables_4_and_5() -> Iterator[Score]:
-    for what, *sizes in _DENSE:
-        for size, (box, mask, miou) in zip(_SIZES, sizes, strict=False):
-            ours = what == "MAE"
-            run = f"paper-vit-{size}" if ours else f"scratch-vit-{size}"
-            first = _full(size)[0] if ours else _scratch(size)
-            detect = transfer_commands("detect", "COCO", f"runs/{run}", f"{run}-coco")
-            segment = transfer_commands("segment", "ADE20K", f"runs/{run}", f"{run}-ade20k")
-            ap, iou, model = {"box AP": box, "mask AP": mask}, {"mIoU": miou}, MODEL_NAMES[size]
-            yield Score("Table 4", f"COCO, {what}", model, ap, (first, *detect), note=_SEARCHED)
-            yield Score("Table 5", f"ADE20K, {what}", model, iou, (first, *segment), note=_SEARCHED)
+    for table, verb, data, units in (
+        ("Table 4", "detect", "COCO", ("box AP", "mask AP")),
+        ("Table 5", "segment", "ADE20K", ("mIoU",)),
+    ):
+        for what, *sizes in _DENSE:
+            for size, scores in zip(_SIZES, sizes, strict=False):
+                run = f"paper-vit-{size}" if what == "MAE" else f"scratch-vit-{size}"
+                first = _full(size)[0] if what == "MAE" else _scratch(size)
+                commands = transfer_commands(verb, data, f"runs/{run}", f"{run}-{data.lower()}")
+                yield Score(
+                    table,
+                    f"{data}, {what}",
+                    MODEL_NAMES[size],
+                    {unit: scores[unit] for unit in units},
+                    (first, *commands),
+                    note=_SEARCHED,
+                )
 
 
 _TRANSFERS = ("INAT17", "INAT18", "INAT19", "PLACES205", "PLACES365")
