@@ -45,7 +45,7 @@ _PAPER_ELSEWHERE = {
 }
 
 
-def _pretraining() -> Iterator[Recipe]:
+def _seed_and_paper() -> Iterator[Recipe]:
     yield Recipe(
         name="mae_vit-base-p16_8xb512-coslr-400e_in1k",
         about="ViT-B/16, 400 epochs",
@@ -87,6 +87,9 @@ def _pretraining() -> Iterator[Recipe]:
         | dict.fromkeys(("model.mask_ratio", "optim.betas", "optim.clip_norm"), _PRETRAIN_CODE)
         | {"precision": NOT_FP16},
     )
+
+
+def _mmpretrain() -> Iterator[Recipe]:
     for size, epochs, scores in _MMPRETRAIN_SCORES:
         # The 800-epoch files alone start the warm-up lower.
         start = 1e-9 if epochs == 800 else 1e-4
@@ -114,4 +117,4 @@ _MMPRETRAIN_SCORES = (
 )
 
 
-PRETRAINING = tuple(_pretraining())
+PRETRAINING = (*_seed_and_paper(), *_mmpretrain())
