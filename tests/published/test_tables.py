@@ -192,7 +192,7 @@ SINGLE = sorted({command for score in SCORES for command in score.commands})
 # The verbs of the design with the number of words after them, and the options of issue 4.
 KNOWN = {
     ("finetune",): (1, {"data", "weights", "out", "seed", "ema"}),
-    ("probe", "linear"): (1, {"data"}),
+    ("probe", "linear"): (1, {"data", "protocol"}),
     ("probe", "partial"): (1, {"data", "blocks"}),
     ("evaluate",): (1, {"data", "set"}),
     ("detect", "train"): (0, {"data", "weights", "out"}),

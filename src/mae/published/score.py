@@ -38,8 +38,8 @@ def finetune_command(recipe: str, run: str, *, data: str = "IN1K", ends: str = "
 
 
 def linear_command(weights: str) -> str:
-    """Probe weights on ImageNet-1k."""
-    return f"mae probe linear {weights} --data IN1K"
+    """Probe weights on ImageNet-1k as the paper does."""
+    return f"mae probe linear {weights} --data IN1K --protocol paper"
 
 
 def transfer_commands(verb: str, data: str, weights: str, run: str) -> tuple[str, str]:
