@@ -147,6 +147,8 @@ def test_verbs_and_options_are_pinned() -> None:
         "report": "RUNS json traceback",
         "recipes list": "json traceback",
         "recipes show": "NAME json traceback",
+        "recipes diff": "A B json traceback",
+        "recipes paper": "json traceback",
         "weights inspect": "WEIGHTS json traceback",
         "weights convert": "WEIGHTS DST to heads decoder-heads json traceback",
         "doctor": "json traceback",
@@ -272,7 +274,7 @@ def test_a_length_given_takes_the_place_of_that_of_the_recipe(
         ("pretrian", "unknown verb pretrian; did you mean pretrain?"),
         ("--json", "unknown verb --json; see mae --help"),
         ("recipes lst", "unknown verb recipes lst; did you mean recipes list?"),
-        ("recipes", "recipes: expected list or show after it; see mae --help"),
+        ("recipes", "recipes: expected list or show or diff or paper after it; see mae --help"),
         ("probe kn w --data d", "method: expected knn or linear, got 'kn'"),
         ("probe", "probe: expected METHOD; see mae probe --help"),
         ("pretrain --optim.lrr 1", "unknown option --optim.lrr; did you mean --optim.lr?"),
@@ -311,6 +313,12 @@ def test_a_length_given_takes_the_place_of_that_of_the_recipe(
         ("embed w", "embed: expected --data and --out; see mae embed --help"),
         ("reconstruct w", "reconstruct: expected PICTURES; see mae reconstruct --help"),
         ("recipes show foldr", "recipe: there is no 'foldr'; did you mean folder?"),
+        ("recipes diff demo foldr", "recipe: there is no 'foldr'; did you mean folder?"),
+        (
+            "pretrain paper-ft-vit-b --data pics",
+            "recipe: paper-ft-vit-b is one for fine-tuning, expected another; "
+            "use it as mae finetune paper-ft-vit-b --data DIR --weights W",
+        ),
         ("weights convert a b --to jax", "to: expected facebook or mae, got 'jax'"),
         ("embed w --data d --out f.csv", "out: f.csv ends in '.csv', expected .npy"),
     ],
@@ -452,7 +460,17 @@ def test_json_is_one_object_and_quiet_is_quiet(weights: Path, mae_: Run, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "words", ["recipes list", "recipes show demo", "doctor", "weights inspect {}", "demo --help"]
+    "words",
+    [
+        "recipes list",
+        "recipes show demo",
+        "recipes diff demo folder",
+        "recipes diff demo demo",
+        "recipes paper",
+        "doctor",
+        "weights inspect {}",
+        "demo --help",
+    ],
 )
 def test_every_table_is_also_json_or_plain(words: str, weights: Path, mae_: Run) -> None:
     plain = mae_(*words.format(weights).split())
@@ -466,6 +484,14 @@ def test_columns_are_aligned(mae_: Run) -> None:
     lines = mae_("recipes", "list").out.splitlines()
 
     assert len({line.index("ViT") for line in lines if "ViT-B" in line}) == 1
+
+
+def test_recipes_are_listed_by_sort(mae_: Run) -> None:
+    lines = mae_("recipes", "list").out.splitlines()
+
+    assert lines[0] == "pre-training" and lines[lines.index("fine-tuning") - 1] == ""
+    tuning = lines[lines.index("fine-tuning") + 1 :]
+    assert {line.split()[0] for line in tuning} >= {"paper-ft-vit-b", "facebook-ft-vit-h-448"}
 
 
 def test_doctor_fails_where_something_is_missing(

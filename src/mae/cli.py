@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib import metadata
 from inspect import getdoc
-from itertools import zip_longest
+from itertools import groupby, zip_longest
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -148,14 +149,32 @@ def report(*runs: Path) -> Shown:
 
 def recipes_list() -> Shown:
     """List the recipes: what they are, and what was published of them."""
-    recipes = recipe_rows()
-    return Shown({"recipes": recipes}, [(r["name"], r["about"], r["expected"]) for r in recipes])
+    recipes, rows = recipe_rows(), list[tuple[str, ...]]()
+    for sort, group in groupby(recipes, itemgetter("sort")):
+        rows += [(sort,), *((f"  {r['name']}", r["about"], r["expected"]) for r in group), ("",)]
+    return Shown({"recipes": recipes}, rows[:-1])
 
 
 def recipes_show(name: str) -> Shown:
     """Print the fields of a recipe, as --config takes them back."""
     recipe = find_recipe(name)
     return Shown(to_dict(recipe.config), [(recipe_toml(recipe),)])
+
+
+def recipes_diff(a: str, b: str) -> Shown:
+    """Show where two recipes, or a run and a recipe, differ, with the source of each number."""
+    from mae.jobs.differences import diff
+
+    comparison = diff(a, b)
+    return Shown(comparison.values(), comparison.rows())
+
+
+def recipes_paper() -> Shown:
+    """Print the published results, each with the commands that would reproduce it."""
+    from mae.jobs.paper import paper_rows, paper_values
+
+    built = frozenset(verb.name.split()[0] for verb in VERBS)
+    return Shown(paper_values(built), paper_rows(built))
 
 
 def weights_inspect(weights: Path) -> Shown:
@@ -210,7 +229,16 @@ class Verb(NamedTuple):
 _GROUPS: dict[str, tuple[Callable[..., Shown], ...]] = {
     "train": (demo, pretrain),
     "use": (probe, reconstruct, embed),
-    "inspect": (report, recipes_list, recipes_show, weights_inspect, weights_convert, doctor),
+    "inspect": (
+        report,
+        recipes_list,
+        recipes_show,
+        recipes_diff,
+        recipes_paper,
+        weights_inspect,
+        weights_convert,
+        doctor,
+    ),
 }
 VERBS = tuple(
     Verb(run.__name__.replace("_", " "), run) for runs in _GROUPS.values() for run in runs

@@ -357,13 +357,73 @@ class PretrainConfig(FitConfig):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FinetuneConfig(FitConfig):
-    """Fine-tuning of an encoder with a classifier, all weights trained, mean-pooled."""
+class MixConfig:
+    """Mixup and CutMix over the whole batch, and smoothed labels."""
 
-    num_classes: int
-    """Classes of the labels."""
+    mixup: float = 0.0
+    """Alpha of Mixup's Beta distribution; 0: no Mixup."""
+    cutmix: float = 0.0
+    """Alpha of CutMix's Beta distribution; 0: no CutMix."""
+    switch: float = 0.5
+    """Probability of CutMix instead of Mixup where both are on."""
+    probability: float = 1.0
+    """Probability that a batch is mixed at all."""
+    smoothing: float = 0.0
+    """Share of a label that is spread over all classes."""
+
+    def __post_init__(self) -> None:
+        for name in ("mixup", "cutmix"):
+            _require(getattr(self, name) >= 0, f"mix.{name}", getattr(self, name), "at least 0")
+        for name in ("switch", "probability"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"mix.{name}", value, "a probability")
+        _require(0 <= self.smoothing < 1, "mix.smoothing", self.smoothing, "a share below 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinetuneConfig(FitConfig):
+    """Fine-tuning of a pre-trained encoder with a classifier (defaults: ViT-B/16 at 224)."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The network; channels and pixel scaling follow from the weights."""
+    num_classes: int = 1000
+    """Classes of the labels; follows from the data."""
+    pool: Literal["mean", "cls"] = "mean"
+    """What is classified: the mean of the patch tokens and a new norm, or the cls token."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each block to the one before it; 1: none."""
+    drop_path: float = 0.0
+    """Probability that the last block is skipped; rises linearly from 0 at the first."""
+    train_blocks: float | None = None
+    """Last blocks that are trained, 0.5 for the MLP of the last alone; none: everything."""
+    ema: float | None = None
+    """Decay of an average of the weights, which is what is evaluated; none: no average."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Crop and flip."""
+    rand_augment: str | None = None
+    """RandAugment in timm's terms, as in rand-m9-mstd0.5-inc1; none: none."""
+    erase: float = 0.0
+    """Probability of erasing a random rectangle with noise."""
+    mix: MixConfig = field(default_factory=MixConfig)
+    """Mixup, CutMix and smoothed labels."""
+    max_bad: float = 0.1
+    """Largest share of unreadable pictures before the run stops."""
+
+    def __post_init__(self) -> None:
+        # slots=True makes a new class, which the bare form of super() does not find.
+        super(FinetuneConfig, self).__post_init__()  # noqa: UP008
+        _require(self.num_classes >= 2, "num_classes", self.num_classes, "at least 2")
+        _require(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "above 0, at most 1")
+        _require(0 <= self.drop_path < 1, "drop_path", self.drop_path, "a probability below 1")
+        _require(self.ema is None or 0 < self.ema < 1, "ema", self.ema, "between 0 and 1")
+        _require(0 <= self.erase <= 1, "erase", self.erase, "a probability")
+        _require(0 <= self.max_bad <= 1, "max_bad", self.max_bad, "a share from 0 to 1")
+        blocks, depth = self.train_blocks, self.model.depth
+        if blocks is not None and (blocks not in (0.5, *range(1, depth + 1))):
+            raise ConfigError(
+                f"train_blocks: got {blocks:g}, expected 0.5 (the MLP of the last block) or a "
+                f"whole number from 1 to {depth}; for 0 use mae probe linear"
+            )
 
 
 def replace_model(config: PretrainConfig, **fields: object) -> PretrainConfig:

@@ -26,6 +26,8 @@ from mae.fields import coerce_text, did_you_mean, field_types
 from mae.recipes import RECIPES, Recipe
 
 HELP = {
+    "a": "Recipe, or folder of a run.",
+    "b": "Recipe or run to hold against it.",
     "batch": "Pictures encoded at a time.",
     "config": "TOML file of the same fields, or run.json of a run; options win over it.",
     "data": "Folder of pictures, nested as it likes; or fashion-mnist, the built-in pictures.",
@@ -102,7 +104,8 @@ def options_of(run: Callable[..., object], *, words: Sequence[str] = ()) -> list
     hints, options = get_type_hints(run), []
     for name, parameter in inspect.signature(run).parameters.items():
         if parameter.kind is Parameter.VAR_KEYWORD:
-            options += _recipe_options(next((r for r in RECIPES if r.name in words), RECIPES[0]))
+            named = (r for r in RECIPES if r.name in words and isinstance(r.config, PretrainConfig))
+            options += _recipe_options(next(named, RECIPES[0]))
             continue
         positional = parameter.kind is not Parameter.KEYWORD_ONLY
         many = parameter.kind is Parameter.VAR_POSITIONAL

@@ -1,53 +1,23 @@
-"""The paper's and the seed's runs as named values.
+"""The recipes: our own runs as named values, those of others, and how one is found.
 
-A variant is a base with a few fields replaced. A recipe of your own is the `run.json` of a run,
-a TOML file of the same fields (`--config`), or options on the command line.
+Those of others stand in `published/`; here are ours, and how one is found. A recipe of your own
+is the `run.json` of a run, a TOML file of the same fields (`--config`), or options on the command
+line.
 """
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, replace
+from typing import TypeVar
 
-from mae.config import AugmentConfig, OptimConfig, PretrainConfig, model_config
+from mae.config import AugmentConfig, FitConfig, OptimConfig, PretrainConfig, model_config
 from mae.errors import ConfigError
+from mae.published.finetuning import FINETUNING
+from mae.published.pretraining import PRETRAINING
+from mae.published.recipe import Recipe as Recipe
 
+ConfigT = TypeVar("ConfigT", bound=FitConfig)
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Recipe:
-    """A named run."""
-
-    name: str
-    about: str
-    """One line: what it is and what it is for."""
-    source: str
-    """Where its numbers come from."""
-    expected: str
-    """Published result, never one of ours."""
-    config: PretrainConfig
-
-    @property
-    def command(self) -> str:
-        """The command that runs it."""
-        return "mae demo" if self.name == "demo" else f"mae pretrain {self.name} --data DIR"
-
-
-PAPER_B = PretrainConfig(
-    model=model_config("vit-b/16"),
-    epochs=1600,
-    batch=4096,
-    optim=OptimConfig(lr=1.5e-4, weight_decay=0.05, betas=(0.9, 0.95), warmup_epochs=40),
-    augment=AugmentConfig(crop_scale=(0.2, 1.0), flip=0.5),
-)
-PAPER_L = replace(PAPER_B, model=model_config("vit-l/16"))
-PAPER_H = replace(PAPER_B, model=model_config("vit-h/14"))
-
-SEED_B_400 = replace(
-    PAPER_B,
-    epochs=400,
-    # OpenMMLab leaves cls and mask token undecayed and starts the warm-up above zero.
-    optim=replace(PAPER_B.optim, warmup_start=1e-4, decay_tokens=False),
-)
 
 FOLDER = PretrainConfig(
     model=model_config("vit-s/16"),
@@ -86,46 +56,20 @@ DEMO = PretrainConfig(
 RECIPES = (
     Recipe(
         name="folder",
-        about="ViT-S/16 at 224 for a folder of your own pictures, on one GPU or a patient CPU",
+        about="ViT-S/16 at 224 for a folder of your own pictures",
         source="this project's default; decoder 256 x 4",
         expected="no published score",
         config=FOLDER,
     ),
     Recipe(
         name="demo",
-        about="a small ViT on the built-in 28 x 28 pictures, minutes on two cores",
+        about="a small ViT on the built-in pictures, in minutes",
         source="chosen on a validation part of the built-in pictures (docs/log.md)",
         expected="no published score",
         config=DEMO,
     ),
-    Recipe(
-        name="mae_vit-base-p16_8xb512-coslr-400e_in1k",
-        about="ViT-B/16, 400 epochs of ImageNet-1k, batch 8 x 512",
-        source="OpenMMLab mmselfsup 0.x, config of the same name",
-        expected="83.1 % top-1 on ImageNet-1k after fine-tuning",
-        config=SEED_B_400,
-    ),
-    Recipe(
-        name="paper-vit-b",
-        about="ViT-B/16, 1600 epochs of ImageNet-1k, batch 4096",
-        source="paper, Table 8 and section 4.3",
-        expected="83.6 % top-1 on ImageNet-1k after fine-tuning (Table 3)",
-        config=PAPER_B,
-    ),
-    Recipe(
-        name="paper-vit-l",
-        about="ViT-L/16, 1600 epochs of ImageNet-1k, batch 4096",
-        source="paper, Table 8 and section 4.3",
-        expected="85.9 % top-1 on ImageNet-1k after fine-tuning (Table 3)",
-        config=PAPER_L,
-    ),
-    Recipe(
-        name="paper-vit-h",
-        about="ViT-H/14, 1600 epochs of ImageNet-1k, batch 4096",
-        source="paper, Table 8 and section 4.3",
-        expected="86.9 % top-1 on ImageNet-1k after fine-tuning (Table 3)",
-        config=PAPER_H,
-    ),
+    *PRETRAINING,
+    *FINETUNING,
 )
 
 
@@ -138,7 +82,20 @@ def find_recipe(name: str) -> Recipe:
     for recipe in RECIPES:
         if recipe.name == name:
             return recipe
-    names = [recipe.name for recipe in RECIPES]
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(names)}"
+    near = difflib.get_close_matches(name, [recipe.name for recipe in RECIPES], n=1)
+    hint = f"did you mean {near[0]}?" if near else "mae recipes list shows them"
     raise ConfigError(f"recipe: there is no {name!r}; {hint}")
+
+
+def find_config(name: str, sort: type[ConfigT]) -> ConfigT:
+    """Find the configuration of a recipe of one sort.
+
+    Raises:
+        ConfigError: if there is no such recipe, or it is of another sort.
+    """
+    recipe = find_recipe(name)
+    if isinstance(recipe.config, sort):
+        return recipe.config
+    raise ConfigError(
+        f"recipe: {name} is one for {recipe.sort}, expected another; use it as {recipe.command}"
+    )

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from mae.errors import ConfigError
-from mae.fields import to_dict
-from mae.jobs.recipes import configured, recipe_rows, recipe_toml, to_toml
+from mae.fields import from_dict, to_dict
+from mae.jobs.recipes import configured, read_fields, recipe_rows, recipe_toml, to_toml
 from mae.recipes import FOLDER, RECIPES, Recipe, find_recipe
 
 
@@ -17,7 +17,15 @@ def test_a_shown_recipe_is_taken_back_as_it_was(recipe: Recipe, tmp_path: Path) 
     file = tmp_path / "mine.toml"
     file.write_text(recipe_toml(recipe))
 
-    assert configured("paper-vit-l", file=file, fields={}) == recipe.config
+    assert from_dict(type(recipe.config), read_fields(file), where="mine") == recipe.config
+
+
+def test_a_shown_recipe_names_the_sources_of_its_fields() -> None:
+    text = recipe_toml(find_recipe("paper-ft-vit-b"))
+
+    assert "# source: paper, Table 9\n" in text
+    assert "# source of erase: not in the paper\n" in text
+    assert "# mae finetune paper-ft-vit-b --data DIR --weights W\n" in text
 
 
 def test_a_run_json_repeats_the_run(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from mae.jobs.setup import (
 )
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.create import create
-from mae.recipes import find_recipe
+from mae.recipes import find_config
 from mae.report.page import write_report
 from mae.report.reconstruction import save_progress_picture
 from mae.train.checkpoint import NotSaved, latest_checkpoint, load_checkpoint, save_checkpoint
@@ -98,7 +98,7 @@ def pretrain(
             '`if __name__ == "__main__":`, or use workers=0'
         )
     named = recipe if isinstance(recipe, str) else based_on
-    config = find_recipe(recipe).config if isinstance(recipe, str) else recipe
+    config = find_config(recipe, PretrainConfig) if isinstance(recipe, str) else recipe
     with StopSignal() as stop, Progress(quiet=quiet) as progress:
         source = open_source(data)
         config, kind = resolve(config, source, say=progress.note)

@@ -11,23 +11,22 @@ from typing import Any
 from mae.config import PretrainConfig
 from mae.errors import ConfigError
 from mae.fields import from_dict, to_dict
-from mae.recipes import RECIPES, Recipe, find_recipe
+from mae.recipes import RECIPES, Recipe, find_config
 
 _LENGTHS = ("epochs", "steps", "minutes")
 
 
 def recipe_rows() -> list[dict[str, str]]:
-    """List the recipes: name, what it is, where its numbers come from, published result."""
-    return [
-        {"name": r.name, "about": r.about, "source": r.source, "expected": r.expected}
-        for r in RECIPES
-    ]
+    """List the recipes: sort, name, what it is, where its numbers come from, published result."""
+    names = ("sort", "name", "about", "source", "expected")
+    return [{name: str(getattr(r, name)) for name in names} for r in RECIPES]
 
 
 def recipe_toml(recipe: Recipe) -> str:
     """Write a recipe as a file that `--config` takes back."""
     facts = (recipe.about, f"source: {recipe.source}", f"expected: {recipe.expected}")
-    head = "".join(f"# {line}\n" for line in (*facts, recipe.command))
+    elsewhere = (f"source of {path}: {source}" for path, source in recipe.sources.items())
+    head = "".join(f"# {line}\n" for line in (*facts, *elsewhere, recipe.command))
     return f"{head}\n{to_toml(to_dict(recipe.config))}"
 
 
@@ -45,7 +44,7 @@ def configured(
     Raises:
         ConfigError: for an unknown recipe, key or value.
     """
-    base = find_recipe(recipe).config
+    base = find_config(recipe, PretrainConfig)
     if file is not None:
         merged = _merged(to_dict(base), read_fields(file))
         base = from_dict(PretrainConfig, merged, where=str(file))
