@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-TRUST = 0.001
+TRUST, MOMENTUM = 0.001, 0.9
 
 
 class Lars(torch.optim.Optimizer):
@@ -30,7 +30,7 @@ class Lars(torch.optim.Optimizer):
         params: Iterable[nn.Parameter],
         *,
         lr: float,
-        momentum: float = 0.9,
+        momentum: float = MOMENTUM,
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
