@@ -83,9 +83,16 @@ def probe(
     weights: Path,
     *,
     data: str,
+    protocol: Literal["quick", "paper"] = "quick",
     k: int | None = None,
-    pool: Pool = "mean",
-    batch: int = 64,
+    temperature: float | None = None,
+    labels: str | None = None,
+    labels_out: Path | None = None,
+    seeds: int | None = None,
+    epochs: float | None = None,
+    batch: int | None = None,
+    lr: float | None = None,
+    pool: Pool | None = None,
     device: str = "auto",
     seed: int = 0,
     quiet: bool = False,
@@ -93,12 +100,28 @@ def probe(
     """Classify by nearest neighbours or logistic regression on features, beside raw pixels.
 
     DATA holds one folder per class, of which a fifth is held out; or train/ and val/ of such.
+    --protocol paper trains the paper's linear head instead, and --labels learns from a few.
     """
+    from mae.jobs import linear_probe
     from mae.jobs import probe as job
     from mae.jobs.features import FeatureSettings
+    from mae.jobs.few import FewSettings, refuse_without_effect
 
-    how, settings = job.choose_method(method, k=k, seed=seed), FeatureSettings(pool, batch, device)
-    return _shown(job.probe(weights, data, how, settings=settings, seed=seed, quiet=quiet))
+    few = FewSettings(labels, labels_out, seeds)
+    if protocol == "paper":
+        if method == "knn":
+            refuse_without_effect("knn", "linear", protocol=protocol)
+        unused = {"k": k, "temperature": temperature, "pool": pool}
+        refuse_without_effect("the paper's protocol", "--protocol quick", **unused)
+        config = linear_probe.paper_config(
+            epochs=epochs, batch=batch, lr=lr, seed=seed, device=device
+        )
+        return _shown(linear_probe.paper_probe(weights, data, config=config, few=few, quiet=quiet))
+    refuse_without_effect("the quick protocol", "--protocol paper", epochs=epochs, lr=lr)
+    how = job.choose_method(method, k=k, temperature=temperature, seed=seed)
+    settings = FeatureSettings(pool or "mean", 64 if batch is None else batch, device)
+    ask = partial(job.probe, settings=settings, few=few, seed=seed, quiet=quiet)
+    return _shown(ask(weights, data, how))
 
 
 def reconstruct(

@@ -89,7 +89,8 @@ def test_a_choice_is_written_and_read_back(source: ArraySource, tmp_path: Path):
         ("0,picture 0,bee", "line 2: picture 0 is of class bee, in the data of ant"),
         ("0,picture 7,ant", "line 2: picture 7 is held out for testing"),
         ("x,picture 0,ant", "no choice of labels, expected the columns draw,name,class"),
-        ("", "names no picture"),
+        ("", "names no picture$"),
+        ("4,picture 0,ant\n4,picture 300,cat", "names no picture of class bee in draw 4"),
     ],
 )
 def test_a_choice_that_does_not_fit_is_refused(

@@ -76,6 +76,29 @@ def choose_labels(
     return labels_per_class(labels, few.per_class, seed=seed, draw=draw, names=names)
 
 
+def label_draws(source: Source, text: str, *, among: Ids, seed: int, runs: int | None) -> list[Ids]:
+    """Choose few labels for several runs, or read an earlier choice.
+
+    Args:
+        source: labelled pictures.
+        text: as `parse_few` takes it, or a .csv that `write_choice` made.
+        among: ids that may be learnt from.
+        seed: key of the choice.
+        runs: draws to make, one if none; a .csv holds its own.
+
+    Returns:
+        Ids of each draw, ascending.
+    """
+    if text.endswith(".csv"):
+        if runs is not None:
+            raise ConfigError(f"seeds: has no effect, {text} holds its draws; drop it")
+        return read_choice(Path(text).expanduser(), source, among=among)
+    assert source.labels is not None
+    labels, names = source.labels[among], source.class_names
+    draws = range(1 if runs is None else runs)
+    return [among[choose_labels(labels, text, seed=seed, draw=d, names=names)] for d in draws]
+
+
 def write_choice(path: Path, source: Source, draws: Sequence[Ids]) -> None:
     """Write a .csv of the pictures chosen in each draw, by name and class.
 
@@ -91,7 +114,10 @@ def write_choice(path: Path, source: Source, draws: Sequence[Ids]) -> None:
     for draw, ids in enumerate(draws):
         for i in ids.tolist():
             rows.writerow((draw, source.name(i), source.class_names[source.labels[i]]))
-    write_atomic(path, file.getvalue().encode())
+    try:
+        write_atomic(path, file.getvalue().encode())
+    except OSError as error:
+        raise ConfigError(f"labels_out: {path} cannot be written: {error.strerror}") from error
 
 
 def read_choice(path: Path, source: Source, *, among: Ids) -> list[Ids]:
@@ -127,6 +153,11 @@ def read_choice(path: Path, source: Source, *, among: Ids) -> list[Ids]:
         draws.setdefault(draw, []).append(numbers[name])
     if not draws:
         raise DataError(f"labels: {path} names no picture")
+    for draw, ids in draws.items():
+        assert source.labels is not None
+        for missing in sorted({*range(len(source.class_names))} - {*source.labels[ids].tolist()}):
+            name = source.class_names[missing]
+            raise DataError(f"labels: {path} names no picture of class {name} in draw {draw}")
     return [np.unique(np.array(draws[draw], dtype=np.int64)) for draw in sorted(draws)]
 
 

@@ -6,13 +6,20 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
 from mae.data.batch import Bad, Prepared, prepared
 from mae.data.decode import PixelKind
 from mae.data.source import Source
 from mae.errors import ConfigError, DataError
+from mae.jobs.progress import Progress
 from mae.jobs.setup import choose_device
 from mae.model.encoder import Encoder, Pool
 from mae.weights.load import open_encoder
+
+Ids = NDArray[np.int64]
 
 
 class FeatureSettings(NamedTuple):
@@ -50,6 +57,38 @@ def prepared_in_batches(
     kind = PixelKind(config.pixels.dtype, config.channels)
     for start in range(0, len(ids), batch):
         yield prepared(source, ids[start : start + batch], kind=kind, size=config.image_size)
+
+
+class Looked(NamedTuple):
+    """Some labelled pictures in the evaluation view."""
+
+    images: Tensor
+    """B C H W of the stored type."""
+    labels: Ids
+    """B."""
+    ids: Ids
+    """B."""
+
+
+def labelled_in_batches(
+    encoder: Encoder, source: Source, ids: Ids, *, batch: int, progress: Progress, label: str
+) -> Iterator[Looked]:
+    """Read labelled pictures as `prepared_in_batches` does, and show how far it is.
+
+    Those that cannot be read are left out and, in the end, said; if all are, it is an error.
+    """
+    assert source.labels is not None
+    bad: list[Bad] = []
+    done = 0
+    progress.start(len(ids), label=label)
+    for got in prepared_in_batches(encoder, source, ids.tolist(), batch=batch):
+        if len(got.ids):
+            kept = got.ids.numpy()
+            yield Looked(got.images, source.labels[kept], kept)
+        bad += got.bad
+        done += len(got.ids) + len(got.bad)
+        progress.update(done)
+    tell_unreadable(len(ids), bad, say=progress.note)
 
 
 def tell_unreadable(count: int, bad: Sequence[Bad], *, say: Callable[[str], None]) -> None:
