@@ -124,6 +124,41 @@ def probe(
     return _shown(ask(weights, data, how))
 
 
+def evaluate(
+    weights: Path,
+    *,
+    data: str,
+    set: Literal[
+        "folder", "imagenet", "imagenet-a", "imagenet-r", "imagenet-sketch", "imagenet-c"
+    ] = "folder",
+    all_classes: bool = False,
+    out: Path | None = None,
+    predictions: Path | None = None,
+    batch: int = 64,
+    device: str = "auto",
+    quiet: bool = False,
+) -> Shown:
+    """Count what a fine-tuned classifier gets right, class by class; or its errors on ImageNet-C.
+
+    DATA holds one folder per class, named as the classes of the classifier, or val/ of such. OUT
+    is a .png of what is taken for what, or an .html of everything.
+    """
+    from mae.jobs import corruptions
+    from mae.jobs import evaluate as job
+    from mae.jobs.features import FeatureSettings
+    from mae.jobs.few import refuse_without_effect
+
+    settings = FeatureSettings(batch=batch, device=device)
+    if set == "imagenet-c":
+        refuse_without_effect(set, "another set", out=out, all_classes=all_classes or None)
+        ask = partial(corruptions.evaluate_corruptions, settings=settings, quiet=quiet)
+        errors = ask(weights, data, predictions=predictions)
+        return Shown(errors.values(), errors.rows())
+    ask_one = partial(job.evaluate, dataset=set, all_classes=all_classes, settings=settings)
+    result = ask_one(weights, data, out=out, predictions=predictions, quiet=quiet)
+    return Shown(result.values(), result.rows())
+
+
 def reconstruct(
     weights: Path,
     *pictures: Path,
@@ -232,7 +267,7 @@ class Verb(NamedTuple):
 
 _GROUPS: dict[str, tuple[Callable[..., Shown], ...]] = {
     "train": (demo, pretrain),
-    "use": (probe, reconstruct, embed),
+    "use": (probe, evaluate, reconstruct, embed),
     "inspect": (report, recipes_list, recipes_show, weights_inspect, weights_convert, doctor),
 }
 VERBS = tuple(

@@ -26,6 +26,7 @@ from mae.fields import coerce_text, did_you_mean, field_types
 from mae.recipes import RECIPES, Recipe
 
 HELP = {
+    "all_classes": "Of imagenet-a and imagenet-r: compare the scores of all classes, not of 200.",
     "batch": "Pictures encoded at a time; of the paper's linear probe, those of a step (16384).",
     "config": "TOML file of the same fields, or run.json of a run; options win over it.",
     "data": "Folder of pictures, nested as it likes; or fashion-mnist, the built-in pictures.",
@@ -47,6 +48,7 @@ HELP = {
     "out": "File or folder to write.",
     "pictures": "Picture files, or folders of them.",
     "pool": "Mean of the patch tokens, cls token, or means over a 3 x 3 grid; none: mean.",
+    "predictions": "Write a row a picture (.csv, or .parquet with pyarrow).",
     "print_config": "Print the configuration, as --config takes it back, and do nothing.",
     "protocol": "Of linear: quick, on features computed once; paper, 90 epochs of crops by LARS.",
     "quiet": "Show no progress and no notes.",
@@ -54,6 +56,7 @@ HELP = {
     "runs": "Folders of runs.",
     "seed": "Key of every random choice.",
     "seeds": "Runs over several draws of labels, or seeds of the paper's linear probe; none: 1.",
+    "set": "What DATA is; decides classes and view.",
     "temperature": "Of the votes of knn: the smaller, the more the nearest decide; none: 0.07.",
     "to": "facebook: the published PyTorch layout; mae: a folder of this library.",
     "traceback": "Show where an error came from (also MAE_TRACEBACK=1).",

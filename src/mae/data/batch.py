@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,16 @@ from mae.data.order import shuffled
 from mae.data.randomness import Stream, uniform
 from mae.data.source import ArraySource, Source
 from mae.errors import DataError
+
+
+class CentreBox(Protocol):
+    """Chooses the part of a picture that is evaluated."""
+
+    def __call__(
+        self, height: int, width: int, *, size: tuple[int, int]
+    ) -> tuple[int, int, int, int]:
+        """Return top, left, height, width."""
+
 
 _REPLACEMENTS = 100  # pictures tried in place of a broken one
 _SMALL = 32  # pixels; larger pictures are cropped faster one by one (measured, 3 channels)
@@ -163,9 +173,17 @@ class Prepared(NamedTuple):
 
 
 def prepared(
-    source: Source, ids: Sequence[int], *, kind: PixelKind, size: tuple[int, int]
+    source: Source,
+    ids: Sequence[int],
+    *,
+    kind: PixelKind,
+    size: tuple[int, int],
+    box: CentreBox = center_crop_box,
 ) -> Prepared:
-    """Read pictures for evaluation: short side to 256/224 of the size, centre crop, no draw."""
+    """Read pictures for evaluation: short side to 256/224 of the size, centre crop, no draw.
+
+    Another `box` chooses another part.
+    """
     images, kept, bad = [], [], []
     for index in ids:
         try:
@@ -173,8 +191,8 @@ def prepared(
         except BadPicture as error:
             bad.append(Bad(index, source.name(index), str(error)))
             continue
-        box = center_crop_box(*picture.shape[:2], size=size)
-        images.append(resized_crop(picture, box, size=size))
+        part = box(*picture.shape[:2], size=size)
+        images.append(resized_crop(picture, part, size=size))
         kept.append(index)
     empty = np.zeros((0, *size, kind.channels), dtype=kind.dtype)
     stacked = np.stack(images) if images else empty

@@ -114,10 +114,7 @@ def write_choice(path: Path, source: Source, draws: Sequence[Ids]) -> None:
     for draw, ids in enumerate(draws):
         for i in ids.tolist():
             rows.writerow((draw, source.name(i), source.class_names[source.labels[i]]))
-    try:
-        write_atomic(path, file.getvalue().encode())
-    except OSError as error:
-        raise ConfigError(f"labels_out: {path} cannot be written: {error.strerror}") from error
+    write_atomic(path, file.getvalue().encode())
 
 
 def read_choice(path: Path, source: Source, *, among: Ids) -> list[Ids]:

@@ -219,10 +219,10 @@ def labelled(data: str | Path, *, seed: int) -> Labelled:
         train, test = _whole(fashion_mnist("train")), _whole(fashion_mnist("test"))
         return Labelled(train, test, "built-in pictures")
     train_root = root / "train" if (root / "train").is_dir() else root
-    source = _classes(train_root)
+    source = class_folders(train_root)
     for test_root in (root / name for name in TEST_FOLDERS if train_root != root):
         if test_root.is_dir():
-            other = _classes(test_root)
+            other = class_folders(test_root)
             if different := sorted(set(source.class_names) ^ set(other.class_names)):
                 raise DataError(
                     f"data: {train_root} and {test_root} hold different classes: "
@@ -241,7 +241,12 @@ def _whole(source: Source) -> Part:
     return Part(source, np.arange(len(source)))
 
 
-def _classes(root: Path) -> FolderSource:
+def class_folders(root: Path) -> FolderSource:
+    """Open a folder of one folder per class.
+
+    Raises:
+        DataError: if there are no classes, one alone or an empty one.
+    """
     source = FolderSource(root)
     folders = sorted(e.name for e in os.scandir(root) if e.is_dir() and e.name[0] != ".")
     if source.labels is None:
