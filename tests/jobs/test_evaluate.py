@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import cross_entropy
 
 import mae.jobs.corruptions
 import mae.jobs.evaluate as module
@@ -92,6 +95,26 @@ def test_figures_are_those_counted_by_hand(folder: Path) -> None:
         ("b", "f", 1),
         ("c", "d", 1),
     ]
+
+
+def test_a_classifier_of_ours_is_asked_as_it_answers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    model = Classifier(ByShade(7).encoder, num_classes=7).train()
+    torch.nn.init.normal_(model.head.weight)
+    loader = SimpleNamespace(load_classifier=lambda path: (model, CLASSES))
+    monkeypatch.setitem(sys.modules, "mae.weights.classifier", loader)
+
+    result = evaluate("w", folder, settings=FeatureSettings(batch=5, device="cpu"), quiet=True)
+
+    images = torch.cat([torch.full((1, 3, H, W), SHADES[s] / 255) for s in "aabfdcddeeffgg"])
+    with torch.inference_mode():
+        scores = model(images)
+    labels = torch.arange(7).repeat_interleave(2)
+    assert not model.training
+    assert result.loss == pytest.approx(float(cross_entropy(scores, labels)), rel=1e-5)
+    assert result.top1 == float((scores.argmax(dim=1) == labels).double().mean())
 
 
 @pytest.mark.parametrize("batch", [1, 3, 5, 14, 64])

@@ -287,9 +287,11 @@ def test_bad_settings_of_few_labels_are_refused_before_any_work(
         probe(weights, classes, K3, few=few, quiet=True)
 
 
-def test_a_temperature_is_used_said_and_refused_without_neighbours() -> None:
+def test_a_temperature_is_said_and_refused_where_it_does_nothing() -> None:
     method = choose_method("knn", k=None, temperature=0.5, seed=0)
 
     assert method.name == "k-NN, k = 20, temperature 0.5"
+    with pytest.raises(ConfigError, match="temperature: expected a number above 0, got 0"):
+        choose_method("knn", k=None, temperature=0.0, seed=0)
     with pytest.raises(ConfigError, match="temperature: has no effect on linear"):
         choose_method("linear", k=None, temperature=0.5, seed=0)

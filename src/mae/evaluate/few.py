@@ -18,6 +18,8 @@ from mae.evaluate.split import labels_per_class, share_of_labels
 from mae.train.rundir import write_atomic
 
 Ids = NDArray[np.int64]
+CHOICE = ".csv"
+"""Ending of a file that holds a choice."""
 COLUMNS = ("draw", "name", "class")
 
 _SHARE = re.compile(r"(?P<percent>\d+(\.\d+)?)\s*%")
@@ -89,7 +91,7 @@ def label_draws(source: Source, text: str, *, among: Ids, seed: int, runs: int |
     Returns:
         Ids of each draw, ascending.
     """
-    if text.endswith(".csv"):
+    if text.endswith(CHOICE):
         if runs is not None:
             raise ConfigError(f"seeds: has no effect, {text} holds its draws; drop it")
         return read_choice(Path(text).expanduser(), source, among=among)
@@ -105,8 +107,8 @@ def write_choice(path: Path, source: Source, draws: Sequence[Ids]) -> None:
     Raises:
         ConfigError: for another ending, or a file that cannot be written.
     """
-    if path.suffix != ".csv":
-        raise ConfigError(f"labels_out: {path} ends in {path.suffix!r}, expected .csv")
+    if path.suffix != CHOICE:
+        raise ConfigError(f"labels_out: {path} ends in {path.suffix!r}, expected {CHOICE}")
     assert source.labels is not None
     file = io.StringIO()
     rows = csv.writer(file, lineterminator="\n")

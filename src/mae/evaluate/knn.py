@@ -45,8 +45,7 @@ def knn_predict(
         raise ConfigError(
             f"k: got {k} neighbours, expected 1 to {len(train_x)}, the training pictures; lower k"
         )
-    if not temperature > 0:
-        raise ConfigError(f"temperature: expected a number above 0, got {temperature}")
+    require_temperature(temperature)
     bank = _directions(train_x).T  # F n
     labels = torch.from_numpy(train_y)
     predicted = []
@@ -58,6 +57,16 @@ def knn_predict(
         votes.scatter_add_(1, labels[ids], ((near - 1) / temperature).exp())
         predicted.append(votes.argmax(dim=1))
     return torch.cat(predicted).numpy()
+
+
+def require_temperature(temperature: float) -> None:
+    """Refuse a temperature that orders nothing.
+
+    Raises:
+        ConfigError: for 0, less or NaN.
+    """
+    if not temperature > 0:
+        raise ConfigError(f"temperature: expected a number above 0, got {temperature}")
 
 
 def _directions(rows: Array) -> Tensor:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from mae.data.source import Source
 from mae.errors import ConfigError
-from mae.evaluate.few import Ids, label_draws, write_choice
+from mae.evaluate.few import CHOICE, Ids, label_draws, write_choice
 
 
 class FewSettings(NamedTuple):
@@ -43,8 +43,9 @@ class FewSettings(NamedTuple):
         draws = label_draws(source, self.labels, among=among, seed=seed, runs=self.runs)
         if self.labels_out is not None:
             write_choice(self.labels_out, source, draws)
-        few, runs = len(draws[0]), f", {len(draws)} draws" if len(draws) > 1 else ""
-        say(f"labels {self.labels}: {few:,} of {len(among):,} pictures, seed {seed}{runs}")
+        key = "" if self.labels.endswith(CHOICE) else f", seed {seed}"
+        runs = f", {len(draws)} draws" if len(draws) > 1 else ""
+        say(f"labels {self.labels}: {len(draws[0]):,} of {len(among):,} pictures{key}{runs}")
         return draws
 
 

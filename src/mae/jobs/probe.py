@@ -17,7 +17,7 @@ from mae.data.source import FolderSource, Source
 from mae.errors import DataError
 from mae.evaluate.features import Array, Labels, encoder_features, pixel_features, standardized
 from mae.evaluate.few import Ids
-from mae.evaluate.knn import NEIGHBOURS, TEMPERATURE, knn_accuracy
+from mae.evaluate.knn import NEIGHBOURS, TEMPERATURE, knn_accuracy, require_temperature
 from mae.evaluate.linear import logistic_accuracy
 from mae.evaluate.split import held_out
 from mae.evaluate.table import score
@@ -58,13 +58,14 @@ def choose_method(
         seed: key of the part on which logistic regression chooses its regularisation.
 
     Raises:
-        ConfigError: for a number that the method does not use.
+        ConfigError: for a number that the method does not use, or a temperature of nothing.
     """
     if name == "linear":
         refuse_without_effect("linear", "knn", k=k, temperature=temperature)
         return Method("logistic regression", partial(logistic_accuracy, seed=seed))
     k = NEIGHBOURS if k is None else k
     t = TEMPERATURE if temperature is None else temperature
+    require_temperature(t)
     said = "" if temperature is None else f", temperature {t:g}"
     return Method(f"k-NN, k = {k}{said}", partial(knn_accuracy, k=k, temperature=t))
 
