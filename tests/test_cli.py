@@ -141,7 +141,10 @@ def test_verbs_and_options_are_pinned() -> None:
     assert {verb.name: flags(verb.name) for verb in VERBS} == {
         "demo": "out minutes quiet json traceback",
         "pretrain": "RECIPE data out init config print-config quiet json traceback",
-        "probe": "METHOD WEIGHTS data k pool batch device seed quiet json traceback",
+        "probe": "METHOD WEIGHTS data protocol k temperature labels labels-out seeds epochs batch "
+        "lr pool device seed quiet json traceback",
+        "evaluate": "WEIGHTS data set all-classes out predictions batch device quiet json "
+        "traceback",
         "reconstruct": "WEIGHTS PICTURES out mask-ratio seed device quiet json traceback",
         "embed": "WEIGHTS data out pool batch device quiet json traceback",
         "report": "RUNS json traceback",
@@ -277,6 +280,22 @@ def test_a_length_given_takes_the_place_of_that_of_the_recipe(
         ("recipes", "recipes: expected list or show or diff or paper after it; see mae --help"),
         ("probe kn w --data d", "method: expected knn or linear, got 'kn'"),
         ("probe", "probe: expected METHOD; see mae probe --help"),
+        (
+            "probe knn w --data d --protocol paper",
+            "protocol: has no effect on knn, expected with linear; drop it",
+        ),
+        (
+            "probe linear w --data d --protocol paper --pool mean",
+            "pool: has no effect on the paper's protocol, expected with --protocol quick; drop it",
+        ),
+        (
+            "probe linear w --data d --epochs 3",
+            "epochs: has no effect on the quick protocol, expected with --protocol paper; drop it",
+        ),
+        (
+            "probe linear w --data d --k 3",
+            "k: has no effect on linear, expected with knn; drop it",
+        ),
         ("pretrain --optim.lrr 1", "unknown option --optim.lrr; did you mean --optim.lr?"),
         ("pretrain optim.lrr=1", "unknown option --optim.lrr; did you mean --optim.lr?"),
         (

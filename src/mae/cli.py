@@ -84,9 +84,16 @@ def probe(
     weights: Path,
     *,
     data: str,
+    protocol: Literal["quick", "paper"] = "quick",
     k: int | None = None,
-    pool: Pool = "mean",
-    batch: int = 64,
+    temperature: float | None = None,
+    labels: str | None = None,
+    labels_out: Path | None = None,
+    seeds: int | None = None,
+    epochs: float | None = None,
+    batch: int | None = None,
+    lr: float | None = None,
+    pool: Pool | None = None,
     device: str = "auto",
     seed: int = 0,
     quiet: bool = False,
@@ -94,12 +101,63 @@ def probe(
     """Classify by nearest neighbours or logistic regression on features, beside raw pixels.
 
     DATA holds one folder per class, of which a fifth is held out; or train/ and val/ of such.
+    --protocol paper trains the paper's linear head instead, and --labels learns from a few.
     """
+    from mae.jobs import linear_probe
     from mae.jobs import probe as job
     from mae.jobs.features import FeatureSettings
+    from mae.jobs.few import FewSettings, refuse_without_effect
 
-    how, settings = job.choose_method(method, k=k, seed=seed), FeatureSettings(pool, batch, device)
-    return _shown(job.probe(weights, data, how, settings=settings, seed=seed, quiet=quiet))
+    few = FewSettings(labels, labels_out, seeds)
+    if protocol == "paper":
+        if method == "knn":
+            refuse_without_effect("knn", "linear", protocol=protocol)
+        unused = {"k": k, "temperature": temperature, "pool": pool}
+        refuse_without_effect("the paper's protocol", "--protocol quick", **unused)
+        config = linear_probe.paper_config(
+            epochs=epochs, batch=batch, lr=lr, seed=seed, device=device
+        )
+        return _shown(linear_probe.paper_probe(weights, data, config=config, few=few, quiet=quiet))
+    refuse_without_effect("the quick protocol", "--protocol paper", epochs=epochs, lr=lr)
+    how = job.choose_method(method, k=k, temperature=temperature, seed=seed)
+    settings = FeatureSettings(pool or "mean", 64 if batch is None else batch, device)
+    ask = partial(job.probe, settings=settings, few=few, seed=seed, quiet=quiet)
+    return _shown(ask(weights, data, how))
+
+
+def evaluate(
+    weights: Path,
+    *,
+    data: str,
+    set: Literal[
+        "folder", "imagenet", "imagenet-a", "imagenet-r", "imagenet-sketch", "imagenet-c"
+    ] = "folder",
+    all_classes: bool = False,
+    out: Path | None = None,
+    predictions: Path | None = None,
+    batch: int = 64,
+    device: str = "auto",
+    quiet: bool = False,
+) -> Shown:
+    """Count what a fine-tuned classifier gets right, class by class; or its errors on ImageNet-C.
+
+    DATA holds one folder per class, named as the classes of the classifier, or val/ of such. OUT
+    is a .png of what is taken for what, or an .html of everything.
+    """
+    from mae.jobs import corruptions
+    from mae.jobs import evaluate as job
+    from mae.jobs.features import FeatureSettings
+    from mae.jobs.few import refuse_without_effect
+
+    settings = FeatureSettings(batch=batch, device=device)
+    if set == "imagenet-c":
+        refuse_without_effect(set, "another set", out=out, all_classes=all_classes or None)
+        ask = partial(corruptions.evaluate_corruptions, settings=settings, quiet=quiet)
+        errors = ask(weights, data, predictions=predictions)
+        return Shown(errors.values(), errors.rows())
+    ask_one = partial(job.evaluate, dataset=set, all_classes=all_classes, settings=settings)
+    result = ask_one(weights, data, out=out, predictions=predictions, quiet=quiet)
+    return Shown(result.values(), result.rows())
 
 
 def reconstruct(
@@ -228,7 +286,7 @@ class Verb(NamedTuple):
 
 _GROUPS: dict[str, tuple[Callable[..., Shown], ...]] = {
     "train": (demo, pretrain),
-    "use": (probe, reconstruct, embed),
+    "use": (probe, evaluate, reconstruct, embed),
     "inspect": (
         report,
         recipes_list,

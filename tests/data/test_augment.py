@@ -15,6 +15,7 @@ from mae.data.augment import (
     CROP_DRAWS,
     _bicubic_weights,
     center_crop_box,
+    central_pixels_box,
     crop_boxes,
     resized_crop,
     resized_crops,
@@ -341,3 +342,18 @@ def test_a_scale_of_one_keeps_whole_pictures_of_any_shape():
 )
 def test_evaluation_takes_the_published_centre(picture, size, box):
     assert center_crop_box(*picture, size=size) == box
+
+
+@pytest.mark.parametrize(
+    ("shape", "box"),
+    [
+        ((224, 224), (0, 0, 224, 224)),
+        ((256, 300), (16, 38, 224, 224)),
+        ((100, 300), (0, 100, 100, 100)),
+        ((112, 90), (11, 0, 90, 90)),
+    ],
+)
+def test_the_central_pixels_are_cut_out_as_they_are_unless_too_few(
+    shape: tuple[int, int], box: tuple[int, int, int, int]
+) -> None:
+    assert central_pixels_box(*shape, size=(224, 224)) == box

@@ -13,6 +13,7 @@ from mae.data.batch import Batch, BatchPlan, prepared, training_batch
 from mae.data.decode import PixelKind
 from mae.data.loader import batches
 from mae.data.source import ArraySource, FolderSource
+from tests.jobs.conftest import write_classes
 from tests.pictures import mixed_folder
 
 COLOUR = PixelKind("uint8", 3)
@@ -124,3 +125,14 @@ def test_evaluation_leaves_broken_pictures_out_and_says_so(tmp_path: Path) -> No
     assert {bad.name for bad in view.bad} == set(broken)
     assert len(view.images) == len(view.ids) == 18
     assert not set(view.ids.tolist()) & {bad.id for bad in view.bad}
+
+
+def test_a_replacement_brings_its_own_class(tmp_path: Path) -> None:
+    write_classes(tmp_path / "d", "a", "b", count=4)
+    for path in (tmp_path / "d" / "a").iterdir():
+        path.write_bytes(b"nothing")
+
+    batch = training_batch(folder_plan(tmp_path / "d", batch=8), 0)
+
+    assert sorted(batch.ids.tolist()) == list(range(8)) and len(batch.bad) >= 4
+    assert batch.labels.tolist() == [1] * 8

@@ -9,9 +9,11 @@ import pytest
 import mae
 from mae.errors import ConfigError, DataError
 from mae.evaluate.features import standardized
+from mae.evaluate.few import read_choice
 from mae.evaluate.knn import knn_accuracy
 from mae.jobs import probe as module
 from mae.jobs.features import FeatureSettings
+from mae.jobs.few import FewSettings
 from mae.jobs.probe import Probe, choose_method, labelled, probe
 from mae.model.create import create
 from tests.jobs.conftest import TINY, write_classes
@@ -204,3 +206,92 @@ def test_the_size_of_the_batch_changes_nothing(weights: Path, classes: Path) -> 
     )
 
     assert small == large and TINY.image_size == (24, 40)
+
+
+@pytest.mark.parametrize("name", ["knn", "linear"])
+def test_few_labels_in_several_draws_give_mean_and_deviation(
+    name: str, weights: Path, classes: Path
+) -> None:
+    method = choose_method(name, k=3 if name == "knn" else None, seed=0)  # type: ignore[arg-type]
+
+    result = probe(weights, classes, method, few=FewSettings("2/class", None, 3), quiet=True)
+
+    assert (result.train, result.test, result.labels, result.runs) == (6, 3, "2/class", 3)
+    row = result.rows()[0][2]
+    assert row == "6 train (2/class, mean ± deviation of 3 runs), 3 test"
+    assert "±" in result.rows()[1][1]
+
+
+def test_a_probe_on_few_labels_sees_the_chosen_pictures_and_the_same_test(
+    weights: Path, parts: Path, tmp_path: Path
+) -> None:
+    seen = []
+
+    def accuracy(*features: np.ndarray) -> float:
+        seen.append(features)
+        return len(seen) / 10
+
+    few = FewSettings("2/class", tmp_path / "few.csv", 2)
+    result = probe(weights, parts, module.Method("any", accuracy), few=few, quiet=True)
+
+    source = labelled(parts, seed=0).train.source
+    chosen = read_choice(tmp_path / "few.csv", source, among=np.arange(8))
+    train = mae.embed(weights, parts / "train")
+    for draw, ids in enumerate(chosen):
+        x, y, _, test_y = seen[3 * draw]
+        np.testing.assert_allclose(x, standardized(train[ids], train)[0], atol=1e-4)
+        assert y.tolist() == [0, 0, 1, 1] and test_y.tolist() == [0, 0, 1, 1]
+    # Trained 0.1 and 0.4, random 0.2 and 0.5, pixels 0.3 and 0.6.
+    assert (result.trained, result.random, result.pixels) == pytest.approx((0.25, 0.35, 0.45))
+    assert result.trained_spread == pytest.approx(0.3 / 2**0.5)
+
+
+def test_a_choice_read_back_gives_the_same_result(
+    weights: Path, classes: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "few.csv"
+    made = probe(weights, classes, K3, few=FewSettings("2/class", file, 2), quiet=True)
+
+    read = probe(weights, classes, K3, few=FewSettings(str(file)), quiet=True)
+
+    assert read._replace(labels="2/class") == made
+
+
+def test_a_choice_that_holds_test_pictures_is_refused(
+    weights: Path, classes: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "few.csv"
+    probe(weights, classes, K3, few=FewSettings("4/class", file), quiet=True)
+
+    with pytest.raises(DataError, match="is held out for testing; use the seed of the choice"):
+        probe(weights, classes, K3, few=FewSettings(str(file)), seed=1, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("few", "message"),
+    [
+        (FewSettings(None, Path("few.csv")), "labels_out: has no effect on all labels"),
+        (FewSettings(None, None, 3), "seeds: has no effect on all labels, expected with --labels"),
+        (FewSettings("2/class", None, 0), "seeds: expected at least 1, got 0"),
+        (FewSettings("few.csv", None, 2), "seeds: has no effect, few.csv holds its draws"),
+        (FewSettings("2"), "labels: got '2', expected a share"),
+        (FewSettings("9/class"), "got 5 pictures of class a, expected at least 9"),
+    ],
+)
+def test_bad_settings_of_few_labels_are_refused_before_any_work(
+    few: FewSettings, message: str, weights: Path, classes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(module, "open_for_features")
+
+    with pytest.raises((ConfigError, DataError), match=message):
+        probe(weights, classes, K3, few=few, quiet=True)
+
+
+def test_a_temperature_is_said_and_refused_where_it_does_nothing() -> None:
+    method = choose_method("knn", k=None, temperature=0.5, seed=0)
+
+    assert method.name == "k-NN, k = 20, temperature 0.5"
+    with pytest.raises(ConfigError, match="temperature: expected a number above 0, got 0"):
+        choose_method("knn", k=None, temperature=0.0, seed=0)
+    with pytest.raises(ConfigError, match="temperature: has no effect on linear"):
+        choose_method("linear", k=None, temperature=0.5, seed=0)

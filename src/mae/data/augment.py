@@ -102,6 +102,26 @@ def center_crop_box(height: int, width: int, *, size: tuple[int, int]) -> tuple[
     return (height - h) // 2, (width - w) // 2, h, w
 
 
+def central_pixels_box(
+    height: int, width: int, *, size: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """Choose the centre of a picture, pixel for pixel: what was already cut is not resized again.
+
+    Of a picture smaller than the size, the largest centred part of its shape is enlarged.
+
+    Args:
+        height: pixels.
+        width: pixels.
+        size: height and width the part will have.
+
+    Returns:
+        Top, left, height, width.
+    """
+    unit = min(1.0, height / size[0], width / size[1])
+    h, w = max(1, round(unit * size[0])), max(1, round(unit * size[1]))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
 def resized_crop(picture: NDArray[Any], box: Box, *, size: tuple[int, int]) -> NDArray[Any]:
     """Cut a box out of a picture and resize it; nothing outside the box is seen.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,16 @@ from mae.data.order import shuffled
 from mae.data.randomness import Stream, uniform
 from mae.data.source import ArraySource, Source
 from mae.errors import DataError
+
+
+class CentreBox(Protocol):
+    """Chooses the part of a picture that is evaluated."""
+
+    def __call__(
+        self, height: int, width: int, *, size: tuple[int, int]
+    ) -> tuple[int, int, int, int]:
+        """Return top, left, height, width."""
+
 
 _REPLACEMENTS = 100  # pictures tried in place of a broken one
 _SMALL = 32  # pixels; larger pictures are cropped faster one by one (measured, 3 channels)
@@ -41,7 +51,7 @@ class Batch(NamedTuple):
     ids: Tensor
     """B int64 sample ids, the keys of every draw."""
     labels: Tensor
-    """B int64, -1 where there is none."""
+    """B int64, of the pictures shown; -1 where there is none."""
     bad: tuple[Bad, ...] = ()
     """Pictures found broken while making this batch; others stand in for them."""
 
@@ -94,20 +104,21 @@ def training_batch(plan: BatchPlan, step: int) -> Batch:
     stored = _small_pictures(plan)
     bad: list[Bad] = []
     if stored is None:
-        pictures = [_read_or_replace(plan, epoch, int(index), bad) for index in ids]
+        read = [_read_or_replace(plan, epoch, int(index), bad) for index in ids]
+        pictures, shown = [picture for picture, _ in read], np.array([index for _, index in read])
         boxes = _boxes(plan, [picture.shape[:2] for picture in pictures], crops)
         cuts = zip(pictures, boxes, strict=True)
         images = np.stack([resized_crop(picture, box, size=plan.size) for picture, box in cuts])
         images[flips] = images[flips, :, ::-1]
     else:
         boxes = _boxes(plan, [stored.shape[1:3]] * len(ids), crops)
-        images = resized_crops(stored[ids], boxes, size=plan.size, flips=flips)
+        images, shown = resized_crops(stored[ids], boxes, size=plan.size, flips=flips), ids
     labels = plan.source.labels
     return Batch(
         _channels_first(images),
         torch.from_numpy(draw(Stream.MASK, plan.num_patches)),
         torch.from_numpy(ids),
-        torch.from_numpy(np.full(len(ids), -1) if labels is None else labels[ids]),
+        torch.from_numpy(np.full(len(ids), -1) if labels is None else labels[shown]),
         tuple(bad),
     )
 
@@ -130,14 +141,20 @@ def _small_pictures(plan: BatchPlan) -> NDArray[np.uint8] | None:
     return stored.astype(np.uint8, copy=False) if as_wanted and small else None
 
 
-def _read_or_replace(plan: BatchPlan, epoch: int, index: int, bad: list[Bad]) -> NDArray[Any]:
-    """Read a picture, or the first readable of those drawn for (seed, epoch, its id)."""
+def _read_or_replace(
+    plan: BatchPlan, epoch: int, index: int, bad: list[Bad]
+) -> tuple[NDArray[Any], int]:
+    """Read a picture, or the first readable of those drawn for (seed, epoch, its id).
+
+    Returns:
+        Pixels and the id of the picture that is shown, whose class it is.
+    """
     draws = uniform(
         plan.seed, epoch, np.array([index]), stream=Stream.REPLACE, count=_REPLACEMENTS
     )[0]
     for candidate in (index, *(draws * len(plan.source)).astype(np.int64).tolist()):
         try:
-            return decode(plan.source.read(candidate), kind=plan.kind)
+            return decode(plan.source.read(candidate), kind=plan.kind), candidate
         except BadPicture as error:
             bad.append(Bad(candidate, plan.source.name(candidate), str(error)))
     raise DataError(
@@ -156,9 +173,17 @@ class Prepared(NamedTuple):
 
 
 def prepared(
-    source: Source, ids: Sequence[int], *, kind: PixelKind, size: tuple[int, int]
+    source: Source,
+    ids: Sequence[int],
+    *,
+    kind: PixelKind,
+    size: tuple[int, int],
+    box: CentreBox = center_crop_box,
 ) -> Prepared:
-    """Read pictures for evaluation: short side to 256/224 of the size, centre crop, no draw."""
+    """Read pictures for evaluation: short side to 256/224 of the size, centre crop, no draw.
+
+    Another `box` chooses another part.
+    """
     images, kept, bad = [], [], []
     for index in ids:
         try:
@@ -166,8 +191,8 @@ def prepared(
         except BadPicture as error:
             bad.append(Bad(index, source.name(index), str(error)))
             continue
-        box = center_crop_box(*picture.shape[:2], size=size)
-        images.append(resized_crop(picture, box, size=size))
+        part = box(*picture.shape[:2], size=size)
+        images.append(resized_crop(picture, part, size=size))
         kept.append(index)
     empty = np.zeros((0, *size, kind.channels), dtype=kind.dtype)
     stacked = np.stack(images) if images else empty

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,7 +12,7 @@ from mae.errors import DataError
 
 
 def labels_per_class(
-    labels: NDArray[np.int64], count: int, *, seed: int, draw: int = 0
+    labels: NDArray[np.int64], count: int, *, seed: int, draw: int = 0, names: Sequence[str] = ()
 ) -> NDArray[np.int64]:
     """Choose `count` pictures of each class at random.
 
@@ -19,6 +21,7 @@ def labels_per_class(
         count: pictures a class.
         seed: key of the choice.
         draw: number of the choice; different draws are independent.
+        names: of the classes, for the message; their numbers without.
 
     Returns:
         Positions in `labels`, ascending; `count` for each class that occurs.
@@ -29,11 +32,23 @@ def labels_per_class(
     sizes = np.bincount(labels)
     fewest = int(sizes[sizes > 0].min())
     if fewest < count:
+        poorest = int(np.flatnonzero(sizes == fewest)[0])
         raise DataError(
-            f"labels: got {fewest} pictures of class {np.flatnonzero(sizes == fewest)[0]}, "
+            f"labels: got {fewest} pictures of class {names[poorest] if names else poorest}, "
             f"expected at least {count} a class; ask for fewer"
         )
     return np.flatnonzero(_ranks(labels, seed=seed, draw=draw) < count)
+
+
+def share_of_labels(
+    labels: NDArray[np.int64], share: float, *, seed: int, draw: int = 0
+) -> NDArray[np.int64]:
+    """Choose a share of each class at random, rounded, at least one picture of each.
+
+    Arguments and result are those of `labels_per_class`, with a share above 0 and at most 1.
+    """
+    counts = np.maximum(1, np.rint(share * np.bincount(labels)))
+    return np.flatnonzero(_ranks(labels, seed=seed, draw=draw) < counts[labels])
 
 
 def held_out(labels: NDArray[np.int64], share: float, *, seed: int) -> NDArray[np.bool_]:

@@ -11,23 +11,23 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch.nn.functional as F
-from numpy.typing import NDArray
 
-from mae.data.batch import Bad
 from mae.data.builtin import fashion_mnist
 from mae.data.source import FolderSource, Source
-from mae.errors import ConfigError, DataError
+from mae.errors import DataError
 from mae.evaluate.features import Array, Labels, encoder_features, pixel_features, standardized
-from mae.evaluate.knn import NEIGHBOURS, knn_accuracy
+from mae.evaluate.few import Ids
+from mae.evaluate.knn import NEIGHBOURS, TEMPERATURE, knn_accuracy, require_temperature
 from mae.evaluate.linear import logistic_accuracy
 from mae.evaluate.split import held_out
+from mae.evaluate.table import score
 from mae.jobs.features import (
     DEFAULT,
     FeatureSettings,
+    labelled_in_batches,
     open_for_features,
-    prepared_in_batches,
-    tell_unreadable,
 )
+from mae.jobs.few import ALL, FewSettings, counted, percent, refuse_without_effect
 from mae.jobs.inputs import BUILT_IN
 from mae.jobs.progress import Progress
 from mae.model.create import create
@@ -46,27 +46,39 @@ class Method(NamedTuple):
     """Of training features and classes, test features and classes; 0 to 1."""
 
 
-def choose_method(name: Literal["knn", "linear"], *, k: int | None, seed: int) -> Method:
+def choose_method(
+    name: Literal["knn", "linear"], *, k: int | None, temperature: float | None = None, seed: int
+) -> Method:
     """Choose between the vote of the k nearest neighbours and logistic regression.
 
     Args:
         name: which.
         k: neighbours; none: the usual number.
+        temperature: of their votes; none: the usual one.
         seed: key of the part on which logistic regression chooses its regularisation.
 
     Raises:
-        ConfigError: for a number of neighbours that the method does not use.
+        ConfigError: for a number that the method does not use, or a temperature of nothing.
     """
-    if name == "knn":
-        k = NEIGHBOURS if k is None else k
-        return Method(f"k-NN, k = {k}", partial(knn_accuracy, k=k))
-    if k is not None:
-        raise ConfigError("k: has no effect on linear, expected with knn; drop it")
-    return Method("logistic regression", partial(logistic_accuracy, seed=seed))
+    if name == "linear":
+        refuse_without_effect("linear", "knn", k=k, temperature=temperature)
+        return Method("logistic regression", partial(logistic_accuracy, seed=seed))
+    k = NEIGHBOURS if k is None else k
+    t = TEMPERATURE if temperature is None else temperature
+    require_temperature(t)
+    said = "" if temperature is None else f", temperature {t:g}"
+    return Method(f"k-NN, k = {k}{said}", partial(knn_accuracy, k=k, temperature=t))
+
+
+class Part(NamedTuple):
+    """Some pictures of a labelled source."""
+
+    source: Source
+    ids: Ids
 
 
 class Probe(NamedTuple):
-    """Share of the test pictures that were classified correctly."""
+    """Share of the test pictures that were classified correctly, mean and deviation of all runs."""
 
     method: str
     pool: str
@@ -80,17 +92,32 @@ class Probe(NamedTuple):
     train: int
     """Pictures learnt from."""
     test: int
+    labels: str | None = None
+    """How few labels were asked for; none: all."""
+    runs: int = 1
+    trained_spread: float = 0.0
+    random_spread: float = 0.0
+    pixels_spread: float = 0.0
 
     def rows(self) -> list[tuple[str, str, str]]:
         """Give the lines of a table."""
         others = (("raw pixels", self.pixels), ("random encoder", self.random))
         behind = [f"behind {name}" for name, other in others if self.trained < other]
         size = "at {} x {}".format(*self.pixels_size)
+        trained, random, pixels = (
+            percent(mean, spread, runs=self.runs)
+            for mean, spread in (
+                (self.trained, self.trained_spread),
+                (self.random, self.random_spread),
+                (self.pixels, self.pixels_spread),
+            )
+        )
+        counts = counted(self.train, self.test, labels=self.labels, runs=self.runs)
         return [
-            (self.method, f"{self.classes} classes", f"{self.train:,} train, {self.test:,} test"),
-            ("trained encoder", f"{self.trained:.1%}", ", ".join([f"pool {self.pool}", *behind])),
-            ("random encoder", f"{self.random:.1%}", f"pool {self.pool}"),
-            ("raw pixels", f"{self.pixels:.1%}", size),
+            (self.method, f"{self.classes} classes", counts),
+            ("trained encoder", trained, ", ".join([f"pool {self.pool}", *behind])),
+            ("random encoder", random, f"pool {self.pool}"),
+            ("raw pixels", pixels, size),
         ]
 
 
@@ -100,46 +127,71 @@ def probe(
     method: Method,
     *,
     settings: FeatureSettings = DEFAULT,
+    few: FewSettings = ALL,
     seed: int = 0,
     quiet: bool = False,
 ) -> Probe:
-    """Classify test pictures by features that are standardised on the training pictures.
+    """Classify test pictures by features that are standardised on the pictures learnt from.
 
     Args:
         weights: whatever `load_encoder` takes.
         data: see `labelled`.
         method: how to classify.
         settings: how features are computed.
-        seed: key of the held-out pictures and of the random encoder.
+        few: how many labels are learnt from.
+        seed: key of the held-out pictures, the few labels and the random encoder.
         quiet: show no progress.
 
     Raises:
         MaeError: for whatever the user must change, in one line.
     """
+    if few.labels is None:
+        refuse_without_effect("all labels", "--labels", seeds=few.runs)
     with Progress(quiet=quiet) as progress:
         train, test, said = labelled(data, seed=seed)
         progress.note(said)
+        draws = few.draws(*train, seed=seed, say=progress.note)
         trained = open_for_features(weights, settings, say=progress.note)
         random = create(trained.config, seed=seed).encoder.to(trained.cls_token.device).eval()
-        known = _look(train, (trained, random), settings, progress, label="training picture")
+        learnt = Part(train.source, np.unique(np.concatenate(draws)))
+        known = _look(learnt, (trained, random), settings, progress, label="training picture")
         asked = _look(test, (trained, random), settings, progress, label="test picture")
-    class_names = train.source.class_names
-    for number, class_name in enumerate(class_names):
-        if number not in known.labels:
-            raise DataError(f"data: no picture of class {class_name} can be read")
-    trained_one, random_one, pixels = (
-        method.accuracy(train_x, known.labels, test_x, asked.labels)
-        for train_x, test_x in map(standardized, known.features, asked.features)
+    names = train.source.class_names
+    found = [_accuracies(method, known.only(ids), asked, names=names) for ids in draws]
+    trained_one, random_one, pixels = (score(each) for each in zip(*found, strict=True))
+    return Probe(
+        method.name,
+        settings.pool,
+        trained_one.mean,
+        random_one.mean,
+        pixels.mean,
+        pixels_size=_pixels_size(trained),
+        classes=len(names),
+        train=len(known.only(draws[0]).ids),
+        test=len(asked.labels),
+        labels=few.labels,
+        runs=len(draws),
+        trained_spread=trained_one.spread,
+        random_spread=random_one.spread,
+        pixels_spread=pixels.spread,
     )
-    size, counts = _pixels_size(trained), (len(class_names), len(known.labels), len(asked.labels))
-    return Probe(method.name, settings.pool, trained_one, random_one, pixels, size, *counts)
 
 
-class Part(NamedTuple):
-    """Some pictures of a labelled source."""
+def _accuracies(method: Method, known: _Seen, asked: _Seen, *, names: Sequence[str]) -> list[float]:
+    """Learn once from every kind of features."""
+    require_classes(names, known.labels)
+    kinds = map(standardized, known.features, asked.features)
+    return [method.accuracy(x, known.labels, y, asked.labels) for x, y in kinds]
 
-    source: Source
-    ids: NDArray[np.int64]
+
+def require_classes(names: Sequence[str], labels: Labels) -> None:
+    """Refuse to learn from pictures that leave a class out.
+
+    Raises:
+        DataError: for the first class without a picture.
+    """
+    for number in sorted({*range(len(names))} - {*labels.tolist()}):
+        raise DataError(f"data: no picture of class {names[number]} can be read")
 
 
 class Labelled(NamedTuple):
@@ -168,10 +220,10 @@ def labelled(data: str | Path, *, seed: int) -> Labelled:
         train, test = _whole(fashion_mnist("train")), _whole(fashion_mnist("test"))
         return Labelled(train, test, "built-in pictures")
     train_root = root / "train" if (root / "train").is_dir() else root
-    source = _classes(train_root)
+    source = class_folders(train_root)
     for test_root in (root / name for name in TEST_FOLDERS if train_root != root):
         if test_root.is_dir():
-            other = _classes(test_root)
+            other = class_folders(test_root)
             if different := sorted(set(source.class_names) ^ set(other.class_names)):
                 raise DataError(
                     f"data: {train_root} and {test_root} hold different classes: "
@@ -190,7 +242,12 @@ def _whole(source: Source) -> Part:
     return Part(source, np.arange(len(source)))
 
 
-def _classes(root: Path) -> FolderSource:
+def class_folders(root: Path) -> FolderSource:
+    """Open a folder of one folder per class.
+
+    Raises:
+        DataError: if there are no classes, one alone or an empty one.
+    """
     source = FolderSource(root)
     folders = sorted(e.name for e in os.scandir(root) if e.is_dir() and e.name[0] != ".")
     if source.labels is None:
@@ -208,6 +265,12 @@ class _Seen(NamedTuple):
     features: tuple[Array, ...]
     """n F each: of every encoder, and the raw pixels."""
     labels: Labels
+    ids: Ids
+
+    def only(self, ids: Ids) -> _Seen:
+        """Give what was seen of some pictures."""
+        rows = np.isin(self.ids, ids)
+        return _Seen(tuple(f[rows] for f in self.features), self.labels[rows], self.ids[rows])
 
 
 def _look(
@@ -218,21 +281,17 @@ def _look(
     *,
     label: str,
 ) -> _Seen:
-    pieces, pool, (source, ids) = [], settings.pool, part
-    bad: list[Bad] = []
+    pieces, pool = [], settings.pool
     size = _pixels_size(encoders[0])
-    assert source.labels is not None
-    progress.start(len(ids), label=label)
-    for got in prepared_in_batches(encoders[0], source, ids.tolist(), batch=settings.batch):
+    for got in labelled_in_batches(
+        encoders[0], *part, batch=settings.batch, progress=progress, label=label
+    ):
         seen = [encoder_features(encoder, [got.images], pools=[pool])[pool] for encoder in encoders]
         # Scaling is left to the standardisation, which takes it out again.
         pixels = pixel_features([F.adaptive_avg_pool2d(got.images.float(), size)])
-        pieces.append((*seen, pixels, source.labels[got.ids.numpy()]))
-        bad += got.bad
-        progress.update(sum(len(piece[-1]) for piece in pieces) + len(bad))
-    tell_unreadable(len(ids), bad, say=progress.note)
-    *features, labels = map(np.concatenate, zip(*pieces, strict=True))
-    return _Seen(tuple(features), labels)
+        pieces.append((*seen, pixels, got.labels, got.ids))
+    *features, labels, ids = map(np.concatenate, zip(*pieces, strict=True))
+    return _Seen(tuple(features), labels, ids)
 
 
 def _pixels_size(encoder: Encoder) -> tuple[int, int]:

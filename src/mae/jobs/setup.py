@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from mae.config import PixelConfig, PretrainConfig
+from mae.config import FitConfig, PixelConfig, PretrainConfig
 from mae.data.batch import BatchPlan, training_batch
 from mae.data.decode import PixelKind, measure_pixels, survey
 from mae.data.source import ArraySource, Source
@@ -94,7 +94,7 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_workers(config: PretrainConfig, source: Source, device: torch.device) -> int:
+def choose_workers(config: FitConfig, source: Source, device: torch.device) -> int:
     """Choose how many processes read: none where the pictures are in memory or a CPU trains."""
     if config.workers is not None:
         return config.workers

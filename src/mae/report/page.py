@@ -79,7 +79,7 @@ def _comparison(runs: Sequence[RunFacts]) -> Iterable[Element]:
     """Show several runs side by side."""
     facts = [headline(run) for run in runs]
     rows = [(name, *(each[name] for each in facts)) for name in facts[0]]
-    yield _table("", ["", *(run.name for run in runs)], rows)
+    yield html_table("", ["", *(run.name for run in runs)], rows)
     yield from _section("How they learnt", _charts(runs))
 
 
@@ -153,7 +153,7 @@ def results_table(results: Mapping[str, Any]) -> Element:
         rows = [(name, value) for name, value in results.items() if isinstance(value, Mapping)]
         columns = ["accuracy in %"]
     cells = [(name, *map(_score, scores)) for name, *scores in rows]
-    return _table(results["about"], ["", *columns], cells)
+    return html_table(results["about"], ["", *columns], cells)
 
 
 def _score(score: Any) -> Element | str:
@@ -206,7 +206,9 @@ def _versions(run: RunFacts) -> Iterable[Element]:
     yield element("p", "; ".join(f"{k} {v}" for k, v in facts.items()), class_="quiet")
 
 
-def _table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Element | str]]) -> Element:
+def html_table(
+    caption: str, head: Sequence[str], rows: Iterable[Sequence[Element | str]]
+) -> Element:
     """Lay out rows whose first cell names them."""
     body = (
         element("tr", element("th", first, scope="row"), *(element("td", cell) for cell in cells))

@@ -1,0 +1,251 @@
+"""What a fine-tuned classifier gets right of a labelled folder, or of the robustness sets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from mae.data.augment import center_crop_box
+from mae.data.batch import CentreBox
+from mae.data.builtin import fashion_mnist
+from mae.data.source import Source
+from mae.errors import ConfigError, DataError
+from mae.evaluate.classify import ClassRow, Verdicts, class_rows, joined, verdicts
+from mae.evaluate.few import Ids
+from mae.evaluate.robustness import set_classes
+from mae.jobs.features import DEFAULT, FeatureSettings, labelled_in_batches
+from mae.jobs.few import refuse_without_effect
+from mae.jobs.inputs import BUILT_IN
+from mae.jobs.predictions import Predicted, require_writable, write_predictions
+from mae.jobs.probe import TEST_FOLDERS, class_folders
+from mae.jobs.progress import Progress
+from mae.model.classifier import Classifier
+from mae.report.confusion import Mistake, confusion_picture, evaluation_page, worst_mistakes
+from mae.report.figures import png_bytes
+from mae.train.rundir import write_atomic
+
+FolderSet = Literal["folder", "imagenet", "imagenet-a", "imagenet-r", "imagenet-sketch"]
+TOP = 5
+IMAGENET_CLASSES = 1000
+MOST_CLASSES = 20  # in the table on a terminal; --json and a page have all
+MOST_MISTAKES = 5
+
+
+class Evaluation(NamedTuple):
+    """What was right of the pictures of a folder."""
+
+    dataset: str
+    data: str
+    pictures: int
+    """Judged, each once."""
+    unreadable: tuple[str, ...]
+    """Left out."""
+    scored: str
+    """Which classes' scores were compared."""
+    top1: float
+    top5: float | None
+    """None where no more than five classes were scored."""
+    loss: float
+    classes: tuple[ClassRow, ...]
+    """Those that were scored."""
+    mistakes: tuple[Mistake, ...]
+    written: tuple[str, ...]
+
+    def values(self) -> dict[str, object]:
+        """Give what --json prints."""
+        rows = [row._asdict() | {"accuracy": row.accuracy} for row in self.classes if row.pictures]
+        mistakes = [mistake._asdict() for mistake in self.mistakes]
+        return self._asdict() | {"classes": rows, "mistakes": mistakes}
+
+    def facts(self) -> dict[str, str]:
+        """Give the figures by name."""
+        top5 = {} if self.top5 is None else {"top-5": f"{self.top5:.2%}"}
+        out = {"unreadable": f"{len(self.unreadable):,}, left out"} if self.unreadable else {}
+        figures = {"top-1": f"{self.top1:.2%}", **top5, "loss": f"{self.loss:.4f}"}
+        said = {"set": f"{self.dataset}, {self.scored}", "pictures": f"{self.pictures:,}"}
+        return figures | said | out
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Give the lines of a table: the figures, the worst classes, the worst mistakes."""
+        there = [row for row in self.classes if row.pictures]
+        worst = sorted(there, key=lambda row: row.accuracy)[:MOST_CLASSES]
+        shown = there if len(there) <= MOST_CLASSES else worst
+        few = f"the {len(worst)} worst of {len(there)} classes" if len(there) > len(shown) else ""
+        return [
+            *self.facts().items(),
+            *([(few,)] if few else []),
+            *(
+                (row.name, f"{row.accuracy:.1%}", f"of {row.pictures:,}")
+                + ((f"most often taken for {row.mistaken_for}",) if row.mistaken_for else ())
+                for row in shown
+            ),
+            *(
+                (f"{m.name} taken for {m.taken_for}: {m.times:,} ({m.share:.0%})",)
+                for m in self.mistakes
+            ),
+            *(("written", path) for path in self.written),
+        ]
+
+
+class Judge(NamedTuple):
+    """A classifier, and how it is asked."""
+
+    model: Classifier
+    class_names: Sequence[str]
+    device: torch.device
+    batch: int
+    progress: Progress
+
+    def verdicts(
+        self, asked: Question, *, label: str = "picture", box: CentreBox = center_crop_box
+    ) -> Verdicts:
+        """Judge every picture that can be read."""
+        parts = []
+        encoder = self.model.encoder
+        pictures = labelled_in_batches(
+            encoder, asked.source, np.arange(len(asked.source)),
+            batch=self.batch, progress=self.progress, label=label, box=box,
+        )  # fmt: skip
+        for got in pictures:
+            with torch.inference_mode():
+                scores = self.model(encoder.normalize(got.images.to(self.device))).cpu()
+            own = scores[:, torch.from_numpy(asked.scored)]
+            parts.append(verdicts(own, labels=asked.places[got.labels], ids=got.ids))
+        return joined(parts)
+
+
+class Question(NamedTuple):
+    """Labelled pictures and the classes among which a classifier has to choose."""
+
+    source: Source
+    scored: Ids
+    """Classes of the model."""
+    places: Ids
+    """Of each class of the source, its place among those that are scored."""
+    about: str
+
+    def names(self, class_names: Sequence[str]) -> list[str]:
+        """Name the classes that are scored."""
+        return [class_names[i] for i in self.scored]
+
+
+def open_judge(weights: str | Path, settings: FeatureSettings, progress: Progress) -> Judge:
+    """Load a classifier onto its device."""
+    from mae.weights.classifier import load_classifier  # type: ignore[import-not-found]
+
+    device = settings.checked_device()
+    model, class_names = load_classifier(weights)
+    return Judge(model.to(device).eval(), class_names, device, settings.batch, progress)
+
+
+def evaluate(
+    weights: str | Path,
+    data: str | Path,
+    *,
+    dataset: FolderSet = "folder",
+    all_classes: bool = False,
+    out: Path | None = None,
+    predictions: Path | None = None,
+    settings: FeatureSettings = DEFAULT,
+    quiet: bool = False,
+) -> Evaluation:
+    """Ask a classifier for the class of every picture of a folder.
+
+    Args:
+        weights: folder of a fine-tuned classifier.
+        data: one folder per class, or val/ of such beside train/; or "fashion-mnist".
+        dataset: what it is: imagenet-a and imagenet-r have 200 of 1,000 classes, among which
+            alone is chosen; the others have all classes of the classifier.
+        all_classes: choose among all classes, also for those two.
+        out: .png of the confusion, or .html of everything.
+        predictions: .csv or .parquet of a row a picture.
+        settings: batch and device.
+        quiet: show no progress.
+
+    Raises:
+        MaeError: for whatever the user must change, in one line.
+    """
+    require_writable(predictions)
+    if out is not None and out.suffix not in (".png", ".html"):
+        raise ConfigError(f"out: expected a name ending in .png or .html, got {out}")
+    if dataset not in ("imagenet-a", "imagenet-r"):
+        where = (f"the set {dataset}", "imagenet-a or imagenet-r")
+        refuse_without_effect(*where, all_classes=all_classes or None)
+    with Progress(quiet=quiet) as progress:
+        source = _source(data)
+        judge = open_judge(weights, settings, progress)
+        asked = question(source, judge.class_names, dataset=dataset, all_classes=all_classes)
+        found = judge.verdicts(asked)
+    names = asked.names(judge.class_names)
+    confusion = found.confusion(len(names))
+    unreadable = sorted({*range(len(source))} - {*found.ids.tolist()})
+    result = Evaluation(
+        dataset=dataset,
+        data=str(data),
+        pictures=len(found),
+        unreadable=tuple(source.name(i) for i in unreadable),
+        scored=asked.about,
+        top1=found.top(1),
+        top5=found.top(TOP) if len(names) > TOP else None,
+        loss=found.loss,
+        classes=tuple(class_rows(confusion, names)),
+        mistakes=tuple(worst_mistakes(confusion, names, most=MOST_MISTAKES)),
+        written=tuple(str(path) for path in (out, predictions) if path is not None),
+    )
+    if predictions is not None:
+        write_predictions(predictions, [Predicted(found, source.name, names)])
+    if out is not None:
+        picture = out.suffix == ".png"
+        title = f"{Path(weights).name} on {Path(data).name}"
+        page = png_bytes(confusion_picture(confusion)) if picture else b""
+        write_atomic(out, page or evaluation_page(title, result.facts(), confusion, names))
+    return result
+
+
+def _source(data: str | Path) -> Source:
+    """Open the folder itself, or the one for testing beside train/."""
+    root = Path(data)
+    if data == BUILT_IN and not root.exists():
+        return fashion_mnist("test")
+    tests = [root / name for name in TEST_FOLDERS if (root / "train").is_dir()]
+    return class_folders(next((path for path in tests if path.is_dir()), root))
+
+
+def question(
+    source: Source, class_names: Sequence[str], *, dataset: str, all_classes: bool
+) -> Question:
+    """Match the classes of a folder with those of a classifier, by name.
+
+    Raises:
+        DataError: if they are not the same, or, for a set with 200 of them, not those 200.
+    """
+    numbers = {name: number for number, name in enumerate(class_names)}
+    K, unknown = len(class_names), [name for name in source.class_names if name not in numbers]
+    if unknown:
+        raise DataError(
+            f"data: {len(unknown)} of {len(source.class_names)} classes are unknown to the "
+            f"classifier: {', '.join(unknown[:3])}; expected folders named as its {K} classes: "
+            f"{', '.join(class_names[:3])} ..."
+        )
+    own = np.array([numbers[name] for name in source.class_names], dtype=np.int64)
+    if dataset in ("imagenet-a", "imagenet-r"):
+        if K != IMAGENET_CLASSES or sorted(own.tolist()) != set_classes(dataset):  # type: ignore[arg-type]
+            raise DataError(
+                f"data: {len(own)} folders, which are not the 200 classes of {dataset} among the "
+                f"1,000 of ImageNet; the classifier has {K}. Check --data, or use --set folder"
+            )
+        if not all_classes:
+            scored = np.sort(own)
+            about = f"restricted to the scores of its {len(own)} classes"
+            return Question(source, scored, np.searchsorted(scored, own), about)
+        return Question(source, np.arange(K), own, f"the scores of all {K:,} classes compared")
+    if absent := [name for name in class_names if name not in source.class_names]:
+        raise DataError(
+            f"data: no folder for {len(absent)} of the classifier's {K} classes: "
+            f"{', '.join(absent[:3])}; expected all of them"
+        )
+    return Question(source, np.arange(K), own, f"{K:,} classes")

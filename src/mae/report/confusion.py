@@ -1,0 +1,102 @@
+"""What a classifier takes for what: a picture of the confusion, and a page around it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+from xml.etree.ElementTree import Element
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mae.evaluate.classify import ClassRow, class_rows
+from mae.report.figures import element, png_data_uri
+from mae.report.page import html_page, html_table
+
+Counts = NDArray[np.int64]
+
+EDGE = 600  # pixels, where there are fewer classes than that
+LIGHT, DARK = (247, 246, 243), (11, 66, 120)  # of no picture, and of all of a class
+CAPTION = (
+    "Rows: the class; columns: what it was taken for; both in the order of the table. The darker, "
+    "the larger the share of the row, by its root, so that rare mistakes are seen."
+)
+
+
+class Mistake(NamedTuple):
+    """One class taken for another."""
+
+    name: str
+    taken_for: str
+    times: int
+    share: float
+    """Of the pictures of the class."""
+
+
+def confusion_picture(counts: Counts) -> Image.Image:
+    """Draw a square of cells, a row for each class.
+
+    Args:
+        counts: K K, see `Verdicts.confusion`.
+    """
+    sizes = counts.sum(axis=1, keepdims=True)
+    shares = np.sqrt(counts / np.maximum(1, sizes))[..., None]  # K K 1
+    pixels = np.asarray(LIGHT) + shares * (np.asarray(DARK) - np.asarray(LIGHT))
+    scale = max(1, EDGE // len(counts))
+    cells = pixels.round().astype(np.uint8).repeat(scale, axis=0).repeat(scale, axis=1)
+    return Image.fromarray(cells)
+
+
+def worst_mistakes(counts: Counts, names: Sequence[str], *, most: int) -> list[Mistake]:
+    """Give the most frequent confusions, at most so many, of equal ones the earlier classes."""
+    wrong = np.where(np.eye(len(counts), dtype=bool), 0, counts)
+    sizes, found = counts.sum(axis=1), []
+    for place in np.argsort(-wrong, axis=None, kind="stable")[:most].tolist():
+        row, column = divmod(place, len(counts))
+        if times := int(wrong[row, column]):
+            found.append(Mistake(names[row], names[column], times, times / int(sizes[row])))
+    return found
+
+
+def evaluation_page(
+    title: str, facts: Mapping[str, str], counts: Counts, names: Sequence[str]
+) -> bytes:
+    """Make a page that needs no other file: figures, confusion, mistakes, every class.
+
+    Args:
+        title: what was evaluated.
+        facts: what is said first, by name.
+        counts: K K, see `Verdicts.confusion`.
+        names: K.
+    """
+    return html_page(title, _body(facts, counts, names))
+
+
+def _body(facts: Mapping[str, str], counts: Counts, names: Sequence[str]) -> Iterable[Element]:
+    told = (element("div", element("dt", k), element("dd", v)) for k, v in facts.items())
+    yield element("dl", *told, class_="facts")
+    picture = confusion_picture(counts)
+    size = {"width": picture.width, "height": picture.height}
+    drawn = element("img", src=png_data_uri(picture), alt="confusion of classes", **size)
+    yield element("h2", "What is taken for what")
+    yield element("figure", drawn, element("figcaption", CAPTION))
+    mistakes = [
+        (m.name, m.taken_for, f"{m.times:,}", f"{m.share:.1%}")
+        for m in worst_mistakes(counts, names, most=20)
+    ]
+    if mistakes:
+        yield html_table(
+            "most frequent", ["class", "taken for", "times", "of its pictures"], mistakes
+        )
+    yield element("h2", "Every class")
+    yield html_table(
+        "",
+        ["class", "right", "pictures", "most often taken for"],
+        map(_cells, class_rows(counts, names)),
+    )
+
+
+def _cells(row: ClassRow) -> tuple[str, str, str, str]:
+    right = f"{row.accuracy:.1%}" if row.pictures else "no picture"
+    return row.name, right, f"{row.pictures:,}", row.mistaken_for
