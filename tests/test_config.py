@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from mae.config import FinetuneConfig, ModelConfig, OptimConfig, PretrainConfig, model_config
+from mae.config import ModelConfig, OptimConfig, PretrainConfig
 from mae.errors import ConfigError
 from mae.fields import coerce_text, did_you_mean, field_types, from_dict, to_dict
+from mae.sizes import model_config
 
 
 def test_configuration_survives_plain_values() -> None:
@@ -59,9 +61,14 @@ def test_what_cannot_be_used_is_named(values: dict[str, Any], message: str) -> N
     assert str(caught.value) == message
 
 
+@dataclass(frozen=True)
+class Needy:
+    size: int
+
+
 def test_missing_key_is_named() -> None:
-    with pytest.raises(ConfigError, match="missing key 'num_classes' in x"):
-        from_dict(FinetuneConfig, {}, where="x")
+    with pytest.raises(ConfigError, match="missing key 'size' in x"):
+        from_dict(Needy, {}, where="x")
 
 
 def test_values_that_are_no_mapping_are_refused() -> None:

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from mae.config import FinetuneConfig, PretrainConfig, size_name
+from mae.config import FinetuneConfig, PretrainConfig
 from mae.errors import ConfigError
 from mae.fields import field_types
 from mae.recipes import RECIPES, Recipe, find_config, find_recipe
+from mae.sizes import size_name
 from mae.train.schedule import rate_at
 
 SEED_PRETRAINING = "mae_vit-base-p16_8xb512-coslr-400e_in1k"

@@ -10,11 +10,12 @@ from __future__ import annotations
 import difflib
 from typing import TypeVar
 
-from mae.config import AugmentConfig, FitConfig, OptimConfig, PretrainConfig, model_config
+from mae.config import AugmentConfig, FitConfig, OptimConfig, PretrainConfig
 from mae.errors import ConfigError
 from mae.published.finetuning import FINETUNING
 from mae.published.pretraining import PRETRAINING
 from mae.published.recipe import Recipe as Recipe
+from mae.sizes import model_config
 
 ConfigT = TypeVar("ConfigT", bound=FitConfig)
 

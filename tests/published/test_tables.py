@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 
-from mae import cli
+from mae import verbs
 from mae.config import FinetuneConfig, PretrainConfig
 from mae.options import options_of, read_words
 from mae.published.reproductions import REPRODUCTIONS
@@ -206,7 +206,7 @@ KNOWN = {
 def test_pre_training_commands_are_taken_by_the_command_line(command: str) -> None:
     words = shlex.split(command)[2:]
 
-    (recipe,), named = read_words(words, options_of(cli.pretrain, words=words), verb="pretrain")
+    (recipe,), named = read_words(words, options_of(verbs.pretrain, words=words), verb="pretrain")
 
     assert find_config(recipe, PretrainConfig) and named["data"] == "IN1K"
 

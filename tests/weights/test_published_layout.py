@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
-from mae.config import model_config
 from mae.errors import ConfigError, WeightsError
 from mae.model.autoencoder import MaskedAutoencoder
+from mae.sizes import model_config
 from mae.weights import facebook
 from mae.weights.convert import convert
 from mae.weights.detect import RawWeights

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from mae.config import ModelConfig, model_config
+from mae.config import ModelConfig
 from mae.model.autoencoder import MaskedAutoencoder
+from mae.sizes import model_config
 
 
 def create(

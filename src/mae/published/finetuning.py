@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from mae.config import AugmentConfig, FinetuneConfig, MixConfig, OptimConfig, model_config
+from mae.config import AugmentConfig, FinetuneConfig, MixConfig, OptimConfig
 from mae.published.recipe import MODEL_NAMES, MODELS, NOT_FP16, Recipe
+from mae.sizes import model_config
 
 
 class _Sized(NamedTuple):

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from mae.config import AugmentConfig, OptimConfig, PretrainConfig, model_config
+from mae.config import AugmentConfig, OptimConfig, PretrainConfig
 from mae.published.recipe import MODEL_NAMES, MODELS, NOT_FP16, OURS, Recipe
+from mae.sizes import model_config
 
 PAPER_B = PretrainConfig(
     model=model_config("vit-b/16"),

@@ -8,10 +8,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mae.config import PretrainConfig, size_name
+from mae.config import PretrainConfig
 from mae.errors import ConfigError
 from mae.fields import from_dict
 from mae.report.figures import number
+from mae.sizes import size_name
 from mae.train.rundir import RunDir, read_record
 
 

@@ -16,11 +16,12 @@ from typing import Literal
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from mae.config import ModelConfig, size_name
+from mae.config import ModelConfig
 from mae.errors import WeightsError
 from mae.fields import from_dict, to_dict
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.encoder import Encoder
+from mae.sizes import size_name
 from mae.train.rundir import write_atomic, write_json_atomic
 
 CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"

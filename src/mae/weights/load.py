@@ -9,12 +9,13 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from mae.config import ModelConfig, size_name
+from mae.config import ModelConfig
 from mae.errors import WeightsError
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.create import create
 from mae.model.encoder import Encoder
 from mae.model.positions import resize_positions
+from mae.sizes import size_name
 from mae.train.rundir import differences
 from mae.weights.detect import RawWeights, read_weights
 from mae.weights.files import is_finite

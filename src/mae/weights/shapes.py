@@ -6,8 +6,9 @@ import math
 from dataclasses import fields as fields_of
 from typing import Any
 
-from mae.config import SIZES, ModelConfig, PixelConfig, model_config
+from mae.config import ModelConfig, PixelConfig
 from mae.errors import WeightsError
+from mae.sizes import SIZES, model_config
 from mae.weights.detect import RawWeights
 
 _PUBLISHED = [model_config(f"{name}/16") for name in SIZES]

@@ -1,0 +1,294 @@
+"""The verbs of the command: each calls its job and says what there is to show.
+
+A verb is a function: its parameters are the options, its docstring is the help, and it imports
+its job, and torch with it, only when it runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+from mae.errors import ConfigError
+from mae.fields import to_dict
+from mae.jobs.recipes import configured, recipe_rows, recipe_toml, to_toml
+from mae.recipes import find_recipe
+from mae.train.rundir import RunDir
+
+Pool = Literal["mean", "cls", "grid"]
+
+
+class Shown(NamedTuple):
+    """What a verb has to show."""
+
+    values: Mapping[str, object]
+    """For machines."""
+    rows: Iterable[Sequence[str]]
+    """For people, a table."""
+    exit_code: int = 0
+
+
+def demo(
+    *, out: Path = Path("runs/demo"), minutes: float | None = None, quiet: bool = False
+) -> Shown:
+    """Pre-train on built-in pictures in minutes, and show what was learnt."""
+    from mae.jobs import demo as job
+
+    result = job.demo(out=out, minutes=minutes, quiet=quiet)
+    return Shown(result.values(), result.rows(), result.exit_code)
+
+
+def pretrain(
+    recipe: str = "folder",
+    *,
+    data: str | None = None,
+    out: Path | None = None,
+    init: Path | None = None,
+    config: Path | None = None,
+    print_config: bool = False,
+    quiet: bool = False,
+    **fields: object,
+) -> Shown:
+    """Pre-train on a folder of pictures; goes on where an unfinished run stopped."""
+    settled = configured(recipe, file=config, fields=fields)
+    if print_config:
+        return Shown(to_dict(settled), [(to_toml(to_dict(settled)),)])
+    if data is None:
+        raise ConfigError("pretrain: expected --data, a folder of pictures (or fashion-mnist)")
+    from mae.jobs import pretrain as job
+
+    command = ["mae", *sys.argv[1:]]
+    run = job.pretrain(
+        settled, based_on=recipe, data=data, out=out, init=init, quiet=quiet, command=command
+    )
+    paths = RunDir(run.path)
+    files = {"run": run.path, "weights": paths.weights, "report": paths.report}
+    values = {**files, "steps": run.num_steps, "resumed": run.resumed}
+    return Shown(values, [(name, str(value)) for name, value in values.items()])
+
+
+def probe(
+    method: Literal["knn", "linear"],
+    weights: Path,
+    *,
+    data: str,
+    protocol: Literal["quick", "paper"] = "quick",
+    k: int | None = None,
+    temperature: float | None = None,
+    labels: str | None = None,
+    labels_out: Path | None = None,
+    seeds: int | None = None,
+    epochs: float | None = None,
+    batch: int | None = None,
+    lr: float | None = None,
+    pool: Pool | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    quiet: bool = False,
+) -> Shown:
+    """Classify by nearest neighbours or logistic regression on features, beside raw pixels.
+
+    DATA holds one folder per class, of which a fifth is held out; or train/ and val/ of such.
+    --protocol paper trains the paper's linear head instead, and --labels learns from a few.
+    """
+    from mae.jobs import linear_probe
+    from mae.jobs import probe as job
+    from mae.jobs.features import FeatureSettings
+    from mae.jobs.few import FewSettings, refuse_without_effect
+
+    few = FewSettings(labels, labels_out, seeds)
+    if protocol == "paper":
+        if method == "knn":
+            refuse_without_effect("knn", "linear", protocol=protocol)
+        unused = {"k": k, "temperature": temperature, "pool": pool}
+        refuse_without_effect("the paper's protocol", "--protocol quick", **unused)
+        config = linear_probe.paper_config(
+            epochs=epochs, batch=batch, lr=lr, seed=seed, device=device
+        )
+        return _shown(linear_probe.paper_probe(weights, data, config=config, few=few, quiet=quiet))
+    refuse_without_effect("the quick protocol", "--protocol paper", epochs=epochs, lr=lr)
+    how = job.choose_method(method, k=k, temperature=temperature, seed=seed)
+    settings = FeatureSettings(pool or "mean", 64 if batch is None else batch, device)
+    ask = partial(job.probe, settings=settings, few=few, seed=seed, quiet=quiet)
+    return _shown(ask(weights, data, how))
+
+
+def evaluate(
+    weights: Path,
+    *,
+    data: str,
+    set: Literal[
+        "folder", "imagenet", "imagenet-a", "imagenet-r", "imagenet-sketch", "imagenet-c"
+    ] = "folder",
+    all_classes: bool = False,
+    out: Path | None = None,
+    predictions: Path | None = None,
+    batch: int = 64,
+    device: str = "auto",
+    quiet: bool = False,
+) -> Shown:
+    """Count what a fine-tuned classifier gets right, class by class; or its errors on ImageNet-C.
+
+    DATA holds one folder per class, named as the classes of the classifier, or val/ of such. OUT
+    is a .png of what is taken for what, or an .html of everything.
+    """
+    from mae.jobs import corruptions
+    from mae.jobs import evaluate as job
+    from mae.jobs.features import FeatureSettings
+    from mae.jobs.few import refuse_without_effect
+
+    settings = FeatureSettings(batch=batch, device=device)
+    if set == "imagenet-c":
+        refuse_without_effect(set, "another set", out=out, all_classes=all_classes or None)
+        ask = partial(corruptions.evaluate_corruptions, settings=settings, quiet=quiet)
+        errors = ask(weights, data, predictions=predictions)
+        return Shown(errors.values(), errors.rows())
+    ask_one = partial(job.evaluate, dataset=set, all_classes=all_classes, settings=settings)
+    result = ask_one(weights, data, out=out, predictions=predictions, quiet=quiet)
+    return Shown(result.values(), result.rows())
+
+
+def reconstruct(
+    weights: Path,
+    *pictures: Path,
+    out: Path = Path("reconstruction.png"),
+    mask_ratio: float | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    quiet: bool = False,
+) -> Shown:
+    """Draw pictures masked, rebuilt, and pasted together, to a .png or .html."""
+    from mae.jobs import reconstruct as job
+
+    ask = partial(job.reconstruct, mask_ratio=mask_ratio, seed=seed, device=device, quiet=quiet)
+    return _shown(ask(weights, pictures, out=out))
+
+
+def embed(
+    weights: Path,
+    *,
+    data: str,
+    out: Path,
+    pool: Pool = "mean",
+    batch: int = 64,
+    device: str = "auto",
+    quiet: bool = False,
+) -> Shown:
+    """Write the features of every picture; goes on where it was stopped.
+
+    OUT is a .npy; the names of its rows come beside it in a .tsv.
+    """
+    from mae.jobs import embed as job
+    from mae.jobs.features import FeatureSettings
+
+    settings = FeatureSettings(pool, batch, device)
+    return _shown(job.embed_to_file(weights, data, out=out, settings=settings, quiet=quiet))
+
+
+def report(*runs: Path) -> Shown:
+    """Write the offline page of a run, or of several compared: curves, pictures, numbers."""
+    from mae.report.page import write_report
+
+    page = str(write_report(*runs))
+    return Shown({"report": page}, [("report", page)])
+
+
+def recipes_list() -> Shown:
+    """List the recipes: what they are, and what was published of them."""
+    recipes, rows = recipe_rows(), list[tuple[str, ...]]()
+    for sort, group in groupby(recipes, itemgetter("sort")):
+        rows += [(sort,), *((f"  {r['name']}", r["about"], r["expected"]) for r in group), ("",)]
+    return Shown({"recipes": recipes}, rows[:-1])
+
+
+def recipes_show(name: str) -> Shown:
+    """Print the fields of a recipe, as --config takes them back."""
+    recipe = find_recipe(name)
+    return Shown(to_dict(recipe.config), [(recipe_toml(recipe),)])
+
+
+def recipes_diff(a: str, b: str) -> Shown:
+    """Show where two recipes, or a run and a recipe, differ, with the source of each number."""
+    from mae.jobs.differences import diff
+
+    comparison = diff(a, b)
+    return Shown(comparison.values(), comparison.rows())
+
+
+def recipes_paper() -> Shown:
+    """Print the published results, each with the commands that would reproduce it."""
+    from mae.jobs.paper import paper_rows, paper_values
+
+    built = frozenset(verb.name.split()[0] for verb in VERBS)
+    return Shown(paper_values(built), paper_rows(built))
+
+
+def weights_inspect(weights: Path) -> Shown:
+    """Say what a file or folder of weights holds."""
+    from mae.weights.inspect import inspect
+
+    return _shown(inspect(weights))
+
+
+def weights_convert(
+    weights: Path,
+    dst: Path,
+    *,
+    to: Literal["facebook", "mae"],
+    heads: int | None = None,
+    decoder_heads: int | None = None,
+) -> Shown:
+    """Write weights in another layout, and prove that the model is the same."""
+    from mae.weights.convert import convert
+
+    result = convert(weights, dst, to=to, heads=heads, decoder_heads=decoder_heads)
+    notes = [("note", note) for note in result.notes]
+    return Shown(result._asdict(), [("written", result.path), *notes])
+
+
+def doctor() -> Shown:
+    """Say whether this machine is ready: torch, device, decoders, disk."""
+    from mae.jobs import doctor as job
+
+    checks = job.doctor()
+    values = {"checks": [check._asdict() for check in checks]}
+    ok = all(check.ok for check in checks)
+    return Shown(values, [check.row() for check in checks], exit_code=0 if ok else 1)
+
+
+class _Result(Protocol):
+    def rows(self) -> Iterable[Sequence[str]]: ...
+    def _asdict(self) -> dict[str, Any]: ...
+
+
+def _shown(result: _Result) -> Shown:
+    return Shown(result._asdict(), result.rows())
+
+
+class Verb(NamedTuple):
+    """One thing the command does."""
+
+    name: str
+    run: Callable[..., Shown]
+
+
+GROUPS: dict[str, tuple[Callable[..., Shown], ...]] = {
+    "train": (demo, pretrain),
+    "use": (probe, evaluate, reconstruct, embed),
+    "inspect": (
+        report,
+        recipes_list,
+        recipes_show,
+        recipes_diff,
+        recipes_paper,
+        weights_inspect,
+        weights_convert,
+        doctor,
+    ),
+}
+VERBS = tuple(Verb(run.__name__.replace("_", " "), run) for runs in GROUPS.values() for run in runs)
