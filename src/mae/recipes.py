@@ -43,12 +43,12 @@ DEMO = PretrainConfig(
         decoder_width=64,
         decoder_depth=2,
         decoder_heads=2,
-        target_eps=0.1,
+        target_eps=1e-3,
     ),
-    epochs=13,
-    batch=32,
-    micro_batch=16,  # two side by side on two cores
-    optim=OptimConfig(lr=0.016, warmup_epochs=1.3),
+    epochs=20,
+    batch=64,
+    micro_batch=32,  # two side by side on two cores
+    optim=OptimConfig(lr=0.012, warmup_epochs=2),
     augment=AugmentConfig(crop_scale=(1.0, 1.0), flip=0.5),
     save_every_steps=1000,
     log_every_steps=100,
