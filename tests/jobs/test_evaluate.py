@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +24,7 @@ from mae.jobs.features import FeatureSettings
 from mae.jobs.progress import Progress
 from mae.model.classifier import Classifier
 from mae.model.create import create
+from mae.weights.classifier import save_classifier
 
 H, W = 24, 40
 CLASSES = tuple("abcdefg")
@@ -98,21 +97,19 @@ def test_figures_are_those_counted_by_hand(folder: Path) -> None:
 
 
 def test_a_classifier_of_ours_is_asked_as_it_answers(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()
     model = Classifier(ByShade(7).encoder, num_classes=7).train()
     torch.nn.init.normal_(model.head.weight)
-    loader = SimpleNamespace(load_classifier=lambda path: (model, CLASSES))
-    monkeypatch.setitem(sys.modules, "mae.weights.classifier", loader)
+    saved = save_classifier(model, tmp_path / "w", class_names=CLASSES)
 
-    result = evaluate("w", folder, settings=FeatureSettings(batch=5, device="cpu"), quiet=True)
+    result = evaluate(saved, folder, settings=FeatureSettings(batch=5, device="cpu"), quiet=True)
 
     images = torch.cat([torch.full((1, 3, H, W), SHADES[s] / 255) for s in "aabfdcddeeffgg"])
     with torch.inference_mode():
         scores = model(images)
     labels = torch.arange(7).repeat_interleave(2)
-    assert not model.training
     assert result.loss == pytest.approx(float(cross_entropy(scores, labels)), rel=1e-5)
     assert result.top1 == float((scores.argmax(dim=1) == labels).double().mean())
 

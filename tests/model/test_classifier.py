@@ -33,3 +33,16 @@ def test_a_new_head_starts_near_zero():
 
     assert abs(head.weight.std() / 2e-5 - 1) < 0.05
     assert torch.equal(head.bias, torch.zeros(100))
+
+
+def test_with_the_cls_token_the_encoders_norm_is_kept(generator):
+    model = Classifier(Encoder(tiny_config()), num_classes=7, pool="cls")
+    model = scrambled(model, generator)
+    images, _ = batch(generator, model.encoder.config)
+
+    scores = model(images)
+
+    expected = model.encoder(images)[:, 0] @ model.head.weight.T + model.head.bias
+    torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)
+    assert "encoder.norm.weight" in model.state_dict()
+    assert not [name for name in model.state_dict() if name.startswith("fc_norm")]

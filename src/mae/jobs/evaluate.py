@@ -27,6 +27,7 @@ from mae.model.classifier import Classifier
 from mae.report.confusion import Mistake, confusion_picture, evaluation_page, worst_mistakes
 from mae.report.figures import png_bytes
 from mae.train.rundir import write_atomic
+from mae.weights.classifier import load_classifier
 
 FolderSet = Literal["folder", "imagenet", "imagenet-a", "imagenet-r", "imagenet-sketch"]
 TOP = 5
@@ -135,8 +136,6 @@ class Question(NamedTuple):
 
 def open_judge(weights: str | Path, settings: FeatureSettings, progress: Progress) -> Judge:
     """Load a classifier onto its device."""
-    from mae.weights.classifier import load_classifier  # type: ignore[import-not-found]
-
     device = settings.checked_device()
     model, class_names = load_classifier(weights)
     return Judge(model.to(device).eval(), class_names, device, settings.batch, progress)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 
 from mae.model.encoder import Encoder
@@ -9,22 +11,32 @@ from mae.model.transformer import NORM_EPS
 
 
 class Classifier(nn.Module):
-    """Mean of the patch tokens, a new norm, a linear head.
+    """One pooled token, a norm, a linear head.
 
-    The encoder's own last norm is left out and a new one comes after the mean, as published
-    for global pooling; the head starts near zero (spec 3.1).
+    With "mean", the encoder's own last norm is left out and a new one comes after the mean of
+    the patch tokens; with "cls", the cls token comes through the encoder's norm, which is kept.
+    The head starts near zero.
+
+    Source: spec 3.1, published code and timm's `global_pool` "avg" and "token".
     """
 
-    def __init__(self, encoder: Encoder, *, num_classes: int) -> None:
+    def __init__(
+        self, encoder: Encoder, *, num_classes: int, pool: Literal["mean", "cls"] = "mean"
+    ) -> None:
         super().__init__()
+        width = encoder.config.width
+        self.pool = pool
         self.encoder = encoder
-        self.encoder.norm = nn.Identity()  # type: ignore[assignment]
-        self.fc_norm = nn.LayerNorm(encoder.config.width, eps=NORM_EPS)
-        self.head = nn.Linear(encoder.config.width, num_classes)
+        if pool == "mean":
+            self.encoder.norm = nn.Identity()  # type: ignore[assignment]
+        # The identity has no tensors, so the names are the published ones for both.
+        self.fc_norm = nn.LayerNorm(width, eps=NORM_EPS) if pool == "mean" else nn.Identity()
+        self.head = nn.Linear(width, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=2e-5)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, images: Tensor) -> Tensor:
         """Give class scores: B C H W float, normalised, to B num_classes."""
         tokens = self.encoder(images)  # B 1+L D
-        return self.head(self.fc_norm(tokens[:, 1:].mean(dim=1)))  # type: ignore[no-any-return]
+        pooled = tokens[:, 1:].mean(dim=1) if self.pool == "mean" else tokens[:, 0]
+        return self.head(self.fc_norm(pooled))  # type: ignore[no-any-return]

@@ -63,10 +63,13 @@ class OptimiserStep:
             torch.set_num_threads(threads)
 
     def __call__(self, state: TrainState, batch: Batch, *, lr: float) -> Metrics:
-        """Update the parameters at this learning rate, unless loss or gradient is not finite."""
+        """Update the parameters at this rate, unless loss or gradient is not finite.
+
+        The rate of a group of parameters is multiplied by its `scale`, where it has one.
+        """
         model, optimizer = state.model, state.optimizer
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("scale", 1.0)
         optimizer.zero_grad(set_to_none=True)
         parts = list(batch.split(self.config.micro_batch or len(batch.ids)))
         if self._pool is not None:

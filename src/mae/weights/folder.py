@@ -41,6 +41,16 @@ class Description:
     """Where the weights come from: recipe, data, steps ..."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassifierDescription(Description):
+    """What config.json holds of a classifier."""
+
+    class_names: tuple[str, ...]
+    """In the order of the scores."""
+    pool: Literal["mean", "cls"]
+    """What is classified."""
+
+
 def parse_description(text: str | bytes, *, where: str) -> Description:
     """Read a description from JSON, strictly.
 
@@ -48,7 +58,10 @@ def parse_description(text: str | bytes, *, where: str) -> Description:
         WeightsError: for another library's, a newer one, or one with unknown or missing keys.
     """
     try:
-        return from_dict(Description, json.loads(text), where=where)
+        values = json.loads(text)
+        of_classifier = isinstance(values, dict) and "class_names" in values
+        kind = ClassifierDescription if of_classifier else Description
+        return from_dict(kind, values, where=where)
     except ValueError as error:
         raise WeightsError(
             f"{where}: does not describe weights as this version of mae-vision does: {error}"
@@ -77,37 +90,50 @@ def save(
     Raises:
         ConfigError: if it cannot be written.
     """
-    path, description = Path(folder), Description(model=model.config, facts=dict(facts or {}))
+    description = Description(model=model.config, facts=dict(facts or {}))
+    return write_folder(Path(folder), description, tensors_of(model))
+
+
+def write_folder(path: Path, description: Description, tensors: dict[str, Tensor]) -> Path:
+    """Write the three files of a folder of ours; the tensors lie on the CPU."""
     write_json_atomic(path / CONFIG, to_dict(description))
     write_atomic(path / CARD, _card(description).encode())
     # Last, since a folder counts as weights when its tensors are there.
-    write_atomic(path / TENSORS, to_safetensors(tensors_of(model), {"format": "pt"}))
+    write_atomic(path / TENSORS, to_safetensors(tensors, {"format": "pt"}))
     return path
 
 
 def _card(description: Description) -> str:
     model = description.model
     name = size_name(width=model.width, depth=model.depth, patch_size=model.patch_size)
+    if isinstance(description, ClassifierDescription):
+        title, task = f"Classifier {name}", "image-classification"
+        how, code = "console", "mae evaluate FOLDER --data pictures/val"
+        title += f" of {len(description.class_names):,} classes"
+    else:
+        title, task = f"Masked autoencoder {name}", "image-feature-extraction"
+        how = "python"
+        code = f"""import mae
+
+features = mae.embed("FOLDER", "pictures", pool="mean")  # n x {model.width}"""
     facts = "\n".join(f"- {key}: {value}" for key, value in description.facts.items())
     return f"""---
 license: {json.dumps(description.facts.get("license", "unknown"))}
 library_name: mae-vision
-pipeline_tag: image-feature-extraction
+pipeline_tag: {task}
 tags:
 - masked-autoencoder
 - vision-transformer
 - self-supervised-learning
 ---
 
-# Masked autoencoder {name}
+# {title}
 
 The network and the scaling of its pixels are described in {CONFIG}. Where it comes from:
 
 {facts or "Not stated."}
 
-```python
-import mae
-
-features = mae.embed("FOLDER", "pictures", pool="mean")  # n x {model.width}
+```{how}
+{code}
 ```
 """

@@ -24,6 +24,10 @@ from mae.weights.shapes import config_of, read_fields
 # Fields of a model that a new run may change although it starts from weights.
 _FREE = {"image_size", "mask_ratio", "normalize_target", "target_eps", "pixels"}
 
+_AUTOENCODER = (
+    "a masked autoencoder (not one fine-tuned with fc_norm in place of the encoder's norm)"
+)
+
 ModelT = TypeVar("ModelT", bound=nn.Module, covariant=True)
 
 
@@ -71,7 +75,7 @@ def open_model(
     config, notes = config_of(raw, heads=heads, decoder_heads=decoder_heads)
     with torch.device("meta"):
         model = MaskedAutoencoder(config)
-    _fill(model, raw)
+    fill(model, raw)
     return Loaded(model, notes)
 
 
@@ -83,7 +87,7 @@ def open_encoder(path: str | Path, *, heads: int | None = None) -> Loaded[Encode
     config, notes = config_of(raw._replace(tensors=own), heads=heads)
     with torch.device("meta"):
         encoder = Encoder(config)
-    _fill(encoder, raw, prefix="encoder.")
+    fill(encoder, raw, prefix="encoder.")
     name = size_name(width=config.width, depth=config.depth, patch_size=config.patch_size)
     notes.append(f"{raw.path}: took the encoder, {name}, {len(own)} tensors")
     left = raw.tensors.keys() - own.keys()
@@ -124,9 +128,9 @@ def initial_model(
             table = raw.tensors[name].float()
             raw.tensors[name] = resize_positions(table, grid_from=grid, grid_to=config.grid)
     model = create(config, seed=seed)
-    _fill(model.encoder, raw, prefix="encoder.")
+    fill(model.encoder, raw, prefix="encoder.")
     if raw.has_decoder:
-        _fill(model.decoder, raw, prefix="decoder.")
+        fill(model.decoder, raw, prefix="decoder.")
     else:
         notes.append(f"decoder: not in {raw.path}, starts fresh")
     return Loaded(model, notes)
@@ -138,8 +142,16 @@ def _said(loaded: Loaded[ModelT]) -> ModelT:
     return loaded.model
 
 
-def _fill(module: nn.Module, raw: RawWeights, *, prefix: str = "") -> None:
+def fill(
+    module: nn.Module, raw: RawWeights, *, prefix: str = "", expected: str = _AUTOENCODER
+) -> None:
     """Give a module copies of the tensors whose names begin with the prefix, as float32.
+
+    Args:
+        module: perhaps on the meta device.
+        raw: all of its tensors with the prefix are taken.
+        prefix: of our names.
+        expected: what the file is asked to be, for the message.
 
     Raises:
         WeightsError: unless they are those of the module, name by name.
@@ -159,10 +171,7 @@ def _fill(module: nn.Module, raw: RawWeights, *, prefix: str = "") -> None:
     }
     said = [f"{len(n)} {what} ({'; '.join(n[:5])})" for what, n in problems.items() if n]
     if said:
-        raise WeightsError(
-            f"{raw.path}: {', '.join(said)}; is it whole, and of a masked autoencoder (not one "
-            "fine-tuned with fc_norm in place of the encoder's norm)?"
-        )
+        raise WeightsError(f"{raw.path}: {', '.join(said)}; is it whole, and of {expected}?")
     copies = {
         name.removeprefix(prefix): tensor.detach().to(torch.float32, copy=True).contiguous()
         for name, tensor in found.items()
