@@ -21,6 +21,7 @@ from mae.train.state import TrainState
 from mae.train.step import OptimiserStep, pretraining_loss
 
 RATE_STEPS, RATE_SECONDS = 10, 3.0  # the least of both measures the rate for --minutes
+WARM_SECONDS = 1.0  # not counted: the first steps allocate, and wait for caches to fill
 
 
 def resolve(
@@ -120,7 +121,9 @@ def measured_steps(
     step = OptimiserStep(loss=pretraining_loss, config=config, device=device_of(state))
     rate = rate_at(0, num_steps=100, config=config, batch=config.batch)
     with step.side_by_side():
-        step(state, training_batch(plan, 0), lr=rate)  # the first one allocates
+        warm = time.perf_counter()
+        while time.perf_counter() - warm < WARM_SECONDS:
+            step(state, training_batch(plan, 0), lr=rate)
         began, done = time.perf_counter(), 0
         while done < RATE_STEPS or time.perf_counter() - began < RATE_SECONDS:
             step(state, training_batch(plan, done), lr=rate)
