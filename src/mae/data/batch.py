@@ -16,6 +16,7 @@ from mae.config import AugmentConfig
 from mae.data.augment import CROP_DRAWS, center_crop_box, crop_boxes, resized_crop, resized_crops
 from mae.data.decode import BadPicture, PixelKind, decode
 from mae.data.order import shuffled
+from mae.data.policy import Policy, augmented
 from mae.data.randomness import Stream, uniform
 from mae.data.source import ArraySource, Source
 from mae.errors import DataError
@@ -87,6 +88,8 @@ class BatchPlan:
     seed: int
     num_drops: int = 0
     """Residual branches that stochastic depth may drop."""
+    policy: Policy | None = None
+    """RandAugment, after crop and flip."""
 
     @property
     def batches_per_epoch(self) -> int:
@@ -121,6 +124,8 @@ def training_batch(plan: BatchPlan, step: int) -> Batch:
     else:
         boxes = _boxes(plan, [stored.shape[1:3]] * len(ids), crops)
         images, shown = resized_crops(stored[ids], boxes, size=plan.size, flips=flips), ids
+    if plan.policy is not None:
+        images = augmented(images, plan.policy, ids, seed=plan.seed, epoch=epoch)
     labels = plan.source.labels
     return Batch(
         _channels_first(images),
