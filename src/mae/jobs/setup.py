@@ -40,17 +40,21 @@ def resolve(
                 "drop --channels, or choose other pictures"
             )
         kind = kind._replace(channels=config.channels)
-    if kind.channels == 3 and not config.measure_pixels:
-        pixels = PixelConfig(dtype=kind.dtype)
-    else:
-        mean, std = measure_pixels(source, kind=kind)
-        pixels = PixelConfig(dtype=kind.dtype, mean=mean, std=std)
+    pixels = pixels_of(source, kind, measured=config.measure_pixels)
     model = dataclasses.replace(config.model, channels=kind.channels, pixels=pixels)
     batch = config.batch
     if len(source) < batch:
         batch = len(source)
         say(f"batch: lowered from {config.batch} to {batch}, the pictures there are")
     return dataclasses.replace(config, model=model, batch=batch), kind
+
+
+def pixels_of(source: Source, kind: PixelKind, *, measured: bool = False) -> PixelConfig:
+    """Give the scaling of pixels: ImageNet's for colour, else, or if asked for, as measured."""
+    if kind.channels == 3 and not measured:
+        return PixelConfig(dtype=kind.dtype)
+    mean, std = measure_pixels(source, kind=kind)
+    return PixelConfig(dtype=kind.dtype, mean=mean, std=std)
 
 
 def batch_plan(
