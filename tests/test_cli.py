@@ -530,7 +530,7 @@ def test_the_printed_configuration_is_taken_back(mae_: Run, tmp_path: Path) -> N
     said = mae_("pretrain", "--lr", "0.5", "--steps", "7", "--print-config")
     (tmp_path / "mine.toml").write_text(said.out)
 
-    config = configured("paper-vit-l", file=tmp_path / "mine.toml", fields={})
+    config = configured("paper-vit-l", PretrainConfig, file=tmp_path / "mine.toml", fields={})
 
     assert (config.optim.lr, config.steps, config.model) == (0.5, 7, FOLDER.model)
 

@@ -333,6 +333,10 @@ class FinetuneConfig(FitConfig):
 
     model: ModelConfig = field(default_factory=ModelConfig)
     """The network; channels and pixel scaling follow from the weights."""
+    follow_weights: bool = False
+    """Take the whole network from the weights, not only channels and pixel scaling."""
+    resize: tuple[int, int] | None = None
+    """Height and width with follow_weights; none: those of the weights."""
     num_classes: int = 1000
     """Classes of the labels; follows from the data."""
     pool: Literal["mean", "cls"] = "mean"
@@ -362,10 +366,16 @@ class FinetuneConfig(FitConfig):
         _require(self.num_classes >= 2, "num_classes", self.num_classes, "at least 2")
         _require(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "above 0, at most 1")
         _require(0 <= self.drop_path < 1, "drop_path", self.drop_path, "a probability below 1")
+        if self.resize is not None and not self.follow_weights:
+            raise ConfigError(
+                "resize: has no effect without follow_weights; give model.image_size instead"
+            )
         _require(self.ema is None or 0 < self.ema < 1, "ema", self.ema, "between 0 and 1")
         _require(0 <= self.erase <= 1, "erase", self.erase, "a probability")
         _require(0 <= self.max_bad <= 1, "max_bad", self.max_bad, "a share from 0 to 1")
         blocks, depth = self.train_blocks, self.model.depth
+        # Checked once more when the network is known.
+        depth = max(depth, 999) if self.follow_weights and self.model == ModelConfig() else depth
         if blocks is not None and (blocks not in (0.5, *range(1, depth + 1))):
             raise ConfigError(
                 f"train_blocks: got {blocks:g}, expected 0.5 (the MLP of the last block) or a "

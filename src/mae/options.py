@@ -20,7 +20,7 @@ from types import NoneType
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from mae import config
-from mae.config import PretrainConfig
+from mae.config import FinetuneConfig, FitConfig, PretrainConfig
 from mae.errors import ConfigError
 from mae.fields import coerce_text, did_you_mean, field_types
 from mae.recipes import RECIPES, Recipe
@@ -69,7 +69,9 @@ HELP = {
 # Fields of a recipe that are changed most stand at the top.
 _SHORT = {"optim.lr": "lr", "model.image_size": "image-size", "model.mask_ratio": "mask-ratio"}
 # What follows from the pictures: --channels and --measure-pixels say what to do with those.
-_DERIVED = ("model.channels", "model.pixels.")
+_DERIVED = ("model.channels", "model.pixels.", "num_classes")
+SORTS: dict[str, type[FitConfig]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
+"""Of the verbs whose options are the fields of a recipe: the sort of the recipe."""
 _NAMED = re.compile(r"(?P<dashes>--?)?(?P<flag>[A-Za-z][\w.-]*)(=(?P<text>.*))?", re.DOTALL)
 _NUMBER = re.compile(r"[-+.\d][-+.\dex,]*", re.IGNORECASE)
 _TRUTHS = ("true", "false", "yes", "no")
@@ -114,8 +116,9 @@ def options_of(run: Callable[..., object], *, words: Sequence[str] = ()) -> list
     hints, options = get_type_hints(run), []
     for name, parameter in inspect.signature(run).parameters.items():
         if parameter.kind is Parameter.VAR_KEYWORD:
-            named = (r for r in RECIPES if r.name in words and isinstance(r.config, PretrainConfig))
-            options += _recipe_options(next(named, RECIPES[0]))
+            sort = SORTS[run.__name__]
+            known = [recipe for recipe in RECIPES if isinstance(recipe.config, sort)]
+            options += _recipe_options(next((r for r in known if r.name in words), known[0]), sort)
             continue
         positional = parameter.kind is not Parameter.KEYWORD_ONLY
         many = parameter.kind is Parameter.VAR_POSITIONAL
@@ -124,9 +127,9 @@ def options_of(run: Callable[..., object], *, words: Sequence[str] = ()) -> list
     return [*options, *EVERYWHERE]
 
 
-def _recipe_options(recipe: Recipe) -> list[Option]:
+def _recipe_options(recipe: Recipe, sort: type[FitConfig]) -> list[Option]:
     options = []
-    for path, hint in field_types(PretrainConfig).items():
+    for path, hint in field_types(sort).items():
         if not path.startswith(_DERIVED):
             *groups, name = path.split(".")
             value: Any = reduce(getattr, groups, recipe.config)
@@ -202,7 +205,7 @@ def _taken(option: Option, rest: deque[str]) -> str:
 def _value(option: Option, text: str) -> object:
     if _inner(option.hint) is Path:
         return Path(text).expanduser()
-    if option.path.endswith("image_size") and text.isdecimal():
+    if option.path.endswith(("image_size", "resize")) and text.isdecimal():
         text = f"{text} {text}"
     return coerce_text(option.hint, text, name=option.path)
 

@@ -10,7 +10,14 @@ from __future__ import annotations
 import difflib
 from typing import TypeVar
 
-from mae.config import AugmentConfig, FitConfig, OptimConfig, PretrainConfig
+from mae.config import (
+    AugmentConfig,
+    FinetuneConfig,
+    FitConfig,
+    MixConfig,
+    OptimConfig,
+    PretrainConfig,
+)
 from mae.errors import ConfigError
 from mae.published.finetuning import FINETUNING
 from mae.published.pretraining import PRETRAINING
@@ -54,6 +61,21 @@ DEMO = PretrainConfig(
     log_every_steps=100,
 )
 
+# The published fine-tuning of ViT-B, gentler on few pictures: a smaller batch makes more steps.
+FINETUNE_FOLDER = FinetuneConfig(
+    follow_weights=True,
+    epochs=50,
+    batch=128,
+    micro_batch=64,
+    optim=OptimConfig(
+        lr=1e-3, min_lr=1e-6, warmup_epochs=5, betas=(0.9, 0.999), decay_tokens=False
+    ),
+    layer_decay=0.75,
+    drop_path=0.1,
+    augment=AugmentConfig(crop_scale=(0.2, 1.0), flip=0.5),
+    mix=MixConfig(mixup=0.8, cutmix=1.0, smoothing=0.1),
+)
+
 RECIPES = (
     Recipe(
         name="folder",
@@ -70,6 +92,13 @@ RECIPES = (
         config=DEMO,
     ),
     *PRETRAINING,
+    Recipe(
+        name="finetune-folder",
+        about="a classifier of your own labelled pictures, from any weights",
+        source="this project's default, after the published fine-tuning of ViT-B; not tuned",
+        expected="no published score",
+        config=FINETUNE_FOLDER,
+    ),
     *FINETUNING,
 )
 

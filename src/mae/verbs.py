@@ -14,6 +14,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
+from mae.config import FinetuneConfig, PretrainConfig
 from mae.errors import ConfigError
 from mae.fields import to_dict
 from mae.jobs.recipes import configured, recipe_rows, recipe_toml, to_toml
@@ -55,7 +56,7 @@ def pretrain(
     **fields: object,
 ) -> Shown:
     """Pre-train on a folder of pictures; goes on where an unfinished run stopped."""
-    settled = configured(recipe, file=config, fields=fields)
+    settled = configured(recipe, PretrainConfig, file=config, fields=fields)
     if print_config:
         return Shown(to_dict(settled), [(to_toml(to_dict(settled)),)])
     if data is None:
@@ -70,6 +71,35 @@ def pretrain(
     files = {"run": run.path, "weights": paths.weights, "report": paths.report}
     values = {**files, "steps": run.num_steps, "resumed": run.resumed}
     return Shown(values, [(name, str(value)) for name, value in values.items()])
+
+
+def finetune(
+    recipe: str = "finetune-folder",
+    *,
+    data: str | None = None,
+    weights: Path | None = None,
+    out: Path | None = None,
+    labels: str | None = None,
+    config: Path | None = None,
+    print_config: bool = False,
+    quiet: bool = False,
+    **fields: object,
+) -> Shown:
+    """Fine-tune a classifier from weights; goes on where an unfinished run stopped.
+
+    DATA holds one folder per class, of which a fifth is held out; or train/ and val/ of such.
+    """
+    settled = configured(recipe, FinetuneConfig, file=config, fields=fields)
+    if print_config:
+        return Shown(to_dict(settled), [(to_toml(to_dict(settled)),)])
+    if data is None:
+        raise ConfigError("finetune: expected --data, labelled pictures (or fashion-mnist)")
+    from mae.jobs import finetune as job
+
+    command = ["mae", *sys.argv[1:]]
+    ask = partial(job.finetune, data=data, weights=weights, out=out, labels=labels, quiet=quiet)
+    result = ask(settled, based_on=recipe, command=command)
+    return Shown(result.values(), result.rows())
 
 
 def probe(
@@ -278,7 +308,7 @@ class Verb(NamedTuple):
 
 
 GROUPS: dict[str, tuple[Callable[..., Shown], ...]] = {
-    "train": (demo, pretrain),
+    "train": (demo, pretrain, finetune),
     "use": (probe, evaluate, reconstruct, embed),
     "inspect": (
         report,

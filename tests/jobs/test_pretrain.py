@@ -28,7 +28,7 @@ def run(out: Path, data: object, config: PretrainConfig = SHORT, **options: obje
 
 def stop_after_first_save(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the process die, as far as the run can tell, right after its first checkpoint."""
-    from mae.jobs import pretrain as job
+    from mae.jobs import running as job
 
     real = job.save_checkpoint
 

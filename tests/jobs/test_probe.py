@@ -14,7 +14,8 @@ from mae.evaluate.knn import knn_accuracy
 from mae.jobs import probe as module
 from mae.jobs.features import FeatureSettings
 from mae.jobs.few import FewSettings
-from mae.jobs.probe import Probe, choose_method, labelled, probe
+from mae.jobs.labelled import labelled
+from mae.jobs.probe import Probe, choose_method, probe
 from mae.model.create import create
 from tests.jobs.conftest import TINY, write_classes
 

@@ -2,11 +2,16 @@ from __future__ import annotations
 
 import math
 
+import pytest
+import timm
 import torch
 from torch import Tensor
 
-from mae.model.transformer import Attention, Block
-from tests.model.tiny import scrambled
+from mae.model.classifier import Classifier
+from mae.model.encoder import Encoder
+from mae.model.transformer import Attention, Block, drop_scales
+from mae.weights.facebook import to_theirs
+from tests.model.tiny import batch, scrambled, tiny_config
 
 
 def written_out_attention(attention: Attention, tokens: Tensor) -> Tensor:
@@ -47,3 +52,42 @@ def test_a_block_equals_a_pre_norm_block_written_out(generator):
     gelu = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
     expected = attended + block.mlp.fc2(gelu)
     torch.testing.assert_close(after, expected, rtol=0, atol=1e-12)
+
+
+def test_dropped_paths_are_timms_for_the_same_draws(generator, monkeypatch):
+    model = Classifier(Encoder(tiny_config(depth=3)), num_classes=7, drop_path=0.6)
+    model = scrambled(model, generator)
+    other = timm.models.VisionTransformer(
+        img_size=(12, 20), patch_size=4, embed_dim=24, depth=3, num_heads=3, num_classes=7,
+        global_pool="avg", drop_path_rate=0.6,
+    )  # fmt: skip
+    other.load_state_dict({to_theirs(name): t for name, t in model.state_dict().items()})
+    images, _ = batch(generator, model.encoder.config, images=9)
+    drops = torch.rand(9, 6, generator=generator)
+    # timm draws nothing for the first block, which is never dropped.
+    queue = iter(drops[:, 2:].T)
+    drawn = lambda t, keep: t.copy_(next(queue).view(t.shape) < keep)  # noqa: E731
+    monkeypatch.setattr(torch.Tensor, "bernoulli_", drawn)
+
+    scores = model(images, drops=drops)
+
+    torch.testing.assert_close(scores, other.train()(images), rtol=1e-5, atol=1e-5)
+    assert not list(queue)
+    assert not torch.allclose(scores, model(images))
+
+
+def test_the_last_block_is_dropped_at_the_rate_and_the_first_never():
+    scales = drop_scales(
+        torch.rand(100_000, 6, generator=torch.Generator().manual_seed(0)), rate=0.3
+    )
+
+    dropped = (scales == 0).double().mean(dim=0)
+    assert dropped.tolist() == pytest.approx([0, 0, 0.15, 0.15, 0.3, 0.3], abs=0.005)
+    assert scales.mean(dim=0).tolist() == pytest.approx([1] * 6, abs=0.01)
+
+
+def test_a_rate_of_zero_changes_no_bit(generator):
+    model = scrambled(Classifier(Encoder(tiny_config()), num_classes=7), generator)
+    images, _ = batch(generator, model.encoder.config)
+
+    assert torch.equal(model(images, drops=torch.rand(2, 4)), model(images))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ from mae.config import AugmentConfig
 from mae.data.augment import CROP_DRAWS, center_crop_box, crop_boxes, resized_crop, resized_crops
 from mae.data.decode import BadPicture, PixelKind, decode
 from mae.data.order import shuffled
+from mae.data.policy import Policy, augmented
 from mae.data.randomness import Stream, uniform
 from mae.data.source import ArraySource, Source
 from mae.errors import DataError
@@ -54,17 +56,22 @@ class Batch(NamedTuple):
     """B int64, of the pictures shown; -1 where there is none."""
     bad: tuple[Bad, ...] = ()
     """Pictures found broken while making this batch; others stand in for them."""
+    drops: Tensor | None = None
+    """B 2*depth float32 in [0, 1): the only randomness of stochastic depth."""
+    targets: Tensor | None = None
+    """B classes float32: share of each class, where labels are smoothed or mixed."""
 
     def split(self, size: int) -> Iterator[Batch]:
         """Cut into micro-batches of at most `size` pictures."""
         for start in range(0, len(self.ids), size):
-            part = slice(start, start + size)
-            yield Batch(self.images[part], self.noise[part], self.ids[part], self.labels[part])
+            yield self._each(itemgetter(slice(start, start + size)))._replace(bad=())
 
     def to(self, device: torch.device) -> Batch:
         """Move to a device without waiting for it."""
-        images, noise, ids, labels = (t.to(device, non_blocking=True) for t in self[:4])
-        return Batch(images, noise, ids, labels, self.bad)
+        return self._each(lambda t: t.to(device, non_blocking=True))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return Batch(*(change(v) if isinstance(v, Tensor) else v for v in self))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +86,10 @@ class BatchPlan:
     augment: AugmentConfig
     batch: int
     seed: int
+    num_drops: int = 0
+    """Residual branches that stochastic depth may drop."""
+    policy: Policy | None = None
+    """RandAugment, after crop and flip."""
 
     @property
     def batches_per_epoch(self) -> int:
@@ -113,6 +124,8 @@ def training_batch(plan: BatchPlan, step: int) -> Batch:
     else:
         boxes = _boxes(plan, [stored.shape[1:3]] * len(ids), crops)
         images, shown = resized_crops(stored[ids], boxes, size=plan.size, flips=flips), ids
+    if plan.policy is not None:
+        images = augmented(images, plan.policy, ids, seed=plan.seed, epoch=epoch)
     labels = plan.source.labels
     return Batch(
         _channels_first(images),
@@ -120,6 +133,7 @@ def training_batch(plan: BatchPlan, step: int) -> Batch:
         torch.from_numpy(ids),
         torch.from_numpy(np.full(len(ids), -1) if labels is None else labels[shown]),
         tuple(bad),
+        torch.from_numpy(draw(Stream.DROP, plan.num_drops)) if plan.num_drops else None,
     )
 
 

@@ -22,6 +22,12 @@ class Stream(IntEnum):
     MASK = 4
     REPLACE = 5
     SPLIT = 6
+    DROP = 7
+    AUGMENT = 8
+    ERASE = 9
+    ERASE_PIXELS = 10
+    MIX = 11
+    MIX_SHARE = 12
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -63,3 +69,10 @@ def uniform(
     counters = keys[:, None] + np.arange(count, dtype=np.uint64) * _GOLDEN
     bits = splitmix64(counters) >> np.uint64(40)
     return bits.astype(np.float32) * np.float32(2**-24)
+
+
+def generator(seed: int, epoch: int, sample: int, *, stream: Stream) -> np.random.Generator:
+    """Make a generator of one sample's own, for draws that are not uniform or not counted."""
+    keys = np.array([sample], dtype=np.int64).astype(np.uint64)
+    key = splitmix64(keys ^ stream_key(seed, epoch, stream=stream))
+    return np.random.Generator(np.random.PCG64(int(key[0])))

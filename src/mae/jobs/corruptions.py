@@ -18,8 +18,8 @@ from mae.evaluate.robustness import (
 )
 from mae.jobs.evaluate import open_judge, question
 from mae.jobs.features import DEFAULT, FeatureSettings
+from mae.jobs.labelled import class_folders
 from mae.jobs.predictions import Predicted, require_writable, write_predictions
-from mae.jobs.probe import class_folders
 from mae.jobs.progress import Progress
 
 

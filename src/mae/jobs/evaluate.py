@@ -20,8 +20,8 @@ from mae.evaluate.robustness import set_classes
 from mae.jobs.features import DEFAULT, FeatureSettings, labelled_in_batches
 from mae.jobs.few import refuse_without_effect
 from mae.jobs.inputs import BUILT_IN
+from mae.jobs.labelled import TEST_FOLDERS, class_folders
 from mae.jobs.predictions import Predicted, require_writable, write_predictions
-from mae.jobs.probe import TEST_FOLDERS, class_folders
 from mae.jobs.progress import Progress
 from mae.model.classifier import Classifier
 from mae.report.confusion import Mistake, confusion_picture, evaluation_page, worst_mistakes

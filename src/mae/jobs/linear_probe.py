@@ -24,7 +24,7 @@ from mae.evaluate.paper_linear import CROPS, PROTOCOL, batch_plan, count_steps, 
 from mae.evaluate.table import score
 from mae.jobs.features import FeatureSettings, labelled_in_batches, open_for_features
 from mae.jobs.few import ALL, FewSettings, counted, percent
-from mae.jobs.probe import Part, labelled
+from mae.jobs.labelled import Part, labelled
 from mae.jobs.progress import Progress
 from mae.jobs.setup import choose_workers
 from mae.model.encoder import Encoder

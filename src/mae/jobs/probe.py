@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,14 +11,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch.nn.functional as F
 
-from mae.data.builtin import fashion_mnist
-from mae.data.source import FolderSource, Source
-from mae.errors import DataError
 from mae.evaluate.features import Array, Labels, encoder_features, pixel_features, standardized
 from mae.evaluate.few import Ids
 from mae.evaluate.knn import NEIGHBOURS, TEMPERATURE, knn_accuracy, require_temperature
 from mae.evaluate.linear import logistic_accuracy
-from mae.evaluate.split import held_out
 from mae.evaluate.table import score
 from mae.jobs.features import (
     DEFAULT,
@@ -28,13 +23,11 @@ from mae.jobs.features import (
     open_for_features,
 )
 from mae.jobs.few import ALL, FewSettings, counted, percent, refuse_without_effect
-from mae.jobs.inputs import BUILT_IN
+from mae.jobs.labelled import Part, labelled, require_classes
 from mae.jobs.progress import Progress
 from mae.model.create import create
 from mae.model.encoder import Encoder
 
-TEST_SHARE = 0.2
-TEST_FOLDERS = ("val", "validation", "test")
 MOST_PIXEL_VALUES = 1024  # of a picture as a row of raw pixels: 32 x 32 in grey, 18 x 18 in colour
 
 
@@ -68,13 +61,6 @@ def choose_method(
     require_temperature(t)
     said = "" if temperature is None else f", temperature {t:g}"
     return Method(f"k-NN, k = {k}{said}", partial(knn_accuracy, k=k, temperature=t))
-
-
-class Part(NamedTuple):
-    """Some pictures of a labelled source."""
-
-    source: Source
-    ids: Ids
 
 
 class Probe(NamedTuple):
@@ -182,83 +168,6 @@ def _accuracies(method: Method, known: _Seen, asked: _Seen, *, names: Sequence[s
     require_classes(names, known.labels)
     kinds = map(standardized, known.features, asked.features)
     return [method.accuracy(x, known.labels, y, asked.labels) for x, y in kinds]
-
-
-def require_classes(names: Sequence[str], labels: Labels) -> None:
-    """Refuse to learn from pictures that leave a class out.
-
-    Raises:
-        DataError: for the first class without a picture.
-    """
-    for number in sorted({*range(len(names))} - {*labels.tolist()}):
-        raise DataError(f"data: no picture of class {names[number]} can be read")
-
-
-class Labelled(NamedTuple):
-    """Pictures to learn from and pictures to test on, of the same classes."""
-
-    train: Part
-    test: Part
-    said: str
-    """How they were divided."""
-
-
-def labelled(data: str | Path, *, seed: int) -> Labelled:
-    """Find labelled pictures and divide them.
-
-    Args:
-        data: "fashion-mnist" (built in); or a folder with train/ and val/, validation/ or test/,
-            each of one folder per class; or a folder of one folder per class, of which a fifth
-            of each class is held out.
-        seed: key of what is held out.
-
-    Raises:
-        DataError: if there are no classes, one alone, an empty one, or others in either part.
-    """
-    root = Path(data)
-    if data == BUILT_IN and not root.exists():
-        train, test = _whole(fashion_mnist("train")), _whole(fashion_mnist("test"))
-        return Labelled(train, test, "built-in pictures")
-    train_root = root / "train" if (root / "train").is_dir() else root
-    source = class_folders(train_root)
-    for test_root in (root / name for name in TEST_FOLDERS if train_root != root):
-        if test_root.is_dir():
-            other = class_folders(test_root)
-            if different := sorted(set(source.class_names) ^ set(other.class_names)):
-                raise DataError(
-                    f"data: {train_root} and {test_root} hold different classes: "
-                    f"{', '.join(different[:5])} in one alone; give both the same"
-                )
-            said = f"learning from {train_root}, testing on {test_root}"
-            return Labelled(_whole(source), _whole(other), said)
-    assert source.labels is not None
-    held = held_out(source.labels, TEST_SHARE, seed=seed)
-    train, test = (Part(source, np.flatnonzero(part)) for part in (~held, held))
-    said = f"{train_root}: {TEST_SHARE:.0%} of each class held out for testing, seed {seed}"
-    return Labelled(train, test, said)
-
-
-def _whole(source: Source) -> Part:
-    return Part(source, np.arange(len(source)))
-
-
-def class_folders(root: Path) -> FolderSource:
-    """Open a folder of one folder per class.
-
-    Raises:
-        DataError: if there are no classes, one alone or an empty one.
-    """
-    source = FolderSource(root)
-    folders = sorted(e.name for e in os.scandir(root) if e.is_dir() and e.name[0] != ".")
-    if source.labels is None:
-        one = f"one class alone, {folders[0]}" if len(folders) == 1 else "no classes"
-        raise DataError(
-            f"data: {root} has {one}; expected every picture in one of at least two folders, "
-            "which are the classes"
-        )
-    for empty in sorted({*folders} - {*source.class_names}):
-        raise DataError(f"data: no pictures of class {empty} in {root}; fill or remove it")
-    return source
 
 
 class _Seen(NamedTuple):

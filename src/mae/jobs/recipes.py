@@ -6,9 +6,9 @@ import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from mae.config import PretrainConfig
+from mae.config import FinetuneConfig, PretrainConfig
 from mae.errors import ConfigError
 from mae.fields import from_dict, to_dict
 from mae.recipes import RECIPES, Recipe, find_config
@@ -30,13 +30,21 @@ def recipe_toml(recipe: Recipe) -> str:
     return f"{head}\n{to_toml(to_dict(recipe.config))}"
 
 
+ConfigT = TypeVar("ConfigT", PretrainConfig, FinetuneConfig)
+
+
 def configured(
-    recipe: str, *, file: Path | None = None, fields: Mapping[str, object]
-) -> PretrainConfig:
+    recipe: str,
+    sort: type[ConfigT],
+    *,
+    file: Path | None = None,
+    fields: Mapping[str, object],
+) -> ConfigT:
     """Settle a configuration: the recipe, over it a file, over both single fields.
 
     Args:
         recipe: name of the recipe.
+        sort: what it has to be one for.
         file: TOML or JSON of the same fields, all or a few; or the run.json of a run.
         fields: values by dotted name; a length (epochs, steps, minutes) takes the place of
             another one.
@@ -44,17 +52,17 @@ def configured(
     Raises:
         ConfigError: for an unknown recipe, key or value.
     """
-    base = find_config(recipe, PretrainConfig)
+    base = find_config(recipe, sort)
     if file is not None:
         merged = _merged(to_dict(base), read_fields(file))
-        base = from_dict(PretrainConfig, merged, where=str(file))
+        base = from_dict(sort, merged, where=str(file))
     nested: dict[str, Any] = {}
     if set(_LENGTHS) & set(fields):
         nested = {"steps": None, "minutes": None}
     for name, value in fields.items():
         group, _, last = name.rpartition(".")
         (nested.setdefault(group, {}) if group else nested)[last] = value
-    return from_dict(PretrainConfig, _merged(to_dict(base), nested), where="the options")
+    return from_dict(sort, _merged(to_dict(base), nested), where="the options")
 
 
 def read_fields(file: Path) -> dict[str, Any]:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
+from torch import nn
 
-from mae.config import FitConfig, PixelConfig, PretrainConfig
-from mae.data.batch import BatchPlan, training_batch
+from mae.config import FinetuneConfig, FitConfig, PixelConfig, PretrainConfig
+from mae.data.batch import Batch, BatchPlan, training_batch
 from mae.data.decode import PixelKind, measure_pixels, survey
+from mae.data.policy import Policy
 from mae.data.source import ArraySource, Source
 from mae.errors import ConfigError
-from mae.model.autoencoder import MaskedAutoencoder
-from mae.train.optim import adamw
+from mae.model.classifier import Classifier
+from mae.train.optim import adamw, choose_trained
 from mae.train.schedule import rate_at
 from mae.train.state import TrainState
-from mae.train.step import OptimiserStep, pretraining_loss
+from mae.train.step import Loss, OptimiserStep, pretraining_loss
 
 RATE_STEPS, RATE_SECONDS = 10, 3.0  # the least of both measures the rate for --minutes
 WARM_SECONDS = 1.0  # not counted: the first steps allocate, and wait for caches to fill
@@ -37,11 +41,7 @@ def resolve(
                 "drop --channels, or choose other pictures"
             )
         kind = kind._replace(channels=config.channels)
-    if kind.channels == 3 and not config.measure_pixels:
-        pixels = PixelConfig(dtype=kind.dtype)
-    else:
-        mean, std = measure_pixels(source, kind=kind)
-        pixels = PixelConfig(dtype=kind.dtype, mean=mean, std=std)
+    pixels = pixels_of(source, kind, measured=config.measure_pixels)
     model = dataclasses.replace(config.model, channels=kind.channels, pixels=pixels)
     batch = config.batch
     if len(source) < batch:
@@ -50,9 +50,19 @@ def resolve(
     return dataclasses.replace(config, model=model, batch=batch), kind
 
 
-def batch_plan(config: PretrainConfig, source: Source, kind: PixelKind) -> BatchPlan:
+def pixels_of(source: Source, kind: PixelKind, *, measured: bool = False) -> PixelConfig:
+    """Give the scaling of pixels: ImageNet's for colour, else, or if asked for, as measured."""
+    if kind.channels == 3 and not measured:
+        return PixelConfig(dtype=kind.dtype)
+    mean, std = measure_pixels(source, kind=kind)
+    return PixelConfig(dtype=kind.dtype, mean=mean, std=std)
+
+
+def batch_plan(
+    config: PretrainConfig | FinetuneConfig, source: Source, kind: PixelKind
+) -> BatchPlan:
     """Give what the training batches of a run are a function of."""
-    return BatchPlan(
+    plan = BatchPlan(
         source=source,
         kind=kind,
         size=config.model.image_size,
@@ -61,12 +71,26 @@ def batch_plan(config: PretrainConfig, source: Source, kind: PixelKind) -> Batch
         batch=config.batch,
         seed=config.seed,
     )
+    if isinstance(config, PretrainConfig):
+        return plan
+    text, mean = config.rand_augment, config.model.pixels.mean
+    return dataclasses.replace(
+        plan,
+        num_patches=0,  # nothing is masked
+        num_drops=2 * config.model.depth if config.drop_path else 0,
+        policy=None if text is None else Policy(text, mean),
+    )
 
 
-def new_state(model: MaskedAutoencoder, config: PretrainConfig) -> TrainState:
+def new_state(model: nn.Module, config: PretrainConfig | FinetuneConfig) -> TrainState:
     """Make a state at step 0 on the device that the configuration asks for."""
     model = model.to(choose_device(config.device)).train()
-    return TrainState(model=model, optimizer=adamw(model, config.optim))
+    if isinstance(config, PretrainConfig):
+        return TrainState(model=model, optimizer=adamw(model, config.optim))
+    assert isinstance(model, Classifier)
+    choose_trained(model, config.train_blocks)
+    layers = {"layer_decay": config.layer_decay, "depth": config.model.depth}
+    return TrainState(model=model, optimizer=adamw(model, config.optim, **layers))  # type: ignore[arg-type]
 
 
 def device_of(state: TrainState) -> torch.device:
@@ -104,29 +128,52 @@ def choose_workers(config: FitConfig, source: Source, device: torch.device) -> i
     return min(16, os.cpu_count() or 1)
 
 
-def count_steps(config: PretrainConfig, plan: BatchPlan, model: MaskedAutoencoder) -> int:
+class Rehearsal(NamedTuple):
+    """How a step of a run is made, to measure how long it takes."""
+
+    loss: Loss = pretraining_loss
+    prepare: Callable[[Batch, int], Batch] = lambda batch, step: batch
+    """Changes the batch of a step before it is split."""
+
+
+def count_steps(
+    config: PretrainConfig | FinetuneConfig,
+    plan: BatchPlan,
+    model: nn.Module,
+    how: Rehearsal = Rehearsal(),  # noqa: B008
+) -> int:
     """Give the optimiser steps of the run, which --epochs, --steps or --minutes ask for."""
     if config.steps is not None:
         return config.steps
     if config.minutes is not None:
-        return measured_steps(config, plan, minutes=config.minutes, model=model)
+        return measured_steps(config, plan, minutes=config.minutes, model=model, how=how)
     return max(1, round(config.epochs * plan.batches_per_epoch))
 
 
 def measured_steps(
-    config: PretrainConfig, plan: BatchPlan, *, minutes: float, model: MaskedAutoencoder
+    config: PretrainConfig | FinetuneConfig,
+    plan: BatchPlan,
+    *,
+    minutes: float,
+    model: nn.Module,
+    how: Rehearsal = Rehearsal(),  # noqa: B008
 ) -> int:
     """Measure the rate on throw-away steps and give the steps that fit into the minutes."""
-    state = new_state(model, config)
-    step = OptimiserStep(loss=pretraining_loss, config=config, device=device_of(state))
+    # A copy: without a warm-up, the very first rate already changes the weights.
+    state = new_state(copy.deepcopy(model), config)
+    step = OptimiserStep(loss=how.loss, config=config, device=device_of(state))
     rate = rate_at(0, num_steps=100, config=config, batch=config.batch)
+
+    def take(number: int) -> None:
+        step(state, how.prepare(training_batch(plan, number), number), lr=rate)
+
     with step.side_by_side():
         warm = time.perf_counter()
         while time.perf_counter() - warm < WARM_SECONDS:
-            step(state, training_batch(plan, 0), lr=rate)
+            take(0)
         began, done = time.perf_counter(), 0
         while done < RATE_STEPS or time.perf_counter() - began < RATE_SECONDS:
-            step(state, training_batch(plan, done), lr=rate)
+            take(done)
             done += 1
             if time.perf_counter() - began > 10 * RATE_SECONDS:
                 break

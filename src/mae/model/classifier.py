@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from mae.model.encoder import Encoder
-from mae.model.transformer import NORM_EPS
+from mae.model.transformer import NORM_EPS, drop_scales
 
 
 class Classifier(nn.Module):
@@ -21,11 +21,17 @@ class Classifier(nn.Module):
     """
 
     def __init__(
-        self, encoder: Encoder, *, num_classes: int, pool: Literal["mean", "cls"] = "mean"
+        self,
+        encoder: Encoder,
+        *,
+        num_classes: int,
+        pool: Literal["mean", "cls"] = "mean",
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         width = encoder.config.width
         self.pool = pool
+        self.drop_path = drop_path
         self.encoder = encoder
         if pool == "mean":
             self.encoder.norm = nn.Identity()  # type: ignore[assignment]
@@ -35,8 +41,18 @@ class Classifier(nn.Module):
         nn.init.trunc_normal_(self.head.weight, std=2e-5)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Give class scores: B C H W float, normalised, to B num_classes."""
-        tokens = self.encoder(images)  # B 1+L D
+    def forward(self, images: Tensor, *, drops: Tensor | None = None) -> Tensor:
+        """Give class scores.
+
+        Args:
+            images: B C H W float, normalised.
+            drops: B 2*depth uniform in [0, 1), which branches are dropped in training (see
+                `drop_scales`); None: none.
+
+        Returns:
+            B num_classes.
+        """
+        scales = None if drops is None else drop_scales(drops, rate=self.drop_path)
+        tokens = self.encoder(images, scales=scales)  # B 1+L D
         pooled = tokens[:, 1:].mean(dim=1) if self.pool == "mean" else tokens[:, 0]
         return self.head(self.fc_norm(pooled))  # type: ignore[no-any-return]

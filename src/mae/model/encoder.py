@@ -59,12 +59,15 @@ class Encoder(nn.Module):
         init_published(self)
         nn.init.normal_(self.cls_token, std=0.02)
 
-    def forward(self, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+    def forward(
+        self, images: Tensor, ids_keep: Tensor | None = None, *, scales: Tensor | None = None
+    ) -> Tensor:
         """Encode the patches named by `ids_keep`, or every patch.
 
         Args:
             images: B C H W float, normalised; any size that the patch divides.
             ids_keep: B K int64, or None for all patches in row-major order.
+            scales: B 2*depth, of the residual branches (stochastic depth), or None for 1.
 
         Returns:
             B 1+K D after the last norm, cls first.
@@ -89,8 +92,9 @@ class Encoder(nn.Module):
         visible = self.patch_embed(patches) + places  # B K D
         cls = (self.cls_token + positions[:, :1]).expand(B, -1, -1)
         tokens = torch.cat([cls, visible], dim=1)
-        for block in self.blocks:
-            tokens = block(tokens)
+        for i, block in enumerate(self.blocks):
+            own = None if scales is None else scales[:, 2 * i : 2 * i + 2]
+            tokens = block(tokens, scales=own)
         return self.norm(tokens)  # type: ignore[no-any-return]
 
     def positions(self, grid: tuple[int, int]) -> Tensor:

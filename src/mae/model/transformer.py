@@ -5,6 +5,7 @@ Sub-names are the published ones (`norm1, attn.qkv, attn.proj, norm2, mlp.fc1, m
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -65,10 +66,35 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = Mlp(width, hidden=int(width * mlp_ratio))
 
-    def forward(self, tokens: Tensor, *, first: int = 0) -> Tensor:
-        """Attend to all tokens, then transform those from `first` on: B T D to B T-first D."""
-        tokens = tokens[:, first:] + self.attn(self.norm1(tokens), first=first)
-        return tokens + self.mlp(self.norm2(tokens))  # type: ignore[no-any-return]
+    def forward(self, tokens: Tensor, *, first: int = 0, scales: Tensor | None = None) -> Tensor:
+        """Attend to all tokens, then transform those from `first` on: B T D to B T-first D.
+
+        Args:
+            tokens: B T D.
+            first: tokens before it are attended to and not transformed.
+            scales: B 2, by which what attention and MLP add is multiplied (see `drop_scales`).
+        """
+        mixed = self.attn(self.norm1(tokens), first=first)
+        tokens = tokens[:, first:] + (mixed if scales is None else mixed * scales[:, 0, None, None])
+        changed = self.mlp(self.norm2(tokens))
+        return tokens + (changed if scales is None else changed * scales[:, 1, None, None])  # type: ignore[no-any-return]
+
+
+def drop_scales(draws: Tensor, *, rate: float) -> Tensor:
+    """Turn draws into what each residual branch is multiplied by: 0 or 1 / keep probability.
+
+    Args:
+        draws: B 2*depth, uniform in [0, 1): attention and MLP of each block.
+        rate: drop probability of the last block; it rises linearly from 0 at the first.
+
+    Returns:
+        B 2*depth.
+
+    Source: stochastic depth (Huang et al. 2016), per sample, as in timm.
+    """
+    depth = draws.shape[1] // 2
+    keep = 1 - torch.linspace(0, rate, depth, device=draws.device).repeat_interleave(2)
+    return (draws < keep) / keep
 
 
 def init_published(module: nn.Module) -> None:

@@ -12,7 +12,8 @@ OURS = "this project"
 # What a machine or a folder of pictures decides; no publication says it.
 _OUR_FIELDS = frozenset(
     "steps minutes micro_batch seed precision device threads workers save_every_steps "
-    "log_every_steps keep max_bad channels measure_pixels num_classes".split()
+    "log_every_steps keep max_bad channels measure_pixels num_classes "
+    "follow_weights resize".split()
 )
 
 

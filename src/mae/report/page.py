@@ -103,7 +103,7 @@ def _charts(runs: Sequence[RunFacts]) -> Iterable[Element]:
     """Draw loss and rate over the pictures seen, which runs of other batch sizes share."""
     charts = []
     for field, y_label in (
-        ("loss", "loss: mean squared error on hidden patches"),
+        ("loss", _loss_label(runs)),
         ("lr", "learning rate"),
     ):
         lines = [Series(run.name, points) for run in runs if (points := run.curve(field))]
@@ -111,6 +111,12 @@ def _charts(runs: Sequence[RunFacts]) -> Iterable[Element]:
             charts.append(element("figure", line_chart(lines, "pictures seen", y_label)))
     if charts:
         yield element("div", *charts, class_="charts")
+
+
+def _loss_label(runs: Sequence[RunFacts]) -> str:
+    tuned = {"class_names" in run.record for run in runs}
+    labels = {False: "mean squared error on hidden patches", True: "cross-entropy"}
+    return f"loss: {' or '.join(labels[kind] for kind in sorted(tuned))}"
 
 
 def _film(run: RunFacts) -> Iterable[Element]:

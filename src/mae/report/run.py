@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mae.config import PretrainConfig
+from mae.config import FinetuneConfig, PretrainConfig
 from mae.errors import ConfigError
 from mae.fields import from_dict
 from mae.report.figures import number
@@ -21,7 +21,7 @@ class RunFacts(NamedTuple):
 
     files: RunDir
     record: dict[str, Any]
-    config: PretrainConfig
+    config: PretrainConfig | FinetuneConfig
     rows: list[dict[str, Any]]
     """Logged steps, without the skipped ones."""
 
@@ -53,7 +53,12 @@ def read_run(path: Path) -> RunFacts:
     files, record = RunDir(path), read_record(path)
     if record is None:
         raise ConfigError(f"{path}: is not a run, it holds no run.json; name the folder of a run")
-    config = from_dict(PretrainConfig, record["config"], where=str(files.record))
+    where, values = str(files.record), record["config"]
+    config: PretrainConfig | FinetuneConfig
+    if "class_names" in record:
+        config = from_dict(FinetuneConfig, values, where=where)
+    else:
+        config = from_dict(PretrainConfig, values, where=where)
     # What follows the last line end is a row that is being written, or was torn by a crash.
     lines = files.log.read_bytes().split(b"\n")[:-1] if files.log.exists() else []
     rows = [row for row in map(json.loads, lines) if "skipped" not in row]

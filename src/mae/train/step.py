@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mae.config import FitConfig
 from mae.data.batch import Batch
+from mae.train.average import averaging
 from mae.train.state import TrainState
 
 Loss = Callable[[nn.Module, Batch], Tensor]
@@ -36,6 +37,8 @@ class OptimiserStep:
     loss: Loss
     config: FitConfig
     device: torch.device
+    average: float | None = None
+    """Decay of a moving average of the parameters (see `averaging`); none: no average."""
     _pool: ThreadPoolExecutor | None = field(default=None, init=False)
 
     @contextmanager
@@ -89,7 +92,8 @@ class OptimiserStep:
                 torch.nn.utils.clip_grads_with_norm_(
                     model.parameters(), self.config.optim.clip_norm, grad_norm
                 )
-            optimizer.step()
+            with averaging(optimizer, decay=self.average):
+                optimizer.step()
         return Metrics(total, grad_norm, lr, finite)
 
     def _share(self, model: nn.Module, part: Batch, *, of: int) -> Tensor:

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from mae.config import FinetuneConfig, ModelConfig
 from mae.errors import WeightsError
 from mae.model.classifier import Classifier
+from mae.model.create import create
 from mae.model.encoder import Encoder
+from mae.model.positions import resize_positions
+from mae.train.rundir import differences
 from mae.weights.detect import RawWeights, read_weights
 from mae.weights.folder import ClassifierDescription, write_folder
 from mae.weights.load import fill
-from mae.weights.shapes import config_of
+from mae.weights.shapes import config_of, read_fields
 
 _EXPECTED = "a classifier, with fc_norm (mean of the patches) or the encoder's norm (cls token)"
+
+_NETWORK = ("patch_size", "width", "depth", "num_heads", "mlp_ratio")
 
 
 class LoadedClassifier(NamedTuple):
@@ -74,8 +81,7 @@ def load_classifier(path: str | Path, *, heads: int | None = None) -> LoadedClas
             "fine-tune them first (mae finetune), or use mae probe"
         )
     # Of the encoder by itself: what a decoder leaves open is no question, but left over below.
-    own = {name: tensor for name, tensor in raw.tensors.items() if name.startswith("encoder.")}
-    config, _ = config_of(raw._replace(tensors=own), heads=heads)
+    config, _ = config_of(_encoder_of(raw), heads=heads)
     names, mean = _names_and_pool(raw, num_classes=len(head))
     with torch.device("meta"):
         pool = "mean" if mean else "cls"
@@ -95,3 +101,70 @@ def _names_and_pool(raw: RawWeights, *, num_classes: int) -> tuple[tuple[str, ..
             f"{len(said.class_names)}; restore the folder as it was written"
         )
     return said.class_names, said.pool == "mean"
+
+
+def initial_classifier(
+    path: str | Path | None, config: FinetuneConfig
+) -> tuple[Classifier, list[str]]:
+    """Start fine-tuning: an encoder from weights with a new head, or a new encoder as well.
+
+    Args:
+        path: as for `load_encoder`; none: new weights by the seed.
+        config: its model, as `model_to_tune` gives it, says the size of the pictures.
+
+    Returns:
+        The classifier, and a note where positions were resized.
+
+    Raises:
+        WeightsError: for anything missing, left over, of another shape or not finite.
+    """
+    new, notes = create(config.model, seed=config.seed).encoder, list[str]()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
+        model = Classifier(
+            new, num_classes=config.num_classes, pool=config.pool, drop_path=config.drop_path
+        )
+    if path is None:
+        return model, notes
+    raw = _encoder_of(read_weights(path))
+    # Of weights for the mean of the patches, the encoder's norm is left; it may be there or not.
+    left = {"encoder.norm.weight", "encoder.norm.bias"} if config.pool == "mean" else set[str]()
+    raw = raw._replace(tensors={n: t for n, t in raw.tensors.items() if n not in left})
+    H, W = read_fields(raw)["image_size"]
+    grid = (H // config.model.patch_size, W // config.model.patch_size)
+    if grid != config.model.grid and "encoder.pos_embed" in raw.tensors:
+        notes.append(f"positions: resized from {grid} to {config.model.grid} patches")
+        table = raw.tensors["encoder.pos_embed"].float()
+        resized = resize_positions(table, grid_from=grid, grid_to=config.model.grid)
+        raw.tensors["encoder.pos_embed"] = resized
+    fill(model.encoder, raw, prefix="encoder.", expected="an encoder")
+    return model, notes
+
+
+def model_to_tune(path: str | Path, config: FinetuneConfig) -> ModelConfig:
+    """Give the network to fine-tune: that of the recipe, as far as weights may differ from it.
+
+    Channels and the scaling of pixels are those of the weights, and with `follow_weights`
+    everything is, save the size of the pictures where another is asked for.
+
+    Raises:
+        WeightsError: if the weights are of another network than the recipe's.
+    """
+    raw = _encoder_of(read_weights(path))
+    stored, _ = config_of(raw)
+    if config.follow_weights:
+        return replace(stored, image_size=config.resize or stored.image_size)
+    of_weights, of_run = ({n: getattr(c, n) for n in _NETWORK} for c in (stored, config.model))
+    if of_weights != of_run:
+        raise WeightsError(
+            f"{raw.path}: holds another network than the recipe's: "
+            f"{differences(of_weights, of_run).replace('run has', 'weights have')}; choose the "
+            "recipe of its size, or finetune-folder, which takes any"
+        )
+    return replace(config.model, channels=stored.channels, pixels=stored.pixels)
+
+
+def _encoder_of(raw: RawWeights) -> RawWeights:
+    """Keep the encoder's tensors: a decoder or another head is left."""
+    own = {name: tensor for name, tensor in raw.tensors.items() if name.startswith("encoder.")}
+    return raw._replace(tensors=own)

@@ -20,7 +20,13 @@ from mae.train.checkpoint import latest_checkpoint
 from mae.train.rundir import RunDir, read_record
 from mae.weights import facebook
 from mae.weights.files import read_tensors
-from mae.weights.folder import CONFIG, TENSORS, Description, parse_description
+from mae.weights.folder import (
+    CONFIG,
+    TENSORS,
+    ClassifierDescription,
+    Description,
+    parse_description,
+)
 
 Format = Literal["mae", "facebook"]
 
@@ -106,4 +112,7 @@ def _neighbour(file: Path) -> Description | None:
     if record is None:
         raise WeightsError(f"{file}: is of a run without run.json; put it back")
     model = from_dict(ModelConfig, record["config"]["model"], where=str(RunDir(run).record))
+    if "class_names" in record:
+        names, pool = tuple(record["class_names"]), record["config"]["pool"]
+        return ClassifierDescription(model=model, class_names=names, pool=pool)
     return Description(model=model)

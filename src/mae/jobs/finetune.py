@@ -1,0 +1,273 @@
+"""Fine-tuning: weights and labelled pictures in; a run with a classifier and its score out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mae.config import FinetuneConfig, ModelConfig
+from mae.data.batch import Batch
+from mae.data.decode import PixelKind, survey
+from mae.data.loader import batches
+from mae.data.policy import Policy, require_policy
+from mae.data.source import Source
+from mae.errors import ConfigError, DataError
+from mae.evaluate.classify import Verdicts
+from mae.evaluate.few import write_choice
+from mae.jobs.evaluate import TOP, Judge, Question
+from mae.jobs.few import FewSettings
+from mae.jobs.inputs import data_name
+from mae.jobs.labelled import Part, labelled
+from mae.jobs.progress import Progress
+from mae.jobs.running import (
+    RunInProgress,
+    data_record,
+    first_record,
+    refuse_in_readers,
+    set_threads,
+    train_run,
+)
+from mae.jobs.setup import (
+    Rehearsal,
+    batch_plan,
+    choose_workers,
+    count_steps,
+    device_of,
+    new_state,
+    pixels_of,
+)
+from mae.model.classifier import Classifier
+from mae.recipes import find_config
+from mae.report.page import write_report
+from mae.train.average import use_average
+from mae.train.checkpoint import load_checkpoint
+from mae.train.guard import RunLock, StopSignal
+from mae.train.rundir import RunDir, make_run_folder, open_run, write_json_atomic
+from mae.train.state import TrainState
+from mae.train.step import OptimiserStep
+from mae.train.tuning import soft_target_loss, tuning_batch, tuning_batches
+from mae.weights.classifier import initial_classifier, model_to_tune, save_classifier
+
+JUDGED_AT_A_TIME = 64
+
+
+class Tuned(NamedTuple):
+    """A finished fine-tuning run, and what its classifier gets right of the test pictures."""
+
+    path: Path
+    config: FinetuneConfig
+    num_steps: int
+    resumed: bool
+    classes: int
+    train: int
+    """Pictures learnt from."""
+    test: int
+    """Pictures judged, each once."""
+    top1: float
+    top5: float | None
+    """None where there are no more than five classes."""
+    loss: float
+    model: Classifier
+
+    def values(self) -> dict[str, object]:
+        """Give what --json prints."""
+        files, hidden = RunDir(self.path), ("path", "config", "model")
+        paths = {"run": self.path, "weights": files.weights, "report": files.report}
+        figures = {name: value for name, value in self._asdict().items() if name not in hidden}
+        figures["steps"] = figures.pop("num_steps")
+        return {name: str(path) for name, path in paths.items()} | figures
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Give the lines of a table."""
+        values = self.values()
+        top5 = {} if self.top5 is None else {"top-5": f"{self.top5:.2%}"}
+        figures = {"top-1": f"{self.top1:.2%}", **top5, "loss": f"{self.loss:.4f}"}
+        said = f"{self.classes:,} classes, {self.train:,} train, {self.test:,} test"
+        paths = {name: str(values[name]) for name in ("run", "weights", "report")}
+        return [*({**figures, "pictures": said} | paths).items()]
+
+
+def finetune(
+    recipe: str | FinetuneConfig = "finetune-folder",
+    *,
+    data: str | Path,
+    weights: str | Path | None = None,
+    out: str | Path | None = None,
+    labels: str | None = None,
+    quiet: bool = False,
+    command: Sequence[str] = (),
+    based_on: str = "custom",
+) -> Tuned:
+    """Fine-tune a pre-trained encoder, or go on with an unfinished run of the same configuration.
+
+    Args:
+        recipe: name of a recipe, or a configuration.
+        data: labelled pictures, see `labelled`.
+        weights: whatever `load_encoder` takes; none: a new network, supervised from scratch.
+        out: run directory; `runs/DATA-NAME-tuned` if none.
+        labels: few labels, see `label_draws`; none: all.
+        quiet: show no progress.
+        command: the command line, for the record.
+        based_on: name of the recipe that a configuration was made from, for the record.
+
+    Raises:
+        MaeError: for whatever the user must change, in one line.
+        Stopped: when asked to stop by SIGTERM, SIGUSR1 or Ctrl-C, after saving the state.
+    """
+    refuse_in_readers("finetune")
+    named = recipe if isinstance(recipe, str) else based_on
+    config = find_config(recipe, FinetuneConfig) if isinstance(recipe, str) else recipe
+    with StopSignal() as stop, Progress(quiet=quiet) as progress:
+        parts = labelled(data, seed=config.seed)
+        progress.note(parts.said)
+        draws = FewSettings(labels).draws(*parts.train, seed=config.seed, say=progress.note)
+        if len(draws) > 1:
+            raise ConfigError(f"labels: {labels} holds {len(draws)} draws, expected one")
+        source = Part(parts.train.source, draws[0]).as_source()
+        config, kind = _resolve(config, source, weights, say=progress.note)
+        folder = Path("runs", f"{data_name(data)}-tuned") if out is None else Path(out)
+        rundir = make_run_folder(folder)
+        with RunLock(rundir.lock):
+            opened = open_run(
+                rundir.path,
+                record=first_record(
+                    config,
+                    recipe=named,
+                    command=command,
+                    data=data_record(data, source, kind),
+                    weights=None if weights is None else str(Path(weights).resolve()),
+                    labels=labels,
+                    class_names=list(source.class_names),
+                ),
+            )
+            if labels is not None:
+                write_choice(rundir.path / "labels.csv", parts.train.source, draws)
+            run = RunInProgress(rundir, config, source, kind, opened.record, progress, stop)
+            model, found = _run_to_the_end(run, weights, parts.test.as_source())
+            return Tuned(
+                path=rundir.path,
+                config=config,
+                num_steps=opened.record["num_steps"],
+                resumed=opened.resumed,
+                classes=config.num_classes,
+                train=len(source),
+                test=len(found),
+                top1=found.top(1),
+                top5=found.top(TOP) if config.num_classes > TOP else None,
+                loss=found.loss,
+                model=model,
+            )
+
+
+def _resolve(
+    config: FinetuneConfig,
+    source: Source,
+    weights: str | Path | None,
+    *,
+    say: Callable[[str], None],
+) -> tuple[FinetuneConfig, PixelKind]:
+    """Settle what follows from weights and pictures, and refuse what does not fit."""
+    there = survey(source)
+    model = _model(config, source, there, weights)
+    # Grey pictures can be shown to a network of colour, and the other way round; others cannot.
+    if there.channels != model.channels and {there.channels, model.channels} != {1, 3}:
+        raise DataError(
+            f"data: the pictures have {there.channels} channels, the weights take "
+            f"{model.channels}; give pictures or weights of the other"
+        )
+    kind = PixelKind(model.pixels.dtype, model.channels)
+    if config.rand_augment is not None:
+        require_policy(Policy(config.rand_augment, model.pixels.mean), kind)
+    batch = min(config.batch, len(source))
+    if batch < config.batch:
+        say(f"batch: lowered from {config.batch} to {batch}, the pictures there are")
+    classes = len(source.class_names)
+    return dataclasses.replace(config, model=model, num_classes=classes, batch=batch), kind
+
+
+def _model(
+    config: FinetuneConfig, source: Source, there: PixelKind, weights: str | Path | None
+) -> ModelConfig:
+    if weights is not None:
+        return model_to_tune(weights, config)
+    if config.follow_weights:
+        raise ConfigError(
+            "weights: expected --weights, a folder, file or run; from scratch there are the "
+            "recipes paper-scratch-vit-b, -l and -h"
+        )
+    pixels = pixels_of(source, there)
+    return dataclasses.replace(config.model, channels=there.channels, pixels=pixels)
+
+
+def _run_to_the_end(
+    run: RunInProgress, weights: str | Path | None, test: Source
+) -> tuple[Classifier, Verdicts]:
+    """Load or begin, settle the number of steps, train, judge, and write weights and report."""
+    config, record, say = run.config, run.record, run.progress.note
+    assert isinstance(config, FinetuneConfig)
+    set_threads(config, record)
+    # Where to start from, in this order: the run's own checkpoint, the weights, new ones.
+    model, notes = initial_classifier(weights, config)
+    for note in notes:
+        say(note)
+    state = new_state(model, config)
+    load_checkpoint(run.rundir.checkpoints, state, say=say)
+    _train(run, state, config)
+    use_average(state.optimizer)
+    device = device_of(state)
+    judge = Judge(model.eval(), run.source.class_names, device, JUDGED_AT_A_TIME, run.progress)
+    every = np.arange(config.num_classes)
+    found = judge.verdicts(Question(test, every, every, "all classes"))
+    write_json_atomic(run.rundir.results, _results(found, config, test))
+    facts = {name: record[name] for name in ("recipe", "data", "weights", "num_steps")}
+    save_classifier(
+        model.cpu(), run.rundir.weights, class_names=run.source.class_names, facts=facts
+    )
+    write_report(run.rundir.path)
+    # Last of all: a start after a crash in between does the above once more.
+    record["finished"] = True
+    write_json_atomic(run.rundir.record, record)
+    return model, found
+
+
+def _train(run: RunInProgress, state: TrainState, config: FinetuneConfig) -> None:
+    plan, device = batch_plan(config, run.source, run.kind), device_of(state)
+
+    def prepare(batch: Batch, step: int) -> Batch:
+        return tuning_batch(batch, plan, config, step=step, device=device)
+
+    if "num_steps" not in run.record:
+        how = Rehearsal(soft_target_loss, prepare)
+        run.record["num_steps"] = count_steps(config, plan, state.model, how)
+        write_json_atomic(run.rundir.record, run.record)
+    num_steps = run.record["num_steps"]
+    if state.step == num_steps:
+        return
+    workers = choose_workers(config, run.source, device)
+    made = batches(plan, start=state.step, stop=num_steps, workers=workers)
+    train_run(
+        run,
+        state,
+        OptimiserStep(
+            loss=soft_target_loss, config=config, device=device, average=config.ema
+        ),
+        tuning_batches(made, plan, config, start=state.step, device=device),
+        batches_per_epoch=plan.batches_per_epoch,
+    )  # fmt: skip
+
+
+def _results(found: Verdicts, config: FinetuneConfig, test: Source) -> dict[str, object]:
+    """Give what results.json holds."""
+    there = {*found.ids.tolist()}
+    return {
+        "top1": found.top(1),
+        "top5": found.top(TOP) if config.num_classes > TOP else None,
+        "loss": found.loss,
+        "pictures": len(found),
+        "unreadable": [test.name(i) for i in range(len(test)) if i not in there],
+        "averaged": config.ema is not None,
+    }

@@ -1,0 +1,222 @@
+"""A run in progress: what pre-training and fine-tuning share from the first record to the last."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from mae.config import FinetuneConfig, PretrainConfig
+from mae.data.batch import Batch
+from mae.data.decode import PixelKind
+from mae.data.source import Source
+from mae.errors import ConfigError, TrainingError
+from mae.fields import to_dict
+from mae.jobs.inputs import Data, data_name
+from mae.jobs.progress import Progress
+from mae.jobs.setup import device_of
+from mae.train.checkpoint import NotSaved, latest_checkpoint, save_checkpoint
+from mae.train.fit import Cadence, fit
+from mae.train.guard import Stopped, StopSignal
+from mae.train.log import BadFiles, LogWriter
+from mae.train.meter import Meter
+from mae.train.rundir import RunDir, git_state, versions
+from mae.train.schedule import rate_at
+from mae.train.state import TrainState
+from mae.train.step import Metrics, OptimiserStep
+
+MOST_FAILED_SAVES = 3
+
+
+class RunInProgress(NamedTuple):
+    """What a run in progress consists of, besides its state."""
+
+    rundir: RunDir
+    config: PretrainConfig | FinetuneConfig
+    source: Source
+    kind: PixelKind
+    record: dict[str, Any]
+    progress: Progress
+    stop: StopSignal
+
+
+def refuse_in_readers(verb: str) -> None:
+    """Refuse to start a run while a reader process imports the script that started it.
+
+    Raises:
+        ConfigError: with the cure.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise ConfigError(
+            f"mae.{verb}: called again while a reader process was starting; put the call under "
+            '`if __name__ == "__main__":`, or use workers=0'
+        )
+
+
+def first_record(
+    config: PretrainConfig | FinetuneConfig,
+    *,
+    recipe: str,
+    command: Sequence[str],
+    data: dict[str, Any],
+    **more: object,
+) -> dict[str, Any]:
+    """Give what run.json holds when a run begins."""
+    return {
+        "recipe": recipe,
+        "config": to_dict(config),
+        "command": list(command),
+        "data": data,
+        **more,
+        "versions": versions(),
+        "git": git_state(),
+        "finished": False,
+    }
+
+
+def data_record(data: Data, source: Source, kind: PixelKind) -> dict[str, Any]:
+    """Give what run.json says of the pictures."""
+    return {
+        "path": str(Path(data).resolve()) if isinstance(data, str | Path) else data_name(data),
+        "count": len(source),
+        "fingerprint": source.fingerprint(),
+        "kind": kind._asdict(),
+    }
+
+
+def set_threads(config: PretrainConfig | FinetuneConfig, record: dict[str, Any]) -> None:
+    """Use the threads asked for, else those the run began with: they are part of bitwise."""
+    threads = config.threads or record.get("threads")
+    if threads:
+        torch.set_num_threads(threads)
+    record["threads"] = torch.get_num_threads()
+
+
+def train_run(
+    run: RunInProgress,
+    state: TrainState,
+    step: OptimiserStep,
+    feed: Iterable[Batch],
+    *,
+    batches_per_epoch: int,
+    draw: Cadence | None = None,
+) -> None:
+    """Train to the last step: log, save, witness what is broken, stop when asked to.
+
+    Args:
+        run: its record holds the number of steps.
+        state: where it stands.
+        step: updates the parameters by one batch.
+        feed: the batches from `state.step` on.
+        batches_per_epoch: for the log.
+        draw: something to draw as training goes, which the caller has done before the first step.
+
+    Raises:
+        TrainingError: if it cannot go on, with the last good checkpoint.
+        Stopped: when asked to stop, after saving the state.
+    """
+    config, rundir, num_steps = run.config, run.rundir, run.record["num_steps"]
+    log = LogWriter(rundir.log, say=run.progress.note)
+    log.truncate_after(state.step)
+    meter, saver, witness = Meter(), _Saver(run), _Witness(run, log)
+
+    def seen(batch: Batch, metrics: Metrics) -> None:
+        meter.add(batch, metrics)
+        witness.see(state, batch, metrics)
+
+    def write_row(state: TrainState, metrics: Metrics) -> None:
+        epoch = state.step / batches_per_epoch
+        log.append({"step": state.step, "epoch": epoch, **meter.row(metrics)})
+
+    def show(state: TrainState, metrics: Metrics) -> None:
+        run.progress.update(state.step, loss=metrics.loss, lr=metrics.lr)
+
+    cadences = (
+        Cadence(1, show),
+        Cadence(config.log_every_steps, write_row),
+        *([] if draw is None else [draw]),
+        Cadence(config.save_every_steps, lambda state, metrics: saver.save(state)),
+    )
+    run.progress.note(_summary(run, device_of(state), num_steps))
+    run.progress.start(num_steps, at=state.step, images_per_step=config.batch)
+    try:
+        fit(
+            state,
+            meter.timed(feed),
+            step,
+            num_steps=num_steps,
+            rate=lambda step: rate_at(step, num_steps=num_steps, config=config, batch=config.batch),
+            cadences=cadences,
+            seen=seen,
+            stop=lambda: run.stop.requested is not None,
+        )
+    except TrainingError as error:
+        raise TrainingError(f"{error}; {_last_good(rundir)}") from error
+    if state.step < num_steps:
+        assert run.stop.requested is not None
+        saver.save_or_raise(state)
+        raise Stopped(
+            f"stopped at step {state.step} of {num_steps}; the same command goes on from there",
+            exit_code=run.stop.requested,
+        )
+
+
+def _summary(run: RunInProgress, device: torch.device, num_steps: int) -> str:
+    config, (H, W) = run.config, run.config.model.image_size
+    return (
+        f"{len(run.source):,} pictures of {run.kind.channels} channels, {run.kind.dtype}, as "
+        f"{H} x {W}; {num_steps:,} steps of {config.batch} on {device} in {config.precision}; "
+        f"learning rate {config.optim.lr:g} per 256 pictures, "
+        f"{config.optim.peak_lr(config.batch):g} at its peak"
+    )
+
+
+def _last_good(rundir: RunDir) -> str:
+    path = latest_checkpoint(rundir.checkpoints)
+    return f"last good checkpoint: {path}" if path else "there is no checkpoint yet"
+
+
+class _Witness:
+    """Write down skipped steps and broken pictures, and stop when too many are broken."""
+
+    def __init__(self, run: RunInProgress, log: LogWriter) -> None:
+        self._run = run
+        self._log = log
+        self._bad_files = BadFiles(run.rundir.bad_files)
+
+    def see(self, state: TrainState, batch: Batch, metrics: Metrics) -> None:
+        if not metrics.finite:
+            self._log.append({"step": state.step, "skipped": batch.ids.tolist()})
+        for picture in batch.bad:
+            if self._bad_files.add(picture.name, picture.reason):
+                self._run.progress.note(f"unreadable: {picture.name}: {picture.reason}")
+        most, there = self._run.config.max_bad, len(self._run.source)
+        if len(self._bad_files) > most * there:
+            raise TrainingError(
+                f"pictures: {len(self._bad_files)} of {there} cannot be read, more than "
+                f"{most:.0%}; see {self._run.rundir.bad_files}, or raise --max-bad"
+            )
+
+
+class _Saver:
+    """Save checkpoints; a full disk is said and retried at the next cadence, three times."""
+
+    def __init__(self, run: RunInProgress) -> None:
+        self._run = run
+        self._failed = 0
+
+    def save(self, state: TrainState) -> None:
+        try:
+            self.save_or_raise(state)
+            self._failed = 0
+        except NotSaved as error:
+            self._failed += 1
+            if self._failed == MOST_FAILED_SAVES or state.step == self._run.record["num_steps"]:
+                raise
+            self._run.progress.note(f"{error}; training goes on")
+
+    def save_or_raise(self, state: TrainState) -> None:
+        save_checkpoint(self._run.rundir.checkpoints, state, extra={}, keep=self._run.config.keep)
