@@ -141,8 +141,9 @@ def test_verbs_and_options_are_pinned() -> None:
     assert {verb.name: flags(verb.name) for verb in VERBS} == {
         "demo": "out minutes quiet json traceback",
         "pretrain": "RECIPE data out init config print-config quiet json traceback",
-        "probe": "METHOD WEIGHTS data protocol k temperature labels labels-out seeds epochs batch "
-        "lr pool device seed quiet json traceback",
+        "finetune": "RECIPE data weights out labels config print-config quiet json traceback",
+        "probe": "METHOD WEIGHTS data blocks out protocol k temperature labels labels-out "
+        "seeds epochs batch lr pool device seed quiet json traceback",
         "evaluate": "WEIGHTS data set all-classes out predictions batch device quiet json "
         "traceback",
         "reconstruct": "WEIGHTS PICTURES out mask-ratio seed device quiet json traceback",
@@ -278,7 +279,7 @@ def test_a_length_given_takes_the_place_of_that_of_the_recipe(
         ("--json", "unknown verb --json; see mae --help"),
         ("recipes lst", "unknown verb recipes lst; did you mean recipes list?"),
         ("recipes", "recipes: expected list or show or diff or paper after it; see mae --help"),
-        ("probe kn w --data d", "method: expected knn or linear, got 'kn'"),
+        ("probe kn w --data d", "method: expected knn or linear or partial, got 'kn'"),
         ("probe", "probe: expected METHOD; see mae probe --help"),
         (
             "probe knn w --data d --protocol paper",

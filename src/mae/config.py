@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -373,10 +374,15 @@ class FinetuneConfig(FitConfig):
         _require(self.ema is None or 0 < self.ema < 1, "ema", self.ema, "between 0 and 1")
         _require(0 <= self.erase <= 1, "erase", self.erase, "a probability")
         _require(0 <= self.max_bad <= 1, "max_bad", self.max_bad, "a share from 0 to 1")
+        if self.follow_weights and self.model != ModelConfig():
+            raise ConfigError(
+                "model: has no effect with follow_weights, which takes the network from the "
+                "weights; use --resize for another size, or --follow-weights no"
+            )
         blocks, depth = self.train_blocks, self.model.depth
-        # Checked once more when the network is known.
-        depth = max(depth, 999) if self.follow_weights and self.model == ModelConfig() else depth
-        if blocks is not None and (blocks not in (0.5, *range(1, depth + 1))):
+        if self.follow_weights:
+            depth = sys.maxsize  # asked again when the network is known
+        if blocks is not None and blocks != 0.5 and not (blocks % 1 == 0 and 1 <= blocks <= depth):
             raise ConfigError(
                 f"train_blocks: got {blocks:g}, expected 0.5 (the MLP of the last block) or a "
                 f"whole number from 1 to {depth}; for 0 use mae probe linear"

@@ -103,10 +103,12 @@ def finetune(
 
 
 def probe(
-    method: Literal["knn", "linear"],
+    method: Literal["knn", "linear", "partial"],
     weights: Path,
     *,
     data: str,
+    blocks: float | None = None,
+    out: Path | None = None,
     protocol: Literal["quick", "paper"] = "quick",
     k: int | None = None,
     temperature: float | None = None,
@@ -121,16 +123,26 @@ def probe(
     seed: int = 0,
     quiet: bool = False,
 ) -> Shown:
-    """Classify by nearest neighbours or logistic regression on features, beside raw pixels.
+    """Classify by neighbours or logistic regression on features; or tune the last blocks.
 
     DATA holds one folder per class, of which a fifth is held out; or train/ and val/ of such.
-    --protocol paper trains the paper's linear head instead, and --labels learns from a few.
+    --protocol paper trains the paper's linear head instead, partial the last --blocks and a head;
+    --labels learns from a few.
     """
     from mae.jobs import linear_probe
     from mae.jobs import probe as job
     from mae.jobs.features import FeatureSettings
     from mae.jobs.few import FewSettings, refuse_without_effect
 
+    if method == "partial":
+        refuse_without_effect(
+            "partial", "knn or linear", k=k, temperature=temperature, labels_out=labels_out,
+            seeds=seeds, protocol=None if protocol == "quick" else protocol,
+        )  # fmt: skip
+        fields = {"epochs": epochs, "batch": batch, "pool": pool, "seed": seed, "device": device}
+        return _partial(weights, data, blocks=blocks, out=out, labels=labels, lr=lr, fields=fields,
+                        quiet=quiet)  # fmt: skip
+    refuse_without_effect(method, "partial", blocks=blocks, out=out)
     few = FewSettings(labels, labels_out, seeds)
     if protocol == "paper":
         if method == "knn":
@@ -146,6 +158,15 @@ def probe(
     settings = FeatureSettings(pool or "mean", 64 if batch is None else batch, device)
     ask = partial(job.probe, settings=settings, few=few, seed=seed, quiet=quiet)
     return _shown(ask(weights, data, how))
+
+
+def _partial(weights: Path, data: str, **given: Any) -> Shown:
+    from mae.jobs.partial import partial_probe
+
+    if given["fields"]["pool"] == "grid":
+        raise ConfigError("pool: grid has no effect on partial, expected mean or cls")
+    result = partial_probe(weights, data, command=["mae", *sys.argv[1:]], **given)
+    return Shown(result.values(), result.rows())
 
 
 def evaluate(

@@ -332,3 +332,22 @@ def test_the_command_takes_the_fields_of_a_fine_tuning_recipe(
     assert (record["recipe"], record["finished"]) == ("finetune-folder", True)
     assert (record["config"]["pool"], record["config"]["mix"]["mixup"]) == ("cls", 0)
     assert record["class_names"] == ["blue", "green", "red"]
+
+
+def test_the_record_of_a_run_repeats_it(
+    folder: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = replace(EVERYTHING, steps=2, resize=(32, 48))
+    run = finetune(short, data=folder, weights=weights, out=tmp_path / "a", quiet=True)
+
+    words = ["--config", tmp_path / "a" / "run.json", "--data", folder, "--weights", weights]
+    main(["finetune", *map(str, words), "--out", str(tmp_path / "b"), "--json", "--quiet"])
+
+    assert json.loads(capsys.readouterr().out)["loss"] == run.loss
+
+
+def test_a_network_that_would_not_be_used_is_refused() -> None:
+    with pytest.raises(ConfigError, match="model: has no effect .* use --resize"):
+        FinetuneConfig(follow_weights=True, model=TINY)
+    with pytest.raises(ConfigError, match="resize: has no effect without follow_weights"):
+        FinetuneConfig(resize=(32, 32))

@@ -185,8 +185,10 @@ def _resolve(
     batch = min(config.batch, len(source))
     if batch < config.batch:
         say(f"batch: lowered from {config.batch} to {batch}, the pictures there are")
+    # From here on the network is said, so that run.json repeats the run by itself.
+    said = {"model": model, "follow_weights": False, "resize": None}
     classes = len(source.class_names)
-    return dataclasses.replace(config, model=model, num_classes=classes, batch=batch), kind
+    return dataclasses.replace(config, **said, num_classes=classes, batch=batch), kind  # type: ignore[arg-type]
 
 
 def _model(
