@@ -52,6 +52,15 @@ def test_what_is_done_follows_from_seed_epoch_and_id_alone() -> None:
     assert not np.array_equal(whole, PICTURES)
 
 
+def test_a_picture_posterized_to_no_bits_is_black_with_any_pillow() -> None:
+    # Every operation happens, at magnitude 10: some of them leave 4 - 4 bits.
+    highest = Policy("rand-m10-p1-inc1", PUBLISHED.mean)
+
+    found = augmented(np.tile(PICTURES, (3, 1, 1, 1)), highest, np.arange(90), seed=0, epoch=0)
+
+    assert any(not picture.any() for picture in found)
+
+
 def test_the_global_generators_are_left_as_they_were() -> None:
     before = random.getstate(), np.random.get_state()[1].tolist()
 

@@ -9,7 +9,7 @@ import random
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -91,8 +91,24 @@ def _transform(policy: Policy, size: tuple[int, int]) -> Callable[[Any], Any]:
         "img_mean": fill if len(fill) > 1 else fill[0],
         "interpolation": Image.Resampling.BICUBIC,
     }
-    transform: Callable[[Any], Any] = rand_augment_transform(policy.text, settings)
+    found = rand_augment_transform(policy.text, settings)
+    for operation in found.ops:
+        if operation.name.startswith("Posterize"):
+            operation.aug_fn = partial(_posterized, operation.aug_fn)
+    transform: Callable[[Any], Any] = found
     return transform
+
+
+def _posterized(
+    posterize: Callable[..., Image.Image], picture: Image.Image, bits: int, **settings: object
+) -> Image.Image:
+    """Posterize as timm does, which at the highest magnitude leaves no bits.
+
+    Newer versions of Pillow refuse that; the picture is black, as it was in older ones.
+    """
+    if bits > 0:
+        return posterize(picture, bits, **settings)
+    return Image.new(picture.mode, picture.size)
 
 
 @contextmanager
