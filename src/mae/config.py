@@ -244,8 +244,8 @@ class FitConfig:
     """Optimiser and schedule."""
     seed: int = 0
     """Key of every random choice: initialisation, order, crops, flips, masks."""
-    precision: Literal["float32", "bf16"] = "float32"
-    """Arithmetic of the forward pass; bf16 keeps the weights in float32."""
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    """Arithmetic of the forward pass; the weights stay float32, and fp16 has its loss scaled."""
     device: str = "auto"
     """cpu, cuda, mps, or auto: the best there is."""
     threads: int | None = None

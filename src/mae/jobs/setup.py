@@ -84,13 +84,15 @@ def batch_plan(
 
 def new_state(model: nn.Module, config: PretrainConfig | FinetuneConfig) -> TrainState:
     """Make a state at step 0 on the device that the configuration asks for."""
-    model = model.to(choose_device(config.device)).train()
+    device = choose_device(config.device)
+    model = model.to(device).train()
+    scaler = torch.amp.GradScaler(device.type) if config.precision == "fp16" else None
     if isinstance(config, PretrainConfig):
-        return TrainState(model=model, optimizer=adamw(model, config.optim))
+        return TrainState(model, adamw(model, config.optim), scaler=scaler)
     assert isinstance(model, Classifier)
     choose_trained(model, config.train_blocks)
     layers = {"layer_decay": config.layer_decay, "depth": config.model.depth}
-    return TrainState(model=model, optimizer=adamw(model, config.optim, **layers))  # type: ignore[arg-type]
+    return TrainState(model, adamw(model, config.optim, **layers), scaler=scaler)  # type: ignore[arg-type]
 
 
 def device_of(state: TrainState) -> torch.device:

@@ -61,5 +61,5 @@ class Recipe:
 
 MODELS = {"b": "vit-b/16", "l": "vit-l/16", "h": "vit-h/14"}
 MODEL_NAMES = {"b": "ViT-B/16", "l": "ViT-L/16", "h": "ViT-H/14"}
-# No field says fp16 with a scaler, which is what the published code and mmpretrain used.
-NOT_FP16 = f"{OURS}; the source used fp16 with a scaler"
+# The published code and mmpretrain used fp16 with a scaler; here that is asked for.
+NOT_FP16 = f"{OURS}; the source used fp16 with a scaler (--precision fp16)"

@@ -2,7 +2,7 @@
 
     step-00001230/model.safetensors       parameters and buffers by name
                  /optimizer.safetensors   "exp_avg.NAME" ...: the optimiser's state by parameter
-                 /state.json              step, bad_in_a_row, versions, what the caller adds
+                 /state.json              step, bad_in_a_row, scaler, versions, what the caller adds
                  /manifest.json           size and sha256 of the other three
 
 `step-` and a number is always complete. `.tmp-*` is being written, `.del-*` is being deleted,
@@ -61,6 +61,8 @@ def save_checkpoint(
     # The headers and the two JSON files are small beside a megabyte.
     needed = sum(t.nbytes for t in (*model.values(), *moments.values())) + 2**20
     record = {"step": state.step, "bad_in_a_row": state.bad_in_a_row, "versions": versions()}
+    if state.scaler is not None:
+        record["scaler"] = state.scaler.state_dict()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         disk = shutil.disk_usage(folder)
@@ -122,6 +124,8 @@ def load_checkpoint(
         record = json.loads((path / _STATE).read_bytes())
         _apply(state, model, load_file(path / _OPTIMIZER))
         state.step, state.bad_in_a_row = record["step"], record["bad_in_a_row"]
+        if state.scaler is not None:
+            state.scaler.load_state_dict(record["scaler"])
         return dict(record["extra"])
     if damaged:
         reasons = "; ".join(f"{path.name}: {why}" for path, why in damaged.items())

@@ -51,7 +51,8 @@ def fit(
         for batch in batches:
             metrics = step(state, batch, lr=rate(state.step))
             state.step += 1  # a skipped step counts: it moves position and rate, not parameters
-            state.bad_in_a_row = 0 if metrics.finite else state.bad_in_a_row + 1
+            bad = not (metrics.finite or metrics.overflow)
+            state.bad_in_a_row = 0 if metrics.finite else state.bad_in_a_row + bad
             seen(batch, metrics)
             if state.bad_in_a_row >= MOST_BAD_IN_A_ROW:
                 raise TrainingError(

@@ -18,3 +18,5 @@ class TrainState:
     """Optimiser steps taken; a skipped step counts."""
     bad_in_a_row: int = 0
     """Steps just skipped because the loss or the gradient was not finite."""
+    scaler: torch.amp.GradScaler | None = None
+    """What scales the loss in fp16."""

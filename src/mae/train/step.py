@@ -28,6 +28,8 @@ class Metrics(NamedTuple):
     grad_norm: Tensor
     lr: float
     finite: bool
+    overflow: bool = False
+    """Whether fp16 alone is to blame for what is not finite: the next scale is smaller."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -73,16 +75,21 @@ class OptimiserStep:
         model, optimizer = state.model, state.optimizer
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("scale", 1.0)
+        # As a factor, so that micro-batches in threads share no scaler.
+        one = torch.ones((), device=self.device)
+        factor = one if state.scaler is None else state.scaler.scale(one)
         optimizer.zero_grad(set_to_none=True)
         parts = list(batch.split(self.config.micro_batch or len(batch.ids)))
         if self._pool is not None:
-            total = self._spread(self._pool, model, parts)
+            total = self._spread(self._pool, model, parts, factor=factor)
         else:
             total = torch.zeros((), device=self.device)
             for part in parts:
                 loss = self._share(model, part, of=len(batch.ids))
-                loss.backward()  # type: ignore[no-untyped-call]
+                (loss * factor).backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()
+        if state.scaler is not None:
+            state.scaler.unscale_(optimizer)
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         grad_norm = torch.nn.utils.get_total_norm(gradients)
         # The one value read back per step, before the update (design 4.5).
@@ -94,22 +101,30 @@ class OptimiserStep:
                 )
             with averaging(optimizer, decay=self.average):
                 optimizer.step()
-        return Metrics(total, grad_norm, lr, finite)
+        overflow = False
+        if state.scaler is not None:
+            # A loss that is finite and a scale that can still shrink: no fault of the run.
+            overflow = not finite and bool(total.isfinite() & (factor > 1))
+            state.scaler.update()
+        return Metrics(total, grad_norm, lr, finite, overflow)
 
     def _share(self, model: nn.Module, part: Batch, *, of: int) -> Tensor:
         """Give what a micro-batch, perhaps a smaller last one, adds to the mean of the batch."""
-        with torch.autocast(self.device.type, torch.bfloat16, self.config.precision == "bf16"):
+        half = torch.float16 if self.config.precision == "fp16" else torch.bfloat16
+        with torch.autocast(self.device.type, half, self.config.precision != "float32"):
             loss = self.loss(model, part.to(self.device))
         return loss * (len(part.ids) / of)
 
-    def _spread(self, pool: ThreadPoolExecutor, model: nn.Module, parts: Sequence[Batch]) -> Tensor:
+    def _spread(
+        self, pool: ThreadPoolExecutor, model: nn.Module, parts: Sequence[Batch], *, factor: Tensor
+    ) -> Tensor:
         """Fill in the gradients of the micro-batches and give their loss."""
         parameters = [p for p in model.parameters() if p.requires_grad]
         whole = sum(len(part.ids) for part in parts)
 
         def work(part: Batch) -> tuple[Tensor, tuple[Tensor | None, ...]]:
             loss = self._share(model, part, of=whole)
-            return loss.detach(), torch.autograd.grad(loss, parameters, allow_unused=True)
+            return loss.detach(), torch.autograd.grad(loss * factor, parameters, allow_unused=True)
 
         total = torch.zeros(())
         for loss, gradients in pool.map(work, parts):
