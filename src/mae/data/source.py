@@ -55,12 +55,19 @@ class FolderSource:
     at least two folders of the first level, those are the classes.
     """
 
-    def __init__(self, root: str | Path, *, files: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        files: Sequence[str] | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> None:
         """Look for pictures.
 
         Args:
             root: the folder.
             files: take these paths, relative to it, in this order, instead of looking.
+            classes: of each of the files.
         Raises:
             DataError: if the folder is missing, cannot be listed, or holds no picture.
         """
@@ -68,9 +75,12 @@ class FolderSource:
         self._files = _find_pictures(self._root) if files is None else list(files)
         self.class_names: tuple[str, ...] = ()
         self.labels: NDArray[np.int64] | None = None
+        self._listed = classes is not None
         tops = [name.partition("/")[0] for name in self._files if "/" in name]
+        tops = tops if classes is None else list(classes)
         names = sorted(set(tops), key=os.fsencode)
-        if files is None and len(tops) == len(self._files) and len(names) >= 2:
+        known = files is None or self._listed
+        if known and len(tops) == len(self._files) and len(names) >= 2:
             self.class_names = tuple(map(printable, names))
             numbers = {name: number for number, name in enumerate(names)}
             self.labels = np.array([numbers[top] for top in tops], dtype=np.int64)
@@ -122,8 +132,10 @@ class FolderSource:
         return printable(self._files[index])
 
     def fingerprint(self) -> str:
-        """Digest relative paths and sizes."""
+        """Digest relative paths and sizes, and labels where a list gave them."""
         digest = hashlib.sha256()
+        if self._listed and self.labels is not None:
+            digest.update("\0".join(self.class_names).encode() + self.labels.tobytes())
         for name in self._files:
             try:
                 size = os.stat(os.path.join(self._root, name)).st_size

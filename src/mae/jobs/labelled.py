@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mae.data.builtin import fashion_mnist
+from mae.data.labels import read_labels
 from mae.data.source import FolderSource, Source
 from mae.data.subset import subset
 from mae.errors import DataError
@@ -48,7 +49,8 @@ def labelled(data: str | Path, *, seed: int) -> Labelled:
     Args:
         data: "fashion-mnist" (built in); or a folder with train/ and val/, validation/ or test/,
             each of one folder per class; or a folder of one folder per class, of which a fifth
-            of each class is held out.
+            of each class is held out; or a .csv of path,label, or a folder with train.csv, with
+            val.csv, validation.csv or test.csv beside it.
         seed: key of what is held out.
 
     Raises:
@@ -58,23 +60,40 @@ def labelled(data: str | Path, *, seed: int) -> Labelled:
     if data == BUILT_IN and not root.exists():
         train, test = _whole(fashion_mnist("train")), _whole(fashion_mnist("test"))
         return Labelled(train, test, "built-in pictures")
+    if root.suffix.lower() == ".csv" or (root / "train.csv").is_file():
+        return _listed(root if root.suffix.lower() == ".csv" else root / "train.csv")
     train_root = root / "train" if (root / "train").is_dir() else root
     source = class_folders(train_root)
     for test_root in (root / name for name in TEST_FOLDERS if train_root != root):
         if test_root.is_dir():
-            other = class_folders(test_root)
-            if different := sorted(set(source.class_names) ^ set(other.class_names)):
-                raise DataError(
-                    f"data: {train_root} and {test_root} hold different classes: "
-                    f"{', '.join(different[:5])} in one alone; give both the same"
-                )
-            said = f"learning from {train_root}, testing on {test_root}"
-            return Labelled(_whole(source), _whole(other), said)
+            return _both(source, class_folders(test_root), names=(train_root, test_root))
     assert source.labels is not None
     held = held_out(source.labels, TEST_SHARE, seed=seed)
     train, test = (Part(source, np.flatnonzero(part)) for part in (~held, held))
     said = f"{train_root}: {TEST_SHARE:.0%} of each class held out for testing, seed {seed}"
     return Labelled(train, test, said)
+
+
+def _listed(train: Path) -> Labelled:
+    """Read the list of what is learnt from, and the one for testing beside it."""
+    tests = [train.with_name(f"{name}.csv") for name in TEST_FOLDERS]
+    test = next((path for path in tests if path.is_file() and path != train), None)
+    if test is None:
+        raise DataError(
+            f"data: {train} has no list for testing beside it; expected one of "
+            f"{', '.join(path.name for path in tests)}"
+        )
+    return _both(read_labels(train), read_labels(test), names=(train, test))
+
+
+def _both(train: Source, test: Source, *, names: tuple[Path, Path]) -> Labelled:
+    if different := sorted(set(train.class_names) ^ set(test.class_names)):
+        raise DataError(
+            f"data: {names[0]} and {names[1]} hold different classes: "
+            f"{', '.join(different[:5])} in one alone; give both the same"
+        )
+    said = f"learning from {names[0]}, testing on {names[1]}"
+    return Labelled(_whole(train), _whole(test), said)
 
 
 def _whole(source: Source) -> Part:
