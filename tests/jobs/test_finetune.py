@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -293,6 +294,19 @@ def test_weights_of_other_channels_are_refused(folder: Path, tmp_path: Path) -> 
 
     with pytest.raises(DataError, match="have 3 channels, the weights take 4"):
         finetune(PLAIN, data=folder, weights=tmp_path / "w", out=tmp_path / "run", quiet=True)
+
+
+def test_floating_point_pictures_are_refused_by_weights_of_8_bits(
+    weights: Path, tmp_path: Path
+) -> None:
+    for name in ("train/a", "train/b", "val/a", "val/b"):
+        (tmp_path / name).mkdir(parents=True)
+        np.save(tmp_path / name / "0.npy", np.zeros((24, 40, 3), dtype=np.float32))
+
+    with pytest.raises(DataError, match="are floating-point, the weights take uint8"):
+        finetune(PLAIN, data=tmp_path, weights=weights, out=tmp_path / "run", quiet=True)
+
+    assert not (tmp_path / "run").exists()
 
 
 def test_weights_are_asked_for(folder: Path, tmp_path: Path) -> None:

@@ -180,6 +180,10 @@ def _resolve(
             f"{model.channels}; give pictures or weights of the other"
         )
     kind = PixelKind(model.pixels.dtype, model.channels)
+    if there.dtype == "float32" != kind.dtype:
+        raise DataError(
+            f"data: the pictures are floating-point, the weights take {kind.dtype}; convert them"
+        )
     if config.rand_augment is not None:
         require_policy(Policy(config.rand_augment, model.pixels.mean), kind)
     batch = min(config.batch, len(source))
