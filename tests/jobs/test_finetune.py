@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -314,11 +315,37 @@ def test_weights_are_asked_for(folder: Path, tmp_path: Path) -> None:
         finetune(PLAIN, data=folder, out=tmp_path / "run", quiet=True)
 
 
-def test_a_classifier_can_be_tuned_on_with_a_new_head(
-    folder: Path, weights: Path, tmp_path: Path
+def test_a_head_of_more_classes_than_the_data_is_refused_before_anything_is_made(
+    folder: Path, tmp_path: Path
 ) -> None:
     made = Classifier(create(TINY).encoder, num_classes=7)
     save_classifier(made, tmp_path / "w", class_names=list("abcdefg"))
+
+    with pytest.raises(WeightsError, match="head has 7 classes, the data 3; give data of"):
+        finetune(PLAIN, data=folder, weights=tmp_path / "w", out=tmp_path / "r", quiet=True)
+    assert not (tmp_path / "r").exists()
+
+
+def test_pictures_added_to_those_judged_on_are_other_data(
+    folder: Path, weights: Path, tmp_path: Path
+) -> None:
+    data, out, begun = tmp_path / "data", tmp_path / "r", replace(PLAIN, steps=1)
+    shutil.copytree(folder, data)
+    finetune(begun, data=data, weights=weights, out=out, quiet=True)
+    record = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps(record | {"finished": False}))
+    there = next(path for path in sorted((data / "val").rglob("*.*")) if path.is_file())
+    shutil.copy(there, there.with_stem("another"))
+
+    with pytest.raises(ConfigError, match="its data has changed"):
+        finetune(begun, data=data, weights=weights, out=out, quiet=True)
+
+
+def test_a_classifier_can_be_tuned_on_with_a_new_head(
+    folder: Path, weights: Path, tmp_path: Path
+) -> None:
+    made = Classifier(create(TINY).encoder, num_classes=2)
+    save_classifier(made, tmp_path / "w", class_names=list("ab"))
 
     run = finetune(
         replace(PLAIN, steps=1), data=folder, weights=tmp_path / "w", out=tmp_path / "r", quiet=True

@@ -138,7 +138,7 @@ def finetune(
                     config,
                     recipe=named,
                     command=command,
-                    data=data_record(data, source, kind),
+                    data=data_record(data, source, kind, judged_on=parts.test.as_source()),
                     weights=None if weights is None else str(Path(weights).resolve()),
                     labels=labels,
                     class_names=list(source.class_names),
@@ -199,7 +199,7 @@ def _model(
     config: FinetuneConfig, source: Source, there: PixelKind, weights: str | Path | None
 ) -> ModelConfig:
     if weights is not None:
-        return model_to_tune(weights, config)
+        return model_to_tune(weights, config, num_classes=len(source.class_names))
     if config.follow_weights:
         raise ConfigError(
             "weights: expected --weights, a folder, file or run; from scratch there are the "

@@ -77,12 +77,15 @@ def first_record(
     }
 
 
-def data_record(data: Data, source: Source, kind: PixelKind) -> dict[str, Any]:
-    """Give what run.json says of the pictures."""
+def data_record(
+    data: Data, source: Source, kind: PixelKind, *, judged_on: Source | None = None
+) -> dict[str, Any]:
+    """Give what run.json says of the pictures, the fingerprint of those judged on as well."""
+    prints = [part.fingerprint() for part in (source, judged_on) if part is not None]
     return {
         "path": str(Path(data).resolve()) if isinstance(data, str | Path) else data_name(data),
         "count": len(source),
-        "fingerprint": source.fingerprint(),
+        "fingerprint": "-".join(prints),
         "kind": kind._asdict(),
     }
 

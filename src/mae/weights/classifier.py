@@ -141,16 +141,23 @@ def initial_classifier(
     return model, notes
 
 
-def model_to_tune(path: str | Path, config: FinetuneConfig) -> ModelConfig:
+def model_to_tune(path: str | Path, config: FinetuneConfig, *, num_classes: int) -> ModelConfig:
     """Give the network to fine-tune: that of the recipe, as far as weights may differ from it.
 
     Channels and the scaling of pixels are those of the weights, and with `follow_weights`
     everything is, save the size of the pictures where another is asked for.
 
     Raises:
-        WeightsError: if the weights are of another network than the recipe's.
+        WeightsError: if the weights are of another network than the recipe's, or have a head of
+            more classes than the data.
     """
-    raw = _encoder_of(read_weights(path))
+    whole = read_weights(path)
+    if (known := len(whole.tensors.get("head.bias", ()))) > num_classes:
+        raise WeightsError(
+            f"{whole.path}: its head has {known} classes, the data {num_classes}; give data of the "
+            "same classes, or pre-trained weights, which have no head"
+        )
+    raw = _encoder_of(whole)
     stored, _ = config_of(raw)
     if config.follow_weights:
         return replace(stored, image_size=config.resize or stored.image_size)
