@@ -14,6 +14,7 @@ from mae.weights import convert as conversion
 from mae.weights import facebook
 from mae.weights.convert import convert
 from mae.weights.folder import save
+from mae.weights.layout import spelled
 from mae.weights.load import load, load_encoder
 from tests.weights import published
 from tests.weights.test_folder import CONFIG, same
@@ -88,7 +89,7 @@ def test_source_that_cannot_be_loaded_leaves_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("to", ["mae", "facebook"])
 def test_folder_that_is_not_there_leaves_nothing(
-    tmp_path: Path, folder: Path, to: conversion.Format
+    tmp_path: Path, folder: Path, to: conversion.Target
 ) -> None:
     with pytest.raises(WeightsError, match="new: no such folder"):
         convert(folder, tmp_path / "new" / "theirs", to=to)
@@ -99,12 +100,10 @@ def test_folder_that_is_not_there_leaves_nothing(
 def test_model_that_reads_back_differently_is_not_kept(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def swapped(name: str) -> str:
-        swap = {"encoder.norm.weight": "norm.bias", "encoder.norm.bias": "norm.weight"}
-        return swap.get(name) or to_theirs(name)
-
-    to_theirs = facebook.to_theirs
-    monkeypatch.setattr(facebook, "to_theirs", swapped)
+    table = facebook.TABLE
+    swap = {"encoder.norm.weight": "norm.bias", "encoder.norm.bias": "norm.weight"}
+    swapped = table._replace(plain=table.plain | swap)
+    monkeypatch.setattr(facebook, "spelled", lambda _table, tensors: spelled(swapped, tensors))
 
     with pytest.raises(WeightsError, match="it reads back as another model"):
         convert(folder, tmp_path / "theirs.pth", to="facebook")

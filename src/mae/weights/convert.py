@@ -101,6 +101,8 @@ def convert(
         raise WeightsError(f"{path.parent}: no such folder; make it first")
     if path.exists():
         raise WeightsError(f"{path}: exists already; choose another name, or remove it first")
+    if to == "timm" and path.suffix != ".safetensors":
+        raise WeightsError(f"{path}: expected a name in .safetensors, by which timm knows it")
     content = _open(src, **how, encoder_only=encoder_only, allow_missing=tuple(allow_missing))
     refuses = _REFUSES.get(to)
     if refuses and (why := refuses(content.description, content.tensors)):

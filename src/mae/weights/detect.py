@@ -119,7 +119,7 @@ def find_file(path: Path) -> Path:
     Raises:
         WeightsError: for a path that holds no weights.
     """
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         return path
     if not path.is_dir():
         raise WeightsError(f"{path.absolute()}: no such file or folder")

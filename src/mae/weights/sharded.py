@@ -13,13 +13,20 @@ from mae.weights.files import TensorFile, read_tensors
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
+_LARGEST = 2**24  # bytes of an index; that of ViT-H has 60 kB
+
+
 def is_index(file: Path) -> bool:
-    """Tell from its first byte whether a file is JSON, thus perhaps an index, and no tensors."""
+    """Tell from its first bytes whether a file is JSON, thus perhaps an index, and no tensors."""
+    if not file.is_file():
+        return False
     try:
         with file.open("rb") as opened:
-            return opened.read(1) == b"{"
+            head = opened.read(8)
     except OSError as error:
         raise WeightsError(f"{file}: cannot be read: {error.strerror or error}") from error
+    # The length that begins a safetensors file may look like a brace, but has zeros.
+    return head[:1] == b"{" and 0 not in head
 
 
 def read_sharded(index: Path) -> TensorFile:
@@ -29,6 +36,8 @@ def read_sharded(index: Path) -> TensorFile:
         WeightsError: for what is no index, a file that is missing or broken, or a tensor that is
             missing from its file or not in the index.
     """
+    if index.stat().st_size > _LARGEST:
+        raise WeightsError(f"{index}: is not weights; expected an index of at most 16 MB")
     try:
         content = json.loads(index.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
