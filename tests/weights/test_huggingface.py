@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from mae.errors import WeightsError
+from mae.errors import MaeError, WeightsError
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.classifier import Classifier
 from mae.model.encoder import Encoder
@@ -162,6 +162,15 @@ def test_an_encoder_alone_is_read_with_and_without_its_prefix(generator, tmp_pat
     assert torch.equal(bare(images), load_encoder(tmp_path / "whole")(images))
 
 
+def test_a_model_set_to_hide_nothing_is_taken(generator, tmp_path) -> None:
+    theirs(generator, mask_ratio=0.0).save_pretrained(tmp_path)
+
+    model, notes = open_model(tmp_path)
+
+    assert model.config.mask_ratio == 0.75
+    assert "a mask ratio of 0 hides nothing; assumed 0.75" in notes[0]
+
+
 def test_a_classifier_scores_as_in_transformers(generator, tmp_path) -> None:
     labels = {i: f"class {i}" for i in range(11)}
     other = ViTForImageClassification(ViTConfig(**SIZES, id2label=labels))
@@ -292,14 +301,19 @@ def folder(generator: torch.Generator, tmp_path: Path) -> Path:
         ({"qkv_bias": False}, "qkv_bias: expected True, got False"),
         ({"layer_norm_eps": "small"}, "layer_norm_eps: expected a number"),
         ({"patch_size": [4, 2]}, "patch_size: expected a whole number"),
+        ({"patch_size": [[4], [4]]}, "patch_size: expected a whole number"),
+        ({"image_size": [12, 16]}, "it is of another picture size"),
         ({"id2label": {"0": "a", "7": "b"}}, "id2label: expected a name for each"),
+        ({"rescale_factor": "x"}, "rescale_factor: expected 1/255, 1/65535 or none, got 'x'"),
+        ({"image_mean": [0.5], "image_std": [0.5]}, "pixels: got a mean for 1 channels"),
     ],
 )
 def test_a_configuration_that_we_cannot_follow_is_refused(change, message, folder) -> None:
     config = folder / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    (folder / "preprocessor_config.json").write_text(json.dumps({"do_resize": True} | change))
 
-    with pytest.raises(WeightsError, match=re.escape(message)):
+    with pytest.raises(MaeError, match=re.escape(message)):
         load(folder)
 
 

@@ -18,7 +18,7 @@ _FOREIGN = {
     "relative_position": "relative positions, of a detector or BEiT",
     "ls1": "layer scale",
     "gamma": "layer scale",
-    "lambda_": "layer scale",
+    "lambda": "layer scale",
     "dist_token": "a distillation token",
     "distillation_token": "a distillation token",
     "reg_token": "register tokens",

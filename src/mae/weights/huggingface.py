@@ -115,8 +115,8 @@ def _facts(_beside: Mapping[str, Any], file: Path) -> Facts:
     known = {name: said[name] for name in _Config.__dataclass_fields__ if name in said}
     if isinstance(known.get("image_size"), int):
         known["image_size"] = [known["image_size"]] * 2
-    if isinstance(known.get("patch_size"), list) and len(set(known["patch_size"])) == 1:
-        known["patch_size"] = known["patch_size"][0]
+    if isinstance(edges := known.get("patch_size"), list) and edges == edges[:1] * 2:
+        known["patch_size"] = edges[0]
     try:
         config = from_dict(_Config, known, where=str(where))
         pixels = _pixels(_read(file.with_name(PROCESSOR)), channels=config.num_channels)
@@ -125,8 +125,12 @@ def _facts(_beside: Mapping[str, Any], file: Path) -> Facts:
     fields: dict[str, Any] = {
         "norm_eps": config.layer_norm_eps,
         "normalize_target": config.norm_pix_loss,
-        "mask_ratio": config.mask_ratio,
     }
+    # Set to 0 by those who want features; nothing can be trained so.
+    if 0 < config.mask_ratio < 1:
+        fields["mask_ratio"] = config.mask_ratio
+    else:
+        notes.append(f"{where}: a mask ratio of {config.mask_ratio:g} hides nothing; assumed 0.75")
     if said:
         fields["num_heads"] = config.num_attention_heads
         fields["decoder_heads"] = config.decoder_num_attention_heads
@@ -143,10 +147,10 @@ def _class_names(said: Any, *, where: Path) -> tuple[str, ...]:
     if not isinstance(said, Mapping):
         return ()
     # By number, not as written: some files have "10" before "2".
-    names = {int(number): str(name) for number, name in said.items() if number.isdecimal()}
-    if sorted(names) != list(range(len(said))):
+    numbers = [str(number) for number in range(len(said))]
+    if said.keys() != set(numbers):
         raise WeightsError(f"{where}: id2label: expected a name for each of 0, 1 ...")
-    return tuple(names[number] for number in range(len(said)))
+    return tuple(str(said[number]) for number in numbers)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -167,16 +171,14 @@ def _pixels(said: Mapping[str, Any], *, channels: int) -> PixelConfig | None:
     rescaled, normalised = said.get("do_rescale", True), said.get("do_normalize", True)
     factor = said.get("rescale_factor", 1 / 255) if rescaled else 1.0
     ranges = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}
-    dtype = next((d for d, full in ranges.items() if abs(factor * full - 1) < 1e-6), None)
+    known = type(factor) is float
+    dtype = next((d for d, full in ranges.items() if known and abs(factor * full - 1) < 1e-6), None)
     if dtype is None:
         raise ConfigError(f"rescale_factor: expected 1/255, 1/65535 or none, got {factor!r}")
-    mean, std = (said.get(f"image_{part}") if normalised else None for part in ("mean", "std"))
-    values = {
-        "dtype": dtype,
-        "mean": [0.0] * channels if mean is None else mean,
-        "std": [1.0] * channels if std is None else std,
-    }
-    return from_dict(PixelConfig, values, where=PROCESSOR)
+    half = [0.5] * channels  # what ViTImageProcessor takes where it is not told
+    mean = said.get("image_mean", half) if normalised else [0.0] * channels
+    std = said.get("image_std", half) if normalised else [1.0] * channels
+    return from_dict(PixelConfig, {"dtype": dtype, "mean": mean, "std": std}, where=PROCESSOR)
 
 
 LAYOUT = Layout("huggingface", _TABLES, _facts)
