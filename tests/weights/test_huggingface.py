@@ -104,7 +104,7 @@ def test_what_transformers_saves_is_the_same_function(older, fields, generator, 
     assert len(ours.state_dict()) == len(other.state_dict()) - 3 * 4  # q, k, v are one
     assert torch.equal(ours.encoder.pos_embed, other.vit.embeddings.position_embeddings)
     assert_same(ours, other, generator)
-    assert len(notes) == 1
+    assert all("assumed" in n or "took the encoder and decoder" in n for n in notes)
 
 
 def test_the_spelling_of_the_published_files_is_read(generator, tmp_path) -> None:

@@ -162,7 +162,7 @@ def initial_classifier(
         resized = resize_positions(table, grid_from=grid, grid_to=config.model.grid)
         raw.tensors["encoder.pos_embed"] = resized
     fill(model.encoder, raw, prefix="encoder.", expected="an encoder")
-    notes.append(taken_note(raw, config.model))
+    notes.append(taken_note(raw, config.model, taken=("encoder",)))
     return model, notes + left_notes(whole, taken=("encoder",))
 
 

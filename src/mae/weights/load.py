@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
@@ -50,7 +50,7 @@ def load(
     decoder_heads: int | None = None,
     allow_missing: Iterable[str] = (),
 ) -> MaskedAutoencoder:
-    """Load encoder and decoder; what had to be assumed goes to stderr.
+    """Load encoder and decoder; what was taken, left and assumed goes to stderr.
 
     Args:
         path: folder of ours or of transformers, run, checkpoint, or a file of any known layout.
@@ -83,7 +83,7 @@ def open_model(
     decoder_heads: int | None = None,
     allow_missing: Iterable[str] = (),
 ) -> Loaded[MaskedAutoencoder]:
-    """Load encoder and decoder; the notes say what had to be assumed."""
+    """Load encoder and decoder; the notes say what was taken, left and assumed."""
     raw, allowed = read_weights(path), tuple(allow_missing)
     if not raw.has_decoder and not allowed:
         raise WeightsError(
@@ -96,7 +96,9 @@ def open_model(
     if allowed:
         model = create(config)
     fresh = fill(model, raw, allow_missing=allowed)
-    return Loaded(model, notes + left_notes(raw, taken=("encoder", "decoder")) + fresh)
+    taken = ("encoder", "decoder")
+    notes.append(taken_note(raw, config, taken=taken))
+    return Loaded(model, notes + left_notes(raw, taken=taken) + fresh)
 
 
 def open_encoder(
@@ -112,17 +114,19 @@ def open_encoder(
     if allowed:
         encoder = create(config).encoder
     fresh = fill(encoder, raw, prefix="encoder.", allow_missing=allowed)
-    notes.append(taken_note(raw, config))
+    notes.append(taken_note(raw, config, taken=("encoder",)))
     if not raw.has_decoder:
         fresh.append("decoder: not in this file; reconstruction is not possible, features are")
     return Loaded(encoder, notes + left_notes(raw, taken=("encoder",)) + fresh)
 
 
-def taken_note(raw: RawWeights, config: ModelConfig) -> str:
-    """Say that the encoder was taken, and what it is."""
-    number = sum(name.startswith("encoder.") for name in raw.tensors)
+def taken_note(raw: RawWeights, config: ModelConfig, *, taken: Sequence[str]) -> str:
+    """Say which groups of tensors were taken, and of what network."""
+    groups = [name.partition(".")[0] for name in raw.tensors]
+    held = [group for group in taken if group in groups]
+    number = sum(group in held for group in groups)
     name = size_name(width=config.width, depth=config.depth, patch_size=config.patch_size)
-    return f"{raw.path}: took the encoder, {name}, {number} tensors"
+    return f"{raw.path}: took the {' and '.join(held)}, {name}, {number} tensors"
 
 
 def left_notes(raw: RawWeights, *, taken: Collection[str]) -> list[str]:
@@ -158,7 +162,7 @@ def initial_model(
             "run the model of the weights"
         )
     H, W = stored["image_size"]
-    grid, notes = (H // config.patch_size, W // config.patch_size), []
+    grid, notes = (H // config.patch_size, W // config.patch_size), list(raw.notes)
     if grid != config.grid:
         notes.append(f"positions: resized from {grid} to {config.grid} patches")
         for name in raw.tensors.keys() & {"encoder.pos_embed", "decoder.pos_embed"}:
@@ -166,13 +170,13 @@ def initial_model(
             raw.tensors[name] = resize_positions(table, grid_from=grid, grid_to=config.grid)
     model = create(config, seed=seed)
     fill(model.encoder, raw, prefix="encoder.")
-    notes.append(taken_note(raw, config))
+    taken = ("encoder", "decoder")
+    notes.append(taken_note(raw, config, taken=taken))
     if raw.has_decoder:
         fill(model.decoder, raw, prefix="decoder.")
-        notes.append(f"{raw.path}: took the decoder as well")
     else:
         notes.append(f"decoder: not in {raw.path}, starts fresh")
-    return Loaded(model, notes + left_notes(raw, taken=("encoder", "decoder")))
+    return Loaded(model, notes + left_notes(raw, taken=taken))
 
 
 def _said(loaded: Loaded[ModelT]) -> ModelT:
