@@ -154,7 +154,8 @@ def test_verbs_and_options_are_pinned() -> None:
         "recipes diff": "A B json traceback",
         "recipes paper": "json traceback",
         "weights inspect": "WEIGHTS json traceback",
-        "weights convert": "WEIGHTS DST to heads decoder-heads json traceback",
+        "weights convert": "WEIGHTS DST to heads decoder-heads encoder-only "
+        "allow-missing json traceback",
         "doctor": "json traceback",
     }
 
@@ -168,7 +169,7 @@ def test_the_options_of_a_recipe_are_pinned() -> None:
         "max-bad optim.min-lr optim.warmup-epochs optim.warmup-start optim.betas optim.eps "
         "optim.weight-decay optim.decay-tokens optim.clip-norm model.patch-size model.width "
         "model.depth model.num-heads model.decoder-width model.decoder-depth model.decoder-heads "
-        "model.mlp-ratio model.normalize-target model.target-eps augment.crop-scale "
+        "model.mlp-ratio model.norm-eps model.normalize-target model.target-eps augment.crop-scale "
         "augment.crop-ratio augment.flip"
     ).split()
 
@@ -339,7 +340,10 @@ def test_a_length_given_takes_the_place_of_that_of_the_recipe(
             "recipe: paper-ft-vit-b is one for fine-tuning, expected another; "
             "use it as mae finetune paper-ft-vit-b --data DIR --weights W",
         ),
-        ("weights convert a b --to jax", "to: expected facebook or mae, got 'jax'"),
+        (
+            "weights convert a b --to jax",
+            "to: expected facebook or timm or huggingface or mae, got 'jax'",
+        ),
         ("embed w --data d --out f.csv", "out: f.csv ends in '.csv', expected .npy"),
     ],
 )

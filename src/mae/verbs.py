@@ -290,16 +290,22 @@ def weights_convert(
     weights: Path,
     dst: Path,
     *,
-    to: Literal["facebook", "mae"],
+    to: Literal["facebook", "timm", "huggingface", "mae"],
     heads: int | None = None,
     decoder_heads: int | None = None,
+    encoder_only: bool = False,
+    allow_missing: str | None = None,
 ) -> Shown:
-    """Write weights in another layout, and prove that the model is the same."""
+    """Write weights in another layout, and prove that the model is the same.
+
+    --encoder-only leaves a decoder or a head; --allow-missing 'decoder.norm.*' starts fresh what
+    is missing.
+    """
     from mae.weights.convert import convert
 
-    result = convert(weights, dst, to=to, heads=heads, decoder_heads=decoder_heads)
-    notes = [("note", note) for note in result.notes]
-    return Shown(result._asdict(), [("written", result.path), *notes])
+    how = partial(convert, heads=heads, decoder_heads=decoder_heads, encoder_only=encoder_only)
+    allowed = allow_missing.split() if allow_missing else ()
+    return _shown(how(weights, dst, to=to, allow_missing=allowed))
 
 
 def doctor() -> Shown:

@@ -99,8 +99,9 @@ def _read_pickle(path: Path) -> TensorFile:
         )
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path}: holds a {type(content).__name__}, expected named tensors")
-    if isinstance(content.get("model"), Mapping):
-        return TensorFile(dict(content["model"]), {k: content[k] for k in content if k != "model"})
+    for name in ("model", "state_dict"):
+        if isinstance(content.get(name), Mapping):
+            return TensorFile(dict(content[name]), {k: content[k] for k in content if k != name})
     return TensorFile(dict(content), {})
 
 
