@@ -79,7 +79,7 @@ def _find(path: Path) -> Path:
     1. the file itself; 2. a folder of ours, or a checkpoint; 3. the weights of a finished run;
     4. the newest checkpoint of an unfinished one.
     """
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         return path
     if not path.is_dir():
         raise WeightsError(f"{path.absolute()}: no such file or folder")
