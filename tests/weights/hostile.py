@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mae.weights import facebook
 from tests.weights import published
 
 Maker = Callable[[Path], Path]
@@ -80,7 +81,8 @@ class _Pickler(pickle.Pickler):
 def tensor(storage: Any, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Runs:
     """Give a tensor as PyTorch pickles it."""
     rebuild = torch._utils._rebuild_tensor_v2  # type: ignore[attr-defined]
-    return Runs(rebuild, storage, offset, shape, strides, False, OrderedDict())
+    requires_grad = False
+    return Runs(rebuild, storage, offset, shape, strides, requires_grad, OrderedDict())
 
 
 def archive(path: Path, content: Any, records: Mapping[str, bytes], *, packed: int = 0) -> Path:
@@ -94,7 +96,9 @@ def archive(path: Path, content: Any, records: Mapping[str, bytes], *, packed: i
     return path
 
 
-def safetensors(path: Path, header: object, body: bytes = b"", *, length: int | None = None) -> Path:
+def safetensors(
+    path: Path, header: object, body: bytes = b"", *, length: int | None = None
+) -> Path:
     """Write a safetensors file of any header."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + body)
@@ -239,7 +243,7 @@ def _described(config: bytes) -> Maker:
     """A folder like ours whose description is not."""
 
     def make(folder: Path) -> Path:
-        ours = {f"encoder.{name}": t for name, t in published.encoder_only().items()}
+        ours = {facebook.to_ours(name): t for name, t in published.full().items()}
         save_file(ours, folder / "model.safetensors")
         (folder / "config.json").write_bytes(config)
         return folder
@@ -251,6 +255,7 @@ def _claimed(**fields: object) -> Maker:
     """A folder like ours that describes another model than it holds."""
     model = {
         "image_size": [12, 12], "patch_size": 4, "width": 192, "depth": 2, "num_heads": 3,
+        "decoder_width": 192, "decoder_depth": 1, "decoder_heads": 6,
     } | fields  # fmt: skip
     said = {"format": "mae", "format_version": 1, "library": "mae-vision 0", "model": model}
     return _described(json.dumps(said).encode())
@@ -377,6 +382,14 @@ FILES: dict[str, tuple[Maker, str]] = {
         )),
         "of torch.quint8, expected plain numbers",
     ),
+    # Without its last block, a file that does not describe itself is a whole, shallower one.
+    "missing-block": (_changed(lambda s: _drop(s, "blocks.0.")), "is missing"),
+    "missing-table": (_changed(lambda s: _drop(s, "pos_embed")), "is missing"),
+    "wrong-table": (_changed(lambda s: s.update(pos_embed=torch.ones(1, 11, 192))), "no square"),
+    "flat-projection": (
+        _changed(lambda s: s.update({"patch_embed.proj.weight": torch.ones(192, 48)})),
+        "expected 4 dimensions",
+    ),
     "config-no-json": (_described(b"{"), "config.json: does not describe weights"),
     "config-deep": (_described(b"[" * 10**5), "config.json: does not describe weights"),
     "config-of-a-pickle": (
@@ -387,6 +400,7 @@ FILES: dict[str, tuple[Maker, str]] = {
     "config-of-a-huge-mlp": (_claimed(mlp_ratio=1e300), "mlp_ratio"),
     "config-of-a-negative-mlp": (_claimed(mlp_ratio=-4.0), "mlp_ratio"),
     "config-of-a-huge-width": (_claimed(width=3 * 2**40), "width"),
+    "config-of-many-decoder-blocks": (_claimed(decoder_depth=10**9), "decoder_depth"),
     "index-out-of-folder": (_index("../outside.safetensors"), "index|expected model.safetensors"),
     "index-of-absolute-path": (_index("{outside}"), "index|expected model.safetensors"),
     "web-page": (_bytes(_PAGE), "looks like a web page"),
@@ -403,13 +417,9 @@ FILES: dict[str, tuple[Maker, str]] = {
 """Broken and made-up files, with what the refusal has to say."""
 
 LOOK_WHOLE: dict[str, tuple[Maker, str]] = {
-    "missing-block": (_changed(lambda s: _drop(s, "blocks.1.")), ""),
     "missing-tensor": (_changed(lambda s: _drop(s, "blocks.1.mlp.fc2.bias")), "missing"),
     "wrong-shape": (
         _changed(lambda s: s.update({"norm.weight": torch.ones(3, 7)})), "of another shape"
-    ),
-    "wrong-table": (
-        _changed(lambda s: s.update({"pos_embed": torch.ones(1, 17, 192)})), "of another shape"
     ),
     "nan": (_changed(lambda s: s["norm.bias"].fill_(float("nan"))), "not finite numbers"),
     "infinite": (_changed(lambda s: s["cls_token"].fill_(float("inf"))), "not finite numbers"),

@@ -94,7 +94,7 @@ def config_of(
 
 
 def _require_held(raw: RawWeights, model: ModelConfig) -> None:
-    """Refuse a description of other sizes than the tensors', before a network of any size is made."""
+    """Refuse a description of other sizes than the tensors', before a huge network is made."""
     D, C, p, _ = _shape(raw, "encoder.patch_embed.proj.weight", ndim=4)
     hidden, _ = _shape(raw, "encoder.blocks.0.mlp.fc1.weight", ndim=2)
     L = _shape(raw, "encoder.pos_embed", ndim=3)[1] - 1
