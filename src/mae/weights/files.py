@@ -113,9 +113,9 @@ def _read_pickle(path: Path, kind: Kind) -> TensorFile:
             ) from error
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path}: holds a {type(content).__name__}, expected named tensors")
-    for key in ("model", "state_dict"):
-        if isinstance(content.get(key), Mapping):
-            return TensorFile(dict(content[key]), {k: content[k] for k in content if k != key})
+    for name in ("model", "state_dict"):
+        if isinstance(content.get(name), Mapping):
+            return TensorFile(dict(content[name]), {k: content[k] for k in content if k != name})
     return TensorFile(dict(content), {})
 
 
