@@ -218,6 +218,21 @@ def _overlapping(folder: Path) -> Path:
     return path
 
 
+def nested(path: Path) -> Path:
+    """Write a good file with our description replaced by a list in a list in a list ..."""
+    state = {"model": published.full()}
+    torch.save(state, path)
+    with zipfile.ZipFile(path) as file:
+        entries = {entry: file.read(entry) for entry in file.namelist()}
+    depth = 10**5
+    # Put into the outermost dict, before the pickle stops.
+    deep = b"X\x03\0\0\0mae" + depth * b"]" + (depth - 1) * b"a" + b"s."
+    with zipfile.ZipFile(path, "w") as file:
+        for name, body in entries.items():
+            file.writestr(name, body[:-1] + deep if name.endswith("data.pkl") else body)
+    return path
+
+
 def _changed(change: Callable[[dict[str, Tensor]], object]) -> Maker:
     def make(folder: Path) -> Path:
         state = published.full()

@@ -64,7 +64,9 @@ def read_weights(path: str | Path) -> RawWeights:
         return RawWeights(file, "mae", tensors, _neighbour(file), {}, spell=str)
     if facebook.recognises(tensors):
         ours = {facebook.to_ours(name): tensor for name, tensor in tensors.items()}
-        said = parse_description(str(beside["mae"]), where=str(file)) if "mae" in beside else None
+        text = beside.get("mae")
+        # Anything but text is not ours, and may be nested deeper than can be shown.
+        said = parse_description(text, where=str(file)) if isinstance(text, str) else None
         known = facebook.training_facts(beside)
         return RawWeights(file, "facebook", ours, said, known, spell=facebook.to_theirs)
     raise WeightsError(
