@@ -419,7 +419,7 @@ FILES: dict[str, tuple[Maker, str]] = {
     "web-page": (_bytes(_PAGE), "looks like a web page"),
     "lfs-pointer": (_bytes(_POINTER), "is a Git LFS pointer"),
     "text": (_bytes(b"Weights: see the other page.\n"), "looks like text"),
-    "json": (_bytes(b'{"error": "not found"}'), "looks like JSON"),
+    "json": (_bytes(b'{"error": "not found"}'), "is not weights"),
     "gzip": (_bytes(b"\x1f\x8b\x08\0\0\0\0"), "is compressed"),
     "picture": (_bytes(b"\x89PNG\r\n\x1a\n" + bytes(99)), "not weights"),
     "folder-named-as-file": (_folder, "holds nothing"),
