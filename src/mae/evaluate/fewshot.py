@@ -98,8 +98,7 @@ def few_label_finetuning(
         f"accuracy on {len(test.labels):,} test pictures after training on {PER_CLASS} labels a "
         f"class; mean ± deviation of {len(SEEDS)} seeds"
     )
-    tuned_score, scratch, pixels_score = map(score, zip(*found, strict=True))
-    return FewShot(tuned_score, scratch, pixels_score, about)
+    return FewShot(*map(score, zip(*found, strict=True)), about=about)
 
 
 def finetune_accuracy(

@@ -20,7 +20,7 @@ from mae.fields import from_dict
 from mae.train.checkpoint import latest_checkpoint
 from mae.train.rundir import RunDir, read_record
 from mae.weights import facebook, folder, huggingface, lightly, openmmlab
-from mae.weights.files import read_tensors
+from mae.weights.files import TensorFile, read_tensors
 from mae.weights.folder import (
     CONFIG,
     TENSORS,
@@ -73,8 +73,17 @@ def read_weights(path: str | Path) -> RawWeights:
         WeightsError: for a path that holds no weights, or weights that cannot be read or named.
     """
     file = find_file(Path(path))
-    tensors, beside = read_sharded(file) if is_index(file) else read_tensors(file)
+    tensors, beside = read_file(file)
     return name_tensors(file, tensors, beside)
+
+
+def read_file(file: Path) -> TensorFile:
+    """Read the tensors of a file, or of all files of an index, by their own names.
+
+    Raises:
+        WeightsError: if they cannot be read.
+    """
+    return read_sharded(file) if is_index(file) else read_tensors(file)
 
 
 def name_tensors(
@@ -102,7 +111,9 @@ def name_tensors(
     if layout is folder.LAYOUT:
         return RawWeights(file, layout.name, ours, _neighbour(file), {}, spell)
     beside = {**beside, **_metadata(file)}
-    said = parse_description(str(beside["mae"]), where=str(file)) if "mae" in beside else None
+    text = beside.get("mae")
+    # Anything but text is not ours, and may be nested deeper than can be shown.
+    said = parse_description(text, where=str(file)) if isinstance(text, str) else None
     if said is not None:
         return RawWeights(file, layout.name, ours, said, {}, spell)
     facts = layout.facts(beside, file)

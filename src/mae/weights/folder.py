@@ -71,7 +71,7 @@ def parse_description(text: str | bytes, *, where: str) -> Description:
         of_classifier = isinstance(values, dict) and "class_names" in values
         kind = ClassifierDescription if of_classifier else Description
         return from_dict(kind, values, where=where)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WeightsError(
             f"{where}: does not describe weights as this version of mae-vision does: {error}"
         ) from error

@@ -21,11 +21,12 @@ def read_fields(raw: RawWeights) -> dict[str, Any]:
     widths they are left out, as are a decoder's fields where there is none.
 
     Raises:
-        WeightsError: if a tensor that tells a size is missing or has no such shape, or if patches
-            that make no square are not described.
+        WeightsError: if a tensor that tells a size is missing or has no such shape, if patches
+            that make no square are not described, or a description is of another network.
     """
     if raw.description is not None:
         model = raw.description.model
+        _require_held(raw, model)
         names = [field.name for field in fields_of(model)]
         return {n: getattr(model, n) for n in names if raw.has_decoder or "decoder" not in n}
     width, channels, patch_size, _ = _shape(raw, "encoder.patch_embed.proj.weight", ndim=4)
@@ -92,6 +93,31 @@ def config_of(
     if "pixels" in fields.keys() - raw.known.keys():
         notes.append(f"{raw.path}: does not say how pixels were scaled; assumed mean and std 0.5")
     return ModelConfig(**fields), notes
+
+
+def _require_held(raw: RawWeights, model: ModelConfig) -> None:
+    """Refuse a description of other sizes than the tensors', before a huge network is made."""
+    D, C, p, _ = _shape(raw, "encoder.patch_embed.proj.weight", ndim=4)
+    hidden, _ = _shape(raw, "encoder.blocks.0.mlp.fc1.weight", ndim=2)
+    L = _shape(raw, "encoder.pos_embed", ndim=3)[1] - 1
+    held = {
+        "width": (model.width, D),
+        "channels": (model.channels, C),
+        "patch_size": (model.patch_size, p),
+        "depth": (model.depth, _depth(raw, "encoder.blocks.")),
+        "mlp_ratio": (int(model.width * model.mlp_ratio) / model.width, hidden / D),
+        "image_size": (f"{model.num_patches} patches", f"{L} patches"),
+    }
+    if raw.has_decoder:
+        E, _ = _shape(raw, "decoder.embed.weight", ndim=2)
+        held["decoder_width"] = (model.decoder_width, E)
+        held["decoder_depth"] = (model.decoder_depth, _depth(raw, "decoder.blocks."))
+    for name, (said, is_held) in held.items():
+        if said != is_held:
+            raise WeightsError(
+                f"{raw.path}: its description says {name} {said}, its tensors {is_held}; restore "
+                "the folder as it was written"
+            )
 
 
 def _shape(raw: RawWeights, name: str, *, ndim: int) -> tuple[int, ...]:
