@@ -28,6 +28,7 @@ LAYERS = {
     "options": 9,
     "verbs": 9,
     "cli": 10,
+    "__main__": 11,
 }
 # Where two rooms share a layer in design and one has to know the other, it is said here.
 ALLOWED = {("report", "evaluate"), ("weights", "train")}
@@ -78,6 +79,17 @@ def test_only_recipes_and_jobs_know_recipes() -> None:
     }
 
     assert knowing <= {"jobs", "options", "report", "verbs"}
+
+
+def test_one_module_alone_speaks_to_other_processes() -> None:
+    speaking = {
+        str(path.relative_to(SRC))
+        for path in FILES
+        for _, module in imports(path)
+        if module.startswith("torch.distributed")
+    }
+
+    assert speaking == {"train/distributed.py"}
 
 
 def test_files_fit_on_a_few_screens() -> None:

@@ -133,7 +133,10 @@ def probe(
     from mae.jobs import probe as job
     from mae.jobs.features import FeatureSettings
     from mae.jobs.few import FewSettings, refuse_without_effect
+    from mae.train.distributed import require_alone
 
+    if method != "knn":
+        require_alone(f"probe {method}")
     if method == "partial":
         refuse_without_effect(
             "partial", "knn or linear", k=k, temperature=temperature, labels_out=labels_out,
@@ -342,4 +345,6 @@ GROUPS: dict[str, tuple[Callable[..., Shown], ...]] = {
         doctor,
     ),
 }
+ON_RANKS = frozenset((probe, evaluate))
+"""What may be started as several processes of one job."""
 VERBS = tuple(Verb(run.__name__.replace("_", " "), run) for runs in GROUPS.values() for run in runs)
