@@ -161,19 +161,6 @@ def test_without_pyarrow_one_line_says_so_before_any_work(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("ending", [".npy", ".parquet"])
-def test_a_name_that_is_no_text_is_written_with_a_question_mark(
-    ending: str, weights: Path, tmp_path: Path
-) -> None:
-    image(44, 30).save(tmp_path / os.fsdecode(b"caf\xe9.png"))
-    out = tmp_path / "out" / f"a{ending}"
-
-    embed_to_file(weights, tmp_path, out=out, settings=SETTINGS, quiet=True)
-
-    table = out if ending == ".parquet" else out.with_suffix(".tsv")
-    assert b"caf?.png" in table.read_bytes()
-
-
 def interrupted_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Make the job stop after some batches; give the list of batches that were encoded."""
     sizes: list[int] = []

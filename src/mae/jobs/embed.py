@@ -274,4 +274,4 @@ def _publish(store: Path, out: Path, source: Source, done: _Done) -> Embedded:
 
 
 def _write_table(path: Path, rows: Sequence[Sequence[str]]) -> None:
-    write_atomic(path, "".join("\t".join(row) + "\n" for row in rows).encode(errors="replace"))
+    write_atomic(path, "".join("\t".join(row) + "\n" for row in rows).encode())

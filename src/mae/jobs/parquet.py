@@ -31,8 +31,7 @@ def write_columns(file: IO[bytes], columns: Mapping[str, Sequence[object]]) -> N
     import pyarrow
     import pyarrow.parquet
 
-    table = {name: list(map(_written, column)) for name, column in columns.items()}
-    pyarrow.parquet.write_table(pyarrow.table(table), file)
+    pyarrow.parquet.write_table(pyarrow.table(dict(columns)), file)
 
 
 def write_features(file: IO[bytes], columns: Mapping[str, Sequence[str]], features: Array) -> None:
@@ -55,10 +54,5 @@ def write_features(file: IO[bytes], columns: Mapping[str, Sequence[str]], featur
             some = slice(start, start + ROWS)
             values = pyarrow.array(features[some].ravel())
             cells = pyarrow.FixedSizeListArray.from_arrays(values, type=kind)
-            texts = [list(map(_written, column[some])) for column in columns.values()]
+            texts = [pyarrow.array(column[some], pyarrow.string()) for column in columns.values()]
             writer.write_table(pyarrow.table([*texts, cells], schema=schema))
-
-
-def _written(value: object) -> object:
-    """Put a ? for each byte of a file name that is no text."""
-    return value.encode(errors="replace").decode() if isinstance(value, str) else value

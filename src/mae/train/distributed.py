@@ -151,6 +151,10 @@ def open_ranks(*, timeout_s: float = TIMEOUT_S) -> Iterator[Ranks]:
     import torch
     import torch.distributed as dist
 
+    # First imported while there is a group (torch._dynamo does it), its functions keep the group
+    # by their defaults, and with it threads of gloo that abort the process when it ends.
+    import torch.distributed.nn.functional
+
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
         dist.init_process_group(
