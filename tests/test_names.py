@@ -18,6 +18,7 @@ def test_public_names() -> None:
         "FinetuneConfig",
         "MaeError",
         "MaskedAutoencoder",
+        "MixConfig",
         "ModelConfig",
         "OptimConfig",
         "Output",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mae.config import AugmentConfig as AugmentConfig
     from mae.config import FinetuneConfig as FinetuneConfig
+    from mae.config import MixConfig as MixConfig
     from mae.config import ModelConfig as ModelConfig
     from mae.config import OptimConfig as OptimConfig
     from mae.config import PixelConfig as PixelConfig
@@ -47,6 +48,7 @@ _HOMES = {
     "FinetuneConfig": "mae.config",
     "MaeError": "mae.errors",
     "MaskedAutoencoder": "mae.model.autoencoder",
+    "MixConfig": "mae.config",
     "ModelConfig": "mae.config",
     "OptimConfig": "mae.config",
     "Output": "mae.model.autoencoder",

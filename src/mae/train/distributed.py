@@ -49,7 +49,7 @@ def this_place() -> Place:
     Raises:
         ConfigError: for several processes of which not everything is said.
     """
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    if os.environ.get("WORLD_SIZE", "") in ("", "1"):
         return Place()
     said = {name: os.environ.get(name, "") for name in (*_NUMBERS, *_MEETING)}
     wrong = [f"{name}={text}" for name, text in said.items() if not text]
