@@ -141,7 +141,7 @@ def test_verbs_and_options_are_pinned() -> None:
     assert {verb.name: flags(verb.name) for verb in VERBS} == {
         "demo": "out minutes quiet json traceback",
         "pretrain": "RECIPE data out init config print-config quiet json traceback",
-        "finetune": "RECIPE data weights out labels config print-config quiet json traceback",
+        "finetune": "RECIPE data weights out labels seeds config print-config quiet json traceback",
         "probe": "METHOD WEIGHTS data blocks out protocol k temperature labels labels-out "
         "seeds epochs batch lr pool device seed quiet json traceback",
         "evaluate": "WEIGHTS data set all-classes out predictions batch device quiet json "
@@ -344,7 +344,7 @@ def test_a_length_given_takes_the_place_of_that_of_the_recipe(
             "weights convert a b --to jax",
             "to: expected facebook or timm or huggingface or mae, got 'jax'",
         ),
-        ("embed w --data d --out f.csv", "out: f.csv ends in '.csv', expected .npy"),
+        ("embed w --data d --out f.csv", "out: f.csv ends in '.csv', expected .npy or .parquet"),
     ],
 )
 def test_a_mistake_is_one_line_that_says_what_to_do(words: str, message: str, mae_: Run) -> None:

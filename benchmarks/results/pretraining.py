@@ -32,7 +32,7 @@ HALF_STEPS = 3000  # of 64 pictures: 192,000, about 13 epochs of the 15,000 pict
 SUPERVISED = FinetuneConfig(
     num_classes=5,
     batch=DEMO.batch,
-    optim=OptimConfig(lr=0.004, warmup_epochs=40, betas=(0.9, 0.999), decay_tokens=False),
+    optim=OptimConfig(lr=0.0013, warmup_epochs=40, betas=(0.9, 0.999), decay_tokens=False),
     augment=AugmentConfig(crop_scale=(1.0, 1.0), flip=0.5),
     mix=MixConfig(smoothing=0.1),
 )

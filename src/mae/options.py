@@ -60,7 +60,7 @@ HELP = {
     "recipe": "Recipe to start from (mae recipes list); its fields are the options below.",
     "runs": "Folders of runs.",
     "seed": "Key of every random choice.",
-    "seeds": "Runs over several draws of labels, or seeds of the paper's linear probe; none: 1.",
+    "seeds": "Runs: over draws of labels, or seeds of fine-tuning and the paper's probe; none: 1.",
     "set": "What DATA is; decides classes and view.",
     "temperature": "Of the votes of knn: the smaller, the more the nearest decide; none: 0.07.",
     "to": "facebook: the published PyTorch layout; huggingface: a folder; mae: a folder of ours.",

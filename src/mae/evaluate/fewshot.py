@@ -98,7 +98,8 @@ def few_label_finetuning(
         f"accuracy on {len(test.labels):,} test pictures after training on {PER_CLASS} labels a "
         f"class; mean ± deviation of {len(SEEDS)} seeds"
     )
-    return FewShot(*map(score, zip(*found, strict=True)), about=about)
+    from_mae, from_new, of_pixels = map(score, zip(*found, strict=True))
+    return FewShot(from_mae, from_new, of_pixels, about)
 
 
 def finetune_accuracy(
