@@ -164,12 +164,12 @@ def test_the_options_of_a_recipe_are_pinned() -> None:
 
     assert [o.flag for o in options_of(run) if o.owner] == (
         "epochs steps minutes batch micro-batch lr seed precision device threads workers "
-        "save-every-steps log-every-steps keep image-size mask-ratio channels measure-pixels "
-        "max-bad optim.min-lr optim.warmup-epochs optim.warmup-start optim.betas optim.eps "
-        "optim.weight-decay optim.decay-tokens optim.clip-norm model.patch-size model.width "
-        "model.depth model.num-heads model.decoder-width model.decoder-depth model.decoder-heads "
-        "model.mlp-ratio model.normalize-target model.target-eps augment.crop-scale "
-        "augment.crop-ratio augment.flip"
+        "save-every-steps log-every-steps keep follow-weights resize max-bad image-size mask-ratio "
+        "channels measure-pixels init-channels optim.min-lr optim.warmup-epochs "
+        "optim.warmup-start optim.betas optim.eps optim.weight-decay optim.decay-tokens "
+        "optim.clip-norm augment.crop-scale augment.crop-ratio augment.flip model.patch-size "
+        "model.width model.depth model.num-heads model.decoder-width model.decoder-depth "
+        "model.decoder-heads model.mlp-ratio model.normalize-target model.target-eps"
     ).split()
 
 

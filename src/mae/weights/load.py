@@ -9,20 +9,20 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from mae.config import ModelConfig
+from mae.config import ChannelRule, ModelConfig
 from mae.errors import WeightsError
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.create import create
 from mae.model.encoder import Encoder
-from mae.model.positions import resize_positions
 from mae.sizes import size_name
 from mae.train.rundir import differences
+from mae.weights.adapt import adapt
 from mae.weights.detect import RawWeights, read_weights
 from mae.weights.files import is_finite
 from mae.weights.shapes import config_of, read_fields
 
 # Fields of a model that a new run may change although it starts from weights.
-_FREE = {"image_size", "mask_ratio", "normalize_target", "target_eps", "pixels"}
+_FREE = {"image_size", "channels", "mask_ratio", "normalize_target", "target_eps", "pixels"}
 
 _AUTOENCODER = (
     "a masked autoencoder (not one fine-tuned with fc_norm in place of the encoder's norm)"
@@ -98,18 +98,24 @@ def open_encoder(path: str | Path, *, heads: int | None = None) -> Loaded[Encode
 
 
 def initial_model(
-    path: str | Path, config: ModelConfig, *, seed: int = 0
+    path: str | Path,
+    config: ModelConfig,
+    *,
+    seed: int = 0,
+    init_channels: ChannelRule | None = None,
 ) -> Loaded[MaskedAutoencoder]:
     """Start a new training from weights; an encoder alone gets a fresh decoder.
 
     Args:
         path: as for `load`.
         config: the model to train; its sizes must be those of the weights, while its image
-            size, mask ratio and target need not be.
+            size, channels, mask ratio and target need not be.
         seed: key of a fresh decoder.
+        init_channels: what weights of other channels become, see `adapt`.
 
     Raises:
         WeightsError: if the weights are of another model.
+        ConfigError: for a rule of channels that has no effect or no meaning.
     """
     raw = read_weights(path)
     stored = read_fields(raw)
@@ -120,13 +126,14 @@ def initial_model(
             f"{raw.path}: holds another model: {differences(of_weights, of_run)}; give the new "
             "run the model of the weights"
         )
-    H, W = stored["image_size"]
-    grid, notes = (H // config.patch_size, W // config.patch_size), []
-    if grid != config.grid:
-        notes.append(f"positions: resized from {grid} to {config.grid} patches")
-        for name in raw.tensors.keys() & {"encoder.pos_embed", "decoder.pos_embed"}:
-            table = raw.tensors[name].float()
-            raw.tensors[name] = resize_positions(table, grid_from=grid, grid_to=config.grid)
+    tensors, notes = adapt(
+        raw.tensors,
+        image_size=stored["image_size"],
+        channels=stored["channels"],
+        to=config,
+        rule=init_channels,
+    )
+    raw = raw._replace(tensors=tensors)
     model = create(config, seed=seed)
     fill(model.encoder, raw, prefix="encoder.")
     if raw.has_decoder:
