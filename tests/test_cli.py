@@ -155,6 +155,9 @@ def test_verbs_and_options_are_pinned() -> None:
         "recipes paper": "json traceback",
         "weights inspect": "WEIGHTS json traceback",
         "weights convert": "WEIGHTS DST to heads decoder-heads json traceback",
+        "weights diff": "WEIGHTS OTHER heads decoder-heads json traceback",
+        "weights export": "WEIGHTS DST to part dynamic heads decoder-heads json traceback",
+        "weights push": "FOLDER REPO public json traceback",
         "doctor": "json traceback",
     }
 

@@ -51,6 +51,7 @@ from mae.train.state import TrainState
 from mae.train.step import OptimiserStep
 from mae.train.tuning import soft_target_loss, tuning_batch, tuning_batches
 from mae.weights.classifier import initial_classifier, model_to_tune, save_classifier
+from mae.weights.hub import PREFIX
 
 JUDGED_AT_A_TIME = 64
 
@@ -139,7 +140,7 @@ def finetune(
                     recipe=named,
                     command=command,
                     data=data_record(data, source, kind, judged_on=parts.test.as_source()),
-                    weights=None if weights is None else str(Path(weights).resolve()),
+                    weights=None if weights is None else _lasting(weights),
                     labels=labels,
                     class_names=list(source.class_names),
                 ),
@@ -161,6 +162,12 @@ def finetune(
                 loss=found.loss,
                 model=model,
             )
+
+
+def _lasting(weights: str | Path) -> str:
+    """Name weights so that a start from another folder finds them."""
+    name = str(weights)
+    return name if name.startswith(PREFIX) else str(Path(weights).resolve())
 
 
 def _resolve(

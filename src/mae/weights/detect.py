@@ -27,6 +27,7 @@ from mae.weights.folder import (
     Description,
     parse_description,
 )
+from mae.weights.hub import local
 
 Format = Literal["mae", "facebook"]
 
@@ -53,12 +54,12 @@ class RawWeights(NamedTuple):
 
 
 def read_weights(path: str | Path) -> RawWeights:
-    """Read what a path stands for: a folder of ours, a run, a checkpoint or a file.
+    """Read what a path stands for: a folder of ours, a run, a checkpoint, a file, `hf:owner/name`.
 
     Raises:
         WeightsError: for a path that holds no weights, or weights that cannot be read or named.
     """
-    file = _find(Path(path))
+    file = _find(local(path))
     tensors, beside = read_tensors(file)
     if any(name.startswith("encoder.") for name in tensors):
         return RawWeights(file, "mae", tensors, _neighbour(file), {}, spell=str)

@@ -44,7 +44,7 @@ def load(
     """Load encoder and decoder; what had to be assumed goes to stderr.
 
     Args:
-        path: folder of ours, run, checkpoint, or a published-layout file.
+        path: folder of ours, run, checkpoint, a published-layout file, or `hf:owner/name`.
         heads: for files that do not hold it and are of no known width.
         decoder_heads: likewise.
 
