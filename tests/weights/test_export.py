@@ -58,6 +58,7 @@ def test_an_encoder_of_any_size_gives_the_tokens_of_pytorch(
     assert done.inputs == {"images": ["batch", 3, "4 rows", "4 columns"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["onnx", "torch-export"])
 def test_a_full_model_of_any_size_hides_and_predicts_as_pytorch_does(
     to: Target, model: MaskedAutoencoder, weights: Path, tmp_path: Path, generator: torch.Generator

@@ -177,10 +177,11 @@ def write_onnx(case: Case, path: Path, *, description: str) -> None:
     """Write ONNX, with a description among its metadata; large values go to a file beside it."""
     from onnxscript import opset18 as op
 
-    def stable_sort(values: Any, stable: bool, dim: int, descending: bool) -> Any:  # noqa: FBT001
+    def stable_sort(values: Any, *, stable: bool, dim: int, descending: bool = False) -> Any:
         # ONNX has no sort; of equal values its TopK takes the one of the lower place first, which
         # is what stable means.
-        count = op.Gather(op.Shape(values), op.Constant(value_ints=[dim]))
+        place: Any = op.Constant(value_ints=[dim])
+        count = op.Gather(op.Shape(values), place)
         return op.TopK(values, count, axis=dim, largest=int(descending), sorted=1)
 
     with warnings.catch_warnings():

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from mae.errors import ConfigError, WeightsError
 
@@ -80,7 +81,7 @@ def said_in_one_line(name: str) -> Iterator[None]:
     from huggingface_hub import errors
 
     # Of the HTTP library underneath, which was another one in earlier versions.
-    of_network = errors.HfHubHTTPError.__bases__
+    of_network: Any = errors.HfHubHTTPError.__bases__
     try:
         yield
     except errors.RepositoryNotFoundError as error:
@@ -95,6 +96,6 @@ def said_in_one_line(name: str) -> Iterator[None]:
             f"{name}: is not (whole) in the cache of huggingface_hub, and the Hub cannot be asked; "
             "go online, unset HF_HUB_OFFLINE, or copy the folder and name that"
         ) from error
-    except (OSError, ValueError, *of_network) as error:
+    except (OSError, errors.HFValidationError, *of_network) as error:
         why = str(error).strip().partition("\n")[0] or type(error).__name__
         raise WeightsError(f"{name}: the Hub was asked in vain: {why}") from error
