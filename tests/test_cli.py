@@ -342,6 +342,28 @@ def test_a_length_given_takes_the_place_of_that_of_the_recipe(
             "recipe: paper-ft-vit-b is one for fine-tuning, expected another; "
             "use it as mae finetune paper-ft-vit-b --data DIR --weights W",
         ),
+        (
+            "pretrain continue --data pics",
+            "init: expected --init, weights or a run, which this recipe takes its network from; "
+            "to start anew use the recipe folder",
+        ),
+        (
+            "pretrain continue --data pics --init w --image-size 160",
+            "model: has no effect with follow_weights, which takes the network from the weights; "
+            "use --resize for another size, or --follow-weights no",
+        ),
+        (
+            "pretrain --data pics --init-channels mean",
+            "init_channels: has no effect without --init; drop it",
+        ),
+        ("weights diff a", "weights diff: expected OTHER; see mae weights diff --help"),
+        ("weights export a b.onnx", "weights export: expected --to; see mae weights export --help"),
+        (
+            "weights export a b --to torch-export",
+            "dst: b ends in '', expected .pt2 for torch-export",
+        ),
+        ("weights push a name", "repo: got 'name', expected owner/name"),
+        ("weights inspect hf:name", "hf:name: expected hf:owner/name, or hf:owner/name@revision"),
         ("weights convert a b --to jax", "to: expected facebook or mae, got 'jax'"),
         ("embed w --data d --out f.csv", "out: f.csv ends in '.csv', expected .npy"),
     ],
