@@ -156,6 +156,9 @@ def test_verbs_and_options_are_pinned() -> None:
         "weights inspect": "WEIGHTS json traceback",
         "weights convert": "WEIGHTS DST to heads decoder-heads encoder-only "
         "allow-missing json traceback",
+        "weights diff": "WEIGHTS OTHER heads decoder-heads json traceback",
+        "weights export": "WEIGHTS DST to part dynamic heads decoder-heads json traceback",
+        "weights push": "FOLDER REPO public json traceback",
         "doctor": "json traceback",
     }
 
@@ -165,12 +168,12 @@ def test_the_options_of_a_recipe_are_pinned() -> None:
 
     assert [o.flag for o in options_of(run) if o.owner] == (
         "epochs steps minutes batch micro-batch lr seed precision device threads workers "
-        "save-every-steps log-every-steps keep image-size mask-ratio channels measure-pixels "
-        "max-bad optim.min-lr optim.warmup-epochs optim.warmup-start optim.betas optim.eps "
-        "optim.weight-decay optim.decay-tokens optim.clip-norm model.patch-size model.width "
-        "model.depth model.num-heads model.decoder-width model.decoder-depth model.decoder-heads "
-        "model.mlp-ratio model.norm-eps model.normalize-target model.target-eps augment.crop-scale "
-        "augment.crop-ratio augment.flip"
+        "save-every-steps log-every-steps keep follow-weights resize max-bad image-size mask-ratio "
+        "channels measure-pixels init-channels optim.min-lr optim.warmup-epochs "
+        "optim.warmup-start optim.betas optim.eps optim.weight-decay optim.decay-tokens "
+        "optim.clip-norm augment.crop-scale augment.crop-ratio augment.flip model.patch-size "
+        "model.width model.depth model.num-heads model.decoder-width model.decoder-depth "
+        "model.decoder-heads model.mlp-ratio model.norm-eps model.normalize-target model.target-eps"
     ).split()
 
 
@@ -340,6 +343,28 @@ def test_a_length_given_takes_the_place_of_that_of_the_recipe(
             "recipe: paper-ft-vit-b is one for fine-tuning, expected another; "
             "use it as mae finetune paper-ft-vit-b --data DIR --weights W",
         ),
+        (
+            "pretrain continue --data pics",
+            "init: expected --init, weights or a run, which this recipe takes its network from; "
+            "to start anew use the recipe folder",
+        ),
+        (
+            "pretrain continue --data pics --init w --image-size 160",
+            "model: has no effect with follow_weights, which takes the network from the weights; "
+            "use --resize for another size, or --follow-weights no",
+        ),
+        (
+            "pretrain --data pics --init-channels mean",
+            "init_channels: has no effect without --init; drop it",
+        ),
+        ("weights diff a", "weights diff: expected OTHER; see mae weights diff --help"),
+        ("weights export a b.onnx", "weights export: expected --to; see mae weights export --help"),
+        (
+            "weights export a b --to torch-export",
+            "dst: b ends in '', expected .pt2 for torch-export",
+        ),
+        ("weights push a name", "repo: got 'name', expected owner/name"),
+        ("weights inspect hf:name", "hf:name: expected hf:owner/name, or hf:owner/name@revision"),
         (
             "weights convert a b --to jax",
             "to: expected facebook or timm or huggingface or mae, got 'jax'",

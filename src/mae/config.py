@@ -15,6 +15,7 @@ from typing import Literal
 from mae.errors import ConfigError, ShapeError
 
 PixelDtype = Literal["uint8", "uint16", "float32"]
+ChannelRule = Literal["repeat", "mean", "zero"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -261,6 +262,14 @@ class FitConfig:
     """Steps between rows of the log."""
     keep: int = 3
     """Checkpoints kept."""
+    follow_weights: bool = False
+    """Take the network from the weights, save the size and channels of its pictures."""
+    resize: tuple[int, int] | None = None
+    """Height and width with follow_weights; none: those of the weights."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Crop and flip."""
+    max_bad: float = 0.1
+    """Largest share of unreadable pictures before the run stops."""
 
     def __post_init__(self) -> None:
         _require(self.epochs > 0, "epochs", self.epochs, "a number above 0")
@@ -271,6 +280,7 @@ class FitConfig:
         for name in ("batch", "save_every_steps", "log_every_steps"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         _require(self.keep >= 2, "keep", self.keep, "at least 2")
+        _require(0 <= self.max_bad <= 1, "max_bad", self.max_bad, "a share from 0 to 1")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2^63 - 1")
         for name in ("micro_batch", "threads"):
             value = getattr(self, name)
@@ -293,15 +303,13 @@ class PretrainConfig(FitConfig):
     """Channels of the pictures; none: as the pictures have them."""
     measure_pixels: bool = False
     """Measure mean and deviation of the pictures even where they have 3 channels."""
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """Crop and flip."""
-    max_bad: float = 0.1
-    """Largest share of unreadable pictures before the run stops."""
+    init_channels: ChannelRule | None = None
+    """What --init does where channels differ: repeat, mean or zero; none: repeat."""
 
     def __post_init__(self) -> None:
         # slots=True makes a new class, which the bare form of super() does not find.
         super(PretrainConfig, self).__post_init__()  # noqa: UP008
-        _require(0 <= self.max_bad <= 1, "max_bad", self.max_bad, "a share from 0 to 1")
+        _require_one_network(self)
         _require(
             self.channels is None or self.channels >= 1, "channels", self.channels, "at least 1"
         )
@@ -337,10 +345,6 @@ class FinetuneConfig(FitConfig):
 
     model: ModelConfig = field(default_factory=ModelConfig)
     """The network; channels and pixel scaling follow from the weights."""
-    follow_weights: bool = False
-    """Take the whole network from the weights, not only channels and pixel scaling."""
-    resize: tuple[int, int] | None = None
-    """Height and width with follow_weights; none: those of the weights."""
     num_classes: int = 1000
     """Classes of the labels; follows from the data."""
     pool: Literal["mean", "cls"] = "mean"
@@ -353,16 +357,12 @@ class FinetuneConfig(FitConfig):
     """Last blocks that are trained, 0.5 for the MLP of the last alone; none: everything."""
     ema: float | None = None
     """Decay of an average of the weights, which is what is evaluated; none: no average."""
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """Crop and flip."""
     rand_augment: str | None = None
     """RandAugment in timm's terms, as in rand-m9-mstd0.5-inc1; none: none."""
     erase: float = 0.0
     """Probability of erasing a random rectangle with noise."""
     mix: MixConfig = field(default_factory=MixConfig)
     """Mixup, CutMix and smoothed labels."""
-    max_bad: float = 0.1
-    """Largest share of unreadable pictures before the run stops."""
 
     def __post_init__(self) -> None:
         # slots=True makes a new class, which the bare form of super() does not find.
@@ -370,18 +370,9 @@ class FinetuneConfig(FitConfig):
         _require(self.num_classes >= 2, "num_classes", self.num_classes, "at least 2")
         _require(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "above 0, at most 1")
         _require(0 <= self.drop_path < 1, "drop_path", self.drop_path, "a probability below 1")
-        if self.resize is not None and not self.follow_weights:
-            raise ConfigError(
-                "resize: has no effect without follow_weights; give model.image_size instead"
-            )
+        _require_one_network(self)
         _require(self.ema is None or 0 < self.ema < 1, "ema", self.ema, "between 0 and 1")
         _require(0 <= self.erase <= 1, "erase", self.erase, "a probability")
-        _require(0 <= self.max_bad <= 1, "max_bad", self.max_bad, "a share from 0 to 1")
-        if self.follow_weights and self.model != ModelConfig():
-            raise ConfigError(
-                "model: has no effect with follow_weights, which takes the network from the "
-                "weights; use --resize for another size, or --follow-weights no"
-            )
         blocks, depth = self.train_blocks, self.model.depth
         if self.follow_weights:
             depth = sys.maxsize  # asked again when the network is known
@@ -390,6 +381,19 @@ class FinetuneConfig(FitConfig):
                 f"train_blocks: got {blocks:g}, expected 0.5 (the MLP of the last block) or a "
                 f"whole number from 1 to {depth}; for 0 use mae probe linear"
             )
+
+
+def _require_one_network(config: PretrainConfig | FinetuneConfig) -> None:
+    """Refuse a network, or a size of its pictures, that is said where it has no effect."""
+    if config.resize is not None and not config.follow_weights:
+        raise ConfigError(
+            "resize: has no effect without follow_weights; give model.image_size instead"
+        )
+    if config.follow_weights and config.model != ModelConfig():
+        raise ConfigError(
+            "model: has no effect with follow_weights, which takes the network from the "
+            "weights; use --resize for another size, or --follow-weights no"
+        )
 
 
 def replace_model(config: PretrainConfig, **fields: object) -> PretrainConfig:

@@ -7,6 +7,7 @@ line.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ from mae.config import (
     FinetuneConfig,
     FitConfig,
     MixConfig,
+    ModelConfig,
     OptimConfig,
     PretrainConfig,
 )
@@ -36,6 +38,16 @@ FOLDER = PretrainConfig(
     micro_batch=64,
     optim=OptimConfig(lr=6e-4, warmup_epochs=10, decay_tokens=False),
     augment=AugmentConfig(crop_scale=(0.2, 1.0), flip=0.5),
+)
+
+# Weights that know pictures already need fewer steps, and a large rate would undo what they know:
+# a quarter of the passes and of the rate of `folder`. Not tuned (docs/continue.md).
+CONTINUE = dataclasses.replace(
+    FOLDER,
+    model=ModelConfig(),
+    follow_weights=True,
+    epochs=50,
+    optim=OptimConfig(lr=1.5e-4, warmup_epochs=5, decay_tokens=False),
 )
 
 # Chosen on a validation part of the built-in pictures; what was tried stands in docs/log.md.
@@ -83,6 +95,13 @@ RECIPES = (
         source="this project's default; decoder 256 x 4",
         expected="no published score",
         config=FOLDER,
+    ),
+    Recipe(
+        name="continue",
+        about="weights of any size, pre-trained further on your own pictures",
+        source="this project's default, after `folder`; not tuned",
+        expected="no published score",
+        config=CONTINUE,
     ),
     Recipe(
         name="demo",

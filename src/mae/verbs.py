@@ -314,6 +314,48 @@ def weights_convert(
     return _shown(how(weights, dst, to=to, allow_missing=allowed))
 
 
+def weights_diff(
+    weights: Path, other: Path, *, heads: int | None = None, decoder_heads: int | None = None
+) -> Shown:
+    """Show which tensors of two weights differ, and whether both do the same.
+
+    Exits with 0 where they give the same for the same pictures and mask, else with 1.
+    """
+    from mae.weights.diff import diff
+
+    result = diff(weights, other, heads=heads, decoder_heads=decoder_heads)
+    return Shown(result.values(), result.rows(), exit_code=0 if result.same else 1)
+
+
+def weights_export(
+    weights: Path,
+    dst: Path,
+    *,
+    to: Literal["onnx", "torch-export"],
+    part: Literal["encoder", "full"] = "encoder",
+    dynamic: bool = False,
+    heads: int | None = None,
+    decoder_heads: int | None = None,
+) -> Shown:
+    """Write a network for other runtimes, and hold it against PyTorch there.
+
+    The encoder gives the tokens of whole pictures; the full model takes noise, a number a patch,
+    and gives predictions and mask. Images go in as the network takes them, normalised.
+    """
+    from mae.weights.export import export
+
+    ask = partial(export, heads=heads, decoder_heads=decoder_heads)
+    return _shown(ask(weights, dst, to=to, part=part, dynamic=dynamic))
+
+
+def weights_push(folder: Path, repo: str, *, public: bool = False) -> Shown:
+    """Put a folder of weights on the Hugging Face Hub, privately unless asked otherwise."""
+    from mae.weights.push import push
+
+    url = push(folder, repo, public=public)
+    return Shown({"url": url}, [("pushed", url)])
+
+
 def doctor() -> Shown:
     """Say whether this machine is ready: torch, device, decoders, disk."""
     from mae.jobs import doctor as job
@@ -351,6 +393,9 @@ GROUPS: dict[str, tuple[Callable[..., Shown], ...]] = {
         recipes_paper,
         weights_inspect,
         weights_convert,
+        weights_diff,
+        weights_export,
+        weights_push,
         doctor,
     ),
 }

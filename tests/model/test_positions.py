@@ -52,3 +52,15 @@ def test_resizing_is_bicubic_in_each_direction_and_leaves_cls_alone(generator):
     plane = table[0, 1:].view(3, 5, 24)
     expected = torch.einsum("ah,bw,hwd->abd", down, across, plane)
     torch.testing.assert_close(resized[0, 1:].view(4, 7, 24), expected, rtol=0, atol=1e-5)
+
+
+def test_a_table_resized_to_its_own_size_is_what_it_was(generator):
+    # Exported graphs of any picture size resize always, of the trained size too.
+    table = torch.randn(1, 3 * 5, 24, generator=generator)
+
+    plane = table.view(1, 3, 5, 24).permute(0, 3, 1, 2)
+    resized = torch.nn.functional.interpolate(
+        plane, size=(3, 5), mode="bicubic", align_corners=False
+    )
+
+    assert torch.equal(resized, plane)

@@ -64,6 +64,7 @@ from mae.weights.classifier import (
     model_to_tune,
     save_classifier,
 )
+from mae.weights.hub import PREFIX
 
 JUDGED_AT_A_TIME = 64
 
@@ -152,7 +153,7 @@ def finetune(
                 recipe=named,
                 command=command,
                 data=data_record(data, source, kind, judged_on=parts.test.as_source()),
-                weights=None if weights is None else str(Path(weights).resolve()),
+                weights=None if weights is None else _lasting(weights),
                 labels=labels,
                 class_names=list(source.class_names),
             )
@@ -191,6 +192,12 @@ def _tuned(opened: OpenedRun, config: FinetuneConfig, model: Classifier) -> Tune
         loss=results["loss"],
         model=model,
     )
+
+
+def _lasting(weights: str | Path) -> str:
+    """Name weights so that a start from another folder finds them."""
+    name = str(weights)
+    return name if name.startswith(PREFIX) else str(Path(weights).resolve())
 
 
 def _resolve(

@@ -14,6 +14,7 @@ from mae.data.batch import BatchPlan, prepared
 from mae.data.loader import batches
 from mae.data.randomness import Stream, uniform
 from mae.errors import ConfigError
+from mae.jobs.continuing import follow, require_init
 from mae.jobs.inputs import Data, data_name, open_source
 from mae.jobs.progress import Progress
 from mae.jobs.running import (
@@ -92,9 +93,14 @@ def pretrain(
     refuse_in_readers("pretrain")
     named = recipe if isinstance(recipe, str) else based_on
     config = find_config(recipe, PretrainConfig) if isinstance(recipe, str) else recipe
+    require_init(config, init)
     with StopSignal() as stop, Progress(quiet=quiet) as progress:
         source = open_source(data)
-        config, kind = resolve(config, source, say=progress.note)
+        pixels = None
+        if init is not None and config.follow_weights:
+            config = follow(config, init, say=progress.note)
+            pixels = config.model.pixels
+        config, kind = resolve(config, source, say=progress.note, known=pixels)
         # Not before the pictures are found readable: a mistyped folder leaves nothing behind.
         rundir = make_run_folder(Path("runs", data_name(data)) if out is None else Path(out))
         with RunLock(rundir.lock):
@@ -122,7 +128,9 @@ def _run_to_the_end(run: RunInProgress, *, init: str | Path | None) -> MaskedAut
     if init is None:
         model = create(config.model, seed=config.seed)
     else:
-        model, lines = initial_model(Path(init), config.model, seed=config.seed)
+        model, lines = initial_model(
+            init, config.model, seed=config.seed, init_channels=config.init_channels
+        )
         for line in lines:
             say(line)
     state = new_state(model, config)

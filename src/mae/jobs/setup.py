@@ -29,9 +29,16 @@ WARM_SECONDS = 1.0  # not counted: the first steps allocate, and wait for caches
 
 
 def resolve(
-    config: PretrainConfig, source: Source, *, say: Callable[[str], None]
+    config: PretrainConfig,
+    source: Source,
+    *,
+    say: Callable[[str], None],
+    known: PixelConfig | None = None,
 ) -> tuple[PretrainConfig, PixelKind]:
-    """Settle what follows from the pictures: channels, type, scaling, and a batch that fits."""
+    """Settle what follows from the pictures: channels, type, scaling, and a batch that fits.
+
+    A scaling that is known already is kept where it is of pictures of this kind.
+    """
     kind = survey(source)
     if config.channels is not None and config.channels != kind.channels:
         # Grey pictures can be asked for as colour, and the other way round; other counts cannot.
@@ -41,7 +48,9 @@ def resolve(
                 "drop --channels, or choose other pictures"
             )
         kind = kind._replace(channels=config.channels)
-    pixels = pixels_of(source, kind, measured=config.measure_pixels)
+    same = known is not None and PixelKind(known.dtype, len(known.mean)) == kind
+    pixels = known if same and not config.measure_pixels else None
+    pixels = pixels or pixels_of(source, kind, measured=config.measure_pixels)
     model = dataclasses.replace(config.model, channels=kind.channels, pixels=pixels)
     batch = config.batch
     if len(source) < batch:

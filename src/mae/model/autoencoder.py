@@ -118,10 +118,10 @@ class MaskedAutoencoder(nn.Module):
         if not all(0 < k < L for k in keep):
             raise ShapeError("mask: expected each image to hide some patches and show some")
         if len(set(keep)) == 1:
-            pred, hidden = self._predict(images, order, num_keep=keep[0], grid=grid)
+            pred, hidden = self.predict(images, order, num_keep=keep[0], grid=grid)
         else:
             each = [
-                self._predict(images[i : i + 1], order[i : i + 1], num_keep=k, grid=grid)
+                self.predict(images[i : i + 1], order[i : i + 1], num_keep=k, grid=grid)
                 for i, k in enumerate(keep)
             ]
             pred, hidden = (torch.cat(parts) for parts in zip(*each, strict=True))
@@ -146,9 +146,14 @@ class MaskedAutoencoder(nn.Module):
             )
         return grid
 
-    def _predict(
+    def predict(
         self, images: Tensor, order: Tensor, *, num_keep: int, grid: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
+        """Predict every patch from the `num_keep` patches of the smallest `order`, B L.
+
+        Returns:
+            B L P in target space, and B L bool, True where hidden.
+        """
         masking = random_masking(order, num_keep=num_keep)
         latent = self.encoder(images, masking.ids_keep)
         return self.decoder.predict_all(latent, masking, grid=grid).to(images.dtype), masking.mask

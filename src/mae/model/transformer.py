@@ -34,7 +34,9 @@ class Attention(nn.Module):
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Mix values by scaled dot products: three times B heads T d to B heads T d."""
-    if q.device.type == "cpu" and k.shape[2] <= FEW_TOKENS:
+    T = k.shape[2]
+    # A number that is a variable of an exported graph is not compared, which would bound it.
+    if q.device.type == "cpu" and isinstance(T, int) and T <= FEW_TOKENS:
         shares: Tensor = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1)
         return shares.matmul(v)
     return F.scaled_dot_product_attention(q, k, v)

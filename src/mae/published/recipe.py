@@ -13,7 +13,7 @@ OURS = "this project"
 _OUR_FIELDS = frozenset(
     "steps minutes micro_batch seed precision device threads workers save_every_steps "
     "log_every_steps keep max_bad channels measure_pixels num_classes "
-    "follow_weights resize".split()
+    "follow_weights resize init_channels".split()
 )
 
 
@@ -45,7 +45,8 @@ class Recipe:
         if self.name == "demo":
             return "mae demo"
         if self.sort == "pre-training":
-            return f"mae pretrain {self.name} --data DIR"
+            init = " --init W" if self.config.follow_weights else ""
+            return f"mae pretrain {self.name} --data DIR{init}"
         return f"mae finetune {self.name} --data DIR{' --weights W' if self.pretrained else ''}"
 
     def source_of(self, path: str) -> str:

@@ -15,8 +15,8 @@ from mae.errors import WeightsError
 from mae.model.classifier import Classifier
 from mae.model.create import create
 from mae.model.encoder import Encoder
-from mae.model.positions import resize_positions
 from mae.train.rundir import differences
+from mae.weights.adapt import adapt
 from mae.weights.detect import RawWeights, read_weights
 from mae.weights.fill import fill
 from mae.weights.folder import ClassifierDescription, write_folder
@@ -141,28 +141,29 @@ def initial_classifier(
     Raises:
         WeightsError: for anything missing, left over, of another shape or not finite.
     """
-    new, notes = create(config.model, seed=config.seed).encoder, list[str]()
+    new = create(config.model, seed=config.seed).encoder
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         model = Classifier(
             new, num_classes=config.num_classes, pool=config.pool, drop_path=config.drop_path
         )
     if path is None:
-        return model, notes
+        return model, []
     whole = read_weights(path)
-    raw, notes = _encoder_of(whole), list(whole.notes)
+    raw = _encoder_of(whole)
     # Of weights for the mean of the patches, the encoder's norm is left; it may be there or not.
     left = {"encoder.norm.weight", "encoder.norm.bias"} if config.pool == "mean" else set[str]()
     raw = raw._replace(tensors={n: t for n, t in raw.tensors.items() if n not in left})
-    H, W = read_fields(raw)["image_size"]
-    grid = (H // config.model.patch_size, W // config.model.patch_size)
-    if grid != config.model.grid and "encoder.pos_embed" in raw.tensors:
-        notes.append(f"positions: resized from {grid} to {config.model.grid} patches")
-        table = raw.tensors["encoder.pos_embed"].float()
-        resized = resize_positions(table, grid_from=grid, grid_to=config.model.grid)
-        raw.tensors["encoder.pos_embed"] = resized
+    stored = read_fields(raw)
+    tensors, adapted = adapt(
+        raw.tensors,
+        image_size=stored["image_size"],
+        channels=stored["channels"],
+        to=config.model,
+    )
+    raw = raw._replace(tensors=tensors)
     fill(model.encoder, raw, prefix="encoder.", expected="an encoder")
-    notes.append(taken_note(raw, config.model, taken=("encoder",)))
+    notes = [*whole.notes, *adapted, taken_note(raw, config.model, taken=("encoder",))]
     return model, notes + left_notes(whole, taken=("encoder",))
 
 

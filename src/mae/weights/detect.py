@@ -28,6 +28,7 @@ from mae.weights.folder import (
     Description,
     parse_description,
 )
+from mae.weights.hub import local
 from mae.weights.layout import Format as Format
 from mae.weights.layout import Layout, find_spelling, fuse_qkv
 from mae.weights.sharded import INDEXES, is_index, read_sharded
@@ -67,12 +68,12 @@ class RawWeights(NamedTuple):
 
 
 def read_weights(path: str | Path) -> RawWeights:
-    """Read what a path stands for: a folder, a run, a checkpoint or a file.
+    """Read what a path stands for: a folder, a run, a checkpoint, a file, `hf:owner/name`.
 
     Raises:
         WeightsError: for a path that holds no weights, or weights that cannot be read or named.
     """
-    file = find_file(Path(path))
+    file = find_file(local(path))
     tensors, beside = read_file(file)
     return name_tensors(file, tensors, beside)
 

@@ -13,6 +13,7 @@ from mae.sizes import size_name
 from mae.weights.detect import Format, RawWeights, find_file, name_tensors, read_file
 from mae.weights.files import is_finite
 from mae.weights.folder import ClassifierDescription
+from mae.weights.hub import local
 from mae.weights.shapes import read_fields
 from mae.weights.sharded import is_index
 from mae.weights.suspect import kind_of
@@ -82,7 +83,7 @@ def inspect(path: str | Path) -> Inspection:
     Raises:
         WeightsError: for what is no weights, or cannot be read.
     """
-    file = find_file(Path(path))
+    file = find_file(local(path))
     tensors, beside = read_file(file)
     # Named without their values, since some layouts put several together as one of ours.
     raw = name_tensors(file, {name: t.to("meta") for name, t in tensors.items()}, beside)

@@ -10,20 +10,20 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from mae.config import ModelConfig
+from mae.config import ChannelRule, ModelConfig
 from mae.errors import WeightsError
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.create import create
 from mae.model.encoder import Encoder
-from mae.model.positions import resize_positions
 from mae.sizes import size_name
 from mae.train.rundir import differences
+from mae.weights.adapt import adapt
 from mae.weights.detect import RawWeights, read_weights
 from mae.weights.fill import fill
 from mae.weights.shapes import config_of, read_fields
 
 # Fields of a model that a new run may change although it starts from weights.
-_FREE = {"image_size", "mask_ratio", "normalize_target", "target_eps", "pixels"}
+_FREE = {"image_size", "channels", "mask_ratio", "normalize_target", "target_eps", "pixels"}
 
 # Groups of tensors that may be left, and why.
 _LEFT = {
@@ -53,7 +53,8 @@ def load(
     """Load encoder and decoder; what was taken, left and assumed goes to stderr.
 
     Args:
-        path: folder of ours or of transformers, run, checkpoint, or a file of any known layout.
+        path: folder of ours or of transformers, run, checkpoint, a file of any known layout, or
+            `hf:owner/name`.
         heads: for files that do not hold it and are of no known width.
         decoder_heads: likewise.
         allow_missing: patterns of names, the file's or ours (`decoder.norm.*`); what is missing
@@ -139,18 +140,24 @@ def left_notes(raw: RawWeights, *, taken: Collection[str]) -> list[str]:
 
 
 def initial_model(
-    path: str | Path, config: ModelConfig, *, seed: int = 0
+    path: str | Path,
+    config: ModelConfig,
+    *,
+    seed: int = 0,
+    init_channels: ChannelRule | None = None,
 ) -> Loaded[MaskedAutoencoder]:
     """Start a new training from weights; an encoder alone gets a fresh decoder.
 
     Args:
         path: as for `load`.
         config: the model to train; its sizes must be those of the weights, while its image
-            size, mask ratio and target need not be.
+            size, channels, mask ratio and target need not be.
         seed: key of a fresh decoder.
+        init_channels: what weights of other channels become, see `adapt`.
 
     Raises:
         WeightsError: if the weights are of another model.
+        ConfigError: for a rule of channels that has no effect or no meaning.
     """
     raw = read_weights(path)
     stored = read_fields(raw)
@@ -161,13 +168,15 @@ def initial_model(
             f"{raw.path}: holds another model: {differences(of_weights, of_run)}; give the new "
             "run the model of the weights"
         )
-    H, W = stored["image_size"]
-    grid, notes = (H // config.patch_size, W // config.patch_size), list(raw.notes)
-    if grid != config.grid:
-        notes.append(f"positions: resized from {grid} to {config.grid} patches")
-        for name in raw.tensors.keys() & {"encoder.pos_embed", "decoder.pos_embed"}:
-            table = raw.tensors[name].float()
-            raw.tensors[name] = resize_positions(table, grid_from=grid, grid_to=config.grid)
+    tensors, adapted = adapt(
+        raw.tensors,
+        image_size=stored["image_size"],
+        channels=stored["channels"],
+        to=config,
+        rule=init_channels,
+    )
+    raw = raw._replace(tensors=tensors)
+    notes = [*raw.notes, *adapted]
     model = create(config, seed=seed)
     fill(model.encoder, raw, prefix="encoder.")
     taken = ("encoder", "decoder")

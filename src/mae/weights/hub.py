@@ -1,0 +1,101 @@
+"""Weights on the Hugging Face Hub, where `hf:owner/name` asks for it and nowhere else.
+
+huggingface_hub fetches into its own cache, and gives what is there when the Hub cannot be asked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mae.errors import ConfigError, WeightsError
+
+PREFIX = "hf:"
+NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+
+# Tensors that can run nothing come first; a pickle only where there is nothing else.
+_SAFE = ("config.json", "model*.safetensors", "model*.safetensors.index.json")
+_PICKLED = ("*.bin", "*.pth")
+
+
+def local(path: str | Path) -> Path:
+    """Give the place on this disk of what a user names: a path, or `hf:owner/name[@revision]`.
+
+    Raises:
+        WeightsError: for a name of the Hub that is malformed, not there, or neither in the cache
+            nor to be fetched.
+        ConfigError: for one where huggingface_hub is missing.
+    """
+    name = str(path)
+    if not name.startswith(PREFIX):
+        return Path(path)
+    asked = NAME.fullmatch(name.removeprefix(PREFIX))
+    if asked is None:
+        raise WeightsError(f"{name}: expected hf:owner/name, or hf:owner/name@revision")
+    require_library(name)
+    from huggingface_hub import snapshot_download
+
+    with said_in_one_line(name):
+        for patterns in (_SAFE, (*_SAFE, *_PICKLED)):
+            folder = Path(
+                snapshot_download(
+                    asked["repo"], revision=asked["revision"], allow_patterns=list(patterns)
+                )
+            )
+            if any(folder.glob("model*.safetensors")):
+                return folder
+    pickled = sorted(file for pattern in _PICKLED for file in folder.glob(pattern))
+    if len(pickled) == 1:
+        return pickled[0]
+    held = ", ".join(file.name for file in pickled[:5]) or "nothing of the kind"
+    raise WeightsError(
+        f"{name}: expected model.safetensors, or one .bin or .pth; it has {held}; download the "
+        "file you mean and name it"
+    )
+
+
+def require_library(name: str) -> None:
+    """Refuse to go to the Hub without the library that does.
+
+    Raises:
+        ConfigError: with the command that installs it.
+    """
+    if find_spec("huggingface_hub") is None:
+        raise ConfigError(f"{name}: takes huggingface_hub; pip install 'mae-vision[hub]'")
+
+
+@contextmanager
+def said_in_one_line(name: str) -> Iterator[None]:
+    """Turn what huggingface_hub raises into a line that says what to do.
+
+    Args:
+        name: what was asked for.
+
+    Raises:
+        WeightsError: for whatever went wrong.
+    """
+    from huggingface_hub import errors
+
+    # Of the HTTP library underneath, which was another one in earlier versions.
+    of_network: Any = errors.HfHubHTTPError.__bases__
+    try:
+        yield
+    except errors.RepositoryNotFoundError as error:
+        raise WeightsError(
+            f"{name}: no such repository, or not yours to see; check the name, or log in "
+            "(hf auth login)"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise WeightsError(f"{name}: has no such revision; leave it out, or check it") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise WeightsError(
+            f"{name}: is not (whole) in the cache of huggingface_hub, and the Hub cannot be asked; "
+            "go online, unset HF_HUB_OFFLINE, or copy the folder and name that"
+        ) from error
+    except (OSError, errors.HFValidationError, *of_network) as error:
+        why = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise WeightsError(f"{name}: the Hub was asked in vain: {why}") from error
