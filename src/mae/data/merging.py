@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,30 +66,35 @@ def merged(
     count = len(rows) + (0 if old is None else len(old))
 
     def column(name: str, new: NDArray[Any]) -> Column:
-        stored = new[:0] if old is None else old.arrays[name]
-        parts = _interleaved(lambda a, b: stored[a:b], new, places, count=count)
+        stored = (lambda a, b: new[:0]) if old is None else partial(old.part, name)
+        parts = _interleaved(stored, new, places, count=count)
         return Column((count, *new.shape[1:]), new.dtype, parts)
 
     fields = {name: field for name, field in _FIELDS.items() if origins or name != "origins"}
     columns = {name: column(name, rows[field]) for name, field in fields.items()}
-    old_ends = np.zeros(0, np.uint64) if old is None else old.arrays["name_ends"]
-    old_names = names[:0] if old is None else old.arrays["names"]
 
     def old_lengths(a: int, b: int) -> NDArray[Any]:
-        return np.diff(old_ends[a:b], prepend=old_ends[a - 1 : a] if a else np.uint64(0))
+        if old is None:
+            return np.zeros(0, np.uint64)
+        before = old.part("name_ends", a - 1, a) if a else np.zeros(1, np.uint64)
+        lengths: NDArray[Any] = np.diff(old.part("name_ends", a, b), prepend=before)
+        return lengths
 
     lengths = _interleaved(old_lengths, rows["name_length"].astype("<u8"), places, count=count)
     columns["name_ends"] = Column((count,), "<u8", _running_sum(lengths))
+    old_ends = np.zeros(0, np.uint64) if old is None else old.arrays["name_ends"]
+    old_names = names[:0] if old is None else old.arrays["names"]
     columns["names"] = Column(
         (len(old_names) + len(names),), "u1",
         _interleaved_names(old_ends, old_names, ends, names, places),
     )  # fmt: skip
     if classes.names:
-        old_labels = np.zeros(0, np.int64) if old is None else old.arrays["labels"]
         new_labels = classes.new[rows["label"]]
-        parts = _interleaved(
-            lambda a, b: classes.old[old_labels[a:b]], new_labels, places, count=count
-        )
+
+        def old_labels(a: int, b: int) -> NDArray[Any]:
+            return new_labels[:0] if old is None else classes.old[old.part("labels", a, b)]
+
+        parts = _interleaved(old_labels, new_labels, places, count=count)
         columns["labels"] = Column((count,), "<i8", parts)
     return columns
 

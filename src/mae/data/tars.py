@@ -27,7 +27,7 @@ _LARGEST_LABEL = 2**20  # bytes; a caption may stand beside it
 
 class _Member(NamedTuple):
     name: str
-    """With the tar file before it, where there are several."""
+    """With the tar file before it, where a folder of them was named."""
     path: str
     """In its tar file."""
     shard: int
@@ -71,7 +71,7 @@ def open_tars(root: Path) -> PackSource:
         with suppress(DataError):
             if Index(place).facts.stamp == stamp:
                 return PackSource(folder, place)
-    members = _members(paths)
+    members = _members(paths, prefixed=root.is_dir())
     if not members:
         raise DataError(
             f"data: no pictures in {root}: expected members ending in "
@@ -96,11 +96,11 @@ def _places(root: Path) -> tuple[Path, Path]:
     return beside, cache / f"{digest}.safetensors"
 
 
-def _members(paths: list[Path]) -> list[_Member]:
+def _members(paths: list[Path], *, prefixed: bool) -> list[_Member]:
     """List the pictures, sorted by name; of two of one name the later counts, as it does to tar."""
     found: dict[str, _Member] = {}
     for shard, path in enumerate(paths):
-        prefix = f"{path.name}/" if len(paths) > 1 else ""
+        prefix = f"{path.name}/" if prefixed else ""
         try:
             for member in _read_tar(path, shard, prefix):
                 found[member.name] = member
@@ -117,7 +117,7 @@ def _read_tar(path: Path, shard: int, prefix: str) -> Iterator[_Member]:
     pictures: list[tuple[str, int, int]] = []
     with tarfile.open(path, "r:", errors="surrogateescape") as tar:
         while (member := tar.next()) is not None:
-            tar.members = []  # it would keep them all
+            tar.members = []  # type: ignore[attr-defined]  # it would keep them all
             name = member.name.removeprefix("./")
             key, end = _key(name), os.path.splitext(name)[1].lower()
             if not member.isreg() or os.path.basename(name).startswith("."):
