@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from mae.config import AugmentConfig
 from mae.data.batch import BatchPlan, training_batch
 from mae.data.decode import survey
 from mae.data.packed import PackSource, open_pack
+from mae.data.packing import Packing
 from mae.data.source import ArraySource, FolderSource, Source
 from mae.errors import ConfigError, DataError
 from mae.jobs.inputs import open_source
@@ -309,6 +312,53 @@ def test_an_unfinished_pack_is_no_data_and_other_pictures_begin_it_anew(classes:
     shutil.rmtree(classes / "dog")
     assert pack(classes, out, quiet=True).pictures == 6
     assert verify(out, quiet=True).pictures == 6
+
+
+class Died(Exception):
+    """Stands for a kill between two pictures."""
+
+
+def test_pictures_that_changed_since_a_kill_begin_the_pack_anew(
+    classes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = classes.parent / "pack"
+
+    def commit_and_die(packing: Packing) -> None:
+        commit(packing)
+        raise Died
+
+    commit = Packing.commit
+    with monkeypatch.context() as patch:
+        patch.setattr(Packing, "commit", commit_and_die)
+        with pytest.raises(Died):
+            pack(classes, out, quiet=True)
+    image(33, 44, seed=77).save(classes / "dog" / "1.png")
+
+    pack(classes, out)
+
+    assert "beginning anew: the pictures are not those of" in capsys.readouterr().err
+    packed = open_pack(out)
+    assert packed.read(4) == (classes / "dog" / "1.png").read_bytes()
+    assert len(packed.index.facts.shards) == 1
+    assert verify(out, quiet=True).pictures == 9
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
+    classes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = classes.parent / "pack"
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(ConfigError, match="cannot be written: No space left on device"):
+            pack(classes, out, quiet=True)
+
+    assert not (out / "index.safetensors").exists()
+    assert pack(classes, out, quiet=True).pictures == 9
+    assert verify(out, quiet=True).pictures == 9
 
 
 # Damage

@@ -92,7 +92,9 @@ def merged(
         new_labels = classes.new[rows["label"]]
 
         def old_labels(a: int, b: int) -> NDArray[Any]:
-            return new_labels[:0] if old is None else classes.old[old.part("labels", a, b)]
+            stored = new_labels[:0] if old is None else old.part("labels", a, b)
+            numbers: NDArray[np.int64] = classes.old[stored]
+            return numbers
 
         parts = _interleaved(old_labels, new_labels, places, count=count)
         columns["labels"] = Column((count,), "<i8", parts)

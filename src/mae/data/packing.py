@@ -81,6 +81,8 @@ class Packing:
         self._folder = root / UNFINISHED
         self._folder.mkdir(parents=True, exist_ok=True)
         self._record = self._folder / "done.json"
+        self.forgot = False
+        """Whether there is work of an earlier start that is not this one's."""
         self.done = self._taken_over(work)
         self._cut_off()
         self._rows = (self._folder / "rows").open("ab")
@@ -178,7 +180,8 @@ class Packing:
         found = Done(**json.loads(self._record.read_bytes()))
         sizes = self._sizes(found).items()
         there = all(path.exists() and path.stat().st_size >= size for path, size in sizes)
-        return found if found.work == work and there else anew
+        self.forgot = not (found.work == work and there)
+        return anew if self.forgot else found
 
     def _cut_off(self) -> None:
         """Remove whatever was written but not recorded."""

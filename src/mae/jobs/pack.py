@@ -144,6 +144,8 @@ def _pack(source: Source, root: Path, form: Form, shard_bytes: int, progress: Pr
     there = {} if old is None else _compare(names, source, old, progress)
     shards = 0 if old is None else len(old.index.facts.shards)
     with Packing(root, work=work, shards=shards, shard_bytes=shard_bytes) as packing:
+        if packing.forgot:
+            progress.note("beginning anew: the pictures are not those of the last start")
         done = {*packing.names()}
         if done:
             progress.note(f"going on: {len(done):,} pictures are packed")
