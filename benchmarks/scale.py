@@ -74,11 +74,11 @@ def place(index: Index, name: str) -> int:
         return 8 + size + int(json.loads(file.read(size))[name]["data_offsets"][0])
 
 
-def plan_of(source: PackSource) -> BatchPlan:
+def plan_of(source: PackSource, *, batch: int = BATCH) -> BatchPlan:
     """Give a plan of batches of a pack."""
     return BatchPlan(
         source=source, kind=KIND, size=(EDGE, EDGE), num_patches=16, augment=AugmentConfig(),
-        batch=BATCH, seed=SEED,
+        batch=batch, seed=SEED,
     )  # fmt: skip
 
 

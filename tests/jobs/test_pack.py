@@ -20,7 +20,7 @@ from PIL import Image
 from mae.cli import main
 from mae.config import AugmentConfig
 from mae.data.batch import BatchPlan, training_batch
-from mae.data.decode import survey
+from mae.data.decode import BadPicture, survey
 from mae.data.packed import PackSource, open_pack
 from mae.data.packing import Packing
 from mae.data.source import ArraySource, FolderSource, Source
@@ -104,6 +104,16 @@ def test_what_cannot_be_read_is_left_out_and_listed(tmp_path: Path) -> None:
         "not a file",
     ]
     assert len(verify(tmp_path / "pack", quiet=True).fingerprint) == 64
+
+
+def test_pictures_of_which_none_can_be_read_make_no_pack(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jpg").symlink_to("gone.jpg")
+
+    with pytest.raises(DataError, match="none of 1 can be read.*a.jpg: no such file"):
+        pack(tmp_path / "in", tmp_path / "pack", quiet=True)
+
+    assert list(contents(tmp_path / "pack")) == ["lock"]
 
 
 def test_a_pack_is_labelled_data(classes: Path) -> None:
@@ -340,6 +350,31 @@ def test_pictures_that_changed_since_a_kill_begin_the_pack_anew(
     packed = open_pack(out)
     assert packed.read(4) == (classes / "dog" / "1.png").read_bytes()
     assert len(packed.index.facts.shards) == 1
+    assert verify(out, quiet=True).pictures == 9
+
+
+def test_a_picture_that_only_a_later_start_could_read_takes_its_place(
+    classes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, denied = classes.parent / "pack", {"cat/1.png"}
+
+    def read(source: FolderSource, index: int) -> bytes:
+        if source.name(index) in denied:
+            raise BadPicture("input/output error")
+        return read_any(source, index)
+
+    read_any = FolderSource.read
+    monkeypatch.setattr(FolderSource, "read", read)
+    with monkeypatch.context() as patch:
+        patch.setattr(Packing, "publish", lambda *given, **named: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            pack(classes, out, quiet=True)
+    denied.clear()
+
+    made = pack(classes, out, quiet=True)
+
+    assert (made.pictures, made.added, made.unreadable) == (9, 9, 0)
+    assert names(open_pack(out)) == names(FolderSource(classes))
     assert verify(out, quiet=True).pictures == 9
 
 

@@ -4,7 +4,7 @@ Shards are plain tar files, so that nothing but `tar` is needed to get the pictu
 of a finished pack are never written to: what is added goes into new ones. Beside them, while the
 work goes on, lies a folder:
 
-    .packing/rows        a `ROW` for each picture, sorted by name
+    .packing/rows        a `ROW` for each picture, in the order of the shards
     .packing/names       their names, one after the other
     .packing/done.json   `Done`: how much of all files is on the disk; the rest is litter
 """
@@ -104,10 +104,7 @@ class Packing:
         return [blob[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
     def add(self, name: bytes, content: bytes, *, label: int, origin: bytes) -> None:
-        """Append a picture, whose name comes after all before it in bytewise order.
-
-        It is on the disk after the next `commit`.
-        """
+        """Append a picture, whose name is new; it is on the disk after the next `commit`."""
         if self._shard.tell() >= self._shard_bytes:
             self._end_shard()
         member = tarfile.TarInfo(name.decode(errors="surrogateescape"))
@@ -145,8 +142,11 @@ class Packing:
         for number in range(self._shards, self.done.shard):
             path = self._shard_path(number)
             shards.append((path.name, path.stat().st_size))
-        names = np.fromfile(self._folder / "names", np.uint8)
-        columns = merged(old, self._read_rows(), names, classes, origins=form != Form())
+        # A picture that only a later start could read comes after those of an earlier one.
+        names, rows = self.names(), self._read_rows()
+        order = sorted(range(len(names)), key=names.__getitem__)
+        blob = np.frombuffer(b"".join(names[i] for i in order), np.uint8)
+        columns = merged(old, rows[order], blob, classes, origins=form != Form())
         facts = Facts(tuple(shards), classes.names, form._asdict())
         write_index(self.root / INDEX, columns, facts)
         self.discard()

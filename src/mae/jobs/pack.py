@@ -125,9 +125,8 @@ def pack(
 def _require_folder(root: Path) -> None:
     if root.exists() and not root.is_dir():
         raise ConfigError(f"{root}: is a file, expected a folder to make; choose another")
-    ours = {INDEX, UNFINISHED, "lock"}
     names = {*os.listdir(root)} if root.exists() else set()
-    if names - {"lock"} and not names & (ours - {"lock"}):
+    if names - {"lock"} and not names & {INDEX, UNFINISHED}:
         raise ConfigError(
             f"{root}: is not empty and not a pack: holds {sorted(names)[0]}; choose a new folder"
         )
@@ -152,15 +151,14 @@ def _pack(source: Source, root: Path, form: Form, shard_bytes: int, progress: Pr
         ids = [index for name, index in names if name not in done and index not in there]
         progress.start(len(names), at=len(names) - len(ids), label="picture")
         bad = _add(packing, source, ids, form, progress)
-        if bad or len(names) > len(there):
-            tell_unreadable(len(names), bad, say=progress.note)
         added = packing.done.rows
         if added:
             packing.publish(None if old is None else old.index, classes, form=form)
         else:
             packing.discard()
-    lines = [f"{picture.name}\t{picture.reason}\n" for picture in bad]
+    tell_unreadable(len(names), bad, say=progress.note)
     if bad:
+        lines = [f"{picture.name}\t{picture.reason}\n" for picture in bad]
         write_atomic(root / BAD_FILES, "".join(lines).encode())
     return _packed(root, added=added, unreadable=len(bad))
 
