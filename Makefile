@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test quick check bench
+.PHONY: setup demo test quick check bench results
 
 setup: $(VENV)/developer
 
@@ -35,3 +35,6 @@ check: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.demo_step
+
+results: setup
+	$(BIN)/python -m benchmarks.results

@@ -141,7 +141,7 @@ def test_verbs_and_options_are_pinned() -> None:
     assert {verb.name: flags(verb.name) for verb in VERBS} == {
         "demo": "out minutes quiet json traceback",
         "pretrain": "RECIPE data out init config print-config quiet json traceback",
-        "finetune": "RECIPE data weights out labels config print-config quiet json traceback",
+        "finetune": "RECIPE data weights out labels seeds config print-config quiet json traceback",
         "probe": "METHOD WEIGHTS data blocks out protocol k temperature labels labels-out "
         "seeds epochs batch lr pool device seed quiet json traceback",
         "evaluate": "WEIGHTS data set all-classes out predictions batch device quiet json "
@@ -156,7 +156,8 @@ def test_verbs_and_options_are_pinned() -> None:
         "data pack": "DATA DST short-side quality raw quiet json traceback",
         "data verify": "PACK quiet json traceback",
         "weights inspect": "WEIGHTS json traceback",
-        "weights convert": "WEIGHTS DST to heads decoder-heads json traceback",
+        "weights convert": "WEIGHTS DST to heads decoder-heads encoder-only "
+        "allow-missing json traceback",
         "doctor": "json traceback",
     }
 
@@ -170,7 +171,7 @@ def test_the_options_of_a_recipe_are_pinned() -> None:
         "max-bad optim.min-lr optim.warmup-epochs optim.warmup-start optim.betas optim.eps "
         "optim.weight-decay optim.decay-tokens optim.clip-norm model.patch-size model.width "
         "model.depth model.num-heads model.decoder-width model.decoder-depth model.decoder-heads "
-        "model.mlp-ratio model.normalize-target model.target-eps augment.crop-scale "
+        "model.mlp-ratio model.norm-eps model.normalize-target model.target-eps augment.crop-scale "
         "augment.crop-ratio augment.flip"
     ).split()
 
@@ -341,8 +342,11 @@ def test_a_length_given_takes_the_place_of_that_of_the_recipe(
             "recipe: paper-ft-vit-b is one for fine-tuning, expected another; "
             "use it as mae finetune paper-ft-vit-b --data DIR --weights W",
         ),
-        ("weights convert a b --to jax", "to: expected facebook or mae, got 'jax'"),
-        ("embed w --data d --out f.csv", "out: f.csv ends in '.csv', expected .npy"),
+        (
+            "weights convert a b --to jax",
+            "to: expected facebook or timm or huggingface or mae, got 'jax'",
+        ),
+        ("embed w --data d --out f.csv", "out: f.csv ends in '.csv', expected .npy or .parquet"),
     ],
 )
 def test_a_mistake_is_one_line_that_says_what_to_do(words: str, message: str, mae_: Run) -> None:

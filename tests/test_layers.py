@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,7 @@ LAYERS = {
     "options": 9,
     "verbs": 9,
     "cli": 10,
+    "__main__": 11,
 }
 # Where two rooms share a layer in design and one has to know the other, it is said here.
 ALLOWED = {("report", "evaluate"), ("weights", "train")}
@@ -79,6 +81,13 @@ def test_only_recipes_and_jobs_know_recipes() -> None:
     }
 
     assert knowing <= {"jobs", "options", "report", "verbs"}
+
+
+def test_one_module_alone_speaks_to_other_processes() -> None:
+    distributed = re.compile(r"(import|from) torch\.distributed|from torch import .*distributed")
+    speaking = [str(p.relative_to(SRC)) for p in FILES if distributed.search(p.read_text())]
+
+    assert speaking == ["train/distributed.py"]
 
 
 def test_files_fit_on_a_few_screens() -> None:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+import mae
+from tests.jobs.conftest import TINY, write_classes
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -25,6 +28,17 @@ def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     assert names["features"].shape == (64, 192)  # type: ignore[attr-defined]
     assert (tmp_path / "runs" / "example" / "report.html").exists()
+
+
+def test_the_example_of_fine_tuning_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_classes(tmp_path / "LABELLED", "a", "b", count=5)
+    mae.save(mae.create(TINY), "runs/PICTURES")
+    names: dict[str, object] = {"mae": mae}
+
+    exec(block("python", "mae.finetune"), names)
+
+    assert names["tuned"].path == Path("runs/LABELLED-tuned")  # type: ignore[attr-defined]
 
 
 def test_the_map_of_the_code_is_the_tree() -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mae.config import AugmentConfig as AugmentConfig
+    from mae.config import FinetuneConfig as FinetuneConfig
+    from mae.config import MixConfig as MixConfig
     from mae.config import ModelConfig as ModelConfig
     from mae.config import OptimConfig as OptimConfig
     from mae.config import PixelConfig as PixelConfig
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from mae.errors import TrainingError as TrainingError
     from mae.errors import WeightsError as WeightsError
     from mae.jobs.embed import embed as embed
+    from mae.jobs.finetune import Tuned as Tuned
+    from mae.jobs.finetune import finetune as finetune
     from mae.jobs.pretrain import Run as Run
     from mae.jobs.pretrain import pretrain as pretrain
     from mae.model.autoencoder import MaskedAutoencoder as MaskedAutoencoder
@@ -41,8 +45,10 @@ _HOMES = {
     "ConfigError": "mae.errors",
     "DataError": "mae.errors",
     "Encoder": "mae.model.encoder",
+    "FinetuneConfig": "mae.config",
     "MaeError": "mae.errors",
     "MaskedAutoencoder": "mae.model.autoencoder",
+    "MixConfig": "mae.config",
     "ModelConfig": "mae.config",
     "OptimConfig": "mae.config",
     "Output": "mae.model.autoencoder",
@@ -53,10 +59,12 @@ _HOMES = {
     "ShapeError": "mae.errors",
     "Stopped": "mae.train.guard",
     "TrainingError": "mae.errors",
+    "Tuned": "mae.jobs.finetune",
     "WeightsError": "mae.errors",
     "convert": "mae.weights.convert",
     "create": "mae.model.create",
     "embed": "mae.jobs.embed",
+    "finetune": "mae.jobs.finetune",
     "load": "mae.weights.load",
     "load_encoder": "mae.weights.load",
     "pretrain": "mae.jobs.pretrain",

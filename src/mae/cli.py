@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Iterable, Sequence
 from importlib import metadata
@@ -13,10 +14,12 @@ from itertools import zip_longest
 
 from mae.errors import ConfigError, MaeError
 from mae.options import nearest, options_of, read_words, show_help
+from mae.train.distributed import require_alone, this_place
 from mae.train.guard import INTERRUPTED, Stopped
-from mae.verbs import GROUPS, VERBS, Verb
+from mae.verbs import GROUPS, ON_RANKS, VERBS, Verb
 
 _HELP = frozenset(("-h", "--help"))
+_FIRST_SPEAKS_S = 1.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,8 +47,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _say(message: object, code: int) -> int:
-    print("mae:", " ".join(str(message).splitlines()), file=sys.stderr)
+    if _is_first():
+        print("mae:", " ".join(str(message).splitlines()), file=sys.stderr)
+    else:
+        # torchrun ends all processes of a job when it sees that one has failed: not before the
+        # first has said why.
+        time.sleep(_FIRST_SPEAKS_S)
     return code
+
+
+def _is_first() -> bool:
+    """Whether this process speaks for all of a job; where nobody knows, everyone does."""
+    try:
+        return this_place().is_first
+    except ConfigError:
+        return True
 
 
 def _run(words: list[str]) -> int:
@@ -63,9 +79,12 @@ def _run(words: list[str]) -> int:
         show_help(options, verb=verb.name, about=getdoc(verb.run))
         return 0
     values, named = read_words(rest, options, verb=verb.name)
+    if verb.run not in ON_RANKS:
+        require_alone(verb.name)
     as_json, _ = named.pop("json", False), named.pop("traceback", False)
     shown = verb.run(*values, **named)
-    print(json.dumps(shown.values, default=str) if as_json else _table(shown.rows))
+    if _is_first():
+        print(json.dumps(shown.values, default=str) if as_json else _table(shown.rows))
     return shown.exit_code
 
 

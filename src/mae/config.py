@@ -75,6 +75,8 @@ class ModelConfig:
     """Decoder attention heads."""
     mlp_ratio: float = 4.0
     """Hidden width of each MLP, as a multiple of the block's width."""
+    norm_eps: float = 1e-6
+    """Added to the variance in every layer norm (published: 1e-6; transformers: 1e-12)."""
     mask_ratio: float = 0.75
     """Share of the patches that is hidden."""
     normalize_target: bool = True
@@ -102,6 +104,7 @@ class ModelConfig:
         ):
             _require(width % 4 == 0, f"{prefix}width", width, "a multiple of 4 (positions)")
             _require(width % heads == 0, f"{prefix}width", width, f"a multiple of {heads} heads")
+        _require(self.norm_eps > 0, "norm_eps", self.norm_eps, "a number above 0")
         _require(self.target_eps > 0, "target_eps", self.target_eps, "a number above 0")
         keep = num_keep(self.num_patches, self.mask_ratio)
         if not 0 < keep < self.num_patches:

@@ -6,6 +6,7 @@ MaeError                 exit code 2: the user must change something
 ├── DataError            a folder, picture or array that cannot be read
 ├── WeightsError         weights that do not fit, or are not what they claim
 ├── CheckpointError      exit code 1: no usable checkpoint is left in a run
+├── RankError            exit code 1: another process of a job on several ranks is lost
 └── TrainingError        exit code 1: the training itself failed
 """
 
@@ -38,6 +39,12 @@ class WeightsError(MaeError):
 
 class CheckpointError(MaeError):
     """No usable checkpoint is left in a run."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class RankError(MaeError):
+    """Another process of a job on several ranks is lost."""
 
     exit_code: ClassVar[int] = 1
 

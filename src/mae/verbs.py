@@ -80,6 +80,7 @@ def finetune(
     weights: Path | None = None,
     out: Path | None = None,
     labels: str | None = None,
+    seeds: int | None = None,
     config: Path | None = None,
     print_config: bool = False,
     quiet: bool = False,
@@ -88,17 +89,19 @@ def finetune(
     """Fine-tune a classifier from weights; goes on where an unfinished run stopped.
 
     DATA holds one folder per class, of which a fifth is held out; or train/ and val/ of such.
+    --seeds makes a run for each seed from --seed on, in folders under OUT, for mean and spread.
     """
     settled = configured(recipe, FinetuneConfig, file=config, fields=fields)
     if print_config:
         return Shown(to_dict(settled), [(to_toml(to_dict(settled)),)])
     if data is None:
         raise ConfigError("finetune: expected --data, labelled pictures (or fashion-mnist)")
-    from mae.jobs import finetune as job
+    from mae.jobs.finetune import finetune as job
+    from mae.jobs.seeds import finetune_seeds
 
-    command = ["mae", *sys.argv[1:]]
-    ask = partial(job.finetune, data=data, weights=weights, out=out, labels=labels, quiet=quiet)
-    result = ask(settled, based_on=recipe, command=command)
+    said = partial(job if seeds is None else partial(finetune_seeds, seeds=seeds), settled)
+    ask = partial(said, data=data, weights=weights, out=out, labels=labels, quiet=quiet)
+    result = ask(based_on=recipe, command=["mae", *sys.argv[1:]])
     return Shown(result.values(), result.rows())
 
 
@@ -133,7 +136,10 @@ def probe(
     from mae.jobs import probe as job
     from mae.jobs.features import FeatureSettings
     from mae.jobs.few import FewSettings, refuse_without_effect
+    from mae.train.distributed import require_alone
 
+    if method != "knn":
+        require_alone(f"probe {method}")
     if method == "partial":
         refuse_without_effect(
             "partial", "knn or linear", k=k, temperature=temperature, labels_out=labels_out,
@@ -232,7 +238,7 @@ def embed(
 ) -> Shown:
     """Write the features of every picture; goes on where it was stopped.
 
-    OUT is a .npy; the names of its rows come beside it in a .tsv.
+    OUT is a .npy, the names of its rows come beside it in a .tsv; or a .parquet of both.
     """
     from mae.jobs import embed as job
     from mae.jobs.features import FeatureSettings
@@ -290,16 +296,22 @@ def weights_convert(
     weights: Path,
     dst: Path,
     *,
-    to: Literal["facebook", "mae"],
+    to: Literal["facebook", "timm", "huggingface", "mae"],
     heads: int | None = None,
     decoder_heads: int | None = None,
+    encoder_only: bool = False,
+    allow_missing: str | None = None,
 ) -> Shown:
-    """Write weights in another layout, and prove that the model is the same."""
+    """Write weights in another layout, and prove that the model is the same.
+
+    --encoder-only leaves a decoder or a head; --allow-missing 'decoder.norm.*' starts fresh what
+    is missing.
+    """
     from mae.weights.convert import convert
 
-    result = convert(weights, dst, to=to, heads=heads, decoder_heads=decoder_heads)
-    notes = [("note", note) for note in result.notes]
-    return Shown(result._asdict(), [("written", result.path), *notes])
+    how = partial(convert, heads=heads, decoder_heads=decoder_heads, encoder_only=encoder_only)
+    allowed = allow_missing.split() if allow_missing else ()
+    return _shown(how(weights, dst, to=to, allow_missing=allowed))
 
 
 def data_pack(
@@ -371,4 +383,6 @@ GROUPS: dict[str, tuple[Callable[..., Shown], ...]] = {
         doctor,
     ),
 }
+ON_RANKS = frozenset((probe, evaluate))
+"""What may be started as several processes of one job."""
 VERBS = tuple(Verb(run.__name__.replace("_", " "), run) for runs in GROUPS.values() for run in runs)

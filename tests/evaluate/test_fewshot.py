@@ -2,25 +2,25 @@ import json
 from dataclasses import replace
 
 import numpy as np
-import pytest
 import torch
 
 from mae.config import ModelConfig
 from mae.evaluate import fewshot
 from mae.evaluate.features import Pictures
 from mae.evaluate.fewshot import (
-    FEW_SHOT,
-    classification_loss,
+    FEW_SHOT_SCRATCH,
     few_label_finetuning,
     finetune_accuracy,
+    tuned,
 )
 from mae.model.create import create
+from mae.train.tuning import soft_target_loss
 
 CONFIG = ModelConfig(
     image_size=(12, 20), patch_size=4, channels=3, width=24, depth=1, num_heads=3,
     decoder_width=16, decoder_depth=1, decoder_heads=2,
 )  # fmt: skip
-RUN = replace(FEW_SHOT, num_classes=3, steps=30, batch=9)
+RUN = replace(FEW_SHOT_SCRATCH, num_classes=3, steps=30, batch=9)
 
 
 def pictures(rng, n):
@@ -46,11 +46,11 @@ def test_fine_tuning_is_a_function_of_its_seed_alone(rng, monkeypatch):
 
     def keep(name):
         def loss(model, batch):
-            value = classification_loss(model, batch)
+            value = soft_target_loss(model, batch)
             losses.setdefault(name, []).append(value.item())
             return value
 
-        monkeypatch.setattr(fewshot, "classification_loss", loss)
+        monkeypatch.setattr(fewshot, "soft_target_loss", loss)
 
     for name, seed in (("first", 1), ("again", 1), ("other", 2)):
         keep(name)
@@ -66,8 +66,8 @@ def test_epochs_stand_for_whole_batches(rng, monkeypatch):
     steps = []
     monkeypatch.setattr(
         fewshot,
-        "classification_loss",
-        lambda model, batch: steps.append(1) or classification_loss(model, batch),
+        "soft_target_loss",
+        lambda model, batch: steps.append(1) or soft_target_loss(model, batch),
     )
 
     finetune_accuracy(
@@ -88,24 +88,36 @@ def test_a_batch_larger_than_the_pictures_is_all_of_them(rng):
     )
 
 
-def test_loss_is_the_cross_entropy_of_the_classes(rng):
-    from mae.data.batch import Batch
-    from mae.model.classifier import Classifier
+def test_only_the_last_block_and_the_head_learn_where_one_block_is_trained(rng):
+    encoder = create(replace(CONFIG, depth=2)).encoder
+    run = replace(RUN, steps=2, train_blocks=1, layer_decay=0.5, drop_path=0.1)
 
-    part = pictures(rng, 6)
-    model = Classifier(create(CONFIG).encoder, num_classes=3)
-    labels = torch.from_numpy(part.labels)
+    model = tuned(encoder, train=pictures(rng, 30), config=run)
 
-    loss = classification_loss(model, Batch(part.images, torch.rand(6, 15), labels, labels))
+    before, after = encoder.state_dict(), model.encoder.state_dict()
+    same = {name for name in after if torch.equal(before[name], after[name])}
+    assert {name for name in after if not name.startswith("blocks.1.")} == same
+    assert not torch.equal(model.head.weight, torch.zeros_like(model.head.weight))
 
-    assert loss.item() == pytest.approx(np.log(3), abs=1e-3)  # the head starts near zero
+
+def test_the_average_of_the_weights_is_what_is_given(rng):
+    # With a decay near 1 the average stays where the weights were before the first step.
+    run = replace(RUN, steps=3, ema=0.999999)
+    encoder, train = create(CONFIG).encoder, pictures(rng, 30)
+
+    averaged = tuned(encoder, train=train, config=run)
+    last = tuned(encoder, train=train, config=replace(run, ema=None))
+
+    start = encoder.state_dict()["blocks.0.mlp.fc1.weight"]
+    moved = [(m.encoder.blocks[0].mlp.fc1.weight - start).abs().max() for m in (averaged, last)]
+    assert moved[0] < 1e-4 < moved[1]
 
 
 def test_the_comparison_has_three_ways_over_the_same_labels(rng):
     train, test = pictures(rng, 36), pictures(rng, 12)
 
     found = few_label_finetuning(
-        create(CONFIG).encoder, train=train, test=test, config=replace(RUN, steps=2)
+        create(CONFIG).encoder, train=train, test=test, config=replace(RUN, steps=2), scratch=RUN
     )
 
     assert found.pixels.mean == 1

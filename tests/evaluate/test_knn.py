@@ -65,7 +65,9 @@ def test_test_rows_may_be_cut_into_any_parts(rng, parts):
 
 
 def test_cosines_are_the_same_bit_for_bit_however_rows_and_sums_are_cut(rng):
-    bank, rows = (knn._directions(clusters(rng, n, features=131)[0]) for n in (97, 41))
+    bank, rows = (
+        knn._directions(torch.from_numpy(clusters(rng, n, features=131)[0])) for n in (97, 41)
+    )
     whole = rows @ bank.T
 
     one_by_one = torch.stack([row @ bank.T for row in rows])

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 import mae
 from mae.data.batch import prepared
@@ -110,6 +112,53 @@ def test_the_file_holds_a_row_for_each_picture_in_the_order_of_the_names(
     assert names[-1] == "dogs/über 9.jpg\tdogs" and len(names) == 1 + 7
     assert "cats/1b.jpg\tJPEG" in out.with_suffix(".bad-files.tsv").read_text()
     assert sorted(p.suffix for p in out.parent.iterdir()) == [".npy", ".tsv", ".tsv"]
+
+
+def test_a_parquet_holds_names_classes_and_features(
+    weights: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mae.jobs.parquet.ROWS", 5)
+    out = tmp_path / "features.parquet"
+
+    result = embed_to_file(weights, pictures, out=out, settings=SETTINGS, quiet=True)
+
+    table = parquet.read_table(out)
+    assert table.schema.names == ["name", "class", "features"]
+    assert table.schema.field("features").type == pyarrow.list_(pyarrow.float32(), 24)
+    assert table["name"].to_pylist()[::6] == ["cats/0.png", "dogs/über 9.jpg"]
+    assert set(table["class"].to_pylist()) == {"cats", "dogs"}
+    embed_to_file(weights, pictures, out=tmp_path / "a.npy", settings=SETTINGS, quiet=True)
+    assert np.array_equal(np.array(table["features"].to_pylist()), np.load(tmp_path / "a.npy"))
+    assert (result.names, result.pictures, result.unreadable) == (str(out), 7, 1)
+    assert len(result.rows()) == 2 and (tmp_path / "features.bad-files.tsv").exists()
+
+
+def test_a_parquet_goes_on_where_it_was_stopped(
+    weights: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = tmp_path / "a.parquet", tmp_path / "b.parquet"
+    embed_to_file(weights, pictures, out=a, settings=SETTINGS, quiet=True)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupted_after(2, patch)
+        embed_to_file(weights, pictures, out=b, settings=SETTINGS, quiet=True)
+    assert not b.exists()
+
+    encoded_now = interrupted_after(99, monkeypatch)
+    embed_to_file(weights, pictures, out=b, settings=SETTINGS, quiet=True)
+
+    assert encoded_now == [2]
+    assert b.read_bytes() == a.read_bytes()
+
+
+def test_without_pyarrow_one_line_says_so_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mae.jobs.parquet.find_spec", lambda name: None)
+
+    with pytest.raises(ConfigError, match=r"pip install 'mae-vision\[parquet\]', or name a .npy"):
+        embed_to_file("nowhere", "nowhere", out=tmp_path / "p.parquet")
+
+    assert not list(tmp_path.iterdir())
 
 
 def interrupted_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 from torch.nn.functional import cross_entropy
 
 import mae.jobs.corruptions
@@ -152,8 +153,6 @@ def test_predictions_are_a_row_a_picture(folder: Path, tmp_path: Path) -> None:
 
 
 def test_predictions_in_parquet_hold_the_same(folder: Path, tmp_path: Path) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet")
-
     evaluate("w", folder, predictions=tmp_path / "p.parquet", quiet=True)
     evaluate("w", folder, predictions=tmp_path / "p.csv", quiet=True)
 
@@ -269,7 +268,7 @@ def test_a_mistake_is_one_line(
 
 
 def test_without_pyarrow_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mae.jobs.predictions.find_spec", lambda name: None)
+    monkeypatch.setattr("mae.jobs.parquet.find_spec", lambda name: None)
 
     with pytest.raises(ConfigError, match=r"pip install 'mae-vision\[parquet\]', or name a .csv"):
         evaluate("w", "d", predictions=Path("p.parquet"))

@@ -40,7 +40,7 @@ def test_attention_equals_attention_written_out(generator):
 
 
 def test_a_block_equals_a_pre_norm_block_written_out(generator):
-    block = scrambled(Block(24, num_heads=3, mlp_ratio=4.0), generator).double()
+    block = scrambled(Block(24, num_heads=3, mlp_ratio=4.0, norm_eps=1e-6), generator).double()
     tokens = torch.randn(2, 7, 24, generator=generator, dtype=torch.float64)
 
     after = block(tokens)

@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from mae.cli import main
 from mae.errors import WeightsError
+from mae.model.classifier import Classifier
 from mae.model.create import create
 from mae.weights import convert as conversion
 from mae.weights import facebook
+from mae.weights.classifier import load_classifier, save_classifier
 from mae.weights.convert import convert
 from mae.weights.folder import save
+from mae.weights.layout import spelled
 from mae.weights.load import load, load_encoder
 from tests.weights import published
 from tests.weights.test_folder import CONFIG, same
@@ -88,7 +92,7 @@ def test_source_that_cannot_be_loaded_leaves_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("to", ["mae", "facebook"])
 def test_folder_that_is_not_there_leaves_nothing(
-    tmp_path: Path, folder: Path, to: conversion.Format
+    tmp_path: Path, folder: Path, to: conversion.Target
 ) -> None:
     with pytest.raises(WeightsError, match="new: no such folder"):
         convert(folder, tmp_path / "new" / "theirs", to=to)
@@ -99,14 +103,54 @@ def test_folder_that_is_not_there_leaves_nothing(
 def test_model_that_reads_back_differently_is_not_kept(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def swapped(name: str) -> str:
-        swap = {"encoder.norm.weight": "norm.bias", "encoder.norm.bias": "norm.weight"}
-        return swap.get(name) or to_theirs(name)
-
-    to_theirs = facebook.to_theirs
-    monkeypatch.setattr(facebook, "to_theirs", swapped)
+    table = facebook.TABLE
+    swap = {"encoder.norm.weight": "norm.bias", "encoder.norm.bias": "norm.weight"}
+    swapped = table._replace(plain=table.plain | swap)
+    monkeypatch.setattr(facebook, "spelled", lambda _table, tensors: spelled(swapped, tensors))
 
     with pytest.raises(WeightsError, match="it reads back as another model"):
         convert(folder, tmp_path / "theirs.pth", to="facebook")
 
     assert [p.name for p in tmp_path.iterdir()] == ["ours"]
+
+
+def test_what_computes_something_else_is_not_kept(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversion, "_same", lambda _a, _b: True)
+    table = facebook.TABLE
+    swap = {"encoder.norm.weight": "norm.bias", "encoder.norm.bias": "norm.weight"}
+    swapped = table._replace(plain=table.plain | swap)
+    monkeypatch.setattr(facebook, "spelled", lambda _table, tensors: spelled(swapped, tensors))
+
+    with pytest.raises(WeightsError, match=r"not written: read back, it differs by \d"):
+        convert(folder, tmp_path / "theirs.pth", to="facebook")
+
+    assert [p.name for p in tmp_path.iterdir()] == ["ours"]
+
+
+def test_the_command_prints_what_was_compared(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["weights", "convert", str(folder), str(tmp_path / "out.pth"), "--to", "facebook"])
+
+    lines = capsys.readouterr().out.splitlines()
+    assert code == 0
+    assert lines[1].split() == ["equal", "tensors", "50"]
+    # Tokens, predictions and the loss of two pictures of 15 patches: 2 * (16 * 24 + 15 * 32) + 1.
+    assert lines[2].startswith("largest difference  0 over 1,729 values in 63 rows")
+
+
+def test_a_classifier_keeps_its_head_names_and_pool(tmp_path: Path) -> None:
+    made = Classifier(create(CONFIG, seed=2).encoder, num_classes=3)
+    save_classifier(made, tmp_path / "ours", class_names=("a", "b", "é"))
+
+    convert(tmp_path / "ours", tmp_path / "tuned.pth", to="facebook")
+    convert(tmp_path / "tuned.pth", tmp_path / "again", to="mae")
+
+    again = load_classifier(tmp_path / "again")
+    assert again.class_names == ("a", "b", "é")
+    assert again.model.pool == "mean"
+    assert same(again.model, made)
+    with pytest.raises(WeightsError, match="it was fine-tuned with fc_norm"):
+        convert(tmp_path / "ours", tmp_path / "encoder", to="mae", encoder_only=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mae.errors import ConfigError
 from mae.evaluate.features import Array, Labels
+from mae.train.distributed import ALONE, Ranks
 
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
@@ -46,11 +47,11 @@ def knn_predict(
             f"k: got {k} neighbours, expected 1 to {len(train_x)}, the training pictures; lower k"
         )
     require_temperature(temperature)
-    bank = _directions(train_x).T  # F n
+    bank = _directions(torch.from_numpy(train_x)).T  # F n
     labels = torch.from_numpy(train_y)
     predicted = []
-    for start in range(0, len(test_x), CHUNK):
-        rows = _directions(test_x[start : start + CHUNK])
+    for chunk in torch.split(torch.from_numpy(test_x), CHUNK):
+        rows = _directions(chunk)
         near, ids = _nearest(rows @ bank, k=k)  # both m k
         votes = torch.zeros(len(rows), int(labels.max()) + 1, dtype=near.dtype)
         # Less 1, the largest cosine: the same votes up to a factor, and no overflow.
@@ -69,13 +70,13 @@ def require_temperature(temperature: float) -> None:
         raise ConfigError(f"temperature: expected a number above 0, got {temperature}")
 
 
-def _directions(rows: Array) -> Tensor:
+def _directions(rows: Tensor) -> Tensor:
     """Scale rows to length 1, as multiples of 2^-24.
 
     Every partial sum of their products is then a multiple of 2^-48 below 2, exact in float64:
     cosines are the same on any machine, however rows are cut and sums ordered.
     """
-    directions = F.normalize(torch.from_numpy(rows).double(), dim=1)
+    directions = F.normalize(rows.double(), dim=1)
     return (directions * _UNIT).round() / _UNIT
 
 
@@ -97,7 +98,10 @@ def knn_accuracy(
     *,
     k: int = NEIGHBOURS,
     temperature: float = TEMPERATURE,
+    ranks: Ranks = ALONE,
 ) -> float:
-    """Share of the test rows that `knn_predict` gets right, 0 to 1."""
-    predicted = knn_predict(train_x, train_y, test_x, k=k, temperature=temperature)
-    return float((predicted == test_y).mean())
+    """Share of the test rows that `knn_predict` gets right, 0 to 1; each process asks for some."""
+    mine = ranks.place.share(range(len(test_x)))
+    predicted = knn_predict(train_x, train_y, test_x[mine], k=k, temperature=temperature)
+    right = ranks.gathered(int((predicted == test_y[mine]).sum()))
+    return sum(right) / len(test_x)

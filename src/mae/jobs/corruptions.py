@@ -21,6 +21,7 @@ from mae.jobs.features import DEFAULT, FeatureSettings
 from mae.jobs.labelled import class_folders
 from mae.jobs.predictions import Predicted, require_writable, write_predictions
 from mae.jobs.progress import Progress
+from mae.train.distributed import open_ranks
 
 
 class Corruption(NamedTuple):
@@ -77,7 +78,7 @@ def evaluate_corruptions(
     settings: FeatureSettings = DEFAULT,
     quiet: bool = False,
 ) -> Robustness:
-    """Ask a classifier for the class of every picture of ImageNet-C.
+    """Ask a classifier for the class of every picture of ImageNet-C; shared as in `evaluate`.
 
     Args:
         weights: folder of a fine-tuned classifier.
@@ -89,23 +90,23 @@ def evaluate_corruptions(
     Raises:
         MaeError: for whatever the user must change, in one line.
     """
-    require_writable(predictions)
-    root = Path(data)
-    _require_folders(root)
     errors: dict[str, list[float]] = {}
     parts: list[Predicted] = []
     unreadable: list[str] = []
     pictures = 0
-    with Progress(quiet=quiet) as progress:
+    with open_ranks() as ranks, Progress(quiet=quiet or not ranks.place.is_first) as progress:
+        require_writable(predictions)
+        root = Path(data)
+        _require_folders(root)
         if others := sorted(p.name for p in root.iterdir() if p.name not in ALEXNET_ERRORS):
             progress.note(f"left out, none of the 15 corruptions: {', '.join(others)}")
-        judge = open_judge(weights, settings, progress)
+        judge = open_judge(weights, settings.at(ranks.place), progress)
         for name, severity in _conditions():
             source = class_folders(root / name / str(severity))
             asked = question(source, judge.class_names, dataset="imagenet-c", all_classes=False)
             label = f"{name} {severity}/{SEVERITIES}, picture"
             # Already cut to 224 when it was corrupted: resizing would soften the corruption.
-            found = judge.verdicts(asked, label=label, box=central_pixels_box)
+            found = judge.verdicts(asked, label=label, box=central_pixels_box, ranks=ranks)
             errors.setdefault(name, []).append(1 - found.top(1))
             named = partial(_named, source, f"{name}/{severity}")
             left_out = sorted({*range(len(source))} - {*found.ids.tolist()})
@@ -113,8 +114,8 @@ def evaluate_corruptions(
             pictures += len(found)
             if predictions is not None:
                 parts.append(Predicted(found, named, asked.names(judge.class_names)))
-    if predictions is not None:
-        write_predictions(predictions, parts)
+        if predictions is not None and ranks.place.is_first:
+            write_predictions(predictions, parts)
     return Robustness(
         data=str(data),
         mce=mean_corruption_error(errors),

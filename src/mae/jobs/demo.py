@@ -31,7 +31,7 @@ from mae.model.create import create
 from mae.recipes import DEMO
 from mae.report.page import write_report
 from mae.train.rundir import RunDir, read_record, write_json_atomic
-from mae.weights.load import load
+from mae.weights.load import open_model
 
 MOST_MINUTES = 8.0
 LABELS_PER_CLASS = 1000
@@ -101,7 +101,7 @@ def demo(*, out: Path, minutes: float | None = None, quiet: bool = False) -> Dem
             again = ("mae", "demo", "--out", str(out))
             pretrain(config, data=BUILT_IN, out=out, quiet=quiet, command=again, based_on="demo")
         if not rundir.results.exists():
-            model = load(out).to(choose_device(config.device))
+            model = open_model(out).model.to(choose_device(config.device))
             verdict = config.minutes is None
             results = _evidence(model, config, verdict=verdict, say=progress.note)
             write_json_atomic(rundir.results, results)

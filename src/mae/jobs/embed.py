@@ -32,6 +32,7 @@ from mae.jobs.features import (
     tell_unreadable,
 )
 from mae.jobs.inputs import Data, open_source
+from mae.jobs.parquet import ENDING, require_pyarrow, write_features
 from mae.jobs.progress import Progress
 from mae.model.encoder import Encoder, Pool
 from mae.train.guard import RunLock
@@ -127,7 +128,7 @@ class Embedded(NamedTuple):
 
     features: str
     names: str
-    """File of the names of the rows."""
+    """File of the names of the rows: a .tsv, or the .parquet itself."""
     pictures: int
     """Rows."""
     width: int
@@ -138,7 +139,8 @@ class Embedded(NamedTuple):
         """Give the lines of a table."""
         shape = f"{self.pictures:,} x {self.width:,} float32"
         left_out = [("unreadable", f"{self.unreadable:,}, left out")] if self.unreadable else []
-        return [("features", f"{self.features}  {shape}"), ("names", self.names), *left_out]
+        names = [] if self.names == self.features else [("names", self.names)]
+        return [("features", f"{self.features}  {shape}"), *names, *left_out]
 
 
 class _Done(NamedTuple):
@@ -169,7 +171,7 @@ def embed_to_file(
     Args:
         weights: whatever `load_encoder` takes.
         data: a folder of pictures.
-        out: .npy to make; the names of its rows come beside it in a .tsv.
+        out: .npy to make, the names of its rows come beside it in a .tsv; or .parquet of both.
         settings: how features are computed.
         quiet: show no progress.
 
@@ -197,9 +199,12 @@ def embed_to_file(
 
 
 def _require_target(out: Path, store: Path) -> None:
-    if out.suffix != ".npy":
-        raise ConfigError(f"out: {out} ends in {out.suffix!r}, expected .npy")
-    for path in [out] if store.exists() else [out, out.with_suffix(".tsv")]:
+    if out.suffix not in (".npy", ENDING):
+        raise ConfigError(f"out: {out} ends in {out.suffix!r}, expected .npy or .parquet")
+    if out.suffix == ENDING:
+        require_pyarrow("out", instead=".npy")
+    beside = [] if store.exists() or out.suffix == ENDING else [out.with_suffix(".tsv")]
+    for path in [out, *beside]:
         if path.exists():
             raise ConfigError(f"out: {path} exists already; choose another, or remove it first")
 
@@ -249,22 +254,27 @@ def _publish(store: Path, out: Path, source: Source, done: _Done) -> Embedded:
     """Write the tables, and the features under their name once all of them are on the disk."""
     ids = np.delete(np.arange(len(source)), [bad.id for bad in done.bad])
     features = np.memmap(store / "features", np.float32, "r").reshape(len(ids), -1)
+    columns = {"name": [source.name(i) for i in ids.tolist()]}
+    if source.labels is not None:
+        columns["class"] = [source.class_names[label] for label in source.labels[ids]]
+    alone = out.suffix == ENDING
     with (store / "whole").open("wb") as file:
-        np.save(file, features)
+        if alone:
+            write_features(file, columns, features)
+        else:
+            np.save(file, features)
         file.flush()
         os.fsync(file.fileno())
-    rows = [["name"], *([source.name(i)] for i in ids.tolist())]
-    if source.labels is not None:
-        classes = [source.class_names[label] for label in source.labels[ids]]
-        rows = [[*row, value] for row, value in zip(rows, ["class", *classes], strict=True)]
-    _write_table(out.with_suffix(".tsv"), rows)
+    names = out if alone else out.with_suffix(".tsv")
+    if not alone:
+        _write_table(names, [tuple(columns), *zip(*columns.values(), strict=True)])
     if done.bad:
         bad_rows = [(bad.name, bad.reason) for bad in done.bad]
         _write_table(out.with_suffix(".bad-files.tsv"), [("name", "reason"), *bad_rows])
     (store / "whole").replace(out)
     fsync_folder(out.parent)
     n, width = features.shape
-    return Embedded(str(out), str(out.with_suffix(".tsv")), n, width, len(done.bad))
+    return Embedded(str(out), str(names), n, width, len(done.bad))
 
 
 def _write_table(path: Path, rows: Sequence[Sequence[str]]) -> None:

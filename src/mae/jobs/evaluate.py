@@ -26,6 +26,7 @@ from mae.jobs.progress import Progress
 from mae.model.classifier import Classifier
 from mae.report.confusion import Mistake, confusion_picture, evaluation_page, worst_mistakes
 from mae.report.figures import png_bytes
+from mae.train.distributed import ALONE, Ranks, open_ranks
 from mae.train.rundir import write_atomic
 from mae.weights.classifier import load_classifier
 
@@ -102,21 +103,26 @@ class Judge(NamedTuple):
     progress: Progress
 
     def verdicts(
-        self, asked: Question, *, label: str = "picture", box: CentreBox = center_crop_box
+        self,
+        asked: Question,
+        *,
+        label: str = "picture",
+        box: CentreBox = center_crop_box,
+        ranks: Ranks = ALONE,
     ) -> Verdicts:
-        """Judge every picture that can be read."""
+        """Judge every picture that can be read, each in one of the processes."""
         parts = []
         encoder = self.model.encoder
         pictures = labelled_in_batches(
             encoder, asked.source, np.arange(len(asked.source)),
-            batch=self.batch, progress=self.progress, label=label, box=box,
+            batch=self.batch, progress=self.progress, label=label, box=box, ranks=ranks,
         )  # fmt: skip
         for got in pictures:
             with torch.inference_mode():
                 scores = self.model(encoder.normalize(got.images.to(self.device))).cpu()
             own = scores[:, torch.from_numpy(asked.scored)]
             parts.append(verdicts(own, labels=asked.places[got.labels], ids=got.ids))
-        return joined(parts)
+        return joined([part for each in ranks.gathered(parts) for part in each])
 
 
 class Question(NamedTuple):
@@ -154,6 +160,9 @@ def evaluate(
 ) -> Evaluation:
     """Ask a classifier for the class of every picture of a folder.
 
+    Of several processes that torchrun started each judges a share; all come to the same figures,
+    those of one process to the last digit, and the first writes the files.
+
     Args:
         weights: folder of a fine-tuned classifier.
         data: one folder per class, or val/ of such beside train/; or "fashion-mnist".
@@ -168,41 +177,47 @@ def evaluate(
     Raises:
         MaeError: for whatever the user must change, in one line.
     """
+    with open_ranks() as ranks, Progress(quiet=quiet or not ranks.place.is_first) as progress:
+        _require_possible(dataset, all_classes=all_classes, out=out, predictions=predictions)
+        source = _source(data)
+        judge = open_judge(weights, settings.at(ranks.place), progress)
+        asked = question(source, judge.class_names, dataset=dataset, all_classes=all_classes)
+        found = judge.verdicts(asked, ranks=ranks)
+        names = asked.names(judge.class_names)
+        confusion = found.confusion(len(names))
+        unreadable = sorted({*range(len(source))} - {*found.ids.tolist()})
+        result = Evaluation(
+            dataset=dataset,
+            data=str(data),
+            pictures=len(found),
+            unreadable=tuple(source.name(i) for i in unreadable),
+            scored=asked.about,
+            top1=found.top(1),
+            top5=found.top(TOP) if len(names) > TOP else None,
+            loss=found.loss,
+            classes=tuple(class_rows(confusion, names)),
+            mistakes=tuple(worst_mistakes(confusion, names, most=MOST_MISTAKES)),
+            written=tuple(str(path) for path in (out, predictions) if path is not None),
+        )
+        if predictions is not None and ranks.place.is_first:
+            write_predictions(predictions, [Predicted(found, source.name, names)])
+        if out is not None and ranks.place.is_first:
+            picture = out.suffix == ".png"
+            title = f"{Path(weights).name} on {Path(data).name}"
+            page = png_bytes(confusion_picture(confusion)) if picture else b""
+            write_atomic(out, page or evaluation_page(title, result.facts(), confusion, names))
+    return result
+
+
+def _require_possible(
+    dataset: FolderSet, *, all_classes: bool, out: Path | None, predictions: Path | None
+) -> None:
     require_writable(predictions)
     if out is not None and out.suffix not in (".png", ".html"):
         raise ConfigError(f"out: expected a name ending in .png or .html, got {out}")
     if dataset not in ("imagenet-a", "imagenet-r"):
         where = (f"the set {dataset}", "imagenet-a or imagenet-r")
         refuse_without_effect(*where, all_classes=all_classes or None)
-    with Progress(quiet=quiet) as progress:
-        source = _source(data)
-        judge = open_judge(weights, settings, progress)
-        asked = question(source, judge.class_names, dataset=dataset, all_classes=all_classes)
-        found = judge.verdicts(asked)
-    names = asked.names(judge.class_names)
-    confusion = found.confusion(len(names))
-    unreadable = sorted({*range(len(source))} - {*found.ids.tolist()})
-    result = Evaluation(
-        dataset=dataset,
-        data=str(data),
-        pictures=len(found),
-        unreadable=tuple(source.name(i) for i in unreadable),
-        scored=asked.about,
-        top1=found.top(1),
-        top5=found.top(TOP) if len(names) > TOP else None,
-        loss=found.loss,
-        classes=tuple(class_rows(confusion, names)),
-        mistakes=tuple(worst_mistakes(confusion, names, most=MOST_MISTAKES)),
-        written=tuple(str(path) for path in (out, predictions) if path is not None),
-    )
-    if predictions is not None:
-        write_predictions(predictions, [Predicted(found, source.name, names)])
-    if out is not None:
-        picture = out.suffix == ".png"
-        title = f"{Path(weights).name} on {Path(data).name}"
-        page = png_bytes(confusion_picture(confusion)) if picture else b""
-        write_atomic(out, page or evaluation_page(title, result.facts(), confusion, names))
-    return result
 
 
 def _source(data: str | Path) -> Source:

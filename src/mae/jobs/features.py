@@ -19,6 +19,7 @@ from mae.errors import ConfigError, DataError
 from mae.jobs.progress import Progress
 from mae.jobs.setup import choose_device
 from mae.model.encoder import Encoder, Pool
+from mae.train.distributed import ALONE, Place, Ranks
 from mae.weights.load import open_encoder
 
 Ids = NDArray[np.int64]
@@ -44,6 +45,24 @@ class FeatureSettings(NamedTuple):
             raise ConfigError(f"batch: expected at least 1, got {self.batch}")
         return choose_device(self.device)
 
+    def at(self, place: Place) -> FeatureSettings:
+        """Give each of several processes on a machine a GPU of its own, unless one is named.
+
+        Raises:
+            ConfigError: where there are fewer GPUs than processes.
+        """
+        if place.world_size == 1:
+            return self
+        device, count = self.checked_device(), torch.cuda.device_count()
+        if device.type != "cuda" or device.index is not None:
+            return self
+        if place.local_rank >= count:
+            raise ConfigError(
+                f"device: got process {place.local_rank + 1} on a machine of {count} GPUs, "
+                f"expected one each; start at most {count} there, or use --device cpu"
+            )
+        return self._replace(device=f"cuda:{place.local_rank}")
+
 
 DEFAULT = FeatureSettings()
 
@@ -66,13 +85,21 @@ def prepared_in_batches(
     *,
     batch: int,
     box: CentreBox = center_crop_box,
+    place: Place = ALONE.place,
 ) -> Iterator[Prepared]:
-    """Read pictures in the evaluation view, as the pixels an encoder was trained on."""
+    """Read pictures in the evaluation view, as the pixels an encoder was trained on.
+
+    Several processes share whole batches: the features of a picture may differ in the last bit
+    with the number of pictures beside it.
+    """
     config = encoder.config
     kind = PixelKind(config.pixels.dtype, config.channels)
-    for start in range(0, len(ids), batch):
-        part = ids[start : start + batch]
+    for part in _own_batches(ids, batch=batch, place=place):
         yield prepared(source, part, kind=kind, size=config.image_size, box=box)
+
+
+def _own_batches(ids: Sequence[int], *, batch: int, place: Place) -> Sequence[Sequence[int]]:
+    return place.share([ids[start : start + batch] for start in range(0, len(ids), batch)])
 
 
 class Looked(NamedTuple):
@@ -95,23 +122,28 @@ def labelled_in_batches(
     progress: Progress,
     label: str,
     box: CentreBox = center_crop_box,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Looked]:
     """Read labelled pictures as `prepared_in_batches` does, and show how far it is.
 
     Those that cannot be read are left out and, in the end, said; if all are, it is an error.
+    Each of several processes reads its share, and they meet in the end.
     """
     assert source.labels is not None
     bad: list[Bad] = []
-    done = 0
-    progress.start(len(ids), label=label)
-    for got in prepared_in_batches(encoder, source, ids.tolist(), batch=batch, box=box):
+    done, place, every = 0, ranks.place, ids.tolist()
+    shown = f" in 1 of {place.world_size} processes" if place.world_size > 1 else ""
+    own = sum(map(len, _own_batches(every, batch=batch, place=place)))
+    progress.start(own, label=f"{label}{shown}")
+    for got in prepared_in_batches(encoder, source, every, batch=batch, box=box, place=place):
         if len(got.ids):
             kept = got.ids.numpy()
             yield Looked(got.images, source.labels[kept], kept)
         bad += got.bad
         done += len(got.ids) + len(got.bad)
         progress.update(done)
-    tell_unreadable(len(ids), bad, say=progress.note)
+    everyones = sorted(picture for part in ranks.gathered(bad) for picture in part)
+    tell_unreadable(len(ids), everyones, say=progress.note)
 
 
 def tell_unreadable(count: int, bad: Sequence[Bad], *, say: Callable[[str], None]) -> None:

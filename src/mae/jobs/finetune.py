@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,11 +47,23 @@ from mae.report.page import write_report
 from mae.train.average import use_average
 from mae.train.checkpoint import load_checkpoint
 from mae.train.guard import RunLock, StopSignal
-from mae.train.rundir import RunDir, make_run_folder, open_run, write_json_atomic
+from mae.train.rundir import (
+    OpenedRun,
+    RunDir,
+    differences,
+    make_run_folder,
+    open_run,
+    write_json_atomic,
+)
 from mae.train.state import TrainState
 from mae.train.step import OptimiserStep
 from mae.train.tuning import soft_target_loss, tuning_batch, tuning_batches
-from mae.weights.classifier import initial_classifier, model_to_tune, save_classifier
+from mae.weights.classifier import (
+    initial_classifier,
+    load_classifier,
+    model_to_tune,
+    save_classifier,
+)
 
 JUDGED_AT_A_TIME = 64
 
@@ -98,6 +111,7 @@ def finetune(
     weights: str | Path | None = None,
     out: str | Path | None = None,
     labels: str | None = None,
+    finished_too: bool = False,
     quiet: bool = False,
     command: Sequence[str] = (),
     based_on: str = "custom",
@@ -110,6 +124,7 @@ def finetune(
         weights: whatever `load_encoder` takes; none: a new network, supervised from scratch.
         out: run directory; `runs/DATA-NAME-tuned` if none.
         labels: few labels, see `label_draws`; none: all.
+        finished_too: give what a finished run of the same came to, instead of refusing it.
         quiet: show no progress.
         command: the command line, for the record.
         based_on: name of the recipe that a configuration was made from, for the record.
@@ -132,35 +147,50 @@ def finetune(
         folder = Path("runs", f"{data_name(data)}-tuned") if out is None else Path(out)
         rundir = make_run_folder(folder)
         with RunLock(rundir.lock):
-            opened = open_run(
-                rundir.path,
-                record=first_record(
-                    config,
-                    recipe=named,
-                    command=command,
-                    data=data_record(data, source, kind, judged_on=parts.test.as_source()),
-                    weights=None if weights is None else str(Path(weights).resolve()),
-                    labels=labels,
-                    class_names=list(source.class_names),
-                ),
+            record = first_record(
+                config,
+                recipe=named,
+                command=command,
+                data=data_record(data, source, kind, judged_on=parts.test.as_source()),
+                weights=None if weights is None else str(Path(weights).resolve()),
+                labels=labels,
+                class_names=list(source.class_names),
             )
+            opened = open_run(rundir.path, record=record, finished_too=finished_too)
+            if opened.record["finished"]:
+                _require_same_weights(opened, record)
+                return _tuned(opened, config, load_classifier(rundir.weights).model)
             if labels is not None:
                 write_choice(rundir.path / "labels.csv", parts.train.source, draws)
             run = RunInProgress(rundir, config, source, kind, opened.record, progress, stop)
-            model, found = _run_to_the_end(run, weights, parts.test.as_source())
-            return Tuned(
-                path=rundir.path,
-                config=config,
-                num_steps=opened.record["num_steps"],
-                resumed=opened.resumed,
-                classes=config.num_classes,
-                train=len(source),
-                test=len(found),
-                top1=found.top(1),
-                top5=found.top(TOP) if config.num_classes > TOP else None,
-                loss=found.loss,
-                model=model,
-            )
+            model = _run_to_the_end(run, weights, parts.test.as_source())
+            return _tuned(opened, config, model)
+
+
+def _require_same_weights(opened: OpenedRun, asked: Mapping[str, object]) -> None:
+    if different := differences(*({"weights": r["weights"]} for r in (opened.record, asked))):
+        raise ConfigError(
+            f"{opened.rundir.path}: holds a finished run from other weights: {different}; choose "
+            "another folder with --out"
+        )
+
+
+def _tuned(opened: OpenedRun, config: FinetuneConfig, model: Classifier) -> Tuned:
+    """Give a run that has come to its end."""
+    record, results = opened.record, json.loads(opened.rundir.results.read_bytes())
+    return Tuned(
+        path=opened.rundir.path,
+        config=config,
+        num_steps=record["num_steps"],
+        resumed=opened.resumed,
+        classes=config.num_classes,
+        train=record["data"]["count"],
+        test=results["pictures"],
+        top1=results["top1"],
+        top5=results["top5"],
+        loss=results["loss"],
+        model=model,
+    )
 
 
 def _resolve(
@@ -209,9 +239,7 @@ def _model(
     return dataclasses.replace(config.model, channels=there.channels, pixels=pixels)
 
 
-def _run_to_the_end(
-    run: RunInProgress, weights: str | Path | None, test: Source
-) -> tuple[Classifier, Verdicts]:
+def _run_to_the_end(run: RunInProgress, weights: str | Path | None, test: Source) -> Classifier:
     """Load or begin, settle the number of steps, train, judge, and write weights and report."""
     config, record, say = run.config, run.record, run.progress.note
     assert isinstance(config, FinetuneConfig)
@@ -237,7 +265,7 @@ def _run_to_the_end(
     # Last of all: a start after a crash in between does the above once more.
     record["finished"] = True
     write_json_atomic(run.rundir.record, record)
-    return model, found
+    return model
 
 
 def _train(run: RunInProgress, state: TrainState, config: FinetuneConfig) -> None:

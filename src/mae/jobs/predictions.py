@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 from mae.errors import ConfigError
 from mae.evaluate.classify import Verdicts
+from mae.jobs.parquet import ENDING, require_pyarrow, write_columns
 from mae.train.rundir import write_atomic
 
 COLUMNS = ("name", "class", "predicted", "probability", "rank", "loss")
@@ -41,19 +41,16 @@ def require_writable(path: Path | None) -> None:
     """
     if path is None:
         return
-    if path.suffix not in (".csv", ".parquet"):
+    if path.suffix not in (".csv", ENDING):
         raise ConfigError(f"predictions: {path} ends in {path.suffix!r}, expected .csv or .parquet")
-    if path.suffix == ".parquet" and find_spec("pyarrow") is None:
-        raise ConfigError(
-            "predictions: a .parquet needs pyarrow; pip install 'mae-vision[parquet]', or name a "
-            ".csv"
-        )
+    if path.suffix == ENDING:
+        require_pyarrow("predictions", instead=".csv")
 
 
 def write_predictions(path: Path, parts: Sequence[Predicted]) -> None:
     """Write the rows of all parts, whole or not at all."""
     rows = [row for part in parts for row in part.rows()]
-    content = _parquet(rows) if path.suffix == ".parquet" else _csv(rows)
+    content = _parquet(rows) if path.suffix == ENDING else _csv(rows)
     write_atomic(path, content)
 
 
@@ -66,10 +63,7 @@ def _csv(rows: Sequence[tuple[object, ...]]) -> bytes:
 
 
 def _parquet(rows: Sequence[tuple[object, ...]]) -> bytes:
-    import pyarrow
-    import pyarrow.parquet
-
     values = [list(column) for column in zip(*rows, strict=True)]
     file = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table(dict(zip(COLUMNS, values, strict=True))), file)
+    write_columns(file, dict(zip(COLUMNS, values, strict=True)))
     return file.getvalue()

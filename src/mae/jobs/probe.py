@@ -27,6 +27,7 @@ from mae.jobs.labelled import Part, labelled, require_classes
 from mae.jobs.progress import Progress
 from mae.model.create import create
 from mae.model.encoder import Encoder
+from mae.train.distributed import Ranks, open_ranks
 
 MOST_PIXEL_VALUES = 1024  # of a picture as a row of raw pixels: 32 x 32 in grey, 18 x 18 in colour
 
@@ -35,8 +36,9 @@ class Method(NamedTuple):
     """A way to classify by features."""
 
     name: str
-    accuracy: Callable[[Array, Labels, Array, Labels], float]
-    """Of training features and classes, test features and classes; 0 to 1."""
+    accuracy: Callable[..., float]
+    """Of training features and classes, test features and classes; 0 to 1. Of several processes
+    each is told as `ranks` with whom it shares the test features."""
 
 
 def choose_method(
@@ -119,6 +121,9 @@ def probe(
 ) -> Probe:
     """Classify test pictures by features that are standardised on the pictures learnt from.
 
+    Several processes that torchrun started share the pictures, then the test features, and come
+    to the figures of one process to the last digit.
+
     Args:
         weights: whatever `load_encoder` takes.
         data: see `labelled`.
@@ -131,19 +136,23 @@ def probe(
     Raises:
         MaeError: for whatever the user must change, in one line.
     """
-    if few.labels is None:
-        refuse_without_effect("all labels", "--labels", seeds=few.runs)
-    with Progress(quiet=quiet) as progress:
+    with open_ranks() as ranks, Progress(quiet=quiet or not ranks.place.is_first) as progress:
+        if few.labels is None:
+            refuse_without_effect("all labels", "--labels", seeds=few.runs)
         train, test, said = labelled(data, seed=seed)
         progress.note(said)
+        if not ranks.place.is_first:
+            few = few._replace(labels_out=None)
         draws = few.draws(*train, seed=seed, say=progress.note)
-        trained = open_for_features(weights, settings, say=progress.note)
+        trained = open_for_features(weights, settings.at(ranks.place), say=progress.note)
         random = create(trained.config, seed=seed).encoder.to(trained.cls_token.device).eval()
         learnt = Part(train.source, np.unique(np.concatenate(draws)))
-        known = _look(learnt, (trained, random), settings, progress, label="training picture")
-        asked = _look(test, (trained, random), settings, progress, label="test picture")
-    names = train.source.class_names
-    found = [_accuracies(method, known.only(ids), asked, names=names) for ids in draws]
+        look = partial(_look, encoders=(trained, random), settings=settings, progress=progress)
+        known = look(learnt, label="training picture", ranks=ranks)
+        asked = look(test, label="test picture", ranks=ranks)
+        names = train.source.class_names
+        accuracies = partial(_accuracies, method, asked=asked, names=names, ranks=ranks)
+        found = [accuracies(known.only(ids)) for ids in draws]
     trained_one, random_one, pixels = (score(each) for each in zip(*found, strict=True))
     return Probe(
         method.name,
@@ -163,11 +172,14 @@ def probe(
     )
 
 
-def _accuracies(method: Method, known: _Seen, asked: _Seen, *, names: Sequence[str]) -> list[float]:
+def _accuracies(
+    method: Method, known: _Seen, *, asked: _Seen, names: Sequence[str], ranks: Ranks
+) -> list[float]:
     """Learn once from every kind of features."""
     require_classes(names, known.labels)
+    shared = {"ranks": ranks} if ranks.place.world_size > 1 else {}
     kinds = map(standardized, known.features, asked.features)
-    return [method.accuracy(x, known.labels, y, asked.labels) for x, y in kinds]
+    return [method.accuracy(x, known.labels, y, asked.labels, **shared) for x, y in kinds]
 
 
 class _Seen(NamedTuple):
@@ -184,23 +196,26 @@ class _Seen(NamedTuple):
 
 def _look(
     part: Part,
+    *,
     encoders: Sequence[Encoder],
     settings: FeatureSettings,
     progress: Progress,
-    *,
     label: str,
+    ranks: Ranks,
 ) -> _Seen:
     pieces, pool = [], settings.pool
     size = _pixels_size(encoders[0])
     for got in labelled_in_batches(
-        encoders[0], *part, batch=settings.batch, progress=progress, label=label
+        encoders[0], *part, batch=settings.batch, progress=progress, label=label, ranks=ranks
     ):
         seen = [encoder_features(encoder, [got.images], pools=[pool])[pool] for encoder in encoders]
         # Scaling is left to the standardisation, which takes it out again.
         pixels = pixel_features([F.adaptive_avg_pool2d(got.images.float(), size)])
         pieces.append((*seen, pixels, got.labels, got.ids))
-    *features, labels, ids = map(np.concatenate, zip(*pieces, strict=True))
-    return _Seen(tuple(features), labels, ids)
+    everyones = [piece for each in ranks.gathered(pieces) for piece in each]
+    *features, labels, ids = map(np.concatenate, zip(*everyones, strict=True))
+    order = ids.argsort()
+    return _Seen(tuple(kind[order] for kind in features), labels[order], ids[order])
 
 
 def _pixels_size(encoder: Encoder) -> tuple[int, int]:

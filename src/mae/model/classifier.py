@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from mae.model.encoder import Encoder
-from mae.model.transformer import NORM_EPS, drop_scales
+from mae.model.transformer import drop_scales
 
 
 class Classifier(nn.Module):
@@ -29,14 +29,14 @@ class Classifier(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        width = encoder.config.width
+        width, eps = encoder.config.width, encoder.config.norm_eps
         self.pool = pool
         self.drop_path = drop_path
         self.encoder = encoder
         if pool == "mean":
             self.encoder.norm = nn.Identity()  # type: ignore[assignment]
         # The identity has no tensors, so the names are the published ones for both.
-        self.fc_norm = nn.LayerNorm(width, eps=NORM_EPS) if pool == "mean" else nn.Identity()
+        self.fc_norm = nn.LayerNorm(width, eps=eps) if pool == "mean" else nn.Identity()
         self.head = nn.Linear(width, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=2e-5)
         nn.init.zeros_(self.head.bias)

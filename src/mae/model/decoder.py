@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mae.config import ModelConfig
 from mae.model.masking import Masking, gather
 from mae.model.positions import resize_positions, sincos_positions
-from mae.model.transformer import NORM_EPS, Block, init_published
+from mae.model.transformer import Block, init_published
 
 
 class Decoder(nn.Module):
@@ -30,10 +30,15 @@ class Decoder(nn.Module):
         self.mask_token = nn.Parameter(torch.empty(1, 1, E))
         self.pos_embed = nn.Parameter(sincos_positions(E, config.grid), requires_grad=False)
         self.blocks = nn.ModuleList(
-            Block(E, num_heads=config.decoder_heads, mlp_ratio=config.mlp_ratio)
+            Block(
+                E,
+                num_heads=config.decoder_heads,
+                mlp_ratio=config.mlp_ratio,
+                norm_eps=config.norm_eps,
+            )
             for _ in range(config.decoder_depth)
         )
-        self.norm = nn.LayerNorm(E, eps=NORM_EPS)
+        self.norm = nn.LayerNorm(E, eps=config.norm_eps)
         self.pred = nn.Linear(E, config.patch_values)
         init_published(self)
         nn.init.normal_(self.mask_token, std=0.02)

@@ -14,7 +14,7 @@ from mae.model.masking import gather
 from mae.model.patches import patch_grid, patchify
 from mae.model.pixels import normalize_pixels, require_finite
 from mae.model.positions import resize_positions, sincos_positions
-from mae.model.transformer import NORM_EPS, Block, init_published
+from mae.model.transformer import Block, init_published
 
 Pool = Literal["mean", "cls", "grid", "tokens"]
 POOL_GRID = 3  # cells along each side of the "grid" pool
@@ -52,10 +52,15 @@ class Encoder(nn.Module):
         self.pos_embed = nn.Parameter(sincos_positions(D, config.grid), requires_grad=False)
         self.patch_embed = PatchEmbed(config.patch_size, channels=config.channels, width=D)
         self.blocks = nn.ModuleList(
-            Block(D, num_heads=config.num_heads, mlp_ratio=config.mlp_ratio)
+            Block(
+                D,
+                num_heads=config.num_heads,
+                mlp_ratio=config.mlp_ratio,
+                norm_eps=config.norm_eps,
+            )
             for _ in range(config.depth)
         )
-        self.norm = nn.LayerNorm(D, eps=NORM_EPS)
+        self.norm = nn.LayerNorm(D, eps=config.norm_eps)
         init_published(self)
         nn.init.normal_(self.cls_token, std=0.02)
 

@@ -9,9 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NORM_EPS = 1e-6  # spec: both encoder and decoder norms, not PyTorch's 1e-5
-
-
 # Up to here a CPU is faster with the products written out than with torch's fused kernel
 # (decision 0008); both give the same numbers up to rounding.
 FEW_TOKENS = 64
@@ -59,11 +56,11 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """A pre-norm transformer block (Dosovitskiy et al. 2021)."""
 
-    def __init__(self, width: int, *, num_heads: int, mlp_ratio: float) -> None:
+    def __init__(self, width: int, *, num_heads: int, mlp_ratio: float, norm_eps: float) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
         self.attn = Attention(width, num_heads=num_heads)
-        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
         self.mlp = Mlp(width, hidden=int(width * mlp_ratio))
 
     def forward(self, tokens: Tensor, *, first: int = 0, scales: Tensor | None = None) -> Tensor:

@@ -75,7 +75,7 @@ def make_run_folder(path: Path) -> RunDir:
     return RunDir(path)
 
 
-def open_run(path: Path, *, record: Mapping[str, Any]) -> OpenedRun:
+def open_run(path: Path, *, record: Mapping[str, Any], finished_too: bool = False) -> OpenedRun:
     """Begin a run, or go on with an unfinished one of the same configuration and data.
 
     The caller holds the lock, so that nobody else begins it meanwhile.
@@ -84,6 +84,7 @@ def open_run(path: Path, *, record: Mapping[str, Any]) -> OpenedRun:
         path: the folder of the run.
         record: what the run is; of its keys `config` (nested fields), `data` (with `fingerprint`
             and `count`) and `finished` are looked at. Fields in `FREE_ON_RESUME` may differ.
+        finished_too: open a finished run as well, with its record left as it is.
 
     Raises:
         ConfigError: for a folder that holds something else, a finished run, another
@@ -95,7 +96,14 @@ def open_run(path: Path, *, record: Mapping[str, Any]) -> OpenedRun:
     asked = json.loads(json.dumps(record))
     stored = read_record(path)
     if stored is not None:
+        if stored.get("finished") and not finished_too:
+            raise ConfigError(
+                f"{path}: this run is finished; to train on from its weights use --init {path} "
+                "with another folder as --out"
+            )
         _require_same_run(path, stored, asked)
+        if stored.get("finished"):
+            return OpenedRun(rundir, stored, resumed=True)
         asked = {**stored, "config": asked["config"]}
     if asked != stored:
         write_json_atomic(rundir.record, asked)
@@ -121,11 +129,6 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 def _require_same_run(path: Path, stored: dict[str, Any], asked: dict[str, Any]) -> None:
-    if stored.get("finished"):
-        raise ConfigError(
-            f"{path}: this run is finished; to train on from its weights use --init {path} with "
-            "another folder as --out"
-        )
     # The data before the configuration, whose pixel statistics may follow from it.
     before, now = stored["data"], asked["data"]
     if before["fingerprint"] != now["fingerprint"]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from mae.config import FinetuneConfig, ModelConfig
 from mae.errors import WeightsError
@@ -17,8 +18,9 @@ from mae.model.encoder import Encoder
 from mae.model.positions import resize_positions
 from mae.train.rundir import differences
 from mae.weights.detect import RawWeights, read_weights
+from mae.weights.fill import fill
 from mae.weights.folder import ClassifierDescription, write_folder
-from mae.weights.load import fill
+from mae.weights.load import left_notes, taken_note
 from mae.weights.shapes import config_of, read_fields
 
 _EXPECTED = "a classifier, with fc_norm (mean of the patches) or the encoder's norm (cls token)"
@@ -74,6 +76,7 @@ def load_classifier(path: str | Path, *, heads: int | None = None) -> LoadedClas
             shape or not finite.
     """
     raw = read_weights(path)
+    raw = raw._replace(tensors=_folded(raw.tensors))
     head = raw.tensors.get("head.weight")
     if head is None or head.ndim != 2:
         raise WeightsError(
@@ -90,17 +93,37 @@ def load_classifier(path: str | Path, *, heads: int | None = None) -> LoadedClas
     return LoadedClassifier(model, names)
 
 
+def _folded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Fold the batch norm of a linear probe into the layer that follows it.
+
+    It has no weights of its own and an eps of 1e-6, in the published code and in OpenMMLab's.
+    """
+    mean, var = (tensors.get(f"head.bn.running_{name}") for name in ("mean", "var"))
+    weight, bias = (tensors.get(f"head.{name}") for name in ("weight", "bias"))
+    if mean is None or var is None or weight is None or bias is None:
+        return tensors
+    if not weight.shape[1:] == mean.shape == var.shape or bias.shape != weight.shape[:1]:
+        return tensors
+    scaled = weight.double() / (var.double() + 1e-6).sqrt()
+    head = {"head.weight": scaled.float(), "head.bias": (bias - scaled @ mean.double()).float()}
+    rest = {name: tensor for name, tensor in tensors.items() if not name.startswith("head.bn.")}
+    return rest | head
+
+
 def _names_and_pool(raw: RawWeights, *, num_classes: int) -> tuple[tuple[str, ...], bool]:
     """Give the names of the classes, and whether the mean of the patches is classified."""
     said = raw.description
-    if not isinstance(said, ClassifierDescription):
-        return tuple(map(str, range(num_classes))), "fc_norm.weight" in raw.tensors
-    if len(said.class_names) != num_classes:
+    if isinstance(said, ClassifierDescription):
+        names, mean = said.class_names, said.pool == "mean"
+    else:
+        numbers = tuple(map(str, range(num_classes)))
+        names, mean = raw.class_names or numbers, "fc_norm.weight" in raw.tensors
+    if len(names) != num_classes:
         raise WeightsError(
             f"{raw.path}: its head has {num_classes} classes, its description names "
-            f"{len(said.class_names)}; restore the folder as it was written"
+            f"{len(names)}; restore the folder as it was written"
         )
-    return said.class_names, said.pool == "mean"
+    return names, mean
 
 
 def initial_classifier(
@@ -113,7 +136,7 @@ def initial_classifier(
         config: its model, as `model_to_tune` gives it, says the size of the pictures.
 
     Returns:
-        The classifier, and a note where positions were resized.
+        The classifier, and notes on what was taken, left, resized or assumed.
 
     Raises:
         WeightsError: for anything missing, left over, of another shape or not finite.
@@ -126,7 +149,8 @@ def initial_classifier(
         )
     if path is None:
         return model, notes
-    raw = _encoder_of(read_weights(path))
+    whole = read_weights(path)
+    raw, notes = _encoder_of(whole), list(whole.notes)
     # Of weights for the mean of the patches, the encoder's norm is left; it may be there or not.
     left = {"encoder.norm.weight", "encoder.norm.bias"} if config.pool == "mean" else set[str]()
     raw = raw._replace(tensors={n: t for n, t in raw.tensors.items() if n not in left})
@@ -138,14 +162,15 @@ def initial_classifier(
         resized = resize_positions(table, grid_from=grid, grid_to=config.model.grid)
         raw.tensors["encoder.pos_embed"] = resized
     fill(model.encoder, raw, prefix="encoder.", expected="an encoder")
-    return model, notes
+    notes.append(taken_note(raw, config.model, taken=("encoder",)))
+    return model, notes + left_notes(whole, taken=("encoder",))
 
 
 def model_to_tune(path: str | Path, config: FinetuneConfig, *, num_classes: int) -> ModelConfig:
     """Give the network to fine-tune: that of the recipe, as far as weights may differ from it.
 
-    Channels and the scaling of pixels are those of the weights, and with `follow_weights`
-    everything is, save the size of the pictures where another is asked for.
+    Channels, the scaling of pixels and the eps of norms are those of the weights, and with
+    `follow_weights` everything is, save the size of the pictures where another is asked for.
 
     Raises:
         WeightsError: if the weights are of another network than the recipe's, or have a head of
@@ -168,7 +193,8 @@ def model_to_tune(path: str | Path, config: FinetuneConfig, *, num_classes: int)
             f"{differences(of_weights, of_run).replace('run has', 'weights have')}; choose the "
             "recipe of its size, or finetune-folder, which takes any"
         )
-    return replace(config.model, channels=stored.channels, pixels=stored.pixels)
+    own = {"channels": stored.channels, "pixels": stored.pixels, "norm_eps": stored.norm_eps}
+    return replace(config.model, **own)  # type: ignore[arg-type]
 
 
 def _encoder_of(raw: RawWeights) -> RawWeights:

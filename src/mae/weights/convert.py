@@ -5,18 +5,31 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
+from mae.config import ModelConfig
 from mae.errors import WeightsError
 from mae.fields import to_dict
 from mae.model.autoencoder import MaskedAutoencoder
+from mae.model.classifier import Classifier
 from mae.model.encoder import Encoder
-from mae.weights import facebook, folder
-from mae.weights.detect import Format, read_weights
-from mae.weights.load import Loaded, open_encoder, open_model
+from mae.weights import facebook, folder, huggingface, timm
+from mae.weights.classifier import load_classifier
+from mae.weights.detect import read_weights
+from mae.weights.folder import ClassifierDescription, Description
+from mae.weights.load import left_notes, open_encoder, open_model
+
+Target = Literal["mae", "facebook", "timm", "huggingface"]
+Model = MaskedAutoencoder | Encoder | Classifier
+
+_ROUNDING = 1e-5  # of the largest value
 
 
 class Converted(NamedTuple):
@@ -25,64 +38,185 @@ class Converted(NamedTuple):
     path: str
     tensors: int
     """All read back equal to the last bit, with an equal configuration."""
+    difference: float
+    """Largest difference of what both models make of the same pictures and mask."""
+    values: int
+    """Values that were compared."""
+    outputs: int
+    """Rows they stand in: tokens, predictions, scores, a loss."""
     notes: list[str]
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Give the lines of a table: what, and its value."""
+        proof = f"{self.difference:g} over {self.values:,} values in {self.outputs:,} rows"
+        return [
+            ("written", self.path),
+            ("equal tensors", str(self.tensors)),
+            ("largest difference", f"{proof}, same pictures and mask"),
+            *(("note", note) for note in self.notes),
+        ]
+
+
+class _Content(NamedTuple):
+    """A model with all that is known of it."""
+
+    model: Model
+    description: Description
+    notes: list[str]
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """By our names."""
+        return folder.tensors_of(self.model)
 
 
 def convert(
     src: str | Path,
     dst: str | Path,
     *,
-    to: Format,
+    to: Target,
     heads: int | None = None,
     decoder_heads: int | None = None,
+    encoder_only: bool = False,
+    allow_missing: Iterable[str] = (),
 ) -> Converted:
-    """Write weights in another layout, read them back, and compare every tensor.
+    """Write weights in another layout, read them back, and compare.
+
+    Every tensor has to be the same, and so has what both make of the same pictures and mask.
 
     Args:
-        src: whatever `load` or `load_encoder` takes.
+        src: whatever `load` or `load_encoder` takes, or a classifier.
         dst: file or folder to make, in a folder that exists.
-        to: "mae", a folder of ours, or "facebook", a published-layout file.
+        to: "mae", a folder of ours; "facebook", a published-layout file; "timm", a file for its
+            vision transformers; "huggingface", a folder for transformers.
         heads: for files that do not hold it and are of no known width.
         decoder_heads: likewise.
+        encoder_only: leave a decoder or a classifier's head.
+        allow_missing: as for `load`.
 
     Raises:
-        WeightsError: if `src` cannot be loaded, `dst` exists or cannot be written, or the two
-            models differ; then nothing is left at `dst`.
+        WeightsError: if `src` cannot be loaded, the layout cannot hold the model, `dst` exists or
+            cannot be written, or the two models differ; then nothing is left at `dst`.
     """
-    path, raw = Path(dst), read_weights(src)
+    path, how = Path(dst), {"heads": heads, "decoder_heads": decoder_heads}
     if not path.parent.is_dir():
         raise WeightsError(f"{path.parent}: no such folder; make it first")
     if path.exists():
         raise WeightsError(f"{path}: exists already; choose another name, or remove it first")
-    model, notes = _open(src, heads=heads, decoder_heads=decoder_heads)
-    facts = raw.description.facts if raw.description else {}
-    temporary = path.with_name(f".tmp-{path.name}-{secrets.token_hex(4)}")
-    try:
-        if to == "mae":
-            folder.save(model, temporary, facts=facts)
-        else:
-            description = folder.Description(model=model.config, facts=dict(facts))
-            tensors = folder.tensors_of(model)
-            facebook.write(temporary, tensors, description=json.dumps(to_dict(description)))
-        if not _same(model, _open(temporary).model):
+    if to == "timm" and path.suffix != ".safetensors":
+        raise WeightsError(f"{path}: expected a name in .safetensors, by which timm knows it")
+    content = _open(src, **how, encoder_only=encoder_only, allow_missing=tuple(allow_missing))
+    refuses = _REFUSES.get(to)
+    if refuses and (why := refuses(content.description, content.tensors)):
+        raise WeightsError(f"{path}: not written: {to} cannot hold this model: {why}")
+    with _appearing(path) as temporary:
+        _WRITE[to](temporary, content)
+        again = _open(temporary)
+        if not _same(content, again):
             raise WeightsError(f"{path}: not written: it reads back as another model")
+        both = list(zip(_outputs(content.model), _outputs(again.model), strict=True))
+        difference = max(float((a - b).abs().max()) for a, b in both)
+        # The tensors are equal, so this is nothing, or at most rounding.
+        if not difference <= _ROUNDING * max(float(a.abs().max()) for a, _ in both):
+            raise WeightsError(f"{path}: not written: read back, it differs by {difference:g}")
+    values = sum(output.numel() for output, _ in both)
+    rows = sum(output.numel() // output.shape[-1] for output, _ in both)
+    notes = content.notes + _unsaid(content.description.model, to=to)
+    return Converted(str(path), len(content.tensors), difference, values, rows, notes)
+
+
+@torch.inference_mode()
+def _outputs(model: Model) -> list[Tensor]:
+    """Run a model on two drawn pictures: tokens; scores; or tokens, predictions and the loss."""
+    config = model.encoder.config if isinstance(model, Classifier) else model.config
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, config.channels, *config.image_size, generator=generator)
+    noise = torch.rand(2, config.num_patches, generator=generator)
+    if isinstance(model, MaskedAutoencoder):
+        loss = model(images, noise=noise).loss.reshape(1)
+        return [model.encoder(images), model.reconstruct(images, noise=noise).pred, loss]
+    return [model(images)]
+
+
+def _open(
+    path: str | Path,
+    *,
+    heads: int | None = None,
+    decoder_heads: int | None = None,
+    encoder_only: bool = False,
+    allow_missing: tuple[str, ...] = (),
+) -> _Content:
+    raw = read_weights(path)
+    facts = dict(raw.description.facts) if raw.description else {}
+    if raw.has_decoder and not encoder_only:
+        model, notes = open_model(
+            path, heads=heads, decoder_heads=decoder_heads, allow_missing=allow_missing
+        )
+        return _Content(model, Description(model=model.config, facts=facts), notes)
+    if "head.weight" in raw.tensors and not encoder_only:
+        classifier, names = load_classifier(path, heads=heads)
+        said = ClassifierDescription(
+            model=classifier.encoder.config, facts=facts, class_names=names, pool=classifier.pool
+        )
+        return _Content(classifier, said, left_notes(raw, taken=("encoder", "fc_norm", "head")))
+    encoder, notes = open_encoder(path, heads=heads, allow_missing=allow_missing)
+    return _Content(encoder, Description(model=encoder.config, facts=facts), notes)
+
+
+@contextmanager
+def _appearing(path: Path) -> Iterator[Path]:
+    """Give a name to write to; it becomes the path if nothing goes wrong, else it is removed."""
+    temporary = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")
+    try:
+        yield temporary
         temporary.rename(path)
     except (OSError, RuntimeError) as error:
         raise WeightsError(f"{path}: cannot be written: {error}") from error
     finally:
         shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
-    return Converted(str(path), len(folder.tensors_of(model)), notes)
 
 
-def _open(
-    path: str | Path, *, heads: int | None = None, decoder_heads: int | None = None
-) -> Loaded[MaskedAutoencoder | Encoder]:
-    if read_weights(path).has_decoder:
-        return open_model(path, heads=heads, decoder_heads=decoder_heads)
-    return open_encoder(path, heads=heads)
-
-
-def _same(a: MaskedAutoencoder | Encoder, b: MaskedAutoencoder | Encoder) -> bool:
-    mine, yours = folder.tensors_of(a), folder.tensors_of(b)
-    same_names = a.config == b.config and mine.keys() == yours.keys()
+def _same(a: _Content, b: _Content) -> bool:
+    mine, yours = a.tensors, b.tensors
+    # What a model has no use for, an encoder for the fields of a decoder, need not be told.
+    fields = _told(a.description, mine), _told(b.description, yours)
+    same_names = fields[0] == fields[1] and mine.keys() == yours.keys()
     return same_names and all(torch.equal(mine[name], yours[name]) for name in mine)
+
+
+def _told(description: Description, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    fields = asdict(description.model)
+    if not any(name.startswith("decoder.") for name in tensors):
+        targets = {"mask_ratio", "normalize_target", "target_eps"}
+        fields = {n: v for n, v in fields.items() if "decoder" not in n and n not in targets}
+    if isinstance(description, ClassifierDescription):
+        fields |= {"class_names": description.class_names, "pool": description.pool}
+    return fields
+
+
+def _unsaid(model: ModelConfig, *, to: Target) -> list[str]:
+    """Say what other readers of a layout are not told by it; our own are, by a description."""
+    if to in ("mae", "huggingface"):
+        return []
+    pixels = model.pixels
+    return [
+        f"{to} does not say how pixels are scaled: divide by {pixels.full_range:g}, subtract "
+        f"{list(pixels.mean)}, divide by {list(pixels.std)}"
+    ]
+
+
+def _said(content: _Content) -> str:
+    return json.dumps(to_dict(content.description))
+
+
+_REFUSES: Mapping[str, Callable[[Description, Mapping[str, Tensor]], str | None]] = {
+    "facebook": facebook.refuses,
+    "timm": timm.refuses,
+    "huggingface": huggingface.refuses,
+}
+_WRITE: Mapping[str, Callable[[Path, _Content], object]] = {
+    "mae": lambda path, c: folder.write_folder(path, c.description, c.tensors),
+    "facebook": lambda path, c: facebook.write(path, c.tensors, said=_said(c)),
+    "timm": lambda path, c: timm.write(path, c.tensors, said=_said(c)),
+    "huggingface": lambda path, c: huggingface.write(path, c.tensors, description=c.description),
+}

@@ -1,7 +1,7 @@
 """From a path to tensors by our names: which file it stands for, whose names they are.
 
-A new format is one file beside `facebook.py` (a name table and reshape rules, nothing else), a
-branch in `read_weights` and, to write it, one in `convert.py`.
+A new format is one file beside `lightly.py` (a table of names, what else its files tell) and its
+entry in `LAYOUTS`; to write it, also one in `convert.py`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mae.config import ModelConfig
@@ -18,8 +19,8 @@ from mae.errors import WeightsError
 from mae.fields import from_dict
 from mae.train.checkpoint import latest_checkpoint
 from mae.train.rundir import RunDir, read_record
-from mae.weights import facebook
-from mae.weights.files import read_tensors
+from mae.weights import facebook, folder, huggingface, lightly, openmmlab
+from mae.weights.files import TensorFile, read_tensors
 from mae.weights.folder import (
     CONFIG,
     TENSORS,
@@ -27,8 +28,17 @@ from mae.weights.folder import (
     Description,
     parse_description,
 )
+from mae.weights.layout import Format as Format
+from mae.weights.layout import Layout, find_spelling, fuse_qkv
+from mae.weights.sharded import INDEXES, is_index, read_sharded
 
-Format = Literal["mae", "facebook"]
+LAYOUTS: tuple[Layout, ...] = (
+    folder.LAYOUT,
+    facebook.LAYOUT,
+    huggingface.LAYOUT,
+    openmmlab.LAYOUT,
+    lightly.LAYOUT,
+)
 
 
 class RawWeights(NamedTuple):
@@ -40,11 +50,15 @@ class RawWeights(NamedTuple):
     tensors: dict[str, Tensor]
     """By our names; may be views of the file."""
     description: Description | None
-    """What the file or its neighbour says of the model."""
+    """What the file or its neighbour says of the model, in our own words."""
     known: Mapping[str, Any]
     """Fields of the model that are told without a description."""
     spell: Callable[[str], str]
     """From one of our names to the file's own."""
+    notes: tuple[str, ...] = ()
+    """What had to be assumed."""
+    class_names: tuple[str, ...] = ()
+    """Of a classifier, where the file names them without a description."""
 
     @property
     def has_decoder(self) -> bool:
@@ -53,44 +67,91 @@ class RawWeights(NamedTuple):
 
 
 def read_weights(path: str | Path) -> RawWeights:
-    """Read what a path stands for: a folder of ours, a run, a checkpoint or a file.
+    """Read what a path stands for: a folder, a run, a checkpoint or a file.
 
     Raises:
         WeightsError: for a path that holds no weights, or weights that cannot be read or named.
     """
-    file = _find(Path(path))
-    tensors, beside = read_tensors(file)
-    if any(name.startswith("encoder.") for name in tensors):
-        return RawWeights(file, "mae", tensors, _neighbour(file), {}, spell=str)
-    if facebook.recognises(tensors):
-        ours = {facebook.to_ours(name): tensor for name, tensor in tensors.items()}
-        said = parse_description(str(beside["mae"]), where=str(file)) if "mae" in beside else None
-        known = facebook.training_facts(beside)
-        return RawWeights(file, "facebook", ours, said, known, spell=facebook.to_theirs)
-    raise WeightsError(
-        f"{file}: holds {len(tensors)} tensors of unknown names {sorted(tensors)[:5]}, expected "
-        "published PyTorch names (blocks.0. ...) or ours (encoder.blocks.0. ...)"
-    )
+    file = find_file(Path(path))
+    tensors, beside = read_file(file)
+    return name_tensors(file, tensors, beside)
 
 
-def _find(path: Path) -> Path:
-    """Find the file that holds the tensors of a path.
+def read_file(file: Path) -> TensorFile:
+    """Read the tensors of a file, or of all files of an index, by their own names.
 
-    1. the file itself; 2. a folder of ours, or a checkpoint; 3. the weights of a finished run;
-    4. the newest checkpoint of an unfinished one.
+    Raises:
+        WeightsError: if they cannot be read.
     """
-    if path.is_file():
+    return read_sharded(file) if is_index(file) else read_tensors(file)
+
+
+def name_tensors(
+    file: Path, tensors: Mapping[str, Tensor], beside: Mapping[Any, Any]
+) -> RawWeights:
+    """Recognise whose names the tensors of a file have, and give them ours.
+
+    Args:
+        file: what they were read from, whose neighbours are looked at.
+        tensors: by the file's own names; perhaps without values, on the meta device.
+        beside: what else the file holds.
+
+    Raises:
+        WeightsError: for unknown names, or neighbours that cannot be read.
+    """
+    spelling = find_spelling(tensors, LAYOUTS)
+    if spelling is None:
+        raise WeightsError(
+            f"{file}: holds {len(tensors)} tensors of unknown names {sorted(tensors)[:5]}, "
+            f"expected those of {', '.join(layout.name for layout in LAYOUTS)}"
+        )
+    ours = {name: tensors[theirs] for theirs, name in spelling.to_ours(tensors).items()}
+    ours = fuse_qkv(ours, spell=spelling.to_theirs, where=str(file))
+    layout, spell = spelling.layout, spelling.to_theirs
+    if layout is folder.LAYOUT:
+        return RawWeights(file, layout.name, ours, _neighbour(file), {}, spell)
+    beside = {**beside, **_metadata(file)}
+    text = beside.get("mae")
+    # Anything but text is not ours, and may be nested deeper than can be shown.
+    said = parse_description(text, where=str(file)) if isinstance(text, str) else None
+    if said is not None:
+        return RawWeights(file, layout.name, ours, said, {}, spell)
+    facts = layout.facts(beside, file)
+    return RawWeights(file, layout.name, ours, None, facts.fields, spell, facts.notes,
+                      facts.class_names)  # fmt: skip
+
+
+def find_file(path: Path) -> Path:
+    """Find the file that holds the tensors of a path, or their index.
+
+    1. the file itself; 2. a folder of ours or of transformers, or a checkpoint; 3. the weights of
+    a finished run; 4. the newest checkpoint of an unfinished one.
+
+    Raises:
+        WeightsError: for a path that holds no weights.
+    """
+    if path.exists() and not path.is_dir():
         return path
     if not path.is_dir():
         raise WeightsError(f"{path.absolute()}: no such file or folder")
     run = RunDir(path)
-    for folder in (path, run.weights, latest_checkpoint(run.checkpoints)):
-        if folder is not None and (folder / TENSORS).is_file():
-            return folder / TENSORS
-    held = ", ".join(sorted(p.name for p in path.iterdir())[:5])
+    for held in (path, run.weights, latest_checkpoint(run.checkpoints)):
+        for name in (TENSORS, INDEXES[0], "pytorch_model.bin", INDEXES[1]):
+            if held is not None and (held / name).is_file():
+                return held / name
+    names = ", ".join(sorted(p.name for p in path.iterdir())[:5])
     raise WeightsError(
-        f"{path}: holds {held or 'nothing'}; expected {TENSORS}, or a run with a checkpoint"
+        f"{path}: holds {names or 'nothing'}; expected {TENSORS}, or a run with a checkpoint"
     )
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    """Read what a safetensors file says of itself; other files say nothing here."""
+    try:
+        with safe_open(file, "pt") as opened:
+            return dict(opened.metadata() or {})
+    except (SafetensorError, OSError):
+        return {}
 
 
 def _neighbour(file: Path) -> Description | None:

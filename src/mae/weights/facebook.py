@@ -1,6 +1,7 @@
 """The published PyTorch layout: encoder names bare, decoder names with `decoder_`.
 
-timm's ViT files have the same names for the encoder. `head.*` and `fc_norm.*` are a classifier's.
+timm's ViT files have the same names for the encoder. `head.*` and `fc_norm.*` are a classifier's;
+of a linear probe, `head` is a batch norm and a layer.
 
 Source: spec 5.2, [FB] models_mae.py and util/misc.py (names only; no code is taken from there).
 """
@@ -14,61 +15,69 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# ours: theirs. Everything else of ours begins with "encoder." and of theirs with nothing.
-_NAMES = {
-    "decoder.embed": "decoder_embed",
+from mae.weights.folder import Description
+from mae.weights.layout import PARTS, Facts, Layout, Table, spelled
+
+ENCODER = {
+    "encoder.cls_token": "cls_token",
+    "encoder.pos_embed": "pos_embed",
+    "encoder.patch_embed.proj": "patch_embed.proj",
+    "encoder.norm": "norm",
+}
+DECODER = {
     "decoder.mask_token": "mask_token",
     "decoder.pos_embed": "decoder_pos_embed",
-    "decoder.blocks": "decoder_blocks",
+    "decoder.embed": "decoder_embed",
     "decoder.norm": "decoder_norm",
     "decoder.pred": "decoder_pred",
-    "fc_norm": "fc_norm",
-    "head": "head",
 }
-_OURS = {theirs: ours for ours, theirs in _NAMES.items()}
+BLOCKS = {"encoder.blocks": "blocks", "decoder.blocks": "decoder_blocks"}
+SAME_PARTS = {part: part for part in PARTS}
+_PROBE = {f"head.bn.{name}": f"head.0.{name}" for name in
+          ("running_mean", "running_var", "num_batches_tracked")}  # fmt: skip
+
+TABLE = Table(ENCODER | DECODER | {"fc_norm": "fc_norm", "head": "head"}, BLOCKS, SAME_PARTS)
+_PROBED = Table(ENCODER | _PROBE | {"head": "head.1"}, BLOCKS, SAME_PARTS)
 
 
-def recognises(names: Collection[str]) -> bool:
-    """Tell whether most likely these are names of this layout, complete or not."""
-    return any(name.startswith(("patch_embed.", "blocks.0.")) for name in names)
-
-
-def to_ours(name: str) -> str:
+def to_ours(name: str) -> str | None:
     """Rename a tensor of the published layout: blocks.0.norm1.bias, mask_token ..."""
-    group, dot, rest = name.partition(".")
-    return _OURS[group] + dot + rest if group in _OURS else f"encoder.{name}"
+    return TABLE.inverse().translate(name)
 
 
 def to_theirs(name: str) -> str:
     """Rename one of our tensors: encoder.blocks.0.norm1.bias, decoder.mask_token ..."""
-    for ours, theirs in _NAMES.items():
-        if name == ours or name.startswith(f"{ours}."):
-            return theirs + name.removeprefix(ours)
-    return name.removeprefix("encoder.")
+    return TABLE.translate(name) or name
 
 
-def training_facts(beside: Mapping[str, Any]) -> dict[str, object]:
-    """Read, from what lies beside the model, the fields of `ModelConfig` that tensors do not tell.
-
-    Args:
-        beside: `args` of the published training script, a Namespace, where there is one.
-    """
+def _facts(beside: Mapping[str, Any], _file: Path) -> Facts:
+    """Read the `args` of the published training script, a Namespace, where there is one."""
     found = getattr(beside.get("args"), "__dict__", {})
     normalize, ratio = found.get("norm_pix_loss"), found.get("mask_ratio")
-    facts: dict[str, object] = {}
+    fields: dict[str, object] = {}
     if isinstance(normalize, bool):
-        facts["normalize_target"] = normalize
+        fields["normalize_target"] = normalize
     if isinstance(ratio, float) and 0 < ratio < 1:
-        facts["mask_ratio"] = ratio
-    return facts
+        fields["mask_ratio"] = ratio
+    return Facts(fields)
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], *, description: str) -> None:
+LAYOUT = Layout("facebook", (TABLE, _PROBED), _facts)
+
+
+def refuses(description: Description, _names: Collection[str]) -> str | None:
+    """Say why a model cannot be held, if it cannot."""
+    if description.model.norm_eps != 1e-6:
+        return f"its norms add 1e-6, those of this model {description.model.norm_eps:g}"
+    return None
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], *, said: str) -> None:
     """Write a `.pth` that the published code and timm load, with our description beside.
 
     Args:
         path: file to write.
         tensors: by our names.
-        description: the JSON of `folder.Description`, so that reading it back need not guess.
+        said: the JSON of `folder.Description`, so that reading it back need not guess.
     """
-    torch.save({"model": {to_theirs(n): t for n, t in tensors.items()}, "mae": description}, path)
+    torch.save({"model": spelled(TABLE, tensors), "mae": said}, path)

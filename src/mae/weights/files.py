@@ -1,17 +1,19 @@
 """Tensors out of files that nobody vouches for: nothing in them is executed.
 
-A file is recognised by its content. A pickle may name tensors, plain containers and
-`argparse.Namespace` (the published training checkpoints hold one); any other name is refused.
+A file is recognised by its content. A pickle may name tensors and plain containers, and a
+published training checkpoint `argparse.Namespace` for its arguments; any other name is refused.
 """
 
 from __future__ import annotations
 
 import pickle
 import re
+import struct
 import warnings
 import zipfile
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,16 +21,29 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
 from mae.errors import WeightsError
+from mae.weights.suspect import Kind, check_archive, check_header, kind_of, names_in, printable
 
 # What the readers of untrusted files raise for those cut short, changed or made up.
 _BROKEN = (
-    pickle.UnpicklingError, SafetensorError, zipfile.BadZipFile, EOFError, RuntimeError,
-    ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError,
-    MemoryError,
+    pickle.UnpicklingError, SafetensorError, zipfile.BadZipFile, struct.error, EOFError,
+    RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError,
+    ArithmeticError, MemoryError,
 )  # fmt: skip
+
+_NAMESPACE = "argparse.Namespace"
+# What PyTorch takes by itself, parts of tensors and plain containers, and files do name.
+_PLAIN = re.compile(
+    r"torch\._utils\._rebuild_\w+|torch\.(\w*Storage|storage\.\w+|Size|device|nn\.parameter\.\w+)"
+    r"|torch\.(bool|u?int\d+|b?float\w+|complex\d+|per_(tensor|channel)_\w+)"
+    r"|torch\._tensor\._rebuild_from_type_v2"
+    r"|collections\.(OrderedDict|Counter)|(builtins|__builtin__)\.(bytearray|set|complex)"
+    r"|_codecs\.encode"
+)
+# Numbers that PyTorch can look at one by one.
+_NUMBERS = re.compile(r"torch\.(bool|u?int(8|16|32|64)|b?float(8_\w+|16|32|64)|complex\d+)")
 
 
 class TensorFile(NamedTuple):
@@ -47,23 +62,21 @@ def read_tensors(path: Path) -> TensorFile:
         WeightsError: for a file that is neither, is damaged, or wants anything executed.
     """
     try:
-        with path.open("rb") as file:
-            head = file.read(9)
-        # Asked first, since the length that precedes the header may look like a pickle's mark.
-        if head[8:] == b"{":
+        kind = kind_of(path)
+        if kind == "safetensors":
+            check_header(path)
             found = TensorFile(load_file(path), {})
-        elif head[:1] in (b"P", b"\x80"):
-            found = _read_pickle(path)
         else:
-            raise WeightsError(f"{path}: is not weights; expected safetensors or a PyTorch file")
+            found = _read_pickle(path, kind)
     except WeightsError:
         raise
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror or error}") from error
     except _BROKEN as error:
-        why = str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0][:120]
+        why = str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
         raise WeightsError(
-            f"{path}: is cut short or damaged ({why or type(error).__name__}); get it again"
+            f"{path}: is cut short or damaged ({printable(why) or type(error).__name__}); "
+            "get it again"
         ) from error
     _require_values(path, found.tensors)
     return found
@@ -77,40 +90,76 @@ def is_finite(tensor: Tensor) -> bool:
     return not tensor.numel() or all(bool(bound.isfinite()) for bound in tensor.float().aminmax())
 
 
-def _read_pickle(path: Path) -> TensorFile:
-    zipped = zipfile.is_zipfile(path)
-    content = None
-    with safe_globals([Namespace]), warnings.catch_warnings():
-        # Advice to whoever wrote the file, before the error that says it all.
-        warnings.simplefilter("ignore")
-        strange = get_unsafe_globals_in_checkpoint(path) if zipped else []
-        try:
-            if not strange:
-                content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-        except pickle.UnpicklingError as error:
-            # Older files cannot be listed beforehand; the reader stops at the first such name.
-            strange = re.findall(r"\bGLOBAL (\S+)", str(error))
-            if not strange:
-                raise
-    if strange:
-        raise WeightsError(
-            f"{path}: would run {', '.join(sorted(strange)[:5])} when opened, expected tensors "
-            "and argparse.Namespace only; do not open it elsewhere unless you trust its maker"
-        )
+def _read_pickle(path: Path, kind: Kind) -> TensorFile:
+    if kind == "zip":
+        check_archive(path)
+    try:
+        content = _load(path, kind, allowed=[])
+    except pickle.UnpicklingError as error:
+        strange = {name for name in names_in(path, kind) if not _PLAIN.fullmatch(name)}
+        if not strange:
+            raise
+        if strange != {_NAMESPACE}:
+            raise WeightsError(
+                f"{path}: would run {', '.join(sorted(strange - {_NAMESPACE})[:5])} when opened, "
+                "expected tensors and plain values only; do not open it elsewhere unless you "
+                "trust its maker"
+            ) from error
+        content = _load(path, kind, allowed=[Namespace])
+        if not isinstance(content, Mapping) or type(content.get("args")) is not Namespace:
+            raise WeightsError(
+                f"{path}: holds an {_NAMESPACE}, which is taken only as the args of a training "
+                "checkpoint"
+            ) from error
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path}: holds a {type(content).__name__}, expected named tensors")
-    if isinstance(content.get("model"), Mapping):
-        return TensorFile(dict(content["model"]), {k: content[k] for k in content if k != "model"})
+    for name in ("model", "state_dict"):
+        if isinstance(content.get(name), Mapping):
+            return TensorFile(dict(content[name]), {k: content[k] for k in content if k != name})
     return TensorFile(dict(content), {})
+
+
+def _load(path: Path, kind: Kind, *, allowed: Sequence[type]) -> object:
+    # By a name that ends in this, PyTorch takes any file for safetensors, and an open one never.
+    named = path.suffix == ".safetensors"
+    with _only(allowed), warnings.catch_warnings(), path.open("rb") as file:
+        # Advice to whoever wrote the file, before the error that says it all.
+        warnings.simplefilter("ignore")
+        return torch.load(
+            file if named else path,
+            map_location="cpu",
+            weights_only=True,
+            mmap=kind == "zip" and not named,
+        )
+
+
+@contextmanager
+def _only(allowed: Sequence[type]) -> Iterator[None]:
+    """Let pickles name these classes; what else this process trusts, it trusts in other files."""
+    others = get_safe_globals()
+    clear_safe_globals()
+    add_safe_globals([*allowed])
+    try:
+        yield
+    finally:
+        # What was imported meanwhile may have said what it trusts.
+        others += [trusted for trusted in get_safe_globals() if trusted not in allowed]
+        clear_safe_globals()
+        add_safe_globals(others)
 
 
 def _require_values(path: Path, tensors: Mapping[Any, object]) -> None:
     size = 0
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise WeightsError(f"{path}: {name!r} is {type(tensor).__name__}, expected a tensor")
+            said = printable(repr(name) if isinstance(name, (str, int)) else type(name).__name__)
+            raise WeightsError(f"{path}: {said} is {type(tensor).__name__}, expected a tensor")
+        if len(name) > 200 or not name.isprintable():
+            raise WeightsError(f"{path}: a tensor is called {printable(name)}, expected a name")
         if tensor.layout is not torch.strided or tensor.device.type != "cpu":
             raise WeightsError(f"{path}: {name} is {tensor.layout} on {tensor.device}, not values")
+        if not _NUMBERS.fullmatch(str(tensor.dtype)):
+            raise WeightsError(f"{path}: {name} is of {tensor.dtype}, expected plain numbers")
         size += tensor.nbytes
     # One stored number can be declared as a tensor of any size.
     if size > path.stat().st_size:

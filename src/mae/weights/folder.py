@@ -20,11 +20,20 @@ from mae.config import ModelConfig
 from mae.errors import WeightsError
 from mae.fields import from_dict, to_dict
 from mae.model.autoencoder import MaskedAutoencoder
+from mae.model.classifier import Classifier
 from mae.model.encoder import Encoder
 from mae.sizes import size_name
 from mae.train.rundir import write_atomic, write_json_atomic
+from mae.weights.layout import PARTS, Layout, Table
 
 CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"
+
+_PLAIN = ("encoder.cls_token", "encoder.pos_embed", "encoder.patch_embed.proj", "encoder.norm",
+          "decoder.mask_token", "decoder.pos_embed", "decoder.embed", "decoder.norm",
+          "decoder.pred", "fc_norm", "head")  # fmt: skip
+_BLOCKS = ("encoder.blocks", "decoder.blocks")
+
+LAYOUT = Layout("mae", (Table(*({name: name for name in n} for n in (_PLAIN, _BLOCKS, PARTS))),))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,13 +71,13 @@ def parse_description(text: str | bytes, *, where: str) -> Description:
         of_classifier = isinstance(values, dict) and "class_names" in values
         kind = ClassifierDescription if of_classifier else Description
         return from_dict(kind, values, where=where)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WeightsError(
             f"{where}: does not describe weights as this version of mae-vision does: {error}"
         ) from error
 
 
-def tensors_of(model: MaskedAutoencoder | Encoder) -> dict[str, Tensor]:
+def tensors_of(model: MaskedAutoencoder | Encoder | Classifier) -> dict[str, Tensor]:
     """Give the tensors of a model by their full names, on the CPU."""
     prefix = "encoder." if isinstance(model, Encoder) else ""
     return {prefix + name: t.cpu().contiguous() for name, t in model.state_dict().items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
@@ -18,15 +19,19 @@ from mae.model.positions import resize_positions
 from mae.sizes import size_name
 from mae.train.rundir import differences
 from mae.weights.detect import RawWeights, read_weights
-from mae.weights.files import is_finite
+from mae.weights.fill import fill
 from mae.weights.shapes import config_of, read_fields
 
 # Fields of a model that a new run may change although it starts from weights.
 _FREE = {"image_size", "mask_ratio", "normalize_target", "target_eps", "pixels"}
 
-_AUTOENCODER = (
-    "a masked autoencoder (not one fine-tuned with fc_norm in place of the encoder's norm)"
-)
+# Groups of tensors that may be left, and why.
+_LEFT = {
+    "decoder": "only reconstruction needs it",
+    "head": "it is a classifier's",
+    "fc_norm": "it is a classifier's",
+    "unused": "no part of a masked autoencoder",
+}
 
 ModelT = TypeVar("ModelT", bound=nn.Module, covariant=True)
 
@@ -39,35 +44,48 @@ class Loaded(NamedTuple, Generic[ModelT]):
 
 
 def load(
-    path: str | Path, *, heads: int | None = None, decoder_heads: int | None = None
+    path: str | Path,
+    *,
+    heads: int | None = None,
+    decoder_heads: int | None = None,
+    allow_missing: Iterable[str] = (),
 ) -> MaskedAutoencoder:
-    """Load encoder and decoder; what had to be assumed goes to stderr.
+    """Load encoder and decoder; what was taken, left and assumed goes to stderr.
 
     Args:
-        path: folder of ours, run, checkpoint, or a published-layout file.
+        path: folder of ours or of transformers, run, checkpoint, or a file of any known layout.
         heads: for files that do not hold it and are of no known width.
         decoder_heads: likewise.
+        allow_missing: patterns of names, the file's or ours (`decoder.norm.*`); what is missing
+            and matches one starts fresh, and is named.
 
     Raises:
-        WeightsError: for anything missing, left over, of another shape or not finite.
+        WeightsError: for anything else missing, left over, of another shape or not finite.
     """
-    return _said(open_model(path, heads=heads, decoder_heads=decoder_heads))
+    own = {"heads": heads, "decoder_heads": decoder_heads}
+    return _said(open_model(path, **own, allow_missing=allow_missing))
 
 
-def load_encoder(path: str | Path, *, heads: int | None = None) -> Encoder:
+def load_encoder(
+    path: str | Path, *, heads: int | None = None, allow_missing: Iterable[str] = ()
+) -> Encoder:
     """Load the encoder alone; what was taken and what was left goes to stderr.
 
     Arguments and errors are those of `load`; a decoder or a classifier's head is left.
     """
-    return _said(open_encoder(path, heads=heads))
+    return _said(open_encoder(path, heads=heads, allow_missing=allow_missing))
 
 
 def open_model(
-    path: str | Path, *, heads: int | None = None, decoder_heads: int | None = None
+    path: str | Path,
+    *,
+    heads: int | None = None,
+    decoder_heads: int | None = None,
+    allow_missing: Iterable[str] = (),
 ) -> Loaded[MaskedAutoencoder]:
-    """Load encoder and decoder; the notes say what had to be assumed."""
-    raw = read_weights(path)
-    if not raw.has_decoder:
+    """Load encoder and decoder; the notes say what was taken, left and assumed."""
+    raw, allowed = read_weights(path), tuple(allow_missing)
+    if not raw.has_decoder and not allowed:
         raise WeightsError(
             f"decoder: not in this file, {raw.path}; features are possible (load_encoder), "
             "reconstruction is not"
@@ -75,26 +93,49 @@ def open_model(
     config, notes = config_of(raw, heads=heads, decoder_heads=decoder_heads)
     with torch.device("meta"):
         model = MaskedAutoencoder(config)
-    fill(model, raw)
-    return Loaded(model, notes)
+    if allowed:
+        model = create(config)
+    fresh = fill(model, raw, allow_missing=allowed)
+    taken = ("encoder", "decoder")
+    notes.append(taken_note(raw, config, taken=taken))
+    return Loaded(model, notes + left_notes(raw, taken=taken) + fresh)
 
 
-def open_encoder(path: str | Path, *, heads: int | None = None) -> Loaded[Encoder]:
+def open_encoder(
+    path: str | Path, *, heads: int | None = None, allow_missing: Iterable[str] = ()
+) -> Loaded[Encoder]:
     """Load the encoder alone; the notes say what was taken, left and assumed."""
-    raw = read_weights(path)
+    raw, allowed = read_weights(path), tuple(allow_missing)
     own = {name: tensor for name, tensor in raw.tensors.items() if name.startswith("encoder.")}
     # By itself, so that what a decoder leaves open is not asked for.
     config, notes = config_of(raw._replace(tensors=own), heads=heads)
     with torch.device("meta"):
         encoder = Encoder(config)
-    fill(encoder, raw, prefix="encoder.")
+    if allowed:
+        encoder = create(config).encoder
+    fresh = fill(encoder, raw, prefix="encoder.", allow_missing=allowed)
+    notes.append(taken_note(raw, config, taken=("encoder",)))
+    if not raw.has_decoder:
+        fresh.append("decoder: not in this file; reconstruction is not possible, features are")
+    return Loaded(encoder, notes + left_notes(raw, taken=("encoder",)) + fresh)
+
+
+def taken_note(raw: RawWeights, config: ModelConfig, *, taken: Sequence[str]) -> str:
+    """Say which groups of tensors were taken, and of what network."""
+    groups = [name.partition(".")[0] for name in raw.tensors]
+    held = [group for group in taken if group in groups]
+    number = sum(group in held for group in groups)
     name = size_name(width=config.width, depth=config.depth, patch_size=config.patch_size)
-    notes.append(f"{raw.path}: took the encoder, {name}, {len(own)} tensors")
-    left = raw.tensors.keys() - own.keys()
-    if left:
-        groups = ", ".join(sorted({name.partition(".")[0] for name in left}))
-        notes.append(f"{raw.path}: left {groups}, {len(left)} tensors")
-    return Loaded(encoder, notes)
+    return f"{raw.path}: took the {' and '.join(held)}, {name}, {number} tensors"
+
+
+def left_notes(raw: RawWeights, *, taken: Collection[str]) -> list[str]:
+    """Say, group by group, what was left and why nobody misses it."""
+    groups = [name.partition(".")[0] for name in raw.tensors]
+    left = sorted(set(groups) - set(taken))
+    return [
+        f"{raw.path}: left {group}, {groups.count(group)} tensors: {_LEFT[group]}" for group in left
+    ]
 
 
 def initial_model(
@@ -121,7 +162,7 @@ def initial_model(
             "run the model of the weights"
         )
     H, W = stored["image_size"]
-    grid, notes = (H // config.patch_size, W // config.patch_size), []
+    grid, notes = (H // config.patch_size, W // config.patch_size), list(raw.notes)
     if grid != config.grid:
         notes.append(f"positions: resized from {grid} to {config.grid} patches")
         for name in raw.tensors.keys() & {"encoder.pos_embed", "decoder.pos_embed"}:
@@ -129,52 +170,16 @@ def initial_model(
             raw.tensors[name] = resize_positions(table, grid_from=grid, grid_to=config.grid)
     model = create(config, seed=seed)
     fill(model.encoder, raw, prefix="encoder.")
+    taken = ("encoder", "decoder")
+    notes.append(taken_note(raw, config, taken=taken))
     if raw.has_decoder:
         fill(model.decoder, raw, prefix="decoder.")
     else:
         notes.append(f"decoder: not in {raw.path}, starts fresh")
-    return Loaded(model, notes)
+    return Loaded(model, notes + left_notes(raw, taken=taken))
 
 
 def _said(loaded: Loaded[ModelT]) -> ModelT:
     for note in loaded.notes:
         print(note, file=sys.stderr)
     return loaded.model
-
-
-def fill(
-    module: nn.Module, raw: RawWeights, *, prefix: str = "", expected: str = _AUTOENCODER
-) -> None:
-    """Give a module copies of the tensors whose names begin with the prefix, as float32.
-
-    Args:
-        module: perhaps on the meta device.
-        raw: all of its tensors with the prefix are taken.
-        prefix: of our names.
-        expected: what the file is asked to be, for the message.
-
-    Raises:
-        WeightsError: unless they are those of the module, name by name.
-    """
-    found = {name: tensor for name, tensor in raw.tensors.items() if name.startswith(prefix)}
-    wanted = {prefix + name: tensor.shape for name, tensor in module.state_dict().items()}
-    both = [name for name in wanted if name in found]
-    problems = {
-        "missing": [raw.spell(name) for name in wanted if name not in found],
-        "unexpected": [raw.spell(name) for name in found if name not in wanted],
-        "of another shape": [
-            f"{raw.spell(name)} {list(found[name].shape)}, expected {list(wanted[name])}"
-            for name in both
-            if found[name].shape != wanted[name]
-        ],
-        "not finite numbers": [raw.spell(name) for name in both if not is_finite(found[name])],
-    }
-    said = [f"{len(n)} {what} ({'; '.join(n[:5])})" for what, n in problems.items() if n]
-    if said:
-        raise WeightsError(f"{raw.path}: {', '.join(said)}; is it whole, and of {expected}?")
-    copies = {
-        name.removeprefix(prefix): tensor.detach().to(torch.float32, copy=True).contiguous()
-        for name, tensor in found.items()
-    }
-    # Assigned, not copied into: a model on the meta device costs neither memory nor draws.
-    module.load_state_dict(copies, assign=True)

@@ -1,0 +1,1 @@
+"""What pre-training is worth, measured: `make results` fills docs/results.md."""

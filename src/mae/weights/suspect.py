@@ -1,0 +1,166 @@
+"""What a file is and claims to be, told from its bytes before any reader believes it."""
+
+from __future__ import annotations
+
+import json
+import pickletools
+import stat
+import zipfile
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Literal
+
+from mae.errors import WeightsError
+
+Kind = Literal["safetensors", "zip", "pickle"]
+"""A safetensors file, and the two that PyTorch writes: an archive, and before 1.6 plain pickles."""
+
+_EXPECTED = "expected safetensors or a PyTorch file"
+# What is saved in the place of weights, by how it begins, spaces and case aside.
+_OTHERS = {
+    (b"version https://git-lfs",): "it is a Git LFS pointer; fetch the file itself (git lfs pull)",
+    (b"<!doctype", b"<html", b"<head", b"<?xml"): "it looks like a web page; download it again",
+    (b"{", b"["): "it looks like JSON; name the file with the tensors, or the folder of both",
+    (b"\x1f\x8b", b"bzh", b"\xfd7zxz", b"7z\xbc\xaf"): "it is compressed; unpack it first",
+}
+
+
+def kind_of(path: Path) -> Kind:
+    """Tell what a file is, by its content and never by its name.
+
+    Raises:
+        WeightsError: for what is no file, or a file of another kind, with what it looks like.
+        OSError: if it cannot be read.
+    """
+    # Before it is opened: opening a pipe would wait for somebody to write to it.
+    if not stat.S_ISREG(path.stat().st_mode):
+        what = "a folder" if path.is_dir() else "a pipe or device"
+        raise WeightsError(f"{path}: is {what}, {_EXPECTED}")
+    with path.open("rb") as file:
+        head = file.read(512)
+    # Asked first, since the length that precedes the header may look like a pickle's mark.
+    if head[8:9] == b"{":
+        return "safetensors"
+    if head.startswith(b"PK\x03\x04"):
+        return "zip"
+    if head.startswith(b"\x80"):
+        return "pickle"
+    if not head:
+        raise WeightsError(f"{path}: is empty, {_EXPECTED}; get it again")
+    raise WeightsError(f"{path}: is not weights, {_looks_like(head)}; {_EXPECTED}")
+
+
+def _looks_like(head: bytes) -> str:
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    for marks, what in _OTHERS.items():
+        if start.startswith(marks):
+            return what
+    if head[257:262] == b"ustar":
+        return "it is a tar archive; unpack it, or save it again with PyTorch 1.6 or newer"
+    if all(byte >= 32 or byte in b"\t\n\r" for byte in head):
+        return f"it looks like text ({printable(head[:40].decode('utf-8', 'replace'))})"
+    return f"it begins with {head[:8].hex(' ')}"
+
+
+def check_archive(path: Path) -> None:
+    """Refuse an archive that PyTorch did not write, or that would unpack to more than it holds.
+
+    PyTorch stores everything as it is, so that nothing needs to be unpacked to see a bomb.
+
+    Raises:
+        WeightsError: for such an archive.
+        zipfile.BadZipFile: for one that is cut short or damaged.
+    """
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    with path.open("rb") as file:
+        file.seek(-22, 2)
+        # Behind other bytes, one reader may find another directory than the next.
+        if file.read(4) != b"PK\x05\x06":
+            raise WeightsError(f"{path}: has bytes behind the end of its archive; get it again")
+    packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
+    if packed:
+        raise WeightsError(
+            f"{path}: holds {len(packed)} compressed entries ({printable(packed[0])}), which "
+            "PyTorch never writes; not opened, since they may unpack to any size"
+        )
+    claimed, size = sum(entry.file_size for entry in entries), path.stat().st_size
+    if claimed > size:
+        raise WeightsError(
+            f"{path}: claims to unpack to {claimed:,} bytes, but has {size:,}; not opened"
+        )
+    records = {entry.filename.partition("/")[2]: entry for entry in entries}
+    if "constants.pkl" in records:
+        raise WeightsError(f"{path}: is a TorchScript program, {_EXPECTED}; save its state_dict")
+    if "data.pkl" not in records:
+        raise WeightsError(f"{path}: is a zip archive without data.pkl, {_EXPECTED}; unpack it")
+    # PyTorch leaves its checksum aside; shapes and strides with a flipped bit may still fit.
+    with zipfile.ZipFile(path) as archive:
+        archive.read(records["data.pkl"])
+
+
+def check_header(path: Path) -> None:
+    """Refuse a safetensors header that cannot be true or names a tensor twice.
+
+    Offsets and shapes are left to the reader of the format, which checks every one.
+
+    Raises:
+        WeightsError: for such a header.
+        ValueError: for one that is not JSON.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > size - 8:
+            raise WeightsError(
+                f"{path}: is cut short or damaged (a header of {length:,} bytes in a file of "
+                f"{size:,}); get it again"
+            )
+        header = file.read(length)
+
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            raise WeightsError(f"{path}: names a tensor twice in its header; get it again")
+        return values
+
+    json.loads(header, object_pairs_hook=unique)
+
+
+def names_in(path: Path, kind: Kind) -> set[str]:
+    """List the Python names that the pickles of a file ask for, without looking any of them up.
+
+    Args:
+        path: PyTorch file, perhaps damaged: then the names before the damage.
+        kind: an archive that `check_archive` lets pass, or pickles.
+    """
+    names = set[str]()
+    with suppress(ValueError, EOFError, LookupError):
+        if kind == "zip":
+            with zipfile.ZipFile(path) as archive:
+                record = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
+                with archive.open(record) as file:
+                    names.update(_names(file))
+        else:
+            with path.open("rb") as file:
+                # Mark, version, machine, content; what follows are numbers.
+                for _ in range(4):
+                    names.update(_names(file))
+    return names
+
+
+def _names(file: IO[bytes]) -> Iterable[str]:
+    texts: list[str] = []
+    for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name in ("GLOBAL", "INST"):
+            yield printable(str(argument).replace(" ", "."))
+        elif opcode.name == "STACK_GLOBAL":
+            yield printable(".".join(texts[-2:]))
+        elif isinstance(argument, str):
+            texts.append(argument)
+
+
+def printable(text: str) -> str:
+    """Give text that is safe to show: no line ends, nothing a terminal would obey."""
+    return "".join(char if char.isprintable() else "?" for char in text)[:120]

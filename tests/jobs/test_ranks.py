@@ -1,0 +1,293 @@
+"""One job as several processes: each picture counts once, and one alone speaks."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mae.cli import main
+from mae.errors import ConfigError
+from mae.evaluate.knn import knn_accuracy
+from mae.jobs.features import FeatureSettings
+from mae.model.classifier import Classifier
+from mae.model.create import create
+from mae.train.distributed import Place, open_ranks, this_place
+from mae.weights.classifier import save_classifier
+from tests.jobs.conftest import TINY, write_classes
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+"""As torchrun has it: the number of threads may change a last bit."""
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give 17 pictures of three classes, and one that is broken."""
+    root = write_classes(tmp_path_factory.mktemp("pictures") / "d", "a", "b", "c", count=6)
+    (root / "b" / "5.png").write_bytes(b"nothing")
+    return root
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = Classifier(create(TINY).encoder, num_classes=3)
+    torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(0))
+    return save_classifier(model, tmp_path_factory.mktemp("made") / "w", class_names=list("abc"))
+
+
+def torchrun(count: int, *words: str) -> subprocess.CompletedProcess[str]:
+    """Start the command as several processes; --standalone takes a port that is free."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    mae = Path(sys.executable).with_name("mae")
+    many = [f"--nproc-per-node={count}", "--no-python", str(mae)]
+    return subprocess.run(
+        [*launcher, *many, *words],
+        capture_output=True, text=True, env=ENVIRONMENT, timeout=250, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def alone(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
+    """Run the command as this one process, on one thread as the others; give what it prints."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def run(*words: str) -> str:
+        assert main(words) == 0
+        return capsys.readouterr().out
+
+    yield run
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 3])
+def test_several_processes_evaluate_as_one_does_to_the_last_digit(
+    count: int, classifier: Path, pictures: Path, tmp_path: Path, alone: Callable[..., str]
+) -> None:
+    words = ["evaluate", str(classifier), f"--data={pictures}", "--batch=4", "--json"]
+    words += ["--predictions", str(tmp_path / "p.csv")]
+    whole = alone(*words)
+    table = (tmp_path / "p.csv").read_bytes()
+    (tmp_path / "p.csv").unlink()
+
+    shared = torchrun(count, *words)
+
+    assert shared.returncode == 0, shared.stderr
+    assert shared.stdout == whole and json.loads(shared.stdout)["pictures"] == 17
+    assert (tmp_path / "p.csv").read_bytes() == table
+    assert shared.stderr.count("1 unreadable, left out: b/5.png") == 1
+    assert f"picture in 1 of {count} processes" in shared.stderr
+
+
+@pytest.mark.slow
+def test_several_processes_find_the_neighbours_that_one_finds(
+    weights: Path, pictures: Path, tmp_path: Path, alone: Callable[..., str]
+) -> None:
+    words = ["probe", "knn", str(weights), f"--data={pictures}", "--batch=4", "--k=3"]
+    words += ["--labels=3/class", "--seeds=2", f"--labels-out={tmp_path / 'few.csv'}", "--json"]
+    whole = alone(*words)
+
+    shared = torchrun(2, *words)
+
+    assert shared.returncode == 0, shared.stderr
+    assert shared.stdout == whole
+    with (tmp_path / "few.csv").open(newline="") as file:
+        assert len(list(csv.reader(file))) == 1 + 2 * 9
+
+
+@pytest.mark.slow
+def test_a_mistake_is_said_once_and_ends_all(classifier: Path, tmp_path: Path) -> None:
+    write_classes(tmp_path / "d", "a", "x", count=2)
+
+    shared = torchrun(2, "evaluate", str(classifier), f"--data={tmp_path / 'd'}")
+
+    ours = [line for line in shared.stderr.splitlines() if line.startswith("mae: ")]
+    assert len(ours) == 1 and "1 of 2 classes are unknown to the classifier: x" in ours[0]
+    assert shared.returncode != 0 and shared.stdout == ""
+    assert "exitcode  : 2 " in shared.stderr.partition("Root Cause")[2]
+    assert "mae/jobs/evaluate.py" not in shared.stderr  # of a traceback
+
+
+def test_what_takes_one_process_refuses_several(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    several(monkeypatch, rank=0)
+
+    for words in ("pretrain --data d", "finetune --data d", "embed w --data d --out f.npy", "demo",
+                  "probe linear w --data d", "probe partial w --data d", "report r"):  # fmt: skip
+        assert main(words.split()) == 2
+        verb = " ".join(words.split()[: 1 + words.startswith("probe")])
+        assert capsys.readouterr().err == (
+            f"mae: ranks: {verb} takes one process, got 3; start it without torchrun (evaluate and "
+            "probe knn take any number)\n"
+        )
+
+
+def test_other_processes_leave_a_mistake_to_the_first(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    several(monkeypatch, rank=1)
+    monkeypatch.setattr("mae.cli._FIRST_SPEAKS_S", 0)
+
+    assert main(["demo"]) == 2
+
+    said = capsys.readouterr()
+    assert said.out == said.err == ""
+
+
+def several(monkeypatch: pytest.MonkeyPatch, *, rank: int) -> None:
+    """Let this process be one of three."""
+    said = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 3, "MASTER_ADDR": "a", "MASTER_PORT": 1}
+    for name, value in said.items():
+        monkeypatch.setenv(name, str(value))
+
+
+@pytest.mark.parametrize(("name", "text"), [("RANK", ""), ("LOCAL_RANK", "x"), ("MASTER_ADDR", "")])
+def test_half_an_environment_is_one_line(
+    name: str, text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    several(monkeypatch, rank=1)
+    monkeypatch.setenv(name, text)
+
+    assert main(["demo"]) == 2
+
+    line = capsys.readouterr().err
+    assert line.startswith(f"mae: ranks: WORLD_SIZE is '3', but got {name}={text}, expected what")
+
+
+def test_one_process_needs_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "1")
+
+    assert this_place() == (0, 1, 0)
+    with open_ranks() as ranks:
+        assert ranks.gathered("mine") == ["mine"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 23])
+def test_shares_are_every_item_once(count: int) -> None:
+    shares = [Place(rank, count).share(range(17)) for rank in range(count)]
+
+    assert sorted(item for share in shares for item in share) == list(range(17))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+class Gathering:
+    """Stands in for the processes of a job, one after the other."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.given: list[int] = []
+
+    def gathered(self, mine: int) -> list[int]:
+        self.given.append(mine)
+        return [mine]
+
+
+@pytest.mark.parametrize("count", [2, 3, 9])
+def test_shares_of_the_test_rows_add_up_to_the_accuracy(count: int) -> None:
+    rng = np.random.default_rng(0)
+    train_x, test_x = (rng.normal(size=(n, 5)).astype(np.float32) for n in (31, 7))
+    train_y, test_y = rng.integers(0, 3, 31), rng.integers(0, 3, 7)
+    parts = [Gathering(Place(rank, count)) for rank in range(count)]
+
+    for part in parts:
+        knn_accuracy(train_x, train_y, test_x, test_y, k=3, ranks=part)  # type: ignore[arg-type]
+
+    right = sum(part.given[0] for part in parts)
+    assert right / 7 == knn_accuracy(train_x, train_y, test_x, test_y, k=3)
+
+
+def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    monkeypatch.setattr("mae.jobs.features.choose_device", lambda name: gpu)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    auto = FeatureSettings()
+
+    assert auto.at(Place(5, 6, 1)).device == "cuda:1"
+    assert auto.at(Place()) == auto
+    with pytest.raises(ConfigError, match="process 3 on a machine of 2 GPUs, expected one each"):
+        auto.at(Place(5, 6, 2))
+
+
+# Without torchrun, which ends the others as soon as one has failed: here they have to notice.
+MEETING = """
+import os, signal, sys
+from mae.errors import DataError
+from mae.train.distributed import open_ranks
+with open_ranks(timeout_s=float(sys.argv[2])) as ranks:
+    place = ranks.place
+    sizes = [len(each) for each in ranks.gathered("x" * place.rank)]
+    if place.rank == 1 and sys.argv[1] == "mistakes":
+        raise DataError("of the second")
+    if place.rank == 1 and sys.argv[1] != "well":
+        os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+    print(sizes, ranks.gathered(place.rank), flush=True)
+    import torch.distributed.nn.functional
+threads = {open(f"/proc/self/task/{each}/comm").read() for each in os.listdir("/proc/self/task")}
+assert not any("gloo" in name for name in threads), threads
+"""
+
+
+def met(what: str, *, count: int, timeout_s: int) -> list[subprocess.Popen[str]]:
+    """Start the processes of a meeting, in which the second does something."""
+    from socket import socket
+
+    with socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    said = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", MEETING, what, str(timeout_s)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=ENVIRONMENT | {n: str(v) for n, v in {**said, "RANK": r, "LOCAL_RANK": r}.items()},
+        )
+        for r in range(count)
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_what_each_found_reaches_all_in_their_order() -> None:
+    said = [each.communicate(timeout=60) for each in met("well", count=3, timeout_s=60)]
+
+    assert said == [("[0, 1, 2] [0, 1, 2]\n", "")] * 3
+
+
+@pytest.mark.slow
+def test_a_mistake_of_one_is_raised_in_all() -> None:
+    said = [p.communicate(timeout=60) for p in met("mistakes", count=3, timeout_s=60)]
+
+    assert all(err.endswith("mae.errors.DataError: of the second\n") for _, err in said)
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_others_at_once() -> None:
+    first, second = met("SIGKILL", count=2, timeout_s=60)
+
+    _, err = first.communicate(timeout=50)
+    second.communicate()
+
+    assert second.returncode == -signal.SIGKILL and first.returncode == 1
+    assert "RankError: ranks: another process of this job ended or did not answer" in err
+
+
+@pytest.mark.slow
+def test_a_frozen_process_ends_the_others_after_the_timeout() -> None:
+    first, second = met("SIGSTOP", count=2, timeout_s=10)
+
+    _, err = first.communicate(timeout=60)
+    second.kill()
+    second.communicate()
+
+    assert first.returncode == 1
+    assert "RankError: ranks: another process of this job ended or did not answer" in err
