@@ -153,6 +153,8 @@ def test_verbs_and_options_are_pinned() -> None:
         "recipes show": "NAME json traceback",
         "recipes diff": "A B json traceback",
         "recipes paper": "json traceback",
+        "data pack": "DATA DST short-side quality raw quiet json traceback",
+        "data verify": "PACK quiet json traceback",
         "weights inspect": "WEIGHTS json traceback",
         "weights convert": "WEIGHTS DST to heads decoder-heads encoder-only "
         "allow-missing json traceback",

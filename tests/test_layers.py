@@ -14,6 +14,7 @@ SRC = Path(__file__).parent.parent / "src" / "mae"
 # Lower numbers know nothing of higher ones; equal numbers do not know each other.
 LAYERS = {
     "errors": 0,
+    "durable": 1,
     "fields": 1,
     "config": 2,
     "sizes": 3,

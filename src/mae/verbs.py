@@ -356,6 +356,33 @@ def weights_push(folder: Path, repo: str, *, public: bool = False) -> Shown:
     return Shown({"url": url}, [("pushed", url)])
 
 
+def data_pack(
+    data: str,
+    dst: Path,
+    *,
+    short_side: int | None = None,
+    quality: int | None = None,
+    raw: int | None = None,
+    quiet: bool = False,
+) -> Shown:
+    """Pack pictures into shards that are read at random; goes on where it was stopped.
+
+    A finished pack takes in pictures of other names. The files stay as they are, byte for byte,
+    unless --short-side or --raw says otherwise.
+    """
+    from mae.jobs import pack as job
+
+    form = job.asked_form(short_side=short_side, quality=quality, raw=raw)
+    return _shown(job.pack(data, dst, form=form, quiet=quiet))
+
+
+def data_verify(pack: Path, *, quiet: bool = False) -> Shown:
+    """Read a pack whole, compare every digest, and name the damaged pictures."""
+    from mae.jobs.verify import verify
+
+    return _shown(verify(pack, quiet=quiet))
+
+
 def doctor() -> Shown:
     """Say whether this machine is ready: torch, device, decoders, disk."""
     from mae.jobs import doctor as job
@@ -391,6 +418,8 @@ GROUPS: dict[str, tuple[Callable[..., Shown], ...]] = {
         recipes_show,
         recipes_diff,
         recipes_paper,
+        data_pack,
+        data_verify,
         weights_inspect,
         weights_convert,
         weights_diff,

@@ -1,4 +1,4 @@
-"""Lists of labelled pictures: a .csv of path,label."""
+"""Lists of pictures: a .csv of path,label, or of paths alone."""
 
 from __future__ import annotations
 
@@ -8,34 +8,50 @@ from pathlib import Path
 from mae.data.source import FolderSource
 from mae.errors import DataError
 
+_HEADINGS = (["path", "label"], ["path"])
 
-def read_labels(path: Path) -> FolderSource:
+
+def read_list(path: Path) -> FolderSource:
     """Open the pictures that a list names, in its order.
 
     Args:
-        path: UTF-8 text of a picture and its label a line, by the rules of CSV; paths are relative
-            to the folder of the list. A first line "path,label" is a heading.
+        path: UTF-8 text of a picture a line, by the rules of CSV, in all lines or none with its
+            label; paths are relative to the folder of the list. A first line "path,label" or
+            "path" is a heading.
 
     Raises:
-        DataError: if it cannot be read, a line has not two cells, a picture is missing, or there
-            are not two classes at least.
+        DataError: if it cannot be read, names nothing, a picture is missing, or a line has other
+            cells than the others.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.reader(file))
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"data: {path}: cannot be read: {error}; check the file") from error
-    if rows and rows[0] == ["path", "label"]:
+    if rows and rows[0] in _HEADINGS:
         rows[0] = []
+    named = [row for row in rows if row]
+    if not named:
+        raise DataError(f"data: {path} has no pictures; expected path,label or a path a line")
+    cells = 1 if all(len(row) == 1 for row in named) else 2
     for number, row in enumerate(rows, start=1):
-        if row and (len(row) != 2 or not all(row)):
+        if row and (len(row) != cells or not all(row)):
             raise DataError(f"data: {path}, line {number}: got {row}, expected path,label")
         if row and not (path.parent / row[0]).is_file():
             raise DataError(f"data: {path}, line {number}: there is no {path.parent / row[0]}")
-    named = [row for row in rows if row]
-    classes = sorted({label for _, label in named})
-    if len(classes) < 2:
-        one = f"one class alone, {classes[0]}" if classes else "no pictures"
+    files = [row[0] for row in named]
+    classes = [row[1] for row in named] if cells == 2 else None
+    return FolderSource(path.parent, files=files, classes=classes)
+
+
+def read_labels(path: Path) -> FolderSource:
+    """Open a list whose pictures are of at least two classes.
+
+    Raises:
+        DataError: as `read_list`, and if there are not.
+    """
+    source = read_list(path)
+    if len(source.class_names) < 2:
+        one = f"one class alone, {source.class_names[0]}" if source.class_names else "no labels"
         raise DataError(f"data: {path} has {one}; expected at least two classes")
-    files, labels = zip(*named, strict=True)
-    return FolderSource(path.parent, files=files, classes=labels)
+    return source

@@ -76,14 +76,10 @@ class FolderSource:
         self.class_names: tuple[str, ...] = ()
         self.labels: NDArray[np.int64] | None = None
         self._listed = classes is not None
-        tops = [name.partition("/")[0] for name in self._files if "/" in name]
-        tops = tops if classes is None else list(classes)
-        names = sorted(set(tops), key=os.fsencode)
-        known = files is None or self._listed
-        if known and len(tops) == len(self._files) and len(names) >= 2:
-            self.class_names = tuple(map(printable, names))
-            numbers = {name: number for number, name in enumerate(names)}
-            self.labels = np.array([numbers[top] for top in tops], dtype=np.int64)
+        if classes is not None:
+            self.class_names, self.labels = numbered(classes)
+        elif files is None:
+            self.class_names, self.labels = folder_classes(self._files)
 
     @classmethod
     def of_files(cls, paths: Sequence[str | Path]) -> FolderSource:
@@ -202,6 +198,42 @@ class ArraySource:
         if self.labels is not None:
             digest.update(self.labels.data)
         return digest.hexdigest()
+
+
+class ArrayFileSource(ArraySource):
+    """Pictures of equal size in a .npy file, mapped; travels to another process as its path."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Map a file of N H W or N H W C.
+
+        Raises:
+            DataError: if it is none.
+        """
+        self._path = os.path.expanduser(path)
+        try:
+            array = np.load(self._path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            reason = _reason(error) if isinstance(error, OSError) else str(error)
+            raise DataError(f"data: {path} cannot be read: {reason}; check the file") from error
+        super().__init__(np.asarray(array))
+
+    def __reduce__(self) -> tuple[type[ArrayFileSource], tuple[str]]:
+        return ArrayFileSource, (self._path,)
+
+
+def folder_classes(paths: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int64] | None]:
+    """Give names and numbers of classes where every path lies in one of at least two folders."""
+    tops = [path.partition("/")[0] for path in paths if "/" in path]
+    if len(tops) < len(paths) or len(set(tops)) < 2:
+        return (), None
+    return numbered(tops)
+
+
+def numbered(classes: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Give the names of classes, sorted bytewise, and the number of each one given."""
+    names = sorted(set(classes), key=os.fsencode)
+    numbers = {name: number for number, name in enumerate(names)}
+    return tuple(map(printable, names)), np.array([numbers[name] for name in classes], np.int64)
 
 
 def _find_pictures(root: str) -> list[str]:

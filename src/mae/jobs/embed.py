@@ -109,9 +109,13 @@ class _Pictures:
 
 
 def _source_of(pictures: Data | Picture | Sequence[Picture]) -> Source:
-    is_path = isinstance(pictures, str | Path)
-    if isinstance(pictures, Image.Image) or (is_path and Path(pictures).is_file()):  # type: ignore[arg-type]
-        pictures = [pictures]  # type: ignore[list-item]
+    if isinstance(pictures, str | Path):
+        path = Path(pictures)
+        # A .npy by itself is one picture here, as each of several is.
+        one = path.is_file() and path.suffix.lower() not in (".csv", ".tar")
+        pictures = [pictures] if one else pictures
+    if isinstance(pictures, Image.Image):
+        pictures = [pictures]
     if not isinstance(pictures, list | tuple):
         return open_source(pictures)  # type: ignore[arg-type]
     if all(isinstance(picture, str | Path) for picture in pictures):

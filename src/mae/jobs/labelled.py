@@ -17,7 +17,7 @@ from mae.errors import DataError
 from mae.evaluate.features import Labels
 from mae.evaluate.few import Ids
 from mae.evaluate.split import held_out
-from mae.jobs.inputs import BUILT_IN
+from mae.jobs.inputs import BUILT_IN, open_source
 
 TEST_SHARE = 0.2
 TEST_FOLDERS = ("val", "validation", "test")
@@ -50,7 +50,8 @@ def labelled(data: str | Path, *, seed: int) -> Labelled:
         data: "fashion-mnist" (built in); or a folder with train/ and val/, validation/ or test/,
             each of one folder per class; or a folder of one folder per class, of which a fifth
             of each class is held out; or a .csv of path,label, or a folder with train.csv, with
-            val.csv, validation.csv or test.csv beside it.
+            val.csv, validation.csv or test.csv beside it. A pack, or tar files with labels, may
+            stand for each folder of one folder per class.
         seed: key of what is held out.
 
     Raises:
@@ -100,15 +101,17 @@ def _whole(source: Source) -> Part:
     return Part(source, np.arange(len(source)))
 
 
-def class_folders(root: Path) -> FolderSource:
-    """Open a folder of one folder per class.
+def class_folders(root: Path) -> Source:
+    """Open a folder of one folder per class, or a pack or tar files that have classes.
 
     Raises:
         DataError: if there are no classes, one alone or an empty one.
     """
-    source = FolderSource(root)
-    folders = sorted(e.name for e in os.scandir(root) if e.is_dir() and e.name[0] != ".")
-    if source.labels is None:
+    source = open_source(root)
+    folders: list[str] = []
+    if isinstance(source, FolderSource):
+        folders = sorted(e.name for e in os.scandir(root) if e.is_dir() and e.name[0] != ".")
+    if source.labels is None or len(source.class_names) < 2:
         one = f"one class alone, {folders[0]}" if len(folders) == 1 else "no classes"
         raise DataError(
             f"data: {root} has {one}; expected every picture in one of at least two folders, "

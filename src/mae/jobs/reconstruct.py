@@ -17,6 +17,7 @@ from mae.data.source import FolderSource
 from mae.errors import ConfigError, DataError
 from mae.evaluate.reconstruction import HiddenPsnr, hidden_psnr
 from mae.jobs.features import prepared_in_batches
+from mae.jobs.inputs import open_source
 from mae.jobs.progress import Progress
 from mae.jobs.setup import choose_device
 from mae.model.autoencoder import MaskedAutoencoder
@@ -116,7 +117,7 @@ def _read(
     bad: dict[str, str] = {}
     for path in pictures:
         folder = Path(path).is_dir()
-        source = FolderSource(path) if folder else FolderSource.of_files([path])
+        source = open_source(path) if folder else FolderSource.of_files([path])
         for read in prepared_in_batches(
             model.encoder, source, evenly(range(len(source)), count), batch=count
         ):

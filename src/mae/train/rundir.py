@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -14,6 +13,10 @@ from pathlib import Path
 from platform import python_version
 from typing import Any, NamedTuple
 
+from mae.durable import fsync_folder as fsync_folder
+from mae.durable import write_atomic as write_atomic
+from mae.durable import write_durably as write_durably
+from mae.durable import write_json_atomic as write_json_atomic
 from mae.errors import ConfigError
 
 FREE_ON_RESUME = frozenset(
@@ -168,50 +171,6 @@ def differences(run: Mapping[str, object], asked: Mapping[str, object]) -> str:
 def _some(items: list[str]) -> str:
     more = len(items) - _MAX_NAMED
     return "; ".join(items[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-def write_json_atomic(path: Path, value: object) -> None:
-    """Write a JSON file by `write_atomic`."""
-    write_atomic(path, (json.dumps(value, indent=1) + "\n").encode())
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file that readers, and whoever comes after a crash, see whole or not at all.
-
-    Its folder is made, and its mode is what the umask gives.
-
-    Raises:
-        ConfigError: if the disk is full or the folder cannot be written to.
-    """
-    temporary = path.with_name(f".tmp-{path.name}-{secrets.token_hex(4)}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(temporary, content)
-        temporary.replace(path)
-        fsync_folder(path.parent)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise ConfigError(
-            f"{path}: cannot be written: {error.strerror}; make room, or choose another place"
-        ) from error
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Write a file whose content is on the disk when this returns; its name need not be."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def fsync_folder(path: Path) -> None:
-    """Make the names in a folder durable: a rename survives a power cut only after this."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def sweep_litter(folder: Path) -> None:

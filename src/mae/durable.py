@@ -1,0 +1,69 @@
+"""Files that are whole or absent: on the disk first, under their name by one rename after."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from mae.errors import ConfigError
+
+
+@contextmanager
+def appearing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that readers, and whoever comes after a crash, see whole or not at all.
+
+    It appears when the block ends, or never: of a block that raises, nothing is left. Its folder
+    is made, and its mode is what the umask gives.
+
+    Raises:
+        ConfigError: if the disk is full or the folder cannot be written to.
+    """
+    temporary = path.with_name(f".tmp-{path.name}-{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        fsync_folder(path.parent)
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be written: {error.strerror}; make room, or choose another place"
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file by `appearing`."""
+    with appearing(path) as file:
+        file.write(content)
+
+
+def write_json_atomic(path: Path, value: object) -> None:
+    """Write a JSON file by `appearing`."""
+    write_atomic(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file whose content is on the disk when this returns; its name need not be."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def fsync_folder(path: Path) -> None:
+    """Make the names in a folder durable: a rename survives a power cut only after this."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
