@@ -32,7 +32,7 @@ def resolve(
     config: PretrainConfig, source: Source, *, say: Callable[[str], None]
 ) -> tuple[PretrainConfig, PixelKind]:
     """Settle what follows from the pictures: channels, type, scaling, and a batch that fits."""
-    kind = survey(source)
+    kind = survey(source, channels=config.channels)
     if config.channels is not None and config.channels != kind.channels:
         # Grey pictures can be asked for as colour, and the other way round; other counts cannot.
         if {config.channels, kind.channels} != {1, 3}:
