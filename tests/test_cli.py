@@ -148,6 +148,7 @@ def test_verbs_and_options_are_pinned() -> None:
         "traceback",
         "reconstruct": "WEIGHTS PICTURES out mask-ratio seed device quiet json traceback",
         "embed": "WEIGHTS data out pool batch device quiet json traceback",
+        "data inspect": "FOLDER limit out quarantine quiet json traceback",
         "report": "RUNS json traceback",
         "recipes list": "json traceback",
         "recipes show": "NAME json traceback",

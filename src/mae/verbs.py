@@ -249,6 +249,25 @@ def report(*runs: Path) -> Shown:
     return Shown({"report": page}, [("report", page)])
 
 
+def data_inspect(
+    folder: str,
+    *,
+    limit: int | None = None,
+    out: Path | None = None,
+    quarantine: Path | None = None,
+    quiet: bool = False,
+) -> Shown:
+    """Say what is in a folder of pictures, what is broken, and what pre-training would do with it.
+
+    OUT is an .html of everything, or a .png contact sheet.
+    """
+    from mae.jobs import inspect_data as job
+
+    ask = partial(job.inspect_data, limit=limit, out=out, quarantine=quarantine, quiet=quiet)
+    result = ask(folder)
+    return Shown(result.values(), result.rows())
+
+
 def recipes_list() -> Shown:
     """List the recipes: what they are, and what was published of them."""
     recipes, rows = recipe_rows(), list[tuple[str, ...]]()
@@ -332,6 +351,7 @@ GROUPS: dict[str, tuple[Callable[..., Shown], ...]] = {
     "train": (demo, pretrain, finetune),
     "use": (probe, evaluate, reconstruct, embed),
     "inspect": (
+        data_inspect,
         report,
         recipes_list,
         recipes_show,

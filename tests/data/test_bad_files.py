@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mae.data.batch import BatchPlan, prepared, training_batch
 from mae.config import AugmentConfig
+from mae.data.batch import BatchPlan, prepared, training_batch
 from mae.data.decode import BadPicture, PixelKind, decode
 from mae.data.source import FolderSource
 from tests.bad_pictures import BAD, ODD, write_bad, write_good

@@ -15,11 +15,11 @@ import tifffile
 from PIL import Image
 
 import mae
+from mae.config import FinetuneConfig
 from mae.errors import TrainingError
 from mae.jobs.finetune import finetune
 from mae.jobs.pretrain import pretrain
 from mae.recipes import find_config
-from mae.config import FinetuneConfig
 from tests.bad_pictures import write_bad, write_good
 from tests.jobs.kill_storm import CONFIG, end_state
 from tests.pictures import photo, uint16
