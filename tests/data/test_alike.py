@@ -45,10 +45,16 @@ def test_looks_of_any_type_and_channels_are_taken() -> None:
     deep = look_of(pixels.astype(np.uint16) * 257)
     five = look_of(np.concatenate([pixels, pixels[..., :2]], axis=2).astype(np.float32))
 
-    assert len(five) == len(deep) == 16
+    assert len(five) == len(deep) == 43
     assert alike([deep, look_of(pixels)]) == [[0, 1]]
 
 
+def test_the_same_shape_in_other_colours_is_another_picture() -> None:
+    pixels = np.asarray(image(60, 90))
+
+    assert alike([look_of(pixels), look_of(np.roll(pixels, 1, axis=2) // 2)]) == []
+
+
 def test_few_pictures_look_like_nothing() -> None:
-    assert alike([]) == [] and alike([bytes(16)]) == []
-    assert alike([bytes(16)] * 300) == [list(range(300))]
+    assert alike([]) == [] and alike([bytes(43)]) == []
+    assert alike([bytes(43)] * 300) == [list(range(300))]

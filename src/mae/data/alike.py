@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from mae.data.augment import resized_crop
 
 MOST_APART = 7
-"""Bits in which the looks of two pictures that look alike may differ, of 128."""
+"""Bits of brightness in which two pictures that look alike may differ, of 128."""
 
-_EDGE = 9  # pixels of a picture seen from afar
+_GRID = 3  # cells along each side, of three pixels of a picture seen from afar
+_COLOUR = 20  # of 255, at most between the cells of two pictures that look alike
 _MARGIN = 0.03  # of its range; smaller steps are as likely noise, and count as none
+_BYTES = 16  # of a look that are bits of brightness
 _BANDS = 8  # of 16 bits: pictures at most 7 bits apart agree in one of them
 _MOST_COMPARED = 64  # pictures after each that agree in a band; a bound on the work
 
@@ -30,15 +32,24 @@ def digest_of(data: bytes | NDArray[Any]) -> bytes:
 
 
 def look_of(pixels: NDArray[Any]) -> bytes:
-    """Give 128 bits, H W C to 16 bytes, that another size or compression hardly changes.
+    """Give 43 bytes of H W C pixels that another size or compression hardly changes.
 
-    Of a picture reduced to 9 x 9 they say where brightness rises to the right, and where downwards.
+    Of a picture reduced to 9 x 9, 128 bits say where brightness rises to the right, and where
+    downwards; 27 bytes are the first three channels of a 3 x 3 grid.
     """
-    H, W, _ = pixels.shape
-    small = resized_crop(pixels, (0, 0, H, W), size=(_EDGE, _EDGE)).mean(axis=2, dtype=np.float64)
-    margin = _MARGIN * np.ptp(small)
-    rises = np.stack([np.diff(small[:-1], axis=1), np.diff(small[:, :-1], axis=0)]) > margin
-    return np.packbits(rises).tobytes()
+    H, W, C = pixels.shape
+    edge = 3 * _GRID
+    small = resized_crop(pixels, (0, 0, H, W), size=(edge, edge)).astype(np.float64)
+    grey = small.mean(axis=2)
+    margin = _MARGIN * np.ptp(grey)
+    rises = np.stack([np.diff(grey[:-1], axis=1), np.diff(grey[:, :-1], axis=0)]) > margin
+    cells = small.reshape(_GRID, 3, _GRID, 3, C).mean(axis=(1, 3))
+    if pixels.dtype.kind == "u":
+        cells *= 255 / np.iinfo(pixels.dtype).max
+    else:  # of floats only the range of the picture itself is known
+        cells = (cells - small.min()) * (255 / max(float(np.ptp(small)), 1e-12))
+    colours = cells[..., [0, 0, 0] if C < 3 else [0, 1, 2]].round().astype(np.uint8)
+    return np.packbits(rises).tobytes() + colours.tobytes()
 
 
 def same(digests: Sequence[bytes]) -> list[list[int]]:
@@ -54,11 +65,15 @@ def alike(looks: Sequence[bytes]) -> list[list[int]]:
 
     Two looks are compared only if they agree in one of eight bands of 16 bits, which all do that
     differ in so few; a chain of pictures each like the next is one group.
+
+    Args:
+        looks: by `look_of`.
     """
     if len(looks) < 2:
         return []
-    words = np.frombuffer(b"".join(looks), dtype=np.uint64).reshape(-1, 2)
-    bands = words.view(np.uint16)  # n 8
+    table = np.frombuffer(b"".join(looks), dtype=np.uint8).reshape(len(looks), -1)
+    bits, colours = table[:, :_BYTES], table[:, _BYTES:].astype(np.int16)
+    bands = np.ascontiguousarray(bits).view(np.uint16)  # n 8
     parent = list(range(len(looks)))
 
     def root(place: int) -> int:
@@ -68,7 +83,7 @@ def alike(looks: Sequence[bytes]) -> list[list[int]]:
         return place
 
     for band in range(_BANDS):
-        for first, second in _close_pairs(words, bands[:, band]):
+        for first, second in _close_pairs(bits, colours, bands[:, band]):
             a, b = sorted((root(first), root(second)))
             parent[b] = a
     groups: dict[int, list[int]] = {}
@@ -77,8 +92,10 @@ def alike(looks: Sequence[bytes]) -> list[list[int]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _close_pairs(words: NDArray[np.uint64], band: NDArray[np.uint16]) -> Iterator[tuple[int, int]]:
-    """Give the pairs that agree in a band and differ in few bits altogether."""
+def _close_pairs(
+    bits: NDArray[np.uint8], colours: NDArray[np.int16], band: NDArray[np.uint16]
+) -> Iterator[tuple[int, int]]:
+    """Give the pairs that agree in a band and differ little altogether."""
     order = np.argsort(band, kind="stable")
     keys = band[order]
     for ahead in range(1, min(_MOST_COMPARED, len(order) - 1) + 1):
@@ -86,13 +103,8 @@ def _close_pairs(words: NDArray[np.uint64], band: NDArray[np.uint16]) -> Iterato
         if not len(agreeing):
             return
         first, second = order[agreeing], order[agreeing + ahead]
-        apart = _count_bits(words[first] ^ words[second]).sum(axis=1)
-        near = apart <= MOST_APART
+        # Counted by unpacking: numpy has a count of bits only from 2.0 on.
+        apart = np.unpackbits(bits[first] ^ bits[second], axis=1).sum(axis=1)
+        shades = np.abs(colours[first] - colours[second]).max(axis=1)
+        near = (apart <= MOST_APART) & (shades <= _COLOUR)
         yield from zip(first[near].tolist(), second[near].tolist(), strict=True)
-
-
-def _count_bits(words: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Count the bits of each word; numpy has it only from 2.0 on."""
-    each = words.view(np.uint8).reshape(*words.shape, 8)
-    counts: NDArray[np.int64] = np.unpackbits(each, axis=-1).sum(axis=-1, dtype=np.int64)
-    return counts

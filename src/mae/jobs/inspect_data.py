@@ -15,6 +15,7 @@ from mae.data.findings import Fault, Findings
 from mae.data.quarantine import Moved, require_place, set_aside
 from mae.data.source import FolderSource
 from mae.errors import ConfigError
+from mae.jobs.columns import WIDTH, wrapped
 from mae.jobs.inputs import Data, data_name, open_source
 from mae.jobs.outlook import Outlook, look_ahead, settle
 from mae.jobs.progress import Progress
@@ -28,6 +29,8 @@ from mae.train.rundir import write_atomic
 MOST_SHOWN = 48
 """Pictures of the contact sheet."""
 
+_NAME = 26  # columns of the name of a row
+
 
 class Inspected(NamedTuple):
     """What was found, and done."""
@@ -39,6 +42,8 @@ class Inspected(NamedTuple):
     """What the recipe would do; none where it refuses."""
     refusal: Sequence[str]
     """Why it does."""
+    max_bad: float
+    """Largest share of unusable pictures that the recipe bears."""
     moved: Moved | None
     """What became of broken files, if they were to be moved."""
     out: Path | None
@@ -52,6 +57,11 @@ class Inspected(NamedTuple):
             height, width = np.median(self.found.sizes, axis=0)
             median = int(height), int(width)
         rows = refused if self.outlook is None else list(self.outlook.rows(median))
+        share, most = len(self.found.faults) / self.looked_at, self.max_bad
+        if share > most:
+            rows.insert(0, ("stop", f"{share:.0%} cannot be used, more than the {most:.0%} a run "
+                            "bears: mend them, set the broken ones aside with --quarantine, or "
+                            "raise --max-bad"))  # fmt: skip
         yield Section("what mae pretrain would do", rows)
         if self.moved is not None:
             moved = [("moved", name) for name in self.moved.moved]
@@ -62,7 +72,9 @@ class Inspected(NamedTuple):
         """Give the lines of a table."""
         for section in self.sections():
             yield (section.title,)
-            yield from ((f"  {name}", text) for name, text in section.rows)
+            for name, text in section.rows:
+                cells = (name, text)
+                yield from ((f"  {a}", b) for a, b in wrapped(cells, (_NAME, WIDTH - _NAME - 4)))
             yield ("",)
         if self.out is not None:
             yield "written", str(self.out)
@@ -146,15 +158,15 @@ def inspect_data(
                 thumbnails.append((source.name(index), thumbnail(pixels)))
             progress.update(done)
         outlook = None
-        if settled is not None:
+        if settled is not None and found.ids:
             outlook = look_ahead(*settled, source, notes=notes, say=progress.note)
     moved = None
     if quarantine is not None and root is not None and isinstance(source, FolderSource):
         broken = [source.path(fault.id) for fault in found.faults if fault.broken]
         moved = set_aside(root, [os.path.relpath(path, root) for path in broken], quarantine)
     name = data_name(data)
-    refusal = notes if outlook is None else []
-    result = Inspected(name, found, len(ids), outlook, refusal, moved, out)
+    refusal = [] if outlook is not None else notes or [f"none of {len(ids):,} can be read"]
+    result = Inspected(name, found, len(ids), outlook, refusal, config.max_bad, moved, out)
     if out is not None:
         _write(out, result, thumbnails)
     return result

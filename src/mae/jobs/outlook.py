@@ -26,7 +26,7 @@ LONGEST = 1600
 BYTES_PER_PARAMETER = 16
 """Of float32: the weight, its gradient and two moments."""
 
-_MEASURED = 4  # pictures a step, where a CPU's rate is measured
+_MEASURED = 2  # pictures a step, where a CPU's rate is measured
 
 
 class Outlook(NamedTuple):
@@ -138,7 +138,7 @@ class Outlook(NamedTuple):
             "epochs": config.epochs,
             "steps": self.num_steps,
             "sensible_epochs": self.sensible_epochs,
-            "memory_bytes": self.memory_bytes,
+            "memory_bytes": None if math.isnan(self.rate) else self.memory_bytes,
             "device": self.device,
             "images_per_second": None if math.isnan(self.rate) else self.rate,
             "hours": None if math.isnan(self.rate) else self.hours(config.epochs),
@@ -150,7 +150,9 @@ def _down(edge: int, patch_size: int) -> int:
 
 
 def _time(hours: float) -> str:
-    return f"{hours:.2g} hours" if hours >= 1 else f"{max(1, round(60 * hours))} minutes"
+    if hours < 1:
+        return f"{max(1, round(60 * hours))} minutes"
+    return f"{hours:.2g} hours" if hours < 10 else f"{hours:,.0f} hours"
 
 
 def settle(

@@ -46,15 +46,13 @@ def sections_of(found: Findings, *, looked_at: int) -> Iterator[Section]:
         yield Section("cannot be used", list(_faults(found.faults)))
     groups = (
         ("copies, byte for byte", found.copies()),
-        ("look alike (by a hash of 128 bits: look at them first)", found.look_alikes()),
+        ("look alike from afar: see for yourself", found.look_alikes()),
     )
     for title, places in groups:
         if places:
             yield Section(title, list(_groups(found, places)))
     if flat := found.nearly_constant():
-        names = [found.source.name(found.ids[place]) for place in flat[:MOST_NAMED]]
-        more = [("", f"and {len(flat) - MOST_NAMED:,} more")] * (len(flat) > MOST_NAMED)
-        yield Section("nearly constant", [(name, "") for name in names] + more)
+        yield Section("nearly constant", [(f"{len(flat):,}", _names(found, flat))])
 
 
 def _overview(found: Findings, looked_at: int) -> Iterator[tuple[str, str]]:
@@ -71,10 +69,9 @@ def _overview(found: Findings, looked_at: int) -> Iterator[tuple[str, str]]:
     yield "stored as", _counts(kinds)
     for what, count in found.left_out.items():
         yield "not read", f"{what}, of {count:,}"
-    copies, flat = found.copies(), found.nearly_constant()
-    yield "copies", f"{sum(len(group) - 1 for group in copies):,}"
-    yield "look alike", f"{sum(len(group) - 1 for group in found.look_alikes()):,}"
-    yield "nearly constant", f"{len(flat):,}"
+    yield "copies", f"{sum(len(group) - 1 for group in found.copies()):,} beyond the first"
+    yield "look alike", f"{sum(len(group) - 1 for group in found.look_alikes()):,} beyond the first"
+    yield "nearly constant", f"{len(found.nearly_constant()):,}"
 
 
 def _sizes(found: Findings) -> Iterator[tuple[str, str]]:
@@ -103,18 +100,22 @@ def _faults(faults: Sequence[Fault]) -> Iterator[tuple[str, str]]:
     for sort, count in Counter(fault.sort for fault in faults).most_common():
         yield f"{count:,} x", sort
         for fault in [fault for fault in faults if fault.sort == sort][:MOST_NAMED]:
-            yield f"  {fault.name}", fault.reason
+            yield "", f"{fault.name}: {fault.reason}"
         if count > MOST_NAMED:
             yield "", f"and {count - MOST_NAMED:,} more"
 
 
 def _groups(found: Findings, places: Sequence[Sequence[int]]) -> Iterator[tuple[str, str]]:
     for group in places[:MOST_NAMED]:
-        first, *others = (found.source.name(found.ids[place]) for place in group[: MOST_NAMED + 1])
-        more = f" and {len(group) - MOST_NAMED - 1:,} more" if len(group) > MOST_NAMED + 1 else ""
-        yield first, ", ".join(others) + more
+        yield f"{len(group):,}", _names(found, group)
     if len(places) > MOST_NAMED:
         yield "", f"and {len(places) - MOST_NAMED:,} more groups"
+
+
+def _names(found: Findings, places: Sequence[int]) -> str:
+    names = [found.source.name(found.ids[place]) for place in places[:MOST_NAMED]]
+    more = len(places) - MOST_NAMED
+    return ", ".join(names) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _counts(counts: Mapping[str, int]) -> str:
