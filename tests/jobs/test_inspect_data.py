@@ -32,8 +32,8 @@ RECIPE = replace(CONFIG, steps=None, epochs=20, batch=8)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stand in for the measured rate: 120 steps a minute."""
-    monkeypatch.setattr("mae.jobs.outlook.measured_steps", lambda *args, **more: 120)
+    """Stand in for the measured rate: 7,200 steps an hour."""
+    monkeypatch.setattr("mae.jobs.outlook.measured_steps", lambda *args, **more: 7200)
 
 
 def look(folder: Path, **options: Any) -> Inspected:
@@ -136,7 +136,7 @@ def test_the_outlook_is_what_pretraining_would_do(tmp_path: Path) -> None:
 
     assert outlook is not None
     assert (outlook.config.batch, outlook.steps_per_epoch, outlook.num_steps) == (8, 3, 60)
-    assert outlook.rate == 120 * 2 / 60
+    assert outlook.rate == 7200 * 2 / 3600
     assert outlook.hours(20) == pytest.approx(20 * 3 * 8 / 4 / 3600)
     assert outlook.config.model.pixels.mean == (0.485, 0.456, 0.406)
     assert outlook.sensible_epochs == 1600  # of 3 steps each: too few pictures

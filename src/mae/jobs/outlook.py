@@ -197,8 +197,8 @@ def look_ahead(
     try:
         batch = training_batch(dataclasses.replace(plan, batch=min(2, config.batch)), 0)
         kept = saved_bytes(model, batch.images, batch.noise)
-        steps_a_minute = measured_steps(few, few_plan, minutes=1, model=model)
-        rate = steps_a_minute * few.batch / 60
+        steps_an_hour = measured_steps(few, few_plan, minutes=60, model=model)
+        rate = steps_an_hour * few.batch / 3600
     except MaeError as error:  # too many pictures in a row are broken
         say(str(error))
         kept = rate = math.nan

@@ -98,9 +98,9 @@ def _channels(found: Findings) -> Iterator[tuple[str, str]]:
 
 def _faults(faults: Sequence[Fault]) -> Iterator[tuple[str, str]]:
     for sort, count in Counter(fault.sort for fault in faults).most_common():
-        yield f"{count:,} x", sort
+        yield f"{count:,}", sort
         for fault in [fault for fault in faults if fault.sort == sort][:MOST_NAMED]:
-            yield "", f"{fault.name}: {fault.reason}"
+            yield "", fault.name + fault.reason.removeprefix(sort)
         if count > MOST_NAMED:
             yield "", f"and {count - MOST_NAMED:,} more"
 
@@ -141,9 +141,10 @@ def _body(sheet: Image.Image | None, sections: Iterable[Section]) -> Iterator[El
     facts = (element("div", element("dt", k), element("dd", v)) for k, v in first.rows)
     yield element("dl", *facts, class_="facts")
     if sheet is not None:
+        yield element("h2", "Some of them")
         size = {"width": sheet.width, "height": sheet.height}
         image = element("img", src=png_data_uri(sheet), alt="contact sheet", **size)
-        said = "Some of the pictures, evenly spread, as they are decoded."
+        said = "Evenly spread, as they are decoded; what cannot be used is left out."
         yield element("figure", image, element("figcaption", said), class_="strip")
     for section in others:
         yield element("h2", section.title[:1].upper() + section.title[1:])
