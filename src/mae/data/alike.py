@@ -49,7 +49,7 @@ def look_of(pixels: NDArray[Any]) -> bytes:
     else:  # of floats only the range of the picture itself is known
         cells = (cells - small.min()) * (255 / max(float(np.ptp(small)), 1e-12))
     colours = cells[..., [0, 0, 0] if C < 3 else [0, 1, 2]].round().astype(np.uint8)
-    return np.packbits(rises).tobytes() + colours.tobytes()
+    return bytes(np.packbits(rises)) + bytes(colours)
 
 
 def same(digests: Sequence[bytes]) -> list[list[int]]:
