@@ -15,7 +15,7 @@ MOST_APART = 7
 """Bits of brightness in which two pictures that look alike may differ, of 128."""
 
 _GRID = 3  # cells along each side, of three pixels of a picture seen from afar
-_COLOUR = 20  # of 255, at most between the cells of two pictures that look alike
+_SHADE = 12  # of 255, at most between any two shades of pictures that look alike
 _MARGIN = 0.03  # of its range; smaller steps are as likely noise, and count as none
 _BYTES = 16  # of a look that are bits of brightness
 _BANDS = 8  # of 16 bits: pictures at most 7 bits apart agree in one of them
@@ -32,24 +32,25 @@ def digest_of(data: bytes | NDArray[Any]) -> bytes:
 
 
 def look_of(pixels: NDArray[Any]) -> bytes:
-    """Give 43 bytes of H W C pixels that another size or compression hardly changes.
+    """Give 124 bytes of H W C pixels that another size or compression hardly changes.
 
     Of a picture reduced to 9 x 9, 128 bits say where brightness rises to the right, and where
-    downwards; 27 bytes are the first three channels of a 3 x 3 grid.
+    downwards; 81 bytes are its brightness, 27 the first three channels of a 3 x 3 grid.
     """
     H, W, C = pixels.shape
     edge = 3 * _GRID
     small = resized_crop(pixels, (0, 0, H, W), size=(edge, edge)).astype(np.float64)
+    if pixels.dtype.kind == "u":
+        small *= 255 / np.iinfo(pixels.dtype).max
+    else:  # of floats only the range of the picture itself is known
+        small = (small - small.min()) * (255 / max(float(np.ptp(small)), 1e-12))
     grey = small.mean(axis=2)
     margin = _MARGIN * np.ptp(grey)
     rises = np.stack([np.diff(grey[:-1], axis=1), np.diff(grey[:, :-1], axis=0)]) > margin
     cells = small.reshape(_GRID, 3, _GRID, 3, C).mean(axis=(1, 3))
-    if pixels.dtype.kind == "u":
-        cells *= 255 / np.iinfo(pixels.dtype).max
-    else:  # of floats only the range of the picture itself is known
-        cells = (cells - small.min()) * (255 / max(float(np.ptp(small)), 1e-12))
-    colours = cells[..., [0, 0, 0] if C < 3 else [0, 1, 2]].round().astype(np.uint8)
-    return bytes(np.packbits(rises)) + bytes(colours)
+    colours = cells[..., [0, 0, 0] if C < 3 else [0, 1, 2]]
+    shades = np.concatenate([grey, colours], axis=None).round().astype(np.uint8)
+    return bytes(np.packbits(rises)) + bytes(shades)
 
 
 def same(digests: Sequence[bytes]) -> list[list[int]]:
@@ -72,7 +73,7 @@ def alike(looks: Sequence[bytes]) -> list[list[int]]:
     if len(looks) < 2:
         return []
     table = np.frombuffer(b"".join(looks), dtype=np.uint8).reshape(len(looks), -1)
-    bits, colours = table[:, :_BYTES], table[:, _BYTES:].astype(np.int16)
+    bits, shades = table[:, :_BYTES], table[:, _BYTES:].astype(np.int16)
     bands = np.ascontiguousarray(bits).view(np.uint16)  # n 8
     parent = list(range(len(looks)))
 
@@ -83,7 +84,7 @@ def alike(looks: Sequence[bytes]) -> list[list[int]]:
         return place
 
     for band in range(_BANDS):
-        for first, second in _close_pairs(bits, colours, bands[:, band]):
+        for first, second in _close_pairs(bits, shades, bands[:, band]):
             a, b = sorted((root(first), root(second)))
             parent[b] = a
     groups: dict[int, list[int]] = {}
@@ -93,7 +94,7 @@ def alike(looks: Sequence[bytes]) -> list[list[int]]:
 
 
 def _close_pairs(
-    bits: NDArray[np.uint8], colours: NDArray[np.int16], band: NDArray[np.uint16]
+    bits: NDArray[np.uint8], shades: NDArray[np.int16], band: NDArray[np.uint16]
 ) -> Iterator[tuple[int, int]]:
     """Give the pairs that agree in a band and differ little altogether."""
     order = np.argsort(band, kind="stable")
@@ -105,6 +106,6 @@ def _close_pairs(
         first, second = order[agreeing], order[agreeing + ahead]
         # Counted by unpacking: numpy has a count of bits only from 2.0 on.
         apart = np.unpackbits(bits[first] ^ bits[second], axis=1).sum(axis=1)
-        shades = np.abs(colours[first] - colours[second]).max(axis=1)
-        near = (apart <= MOST_APART) & (shades <= _COLOUR)
+        between = np.abs(shades[first] - shades[second]).max(axis=1)
+        near = (apart <= MOST_APART) & (between <= _SHADE)
         yield from zip(first[near].tolist(), second[near].tolist(), strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -47,6 +48,8 @@ class Outlook(NamedTuple):
     device: str
     rate: float
     """Images a second, measured here; nan if it could not be."""
+    waiting: float = 0.0
+    """Threads of other work that there were for each processor of a CPU meanwhile."""
 
     @property
     def sensible_epochs(self) -> int:
@@ -122,6 +125,8 @@ class Outlook(NamedTuple):
         epochs = round(self.config.epochs)
         rate = f"{self.rate:.3g} images/s, measured on this machine's {self.device}"
         yield "time", f"about {_time(self.hours(epochs))} for {epochs:,} epochs at {rate}"
+        if self.waiting > 1:
+            yield "", f"too long: {self.waiting:.1f} others waited for each processor meanwhile"
 
     def values(self) -> dict[str, Any]:
         """Give what it says, for machines."""
@@ -213,7 +218,13 @@ def look_ahead(
         at_once=min(config.batch, micro_batch * side_by_side),
         device=device.type,
         rate=rate,
+        waiting=_others_waiting() if device.type == "cpu" else 0.0,
     )
+
+
+def _others_waiting() -> float:
+    processors = os.cpu_count() or 1
+    return max(0.0, os.getloadavg()[0] - torch.get_num_threads()) / processors
 
 
 def saved_bytes(model: MaskedAutoencoder, images: Tensor, noise: Tensor) -> float:
