@@ -89,6 +89,7 @@ def pretrained(folder: Path, out: Path, *more: str) -> mae.ModelConfig:
     return mae.load(out).config
 
 
+@pytest.mark.slow
 def test_grey_of_16_bits_that_is_not_square_pretrains_by_the_command_alone(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for number in range(6):
@@ -105,6 +106,7 @@ def five(seed: int) -> np.ndarray:
     return photo(30 + seed, 50 - seed, channels=5, seed=seed).astype(np.float32) * 40
 
 
+@pytest.mark.slow
 def test_float_tiff_of_five_bands_pretrains_by_the_command_alone(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for number in range(6):
@@ -120,6 +122,7 @@ def test_float_tiff_of_five_bands_pretrains_by_the_command_alone(tmp_path: Path)
     assert features.shape == (6, 24)
 
 
+@pytest.mark.slow
 def test_tiff_whose_channels_are_pages_needs_their_number_and_nothing_else(tmp_path: Path) -> None:
     for number in range(12):
         folder = tmp_path / "in" / "ab"[number % 2]
