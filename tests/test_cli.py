@@ -148,6 +148,7 @@ def test_verbs_and_options_are_pinned() -> None:
         "traceback",
         "reconstruct": "WEIGHTS PICTURES out mask-ratio seed device quiet json traceback",
         "embed": "WEIGHTS data out pool batch device quiet json traceback",
+        "data inspect": "FOLDER limit out quarantine quiet json traceback",
         "report": "RUNS json traceback",
         "recipes list": "json traceback",
         "recipes show": "NAME json traceback",
@@ -160,7 +161,7 @@ def test_verbs_and_options_are_pinned() -> None:
         "allow-missing json traceback",
         "weights diff": "WEIGHTS OTHER heads decoder-heads json traceback",
         "weights export": "WEIGHTS DST to part dynamic heads decoder-heads json traceback",
-        "weights push": "FOLDER REPO public json traceback",
+        "weights push": "WEIGHTS REPO public json traceback",
         "doctor": "json traceback",
     }
 

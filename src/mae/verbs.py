@@ -255,6 +255,25 @@ def report(*runs: Path) -> Shown:
     return Shown({"report": page}, [("report", page)])
 
 
+def data_inspect(
+    folder: str,
+    *,
+    limit: int | None = None,
+    out: Path | None = None,
+    quarantine: Path | None = None,
+    quiet: bool = False,
+) -> Shown:
+    """Say what is in a folder of pictures, what is broken, and what pre-training would do with it.
+
+    OUT is an .html of everything, or a .png contact sheet.
+    """
+    from mae.jobs import inspect_data as job
+
+    ask = partial(job.inspect_data, limit=limit, out=out, quarantine=quarantine, quiet=quiet)
+    result = ask(folder)
+    return Shown(result.values(), result.rows())
+
+
 def recipes_list() -> Shown:
     """List the recipes: what they are, and what was published of them."""
     recipes, rows = recipe_rows(), list[tuple[str, ...]]()
@@ -348,11 +367,11 @@ def weights_export(
     return _shown(ask(weights, dst, to=to, part=part, dynamic=dynamic))
 
 
-def weights_push(folder: Path, repo: str, *, public: bool = False) -> Shown:
+def weights_push(weights: Path, repo: str, *, public: bool = False) -> Shown:
     """Put a folder of weights on the Hugging Face Hub, privately unless asked otherwise."""
     from mae.weights.push import push
 
-    url = push(folder, repo, public=public)
+    url = push(weights, repo, public=public)
     return Shown({"url": url}, [("pushed", url)])
 
 
@@ -413,6 +432,7 @@ GROUPS: dict[str, tuple[Callable[..., Shown], ...]] = {
     "train": (demo, pretrain, finetune),
     "use": (probe, evaluate, reconstruct, embed),
     "inspect": (
+        data_inspect,
         report,
         recipes_list,
         recipes_show,

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mae.config import PixelDtype
-from mae.data import header
+from mae.data import header, tiff
 from mae.data.header import BadPicture as BadPicture
 from mae.data.header import PixelKind as PixelKind
+from mae.data.header import UnfitPicture as UnfitPicture
 from mae.data.source import FolderSource, Source
 from mae.errors import DataError
 
@@ -39,14 +40,15 @@ def decode(data: bytes | NDArray[Any], *, kind: PixelKind) -> NDArray[Any]:
     Returns:
         H W C.
     Raises:
-        BadPicture: with the reason, for what cannot be read or does not fit the kind.
+        BadPicture: with the reason, for what cannot be read; an `UnfitPicture` for what does not
+            fit the kind, or needs a library that is not there.
     """
-    pixels = _decode_file(data, grey=kind.channels == 1) if isinstance(data, bytes) else data
+    pixels = _decode_file(data, kind.channels) if isinstance(data, bytes) else data
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     return _with_channels(_with_dtype(pixels, kind), kind)
 
 
-def _decode_file(data: bytes, *, grey: bool) -> NDArray[Any]:
+def _decode_file(data: bytes, channels: int) -> NDArray[Any]:
     file, file_format = io.BytesIO(data), header.format_of(data[:16])
     with header.pillow_faults(file_format):
         if file_format == "NPY":
@@ -54,10 +56,15 @@ def _decode_file(data: bytes, *, grey: bool) -> NDArray[Any]:
             file.seek(0)
             values: NDArray[Any] = np.load(file, allow_pickle=False)
             return values
-        with Image.open(file, formats=(file_format,)) as picture:
+        with header.opened(file, file_format) as picture:
+            layout = header.layout_beyond_pillow(file, picture, channels=channels)
+            if picture is None or layout is not None:
+                assert layout is not None
+                whole = _within_16_bits(tiff.read_pixels(file, channels=channels))
+                return _upright(whole, layout.orientation)
             kind, pixels = header.picture_kind(picture), None
             if file_format == "JPEG" and picture.mode != "CMYK":
-                pixels = _decode_jpeg(data, "GRAY" if grey else "RGB")
+                pixels = _decode_jpeg(data, "GRAY" if channels == 1 else "RGB")
             if pixels is None:
                 pixels = _decode_pillow(picture, kind)
             # Asked after loading: a TIFF is then upright already, and says so.
@@ -78,10 +85,16 @@ def _decode_jpeg(data: bytes, colorspace: str) -> NDArray[np.uint8] | None:
 def _decode_pillow(picture: Image.Image, kind: PixelKind) -> NDArray[Any]:
     if kind.dtype == "uint8":
         return np.asarray(picture.convert("L" if kind.channels == 1 else "RGB"))
-    pixels = np.asarray(picture)  # convert() would clip 16 bits to 255
-    if kind.dtype == "uint16" and (pixels.min() < 0 or pixels.max() > 65535):
+    return _within_16_bits(np.asarray(picture))  # convert() would clip 16 bits to 255
+
+
+def _within_16_bits(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Keep integers of other types as uint16, where they fit; bytes and floats as they are."""
+    if pixels.dtype.kind not in "iu" or pixels.dtype == np.uint8:
+        return pixels
+    if pixels.min() < 0 or pixels.max() > 65535:
         raise BadPicture("integers beyond 16 bits, expected 0 to 65535")
-    return pixels.astype(kind.dtype)
+    return pixels.astype(np.uint16)
 
 
 def _orientation(picture: Image.Image) -> int:
@@ -107,7 +120,7 @@ def _with_dtype(pixels: NDArray[Any], kind: PixelKind) -> NDArray[Any]:
     found, wanted = header.pixel_dtype(pixels.dtype), kind.dtype
     if found == "float32":
         if wanted != "float32":
-            raise BadPicture(f"floating-point values in a run of {wanted} pictures")
+            raise UnfitPicture(f"floating-point values in a run of {wanted} pictures")
         with np.errstate(over="ignore"):
             values = pixels.astype(np.float32, copy=False)
         if not np.isfinite(values).all():
@@ -131,10 +144,10 @@ def _with_channels(pixels: NDArray[Any], kind: PixelKind) -> NDArray[Any]:
     if channels == 3 and kind.channels == 1:
         luma: NDArray[np.float64] = pixels.astype(np.float64) @ np.array(_LUMA)[:, None] / 65536
         return (luma if kind.dtype == "float32" else np.floor(luma + 0.5)).astype(kind.dtype)
-    raise BadPicture(f"{channels} channels in a run of {kind.channels}")
+    raise UnfitPicture(f"{channels} channels in a run of {kind.channels}")
 
 
-def survey(source: Source, *, limit: int = 1000) -> PixelKind:
+def survey(source: Source, *, channels: int | None = None, limit: int = 1000) -> PixelKind:
     """Decide the one kind of pixels of a run from the headers of its pictures.
 
     Any colour makes 3 channels; any 16 bits make uint16, any floats float32. Other numbers of
@@ -142,29 +155,30 @@ def survey(source: Source, *, limit: int = 1000) -> PixelKind:
 
     Args:
         source: the pictures.
+        channels: what the run asks for, if it does; see `header.read_kind`.
         limit: headers read at most, evenly spread over the source.
     Raises:
         DataError: where no header can be read, or the numbers of channels disagree.
     """
-    kinds = _sampled(source, limit, lambda index: _stored_kind(source, index))
-    channels = {kind.channels: source.name(index) for index, kind in kinds.items()}
-    if len(channels) > 1 and not channels.keys() <= {1, 3}:
-        found = ", ".join(f"{name} has {count}" for count, name in sorted(channels.items()))
+    kinds = _sampled(source, limit, lambda index: _stored_kind(source, index, channels))
+    counts = {kind.channels: source.name(index) for index, kind in kinds.items()}
+    if len(counts) > 1 and not counts.keys() <= {1, 3}:
+        found = ", ".join(f"{name} has {count}" for count, name in sorted(counts.items()))
         raise DataError(
             f"channels: pictures disagree ({found}); expected grey and colour pictures, or the "
             "same number in all. Keep the kinds in folders of their own"
         )
     widest = max((kind.dtype for kind in kinds.values()), key=list(_FULL_RANGE).index)
-    return PixelKind(widest, max(channels))
+    return PixelKind(widest, max(counts))
 
 
-def _stored_kind(source: Source, index: int) -> PixelKind:
+def _stored_kind(source: Source, index: int, channels: int | None) -> PixelKind:
     if isinstance(source, FolderSource):
         with source.open(index) as file:
-            return header.read_kind(file)
+            return header.read_kind(file, channels=channels)
     data = source.read(index)
     if isinstance(data, bytes):
-        return header.read_kind(io.BytesIO(data))
+        return header.read_kind(io.BytesIO(data), channels=channels)
     return PixelKind(header.pixel_dtype(data.dtype), data.shape[2] if data.ndim == 3 else 1)
 
 

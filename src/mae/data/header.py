@@ -6,6 +6,7 @@ and neither does a file of a few bytes that claims to be gigapixels large.
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from collections.abc import Iterator
@@ -18,22 +19,31 @@ from numpy.typing import DTypeLike
 from PIL import Image, UnidentifiedImageError
 
 from mae.config import PixelDtype
+from mae.data import tiff
 from mae.errors import DataError
 
 MAX_PIXELS = 2**27
 """Largest picture that is decoded, in pixels; Pillow refuses by itself a third above it."""
 
 _MAX_CHANNELS = 64  # more in an array is taken for an axis in the wrong place
-_SAMPLES_PER_PIXEL = 277  # a TIFF tag
+_MAX_BYTES = 2**32  # of decoded pixels: deflated, a small file can claim any number of them
 _MAGIC = re.compile(
     rb"(?P<JPEG>\xff\xd8\xff)|(?P<PNG>\x89PNG\r\n\x1a\n)|(?P<TIFF>II[*+]\0|MM\0[*+])"
     rb"|(?P<GIF>GIF8[79]a)|(?P<BMP>BM)|(?P<WEBP>RIFF....WEBP)|(?P<NPY>\x93NUMPY)",
     re.DOTALL,
 )
 
+for _decoder in ("PIL", "tifffile"):
+    # What they log of damaged files would land on stderr; a handler of the caller's still sees it.
+    logging.getLogger(_decoder).addHandler(logging.NullHandler())
+
 
 class BadPicture(DataError):
     """A picture that cannot be read; the message is the reason alone, the caller has the name."""
+
+
+class UnfitPicture(BadPicture):
+    """A picture that may be sound, but that this run, or this installation, cannot take."""
 
 
 class PixelKind(NamedTuple):
@@ -52,19 +62,93 @@ _MODES: dict[str, PixelKind] = {
 }
 
 
-def read_kind(file: BinaryIO) -> PixelKind:
+class Facts(NamedTuple):
+    """What the head of a file says."""
+
+    format: str
+    """As Pillow names it, or NPY."""
+    kind: PixelKind
+    left_out: str = ""
+    """What is in the file and never read."""
+
+
+_SHALLOW = ("RGB", "RGBA", "LA")  # modes of PNG that Pillow reads as 8 bits whatever is stored
+
+
+def read_kind(file: BinaryIO, *, channels: int | None = None) -> PixelKind:
     """Read what pixels a file holds from its head.
+
+    Args:
+        file: an encoded picture.
+        channels: what the run asks for, if it does; a TIFF of so many grey pages has them then.
 
     Raises:
         BadPicture: for what is no picture, or one of more than `MAX_PIXELS` pixels.
     """
-    file_format = format_of(file.read(16))
+    return read_facts(file, channels=channels).kind
+
+
+def read_facts(file: BinaryIO, *, channels: int | None = None) -> Facts:
+    """Read what a file says of itself, by the rules and with the errors of `read_kind`."""
+    head = file.read(26)
+    file_format = format_of(head)
     file.seek(0)
     with pillow_faults(file_format):
         if file_format == "NPY":
-            return npy_kind(file)
-        with Image.open(file, formats=(file_format,)) as picture:
-            return picture_kind(picture)
+            return Facts(file_format, npy_kind(file))
+        with opened(file, file_format) as picture:
+            layout = layout_beyond_pillow(file, picture, channels=channels)
+            if picture is None or layout is not None:
+                assert layout is not None
+                return Facts(file_format, _layout_kind(layout))
+            left_out = ""
+            if getattr(picture, "is_animated", False):
+                left_out = "frames or pages after the first"
+            elif file_format == "PNG" and head[24] == 16 and picture.mode in _SHALLOW:
+                left_out = "the lower 8 of 16 bits of colour PNG"
+            return Facts(file_format, picture_kind(picture), left_out)
+
+
+@contextmanager
+def opened(file: BinaryIO, file_format: str) -> Iterator[Image.Image | None]:
+    """Open a picture by Pillow without decoding it; None for a TIFF that Pillow does not know."""
+    try:
+        picture = Image.open(file, formats=(file_format,))
+    except UnidentifiedImageError:
+        if file_format != "TIFF":
+            raise
+        yield None
+        return
+    with picture:
+        yield picture
+
+
+def layout_beyond_pillow(
+    file: BinaryIO, picture: Image.Image | None, *, channels: int | None
+) -> tiff.Layout | None:
+    """Give the layout of a TIFF that Pillow would not read in full; None for any other picture.
+
+    Args:
+        file: what was opened.
+        picture: by `opened`.
+        channels: see `read_kind`.
+    """
+    if picture is not None:
+        if picture.format != "TIFF" or not tiff.beyond_pillow(picture, channels=channels):
+            return None
+        _check_size(picture.height, picture.width)
+    layout = tiff.read_layout(file, channels=channels)
+    bytes_per_pixel = layout.channels * layout.dtype.itemsize
+    _check_size(layout.height, layout.width, bytes_per_pixel=bytes_per_pixel)
+    if layout.channels > _MAX_CHANNELS:
+        raise BadPicture(f"{layout.channels} channels, expected at most {_MAX_CHANNELS}")
+    return layout
+
+
+def _layout_kind(layout: tiff.Layout) -> PixelKind:
+    # As for Pillow's mode I: decoding refuses values that 16 bits cannot hold.
+    deep = layout.dtype.kind in "iu" and layout.dtype != np.uint8
+    return PixelKind("uint16" if deep else pixel_dtype(layout.dtype), layout.channels)
 
 
 def format_of(head: bytes) -> str:
@@ -88,6 +172,8 @@ def pillow_faults(file_format: str) -> Iterator[None]:
             yield
         except BadPicture:
             raise
+        except ModuleNotFoundError as error:
+            raise UnfitPicture(f"{file_format} of a sort that needs more: {error}") from error
         except Exception as error:
             reason = printable(str(error) or type(error).__name__)[:80]
             if isinstance(error, UnidentifiedImageError):  # its message has an address
@@ -100,10 +186,6 @@ def picture_kind(picture: Image.Image) -> PixelKind:
     _check_size(picture.height, picture.width)
     if picture.mode not in _MODES:
         raise BadPicture(f"pixels of mode {picture.mode}, expected grey, colour or palette")
-    bands = len(picture.getbands())
-    stored = getattr(picture, "tag_v2", {}).get(_SAMPLES_PER_PIXEL, bands)
-    if stored > bands and picture.mode != "P":
-        raise BadPicture(f"TIFF of {stored} bands, of which Pillow reads {bands}; save it as .npy")
     return _MODES[picture.mode]
 
 
@@ -116,15 +198,18 @@ def npy_kind(file: BinaryIO) -> PixelKind:
     channels = shape[2] if len(shape) == 3 else 1
     if len(shape) not in (2, 3) or not 1 <= channels <= _MAX_CHANNELS:
         raise BadPicture(f"array of shape {shape}, expected H W or H W C")
-    _check_size(*shape[:2])
+    _check_size(*shape[:2], bytes_per_pixel=channels * dtype.itemsize)
     return PixelKind(pixel_dtype(dtype), channels)
 
 
-def _check_size(height: int, width: int) -> None:
+def _check_size(height: int, width: int, *, bytes_per_pixel: int = 1) -> None:
     if min(height, width) < 1:
         raise BadPicture(f"no pixels ({height} x {width})")
     if height * width > MAX_PIXELS:
         raise BadPicture(f"too large ({height} x {width}, at most {MAX_PIXELS} pixels)")
+    if height * width * bytes_per_pixel > _MAX_BYTES:
+        found = f"{height} x {width} of {bytes_per_pixel} bytes each"
+        raise BadPicture(f"too large ({found}, at most {_MAX_BYTES} bytes)")
 
 
 def pixel_dtype(dtype: DTypeLike) -> PixelDtype:

@@ -118,6 +118,10 @@ class FolderSource:
         except OSError as error:
             raise BadPicture(_reason(error)) from error
 
+    def path(self, index: int) -> str:
+        """Return where the file of a picture is looked for."""
+        return os.path.join(self._root, self._files[index])
+
     def read(self, index: int) -> bytes:
         """Read the file of a picture, with the errors of `open`."""
         with self.open(index) as file:

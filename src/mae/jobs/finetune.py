@@ -210,6 +210,8 @@ def _resolve(
     """Settle what follows from weights and pictures, and refuse what does not fit."""
     there = survey(source)
     model = _model(config, source, there, weights)
+    if there.channels != model.channels:  # the pages of a TIFF may be what the weights take
+        there = survey(source, channels=model.channels)
     # Grey pictures can be shown to a network of colour, and the other way round; others cannot.
     if there.channels != model.channels and {there.channels, model.channels} != {1, 3}:
         raise DataError(

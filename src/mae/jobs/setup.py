@@ -39,7 +39,7 @@ def resolve(
 
     A scaling that is known already is kept where it is of pictures of this kind.
     """
-    kind = survey(source)
+    kind = survey(source, channels=config.channels)
     if config.channels is not None and config.channels != kind.channels:
         # Grey pictures can be asked for as colour, and the other way round; other counts cannot.
         if {config.channels, kind.channels} != {1, 3}:

@@ -1,0 +1,65 @@
+"""Mean and deviation of each channel over all pixels of many pictures, added up one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class ChannelSums:
+    """What mean and deviation over every pixel follow from; the pictures need not be kept.
+
+    Integers are added as integers, so the result is that of all pixels at once to the last bit.
+    Floats keep mean and squared deviations, merged as Chan, Golub and LeVeque (1983) do, since a
+    sum of squares would lose the deviation of values far from 0.
+    """
+
+    def __init__(self, channels: int) -> None:
+        self._count = 0
+        self._sums, self._squares = [0] * channels, [0] * channels
+        self._mean, self._deviations = np.zeros(channels), np.zeros(channels)
+        self._integers = True
+
+    def add(self, pixels: NDArray[Any]) -> NDArray[np.float64]:
+        """Add a picture H W C; return the deviation of each of its channels."""
+        H, W, C = pixels.shape
+        planes = pixels.reshape(H * W, C).T
+        if pixels.dtype.kind == "u":
+            wide = [plane.astype(np.uint64) for plane in planes]  # C-contiguous, and squares fit
+            sums = [int(plane.sum()) for plane in wide]
+            squares = [int(np.square(plane).sum()) for plane in wide]
+            self._sums = [a + b for a, b in zip(self._sums, sums, strict=True)]
+            self._squares = [a + b for a, b in zip(self._squares, squares, strict=True)]
+            self._count += H * W
+            return np.array(_deviations(H * W, sums, squares))
+        exact = np.ascontiguousarray(planes, dtype=np.float64)
+        mean, deviations = exact.mean(axis=1), exact.var(axis=1) * (H * W)
+        total, apart = self._count + H * W, mean - self._mean
+        self._deviations += deviations + apart**2 * (self._count * H * W / total)
+        self._mean += apart * (H * W / total)
+        self._count, self._integers = total, False
+        deviation: NDArray[np.float64] = np.sqrt(deviations / (H * W))
+        return deviation
+
+    @property
+    def mean(self) -> list[float]:
+        """Mean of each channel, of stored values."""
+        if not self._integers:
+            return list(map(float, self._mean))
+        return [total / self._count for total in self._sums]
+
+    @property
+    def std(self) -> list[float]:
+        """Standard deviation of each channel, of stored values."""
+        if not self._integers:
+            return list(map(float, np.sqrt(self._deviations / self._count)))
+        return _deviations(self._count, self._sums, self._squares)
+
+
+def _deviations(count: int, sums: Sequence[int], squares: Sequence[int]) -> list[float]:
+    # Divided once, at the end: the difference of the two large integers is still exact.
+    pairs = zip(sums, squares, strict=True)
+    return [((count * square - total**2) / count**2) ** 0.5 for total, square in pairs]
