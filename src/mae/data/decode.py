@@ -25,7 +25,7 @@ _LUMA = (19595, 38470, 7471)  # ITU-R 601-2 in units of 2^-16, as Pillow turns R
 T = TypeVar("T")
 
 
-def decode(data: bytes | NDArray[Any], *, kind: PixelKind) -> NDArray[Any]:
+def decode(data: bytes | NDArray[Any], *, kind: PixelKind, shrink: int = 1) -> NDArray[Any]:
     """Decode a picture to pixels of exactly the kind of the run.
 
     Grey is replicated to 3 channels, colour is reduced to its luma for 1; integers are scaled by
@@ -35,18 +35,23 @@ def decode(data: bytes | NDArray[Any], *, kind: PixelKind) -> NDArray[Any]:
     Args:
         data: an encoded file, or pixels H W or H W C.
         kind: type and channels to deliver.
+        shrink: 2, 4 or 8 for so much less of height and width, rounded up. Only a JPEG is
+            shrunk, and none of CMYK or of an unknown sampling; anything else comes whole.
 
     Returns:
         H W C.
     Raises:
         BadPicture: with the reason, for what cannot be read or does not fit the kind.
     """
-    pixels = _decode_file(data, grey=kind.channels == 1) if isinstance(data, bytes) else data
+    if isinstance(data, bytes):
+        pixels = _decode_file(data, grey=kind.channels == 1, shrink=shrink)
+    else:
+        pixels = data
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     return _with_channels(_with_dtype(pixels, kind), kind)
 
 
-def _decode_file(data: bytes, *, grey: bool) -> NDArray[Any]:
+def _decode_file(data: bytes, *, grey: bool, shrink: int) -> NDArray[Any]:
     file, file_format = io.BytesIO(data), header.format_of(data[:16])
     with header.pillow_faults(file_format):
         if file_format == "NPY":
@@ -57,22 +62,42 @@ def _decode_file(data: bytes, *, grey: bool) -> NDArray[Any]:
         with Image.open(file, formats=(file_format,)) as picture:
             kind, pixels = header.picture_kind(picture), None
             if file_format == "JPEG" and picture.mode != "CMYK":
-                pixels = _decode_jpeg(data, "GRAY" if grey else "RGB")
+                least = -(-picture.height // shrink), -(-picture.width // shrink)
+                pixels = _decode_jpeg(data, "GRAY" if grey else "RGB", least)
             if pixels is None:
                 pixels = _decode_pillow(picture, kind)
             # Asked after loading: a TIFF is then upright already, and says so.
             return _upright(pixels, _orientation(picture))
 
 
-def _decode_jpeg(data: bytes, colorspace: str) -> NDArray[np.uint8] | None:
-    """Decode strictly: Pillow lets most damage pass, and gets only a sampling that is unknown."""
+def _decode_jpeg(data: bytes, colorspace: str, least: tuple[int, int]) -> NDArray[np.uint8] | None:
+    """Decode strictly: Pillow lets most damage pass, and gets only a sampling that is unknown.
+
+    The smallest scale is taken that has `least` rows and columns.
+    """
     try:
-        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colorspace)
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
+            data, colorspace, min_height=least[0], min_width=least[1]
+        )
         return pixels
     except ValueError as error:
         if "subsampling level" in str(error):
             return None
         raise
+
+
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Read height and width of a JPEG from its head, once it is upright; None of any other file.
+
+    Raises:
+        BadPicture: if the head makes no sense.
+    """
+    if header.format_of(data[:16]) != "JPEG":
+        return None
+    with header.pillow_faults("JPEG"), Image.open(io.BytesIO(data), formats=("JPEG",)) as picture:
+        header.picture_kind(picture)
+        lies = _orientation(picture) in (5, 6, 7, 8)
+        return (picture.width, picture.height) if lies else (picture.height, picture.width)
 
 
 def _decode_pillow(picture: Image.Image, kind: PixelKind) -> NDArray[Any]:

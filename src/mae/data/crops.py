@@ -1,0 +1,68 @@
+"""From the file of a picture to the random crops of it that a batch shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mae.config import AugmentConfig
+from mae.data.augment import crop_boxes, resized_crop
+from mae.data.decode import PixelKind, decode, jpeg_size
+
+_SCALES = (8, 4, 2)  # a JPEG's blocks of 8 x 8 decode to 1, 2 and 4 pixels each way as well
+
+
+def random_crops(
+    data: bytes | NDArray[Any],
+    draws: NDArray[np.float32],
+    flips: NDArray[np.bool_],
+    *,
+    kind: PixelKind,
+    size: tuple[int, int],
+    augment: AugmentConfig,
+) -> list[NDArray[Any]]:
+    """Decode a picture once and cut as many crops out of it as there are draws.
+
+    With `scaled_decode`, a JPEG is decoded at the smallest scale at which no crop has to be
+    enlarged, and the boxes are moved onto whole pixels of that scale.
+
+    Args:
+        data: an encoded file, or pixels H W or H W C.
+        draws: V CROP_DRAWS.
+        flips: V, True where the crop is mirrored.
+        kind: type and channels of the crops.
+        size: height and width of the crops.
+        augment: how large a crop is.
+
+    Returns:
+        V arrays h w C.
+    Raises:
+        BadPicture: with the reason, for what cannot be read.
+    """
+
+    def boxes_in(height: int, width: int) -> NDArray[np.int64]:
+        sides = np.full(len(draws), height), np.full(len(draws), width)
+        return crop_boxes(*sides, draws, scale=augment.crop_scale, ratio=augment.crop_ratio)
+
+    there = jpeg_size(data) if augment.scaled_decode and isinstance(data, bytes) else None
+    shrink = 1 if there is None else crop_scale(boxes_in(*there), size=size)
+    pixels = decode(data, kind=kind, shrink=shrink)
+    if there is None or pixels.shape[:2] == there:  # a few JPEGs decode in one size only
+        boxes = boxes_in(*pixels.shape[:2])
+    else:
+        boxes = boxes_in(*there) // shrink
+    pairs = zip(boxes, flips.tolist(), strict=True)
+    return [resized_crop(pixels, box, size=size, flip=flip) for box, flip in pairs]
+
+
+def crop_scale(boxes: NDArray[np.int64], *, size: tuple[int, int]) -> int:
+    """Give the most, of 8, 4, 2 and 1, that a picture can be shrunk by with no box below the size.
+
+    Args:
+        boxes: V 4: top, left, height, width.
+        size: height and width of the crops.
+    """
+    sides = boxes[:, 2:].min(axis=0)
+    return next((scale for scale in _SCALES if (sides // scale >= size).all()), 1)
