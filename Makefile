@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test quick check bench
+.PHONY: setup demo test quick check bench bench-data
 
 setup: $(VENV)/developer
 
@@ -35,3 +35,7 @@ check: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.demo_step
+
+bench-data: setup
+	$(BIN)/python -m benchmarks.data
+	$(BIN)/python -m benchmarks.data --workers

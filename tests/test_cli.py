@@ -156,6 +156,7 @@ def test_verbs_and_options_are_pinned() -> None:
         "weights inspect": "WEIGHTS json traceback",
         "weights convert": "WEIGHTS DST to heads decoder-heads json traceback",
         "doctor": "json traceback",
+        "bench data": "RECIPE data images-per-second seconds batch device quiet json traceback",
     }
 
 
@@ -165,11 +166,11 @@ def test_the_options_of_a_recipe_are_pinned() -> None:
     assert [o.flag for o in options_of(run) if o.owner] == (
         "epochs steps minutes batch micro-batch lr seed precision device threads workers "
         "save-every-steps log-every-steps keep image-size mask-ratio channels measure-pixels "
-        "max-bad optim.min-lr optim.warmup-epochs optim.warmup-start optim.betas optim.eps "
-        "optim.weight-decay optim.decay-tokens optim.clip-norm model.patch-size model.width "
-        "model.depth model.num-heads model.decoder-width model.decoder-depth model.decoder-heads "
-        "model.mlp-ratio model.normalize-target model.target-eps augment.crop-scale "
-        "augment.crop-ratio augment.flip"
+        "views-per-decode max-bad optim.min-lr optim.warmup-epochs optim.warmup-start optim.betas "
+        "optim.eps optim.weight-decay optim.decay-tokens optim.clip-norm model.patch-size "
+        "model.width model.depth model.num-heads model.decoder-width model.decoder-depth "
+        "model.decoder-heads model.mlp-ratio model.normalize-target model.target-eps "
+        "augment.crop-scale augment.crop-ratio augment.flip augment.scaled-decode"
     ).split()
 
 

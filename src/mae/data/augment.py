@@ -34,11 +34,7 @@ def crop_boxes(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> NDArray[np.int64]:
-    """Choose a random crop of each picture, as torchvision's RandomResizedCrop does.
-
-    Ten attempts draw an area and a ratio of the sides (uniform in its logarithm); the first that
-    fits is placed at random. Where none fits, the largest centred crop of an allowed ratio is
-    taken. A scale of (1, 1) keeps the whole picture, whatever its shape.
+    """Choose a random crop of each picture, see `random_box`.
 
     Args:
         heights: B, pixels.
@@ -50,34 +46,50 @@ def crop_boxes(
     Returns:
         B 4: top, left, height, width.
     """
+    given = zip(heights.tolist(), widths.tolist(), draws.tolist(), strict=True)
+    boxes = [random_box(h, w, drawn, scale=scale, ratio=ratio) for h, w, drawn in given]
+    return np.array(boxes, dtype=np.int64).reshape(-1, 4)
+
+
+def random_box(
+    height: int,
+    width: int,
+    draws: Sequence[float],
+    *,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> tuple[int, int, int, int]:
+    """Choose a random crop, as torchvision's RandomResizedCrop does.
+
+    Ten attempts draw an area and a ratio of the sides (uniform in its logarithm); the first that
+    fits is placed at random. Where none fits, the largest centred crop of an allowed ratio is
+    taken. A scale of (1, 1) keeps the whole picture, whatever its shape.
+
+    Plain numbers, not arrays: a photograph is read alone, and numpy takes ten times as long for
+    one (measured).
+
+    Args:
+        height: pixels.
+        width: pixels.
+        draws: CROP_DRAWS, uniform in [0, 1).
+        scale: smallest and largest share of the area.
+        ratio: smallest and largest width over height.
+
+    Returns:
+        Top, left, height, width.
+    """
     if scale == (1, 1):
-        return np.stack([np.zeros_like(heights), np.zeros_like(heights), heights, widths], axis=1)
-    draws = draws.astype(np.float64)
-    area = (heights * widths)[:, None] * (scale[0] + draws[:, :_ATTEMPTS] * (scale[1] - scale[0]))
+        return 0, 0, height, width
     low, high = math.log(ratio[0]), math.log(ratio[1])
-    aspect = np.exp(low + draws[:, _ATTEMPTS:-2] * (high - low))
-    w = np.rint(np.sqrt(area * aspect)).astype(np.int64)  # B attempts
-    h = np.rint(np.sqrt(area / aspect)).astype(np.int64)
-    fits = (w > 0) & (w <= widths[:, None]) & (h > 0) & (h <= heights[:, None])
-    line, first = np.arange(len(fits)), fits.argmax(axis=1)
-    h, w = h[line, first], w[line, first]
-    top = (draws[:, -2] * (heights - h + 1)).astype(np.int64)
-    left = (draws[:, -1] * (widths - w + 1)).astype(np.int64)
-    boxes = np.stack([top, left, h, w], axis=1)
-    none = ~fits[line, first]
-    if none.any():
-        boxes[none] = _central_boxes(heights[none], widths[none], ratio=ratio)
-    return boxes
-
-
-def _central_boxes(
-    heights: NDArray[np.int64], widths: NDArray[np.int64], *, ratio: tuple[float, float]
-) -> NDArray[np.int64]:
-    found = widths / heights
-    h = np.where(found < ratio[0], np.rint(widths / ratio[0]).astype(np.int64), heights)
-    w = np.where(found > ratio[1], np.rint(heights * ratio[1]).astype(np.int64), widths)
-    h, w = h.clip(1, heights), w.clip(1, widths)
-    return np.stack([(heights - h) // 2, (widths - w) // 2, h, w], axis=1)
+    for share, tilt in zip(draws[:_ATTEMPTS], draws[_ATTEMPTS:-2], strict=True):
+        area = height * width * (scale[0] + share * (scale[1] - scale[0]))
+        aspect = math.exp(low + tilt * (high - low))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(draws[-2] * (height - h + 1)), int(draws[-1] * (width - w + 1)), h, w
+    w = min(width, max(1, round(height * ratio[1]))) if width / height > ratio[1] else width
+    h = min(height, max(1, round(width / ratio[0]))) if width / height < ratio[0] else height
+    return (height - h) // 2, (width - w) // 2, h, w
 
 
 def center_crop_box(height: int, width: int, *, size: tuple[int, int]) -> tuple[int, int, int, int]:

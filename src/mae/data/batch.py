@@ -133,12 +133,12 @@ def training_batch(plan: BatchPlan, step: int) -> Batch:
 
     flips = draw(Stream.FLIP, 1)[:, 0] < plan.augment.flip
     crops = draw(Stream.CROP, CROP_DRAWS)
-    stored = _small_pictures(plan)
+    stored = pictures_at_once(plan)
     bad: list[Bad] = []
     if stored is None:
         images, shown = _read_crops(plan, first, ids, crops, flips, bad)
     else:
-        images, shown = _stored_crops(plan, stored, ids, crops, flips), ids
+        images, shown = stored_crops(plan, stored, ids, crops, flips), ids
     if plan.policy is not None:
         images = augmented(images, plan.policy, ids, seed=plan.seed, epoch=first)
     labels = plan.source.labels
@@ -179,7 +179,7 @@ def _read_crops(
     return images, shown
 
 
-def _stored_crops(
+def stored_crops(
     plan: BatchPlan,
     stored: NDArray[np.uint8],
     ids: NDArray[np.int64],
@@ -195,7 +195,7 @@ def _stored_crops(
     return resized_crops(pictures, boxes, size=plan.size, flips=flips)
 
 
-def _small_pictures(plan: BatchPlan) -> NDArray[np.uint8] | None:
+def pictures_at_once(plan: BatchPlan) -> NDArray[np.uint8] | None:
     """Give the pictures in memory that are cropped fastest all at once, if there are such."""
     if not isinstance(plan.source, ArraySource):
         return None
