@@ -1,8 +1,8 @@
 """Where a picture is cut and how the cut is resized: pure functions of given draws.
 
-Every path equals Pillow's `crop(box).resize(size, BICUBIC)`, horizontal pass first, to 50 dB or
-better: one picture of any size and type through torch's antialiased bicubic kernel, which keeps
-uint8; a batch of equal-size uint8 pictures through per-sample weight matrices.
+Every crop equals Pillow's `crop(box).resize(size, BICUBIC)`, horizontal pass first, to 50 dB or
+better: one picture of any size and type through torch's antialiased bicubic kernel here, which
+keeps uint8; a batch of equal-size uint8 pictures in `weighted`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ Box = Sequence[int] | NDArray[np.int64]
 _ATTEMPTS = 10
 CROP_DRAWS = 2 * _ATTEMPTS + 2
 """Uniform draws a crop needs: area and ratio of each attempt, then top and left."""
-
-_UNIT = 2**15  # weights are multiples of 1 / _UNIT
 
 
 def crop_boxes(
@@ -81,9 +79,9 @@ def random_box(
     if scale == (1, 1):
         return 0, 0, height, width
     low, high = math.log(ratio[0]), math.log(ratio[1])
-    for share, tilt in zip(draws[:_ATTEMPTS], draws[_ATTEMPTS:-2], strict=True):
-        area = height * width * (scale[0] + share * (scale[1] - scale[0]))
-        aspect = math.exp(low + tilt * (high - low))
+    for attempt in range(_ATTEMPTS):
+        area = height * width * (scale[0] + draws[attempt] * (scale[1] - scale[0]))
+        aspect = math.exp(low + draws[_ATTEMPTS + attempt] * (high - low))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             return int(draws[-2] * (height - h + 1)), int(draws[-1] * (width - w + 1)), h, w
@@ -153,7 +151,8 @@ def resized_crop(
     crop = picture[top : top + height, left : left + width]
     if crop.dtype == np.uint16:
         wide = resized_crop(crop.astype(np.float32), (0, 0, height, width), size=size, flip=flip)
-        return np.rint(wide).clip(0, 65535).astype(np.uint16)
+        rounded: NDArray[Any] = np.rint(wide).clip(0, 65535).astype(np.uint16)
+        return rounded
     # torch takes neither read-only nor backward memory
     pixels = torch.from_numpy(np.require(crop, requirements=["C", "W"]))
     # The axis of the batch comes first of all: torch knows HWC memory, which it resizes three times
@@ -173,94 +172,3 @@ def _resize(planes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     # torch 2.14 garbles other results that are one pixel wide in HWC memory.
     apart = planes.contiguous().transpose(0, 1)
     return F.interpolate(apart, size=size, mode="bicubic", antialias=True).transpose(0, 1)
-
-
-def resized_crops(
-    pictures: NDArray[np.uint8],
-    boxes: NDArray[np.int64],
-    *,
-    size: tuple[int, int],
-    flips: NDArray[np.bool_],
-) -> NDArray[np.uint8]:
-    """Cut a box out of each of many equal-size pictures, resize it and mirror some.
-
-    Two matrix products with weights of its own for each picture, horizontal pass first. The
-    weights are multiples of 2^-15 that sum to one and each pass is rounded to uint8, so every
-    partial sum is exact in float32 (24 bits) and the result is the same on any machine and number
-    of threads.
-
-    Args:
-        pictures: B H W C.
-        boxes: B 4: top, left, height, width.
-        size: height and width of the results.
-        flips: B, True where the result is mirrored left to right.
-
-    Returns:
-        B h w C, contiguous, never a view.
-    """
-    B, H, W, C = pictures.shape
-    if size == (H, W) and (boxes == (0, 0, H, W)).all():
-        flipped = pictures.copy()
-        flipped[flips] = pictures[flips, :, ::-1]
-        return flipped
-    columns = _bicubic_weights(boxes[:, 1], boxes[:, 3], stored=W, wanted=size[1])  # B w W
-    columns[flips] = columns[flips, ::-1]
-    rows = _bicubic_weights(boxes[:, 0], boxes[:, 2], stored=H, wanted=size[0])  # B h H
-    given = (np.ascontiguousarray(pictures), rows, columns)
-    return np.asarray(weighted_crops(*map(torch.from_numpy, given)))
-
-
-def weighted_crops(
-    pictures: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
-) -> torch.Tensor:
-    """Give what weights of its own make of each picture: the same bits on a CPU and a GPU.
-
-    On a GPU, as long as nobody allows products in TF32.
-
-    Args:
-        pictures: B H W C uint8.
-        rows: B h H float32, multiples of 2^-15 whose sums are one.
-        columns: B w W of the same.
-
-    Returns:
-        B h w C uint8, contiguous.
-    """
-    B, H, W, C = pictures.shape
-    h, w = rows.shape[1], columns.shape[1]
-    values = torch.empty(B, H, C, W, device=pictures.device)
-    values.copy_(pictures.transpose(2, 3))
-    passed = _rounded(values.view(B, H * C, W) @ columns.transpose(1, 2))
-    passed = _rounded(rows @ passed.view(B, H, C * w))
-    return passed.to(torch.uint8).view(B, h, C, w).transpose(2, 3).contiguous()
-
-
-def _rounded(values: torch.Tensor) -> torch.Tensor:
-    """Round half up, as Pillow does, and clamp to [0, 255]; in place."""
-    return values.add_(0.5).floor_().clamp_(0, 255)
-
-
-def _bicubic_weights(
-    starts: NDArray[np.int64], lengths: NDArray[np.int64], *, stored: int, wanted: int
-) -> NDArray[np.float32]:
-    """Weights of the stored pixels of a line in each wanted pixel, B wanted stored.
-
-    Pillow's kernel: cubic convolution with a = -0.5, stretched where it shrinks, cut at the ends
-    of the box and normalised.
-    """
-    step = (lengths / wanted)[:, None]  # B 1
-    stretch = np.maximum(step, 1)
-    centres = (np.arange(wanted) + 0.5) * step  # B wanted, from the start of the box
-    first = np.maximum(np.floor(centres - 2 * stretch + 0.5), 0)
-    taps = first + np.arange(math.ceil(4 * stretch.max()))[:, None, None]  # taps B wanted
-    x = np.minimum(np.abs(taps + 0.5 - centres) / stretch, 2)
-    near, far = (1.5 * x - 2.5) * x * x + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2
-    weights = np.where(x < 1, near, far) * (taps < lengths[:, None])
-    units = np.rint(weights * (_UNIT / weights.sum(axis=0)))
-    # The pixel under the centre, the heaviest, takes what rounding left over.
-    line, place = np.ogrid[: len(starts), :wanted]
-    heaviest = (np.floor(centres) - first).astype(np.int64)
-    units[heaviest, line, place] += _UNIT - units.sum(axis=0)
-    # Taps beyond the end of the box weigh nothing and may lie beyond the line: it is padded.
-    padded = np.zeros((len(starts), wanted, stored + len(taps)), dtype=np.float32)
-    padded[line, place, taps.astype(np.int64) + starts[:, None]] = units / _UNIT
-    return np.ascontiguousarray(padded[..., :stored])

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mae.config import AugmentConfig
-from mae.data.augment import CROP_DRAWS, center_crop_box, crop_boxes, resized_crop, resized_crops
+from mae.data.augment import CROP_DRAWS, center_crop_box, crop_boxes, resized_crop
 from mae.data.crops import random_crops
 from mae.data.decode import BadPicture, PixelKind, decode
 from mae.data.order import shuffled
 from mae.data.policy import Policy, augmented
 from mae.data.randomness import Stream, uniform
 from mae.data.source import ArraySource, Source
+from mae.data.weighted import resized_crops
 from mae.errors import DataError
 
 
@@ -167,15 +168,15 @@ def _read_crops(
         Crops B h w C, view by view, and for each id that of the picture that is shown, whose
         class it is.
     """
-    kind, shown = plan.kind, ids.copy()
-    images = np.empty((len(draws), *plan.size, kind.channels), dtype=kind.dtype)
+    shown = ids.copy()
+    images = np.empty((len(draws), *plan.size, plan.kind.channels), dtype=plan.kind.dtype)
+    how = partial(random_crops, kind=plan.kind, size=plan.size, augment=plan.augment)
     for place, index in enumerate(ids.tolist()):
         views = slice(place, None, len(ids))
-        how = partial(random_crops, draws=draws[views], flips=flips[views], kind=kind)
-        cut = partial(how, size=plan.size, augment=plan.augment)
+        cut = partial(how, draws=draws[views], flips=flips[views])
         crops, shown[place] = _read_or_replace(plan, epoch, index, cut, bad)
-        for view, crop in zip(images[views], crops, strict=True):
-            view[...] = crop
+        for view, crop in enumerate(crops):
+            images[place + view * len(ids)] = crop
     return images, shown
 
 

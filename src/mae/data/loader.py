@@ -59,7 +59,7 @@ def on_device(feed: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
     if device.type != "cuda":
         yield from feed
         return
-    side = torch.cuda.Stream(device)
+    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     copied: tuple[Batch, torch.cuda.Event] | None = None
     for batch in feed:
         before, copied = copied, _copy(batch, device, side)

@@ -137,7 +137,7 @@ def bench_data(
             if number >= 2 * LEAST_ROUNDS and time.perf_counter() - began > seconds:
                 break
             if number % 2:
-                watch.timed(TOGETHER, lambda number=number: training_batch(plan, number))
+                watch.timed(TOGETHER, partial(training_batch, plan, number))
             else:
                 _stage_by_stage(plan, number, device, watch)
     asked = {f"{name} on an H100, an estimate": float(rate) for name, rate in GPU_RATES.items()}
@@ -221,7 +221,8 @@ def _crop(
     plan: BatchPlan, picture: NDArray[Any], draws: NDArray[np.float32], *, flip: np.bool_
 ) -> NDArray[Any]:
     scale, ratio = plan.augment.crop_scale, plan.augment.crop_ratio
-    box = random_box(*picture.shape[:2], draws.tolist(), scale=scale, ratio=ratio)
+    height, width, _ = picture.shape
+    box = random_box(height, width, draws.tolist(), scale=scale, ratio=ratio)
     return resized_crop(picture, box, size=plan.size, flip=bool(flip))
 
 
