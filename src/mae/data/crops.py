@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mae.config import AugmentConfig
 from mae.data.augment import crop_boxes, resized_crop
-from mae.data.decode import PixelKind, decode, jpeg_size
+from mae.data.decode import PixelKind, decode, jpeg_head
 
 _SCALES = (8, 4, 2)  # a JPEG's blocks of 8 x 8 decode to 1, 2 and 4 pixels each way as well
 
@@ -46,23 +46,35 @@ def random_crops(
         sides = np.full(len(draws), height), np.full(len(draws), width)
         return crop_boxes(*sides, draws, scale=augment.crop_scale, ratio=augment.crop_ratio)
 
-    there = jpeg_size(data) if augment.scaled_decode and isinstance(data, bytes) else None
-    shrink = 1 if there is None else crop_scale(boxes_in(*there), size=size)
+    head = jpeg_head(data) if augment.scaled_decode and isinstance(data, bytes) else None
+    if head is None:
+        shrink, whole = 1, None
+    else:
+        whole = head.height, head.width
+        # Turned, an edge of fewer pixels than the scale comes first and would shift all others.
+        divided = whole if head.turned else (0, 0)
+        shrink = crop_scale(boxes_in(*whole), size=size, divided=divided)
     pixels = decode(data, kind=kind, shrink=shrink)
-    if there is None or pixels.shape[:2] == there:  # a few JPEGs decode in one size only
+    if whole is None or pixels.shape[:2] == whole:  # a few JPEGs decode in one size only
         boxes = boxes_in(*pixels.shape[:2])
     else:
-        boxes = boxes_in(*there) // shrink
+        boxes = boxes_in(*whole) // shrink
     pairs = zip(boxes, flips.tolist(), strict=True)
     return [resized_crop(pixels, box, size=size, flip=flip) for box, flip in pairs]
 
 
-def crop_scale(boxes: NDArray[np.int64], *, size: tuple[int, int]) -> int:
+def crop_scale(
+    boxes: NDArray[np.int64], *, size: tuple[int, int], divided: tuple[int, int] = (0, 0)
+) -> int:
     """Give the most, of 8, 4, 2 and 1, that a picture can be shrunk by with no box below the size.
 
     Args:
         boxes: V 4: top, left, height, width.
         size: height and width of the crops.
+        divided: sides that it has to divide.
     """
-    sides = boxes[:, 2:].min(axis=0)
-    return next((scale for scale in _SCALES if (sides // scale >= size).all()), 1)
+    smallest = boxes[:, 2:].min(axis=0)
+    for scale in _SCALES:
+        if (smallest // scale >= size).all() and not any(side % scale for side in divided):
+            return scale
+    return 1

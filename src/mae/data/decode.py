@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import simplejpeg
@@ -114,8 +114,18 @@ def _decode_jpeg(
         raise
 
 
-def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Read height and width of a JPEG from its head, once it is upright; None of any other file.
+class JpegHead(NamedTuple):
+    """What the head of a JPEG says of its size."""
+
+    height: int
+    """Once it is upright, as the width."""
+    width: int
+    turned: bool
+    """Whether it has to be turned or mirrored to be upright."""
+
+
+def jpeg_head(data: bytes) -> JpegHead | None:
+    """Read the head of a JPEG; None of any other file.
 
     Raises:
         BadPicture: if the head makes no sense.
@@ -123,11 +133,13 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
     if header.format_of(data[:16]) != "JPEG":
         return None
     if (size := _plain_jpeg_size(data)) is not None:
-        return size
+        return JpegHead(*size, turned=False)
     with header.pillow_faults("JPEG"), Image.open(io.BytesIO(data), formats=("JPEG",)) as picture:
         header.picture_kind(picture)
-        lies = _orientation(picture) in (5, 6, 7, 8)
-        return (picture.width, picture.height) if lies else (picture.height, picture.width)
+        orientation, (width, height) = _orientation(picture), picture.size
+        if orientation in (5, 6, 7, 8):
+            height, width = width, height
+        return JpegHead(height, width, turned=orientation != 1)
 
 
 def _decode_pillow(picture: Image.Image, kind: PixelKind) -> NDArray[Any]:
