@@ -298,7 +298,7 @@ class PretrainConfig(FitConfig):
     def __post_init__(self) -> None:
         # slots=True makes a new class, which the bare form of super() does not find.
         super(PretrainConfig, self).__post_init__()  # noqa: UP008
-        views, allowed = self.views_per_decode, f"a divisor of the batch, {self.batch}"
+        views, allowed = self.views_per_decode, f"at least 1 that divides the batch, {self.batch}"
         _require(views >= 1 and self.batch % views == 0, "views_per_decode", views, allowed)
         _require(0 <= self.max_bad <= 1, "max_bad", self.max_bad, "a share from 0 to 1")
         _require(

@@ -137,7 +137,7 @@ def choose_workers(config: FitConfig, plan: BatchPlan, device: torch.device) -> 
     if isinstance(plan.source, ArraySource) or device.type == "cpu":
         return 0
     ahead = MADE_AHEAD * plan.batch_bytes
-    return min(16, cores(), max(1, _room_for_batches() // ahead))
+    return min(16, cores(), max(1, int(_room_for_batches() // ahead)))
 
 
 def cores() -> int:
