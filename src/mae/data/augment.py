@@ -153,8 +153,9 @@ def resized_crop(
         wide = resized_crop(crop.astype(np.float32), (0, 0, height, width), size=size, flip=flip)
         rounded: NDArray[Any] = np.rint(wide).clip(0, 65535).astype(np.uint16)
         return rounded
-    # torch takes neither read-only nor backward memory
-    pixels = torch.from_numpy(np.require(crop, requirements=["C", "W"]))
+    if not (crop.flags.c_contiguous and crop.flags.writeable):  # torch takes no other memory
+        crop = crop.copy()
+    pixels = torch.from_numpy(crop)
     # The axis of the batch comes first of all: torch knows HWC memory, which it resizes three times
     # as fast and mirrors fifteen times, only by a stride of the batch that spans a picture.
     planes = pixels[None].permute(0, 3, 1, 2)  # 1 C h w

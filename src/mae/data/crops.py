@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mae.config import AugmentConfig
-from mae.data.augment import crop_boxes, resized_crop
+from mae.data.augment import Box, random_box, resized_crop
 from mae.data.decode import PixelKind, decode, jpeg_head
 
 _SCALES = (8, 4, 2)  # a JPEG's blocks of 8 x 8 decode to 1, 2 and 4 pixels each way as well
@@ -42,9 +43,9 @@ def random_crops(
         BadPicture: with the reason, for what cannot be read.
     """
 
-    def boxes_in(height: int, width: int) -> NDArray[np.int64]:
-        sides = np.full(len(draws), height), np.full(len(draws), width)
-        return crop_boxes(*sides, draws, scale=augment.crop_scale, ratio=augment.crop_ratio)
+    def boxes_in(height: int, width: int) -> list[Box]:
+        how = {"scale": augment.crop_scale, "ratio": augment.crop_ratio}
+        return [random_box(height, width, drawn, **how) for drawn in draws.tolist()]
 
     head = jpeg_head(data) if augment.scaled_decode and isinstance(data, bytes) else None
     if head is None:
@@ -56,25 +57,23 @@ def random_crops(
         shrink = crop_scale(boxes_in(*whole), size=size, divided=divided)
     pixels = decode(data, kind=kind, shrink=shrink)
     if whole is None or pixels.shape[:2] == whole:  # a few JPEGs decode in one size only
-        boxes = boxes_in(*pixels.shape[:2])
+        boxes = boxes_in(pixels.shape[0], pixels.shape[1])
     else:
-        boxes = boxes_in(*whole) // shrink
+        boxes = [tuple(side // shrink for side in box) for box in boxes_in(*whole)]
     pairs = zip(boxes, flips.tolist(), strict=True)
     return [resized_crop(pixels, box, size=size, flip=flip) for box, flip in pairs]
 
 
 def crop_scale(
-    boxes: NDArray[np.int64], *, size: tuple[int, int], divided: tuple[int, int] = (0, 0)
+    boxes: Sequence[Box], *, size: tuple[int, int], divided: tuple[int, int] = (0, 0)
 ) -> int:
     """Give the most, of 8, 4, 2 and 1, that a picture can be shrunk by with no box below the size.
 
     Args:
-        boxes: V 4: top, left, height, width.
+        boxes: of every view.
         size: height and width of the crops.
         divided: sides that it has to divide.
     """
-    smallest = boxes[:, 2:].min(axis=0)
-    for scale in _SCALES:
-        if (smallest // scale >= size).all() and not any(side % scale for side in divided):
-            return scale
-    return 1
+    room = min(side // wanted for box in boxes for side, wanted in zip(box[2:], size, strict=True))
+    fits = (scale for scale in _SCALES if scale <= room and not any(s % scale for s in divided))
+    return next(fits, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -57,10 +58,9 @@ def _decode_file(data: bytes, *, grey: bool, shrink: int) -> NDArray[Any]:
     file_format = header.format_of(data[:16])
     file, space = io.BytesIO(data), "GRAY" if grey else "RGB"
     if file_format == "JPEG" and (size := _plain_jpeg_size(data)) is not None:
-        with header.pillow_faults(file_format):
-            plain = _decode_jpeg(data, space, size, shrink=shrink)
-        if plain is not None:
-            return plain
+        with suppress(ValueError):  # damage is looked at once more below, and named
+            if (plain := _decode_jpeg(data, space, size, shrink=shrink)) is not None:
+                return plain
     with header.pillow_faults(file_format):
         if file_format == "NPY":
             header.npy_kind(file)
