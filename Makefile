@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test quick check bench results
+.PHONY: setup demo test quick check bench bench-data results
 
 setup: $(VENV)/developer
 
@@ -38,3 +38,7 @@ bench: setup
 
 results: setup
 	$(BIN)/python -m benchmarks.results
+
+bench-data: setup
+	$(BIN)/python -m benchmarks.data
+	$(BIN)/python -m benchmarks.data --workers

@@ -163,6 +163,7 @@ def test_verbs_and_options_are_pinned() -> None:
         "weights export": "WEIGHTS DST to part dynamic heads decoder-heads json traceback",
         "weights push": "WEIGHTS REPO public json traceback",
         "doctor": "json traceback",
+        "bench data": "RECIPE data images-per-second seconds batch device quiet json traceback",
     }
 
 
@@ -172,11 +173,12 @@ def test_the_options_of_a_recipe_are_pinned() -> None:
     assert [o.flag for o in options_of(run) if o.owner] == (
         "epochs steps minutes batch micro-batch lr seed precision device threads workers "
         "save-every-steps log-every-steps keep follow-weights resize max-bad image-size mask-ratio "
-        "channels measure-pixels init-channels optim.min-lr optim.warmup-epochs "
+        "channels measure-pixels init-channels views-per-decode optim.min-lr optim.warmup-epochs "
         "optim.warmup-start optim.betas optim.eps optim.weight-decay optim.decay-tokens "
-        "optim.clip-norm augment.crop-scale augment.crop-ratio augment.flip model.patch-size "
-        "model.width model.depth model.num-heads model.decoder-width model.decoder-depth "
-        "model.decoder-heads model.mlp-ratio model.norm-eps model.normalize-target model.target-eps"
+        "optim.clip-norm augment.crop-scale augment.crop-ratio augment.flip augment.scaled-decode "
+        "model.patch-size model.width model.depth model.num-heads model.decoder-width "
+        "model.decoder-depth model.decoder-heads model.mlp-ratio model.norm-eps "
+        "model.normalize-target model.target-eps"
     ).split()
 
 

@@ -83,6 +83,7 @@ def test_values_that_are_no_mapping_are_refused() -> None:
         ("epochs", "3", 3.0),
         ("steps", "12", 12),
         ("steps", "none", None),
+        ("workers", "auto", None),
         ("model.image_size", "224x160", (224, 160)),
         ("model.image_size", "224 160", (224, 160)),
         ("optim.betas", "0.9, 0.95", (0.9, 0.95)),

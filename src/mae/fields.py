@@ -59,7 +59,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def coerce_text(hint: Any, text: str, *, name: str) -> object:
     """Read the text of an option as the type of a field.
 
-    Several numbers are separated by spaces, commas or an x (224x160); "none" stands for None.
+    Several numbers are separated by spaces, commas or an x (224x160); "none" stands for None, as
+    does "auto" where a whole number is optional.
 
     Raises:
         ConfigError: if the text is no such value.
@@ -74,7 +75,9 @@ def _parse(hint: Any, text: str) -> object:
     """Read text as far as it goes; what is not understood stays text, for `_convert` to refuse."""
     options = get_args(hint)
     if NoneType in options:
-        return None if text.lower() == "none" else _parse(_not_none(hint), text)
+        inner = _not_none(hint)
+        nothing = ("none", "auto") if inner is int else ("none",)
+        return None if text.lower() in nothing else _parse(inner, text)
     if get_origin(hint) is tuple:
         return [_parse(options[0], part) for part in re.split(r"[\s,x]+", text.strip())]
     if hint is bool:

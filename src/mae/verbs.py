@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
@@ -18,7 +19,7 @@ from mae.config import FinetuneConfig, PretrainConfig
 from mae.errors import ConfigError
 from mae.fields import to_dict
 from mae.jobs.recipes import configured, recipe_rows, recipe_toml, to_toml
-from mae.recipes import find_recipe
+from mae.recipes import find_config, find_recipe
 from mae.train.rundir import RunDir
 
 Pool = Literal["mean", "cls", "grid"]
@@ -412,6 +413,28 @@ def doctor() -> Shown:
     return Shown(values, [check.row() for check in checks], exit_code=0 if ok else 1)
 
 
+def bench_data(
+    recipe: str = "folder",
+    *,
+    data: str,
+    images_per_second: float | None = None,
+    seconds: float = 10.0,
+    batch: int = 64,
+    device: str = "auto",
+    quiet: bool = False,
+) -> Shown:
+    """Measure how fast one core reads, decodes and crops pictures, and which of it is the wall.
+
+    Also how many cores a GPU needs that takes --images-per-second of them.
+    """
+    from mae.jobs import bench as job
+
+    config = replace(find_config(recipe, PretrainConfig), batch=batch, device=device)
+    ask = partial(job.bench_data, images_per_second=images_per_second, seconds=seconds, quiet=quiet)
+    result = ask(data, config)
+    return Shown(result.values(), result.rows())
+
+
 class _Result(Protocol):
     def rows(self) -> Iterable[Sequence[str]]: ...
     def _asdict(self) -> dict[str, Any]: ...
@@ -446,6 +469,7 @@ GROUPS: dict[str, tuple[Callable[..., Shown], ...]] = {
         weights_export,
         weights_push,
         doctor,
+        bench_data,
     ),
 }
 ON_RANKS = frozenset((probe, evaluate))

@@ -13,13 +13,12 @@ from torchvision.transforms import RandomResizedCrop
 
 from mae.data.augment import (
     CROP_DRAWS,
-    _bicubic_weights,
     center_crop_box,
     central_pixels_box,
     crop_boxes,
     resized_crop,
-    resized_crops,
 )
+from mae.data.weighted import Taps, bicubic_taps, crops_on_device, resized_crops
 from tests.pictures import photo
 
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
@@ -47,7 +46,7 @@ def psnr(first: NDArray[np.generic], second: NDArray[np.generic], peak: float = 
     return math.inf if error == 0 else 10 * math.log10(peak**2 / error)
 
 
-def random_box(rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
+def drawn_box(rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
     h, w = int(rng.integers(1, height + 1)), int(rng.integers(1, width + 1))
     return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
 
@@ -66,7 +65,7 @@ def test_every_crop_equals_pillow_to_50_db(draw, channels):
         height, width = (int(v) for v in rng.integers(1, 300, 2))
         picture = draw(height, width, channels=channels, seed=seed)
         size = (224, 224) if seed % 3 == 0 else tuple(int(v) for v in rng.integers(1, 120, 2))
-        box = random_box(rng, height, width)
+        box = drawn_box(rng, height, width)
 
         resized = resized_crop(picture, box, size=size)
 
@@ -79,7 +78,7 @@ def test_a_photograph_equals_one_call_of_pillow_to_50_db():
     rng = np.random.default_rng(0)
     for seed in range(40):
         picture = photo(120 + seed, 170 - seed, seed=seed)
-        top, left, height, width = box = random_box(rng, *picture.shape[:2])
+        top, left, height, width = box = drawn_box(rng, *picture.shape[:2])
 
         resized = resized_crop(picture, box, size=(96, 64))
 
@@ -157,7 +156,7 @@ def batch(number: int, height: int, width: int, channels: int) -> NDArray[np.uin
 def test_batched_crops_equal_pillow_to_50_db(shape, size):
     pictures = batch(40, *shape)
     rng = np.random.default_rng(0)
-    boxes = np.array([random_box(rng, *shape[:2]) for _ in pictures])
+    boxes = np.array([drawn_box(rng, *shape[:2]) for _ in pictures])
     boxes[0] = 0, 0, *shape[:2]
     boxes[1] = shape[0] - 1, shape[1] - 1, 1, 1
     flips = rng.random(len(pictures)) < 0.5
@@ -174,7 +173,7 @@ def test_batched_crops_equal_pillow_to_50_db(shape, size):
 def test_batched_crops_equal_single_ones_to_50_db():
     pictures = batch(20, 32, 24, 3)
     rng = np.random.default_rng(1)
-    boxes = np.array([random_box(rng, 32, 24) for _ in pictures])
+    boxes = np.array([drawn_box(rng, 32, 24) for _ in pictures])
 
     crops = resized_crops(pictures, boxes, size=(32, 24), flips=np.zeros(20, dtype=bool))
 
@@ -182,18 +181,24 @@ def test_batched_crops_equal_single_ones_to_50_db():
         assert psnr(crop, resized_crop(picture, box, size=(32, 24))) >= 50
 
 
+def dense(taps: Taps, *, stored: int) -> NDArray[np.float64]:
+    """Spread taps over whole lines, B wanted stored."""
+    lines = torch.zeros(*taps.places.shape[:2], stored, dtype=torch.float64)
+    return lines.scatter_add_(2, taps.places, taps.weights.double()).numpy()
+
+
 def test_batched_crops_equal_integer_arithmetic_bit_for_bit():
     pictures = batch(12, 19, 31, 3)
     rng = np.random.default_rng(2)
-    boxes = np.array([random_box(rng, 19, 31) for _ in pictures])
+    boxes = np.array([drawn_box(rng, 19, 31) for _ in pictures])
 
     crops = resized_crops(pictures, boxes, size=(16, 24), flips=np.zeros(12, dtype=bool))
 
-    columns = _bicubic_weights(boxes[:, 1], boxes[:, 3], stored=31, wanted=24)
-    rows = _bicubic_weights(boxes[:, 0], boxes[:, 2], stored=19, wanted=16)
+    columns = dense(bicubic_taps(boxes[:, 1], boxes[:, 3], wanted=24), stored=31)
+    rows = dense(bicubic_taps(boxes[:, 0], boxes[:, 2], wanted=16), stored=19)
     values = pictures.astype(np.int64)
     for weights, axes in ((columns, "bjw,bhwc->bhjc"), (rows, "bih,bhjc->bijc")):
-        units = np.rint(weights.astype(np.float64) * 2**15).astype(np.int64)
+        units = np.rint(weights * 2**15).astype(np.int64)
         values = ((np.einsum(axes, units, values) + 2**14) >> 15).clip(0, 255)
     assert np.array_equal(crops, values)
 
@@ -201,7 +206,7 @@ def test_batched_crops_equal_integer_arithmetic_bit_for_bit():
 def test_batched_crops_do_not_depend_on_threads_or_neighbours():
     pictures = batch(30, 32, 32, 3)
     rng = np.random.default_rng(3)
-    boxes = np.array([random_box(rng, 32, 32) for _ in pictures])
+    boxes = np.array([drawn_box(rng, 32, 32) for _ in pictures])
     flips = rng.random(30) < 0.5
     threads = torch.get_num_threads()
 
@@ -220,13 +225,28 @@ def test_batched_crops_do_not_depend_on_threads_or_neighbours():
     assert np.array_equal(together, np.concatenate(alone))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batched_crops_are_the_same_bits_on_a_gpu():
+    pictures = batch(200, 19, 31, 3)
+    rng = np.random.default_rng(5)
+    boxes = np.array([drawn_box(rng, 19, 31) for _ in pictures])
+    flips = rng.random(200) < 0.5
+
+    there = crops_on_device(torch.from_numpy(pictures).cuda(), boxes, size=(16, 24), flips=flips)
+
+    assert there.is_cuda
+    assert np.array_equal(
+        there.cpu().numpy(), resized_crops(pictures, boxes, size=(16, 24), flips=flips)
+    )
+
+
 def test_weights_are_multiples_of_2_to_the_minus_15_that_sum_to_one():
     rng = np.random.default_rng(4)
     lengths = rng.integers(1, 61, 500)
     starts = rng.integers(0, 61 - lengths)
 
     for wanted in (1, 7, 60, 224):
-        weights = _bicubic_weights(starts, lengths, stored=60, wanted=wanted).astype(np.float64)
+        weights = dense(bicubic_taps(starts, lengths, wanted=wanted), stored=60)
 
         assert np.array_equal(weights * 2**15, np.rint(weights * 2**15))
         assert (weights.sum(axis=-1) == 1).all()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from mae.config import AugmentConfig
 from mae.data.batch import Batch, BatchPlan, prepared, training_batch
 from mae.data.decode import PixelKind
-from mae.data.loader import batches
-from mae.data.source import ArraySource, FolderSource
+from mae.data.loader import batches, on_device
+from mae.data.source import ArraySource, FolderSource, Source
 from tests.jobs.conftest import write_classes
 from tests.pictures import mixed_folder
 
@@ -20,8 +23,12 @@ COLOUR = PixelKind("uint8", 3)
 
 
 def folder_plan(root: Path, **changes: object) -> BatchPlan:
+    return plan_of(FolderSource(root), **changes)
+
+
+def plan_of(source: Source, **changes: object) -> BatchPlan:
     fields: dict[str, object] = {
-        "source": FolderSource(root),
+        "source": source,
         "kind": COLOUR,
         "size": (12, 20),
         "num_patches": 15,
@@ -136,3 +143,118 @@ def test_a_replacement_brings_its_own_class(tmp_path: Path) -> None:
 
     assert sorted(batch.ids.tolist()) == list(range(8)) and len(batch.bad) >= 4
     assert batch.labels.tolist() == [1] * 8
+
+
+class _Endless:
+    """A source of 10^9 drawn pictures."""
+
+    labels = None
+    class_names = ()
+
+    def __len__(self) -> int:
+        return 10**9
+
+    def read(self, index: int) -> np.ndarray:
+        return np.full((9, 11, 3), index % 251, dtype=np.uint8)
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+    def fingerprint(self) -> str:
+        return ""
+
+
+def test_a_resume_at_any_position_continues_with_the_batch_that_would_have_come(
+    tmp_path: Path,
+) -> None:
+    mixed_folder(tmp_path, count=20, broken=2)
+    plan = folder_plan(tmp_path, batch=3, views_per_decode=3)
+    undisturbed = list(batches(plan, start=0, stop=60, workers=0))
+
+    for step in np.random.default_rng(0).choice(60, 20, replace=False).tolist():
+        resumed = next(batches(plan, start=step, stop=60, workers=0))
+        assert same(resumed, undisturbed[step])
+
+
+def test_a_resume_among_a_billion_pictures_takes_no_time() -> None:
+    plan = plan_of(_Endless(), batch=8)
+    last = 400 * plan.batches_per_epoch
+
+    for step in np.random.default_rng(0).integers(0, last, 20).tolist():
+        began = time.process_time()
+        batch = next(batches(plan, start=step, stop=last, workers=0))
+
+        assert time.process_time() - began < 1
+        assert same(batch, training_batch(plan, step))
+        assert batch.ids.max() < 10**9 and len(set(batch.ids.tolist())) == 8
+
+
+def epochs_of(plan: BatchPlan, epochs: int) -> dict[tuple[object, ...], Tensor]:
+    """Give the crop of each sample and mask."""
+    made = [training_batch(plan, step) for step in range(epochs * plan.batches_per_epoch)]
+    return {
+        (int(index), *noise.tolist()): image
+        for batch in made
+        for index, noise, image in zip(batch.ids, batch.noise, batch.images, strict=True)
+    }
+
+
+@pytest.mark.parametrize("views", [2, 4])
+def test_several_views_are_those_of_as_many_epochs_in_another_order(views: int) -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (16, 40, 50, 3), dtype=np.uint8)
+    source = ArraySource(pictures)
+
+    once = epochs_of(plan_of(source, batch=8), 8)
+    several = epochs_of(plan_of(source, batch=8, views_per_decode=views), 8)
+
+    assert len(once) == 8 * 16 and once.keys() == several.keys()
+    assert all(torch.equal(once[key], several[key]) for key in once)
+
+
+def test_a_batch_of_several_views_decodes_each_of_its_pictures_once(tmp_path: Path) -> None:
+    mixed_folder(tmp_path, count=20, broken=0)
+    plan = folder_plan(tmp_path, batch=12, views_per_decode=3)
+    source, reads = FolderSource(tmp_path), list[int]()
+    plan = replace(plan, source=source)
+    source.read = lambda index: reads.append(index) or FolderSource.read(source, index)  # type: ignore
+
+    batch = training_batch(plan, 0)
+
+    assert len(reads) == 4 and batch.ids.tolist() == reads * 3
+    assert len({tuple(noise.tolist()) for noise in batch.noise}) == 12
+
+
+def test_small_pictures_in_memory_are_shown_several_times_as_well() -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (16, 28, 28, 3), dtype=np.uint8)
+    source = ArraySource(pictures)
+
+    once = epochs_of(plan_of(source, batch=8), 4)
+    several = epochs_of(plan_of(source, batch=8, views_per_decode=4), 4)
+
+    assert len(once) == 4 * 16 and once.keys() == several.keys()
+    assert all(torch.equal(once[key], several[key]) for key in once)
+
+
+def test_batches_stay_where_they_are_on_a_cpu() -> None:
+    plan = plan_of(_Endless())
+    made = list(batches(plan, start=5, stop=8, workers=0))
+
+    assert all(a is b for a, b in zip(on_device(made, torch.device("cpu")), made, strict=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gets_every_batch_whole_while_it_computes() -> None:
+    plan = plan_of(_Endless(), batch=64, size=(128, 128))
+    made = list(batches(plan, start=0, stop=30, workers=0))
+    busy = torch.randn(2048, 2048, device="cuda")
+
+    sums = []
+    for batch in on_device(made, torch.device("cuda")):
+        assert batch.images.is_cuda and not batch.ids.is_cuda
+        busy = (busy @ busy).clamp(-1, 1)  # keeps the stream of the step behind the copies
+        sums.append((batch.images.double().sum(), batch.noise.double().sum()))
+        del batch
+
+    for (images, noise), batch in zip(sums, made, strict=True):
+        assert images.cpu() == batch.images.double().sum()
+        assert torch.isclose(noise.cpu(), batch.noise.double().sum())

@@ -1,8 +1,8 @@
 """Where a picture is cut and how the cut is resized: pure functions of given draws.
 
-Every path equals Pillow's `crop(box).resize(size, BICUBIC)`, horizontal pass first, to 50 dB or
-better: one picture of any size and type through torch's antialiased bicubic kernel, which keeps
-uint8; a batch of equal-size uint8 pictures through per-sample weight matrices.
+Every crop equals Pillow's `crop(box).resize(size, BICUBIC)`, horizontal pass first, to 50 dB or
+better: one picture of any size and type through torch's antialiased bicubic kernel here, which
+keeps uint8; a batch of equal-size uint8 pictures in `weighted`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ _ATTEMPTS = 10
 CROP_DRAWS = 2 * _ATTEMPTS + 2
 """Uniform draws a crop needs: area and ratio of each attempt, then top and left."""
 
-_UNIT = 2**15  # weights are multiples of 1 / _UNIT
-
 
 def crop_boxes(
     heights: NDArray[np.int64],
@@ -34,11 +32,7 @@ def crop_boxes(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> NDArray[np.int64]:
-    """Choose a random crop of each picture, as torchvision's RandomResizedCrop does.
-
-    Ten attempts draw an area and a ratio of the sides (uniform in its logarithm); the first that
-    fits is placed at random. Where none fits, the largest centred crop of an allowed ratio is
-    taken. A scale of (1, 1) keeps the whole picture, whatever its shape.
+    """Choose a random crop of each picture, see `random_box`.
 
     Args:
         heights: B, pixels.
@@ -50,33 +44,50 @@ def crop_boxes(
     Returns:
         B 4: top, left, height, width.
     """
-    whole = np.stack([np.zeros_like(heights), np.zeros_like(heights), heights, widths], axis=1)
+    given = zip(heights.tolist(), widths.tolist(), draws.tolist(), strict=True)
+    boxes = [random_box(h, w, drawn, scale=scale, ratio=ratio) for h, w, drawn in given]
+    return np.array(boxes, dtype=np.int64).reshape(-1, 4)
+
+
+def random_box(
+    height: int,
+    width: int,
+    draws: Sequence[float],
+    *,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> tuple[int, int, int, int]:
+    """Choose a random crop, as torchvision's RandomResizedCrop does.
+
+    Ten attempts draw an area and a ratio of the sides (uniform in its logarithm); the first that
+    fits is placed at random. Where none fits, the largest centred crop of an allowed ratio is
+    taken. A scale of (1, 1) keeps the whole picture, whatever its shape.
+
+    Plain numbers, not arrays: a photograph is read alone, and numpy takes ten times as long for
+    one (measured).
+
+    Args:
+        height: pixels.
+        width: pixels.
+        draws: CROP_DRAWS, uniform in [0, 1).
+        scale: smallest and largest share of the area.
+        ratio: smallest and largest width over height.
+
+    Returns:
+        Top, left, height, width.
+    """
     if scale == (1, 1):
-        return whole
-    draws = draws.astype(np.float64)
-    area = (heights * widths)[:, None] * (scale[0] + draws[:, :_ATTEMPTS] * (scale[1] - scale[0]))
+        return 0, 0, height, width
     low, high = math.log(ratio[0]), math.log(ratio[1])
-    aspect = np.exp(low + draws[:, _ATTEMPTS:-2] * (high - low))
-    w = np.rint(np.sqrt(area * aspect)).astype(np.int64)  # B attempts
-    h = np.rint(np.sqrt(area / aspect)).astype(np.int64)
-    fits = (w > 0) & (w <= widths[:, None]) & (h > 0) & (h <= heights[:, None])
-    first = fits.argmax(axis=1)[:, None]
-    h = np.take_along_axis(h, first, axis=1)[:, 0]
-    w = np.take_along_axis(w, first, axis=1)[:, 0]
-    top = (draws[:, -2] * (heights - h + 1)).astype(np.int64)
-    left = (draws[:, -1] * (widths - w + 1)).astype(np.int64)
-    boxes = np.stack([top, left, h, w], axis=1)
-    return np.where(fits.any(axis=1)[:, None], boxes, _central_boxes(heights, widths, ratio=ratio))
-
-
-def _central_boxes(
-    heights: NDArray[np.int64], widths: NDArray[np.int64], *, ratio: tuple[float, float]
-) -> NDArray[np.int64]:
-    found = widths / heights
-    h = np.where(found < ratio[0], np.rint(widths / ratio[0]).astype(np.int64), heights)
-    w = np.where(found > ratio[1], np.rint(heights * ratio[1]).astype(np.int64), widths)
-    h, w = h.clip(1, heights), w.clip(1, widths)
-    return np.stack([(heights - h) // 2, (widths - w) // 2, h, w], axis=1)
+    for attempt in range(_ATTEMPTS):
+        area = height * width * (scale[0] + draws[attempt] * (scale[1] - scale[0]))
+        aspect = math.exp(low + draws[_ATTEMPTS + attempt] * (high - low))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(draws[-2] * (height - h + 1)), int(draws[-1] * (width - w + 1)), h, w
+    w = min(width, max(1, round(height * ratio[1]))) if width / height > ratio[1] else width
+    h = min(height, max(1, round(width / ratio[0]))) if width / height < ratio[0] else height
+    return (height - h) // 2, (width - w) // 2, h, w
 
 
 def center_crop_box(height: int, width: int, *, size: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -122,105 +133,43 @@ def central_pixels_box(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def resized_crop(picture: NDArray[Any], box: Box, *, size: tuple[int, int]) -> NDArray[Any]:
+def resized_crop(
+    picture: NDArray[Any], box: Box, *, size: tuple[int, int], flip: bool = False
+) -> NDArray[Any]:
     """Cut a box out of a picture and resize it; nothing outside the box is seen.
 
     Args:
         picture: H W C; uint8, uint16 or float32.
         box: top, left, height, width.
         size: height and width of the result.
+        flip: whether the result is mirrored left to right.
 
     Returns:
         h w C of the same type, contiguous, never a view; integers rounded and within their range.
     """
     top, left, height, width = (int(value) for value in box)
     crop = picture[top : top + height, left : left + width]
-    if (height, width) == size:
-        return crop.copy()
-    if crop.dtype != np.uint16:
-        return _resize(crop, size)
-    rounded: NDArray[Any] = np.rint(_resize(crop.astype(np.float32), size)).clip(0, 65535)
-    return rounded.astype(np.uint16)
+    if crop.dtype == np.uint16:
+        wide = resized_crop(crop.astype(np.float32), (0, 0, height, width), size=size, flip=flip)
+        rounded: NDArray[Any] = np.rint(wide).clip(0, 65535).astype(np.uint16)
+        return rounded
+    if not (crop.flags.c_contiguous and crop.flags.writeable):  # torch takes no other memory
+        crop = crop.copy()
+    pixels = torch.from_numpy(crop)
+    # The axis of the batch comes first of all: torch knows HWC memory, which it resizes three times
+    # as fast and mirrors fifteen times, only by a stride of the batch that spans a picture.
+    planes = pixels[None].permute(0, 3, 1, 2)  # 1 C h w
+    if (height, width) != size:
+        planes = _resize(planes, size)
+    planes = planes.flip(3) if flip else planes
+    if (height, width) == size and not flip:
+        planes = planes.clone()
+    return np.ascontiguousarray(planes[0].permute(1, 2, 0).numpy())
 
 
-def _resize(crop: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
-    # torch takes neither read-only nor backward memory
-    pixels = torch.from_numpy(np.require(crop, requirements=["C", "W"]))
-    planes = pixels.permute(2, 0, 1)[None]  # 1 C h w in HWC memory
-    if planes.shape[1] > 4:
-        # torch 2.14 garbles results one pixel wide of more than 4 channels in HWC memory.
-        planes = planes.contiguous().transpose(0, 1)
-    resized = F.interpolate(planes, size=size, mode="bicubic", antialias=True)
-    return np.ascontiguousarray(resized.reshape(-1, *size).permute(1, 2, 0).numpy())
-
-
-def resized_crops(
-    pictures: NDArray[np.uint8],
-    boxes: NDArray[np.int64],
-    *,
-    size: tuple[int, int],
-    flips: NDArray[np.bool_],
-) -> NDArray[np.uint8]:
-    """Cut a box out of each of many equal-size pictures, resize it and mirror some.
-
-    Two matrix products with weights of its own for each picture, horizontal pass first. The
-    weights are multiples of 2^-15 that sum to one and each pass is rounded to uint8, so every
-    partial sum is exact in float32 (24 bits) and the result is the same on any machine and number
-    of threads.
-
-    Args:
-        pictures: B H W C.
-        boxes: B 4: top, left, height, width.
-        size: height and width of the results.
-        flips: B, True where the result is mirrored left to right.
-
-    Returns:
-        B h w C, contiguous, never a view.
-    """
-    B, H, W, C = pictures.shape
-    if size == (H, W) and (boxes == (0, 0, H, W)).all():
-        flipped = pictures.copy()
-        flipped[flips] = pictures[flips, :, ::-1]
-        return flipped
-    h, w = size
-    columns = _bicubic_weights(boxes[:, 1], boxes[:, 3], stored=W, wanted=w)  # B w W
-    columns[flips] = columns[flips, ::-1]
-    rows = _bicubic_weights(boxes[:, 0], boxes[:, 2], stored=H, wanted=h)  # B h H
-    values = np.empty((B, H, C, W), dtype=np.float32)
-    values[...] = pictures.transpose(0, 1, 3, 2)
-    passed = torch.from_numpy(values).view(B, H * C, W) @ torch.from_numpy(columns).transpose(1, 2)
-    passed = torch.from_numpy(rows) @ _rounded(passed).view(B, H, C * w)
-    pixels = _rounded(passed).to(torch.uint8).view(B, h, C, w).transpose(2, 3).contiguous()
-    return np.asarray(pixels)
-
-
-def _rounded(values: torch.Tensor) -> torch.Tensor:
-    """Round half up, as Pillow does, and clamp to [0, 255]; in place."""
-    return values.add_(0.5).floor_().clamp_(0, 255)
-
-
-def _bicubic_weights(
-    starts: NDArray[np.int64], lengths: NDArray[np.int64], *, stored: int, wanted: int
-) -> NDArray[np.float32]:
-    """Weights of the stored pixels of a line in each wanted pixel, B wanted stored.
-
-    Pillow's kernel: cubic convolution with a = -0.5, stretched where it shrinks, cut at the ends
-    of the box and normalised.
-    """
-    step = (lengths / wanted)[:, None]  # B 1
-    stretch = np.maximum(step, 1)
-    centres = (np.arange(wanted) + 0.5) * step  # B wanted, from the start of the box
-    first = np.maximum(np.floor(centres - 2 * stretch + 0.5), 0)
-    taps = first + np.arange(math.ceil(4 * stretch.max()))[:, None, None]  # taps B wanted
-    x = np.minimum(np.abs(taps + 0.5 - centres) / stretch, 2)
-    near, far = (1.5 * x - 2.5) * x * x + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2
-    weights = np.where(x < 1, near, far) * (taps < lengths[:, None])
-    units = np.rint(weights * (_UNIT / weights.sum(axis=0)))
-    # The pixel under the centre, the heaviest, takes what rounding left over.
-    line, place = np.ogrid[: len(starts), :wanted]
-    heaviest = (np.floor(centres) - first).astype(np.int64)
-    units[heaviest, line, place] += _UNIT - units.sum(axis=0)
-    # Taps beyond the end of the box weigh nothing and may lie beyond the line: it is padded.
-    padded = np.zeros((len(starts), wanted, stored + len(taps)), dtype=np.float32)
-    padded[line, place, taps.astype(np.int64) + starts[:, None]] = units / _UNIT
-    return np.ascontiguousarray(padded[..., :stored])
+def _resize(planes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    if planes.dtype == torch.uint8 and planes.shape[1] <= 4:
+        return F.interpolate(planes, size=size, mode="bicubic", antialias=True)
+    # torch 2.14 garbles other results that are one pixel wide in HWC memory.
+    apart = planes.contiguous().transpose(0, 1)
+    return F.interpolate(apart, size=size, mode="bicubic", antialias=True).transpose(0, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple, Protocol
 
@@ -13,12 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mae.config import AugmentConfig
-from mae.data.augment import CROP_DRAWS, center_crop_box, crop_boxes, resized_crop, resized_crops
+from mae.data.augment import CROP_DRAWS, center_crop_box, crop_boxes, resized_crop
+from mae.data.crops import random_crops
 from mae.data.decode import BadPicture, PixelKind, decode
 from mae.data.order import shuffled
 from mae.data.policy import Policy, augmented
 from mae.data.randomness import Stream, uniform
 from mae.data.source import ArraySource, Source
+from mae.data.weighted import resized_crops
 from mae.errors import DataError
 
 
@@ -64,13 +67,14 @@ class Batch(NamedTuple):
     def split(self, size: int) -> Iterator[Batch]:
         """Cut into micro-batches of at most `size` pictures."""
         for start in range(0, len(self.ids), size):
-            yield self._each(itemgetter(slice(start, start + size)))._replace(bad=())
+            yield self.each(itemgetter(slice(start, start + size)))._replace(bad=())
 
     def to(self, device: torch.device) -> Batch:
-        """Move to a device without waiting for it."""
-        return self._each(lambda t: t.to(device, non_blocking=True))
+        """Move to a device without waiting for it; the ids, which are keys, stay on the host."""
+        return self.each(lambda t: t.to(device, non_blocking=True))._replace(ids=self.ids)
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """Change every tensor."""
         return Batch(*(change(v) if isinstance(v, Tensor) else v for v in self))  # type: ignore[arg-type]
 
 
@@ -89,63 +93,110 @@ class BatchPlan:
     num_drops: int = 0
     """Residual branches that stochastic depth may drop."""
     policy: Policy | None = None
-    """RandAugment, after crop and flip."""
+    """RandAugment, after crop and flip; not with several views."""
+    views_per_decode: int = 1
+    """V: times that a batch shows each of its pictures, B / V of them.
+
+    V epochs are gone through at once, in the order of the first: a picture is decoded once and
+    shown V times, cropped, mirrored and masked as each of the V epochs would have it. They hold
+    the views that they hold otherwise, in another order and in as many steps.
+    """
 
     @property
     def batches_per_epoch(self) -> int:
         """Whole batches of an epoch; the remainder falls off, as published."""
         return len(self.source) // self.batch
 
+    @property
+    def batch_bytes(self) -> int:
+        """Memory of the pictures of a batch."""
+        pixel = np.dtype(self.kind.dtype).itemsize * self.kind.channels
+        return self.batch * self.size[0] * self.size[1] * pixel
+
     def batch_ids(self, step: int) -> tuple[int, NDArray[np.int64]]:
-        """Give the epoch of a step and the ids of its samples."""
-        epoch, place = divmod(step, self.batches_per_epoch)
-        positions = np.arange(place * self.batch, (place + 1) * self.batch, dtype=np.int64)
+        """Give the (first) epoch of a step and the ids of its pictures, each once."""
+        views = self.views_per_decode
+        passed, place = divmod(step, views * self.batches_per_epoch)
+        count = self.batch // views
+        positions = np.arange(place * count, (place + 1) * count, dtype=np.int64)
+        epoch = passed * views
         return epoch, shuffled(positions, n=len(self.source), seed=self.seed, epoch=epoch)
 
 
 def training_batch(plan: BatchPlan, step: int) -> Batch:
     """Make the batch of a step: order, crop, flip and mask noise all follow from its ids."""
-    epoch, ids = plan.batch_ids(step)
+    first, ids = plan.batch_ids(step)
+    epochs = range(first, first + plan.views_per_decode)
 
     def draw(stream: Stream, count: int) -> NDArray[np.float32]:
-        return uniform(plan.seed, epoch, ids, stream=stream, count=count)
+        draws = [uniform(plan.seed, epoch, ids, stream=stream, count=count) for epoch in epochs]
+        return np.concatenate(draws)  # B count, view by view
 
     flips = draw(Stream.FLIP, 1)[:, 0] < plan.augment.flip
     crops = draw(Stream.CROP, CROP_DRAWS)
-    stored = _small_pictures(plan)
+    stored = pictures_at_once(plan)
     bad: list[Bad] = []
     if stored is None:
-        read = [_read_or_replace(plan, epoch, int(index), bad) for index in ids]
-        pictures, shown = [picture for picture, _ in read], np.array([index for _, index in read])
-        boxes = _boxes(plan, [picture.shape[:2] for picture in pictures], crops)
-        cuts = zip(pictures, boxes, strict=True)
-        images = np.stack([resized_crop(picture, box, size=plan.size) for picture, box in cuts])
-        images[flips] = images[flips, :, ::-1]
+        images, shown = _read_crops(plan, first, ids, crops, flips, bad)
     else:
-        boxes = _boxes(plan, [stored.shape[1:3]] * len(ids), crops)
-        images, shown = resized_crops(stored[ids], boxes, size=plan.size, flips=flips), ids
+        images, shown = stored_crops(plan, stored, ids, crops, flips), ids
     if plan.policy is not None:
-        images = augmented(images, plan.policy, ids, seed=plan.seed, epoch=epoch)
+        images = augmented(images, plan.policy, ids, seed=plan.seed, epoch=first)
     labels = plan.source.labels
+    shown_labels = np.full(len(ids), -1) if labels is None else labels[shown]
     return Batch(
         _channels_first(images),
         torch.from_numpy(draw(Stream.MASK, plan.num_patches)),
-        torch.from_numpy(ids),
-        torch.from_numpy(np.full(len(ids), -1) if labels is None else labels[shown]),
+        torch.from_numpy(np.tile(ids, len(epochs))),
+        torch.from_numpy(np.tile(shown_labels, len(epochs))),
         tuple(bad),
         torch.from_numpy(draw(Stream.DROP, plan.num_drops)) if plan.num_drops else None,
     )
 
 
-def _boxes(
-    plan: BatchPlan, sizes: Sequence[tuple[int, ...]], draws: NDArray[np.float32]
-) -> NDArray[np.int64]:
-    heights, widths = np.array(sizes).T
+def _read_crops(
+    plan: BatchPlan,
+    epoch: int,
+    ids: NDArray[np.int64],
+    draws: NDArray[np.float32],
+    flips: NDArray[np.bool_],
+    bad: list[Bad],
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Read pictures one by one, so that one at a time lies decoded in memory.
+
+    Returns:
+        Crops B h w C, view by view, and for each id that of the picture that is shown, whose
+        class it is.
+    """
+    shown = ids.copy()
+    images = np.empty((len(draws), *plan.size, plan.kind.channels), dtype=plan.kind.dtype)
+    how = partial(random_crops, kind=plan.kind, size=plan.size, augment=plan.augment)
+    for place, index in enumerate(ids.tolist()):
+        views = slice(place, None, len(ids))
+        cut = partial(how, draws=draws[views], flips=flips[views])
+        crops, shown[place] = _read_or_replace(plan, epoch, index, cut, bad)
+        for view, crop in enumerate(crops):
+            images[place + view * len(ids)] = crop
+    return images, shown
+
+
+def stored_crops(
+    plan: BatchPlan,
+    stored: NDArray[np.uint8],
+    ids: NDArray[np.int64],
+    draws: NDArray[np.float32],
+    flips: NDArray[np.bool_],
+) -> NDArray[np.uint8]:
+    """Cut the crops of pictures in memory all at once, B h w C, view by view."""
+    H, W = stored.shape[1:3]
+    sides = np.full(len(draws), H), np.full(len(draws), W)
     scale, ratio = plan.augment.crop_scale, plan.augment.crop_ratio
-    return crop_boxes(heights, widths, draws, scale=scale, ratio=ratio)
+    boxes = crop_boxes(*sides, draws, scale=scale, ratio=ratio)
+    pictures = stored[np.tile(ids, plan.views_per_decode)]
+    return resized_crops(pictures, boxes, size=plan.size, flips=flips)
 
 
-def _small_pictures(plan: BatchPlan) -> NDArray[np.uint8] | None:
+def pictures_at_once(plan: BatchPlan) -> NDArray[np.uint8] | None:
     """Give the pictures in memory that are cropped fastest all at once, if there are such."""
     if not isinstance(plan.source, ArraySource):
         return None
@@ -156,24 +207,32 @@ def _small_pictures(plan: BatchPlan) -> NDArray[np.uint8] | None:
 
 
 def _read_or_replace(
-    plan: BatchPlan, epoch: int, index: int, bad: list[Bad]
-) -> tuple[NDArray[Any], int]:
+    plan: BatchPlan,
+    epoch: int,
+    index: int,
+    cut: Callable[[bytes | NDArray[Any]], list[NDArray[Any]]],
+    bad: list[Bad],
+) -> tuple[list[NDArray[Any]], int]:
     """Read a picture, or the first readable of those drawn for (seed, epoch, its id).
 
     Returns:
-        Pixels and the id of the picture that is shown, whose class it is.
+        Its crops and the id of the picture that is shown.
     """
-    draws = uniform(
-        plan.seed, epoch, np.array([index]), stream=Stream.REPLACE, count=_REPLACEMENTS
-    )[0]
-    for candidate in (index, *(draws * len(plan.source)).astype(np.int64).tolist()):
+    for candidate in _candidates(plan, epoch, index):
         try:
-            return decode(plan.source.read(candidate), kind=plan.kind), candidate
+            return cut(plan.source.read(candidate)), candidate
         except BadPicture as error:
             bad.append(Bad(candidate, plan.source.name(candidate), str(error)))
     raise DataError(
         f"pictures: none of {_REPLACEMENTS + 1} in a row could be read; last: {bad[-1].reason}"
     )
+
+
+def _candidates(plan: BatchPlan, epoch: int, index: int) -> Iterator[int]:
+    yield index
+    key = np.array([index])
+    draws = uniform(plan.seed, epoch, key, stream=Stream.REPLACE, count=_REPLACEMENTS)
+    yield from (draws[0] * len(plan.source)).astype(np.int64).tolist()
 
 
 class Prepared(NamedTuple):

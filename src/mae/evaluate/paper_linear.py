@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mae.config import AugmentConfig, FitConfig, OptimConfig
 from mae.data.batch import Batch, BatchPlan
 from mae.data.decode import PixelKind
-from mae.data.loader import batches
+from mae.data.loader import batches, on_device
 from mae.data.source import Source
 from mae.model.encoder import Encoder
 from mae.train.fit import Cadence, fit
@@ -100,7 +100,7 @@ def train_head(
     num_steps = count_steps(plan, config)
     fit(
         TrainState(head.train(), Lars(head.parameters(), lr=config.optim.lr)),
-        batches(plan, start=0, stop=num_steps, workers=workers),
+        on_device(batches(plan, start=0, stop=num_steps, workers=workers), device),
         OptimiserStep(loss=_loss_on(encoder), config=config, device=device),
         num_steps=num_steps,
         rate=lambda step: rate_at(step, num_steps=num_steps, config=config, batch=plan.batch),

@@ -13,7 +13,7 @@ import numpy as np
 from mae.config import FinetuneConfig, ModelConfig
 from mae.data.batch import Batch
 from mae.data.decode import PixelKind, survey
-from mae.data.loader import batches
+from mae.data.loader import batches, on_device
 from mae.data.policy import Policy, require_policy
 from mae.data.source import Source
 from mae.errors import ConfigError, DataError
@@ -290,8 +290,8 @@ def _train(run: RunInProgress, state: TrainState, config: FinetuneConfig) -> Non
     num_steps = run.record["num_steps"]
     if state.step == num_steps:
         return
-    workers = choose_workers(config, run.source, device)
-    made = batches(plan, start=state.step, stop=num_steps, workers=workers)
+    workers = choose_workers(config, plan, device)
+    made = on_device(batches(plan, start=state.step, stop=num_steps, workers=workers), device)
     train_run(
         run,
         state,

@@ -11,7 +11,7 @@ import torch
 
 from mae.config import PretrainConfig
 from mae.data.batch import BatchPlan, prepared
-from mae.data.loader import batches
+from mae.data.loader import batches, on_device
 from mae.data.randomness import Stream, uniform
 from mae.errors import ConfigError
 from mae.jobs.continuing import follow, require_init
@@ -153,14 +153,14 @@ def _run_to_the_end(run: RunInProgress, *, init: str | Path | None) -> MaskedAut
 def _train(run: RunInProgress, state: TrainState, plan: BatchPlan) -> None:
     config, num_steps = run.config, run.record["num_steps"]
     device, draw = device_of(state), _drawing(run, plan)
-    workers = choose_workers(config, run.source, device)
+    workers = choose_workers(config, plan, device)
     if state.step == 0:
         draw(state)
     train_run(
         run,
         state,
         OptimiserStep(loss=pretraining_loss, config=config, device=device),
-        batches(plan, start=state.step, stop=num_steps, workers=workers),
+        on_device(batches(plan, start=state.step, stop=num_steps, workers=workers), device),
         batches_per_epoch=plan.batches_per_epoch,
         draw=Cadence(max(1, num_steps // DRAWINGS), lambda state, metrics: draw(state)),
     )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+import shutil
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -15,6 +17,7 @@ from torch import nn
 from mae.config import FinetuneConfig, FitConfig, PixelConfig, PretrainConfig
 from mae.data.batch import Batch, BatchPlan, training_batch
 from mae.data.decode import PixelKind, measure_pixels, survey
+from mae.data.loader import MADE_AHEAD
 from mae.data.policy import Policy
 from mae.data.source import ArraySource, Source
 from mae.errors import ConfigError
@@ -54,8 +57,10 @@ def resolve(
     model = dataclasses.replace(config.model, channels=kind.channels, pixels=pixels)
     batch = config.batch
     if len(source) < batch:
-        batch = len(source)
+        batch = len(source) // config.views_per_decode * config.views_per_decode
         say(f"batch: lowered from {config.batch} to {batch}, the pictures there are")
+    if config.views_per_decode > 1 and isinstance(source, ArraySource):
+        say("views_per_decode: pictures in memory are not decoded; it only changes their order")
     return dataclasses.replace(config, model=model, batch=batch), kind
 
 
@@ -81,7 +86,7 @@ def batch_plan(
         seed=config.seed,
     )
     if isinstance(config, PretrainConfig):
-        return plan
+        return dataclasses.replace(plan, views_per_decode=config.views_per_decode)
     text, mean = config.rand_augment, config.model.pixels.mean
     return dataclasses.replace(
         plan,
@@ -130,13 +135,32 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_workers(config: FitConfig, source: Source, device: torch.device) -> int:
-    """Choose how many processes read: none where the pictures are in memory or a CPU trains."""
+def choose_workers(config: FitConfig, plan: BatchPlan, device: torch.device) -> int:
+    """Choose how many processes read: none where the pictures are in memory or a CPU trains.
+
+    Else one a core, up to 16, as long as the batches that they make ahead take at most a quarter
+    of the memory and half of what is left of the part that processes share.
+    """
     if config.workers is not None:
         return config.workers
-    if isinstance(source, ArraySource) or device.type == "cpu":
+    if isinstance(plan.source, ArraySource) or device.type == "cpu":
         return 0
-    return min(16, os.cpu_count() or 1)
+    ahead = MADE_AHEAD * plan.batch_bytes
+    return min(16, cores(), max(1, int(_room_for_batches() // ahead)))
+
+
+def cores() -> int:
+    """Count the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _room_for_batches() -> int:
+    """Give the bytes that batches made ahead may take."""
+    room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+    shared = Path("/dev/shm")  # where Linux keeps what processes share; 64 MB in many containers
+    return min(room, shutil.disk_usage(shared).free // 2) if shared.is_dir() else room
 
 
 class Rehearsal(NamedTuple):

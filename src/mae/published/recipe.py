@@ -13,7 +13,7 @@ OURS = "this project"
 _OUR_FIELDS = frozenset(
     "steps minutes micro_batch seed precision device threads workers save_every_steps "
     "log_every_steps keep max_bad channels measure_pixels num_classes "
-    "follow_weights resize init_channels".split()
+    "follow_weights resize init_channels views_per_decode augment.scaled_decode".split()
 )
 
 
@@ -56,8 +56,9 @@ class Recipe:
             path: dotted name of the field.
         """
         group = path.rpartition(".")[0]
-        ours = OURS if path in _OUR_FIELDS else self.source
-        return self.sources.get(path) or self.sources.get(group) or ours
+        if path in _OUR_FIELDS:
+            return self.sources.get(path) or OURS
+        return self.sources.get(path) or self.sources.get(group) or self.source
 
 
 MODELS = {"b": "vit-b/16", "l": "vit-l/16", "h": "vit-h/14"}

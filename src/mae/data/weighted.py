@@ -1,0 +1,128 @@
+"""Crops of a batch of equal-size pictures all at once, by weights of each picture's own."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+_UNIT = 2**15  # weights are multiples of 1 / _UNIT
+_AT_A_TIME = 128  # pictures, so that what lies between two passes stays in a core's cache
+
+
+class Taps(NamedTuple):
+    """Which stored pixels of a line make each wanted pixel, and how much of each."""
+
+    places: Tensor
+    """B wanted t, int64; a place that counts nothing lies in the box as well."""
+    weights: Tensor
+    """B wanted t, float32 multiples of 2^-15 that sum to one."""
+
+    def some(self, which: slice, device: torch.device) -> Taps:
+        """Give those of some pictures, on a device."""
+        return Taps(*(value[which].to(device) for value in self))
+
+
+def resized_crops(
+    pictures: NDArray[np.uint8],
+    boxes: NDArray[np.int64],
+    *,
+    size: tuple[int, int],
+    flips: NDArray[np.bool_],
+) -> NDArray[np.uint8]:
+    """Cut a box out of each of many equal-size pictures, resize it and mirror some.
+
+    Each picture has weights of its own, horizontal pass first. They are multiples of 2^-15 that
+    sum to one and each pass is rounded to uint8, so every partial sum is exact in float32 (24
+    bits) and the result is the same on any machine, device and number of threads.
+
+    Args:
+        pictures: B H W C.
+        boxes: B 4: top, left, height, width.
+        size: height and width of the results.
+        flips: B, True where the result is mirrored left to right.
+
+    Returns:
+        B h w C, contiguous, never a view.
+    """
+    if size == pictures.shape[1:3] and (boxes == (0, 0, *size)).all():
+        flipped = pictures.copy()
+        flipped[flips] = pictures[flips, :, ::-1]
+        return flipped
+    given = torch.from_numpy(np.require(pictures, requirements=["C", "W"]))
+    return np.asarray(crops_on_device(given, boxes, size=size, flips=flips))
+
+
+def crops_on_device(
+    pictures: Tensor, boxes: NDArray[np.int64], *, size: tuple[int, int], flips: NDArray[np.bool_]
+) -> Tensor:
+    """Do the same with pictures on any device, where the results stay; B H W C and B h w C."""
+    columns = bicubic_taps(boxes[:, 1], boxes[:, 3], wanted=size[1])
+    rows = bicubic_taps(boxes[:, 0], boxes[:, 2], wanted=size[0])
+    mirrored = torch.from_numpy(flips)[:, None, None]
+    columns = Taps(*(torch.where(mirrored, value.flip(1), value) for value in columns))
+    B, device = len(pictures), pictures.device
+    crops = torch.empty(B, *size, pictures.shape[3], dtype=torch.uint8, device=device)
+    for start in range(0, B, _AT_A_TIME):
+        some = slice(start, start + _AT_A_TIME)
+        crops[some] = _resized(pictures[some], rows.some(some, device), columns.some(some, device))
+    return crops
+
+
+def _resized(pictures: Tensor, rows: Taps, columns: Taps) -> Tensor:
+    """Resize some pictures; B h w C float32, whole numbers from 0 to 255."""
+    B, H, W, C = pictures.shape
+    h, w = rows.places.shape[1], columns.places.shape[1]
+    # What is weighted are long lines of memory, so the axis of each pass comes to the front.
+    lines = pictures.view(B, H, W * C).float().transpose(1, 2).reshape(B, W, C * H)
+    passed = _pass(lines, columns)  # B w C*H
+    lines = passed.view(B, w * C, H).transpose(1, 2).reshape(B, H, w * C)
+    return _pass(lines, rows).view(B, h, w, C)
+
+
+def _pass(lines: Tensor, taps: Taps) -> Tensor:
+    """Weigh lines B stored n to B wanted n; round half up, as Pillow does, and clamp."""
+    B, stored, n = lines.shape
+    first = torch.arange(0, B * stored, stored, device=lines.device)[:, None, None]
+    places, weights = ((v.flatten(0, 1)) for v in (taps.places + first, taps.weights))
+    summed = F.embedding_bag(
+        places, lines.reshape(B * stored, n), mode="sum", per_sample_weights=weights
+    )
+    return summed.add_(0.5).floor_().clamp_(0, 255).view(B, -1, n)
+
+
+def bicubic_taps(starts: NDArray[np.int64], lengths: NDArray[np.int64], *, wanted: int) -> Taps:
+    """Give the taps of a box, as Pillow chooses them.
+
+    Its kernel is cubic convolution with a = -0.5, stretched where it shrinks, cut at the ends of
+    the box and normalised.
+
+    Args:
+        starts: B, first pixel of the box.
+        lengths: B, pixels of the box.
+        wanted: pixels of the result.
+    """
+    sorts, sort = np.unique(lengths, return_inverse=True)  # few in a batch of small pictures
+    step = (sorts / wanted)[:, None]  # sorts 1
+    stretch = np.maximum(step, 1)
+    centres = (np.arange(wanted) + 0.5) * step  # sorts wanted, from the start of the box
+    first = np.maximum(np.floor(centres - 2 * stretch + 0.5), 0)
+    taps = first[..., None] + np.arange(math.ceil(4 * stretch.max()))  # sorts wanted t
+    x = np.minimum(np.abs(taps + 0.5 - centres[..., None]) / stretch[..., None], 2)
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2
+    weights = np.where(x < 1, near, far) * (taps < sorts[:, None, None])
+    units = np.rint(weights * (_UNIT / weights.sum(axis=-1, keepdims=True)))
+    # The pixel under the centre, the heaviest, takes what rounding left over.
+    line, place = np.ogrid[: len(sorts), :wanted]
+    heaviest = (np.floor(centres) - first).astype(np.int64)
+    units[line, place, heaviest] += _UNIT - units.sum(axis=-1)
+    inside = np.minimum(taps, sorts[:, None, None] - 1).astype(np.int64)
+    return Taps(
+        torch.from_numpy(inside[sort] + starts[:, None, None]),
+        torch.from_numpy((units / _UNIT).astype(np.float32)[sort]),
+    )

@@ -1,0 +1,80 @@
+"""What follows from machine and pictures is settled before the first step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mae.config import PretrainConfig
+from mae.data.decode import PixelKind
+from mae.data.source import ArraySource, FolderSource
+from mae.errors import ConfigError
+from mae.jobs import setup
+from mae.jobs.setup import batch_plan, choose_workers, resolve
+from tests.pictures import mixed_folder
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+AUTO = PretrainConfig(batch=8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> FolderSource:
+    mixed_folder(tmp_path, count=9, broken=0)
+    return FolderSource(tmp_path)
+
+
+def test_workers_are_one_a_core_where_a_gpu_trains(
+    folder: FolderSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = batch_plan(AUTO, folder, PixelKind("uint8", 3))
+    monkeypatch.setattr(setup, "cores", lambda: 5)
+    monkeypatch.setattr(setup, "_room_for_batches", lambda: 2**40)
+
+    assert choose_workers(AUTO, plan, GPU) == 5
+    assert choose_workers(AUTO, plan, CPU) == 0
+    assert choose_workers(replace(AUTO, workers=3), plan, CPU) == 3
+
+
+def test_workers_are_few_where_batches_are_larger_than_memory(
+    folder: FolderSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = batch_plan(replace(AUTO, batch=4096), folder, PixelKind("uint8", 3))
+    monkeypatch.setattr(setup, "cores", lambda: 64)
+
+    assert plan.batch_bytes == 4096 * 224 * 224 * 3
+    for gigabytes, workers in ((64, 16), (4, 3), (0.06, 1)):
+        monkeypatch.setattr(setup, "_room_for_batches", lambda room=gigabytes: room * 1e9)
+        assert choose_workers(AUTO, plan, GPU) == workers
+
+
+def test_no_worker_reads_what_is_in_memory() -> None:
+    source = ArraySource(np.zeros((9, 28, 28), dtype=np.uint8))
+
+    assert choose_workers(AUTO, batch_plan(AUTO, source, PixelKind("uint8", 1)), GPU) == 0
+
+
+def test_a_batch_of_several_views_is_lowered_to_a_multiple_of_them(folder: FolderSource) -> None:
+    said: list[str] = []
+
+    config, _ = resolve(PretrainConfig(batch=16, views_per_decode=4), folder, say=said.append)
+
+    assert config.batch == 8
+    assert said == ["batch: lowered from 16 to 8, the pictures there are"]
+
+
+def test_views_that_do_not_divide_the_batch_are_refused() -> None:
+    with pytest.raises(ConfigError, match="views_per_decode: expected at least 1 that divides"):
+        PretrainConfig(batch=16, views_per_decode=3)
+
+
+def test_views_of_pictures_in_memory_are_said_to_save_nothing() -> None:
+    source = ArraySource(np.random.default_rng(0).integers(0, 256, (9, 28, 28, 3), dtype=np.uint8))
+    said: list[str] = []
+
+    resolve(PretrainConfig(batch=8, views_per_decode=4), source, say=said.append)
+
+    assert any("views_per_decode" in line for line in said)
