@@ -25,12 +25,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision import transforms
 
-from mae.config import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, PixelConfig
+from mae.config import AugmentConfig, PixelConfig
 from mae.data.batch import BatchPlan, training_batch
 from mae.data.decode import PixelKind
 from mae.data.loader import MADE_AHEAD, batches
 from mae.data.source import ArraySource, FolderSource, Source
 from mae.model.pixels import normalize_pixels
+from mae.network import IMAGENET_MEAN, IMAGENET_STD
 
 PICTURES = 64  # of a side in a pair, each seen once
 SMALL = 512  # pictures of 32 x 32

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mae.config import ModelConfig
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.masking import gather, random_masking
 from mae.model.patches import patchify
 from mae.model.positions import resize_positions, sincos_positions
+from mae.network import ModelConfig
 from mae.train.schedule import learning_rate
 from mae.weights.facebook import to_theirs
 

@@ -16,6 +16,7 @@ LAYERS = {
     "errors": 0,
     "durable": 1,
     "fields": 1,
+    "network": 1,
     "config": 2,
     "sizes": 3,
     "published": 4,

@@ -54,7 +54,7 @@ def test_the_map_of_the_code_is_the_tree() -> None:
 
 
 def test_the_commands_shown_exist() -> None:
-    from mae.verbs import VERBS
+    from mae.verbs.every import VERBS
 
     shown = re.findall(r"^mae (\w+)", README, flags=re.MULTILINE)
 

@@ -16,7 +16,7 @@ from mae.errors import ConfigError, MaeError
 from mae.options import nearest, options_of, read_words, show_help
 from mae.train.distributed import require_alone, this_place
 from mae.train.guard import INTERRUPTED, Stopped
-from mae.verbs import GROUPS, ON_RANKS, VERBS, Verb
+from mae.verbs.every import GROUPS, ON_RANKS, VERBS, Verb
 
 _HELP = frozenset(("-h", "--help"))
 _FIRST_SPEAKS_S = 1.0

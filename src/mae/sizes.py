@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 
-from mae.config import IMAGENET_MEAN, IMAGENET_STD, ModelConfig, PixelConfig
 from mae.errors import ConfigError
+from mae.network import IMAGENET_MEAN, IMAGENET_STD, ModelConfig, PixelConfig
 
 # Source: spec 1.1 (B, L, H); Ti and S have no published decoder (design, section 2).
 SIZES: dict[str, dict[str, int]] = {

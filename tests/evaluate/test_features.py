@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from mae.config import ModelConfig, PixelConfig
 from mae.evaluate.features import encoder_features, pixel_features, standardized
 from mae.model.encoder import Encoder
+from mae.network import ModelConfig, PixelConfig
 
 
 @pytest.fixture(scope="module")

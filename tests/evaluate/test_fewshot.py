@@ -4,7 +4,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from mae.config import ModelConfig
 from mae.evaluate import fewshot
 from mae.evaluate.features import Pictures
 from mae.evaluate.fewshot import (
@@ -14,6 +13,7 @@ from mae.evaluate.fewshot import (
     tuned,
 )
 from mae.model.create import create
+from mae.network import ModelConfig
 from mae.train.tuning import soft_target_loss
 
 CONFIG = ModelConfig(

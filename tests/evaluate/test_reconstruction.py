@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from mae.config import ModelConfig, PixelConfig
 from mae.evaluate.reconstruction import fill_in, hidden_psnr
 from mae.model.create import create
+from mae.network import ModelConfig, PixelConfig
 
 CONFIG = ModelConfig(
     image_size=(12, 20), patch_size=4, channels=3, width=24, depth=2, num_heads=3,

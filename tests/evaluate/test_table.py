@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from mae.config import ModelConfig
 from mae.errors import DataError
 from mae.evaluate import table as table_module
 from mae.evaluate.features import Pictures, encoder_features, pixel_features, standardized
@@ -13,6 +12,7 @@ from mae.evaluate.linear import logistic_accuracy
 from mae.evaluate.split import labels_per_class
 from mae.evaluate.table import EvidenceTable, Row, Score, ahead_everywhere, evidence_table, score
 from mae.model.create import create
+from mae.network import ModelConfig
 
 CONFIG = ModelConfig(
     image_size=(12, 20), patch_size=4, channels=3, width=24, depth=2, num_heads=3,

@@ -15,7 +15,6 @@ from torch.nn.functional import cross_entropy
 import mae.jobs.corruptions
 import mae.jobs.evaluate as module
 from mae.cli import main
-from mae.config import ModelConfig, PixelConfig
 from mae.data.source import FolderSource
 from mae.errors import ConfigError, DataError
 from mae.evaluate.robustness import ALEXNET_ERRORS
@@ -25,6 +24,7 @@ from mae.jobs.features import FeatureSettings
 from mae.jobs.progress import Progress
 from mae.model.classifier import Classifier
 from mae.model.create import create
+from mae.network import ModelConfig, PixelConfig
 from mae.weights.classifier import save_classifier
 
 H, W = 24, 40

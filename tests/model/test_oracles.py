@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-from mae.config import ModelConfig
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.classifier import Classifier
 from mae.model.encoder import Encoder
+from mae.network import ModelConfig
 from mae.sizes import model_config
 from tests.model.tiny import batch, scrambled, tiny_config
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mae.config import PixelConfig
 from mae.model.pixels import denormalize_pixels, normalize_pixels
+from mae.network import PixelConfig
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 

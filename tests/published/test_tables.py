@@ -6,13 +6,13 @@ import shlex
 
 import pytest
 
-from mae import verbs
 from mae.config import FinetuneConfig, PretrainConfig
 from mae.options import options_of, read_words
 from mae.published.reproductions import REPRODUCTIONS
 from mae.published.score import Score
 from mae.published.tables import TABLES
 from mae.recipes import find_config
+from mae.verbs.training import pretrain
 
 SCORES = (*TABLES, *REPRODUCTIONS)
 B, L, H = "ViT-B/16", "ViT-L/16", "ViT-H/14"
@@ -206,7 +206,7 @@ KNOWN = {
 def test_pre_training_commands_are_taken_by_the_command_line(command: str) -> None:
     words = shlex.split(command)[2:]
 
-    (recipe,), named = read_words(words, options_of(verbs.pretrain, words=words), verb="pretrain")
+    (recipe,), named = read_words(words, options_of(pretrain, words=words), verb="pretrain")
 
     assert find_config(recipe, PretrainConfig) and named["data"] == "IN1K"
 

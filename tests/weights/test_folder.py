@@ -14,11 +14,11 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors import safe_open
 
-from mae.config import ModelConfig, PixelConfig
 from mae.errors import ConfigError, WeightsError
 from mae.fields import to_dict
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.create import create
+from mae.network import ModelConfig, PixelConfig
 from mae.weights.folder import save
 from mae.weights.load import load, load_encoder
 

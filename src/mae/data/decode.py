@@ -12,13 +12,13 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from mae.config import PixelDtype
 from mae.data import header, tiff
 from mae.data.header import BadPicture as BadPicture
 from mae.data.header import PixelKind as PixelKind
 from mae.data.header import UnfitPicture as UnfitPicture
 from mae.data.source import FolderSource, Source
 from mae.errors import DataError
+from mae.network import PixelDtype
 
 _FULL_RANGE: dict[PixelDtype, float] = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}
 _ORIENTATION = 0x0112  # an EXIF tag

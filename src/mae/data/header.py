@@ -18,9 +18,9 @@ from numpy.lib import format as npy
 from numpy.typing import DTypeLike
 from PIL import Image, UnidentifiedImageError
 
-from mae.config import PixelDtype
 from mae.data import tiff
 from mae.errors import DataError
+from mae.network import PixelDtype
 
 MAX_PIXELS = 2**27
 """Largest picture that is decoded, in pixels; Pillow refuses by itself a third above it."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from mae.config import ModelConfig
 from mae.model.autoencoder import MaskedAutoencoder
+from mae.network import ModelConfig
 from mae.sizes import model_config
 
 

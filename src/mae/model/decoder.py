@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mae.config import ModelConfig
 from mae.model.masking import Masking, gather
 from mae.model.positions import resize_positions, sincos_positions
 from mae.model.transformer import Block, init_published
+from mae.network import ModelConfig
 
 
 class Decoder(nn.Module):

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mae.config import ModelConfig
 from mae.errors import ConfigError, ShapeError
 from mae.model.masking import gather
 from mae.model.patches import patch_grid, patchify
 from mae.model.pixels import normalize_pixels, require_finite
 from mae.model.positions import resize_positions, sincos_positions
 from mae.model.transformer import Block, init_published
+from mae.network import ModelConfig
 
 Pool = Literal["mean", "cls", "grid", "tokens"]
 POOL_GRID = 3  # cells along each side of the "grid" pool

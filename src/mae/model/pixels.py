@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mae.config import PixelConfig
 from mae.errors import DataError, ShapeError
+from mae.network import PixelConfig
 
 
 def normalize_pixels(images: Tensor, pixels: PixelConfig) -> Tensor:

@@ -14,12 +14,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from mae.config import ModelConfig
 from mae.errors import WeightsError
 from mae.fields import to_dict
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.classifier import Classifier
 from mae.model.encoder import Encoder
+from mae.network import ModelConfig
 from mae.weights import facebook, folder, huggingface, timm
 from mae.weights.classifier import load_classifier
 from mae.weights.detect import read_weights

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mae.config import ModelConfig
 from mae.errors import WeightsError
 from mae.fields import from_dict
+from mae.network import ModelConfig
 from mae.train.checkpoint import latest_checkpoint
 from mae.train.rundir import RunDir, read_record
 from mae.weights import facebook, folder, huggingface, lightly, openmmlab

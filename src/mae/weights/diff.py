@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mae.config import ModelConfig
 from mae.errors import WeightsError
 from mae.fields import to_dict
 from mae.model.masking import random_masking
 from mae.model.pixels import denormalize_pixels, normalize_pixels
+from mae.network import ModelConfig
 from mae.weights.classifier import load_classifier
 from mae.weights.detect import RawWeights, read_weights
 from mae.weights.load import open_encoder, open_model

@@ -16,12 +16,12 @@ from typing import Literal
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from mae.config import ModelConfig
 from mae.errors import WeightsError
 from mae.fields import from_dict, to_dict
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.classifier import Classifier
 from mae.model.encoder import Encoder
+from mae.network import ModelConfig
 from mae.sizes import size_name
 from mae.train.rundir import write_atomic, write_json_atomic
 from mae.weights.layout import PARTS, Layout, Table

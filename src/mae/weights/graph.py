@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from mae.config import ModelConfig, num_keep
 from mae.errors import ConfigError
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.encoder import Encoder
+from mae.network import ModelConfig, num_keep
 
 Run = Callable[..., tuple[Tensor, ...]]
 

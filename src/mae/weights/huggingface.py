@@ -19,9 +19,9 @@ from typing import Any, Literal
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from mae.config import ModelConfig, PixelConfig
 from mae.errors import ConfigError, WeightsError
 from mae.fields import from_dict, to_dict
+from mae.network import ModelConfig, PixelConfig
 from mae.train.rundir import write_atomic, write_json_atomic
 from mae.weights.folder import CONFIG, TENSORS, ClassifierDescription, Description
 from mae.weights.layout import Facts, Layout, Table, spelled, split_qkv

@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from mae.config import PixelConfig
 from mae.fields import to_dict
+from mae.network import PixelConfig
 from mae.sizes import size_name
 from mae.weights.detect import Format, RawWeights, find_file, name_tensors, read_file
 from mae.weights.files import is_finite

@@ -6,8 +6,8 @@ import math
 from dataclasses import fields as fields_of
 from typing import Any
 
-from mae.config import ModelConfig, PixelConfig
 from mae.errors import WeightsError
+from mae.network import ModelConfig, PixelConfig
 from mae.sizes import SIZES, model_config
 from mae.weights.detect import RawWeights
 

@@ -1,0 +1,170 @@
+"""What a network is and what its pixels mean: frozen values, checked when they are made.
+
+Numbers that follow from others (patches, what is kept) are properties or functions of them, so
+that they cannot disagree. The field docstrings are the help texts of the command line.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mae.errors import ConfigError, ShapeError
+
+PixelDtype = Literal["uint8", "uint16", "float32"]
+ChannelRule = Literal["repeat", "mean", "zero"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def require(fact: bool, name: str, value: object, allowed: str) -> None:  # noqa: FBT001
+    """Refuse the value of a field unless the fact holds, with what is allowed.
+
+    Raises:
+        ConfigError: if it does not.
+    """
+    if not fact:
+        raise ConfigError(f"{name}: expected {allowed}, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PixelConfig:
+    """How stored pixel values become the model's input: (value / full range - mean) / std."""
+
+    dtype: PixelDtype = "uint8"
+    """Type of the stored values; uint8 and uint16 are divided by their full range."""
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    """Mean of each channel after scaling to [0, 1]."""
+    std: tuple[float, ...] = IMAGENET_STD
+    """Standard deviation of each channel after scaling to [0, 1]."""
+
+    def __post_init__(self) -> None:
+        require(
+            len(self.mean) == len(self.std) > 0,
+            "pixels.mean and pixels.std",
+            (self.mean, self.std),
+            "one number per channel each",
+        )
+        require(all(s > 0 for s in self.std), "pixels.std", self.std, "numbers above 0")
+
+    @property
+    def full_range(self) -> float:
+        """The stored value that stands for 1.0."""
+        return {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}[self.dtype]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """Shape of a masked autoencoder and what its pixels mean (defaults: ViT-B/16 at 224)."""
+
+    image_size: tuple[int, int] = (224, 224)
+    """Height and width in pixels."""
+    patch_size: int = 16
+    """Edge of a square patch in pixels."""
+    channels: int = 3
+    """Channels of a picture."""
+    width: int = 768
+    """Encoder width."""
+    depth: int = 12
+    """Encoder blocks."""
+    num_heads: int = 12
+    """Encoder attention heads."""
+    decoder_width: int = 512
+    """Decoder width."""
+    decoder_depth: int = 8
+    """Decoder blocks."""
+    decoder_heads: int = 16
+    """Decoder attention heads."""
+    mlp_ratio: float = 4.0
+    """Hidden width of each MLP, as a multiple of the block's width."""
+    norm_eps: float = 1e-6
+    """Added to the variance in every layer norm (published: 1e-6; transformers: 1e-12)."""
+    mask_ratio: float = 0.75
+    """Share of the patches that is hidden."""
+    normalize_target: bool = True
+    """Predict pixels normalised by the mean and deviation of their own patch."""
+    target_eps: float = 1e-6
+    """Added to a patch's variance before its root (published: 1e-6); more quiets blank patches."""
+    pixels: PixelConfig = field(default_factory=PixelConfig)
+    """Scaling of the stored pixel values."""
+
+    def __post_init__(self) -> None:
+        for name in ("patch_size", "channels", "width", "depth", "num_heads", "decoder_width",
+                     "decoder_depth", "decoder_heads"):  # fmt: skip
+            value = getattr(self, name)
+            require(value >= 1, name, value, "a whole number of at least 1")
+        H, W = self.image_size
+        if min(H, W) < 1 or H % self.patch_size or W % self.patch_size:
+            raise ShapeError(
+                f"image_size: got {H} x {W}, expected multiples of the patch size "
+                f"{self.patch_size}; try {_nearest(H, self.patch_size)} x "
+                f"{_nearest(W, self.patch_size)}"
+            )
+        for prefix, width, heads in (
+            ("", self.width, self.num_heads),
+            ("decoder_", self.decoder_width, self.decoder_heads),
+        ):
+            require(width % 4 == 0, f"{prefix}width", width, "a multiple of 4 (positions)")
+            require(width % heads == 0, f"{prefix}width", width, f"a multiple of {heads} heads")
+        require(self.norm_eps > 0, "norm_eps", self.norm_eps, "a number above 0")
+        require(self.target_eps > 0, "target_eps", self.target_eps, "a number above 0")
+        keep = num_keep(self.num_patches, self.mask_ratio)
+        if not 0 < keep < self.num_patches:
+            raise ConfigError(
+                f"mask_ratio: {self.mask_ratio} of {self.num_patches} patches would keep {keep}; "
+                "expected a ratio that keeps at least one patch and hides at least one"
+            )
+        if len(self.pixels.mean) != self.channels:
+            raise ConfigError(
+                f"pixels: got a mean for {len(self.pixels.mean)} channels, expected one for each "
+                f"of the {self.channels} channels"
+            )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches along height and width."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of an image, L."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def num_keep(self) -> int:
+        """Patches the encoder sees in training, K."""
+        return self.num_keep_of(self.num_patches)
+
+    def num_keep_of(self, num_patches: int) -> int:
+        """Patches the encoder sees of an image of another size.
+
+        Raises:
+            ShapeError: if the image is too small to show one and hide one.
+        """
+        keep = num_keep(num_patches, self.mask_ratio)
+        if not 0 < keep < num_patches:
+            raise ShapeError(
+                f"picture size: a mask ratio of {self.mask_ratio} keeps {keep} of {num_patches} "
+                "patches, expected at least one shown and one hidden; use larger pictures"
+            )
+        return keep
+
+    @property
+    def patch_values(self) -> int:
+        """Pixel values of a patch, P."""
+        return self.patch_size**2 * self.channels
+
+
+def num_keep(num_patches: int, mask_ratio: float) -> int:
+    """Count the visible patches: the published floor, guarded against float dust.
+
+    `int(100 * (1 - 0.9))` is 9, since 1 - 0.9 is 0.0999...98; a ten-thousandth of a patch is
+    added before the floor, so that 10 are kept (decision 0003).
+    """
+    return math.floor(num_patches * (1 - mask_ratio) + 1e-4)
+
+
+def _nearest(size: int, patch_size: int) -> int:
+    return max(patch_size, round(size / patch_size) * patch_size)

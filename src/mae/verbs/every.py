@@ -1,0 +1,59 @@
+"""All verbs of the command, in the groups that its help shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from mae.verbs.looking import (
+    doctor,
+    recipes_diff,
+    recipes_list,
+    recipes_paper,
+    recipes_show,
+    report,
+)
+from mae.verbs.pictures import bench_data, data_inspect, data_pack, data_verify
+from mae.verbs.shown import Shown
+from mae.verbs.training import demo, finetune, pretrain
+from mae.verbs.using import embed, evaluate, probe, reconstruct
+from mae.verbs.weights import (
+    weights_convert,
+    weights_diff,
+    weights_export,
+    weights_inspect,
+    weights_push,
+)
+
+
+class Verb(NamedTuple):
+    """One thing the command does."""
+
+    name: str
+    run: Callable[..., Shown]
+
+
+GROUPS: dict[str, tuple[Callable[..., Shown], ...]] = {
+    "train": (demo, pretrain, finetune),
+    "use": (probe, evaluate, reconstruct, embed),
+    "inspect": (
+        data_inspect,
+        report,
+        recipes_list,
+        recipes_show,
+        recipes_diff,
+        recipes_paper,
+        data_pack,
+        data_verify,
+        weights_inspect,
+        weights_convert,
+        weights_diff,
+        weights_export,
+        weights_push,
+        doctor,
+        bench_data,
+    ),
+}
+ON_RANKS = frozenset((probe, evaluate))
+"""What may be started as several processes of one job."""
+VERBS = tuple(Verb(run.__name__.replace("_", " "), run) for runs in GROUPS.values() for run in runs)

@@ -1,0 +1,61 @@
+"""The verbs that show what is there: reports, recipes, this machine."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+
+from mae.fields import to_dict
+from mae.jobs.recipes import recipe_rows, recipe_toml
+from mae.recipes import find_recipe
+from mae.verbs.shown import Shown
+
+
+def report(*runs: Path) -> Shown:
+    """Write the offline page of a run, or of several compared: curves, pictures, numbers."""
+    from mae.report.page import write_report
+
+    page = str(write_report(*runs))
+    return Shown({"report": page}, [("report", page)])
+
+
+def recipes_list() -> Shown:
+    """List the recipes: what they are, and what was published of them."""
+    recipes, rows = recipe_rows(), list[tuple[str, ...]]()
+    for sort, group in groupby(recipes, itemgetter("sort")):
+        rows += [(sort,), *((f"  {r['name']}", r["about"], r["expected"]) for r in group), ("",)]
+    return Shown({"recipes": recipes}, rows[:-1])
+
+
+def recipes_show(name: str) -> Shown:
+    """Print the fields of a recipe, as --config takes them back."""
+    recipe = find_recipe(name)
+    return Shown(to_dict(recipe.config), [(recipe_toml(recipe),)])
+
+
+def recipes_diff(a: str, b: str) -> Shown:
+    """Show where two recipes, or a run and a recipe, differ, with the source of each number."""
+    from mae.jobs.differences import diff
+
+    comparison = diff(a, b)
+    return Shown(comparison.values(), comparison.rows())
+
+
+def recipes_paper() -> Shown:
+    """Print the published results, each with the commands that would reproduce it."""
+    from mae.jobs.paper import paper_rows, paper_values
+    from mae.verbs.every import VERBS
+
+    built = frozenset(verb.name.split()[0] for verb in VERBS)
+    return Shown(paper_values(built), paper_rows(built))
+
+
+def doctor() -> Shown:
+    """Say whether this machine is ready: torch, device, decoders, disk."""
+    from mae.jobs import doctor as job
+
+    checks = job.doctor()
+    values = {"checks": [check._asdict() for check in checks]}
+    ok = all(check.ok for check in checks)
+    return Shown(values, [check.row() for check in checks], exit_code=0 if ok else 1)

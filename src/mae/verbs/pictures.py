@@ -1,0 +1,79 @@
+"""The verbs about pictures themselves: what a folder holds, packs, how fast they are read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from mae.config import PretrainConfig
+from mae.recipes import find_config
+from mae.verbs.shown import Shown, shown
+
+
+def data_inspect(
+    folder: str,
+    *,
+    limit: int | None = None,
+    out: Path | None = None,
+    quarantine: Path | None = None,
+    quiet: bool = False,
+) -> Shown:
+    """Say what is in a folder of pictures, what is broken, and what pre-training would do with it.
+
+    OUT is an .html of everything, or a .png contact sheet.
+    """
+    from mae.jobs import inspect_data as job
+
+    ask = partial(job.inspect_data, limit=limit, out=out, quarantine=quarantine, quiet=quiet)
+    result = ask(folder)
+    return Shown(result.values(), result.rows())
+
+
+def data_pack(
+    data: str,
+    dst: Path,
+    *,
+    short_side: int | None = None,
+    quality: int | None = None,
+    raw: int | None = None,
+    quiet: bool = False,
+) -> Shown:
+    """Pack pictures into shards that are read at random; goes on where it was stopped.
+
+    A finished pack takes in pictures of other names. The files stay as they are, byte for byte,
+    unless --short-side or --raw says otherwise.
+    """
+    from mae.jobs import pack as job
+
+    form = job.asked_form(short_side=short_side, quality=quality, raw=raw)
+    return shown(job.pack(data, dst, form=form, quiet=quiet))
+
+
+def data_verify(pack: Path, *, quiet: bool = False) -> Shown:
+    """Read a pack whole, compare every digest, and name the damaged pictures."""
+    from mae.jobs.verify import verify
+
+    return shown(verify(pack, quiet=quiet))
+
+
+def bench_data(
+    recipe: str = "folder",
+    *,
+    data: str,
+    images_per_second: float | None = None,
+    seconds: float = 10.0,
+    batch: int = 64,
+    device: str = "auto",
+    quiet: bool = False,
+) -> Shown:
+    """Measure how fast one core reads, decodes and crops pictures, and which of it is the wall.
+
+    Also how many cores a GPU needs that takes --images-per-second of them.
+    """
+    from mae.jobs import bench as job
+
+    config = replace(find_config(recipe, PretrainConfig), batch=batch, device=device)
+    ask = partial(job.bench_data, images_per_second=images_per_second, seconds=seconds, quiet=quiet)
+    result = ask(data, config)
+    return Shown(result.values(), result.rows())
