@@ -19,7 +19,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
-from mae import config
+from mae import config, network
 from mae.config import FinetuneConfig, FitConfig, PretrainConfig
 from mae.errors import ConfigError
 from mae.fields import coerce_text, did_you_mean, field_types
@@ -286,10 +286,10 @@ def _field_docs() -> dict[tuple[str, str], str]:
     Returns:
         Docstring by names of class and field.
     """
-    tree = ast.parse(inspect.getsource(config))
     return {
         (node.name, ast.unparse(field.target)): ast.literal_eval(doc.value)
-        for node in tree.body
+        for module in (config, network)
+        for node in ast.parse(inspect.getsource(module)).body
         if isinstance(node, ast.ClassDef)
         for field, doc in pairwise(node.body)
         if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr)
