@@ -19,7 +19,7 @@ from PIL import Image
 
 from mae.cli import main
 from mae.config import AugmentConfig
-from mae.data.batch import BatchPlan, training_batch
+from mae.data.batch import Batch, BatchPlan, training_batch
 from mae.data.decode import BadPicture, survey
 from mae.data.packed import PackSource, open_pack
 from mae.data.packing import Packing
@@ -171,6 +171,61 @@ def test_raw_pixels_are_the_centre_as_pillow_resizes_it(tmp_path: Path) -> None:
     square = picture.crop((15, 0, 65, 50)).resize((24, 24), Image.Resampling.BICUBIC)
     assert isinstance(pixels, np.ndarray) and pixels.shape == (24, 24, 3)
     assert psnr(pixels, np.asarray(square)) > 50
+
+
+def test_small_raw_pictures_are_cropped_as_an_array_of_them_is(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for i in range(6):
+        image(40, 33, seed=i).save(tmp_path / "in" / f"{i}.png")
+    form = asked_form(short_side=None, quality=None, raw=24)
+    pack(tmp_path / "in", tmp_path / "pack", form=form, quiet=True)
+    packed = open_pack(tmp_path / "pack")
+    array = ArraySource(np.stack([packed.read(i) for i in range(6)]))  # type: ignore[arg-type]
+
+    of_pack, of_array = map(_batch_of, (packed, array))
+
+    assert of_pack.images.shape == (6, 3, 16, 20)
+    assert torch.equal(of_pack.images, of_array.images)
+
+
+def test_a_file_that_another_thread_opens_as_well_stays_open_for_its_reader(
+    classes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack(classes, classes.parent / "pack", quiet=True)
+    packed, read = open_pack(classes.parent / "pack"), os.pread
+    whole = packed.stored(0)
+
+    def late(*given: int) -> bytes:
+        packed._open.clear()  # what the other thread's own file does to this one's
+        return read(*given)
+
+    monkeypatch.setattr(os, "pread", late)
+
+    assert packed.stored(0) == whole
+
+
+def test_a_raw_picture_that_cannot_be_read_is_replaced_and_the_others_stay(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for i in range(6):
+        image(40, 33, seed=i).save(tmp_path / "in" / f"{i}.png")
+    form = asked_form(short_side=None, quality=None, raw=24)
+    pack(tmp_path / "in", tmp_path / "pack", form=form, quiet=True)
+    packed = open_pack(tmp_path / "pack")
+    whole = _batch_of(packed)
+    shard = next((tmp_path / "pack").glob("*.tar"))
+    os.truncate(shard, packed.index.arrays["offsets"][5] + 9)
+
+    cut = _batch_of(PackSource(tmp_path / "pack"))
+
+    (bad,) = cut.bad
+    same = [torch.equal(a, b) for a, b in zip(whole.images, cut.images, strict=True)]
+    assert (bad.id, [int(i) for i in whole.ids[~torch.tensor(same)]]) == (5, [5])
+
+
+def _batch_of(source: Source) -> Batch:
+    plan = BatchPlan(source=source, kind=survey(source), size=(16, 20), num_patches=20,
+                     augment=AugmentConfig(), batch=6, seed=3)  # fmt: skip
+    return training_batch(plan, 2)
 
 
 def test_sixteen_bits_stay_sixteen_bits(tmp_path: Path) -> None:

@@ -17,7 +17,9 @@ from mae.config import AugmentConfig
 from mae.data.augment import CROP_DRAWS, center_crop_box, crop_boxes, resized_crop
 from mae.data.crops import random_crops
 from mae.data.decode import BadPicture, PixelKind, decode
+from mae.data.header import pixel_dtype
 from mae.data.order import shuffled
+from mae.data.packed import Form, PackSource
 from mae.data.policy import Policy, augmented
 from mae.data.randomness import Stream, uniform
 from mae.data.source import ArraySource, Source
@@ -134,12 +136,12 @@ def training_batch(plan: BatchPlan, step: int) -> Batch:
 
     flips = draw(Stream.FLIP, 1)[:, 0] < plan.augment.flip
     crops = draw(Stream.CROP, CROP_DRAWS)
-    stored = pictures_at_once(plan)
     bad: list[Bad] = []
-    if stored is None:
-        images, shown = _read_crops(plan, first, ids, crops, flips, bad)
+    if cropped_at_once(plan):
+        pictures, shown = small_pictures(plan, first, ids, bad)
+        images = small_crops(plan, pictures, crops, flips)
     else:
-        images, shown = stored_crops(plan, stored, ids, crops, flips), ids
+        images, shown = _read_crops(plan, first, ids, crops, flips, bad)
     if plan.policy is not None:
         images = augmented(images, plan.policy, ids, seed=plan.seed, epoch=first)
     labels = plan.source.labels
@@ -180,30 +182,51 @@ def _read_crops(
     return images, shown
 
 
-def stored_crops(
+def cropped_at_once(plan: BatchPlan) -> bool:
+    """Whether the pictures lie there as equal arrays that are cropped fastest all at once."""
+    match plan.source:
+        case ArraySource(images=images):
+            edge, kind = (
+                max(images.shape[1:3]),
+                PixelKind(pixel_dtype(images.dtype), images.shape[3]),
+            )
+        case PackSource(form=Form(raw=int(edge), kind=PixelKind() as kind)):
+            pass
+        case _:
+            return False
+    small = edge <= _SMALL or plan.augment.crop_scale == (1, 1)
+    return small and plan.kind == kind and kind.dtype == "uint8"
+
+
+def small_pictures(
+    plan: BatchPlan, epoch: int, ids: NDArray[np.int64], bad: list[Bad]
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Give the pictures of a batch that `cropped_at_once`, and the ids of those that are shown.
+
+    Returns:
+        B H W C, and B; others stand in for broken ones.
+    """
+    if isinstance(plan.source, ArraySource):
+        return plan.source.images.astype(np.uint8, copy=False)[ids], ids
+    as_it_is = lambda pixels: [np.asarray(pixels)]  # noqa: E731
+    read = [_read_or_replace(plan, epoch, index, as_it_is, bad) for index in ids.tolist()]
+    return np.stack([pixels for (pixels,), _ in read]), np.array([index for _, index in read])
+
+
+def small_crops(
     plan: BatchPlan,
-    stored: NDArray[np.uint8],
-    ids: NDArray[np.int64],
+    pictures: NDArray[np.uint8],
     draws: NDArray[np.float32],
     flips: NDArray[np.bool_],
 ) -> NDArray[np.uint8]:
-    """Cut the crops of pictures in memory all at once, B h w C, view by view."""
-    H, W = stored.shape[1:3]
+    """Cut the crops of small pictures all at once: B H W C to B h w C, view by view."""
+    H, W = pictures.shape[1:3]
     sides = np.full(len(draws), H), np.full(len(draws), W)
     scale, ratio = plan.augment.crop_scale, plan.augment.crop_ratio
     boxes = crop_boxes(*sides, draws, scale=scale, ratio=ratio)
-    pictures = stored[np.tile(ids, plan.views_per_decode)]
+    if plan.views_per_decode > 1:
+        pictures = np.tile(pictures, (plan.views_per_decode, 1, 1, 1))
     return resized_crops(pictures, boxes, size=plan.size, flips=flips)
-
-
-def pictures_at_once(plan: BatchPlan) -> NDArray[np.uint8] | None:
-    """Give the pictures in memory that are cropped fastest all at once, if there are such."""
-    if not isinstance(plan.source, ArraySource):
-        return None
-    stored = plan.source.images
-    as_wanted = stored.dtype == np.uint8 and plan.kind == ("uint8", stored.shape[3])
-    small = max(stored.shape[1:3]) <= _SMALL or plan.augment.crop_scale == (1, 1)
-    return stored.astype(np.uint8, copy=False) if as_wanted and small else None
 
 
 def _read_or_replace(

@@ -111,7 +111,10 @@ class PackSource:
         """Return the bytes of a picture as they lie in its shard, with the errors of `read`."""
         shard, length = int(self._shards[index]), int(self._lengths[index])
         try:
-            data = os.pread(self._file(shard).descriptor, length, int(self._offsets[index]))
+            # Held by name: another thread may have put its own in its place by now, and an open
+            # file that nobody holds closes under the read.
+            file = self._file(shard)
+            data = os.pread(file.descriptor, length, int(self._offsets[index]))
         except OSError as error:
             reason = (error.strerror or type(error).__name__).lower()
             raise BadPicture(f"{self._shard_name(shard)}: {reason}") from error

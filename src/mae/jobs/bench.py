@@ -17,9 +17,16 @@ from numpy.typing import NDArray
 
 from mae.config import PretrainConfig
 from mae.data.augment import CROP_DRAWS, random_box, resized_crop
-from mae.data.batch import BatchPlan, pictures_at_once, stored_crops, training_batch
+from mae.data.batch import (
+    BatchPlan,
+    cropped_at_once,
+    small_crops,
+    small_pictures,
+    training_batch,
+)
 from mae.data.decode import BadPicture, decode
 from mae.data.randomness import Stream, uniform
+from mae.data.source import ArraySource
 from mae.errors import ConfigError
 from mae.jobs.inputs import Data, open_source
 from mae.jobs.progress import Progress
@@ -198,8 +205,13 @@ def _stage_by_stage(plan: BatchPlan, number: int, device: torch.device, watch: _
         return uniform(plan.seed, epoch, ids, stream=stream, count=count)
 
     draws, flips = draw(Stream.CROP, CROP_DRAWS), draw(Stream.FLIP, 1)[:, 0] < plan.augment.flip
-    stored, images = pictures_at_once(plan), list[NDArray[Any]]()
-    if stored is None:
+    images = list[NDArray[Any]]()
+    if cropped_at_once(plan):
+        # What lies in memory is only looked up, which is part of cutting it.
+        stage = "augment" if isinstance(plan.source, ArraySource) else "read"
+        stored, _ = watch.timed(stage, lambda: small_pictures(plan, epoch, ids, []))
+        images = [*watch.timed("augment", lambda: small_crops(plan, stored, draws, flips))]
+    else:
         read = watch.timed("read", lambda: watch.readable(ids.tolist(), plan.source.read))
         look = partial(watch.readable, [*read], lambda i: decode(read[i], kind=plan.kind))
         pictures = watch.timed("decode", look)
@@ -207,9 +219,6 @@ def _stage_by_stage(plan: BatchPlan, number: int, device: torch.device, watch: _
         for index, picture in pictures.items():
             cut = partial(_crop, plan, picture, draws[places[index]], flip=flips[places[index]])
             images.append(watch.timed("augment", cut))
-    else:
-        made = watch.timed("augment", lambda: stored_crops(plan, stored, ids, draws, flips))
-        images = [*made]
     if not images:
         return
     batch = watch.timed("collate", lambda: _collated(plan, images, draw))
