@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.results.measuring import STEPS, Cell, few_labels, partial_tuning, transfer
+from benchmarks.results.measuring import FEWEST, STEPS, Cell, few_labels, partial_tuning, transfer
 from benchmarks.results.page import write_page
 from benchmarks.results.pretraining import HALVES, pretrain_half, pretrain_whole, supervise_half
 from mae.train.rundir import write_json_atomic
@@ -43,11 +43,12 @@ def cells() -> dict[str, Callable[[Path], Cell]]:
     work: dict[str, Callable[[Path], Cell]] = {}
     for seed in SEEDS:
         for n in STEPS:
-            given = {"seed": seed, "per_class": n}
-            work[f"few-{n}-{seed}"] = partial(few_labels, **given)
-            work[f"partial-{n}-{seed}"] = partial(partial_tuning, **given)
+            work[f"few-{n}-{seed}"] = partial(few_labels, seed=seed, per_class=n)
+        for n in FEWEST:
+            work[f"partial-{n}-{seed}"] = partial(partial_tuning, seed=seed, per_class=n)
             for half in range(len(HALVES)):
-                work[f"transfer-{half}-{n}-{seed}"] = partial(transfer, half=half, **given)
+                given = {"half": half, "seed": seed, "per_class": n}
+                work[f"transfer-{half}-{n}-{seed}"] = partial(transfer, **given)
     return work
 
 

@@ -39,6 +39,8 @@ from mae.weights.load import load_encoder
 
 STEPS = {10: 150, 50: 300, 250: 600}
 """Steps of 50 pictures by labels a class: the same for every way of starting."""
+FEWEST = (10, 50)
+"""Labels a class where many networks are compared, which 250 would take an hour longer for."""
 BLOCKS = (0.5, 1.0, 2.0, None)
 """How many of the last blocks are tuned; None: everything."""
 

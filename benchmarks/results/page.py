@@ -12,7 +12,7 @@ from xml.etree.ElementTree import ElementTree, indent
 
 import torch
 
-from benchmarks.results.measuring import STEPS
+from benchmarks.results.measuring import FEWEST, STEPS
 from benchmarks.results.pretraining import HALF_STEPS, HALVES, Arithmetic, arithmetic
 from mae.data.builtin import CLASS_NAMES
 from mae.recipes import DEMO
@@ -130,12 +130,12 @@ def _transfer(cells: Cells, cost: Arithmetic, *, seeds: Sequence[int]) -> list[s
             for reader, way in _readers(start).items():
                 found = {
                     n: [_at(cells[f"transfer-{half}-{n}-{seed}"], (start, *way)) for seed in seeds]
-                    for n in STEPS
+                    for n in FEWEST
                 }
-                rows.append([f"{start}: {reader}", *(_score(found[n]) for n in STEPS)])
-        lines += [*_table(["", *(f"{n} a class" for n in STEPS)], rows), ""]
+                rows.append([f"{start}: {reader}", *(_score(found[n]) for n in FEWEST)])
+        lines += [*_table(["", *(f"{n} a class" for n in FEWEST)], rows), ""]
         for reader, way in READERS.items():
-            for n in STEPS:
+            for n in FEWEST:
                 for seed in seeds:
                     cell = cells[f"transfer-{half}-{n}-{seed}"]
                     gaps[reader].append(_at(cell, ("MAE", *way)) - _at(cell, ("supervised", *way)))
@@ -154,9 +154,9 @@ def _readers(start: str) -> dict[str, tuple[str, ...]]:
 
 
 def _partial(cells: Cells, picture: str, *, seeds: Sequence[int]) -> list[str]:
-    points = list(cells[f"partial-{next(iter(STEPS))}-{seeds[0]}"])
+    points = list(cells[f"partial-{FEWEST[0]}-{seeds[0]}"])
     rows = (
-        [_blocks_name(point), *(_score(_curve(cells, n, point, seeds)) for n in STEPS)]
+        [_blocks_name(point), *(_score(_curve(cells, n, point, seeds)) for n in FEWEST)]
         for point in points
     )
     return [
@@ -169,19 +169,19 @@ def _partial(cells: Cells, picture: str, *, seeds: Sequence[int]) -> list[str]:
         "patch tokens. Settings are those of full fine-tuning at every point; the paper chooses "
         "the epochs anew for each.",
         "",
-        *_table(["blocks tuned", *(f"{n} a class" for n in STEPS)], rows),
+        *_table(["blocks tuned", *(f"{n} a class" for n in FEWEST)], rows),
     ]
 
 
 def write_curve(picture: Path, cells: Cells, *, seeds: Sequence[int]) -> None:
     """Draw accuracy over the number of blocks, a line for each number of labels."""
-    points = list(cells[f"partial-{next(iter(STEPS))}-{seeds[0]}"])
+    points = list(cells[f"partial-{FEWEST[0]}-{seeds[0]}"])
     series = [
         Series(
             f"{n} labels a class",
             [(float(p), 100 * statistics.mean(_curve(cells, n, p, seeds))) for p in points],
         )
-        for n in STEPS
+        for n in FEWEST
     ]
     chart = line_chart(series, "blocks tuned", "accuracy in %")
     chart.set("xmlns", "http://www.w3.org/2000/svg")
