@@ -7,27 +7,24 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mae.jobs.outlook import saved_bytes
+from mae.model.costs import HALF, count_parameters, kept_bytes, step_flops
 from mae.model.create import create
-from mae.model.costs import kept_bytes, step_flops
 from mae.network import ModelConfig
 from mae.sizes import model_config
-from tests.model.tiny import tiny_config
-
-SHAPES = {
-    "vit-ti/4 at 28": model_config("vit-ti/4", image_size=28),
-    "vit-ti/16 at 96": model_config("vit-ti/16", image_size=96),
-    "vit-s/16 at 224": model_config("vit-s/16"),
-    "3 x 5 patches": tiny_config(decoder_depth=3),
-    "4 channels": model_config("vit-ti/16", image_size=(96, 160), channels=4, depth=3),
-    "decoder of 1 block": model_config("vit-ti/8", image_size=96, depth=3, decoder_depth=1),
-}
-"""Few tokens, whose attention is written out on a CPU, and many; encoder and decoder of either."""
+from tests.model.costed import SHAPES, drawn
 
 
-def drawn(config: ModelConfig, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    size = (2, config.channels, *config.image_size)
-    images = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
-    return images, torch.rand(2, config.num_patches, generator=generator)
+@pytest.mark.parametrize(
+    ("name", "trained", "frozen"),
+    [
+        ("vit-b/16", 111_655_680, 252_160),
+        ("vit-l/16", 329_239_296, 302_592),
+        ("vit-h/14", 656_613_964, 460_544),
+    ],
+)
+def test_parameters_are_as_many_as_published(name: str, trained: int, frozen: int) -> None:
+    # Source: OpenMMLab's metafiles, whose totals count the frozen tables.
+    assert count_parameters(model_config(name)) == (trained, frozen)
 
 
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
@@ -55,14 +52,19 @@ def test_kept_bytes_of_half_precision_are_what_autograd_keeps(
     )
 
     kept = (four - two) / 2
+    copies = two - 2 * kept
 
     assert kept_bytes(config, half=True, on_cpu=True) == pytest.approx(kept, rel=0.1)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert copies == pytest.approx(HALF * trained, rel=0.1)
 
 
 def test_attention_kept_off_the_cpu_has_no_table_of_token_pairs() -> None:
     config = SHAPES["vit-ti/4 at 28"]
 
-    less = kept_bytes(config, half=False, on_cpu=True) - kept_bytes(config, half=False, on_cpu=False)
+    less = kept_bytes(config, half=False, on_cpu=True) - kept_bytes(
+        config, half=False, on_cpu=False
+    )
 
     assert less > 0
 

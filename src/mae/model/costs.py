@@ -1,7 +1,7 @@
-"""What a training step costs, from the shapes alone: arithmetic, and bytes kept for the backward.
+"""What a training step costs, from the shapes alone: parameters, arithmetic, bytes kept.
 
 Each term stands for a tensor or a matrix product of this room's modules and changes with them;
-tests hold both sums against what torch counts.
+tests hold the sums against what torch counts.
 """
 
 from __future__ import annotations
@@ -12,6 +12,21 @@ from mae.model.transformer import FEW_TOKENS
 from mae.network import ModelConfig
 
 FLOAT32, HALF = 4, 2  # bytes
+
+
+def count_parameters(config: ModelConfig) -> tuple[int, int]:
+    """Count the trained parameters, and those of the frozen tables of positions."""
+    D, E, P = config.width, config.decoder_width, config.patch_values
+    encoder = D + (P + 1) * D + config.depth * _block_parameters(D, config.mlp_ratio) + 2 * D
+    decoder = (D + 1) * E + E + config.decoder_depth * _block_parameters(E, config.mlp_ratio)
+    head = 2 * E + (E + 1) * P
+    return encoder + decoder + head, (1 + config.num_patches) * (D + E)
+
+
+def _block_parameters(width: int, mlp_ratio: float) -> int:
+    hidden = int(width * mlp_ratio)
+    attention = (width + 1) * 3 * width + (width + 1) * width
+    return 4 * width + attention + (width + 1) * hidden + (hidden + 1) * width
 
 
 def step_flops(config: ModelConfig) -> int:
