@@ -191,6 +191,11 @@ def test_what_is_no_card_is_one_line(text: str) -> None:
         find_cards(text)
 
 
+def test_a_misspelt_card_whose_name_has_an_x_is_still_near() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean rtx4090x8\?"):
+        find_cards("rtx409")
+
+
 @pytest.mark.parametrize(
     ("device", "card"),
     [

@@ -100,7 +100,7 @@ def find_cards(text: str) -> tuple[str, int]:
         return name, int(count)
     if name not in CARDS:
         name = re.sub(r"x\d{0,3}$", "", asked)
-    near = difflib.get_close_matches(name, CARDS, n=1)
+    near = [n for t in (name, asked) for n in difflib.get_close_matches(t, CARDS, n=1)]
     hint = f"did you mean {near[0]}x8?" if near else f"known are {', '.join(CARDS)}"
     raise ConfigError(f"gpu: got {text!r}, expected a card and how many, as in h100x8; {hint}")
 
