@@ -154,6 +154,7 @@ def test_verbs_and_options_are_pinned() -> None:
         "recipes show": "NAME json traceback",
         "recipes diff": "A B json traceback",
         "recipes paper": "json traceback",
+        "plan": "RECIPE data gpu images measure config quiet json traceback",
         "data pack": "DATA DST short-side quality raw quiet json traceback",
         "data verify": "PACK quiet json traceback",
         "weights inspect": "WEIGHTS json traceback",
@@ -373,6 +374,38 @@ def test_a_length_given_takes_the_place_of_that_of_the_recipe(
         (
             "weights convert a b --to jax",
             "to: expected facebook or timm or huggingface or mae, got 'jax'",
+        ),
+        ("plan demo", "plan: expected --data, your pictures, or --images, their number"),
+        (
+            "plan paper-vit-b --gpu h10x8",
+            "gpu: got 'h10x8', expected a card and how many, as in h100x8; did you mean h100x8?",
+        ),
+        (
+            "plan paper-vit-b --gpu h100x",
+            "gpu: got 'h100x', expected a card and how many, as in h100x8; did you mean h100x8?",
+        ),
+        (
+            "plan paper-vit-b --gpu tpu",
+            "gpu: got 'tpu', expected a card and how many, as in h100x8; known are a100, h100, "
+            "h200, l4, l40s, rtx4090, rtx3090, v100",
+        ),
+        (
+            "plan paper-vit-b --gpu h100 --measure",
+            "measure: has no effect with --gpu, a machine elsewhere; drop one",
+        ),
+        (
+            "plan paper-vit-b --data d --images 3",
+            "data and images: got both, expected one of them; drop one",
+        ),
+        ("plan demo --images 0", "images: expected at least 1, got 0"),
+        (
+            "plan folder --images 90 --gpu l4",
+            "batch: got 128, expected from 1, the ranks, to 90, the pictures; change --batch",
+        ),
+        (
+            "plan continue --images 9",
+            "plan: the network of continue comes from weights; plan --follow-weights no with its "
+            "model fields, or another recipe",
         ),
         ("embed w --data d --out f.csv", "out: f.csv ends in '.csv', expected .npy or .parquet"),
     ],

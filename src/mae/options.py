@@ -41,7 +41,9 @@ HELP = {
     "encoder_only": "Leave a decoder or a classifier's head.",
     "epochs": "Passes of the paper's linear probe (none: 90) or of partial (50).",
     "folder": "Folder of pictures, nested as it likes; or fashion-mnist, the built-in pictures.",
+    "gpu": "Card and how many, as in h100x8; none: this machine.",
     "heads": "Encoder heads, for files of unusual width that do not tell them.",
+    "images": "Number of pictures instead of --data; none: ImageNet-1k's, of the paper's recipes.",
     "images_per_second": "What a GPU takes; none: estimates for the published models on an H100.",
     "init": "Weights, run or hf:OWNER/NAME to start anew from.",
     "json": "Print the result as one JSON object.",
@@ -51,6 +53,7 @@ HELP = {
     "limit": "Look at so many pictures, evenly spread; none: all.",
     "lr": "Base rate per 256 pictures of the paper's linear probe (none: 0.1), partial (1e-3).",
     "mask_ratio": "Share of the patches that is hidden; none: as in training.",
+    "measure": "Measure the rate of this machine on steps that are thrown away.",
     "method": "knn: vote of neighbours; linear: logistic regression; partial: last blocks tuned.",
     "minutes": "Pre-train for so long, without the verdict; none: the whole demo.",
     "name": "Name of the recipe.",
@@ -88,7 +91,11 @@ HELP = {
 _SHORT = {"optim.lr": "lr", "model.image_size": "image-size", "model.mask_ratio": "mask-ratio"}
 # What follows from the pictures: --channels and --measure-pixels say what to do with those.
 _DERIVED = ("model.channels", "model.pixels.", "num_classes")
-SORTS: dict[str, type[FitConfig]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
+SORTS: dict[str, type[FitConfig]] = {
+    "pretrain": PretrainConfig,
+    "plan": PretrainConfig,
+    "finetune": FinetuneConfig,
+}
 """Of the verbs whose options are the fields of a recipe: the sort of the recipe."""
 _NAMED = re.compile(r"(?P<dashes>--?)?(?P<flag>[A-Za-z][\w.-]*)(=(?P<text>.*))?", re.DOTALL)
 _NUMBER = re.compile(r"[-+.\d][-+.\dex,]*", re.IGNORECASE)

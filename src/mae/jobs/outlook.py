@@ -86,7 +86,7 @@ class Outlook(NamedTuple):
         if not math.isnan(self.rate):
             yield from self._cost_rows()
             if self.sensible_epochs > epochs:
-                more = _time(self.hours(self.sensible_epochs))
+                more = hours_in_words(self.hours(self.sensible_epochs))
                 yield "", f"about {more} for {self.sensible_epochs:,} epochs"
 
     def _input_rows(self, median_size: tuple[int, int] | None) -> Iterator[tuple[str, str]]:
@@ -124,7 +124,7 @@ class Outlook(NamedTuple):
         yield "memory", f"at least {pictures:.2g} GiB: {at_once}"
         epochs = round(self.config.epochs)
         rate = f"{self.rate:.3g} images/s, measured on this machine's {self.device}"
-        yield "time", f"about {_time(self.hours(epochs))} for {epochs:,} epochs at {rate}"
+        yield "time", f"about {hours_in_words(self.hours(epochs))} for {epochs:,} epochs at {rate}"
         if self.waiting > 1:
             yield "", f"too long: {self.waiting:.1f} others waited for each processor meanwhile"
 
@@ -154,7 +154,8 @@ def _down(edge: int, patch_size: int) -> int:
     return edge // patch_size * patch_size
 
 
-def _time(hours: float) -> str:
+def hours_in_words(hours: float) -> str:
+    """Say a length of time as people would."""
     if hours < 1:
         return f"{max(1, round(60 * hours))} minutes"
     return f"{hours:.2g} hours" if hours < 10 else f"{hours:,.0f} hours"
@@ -227,13 +228,16 @@ def _others_waiting() -> float:
     return max(0.0, os.getloadavg()[0] - torch.get_num_threads()) / processors
 
 
-def saved_bytes(model: MaskedAutoencoder, images: Tensor, noise: Tensor) -> float:
+def saved_bytes(
+    model: MaskedAutoencoder, images: Tensor, noise: Tensor, *, half: bool = False
+) -> float:
     """Measure what the forward pass of a training step keeps for the backward pass.
 
     Args:
         model: on the CPU; its sizes are the same everywhere.
         images: B C H W of the stored type.
         noise: B L.
+        half: whether under autocast to bf16, which also keeps a copy of each weight.
 
     Returns:
         Bytes of a picture, parameters not counted.
@@ -247,7 +251,8 @@ def saved_bytes(model: MaskedAutoencoder, images: Tensor, noise: Tensor) -> floa
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    saving = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with saving, torch.autocast("cpu", torch.bfloat16, half):
         loss = model(model.normalize(images), noise=noise).loss
     assert loss.grad_fn is not None  # what it keeps is alive, so no address came twice
     return sum(kept.values()) / len(images)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from mae.verbs.looking import (
     doctor,
+    plan,
     recipes_diff,
     recipes_list,
     recipes_paper,
@@ -43,6 +44,7 @@ GROUPS: dict[str, tuple[Callable[..., Shown], ...]] = {
         recipes_show,
         recipes_diff,
         recipes_paper,
+        plan,
         data_pack,
         data_verify,
         weights_inspect,

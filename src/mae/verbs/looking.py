@@ -6,8 +6,9 @@ from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 
+from mae.config import PretrainConfig
 from mae.fields import to_dict
-from mae.jobs.recipes import recipe_rows, recipe_toml
+from mae.jobs.recipes import configured, recipe_rows, recipe_toml
 from mae.recipes import find_recipe
 from mae.verbs.shown import Shown
 
@@ -49,6 +50,35 @@ def recipes_paper() -> Shown:
 
     built = frozenset(verb.name.split()[0] for verb in VERBS)
     return Shown(paper_values(built), paper_rows(built))
+
+
+def plan(
+    recipe: str = "folder",
+    *,
+    data: str | None = None,
+    gpu: str | None = None,
+    images: int | None = None,
+    measure: bool = False,
+    config: Path | None = None,
+    quiet: bool = False,
+    **fields: object,
+) -> Shown:
+    """Say what pre-training would need: memory, largest micro-batch, time, cores that read.
+
+    On --gpu, or on this machine. Every line says how it is known. Of pre-training recipes only.
+    """
+    settled = configured(recipe, PretrainConfig, file=config, fields=fields)
+    from mae.jobs import plan as job
+    from mae.jobs.progress import Progress
+    from mae.verbs.every import ON_RANKS
+
+    with Progress(quiet=quiet) as progress:
+        given = {"data": data, "gpu": gpu, "images": images, "measure": measure}
+        result = job.plan(settled, recipe=recipe, say=progress.note, **given)  # type: ignore[arg-type]
+    rows = list[tuple[str, ...]](result.rows())
+    if result.machine.ranks > 1 and "pretrain" not in {run.__name__ for run in ON_RANKS}:
+        rows.append(("mae pretrain takes one process so far: this is what several would need",))
+    return Shown(result.values(), rows)
 
 
 def doctor() -> Shown:

@@ -1,0 +1,111 @@
+"""Machines to plan for: this one, and common GPUs by name with memory and peak."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import re
+from typing import NamedTuple
+
+import torch
+
+from mae.errors import ConfigError
+from mae.jobs.setup import choose_device
+
+
+class Card(NamedTuple):
+    """A GPU as its maker describes it."""
+
+    memory_gib: float
+    """What programs get of it, a little less than what it is sold as."""
+    half_tflops: float
+    """Peak of dense matrix products in bf16, or fp16 where there is no bf16."""
+    float32_tflops: float
+    """Peak in float32 without TF32, which training does not use."""
+    has_bf16: bool = True
+
+
+# Source: the makers' data sheets; of boards where there are several, the fastest. Sums in
+# float32, nothing sparse.
+CARDS = {
+    "a100": Card(79, 312, 19.5),
+    "h100": Card(79, 989, 67),
+    "h200": Card(139, 989, 67),
+    "l4": Card(22, 121, 30.3),
+    "l40s": Card(44, 362, 91.6),
+    "rtx4090": Card(23.5, 165, 82.6),
+    "rtx3090": Card(23.5, 71, 35.6),
+    "v100": Card(31.5, 125, 15.7, has_bf16=False),
+}
+MOST = 4096  # cards of one job that are believed
+
+
+class Machine(NamedTuple):
+    """What computes: so many ranks, each with its own memory."""
+
+    name: str
+    ranks: int
+    device: str
+    """cpu, cuda or mps."""
+    memory_bytes: float
+    """Of a rank."""
+    card: str | None = None
+    """In `CARDS`; none: its peak is not known."""
+    elsewhere: bool = False
+
+    def peak_flops(self, precision: str) -> float:
+        """Give the operations a second of a rank at its peak; nan where nobody knows."""
+        if self.card is None:
+            return math.nan
+        card = CARDS[self.card]
+        return 1e12 * (card.float32_tflops if precision == "float32" else card.half_tflops)
+
+
+def this_machine(device: str) -> Machine:
+    """Say what computes here.
+
+    Raises:
+        ConfigError: for a device this machine does not have.
+    """
+    found = choose_device(device)
+    if found.type == "cuda":
+        facts = torch.cuda.get_device_properties(found)
+        return Machine(facts.name, 1, "cuda", facts.total_memory, card_named(facts.name))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Machine(f"this machine's {found.type}", 1, found.type, memory)
+
+
+def machine_of(text: str) -> Machine:
+    """Read the machine that a card and a number stand for: h100x8.
+
+    Raises:
+        ConfigError: as `find_cards`.
+    """
+    name, count = find_cards(text)
+    return Machine(name, count, "cuda", CARDS[name].memory_gib * 2**30, name, elsewhere=True)
+
+
+def find_cards(text: str) -> tuple[str, int]:
+    """Read a card and how many: h100, or h100x8.
+
+    Raises:
+        ConfigError: for an unknown card or no number; names the nearest.
+    """
+    asked = text.lower()
+    if asked in CARDS:
+        return asked, 1
+    name, _, count = asked.rpartition("x")
+    if name in CARDS and count.isdecimal() and 1 <= int(count) <= MOST:
+        return name, int(count)
+    if name not in CARDS:
+        name = re.sub(r"x\d{0,3}$", "", asked)
+    near = [n for t in (name, asked) for n in difflib.get_close_matches(t, CARDS, n=1)]
+    hint = f"did you mean {near[0]}x8?" if near else f"known are {', '.join(CARDS)}"
+    raise ConfigError(f"gpu: got {text!r}, expected a card and how many, as in h100x8; {hint}")
+
+
+def card_named(device: str) -> str | None:
+    """Find the card that a driver calls by a longer name ("NVIDIA H100 80GB HBM3")."""
+    words = re.split(r"[^a-z0-9]+", device.lower().replace("rtx ", "rtx"))
+    return next((name for name in CARDS if name in words), None)

@@ -1,0 +1,151 @@
+"""Planning a pre-training run: what it would need on this machine, or on one that is elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from mae.config import PixelConfig, PretrainConfig
+from mae.data.decode import PixelKind
+from mae.data.source import ArraySource
+from mae.errors import ConfigError
+from mae.jobs.budget import ESTIMATE, MEASURED, Plan
+from mae.jobs.inputs import Data, open_source
+from mae.jobs.machines import machine_of, this_machine
+from mae.jobs.outlook import BYTES_PER_PARAMETER
+from mae.jobs.setup import batch_plan, measured_steps, resolve
+from mae.model.costs import FLOAT32, HALF, count_parameters, step_flops
+from mae.model.create import create
+from mae.published.pretraining import PRETRAINING
+
+IMAGENET = 1_281_167
+SHARE_OF_PEAK = 0.5
+"""Of a GPU's peak: what performance work on such steps reaches."""
+_PROBED_FLOPS = 2e10  # of a step whose rate is measured on a CPU: a fraction of a second
+
+
+def plan(
+    config: PretrainConfig,
+    *,
+    recipe: str,
+    data: Data | None = None,
+    gpu: str | None = None,
+    images: int | None = None,
+    measure: bool = False,
+    say: Callable[[str], None],
+) -> Plan:
+    """Say what a run would need and take.
+
+    Args:
+        config: the run.
+        recipe: its name; those of the paper are of ImageNet-1k where nothing else is said.
+        data: whatever `open_source` takes, looked at for number, channels and type.
+        gpu: card and how many, as in h100x8; none: this machine.
+        images: number of pictures instead of `data`.
+        measure: whether to measure the rate of this machine, on steps that are thrown away.
+        say: takes one line for the user.
+
+    Raises:
+        MaeError: for whatever the user must change, in one line.
+    """
+    if measure and gpu is not None:
+        raise ConfigError("measure: has no effect with --gpu, a machine elsewhere; drop one")
+    if config.follow_weights:
+        raise ConfigError(
+            f"plan: the network of {recipe} comes from weights; plan --follow-weights no with its "
+            "model fields, or another recipe"
+        )
+    machine = this_machine(config.device) if gpu is None else machine_of(gpu)
+    settled, count, images_from = _pictures(config, recipe, data=data, images=images, say=say)
+    if settled.batch > count or settled.batch < machine.ranks:
+        raise ConfigError(
+            f"batch: got {settled.batch}, expected from {machine.ranks}, the ranks, to {count}, "
+            "the pictures; change --batch"
+        )
+    trained, state = state_bytes(settled)
+    planned = Plan(
+        recipe=recipe,
+        config=settled,
+        machine=machine,
+        images=count,
+        images_from=images_from,
+        parameters=trained,
+        state_bytes=state,
+        rate=math.nan,
+        rate_basis=ESTIMATE,
+        rate_note="add --measure for this machine, or --gpu h100 for another",
+    )
+    if measure and planned.largest:
+        rate, pictures = measured_rate(planned, say=say)
+        note = f"on this machine's {machine.device}, steps of {pictures}"
+        return planned._replace(rate=rate, rate_basis=MEASURED, rate_note=note)
+    peak = machine.peak_flops(settled.precision)
+    if math.isnan(peak):
+        return planned
+    rate = machine.ranks * SHARE_OF_PEAK * peak / step_flops(settled.model)
+    note = f"{SHARE_OF_PEAK:.0%} of the peak in {settled.precision}"
+    if machine.ranks > 1:
+        note += ", exchange of gradients not counted"
+    return planned._replace(rate=rate, rate_note=note)
+
+
+def state_bytes(config: PretrainConfig) -> tuple[int, int]:
+    """Count the trained parameters, and the memory of the network and its optimiser in bytes."""
+    trained, frozen = count_parameters(config.model)
+    # Autocast keeps a copy of each weight until the backward is done.
+    copies = HALF if config.precision != "float32" else 0
+    return trained, (BYTES_PER_PARAMETER + copies) * trained + FLOAT32 * frozen
+
+
+def _pictures(
+    config: PretrainConfig,
+    recipe: str,
+    *,
+    data: Data | None,
+    images: int | None,
+    say: Callable[[str], None],
+) -> tuple[PretrainConfig, int, str]:
+    """Settle what follows from the pictures, and give their number and where it is from."""
+    if data is not None and images is not None:
+        raise ConfigError("data and images: got both, expected one of them; drop one")
+    if data is not None:
+        source = open_source(data)
+        return resolve(config, source, say=say)[0], len(source), "counted"
+    if images is not None and images < 1:
+        raise ConfigError(f"images: expected at least 1, got {images}")
+    if images is None and recipe not in {known.name for known in PRETRAINING}:
+        raise ConfigError("plan: expected --data, your pictures, or --images, their number")
+    if config.channels is not None and config.channels != config.model.channels:
+        halves = (0.5,) * config.channels
+        fields = {"channels": config.channels, "pixels": PixelConfig(mean=halves, std=halves)}
+        model = dataclasses.replace(config.model, **fields)  # type: ignore[arg-type]
+        config = dataclasses.replace(config, model=model)
+    if images is None:
+        return config, IMAGENET, "ImageNet-1k's (--data or --images for others)"
+    return config, images, "as given"
+
+
+def measured_rate(planned: Plan, *, say: Callable[[str], None]) -> tuple[float, int]:
+    """Measure the pictures a second of this machine on noise, as pre-training measures its own.
+
+    Returns:
+        The rate, and the pictures of a step that was measured; a CPU takes fewer.
+    """
+    config = planned.config
+    pictures = planned.share
+    if planned.machine.device == "cpu":
+        pictures = min(pictures, max(2, int(_PROBED_FLOPS // step_flops(config.model))))
+    micro_batch = min(planned.micro_batch, pictures)
+    few = dataclasses.replace(config, batch=pictures, micro_batch=micro_batch, views_per_decode=1)
+    model = config.model
+    draw = np.random.default_rng(config.seed)
+    shape = (pictures, *model.image_size, model.channels)
+    noise = draw.integers(0, 256, shape).astype(model.pixels.dtype)
+    say(f"measuring the rate of {model.image_size}, {pictures} pictures a step")
+    source, fresh = ArraySource(noise), create(model, seed=config.seed)
+    made = batch_plan(few, source, PixelKind(model.pixels.dtype, model.channels))
+    steps = measured_steps(few, made, minutes=60, model=fresh)
+    return steps * pictures / 3600, pictures

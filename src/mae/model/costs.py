@@ -1,0 +1,91 @@
+"""What a training step costs, from the shapes alone: parameters, arithmetic, bytes kept.
+
+Each term stands for a tensor or a matrix product of this room's modules and changes with them;
+tests hold the sums against what torch counts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mae.model.transformer import FEW_TOKENS
+from mae.network import ModelConfig
+
+FLOAT32, HALF = 4, 2  # bytes
+
+
+def count_parameters(config: ModelConfig) -> tuple[int, int]:
+    """Count the trained parameters, and those of the frozen tables of positions."""
+    D, E, P = config.width, config.decoder_width, config.patch_values
+    encoder = D + (P + 1) * D + config.depth * _block_parameters(D, config.mlp_ratio) + 2 * D
+    decoder = (D + 1) * E + E + config.decoder_depth * _block_parameters(E, config.mlp_ratio)
+    head = 2 * E + (E + 1) * P
+    return encoder + decoder + head, (1 + config.num_patches) * (D + E)
+
+
+def _block_parameters(width: int, mlp_ratio: float) -> int:
+    hidden = int(width * mlp_ratio)
+    attention = (width + 1) * 3 * width + (width + 1) * width
+    return 4 * width + attention + (width + 1) * hidden + (hidden + 1) * width
+
+
+def step_flops(config: ModelConfig) -> int:
+    """Count the operations of forward and backward of one image, two a multiply-accumulate.
+
+    Norms, softmax, GELU and the optimiser are not counted.
+    """
+    D, E, K, P = config.width, config.decoder_width, config.num_keep, config.patch_values
+    hidden = config.num_patches - K
+    blocks, T = config.decoder_depth - 1, 1 + config.num_patches
+    ratio = config.mlp_ratio
+    projection = K * P * D
+    macs = projection + config.depth * _block_macs(1 + K, D, mlp_ratio=ratio)
+    macs += (1 + K) * D * E + hidden * E * P  # the decoder's embedding and its head
+    macs += blocks * _block_macs(T, E, mlp_ratio=ratio)
+    macs += _block_macs(T, E, mlp_ratio=ratio, first=1 + K)
+    # The backward multiplies twice, but pixels need no gradient.
+    return 2 * (3 * macs - projection)
+
+
+def _block_macs(T: int, width: int, *, mlp_ratio: float, first: int = 0) -> int:
+    F = T - first
+    mlp = 2 * F * width * int(width * mlp_ratio)
+    return 3 * T * width**2 + 2 * F * T * width + F * width**2 + mlp
+
+
+def kept_bytes(config: ModelConfig, *, half: bool, on_cpu: bool) -> int:
+    """Count the bytes of one image that the forward keeps for the backward.
+
+    Args:
+        config: the network.
+        half: whether the forward runs under autocast to bf16 or fp16; residuals stay float32.
+        on_cpu: whether attention of few tokens is written out (`attend`).
+    """
+    D, E, K, P = config.width, config.decoder_width, config.num_keep, config.patch_values
+    value, hidden = HALF if half else FLOAT32, config.num_patches - K
+    T, blocks = 1 + config.num_patches, config.decoder_depth - 1
+    given: dict[str, Any] = {"mlp_ratio": config.mlp_ratio, "value": value, "on_cpu": on_cpu}
+    encoder = config.depth * _block_bytes(1 + K, D, heads=config.num_heads, **given)
+    decoder = blocks * _block_bytes(T, E, heads=config.decoder_heads, **given)
+    decoder += _block_bytes(T, E, heads=config.decoder_heads, first=1 + K, **given)
+    norms = _norm_bytes(1 + K, D, value=value) + _norm_bytes(hidden, E, value=value)
+    # The pixels that are projected, and the errors that are squared.
+    return K * P * value + encoder + norms + decoder + hidden * P * FLOAT32
+
+
+def _norm_bytes(T: int, width: int, *, value: int) -> int:
+    """Count what a layer norm keeps: its input, mean and deviation; and what is made of it."""
+    return T * width * FLOAT32 + 2 * T * FLOAT32 + T * width * value
+
+
+def _block_bytes(
+    T: int, width: int, *, heads: int, mlp_ratio: float, value: int, on_cpu: bool, first: int = 0
+) -> int:
+    F = T - first
+    norms = _norm_bytes(T, width, value=value) + _norm_bytes(F, width, value=value)
+    if on_cpu and T <= FEW_TOKENS:
+        attention = (F + 2 * T) * width * value + heads * F * T * value
+    else:  # queries of every token, and a float32 for each row of the softmax
+        attention = 3 * T * width * value + heads * F * FLOAT32
+    mixed, mlp = F * width * value, 2 * F * int(width * mlp_ratio) * value
+    return norms + attention + mixed + mlp

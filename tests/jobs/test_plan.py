@@ -1,0 +1,210 @@
+"""A plan says what a run would need; its memory is held against a real step."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mae.config import PretrainConfig
+from mae.data.batch import Batch
+from mae.errors import ConfigError
+from mae.jobs.budget import Plan
+from mae.jobs.machines import Machine, card_named, find_cards
+from mae.jobs.outlook import saved_bytes
+from mae.jobs.plan import plan
+from mae.jobs.setup import new_state
+from mae.model.create import create
+from mae.network import ModelConfig
+from mae.recipes import DEMO, find_config
+from mae.train.step import OptimiserStep, pretraining_loss
+from tests.model.costed import SHAPES, drawn
+
+BASES = {
+    *("given", "data sheet", "formula, tested", "estimate"),
+    *("measured", "measured elsewhere", "not known"),
+}
+
+
+def planned(config: PretrainConfig, *, recipe: str = "folder", **given: Any) -> Plan:
+    return plan(config, recipe=recipe, say=lambda line: None, **given)
+
+
+def paper(size: str, *, gpu: str, **fields: Any) -> Plan:
+    recipe = f"paper-vit-{size}"
+    config = dataclasses.replace(find_config(recipe, PretrainConfig), **fields)
+    return planned(config, recipe=recipe, gpu=gpu)
+
+
+def row(found: Plan, name: str) -> str:
+    return next(text for first, text, _ in found.rows() if first == name)
+
+
+def nbytes(tensors: Iterator[Tensor]) -> int:
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+
+
+@pytest.mark.parametrize("model", SHAPES.values(), ids=SHAPES)
+def test_memory_is_what_a_step_takes(model: ModelConfig) -> None:
+    config = PretrainConfig(model=model, batch=2, device="cpu")
+    images, noise = drawn(model, torch.Generator().manual_seed(0))
+    ids = torch.arange(2)
+    state = new_state(create(model), config)
+    step = OptimiserStep(loss=pretraining_loss, config=config, device=torch.device("cpu"))
+    step(state, Batch(images, noise, ids, ids), lr=1e-4)
+
+    found = planned(config, images=10)
+
+    parameters = list(state.model.parameters())
+    moments = (v for held in state.optimizer.state.values() for v in held.values())
+    real = nbytes(iter(parameters)) + nbytes(p.grad for p in parameters if p.grad is not None)
+    real += nbytes(v for v in moments if v.ndim)
+    assert found.state_bytes == real
+    real += images.nbytes + noise.nbytes + 4 * images.numel()
+    real += round(2 * saved_bytes(state.model, images, noise))  # type: ignore[arg-type]
+    assert found.memory_bytes == pytest.approx(real, rel=1e-3)
+
+
+def test_every_line_says_how_it_is_known() -> None:
+    found = paper("b", gpu="h100x8", precision="bf16")
+
+    assert {basis for _, _, basis in found.rows()} <= BASES
+    assert found.values()["basis"]["memory"] == "formula, tested"
+    assert found.values()["basis"]["time"] == "estimate"
+
+
+@pytest.mark.parametrize(
+    ("size", "rate", "hours"), [("b", 8460, 4), ("l", 3980, 9), ("h", 1700, 21)]
+)
+def test_an_h100_at_half_of_its_peak_takes_what_was_estimated(
+    size: str, rate: float, hours: float
+) -> None:
+    found = paper(size, gpu="h100x8", precision="bf16", epochs=800.0)
+
+    # Those were of the published step, which does up to 2.3 % more.
+    assert found.rate / 8 == pytest.approx(rate, rel=0.03)
+    assert found.hours == pytest.approx(hours, abs=0.6)
+    assert found.loader_cores == math.ceil(found.rate / 700)
+
+
+def test_the_batch_of_the_recipe_is_kept_in_micro_batches_that_fit() -> None:
+    found = paper("h", gpu="rtx3090x4")
+
+    assert found.config.batch == 4096 and found.share == 1024
+    assert 1 < found.micro_batch <= found.largest < found.share
+    assert found.micro_batches == math.ceil(1024 / found.micro_batch)
+    assert found.memory_bytes < 23.5 * 2**30
+    assert f"--micro-batch {found.micro_batch}" in row(found, "batch")
+
+
+def test_a_micro_batch_of_the_recipe_that_is_too_large_is_said() -> None:
+    found = paper("h", gpu="rtx3090", micro_batch=512)
+
+    assert ("", f"too many: use --micro-batch {found.largest}", "estimate") in found.rows()
+
+
+def test_a_network_that_does_not_fit_has_no_time() -> None:
+    small = Machine("small", 1, "cuda", 2**30, "l4", elsewhere=True)
+
+    found = paper("h", gpu="l4")._replace(machine=small)
+
+    assert row(found, "micro-batch").startswith("not one picture fits")
+    assert row(found, "time") == "none: it does not fit"
+    assert found.values()["hours"] is None
+
+
+def test_the_peak_is_that_of_the_precision() -> None:
+    half, whole = (paper("b", gpu="v100", precision=p) for p in ("fp16", "float32"))
+
+    assert half.rate / whole.rate == pytest.approx(125 / 15.7)
+    assert "--precision fp16 has 8 times the peak" in {text for _, text, _ in whole.rows()}
+
+
+def test_a_card_without_bf16_says_what_it_has() -> None:
+    found = paper("b", gpu="v100", precision="bf16")
+
+    assert "v100 has no bf16; use --precision fp16" in {text for _, text, _ in found.rows()}
+
+
+def test_imagenet_is_said_to_be_what_a_recipe_of_the_paper_is_planned_for() -> None:
+    found = paper("b", gpu="h100")
+
+    assert row(found, "pictures").startswith("1,281,167, ImageNet-1k's")
+
+
+def test_pictures_are_counted_and_settle_what_follows_from_them() -> None:
+    pictures = np.zeros((40, 28, 28, 1), dtype=np.uint8)
+
+    found = planned(DEMO, data=pictures)
+
+    assert found.images == 40 and found.config.batch == 40
+    assert found.config.model.channels == 1
+
+
+def test_the_rate_of_this_machine_is_measured_on_the_step_of_the_recipe(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def measured(config: PretrainConfig, *args: Any, **more: Any) -> int:
+        asked["config"] = config
+        return 3600
+
+    monkeypatch.setattr("mae.jobs.plan.measured_steps", measured)
+
+    found = planned(dataclasses.replace(DEMO, device="cpu"), images=60_000, measure=True)
+
+    assert (asked["config"].batch, asked["config"].micro_batch) == (64, 32)
+    assert found.rate == 64 and found.rate_basis == "measured"
+    assert found.hours == pytest.approx(20 * 937 / 3600)
+
+
+def test_without_measuring_the_line_says_how_to_get_it() -> None:
+    found = planned(dataclasses.replace(DEMO, device="cpu"), images=60_000)
+
+    assert row(found, "time") == "add --measure for this machine, or --gpu h100 for another"
+    assert found.values()["images_per_second"] is None
+
+
+def test_a_batch_smaller_than_the_ranks_is_refused() -> None:
+    with pytest.raises(ConfigError, match="batch: got 4, expected from 8, the ranks"):
+        paper("b", gpu="h100x8", batch=4)
+
+
+@pytest.mark.parametrize(
+    ("text", "cards"),
+    [("h100", ("h100", 1)), ("H100x8", ("h100", 8)), ("rtx4090x2", ("rtx4090", 2))],
+)
+def test_cards_are_read(text: str, cards: tuple[str, int]) -> None:
+    assert find_cards(text) == cards
+
+
+@pytest.mark.parametrize("text", ["rtx4091", "h100x0", "h100x", "x8", "", "h100x-1"])
+def test_what_is_no_card_is_one_line(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected a card and how many, as in h100x8; "):
+        find_cards(text)
+
+
+def test_a_misspelt_card_whose_name_has_an_x_is_still_near() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean rtx4090x8\?"):
+        find_cards("rtx409")
+
+
+@pytest.mark.parametrize(
+    ("device", "card"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA L40S", "l40s"),
+        ("Tesla V100-SXM2-32GB", "v100"),
+        ("NVIDIA A10G", None),
+    ],
+)
+def test_a_card_is_found_by_what_its_driver_calls_it(device: str, card: str | None) -> None:
+    assert card_named(device) == card
