@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch.cuda import is_available as has_gpu
 
 NO_GPU = "not run: no GPU here"
 TOTAL_S = 470.0
@@ -23,7 +24,7 @@ LEAST_S = 15.0
 def main(words: Sequence[str]) -> int:
     """Run the tests if asked, measure, and write the report after every part."""
     asked = _arguments(words)
-    if not torch.cuda.is_available():
+    if not has_gpu():
         print(NO_GPU)
         return 0
     end = time.monotonic() + TOTAL_S

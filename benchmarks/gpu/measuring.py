@@ -69,7 +69,7 @@ def measure_step(name: str, precision: str, *, peak: Peak | None, until: float) 
 def config_of(name: str, precision: str, *, batch: int = 1) -> PretrainConfig:
     """Give the configuration of a step."""
     model = model_config(name)
-    return PretrainConfig(model=model, batch=batch, precision=precision, device="cuda")  # type: ignore[arg-type]
+    return PretrainConfig(model=model, batch=batch, precision=precision, device=DEVICE.type)  # type: ignore[arg-type]
 
 
 def _peak(peak: Peak, precision: str) -> float:
