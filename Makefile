@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test quick check bench bench-data results
+.PHONY: setup demo test quick check bench bench-data gpu results
 
 setup: $(VENV)/developer
 
@@ -38,6 +38,10 @@ bench: setup
 
 results: setup
 	$(BIN)/python -m benchmarks.results
+
+# Tests and benchmark on this machine's GPU, and docs/gpu-DATE.md; without one it says so.
+gpu: setup
+	$(BIN)/python -m benchmarks.gpu --tests --json runs/gpu.json
 
 bench-data: setup
 	$(BIN)/python -m benchmarks.data

@@ -18,7 +18,7 @@ from mae.data.augment import (
     crop_boxes,
     resized_crop,
 )
-from mae.data.weighted import Taps, bicubic_taps, crops_on_device, resized_crops
+from mae.data.weighted import Taps, bicubic_taps, resized_crops
 from tests.pictures import photo
 
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
@@ -223,21 +223,6 @@ def test_batched_crops_do_not_depend_on_threads_or_neighbours():
 
     assert np.array_equal(together, again)
     assert np.array_equal(together, np.concatenate(alone))
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_batched_crops_are_the_same_bits_on_a_gpu():
-    pictures = batch(200, 19, 31, 3)
-    rng = np.random.default_rng(5)
-    boxes = np.array([drawn_box(rng, 19, 31) for _ in pictures])
-    flips = rng.random(200) < 0.5
-
-    there = crops_on_device(torch.from_numpy(pictures).cuda(), boxes, size=(16, 24), flips=flips)
-
-    assert there.is_cuda
-    assert np.array_equal(
-        there.cpu().numpy(), resized_crops(pictures, boxes, size=(16, 24), flips=flips)
-    )
 
 
 def test_weights_are_multiples_of_2_to_the_minus_15_that_sum_to_one():

@@ -1,0 +1,1 @@
+"""The step on a GPU: pictures a second, share of the card's peak, memory, and transformers'."""

@@ -1,0 +1,119 @@
+"""The whole of `make gpu` on a card that is made up: what is tried, measured and written."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from benchmarks.gpu import __main__ as command
+from benchmarks.gpu import measuring, report
+
+from mae.model.autoencoder import MaskedAutoencoder
+from tests.model.tiny import tiny_config
+from tests.pictures import image
+
+ROOM = 5  # pictures that fit
+
+
+class _Event:
+    """A clock of the host in the place of the card's."""
+
+    def __init__(self, *, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.at = time.perf_counter()
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, other: _Event) -> float:
+        return 1000 * (other.at - self.at)
+
+
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch) -> deque[int]:
+    """Put a CPU in the place of a card; gives the batches that the model meets."""
+    met, forward = deque[int](), MaskedAutoencoder.forward
+
+    def limited(self: MaskedAutoencoder, images: torch.Tensor, **given: torch.Tensor) -> object:
+        met.append(len(images))
+        if len(images) > ROOM:
+            raise torch.cuda.OutOfMemoryError("made up")
+        return forward(self, images, **given)
+
+    monkeypatch.setattr(MaskedAutoencoder, "forward", limited)
+    fakes = {
+        "get_device_capability": lambda: (8, 0),
+        "get_device_properties": lambda _: SimpleNamespace(name="NVIDIA L4", total_memory=2**34),
+        "synchronize": lambda: None,
+        "reset_peak_memory_stats": lambda: None,
+        "max_memory_allocated": lambda: 9_000_000,
+        "memory_allocated": lambda: 2_000_000,
+        "Event": _Event,
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    # Not torch's own, by which the optimiser would look for the card.
+    monkeypatch.setattr(command, "has_gpu", lambda: True)
+    config, cpu = tiny_config(grid=(4, 4), mask_ratio=0.75), torch.device("cpu")
+    monkeypatch.setattr(measuring, "DEVICE", cpu)
+    monkeypatch.setattr(measuring, "model_config", lambda _: config)
+    monkeypatch.setattr(measuring, "draw_pictures", _draw)
+    monkeypatch.setattr(measuring, "free", lambda: None)  # a second each, so many objects are there
+    monkeypatch.setattr(measuring, "on_device", lambda feed, _: feed)
+    monkeypatch.setattr(measuring, "LOADER_STEPS", 6)
+    monkeypatch.setattr(measuring, "STEPS", 2)
+    monkeypatch.setattr(report, "_driver", lambda: "1.2.3")
+    return met
+
+
+def _draw(folder: Path) -> None:
+    for number in range(3):
+        image(40, 50, seed=number).save(folder / f"{number:03}.jpg")
+
+
+def test_a_card_is_measured_and_written_down(
+    tried: deque[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, values = tmp_path / "docs" / "page.md", tmp_path / "runs" / "values.json"
+
+    assert command.main([f"--out={page}", f"--json={values}"]) == 0
+
+    assert capsys.readouterr().out.strip() == page.read_text().strip()
+    found = json.loads(values.read_text())
+    assert [row["precision"] for row in found["steps"]] == ["bf16"] * 3 + ["float32"]
+    for row in found["steps"]:
+        assert row["batch"] == row["paired_batch"] == 4  # the largest power of two of 5
+        assert len(row["ratios"]) == 10 and min(row["ratios"]) > 0 and row["note"] == ""
+        assert row["weight_bytes"] > row["gradient_bytes"] > 0  # positions are not trained
+        assert row["moment_bytes"] > 2 * row["gradient_bytes"]  # and counts of steps
+        assert row["their_peak_bytes"] == 7_000_000
+    assert [*tried][:10] == [1, 1024, 512, 256, 128, 64, 32, 16, 8, 4]
+    assert found["loader"]["batch"] == 4 and found["loader"]["fed"] > 0
+
+
+def test_a_model_that_does_not_fit_is_a_row_with_a_note(
+    tried: deque[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{__name__}.ROOM", 0)
+
+    row = measuring.measure_step("vit-h/14", "bf16", peak=None, until=time.monotonic() + 9)
+
+    assert row.batch is None and row.note == "does not fit this card"
+
+
+def test_no_part_begins_when_the_time_is_over(
+    tried: deque[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "TOTAL_S", 0.0)
+    page = tmp_path / "page.md"
+
+    assert command.main([f"--out={page}"]) == 0
+
+    assert "vit-b/16 in bf16, vit-l/16 in bf16" in page.read_text() and not tried
