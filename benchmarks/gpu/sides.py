@@ -39,13 +39,9 @@ def our_step(state: TrainState, config: PretrainConfig) -> Step:
     return lambda batch: step(state, batch, lr=RATE).loss
 
 
-def transformers_model(ours: MaskedAutoencoder) -> ViTMAEForPreTraining:
-    """Give transformers' model with copies of our weights and position tables, eps as ours.
-
-    Its own initial weights would take a minute to draw at ViT-H.
-    """
-    config = ours.config
-    said = ViTMAEConfig(
+def transformers_config(config: ModelConfig) -> ViTMAEConfig:
+    """Say in transformers' words what a network of square pictures is; the eps is ours too."""
+    return ViTMAEConfig(
         image_size=config.image_size[0],
         patch_size=config.patch_size,
         num_channels=config.channels,
@@ -61,8 +57,15 @@ def transformers_model(ours: MaskedAutoencoder) -> ViTMAEForPreTraining:
         norm_pix_loss=config.normalize_target,
         layer_norm_eps=config.norm_eps,
     )
+
+
+def transformers_model(ours: MaskedAutoencoder) -> ViTMAEForPreTraining:
+    """Give transformers' model with copies of our weights and position tables, eps as ours.
+
+    Its own initial weights would take a minute to draw at ViT-H.
+    """
     with torch.device("meta"):
-        theirs = ViTMAEForPreTraining(said)
+        theirs = ViTMAEForPreTraining(transformers_config(ours.config))
     ways = (spelled(table, split_qkv(ours.state_dict())) for table in LAYOUT.tables)
     named = next(way for way in ways if way.keys() == theirs.state_dict().keys())
     theirs.load_state_dict({k: v.detach().clone() for k, v in named.items()}, assign=True)

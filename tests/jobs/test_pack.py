@@ -174,12 +174,7 @@ def test_raw_pixels_are_the_centre_as_pillow_resizes_it(tmp_path: Path) -> None:
 
 
 def test_small_raw_pictures_are_cropped_as_an_array_of_them_is(tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    for i in range(6):
-        image(40, 33, seed=i).save(tmp_path / "in" / f"{i}.png")
-    form = asked_form(short_side=None, quality=None, raw=24)
-    pack(tmp_path / "in", tmp_path / "pack", form=form, quiet=True)
-    packed = open_pack(tmp_path / "pack")
+    packed = _raw_pack(tmp_path)
     array = ArraySource(np.stack([packed.read(i) for i in range(6)]))  # type: ignore[arg-type]
 
     of_pack, of_array = map(_batch_of, (packed, array))
@@ -205,12 +200,7 @@ def test_a_file_that_another_thread_opens_as_well_stays_open_for_its_reader(
 
 
 def test_a_raw_picture_that_cannot_be_read_is_replaced_and_the_others_stay(tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    for i in range(6):
-        image(40, 33, seed=i).save(tmp_path / "in" / f"{i}.png")
-    form = asked_form(short_side=None, quality=None, raw=24)
-    pack(tmp_path / "in", tmp_path / "pack", form=form, quiet=True)
-    packed = open_pack(tmp_path / "pack")
+    packed = _raw_pack(tmp_path)
     whole = _batch_of(packed)
     shard = next((tmp_path / "pack").glob("*.tar"))
     os.truncate(shard, packed.index.arrays["offsets"][5] + 9)
@@ -220,6 +210,15 @@ def test_a_raw_picture_that_cannot_be_read_is_replaced_and_the_others_stay(tmp_p
     (bad,) = cut.bad
     same = [torch.equal(a, b) for a, b in zip(whole.images, cut.images, strict=True)]
     assert (bad.id, [int(i) for i in whole.ids[~torch.tensor(same)]]) == (5, [5])
+
+
+def _raw_pack(root: Path) -> PackSource:
+    (root / "in").mkdir()
+    for i in range(6):
+        image(40, 33, seed=i).save(root / "in" / f"{i}.png")
+    form = asked_form(short_side=None, quality=None, raw=24)
+    pack(root / "in", root / "pack", form=form, quiet=True)
+    return open_pack(root / "pack")
 
 
 def _batch_of(source: Source) -> Batch:

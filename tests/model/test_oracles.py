@@ -7,8 +7,9 @@ import re
 import pytest
 import timm
 import torch
+from benchmarks.gpu.sides import transformers_config
 from torch import Tensor, nn
-from transformers import ViTMAEConfig, ViTMAEForPreTraining
+from transformers import ViTMAEForPreTraining
 
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.classifier import Classifier
@@ -55,24 +56,7 @@ def fused(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def theirs(config: ModelConfig) -> ViTMAEForPreTraining:
-    return ViTMAEForPreTraining(
-        ViTMAEConfig(
-            image_size=config.image_size[0],
-            patch_size=config.patch_size,
-            num_channels=config.channels,
-            hidden_size=config.width,
-            num_hidden_layers=config.depth,
-            num_attention_heads=config.num_heads,
-            intermediate_size=int(config.width * config.mlp_ratio),
-            decoder_hidden_size=config.decoder_width,
-            decoder_num_hidden_layers=config.decoder_depth,
-            decoder_num_attention_heads=config.decoder_heads,
-            decoder_intermediate_size=int(config.decoder_width * config.mlp_ratio),
-            mask_ratio=config.mask_ratio,
-            norm_pix_loss=config.normalize_target,
-            layer_norm_eps=1e-6,  # as published; their own default is 1e-12
-        )
-    )
+    return ViTMAEForPreTraining(transformers_config(config))  # eps 1e-6; their own is 1e-12
 
 
 def assert_near(ours: Tensor, theirs: Tensor, name: str = "") -> None:

@@ -10,7 +10,6 @@ from mae.verbs.looking import (
     plan,
     recipes_diff,
     recipes_list,
-    recipes_paper,
     recipes_show,
     report,
 )
@@ -32,6 +31,14 @@ class Verb(NamedTuple):
 
     name: str
     run: Callable[..., Shown]
+
+
+def recipes_paper() -> Shown:
+    """Print the published results, each with the commands that would reproduce it."""
+    from mae.jobs.paper import paper_rows, paper_values
+
+    built = frozenset(verb.name.split()[0] for verb in VERBS)
+    return Shown(paper_values(built), paper_rows(built))
 
 
 GROUPS: dict[str, tuple[Callable[..., Shown], ...]] = {

@@ -43,15 +43,6 @@ def recipes_diff(a: str, b: str) -> Shown:
     return Shown(comparison.values(), comparison.rows())
 
 
-def recipes_paper() -> Shown:
-    """Print the published results, each with the commands that would reproduce it."""
-    from mae.jobs.paper import paper_rows, paper_values
-    from mae.verbs.every import VERBS
-
-    built = frozenset(verb.name.split()[0] for verb in VERBS)
-    return Shown(paper_values(built), paper_rows(built))
-
-
 def plan(
     recipe: str = "folder",
     *,
