@@ -13,7 +13,6 @@ from torch import Tensor
 
 from benchmarks.results.pretraining import (
     HALVES,
-    as_pictures,
     half_source,
     pretrain_half,
     pretrain_whole,
@@ -51,7 +50,7 @@ Features = Callable[[Iterable[Tensor]], Array]
 def few_labels(folder: Path, *, seed: int, per_class: int) -> Cell:
     """Measure all ways with few labels of all ten classes, which the seed draws."""
     encoder = load_encoder(pretrain_whole(folder, seed))
-    train, test = (as_pictures(fashion_mnist(part)) for part in ("train", "test"))  # type: ignore[arg-type]
+    train, test = (Pictures.of(fashion_mnist(part)) for part in ("train", "test"))  # type: ignore[arg-type]
     few = _draw(train, per_class, seed=seed)
     new = create(encoder.config, seed=seed).encoder
     parts = {"train": few, "test": test}
@@ -71,7 +70,7 @@ def few_labels(folder: Path, *, seed: int, per_class: int) -> Cell:
 def transfer(folder: Path, *, half: int, seed: int, per_class: int) -> Cell:
     """Measure, with few labels of five classes, what was learnt from the other five."""
     other = HALVES[1 - half]
-    train, test = (as_pictures(half_source(part, other)) for part in ("train", "test"))  # type: ignore[arg-type]
+    train, test = (Pictures.of(half_source(part, other)) for part in ("train", "test"))  # type: ignore[arg-type]
     few = _draw(train, per_class, seed=seed)
     parts = {"train": few, "test": test}
     mae = load_encoder(pretrain_half(folder, half, seed))
@@ -115,7 +114,7 @@ def transfer(folder: Path, *, half: int, seed: int, per_class: int) -> Cell:
 def partial_tuning(folder: Path, *, seed: int, per_class: int) -> Cell:
     """Tune the last blocks alone; 0 is logistic regression on the mean of the patch tokens."""
     encoder = load_encoder(pretrain_whole(folder, seed))
-    train, test = (as_pictures(fashion_mnist(part)) for part in ("train", "test"))  # type: ignore[arg-type]
+    train, test = (Pictures.of(fashion_mnist(part)) for part in ("train", "test"))  # type: ignore[arg-type]
     parts = {"train": _draw(train, per_class, seed=seed), "test": test}
     tuned = {
         str(blocks or encoder.config.depth): _finetuned(
@@ -128,7 +127,7 @@ def partial_tuning(folder: Path, *, seed: int, per_class: int) -> Cell:
 
 def _draw(pictures: Pictures, per_class: int, *, seed: int) -> Pictures:
     ids = labels_per_class(pictures.labels, per_class, seed=0, draw=seed)
-    return Pictures(pictures.images[torch.from_numpy(ids)], pictures.labels[ids])
+    return pictures.only(ids)
 
 
 def _finetuned(

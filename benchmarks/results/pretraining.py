@@ -65,7 +65,7 @@ def supervise_half(folder: Path, half: int, seed: int) -> Path:
         config, _ = resolve(DEMO, source, say=print)
         how = replace(SUPERVISED, steps=supervised_steps(config.model), seed=seed)
         encoder = create(config.model, seed=seed).encoder
-        model = tuned(encoder, train=as_pictures(source), config=how)
+        model = tuned(encoder, train=Pictures.of(source), config=how)
         save_classifier(model, weights, class_names=source.class_names)
     return weights
 
@@ -78,13 +78,6 @@ def half_source(split: Split, classes: tuple[int, ...]) -> ArraySource:
     names = tuple(whole.class_names[i] for i in classes)
     labels = np.searchsorted(classes, whole.labels[rows])
     return ArraySource(whole.images[rows], labels=labels, class_names=names)
-
-
-def as_pictures(source: ArraySource) -> Pictures:
-    """Give a source as pictures in memory, n C H W."""
-    assert source.labels is not None
-    images = torch.from_numpy(np.array(source.images)).permute(0, 3, 1, 2)
-    return Pictures(images, source.labels)
 
 
 class Arithmetic(NamedTuple):

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mae.data.source import ArraySource
 from mae.model.encoder import Encoder, Pool, pool_tokens
 
 Array = NDArray[np.float32]
@@ -24,6 +25,17 @@ class Pictures(NamedTuple):
     """n C H W of the stored type."""
     labels: Labels
     """n classes, from 0."""
+
+    @classmethod
+    def of(cls, source: ArraySource) -> Pictures:
+        """Take all pictures of a labelled source in memory."""
+        assert source.labels is not None
+        images = torch.from_numpy(np.array(source.images)).permute(0, 3, 1, 2)
+        return cls(images, source.labels)
+
+    def only(self, ids: NDArray[np.int64]) -> Pictures:
+        """Give some of them, in this order."""
+        return Pictures(self.images[torch.from_numpy(ids)], self.labels[ids])
 
     def batches(self) -> tuple[Tensor, ...]:
         """Cut the images into batches."""

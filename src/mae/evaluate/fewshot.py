@@ -86,7 +86,7 @@ def few_label_finetuning(
     found = []
     for seed in SEEDS:
         ids = labels_per_class(train.labels, PER_CLASS, seed=0, draw=seed)
-        few = Pictures(train.images[torch.from_numpy(ids)], train.labels[ids])
+        few = train.only(ids)
         new = create(pretrained.config, seed=seed).encoder.to(pretrained.cls_token.device)
         accuracies = [
             finetune_accuracy(encoder, train=few, test=test, config=replace(how, seed=seed))

@@ -6,7 +6,6 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -30,7 +29,7 @@ from mae.data.source import ArraySource
 from mae.errors import ConfigError
 from mae.jobs.inputs import Data, open_source
 from mae.jobs.progress import Progress
-from mae.jobs.setup import batch_plan, choose_device, cores, resolve
+from mae.jobs.setup import batch_plan, choose_device, cores, one_thread, resolve
 
 GPU_RATES = {"ViT-B/16": 8460, "ViT-L/16": 3980, "ViT-H/14": 1700}
 """Pictures of 224 x 224 a second that an H100 takes at half of its peak in bf16: an estimate."""
@@ -133,7 +132,7 @@ def bench_data(
     for name, value in (("seconds", seconds), ("images_per_second", images_per_second)):
         if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"{name}: expected a number above 0, got {value}")
-    with Progress(quiet=quiet) as progress, _one_thread():
+    with Progress(quiet=quiet) as progress, one_thread():
         source, device = open_source(data), choose_device(config.device)
         config, kind = resolve(config, source, say=progress.note)
         plan = batch_plan(config, source, kind)
@@ -156,16 +155,6 @@ def bench_data(
         for name, spent in sorted(watch.spent.items(), key=lambda item: item[0] == TOGETHER)
     )
     return DataBench(tuple(stages), whole, device.type, asked, len(watch.unreadable))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @dataclass(slots=True)

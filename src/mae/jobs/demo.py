@@ -15,7 +15,6 @@ from torch import Tensor
 from mae.config import PretrainConfig
 from mae.data.builtin import fashion_mnist
 from mae.data.randomness import Stream, uniform
-from mae.data.source import ArraySource
 from mae.evaluate.features import BATCH, Pictures
 from mae.evaluate.fewshot import few_label_finetuning
 from mae.evaluate.reconstruction import hidden_psnr
@@ -134,7 +133,7 @@ def _evidence(
     source = fashion_mnist("train")
     assert source.labels is not None
     few = labels_per_class(source.labels, LABELS_PER_CLASS, seed=0)
-    train, test = _pictures(source, few), _pictures(fashion_mnist("test"))
+    train, test = Pictures.of(source).only(few), Pictures.of(fashion_mnist("test"))
     table = evidence_table(model.encoder, train=train, test=test, init_seed=config.seed, say=say)
     say("fine-tuning on few labels ...")
     few_labels = few_label_finetuning(model.encoder, train=train, test=test)
@@ -146,12 +145,6 @@ def _evidence(
         "hidden_psnr": psnr.to_dict(),
         "shortfalls": list(shortfalls),
     }
-
-
-def _pictures(source: ArraySource, ids: Any = slice(None)) -> Pictures:
-    assert source.labels is not None
-    images = torch.from_numpy(np.array(source.images[ids])).permute(0, 3, 1, 2)
-    return Pictures(images, source.labels[ids])
 
 
 def _with_noise(images: Tensor, num_patches: int) -> Iterator[tuple[Tensor, Tensor]]:

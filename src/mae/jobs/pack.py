@@ -7,13 +7,10 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import NamedTuple, TypeVar
-
-import torch
 
 from mae.data.batch import Bad
 from mae.data.decode import BadPicture, survey
@@ -26,6 +23,7 @@ from mae.errors import ConfigError, DataError
 from mae.jobs.features import tell_unreadable
 from mae.jobs.inputs import Data, open_source
 from mae.jobs.progress import Progress
+from mae.jobs.setup import one_thread
 from mae.train.guard import RunLock
 from mae.train.rundir import write_atomic
 
@@ -113,7 +111,7 @@ def pack(
         _require_folder(root)
         try:
             root.mkdir(parents=True, exist_ok=True)
-            with RunLock(root / "lock"), one_thread_each():
+            with RunLock(root / "lock"), one_thread():
                 return _pack(source, root, form, shard_bytes, progress)
         except OSError as error:
             raise ConfigError(
@@ -294,14 +292,3 @@ def in_threads(items: Iterable[S], work: Callable[[S], T]) -> Iterator[T]:
     with ThreadPoolExecutor(threads) as pool:
         while some := list(islice(waiting, 4 * threads)):
             yield from pool.map(work, some)
-
-
-@contextmanager
-def one_thread_each() -> Iterator[None]:
-    """Keep torch from starting threads inside each of ours."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -7,7 +7,8 @@ import dataclasses
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -147,6 +148,17 @@ def choose_workers(config: FitConfig, plan: BatchPlan, device: torch.device) -> 
         return 0
     ahead = MADE_AHEAD * plan.batch_bytes
     return min(16, cores(), max(1, int(_room_for_batches() // ahead)))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep torch to one thread, where one core is measured or every core has a thread of ours."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def cores() -> int:

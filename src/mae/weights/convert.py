@@ -23,6 +23,7 @@ from mae.network import ModelConfig
 from mae.weights import facebook, folder, huggingface, timm
 from mae.weights.classifier import load_classifier
 from mae.weights.detect import read_weights
+from mae.weights.files import require_new
 from mae.weights.folder import ClassifierDescription, Description
 from mae.weights.load import left_notes, open_encoder, open_model
 
@@ -99,10 +100,7 @@ def convert(
             cannot be written, or the two models differ; then nothing is left at `dst`.
     """
     path, how = Path(dst), {"heads": heads, "decoder_heads": decoder_heads}
-    if not path.parent.is_dir():
-        raise WeightsError(f"{path.parent}: no such folder; make it first")
-    if path.exists():
-        raise WeightsError(f"{path}: exists already; choose another name, or remove it first")
+    require_new(path)
     if to == "timm" and path.suffix != ".safetensors":
         raise WeightsError(f"{path}: expected a name in .safetensors, by which timm knows it")
     content = _open(src, **how, encoder_only=encoder_only, allow_missing=tuple(allow_missing))

@@ -18,6 +18,7 @@ from torch import Tensor
 from mae.errors import ConfigError, WeightsError
 from mae.fields import to_dict
 from mae.weights import graph
+from mae.weights.files import require_new
 from mae.weights.load import open_encoder, open_model
 
 Target = Literal["onnx", "torch-export"]
@@ -136,11 +137,8 @@ def _require_place(path: Path, to: Target) -> None:
             f"export: onnx takes {', '.join(missing)}; pip install 'mae-vision[export]', or use "
             "--to torch-export, which needs nothing more"
         )
-    if not path.parent.is_dir():
-        raise WeightsError(f"{path.parent}: no such folder; make it first")
     for file in (path, path.with_name(f"{path.name}.data")):
-        if file.exists():
-            raise WeightsError(f"{file}: exists already; choose another name, or remove it first")
+        require_new(file)
 
 
 @torch.inference_mode()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mae.weights.folder import Description
-from mae.weights.layout import PARTS, Facts, Layout, Table, spelled
+from mae.weights.layout import PARTS, Facts, Layout, Table, probe_norm, spelled
 
 ENCODER = {
     "encoder.cls_token": "cls_token",
@@ -33,11 +33,9 @@ DECODER = {
 }
 BLOCKS = {"encoder.blocks": "blocks", "decoder.blocks": "decoder_blocks"}
 SAME_PARTS = {part: part for part in PARTS}
-_PROBE = {f"head.bn.{name}": f"head.0.{name}" for name in
-          ("running_mean", "running_var", "num_batches_tracked")}  # fmt: skip
 
 TABLE = Table(ENCODER | DECODER | {"fc_norm": "fc_norm", "head": "head"}, BLOCKS, SAME_PARTS)
-_PROBED = Table(ENCODER | _PROBE | {"head": "head.1"}, BLOCKS, SAME_PARTS)
+_PROBED = Table(ENCODER | probe_norm("head.0") | {"head": "head.1"}, BLOCKS, SAME_PARTS)
 
 
 def to_ours(name: str) -> str | None:

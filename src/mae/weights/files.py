@@ -82,6 +82,18 @@ def read_tensors(path: Path) -> TensorFile:
     return found
 
 
+def require_new(path: Path) -> None:
+    """Refuse to write where something is, or where there is no folder.
+
+    Raises:
+        WeightsError: for such a place.
+    """
+    if not path.parent.is_dir():
+        raise WeightsError(f"{path.parent}: no such folder; make it first")
+    if path.exists():
+        raise WeightsError(f"{path}: exists already; choose another name, or remove it first")
+
+
 def is_finite(tensor: Tensor) -> bool:
     """Tell whether all values are finite real numbers."""
     if not tensor.is_floating_point():

@@ -22,6 +22,12 @@ PARTS = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
 """Layers of a block, by our names."""
 
 
+def probe_norm(prefix: str) -> dict[str, str]:
+    """Give the names of a linear probe's batch norm, which a format puts behind a prefix."""
+    names = ("running_mean", "running_var", "num_batches_tracked")
+    return {f"head.bn.{name}": f"{prefix}.{name}" for name in names}
+
+
 class Table(NamedTuple):
     """Our names beside a format's, without the `.weight` and `.bias` of layers."""
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mae.weights.layout import Facts, Layout, Table
+from mae.weights.layout import Facts, Layout, Table, probe_norm
 
 _ENCODER = {
     "encoder.cls_token": "backbone.cls_token",
@@ -40,16 +40,11 @@ _PARTS = {
 }
 
 
-def _probe(batch_norm: str) -> dict[str, str]:
-    names = ("running_mean", "running_var", "num_batches_tracked")
-    return {f"head.bn.{name}": f"{batch_norm}.{name}" for name in names}
-
-
 _HEADS: tuple[dict[str, str], ...] = (
     _DECODER,
-    {"fc_norm": "backbone.fc_norm", "head": "head.head"} | _probe("head.bn"),  # mmselfsup 0.x
+    {"fc_norm": "backbone.fc_norm", "head": "head.head"} | probe_norm("head.bn"),  # mmselfsup 0.x
     {"fc_norm": "backbone.ln2", "head": "head.fc"},  # mmpretrain, fine-tuned
-    {"head": "head.layers.head"} | _probe("neck.bn"),  # mmpretrain, linear probe
+    {"head": "head.layers.head"} | probe_norm("neck.bn"),  # mmpretrain, linear probe
 )
 
 
