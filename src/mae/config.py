@@ -92,6 +92,8 @@ class FitConfig:
     """Images of one optimiser step, whatever the micro-batch."""
     micro_batch: int | None = None
     """Images of one forward and backward pass, some side by side on a CPU; none: the batch."""
+    checkpoint_every: int | None = None
+    """Blocks in a row that keep only their input; the backward pass computes the rest again."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimiser and schedule."""
     seed: int = 0
@@ -130,7 +132,7 @@ class FitConfig:
         require(self.keep >= 2, "keep", self.keep, "at least 2")
         require(0 <= self.max_bad <= 1, "max_bad", self.max_bad, "a share from 0 to 1")
         require(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2^63 - 1")
-        for name in ("micro_batch", "threads"):
+        for name in ("micro_batch", "checkpoint_every", "threads"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "at least 1")
         require(self.workers is None or self.workers >= 0, "workers", self.workers, "at least 0")

@@ -109,6 +109,16 @@ def test_a_micro_batch_of_the_recipe_that_is_too_large_is_said() -> None:
     assert ("", f"too many: use --micro-batch {found.largest}", "estimate") in found.rows()
 
 
+def test_blocks_that_are_computed_again_take_less_memory_and_more_time() -> None:
+    whole, again = (paper("l", gpu="h100", precision="bf16", checkpoint_every=n) for n in (None, 4))
+
+    assert again.largest > 2 * whole.largest
+    assert again.step_flops / whole.step_flops == pytest.approx(4 / 3, rel=0.05)
+    assert whole.rate / again.rate == pytest.approx(again.step_flops / whole.step_flops)
+    assert "MiB computed again at a time" in row(again, "a picture")
+    assert again.values()["recomputed_bytes_per_picture"] > 0
+
+
 def test_a_network_that_does_not_fit_has_no_time() -> None:
     small = Machine("small", 1, "cuda", 2**30, "l4", elsewhere=True)
 

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from mae.config import PretrainConfig
+from mae.config import FinetuneConfig, PretrainConfig
 from mae.data.decode import PixelKind
 from mae.data.source import ArraySource, FolderSource
 from mae.errors import ConfigError
 from mae.jobs import setup
-from mae.jobs.setup import batch_plan, choose_workers, resolve
+from mae.jobs.setup import batch_plan, choose_workers, new_state, resolve
+from mae.model.classifier import Classifier
+from mae.model.create import create
+from tests.model.tiny import tiny_config
 from tests.pictures import mixed_folder
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -55,6 +58,19 @@ def test_no_worker_reads_what_is_in_memory() -> None:
     source = ArraySource(np.zeros((9, 28, 28), dtype=np.uint8))
 
     assert choose_workers(AUTO, batch_plan(AUTO, source, PixelKind("uint8", 1)), GPU) == 0
+
+
+@pytest.mark.parametrize("every", [None, 3])
+def test_every_block_is_told_what_it_keeps(every: int | None) -> None:
+    model = create(tiny_config())
+
+    new_state(model, PretrainConfig(device="cpu", checkpoint_every=every))
+    classifier = Classifier(create(tiny_config()).encoder, num_classes=4)
+    new_state(classifier, FinetuneConfig(device="cpu", checkpoint_every=every))
+
+    told = (model.encoder, model.decoder, classifier.encoder)
+    assert [part.blocks.checkpoint_every for part in told] == [every] * 3
+    assert model.state_dict().keys() == create(tiny_config()).state_dict().keys()
 
 
 def test_a_batch_of_several_views_is_lowered_to_a_multiple_of_them(folder: FolderSource) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from mae.model.autoencoder import MaskedAutoencoder
 from mae.network import ModelConfig
 from mae.sizes import model_config
 from tests.model.tiny import tiny_config
@@ -17,6 +18,11 @@ SHAPES = {
     "decoder of 1 block": model_config("vit-ti/8", image_size=96, depth=3, decoder_depth=1),
 }
 """Few tokens, whose attention is written out on a CPU, and many; encoder and decoder of either."""
+
+
+def checkpointed(model: MaskedAutoencoder, *, every: int | None) -> MaskedAutoencoder:
+    model.encoder.blocks.checkpoint_every = model.decoder.blocks.checkpoint_every = every
+    return model
 
 
 def drawn(config: ModelConfig, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,11 +7,17 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mae.jobs.outlook import saved_bytes
-from mae.model.costs import HALF, count_parameters, kept_bytes, step_flops
+from mae.model.costs import (
+    HALF,
+    count_parameters,
+    kept_bytes,
+    recomputed_bytes,
+    step_flops,
+)
 from mae.model.create import create
 from mae.network import ModelConfig
 from mae.sizes import model_config
-from tests.model.costed import SHAPES, drawn
+from tests.model.costed import SHAPES, checkpointed, drawn
 
 
 @pytest.mark.parametrize(
@@ -59,6 +65,39 @@ def test_kept_bytes_of_half_precision_are_what_autograd_keeps(
     assert copies == pytest.approx(HALF * trained, rel=0.1)
 
 
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("every", [1, 5])
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
+def test_kept_bytes_are_the_inputs_of_the_runs_that_are_computed_again(
+    config: ModelConfig, generator: torch.Generator, every: int, *, half: bool
+) -> None:
+    images, noise = drawn(config, generator)
+    model = checkpointed(create(config), every=every)
+    two, four = (
+        n * saved_bytes(model, images.repeat(n // 2, 1, 1, 1), noise.repeat(n // 2, 1), half=half)
+        for n in (2, 4)
+    )
+
+    kept = kept_bytes(config, half=half, on_cpu=True, checkpoint_every=every)
+
+    assert kept == pytest.approx((four - two) / 2, rel=0.02)
+
+
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
+def test_one_run_computes_all_of_the_larger_side_again(config: ModelConfig) -> None:
+    """What is kept without runs, less what is kept beside two of them, is what both compute."""
+    how = {"half": False, "on_cpu": True}
+    D, E, T = config.width, config.decoder_width, 1 + config.num_patches
+    inputs = 4 * ((1 + config.num_keep) * D + T * E)
+    less = kept_bytes(config, **how) - kept_bytes(config, **how, checkpoint_every=99)
+
+    larger = recomputed_bytes(config, **how, checkpoint_every=99)
+
+    assert (less + inputs) / 2 <= larger < less + inputs
+    shorter = [recomputed_bytes(config, **how, checkpoint_every=n) for n in (1, 2, 99)]
+    assert shorter == sorted(shorter)
+
+
 def test_attention_kept_off_the_cpu_has_no_table_of_token_pairs() -> None:
     config = SHAPES["vit-ti/4 at 28"]
 
@@ -69,15 +108,16 @@ def test_attention_kept_off_the_cpu_has_no_table_of_token_pairs() -> None:
     assert less > 0
 
 
-def test_flops_are_what_torch_counts(generator: torch.Generator) -> None:
+@pytest.mark.parametrize("every", [None, 1, 2, 99])
+def test_flops_are_what_torch_counts(generator: torch.Generator, every: int | None) -> None:
     config = SHAPES["3 x 5 patches"]  # few tokens: every product is a plain one
     images, noise = drawn(config, generator)
-    model = create(config)
+    model = checkpointed(create(config), every=every)
 
     with FlopCounterMode(display=False) as counter:
         model(model.normalize(images), noise=noise).loss.backward()
 
-    assert 2 * step_flops(config) == counter.get_total_flops()
+    assert 2 * step_flops(config, checkpoint_every=every) == counter.get_total_flops()
 
 
 @pytest.mark.parametrize(

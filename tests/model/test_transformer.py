@@ -5,13 +5,13 @@ import math
 import pytest
 import timm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mae.model.classifier import Classifier
 from mae.model.encoder import Encoder
 from mae.model.transformer import Attention, Block, drop_scales
 from mae.weights.facebook import to_theirs
-from tests.model.tiny import batch, scrambled, tiny_config
+from tests.model.tiny import batch, scrambled, tiny_config, tiny_model
 
 
 def written_out_attention(attention: Attention, tokens: Tensor) -> Tensor:
@@ -52,6 +52,52 @@ def test_a_block_equals_a_pre_norm_block_written_out(generator):
     gelu = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
     expected = attended + block.mlp.fc2(gelu)
     torch.testing.assert_close(after, expected, rtol=0, atol=1e-12)
+
+
+def gradients(model: nn.Module, loss: Tensor) -> list[Tensor]:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [loss.detach(), *torch.autograd.grad(loss, trained)]
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("every", [1, 2, 3, 9])
+def test_what_is_computed_again_changes_no_bit_of_the_gradients(generator, every, half):
+    model = tiny_model(generator, depth=5, decoder_depth=3)
+    images, noise = batch(generator, model.config)
+
+    def take() -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, half):
+            loss = model(images, noise=noise).loss
+        return gradients(model, loss)
+
+    expected = take()
+    model.encoder.blocks.checkpoint_every = model.decoder.blocks.checkpoint_every = every
+
+    assert all(map(torch.equal, take(), expected))
+
+
+def test_dropped_paths_are_dropped_again_where_blocks_are_computed_again(generator):
+    model = Classifier(Encoder(tiny_config(depth=3)), num_classes=7, drop_path=0.6)
+    model = scrambled(model, generator)
+    images, _ = batch(generator, model.encoder.config, images=5)
+    drops = torch.rand(5, 6, generator=generator)
+
+    expected = gradients(model, model(images, drops=drops).square().sum())
+    model.encoder.blocks.checkpoint_every = 2
+
+    found = gradients(model, model(images, drops=drops).square().sum())
+    assert all(map(torch.equal, found, expected))
+
+
+def test_nothing_is_computed_again_where_nothing_is_learnt(generator, monkeypatch):
+    model = tiny_model(generator)
+    images, noise = batch(generator, model.config)
+    model.encoder.blocks.checkpoint_every = 1
+    monkeypatch.setattr("mae.model.transformer.checkpoint", None)
+
+    with torch.no_grad():
+        model(images, noise=noise)
+    model.eval()(images, noise=noise).loss.backward()
 
 
 def test_dropped_paths_are_timms_for_the_same_draws(generator, monkeypatch):

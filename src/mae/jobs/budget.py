@@ -16,7 +16,7 @@ import torch
 from mae.config import PretrainConfig
 from mae.jobs.machines import CARDS, Machine
 from mae.jobs.outlook import hours_in_words
-from mae.model.costs import FLOAT32, kept_bytes, step_flops
+from mae.model.costs import FLOAT32, kept_bytes, recomputed_bytes, step_flops
 from mae.network import ModelConfig
 from mae.sizes import size_name
 
@@ -53,13 +53,32 @@ class Plan(NamedTuple):
     @property
     def kept_bytes(self) -> int:
         """Of a picture: kept by the forward pass for the backward pass."""
+        every = self.config.checkpoint_every
+        return kept_bytes(self.config.model, **self._arithmetic, checkpoint_every=every)
+
+    @property
+    def recomputed_bytes(self) -> int:
+        """Of a picture: computed again at a time in the backward pass; 0: everything is kept."""
+        every = self.config.checkpoint_every
+        if every is None:
+            return 0
+        return recomputed_bytes(self.config.model, **self._arithmetic, checkpoint_every=every)
+
+    @property
+    def _arithmetic(self) -> dict[str, bool]:
         half = self.config.precision != "float32"
-        return kept_bytes(self.config.model, half=half, on_cpu=self.machine.device == "cpu")
+        return {"half": half, "on_cpu": self.machine.device == "cpu"}
+
+    @property
+    def step_flops(self) -> int:
+        """Operations of a picture in a step."""
+        return step_flops(self.config.model, checkpoint_every=self.config.checkpoint_every)
 
     @property
     def picture_bytes(self) -> int:
-        """Of a picture in a forward pass: what is kept, and its normalised pixels."""
-        return self.kept_bytes + _values(self.config.model) * FLOAT32
+        """Of a picture in a step: what is kept, what is computed again, its normalised pixels."""
+        pixels = _values(self.config.model) * FLOAT32
+        return self.kept_bytes + self.recomputed_bytes + pixels
 
     @property
     def batch_bytes(self) -> int:
@@ -166,6 +185,8 @@ class Plan(NamedTuple):
             state += f", {config.precision} copies"
         yield "state", f"{self.state_bytes / GiB:.3g} GiB: {state}", TESTED
         kept = f"{self.kept_bytes / 2**20:,.4g} MiB kept for the backward pass"
+        if self.recomputed_bytes:
+            kept += f", {self.recomputed_bytes / 2**20:,.4g} MiB computed again at a time"
         yield "a picture", kept, TESTED
         if not self.largest:
             yield "micro-batch", "not one picture fits beside the state and the batch", ESTIMATE
@@ -185,8 +206,8 @@ class Plan(NamedTuple):
         yield "memory", f"{self.memory_bytes / GiB:.3g} GiB{rank}, at least", TESTED
 
     def _time_rows(self) -> Iterator[tuple[str, str, str]]:
-        config, basis = self.config, self.rate_basis
-        work = step_flops(config.model) / 1e9
+        basis = self.rate_basis
+        work = self.step_flops / 1e9
         yield "work", f"{work:,.4g} GFLOP a picture, forward and backward", TESTED
         if math.isnan(self.rate) or not self.largest:
             yield "time", self.rate_note if self.largest else "none: it does not fit", UNKNOWN
@@ -217,13 +238,14 @@ class Plan(NamedTuple):
             "parameters": self.parameters,
             "state_bytes": self.state_bytes,
             "kept_bytes_per_picture": self.kept_bytes,
+            "recomputed_bytes_per_picture": self.recomputed_bytes,
             "largest_micro_batch": self.largest,
             "batch": self.config.batch,
             "batch_per_rank": self.share,
             "micro_batch": self.micro_batch,
             "micro_batches": self.micro_batches,
             "memory_bytes": self.memory_bytes,
-            "flops_per_picture": step_flops(self.config.model),
+            "flops_per_picture": self.step_flops,
             "images_per_second": self.rate if known else None,
             "step_seconds": self.step_seconds if known else None,
             "steps": self.num_steps,

@@ -17,7 +17,7 @@ from mae.jobs.inputs import Data, open_source
 from mae.jobs.machines import machine_of, this_machine
 from mae.jobs.outlook import BYTES_PER_PARAMETER
 from mae.jobs.setup import batch_plan, measured_steps, resolve
-from mae.model.costs import FLOAT32, HALF, count_parameters, step_flops
+from mae.model.costs import FLOAT32, HALF, count_parameters
 from mae.model.create import create
 from mae.published.pretraining import PRETRAINING
 
@@ -85,7 +85,7 @@ def plan(
     peak = machine.peak_flops(settled.precision)
     if math.isnan(peak):
         return planned
-    rate = machine.ranks * SHARE_OF_PEAK * peak / step_flops(settled.model)
+    rate = machine.ranks * SHARE_OF_PEAK * peak / planned.step_flops
     note = f"{SHARE_OF_PEAK:.0%} of the peak in {settled.precision}"
     if machine.ranks > 1:
         note += ", exchange of gradients not counted"
@@ -137,7 +137,7 @@ def measured_rate(planned: Plan, *, say: Callable[[str], None]) -> tuple[float, 
     config = planned.config
     pictures = planned.share
     if planned.machine.device == "cpu":
-        pictures = min(pictures, max(2, int(_PROBED_FLOPS // step_flops(config.model))))
+        pictures = min(pictures, max(2, int(_PROBED_FLOPS // planned.step_flops)))
     micro_batch = min(planned.micro_batch, pictures)
     few = dataclasses.replace(config, batch=pictures, micro_batch=micro_batch, views_per_decode=1)
     model = config.model

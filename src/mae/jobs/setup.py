@@ -23,6 +23,7 @@ from mae.data.policy import Policy
 from mae.data.source import ArraySource, Source
 from mae.errors import ConfigError
 from mae.model.classifier import Classifier
+from mae.model.transformer import Blocks
 from mae.train.optim import adamw, choose_trained
 from mae.train.schedule import rate_at
 from mae.train.state import TrainState
@@ -101,6 +102,9 @@ def new_state(model: nn.Module, config: PretrainConfig | FinetuneConfig) -> Trai
     """Make a state at step 0 on the device that the configuration asks for."""
     device = choose_device(config.device)
     model = model.to(device).train()
+    for part in model.modules():
+        if isinstance(part, Blocks):
+            part.checkpoint_every = config.checkpoint_every
     scaler = torch.amp.GradScaler(device.type) if config.precision == "fp16" else None
     if isinstance(config, PretrainConfig):
         return TrainState(model, adamw(model, config.optim), scaler=scaler)

@@ -29,22 +29,38 @@ def _block_parameters(width: int, mlp_ratio: float) -> int:
     return 4 * width + attention + (width + 1) * hidden + (hidden + 1) * width
 
 
-def step_flops(config: ModelConfig) -> int:
+def step_flops(config: ModelConfig, *, checkpoint_every: int | None = None) -> int:
     """Count the operations of forward and backward of one image, two a multiply-accumulate.
 
     Norms, softmax, GELU and the optimiser are not counted.
+
+    Args:
+        config: the network.
+        checkpoint_every: blocks of a run that the backward computes again (see `Blocks`).
     """
     D, E, K, P = config.width, config.decoder_width, config.num_keep, config.patch_values
     hidden = config.num_patches - K
     blocks, T = config.decoder_depth - 1, 1 + config.num_patches
     ratio = config.mlp_ratio
     projection = K * P * D
-    macs = projection + config.depth * _block_macs(1 + K, D, mlp_ratio=ratio)
-    macs += (1 + K) * D * E + hidden * E * P  # the decoder's embedding and its head
-    macs += blocks * _block_macs(T, E, mlp_ratio=ratio)
-    macs += _block_macs(T, E, mlp_ratio=ratio, first=1 + K)
+    encoder = config.depth * _block_macs(1 + K, D, mlp_ratio=ratio)
+    decoder = blocks * _block_macs(T, E, mlp_ratio=ratio)
+    decoder += _block_macs(T, E, mlp_ratio=ratio, first=1 + K)
+    # With the decoder's embedding and its head.
+    macs = projection + encoder + decoder + (1 + K) * D * E + hidden * E * P
+    again = 0
+    if checkpoint_every is not None:
+        # All but the last product of each run, whose value nobody needs.
+        ends = (_runs(config.depth, checkpoint_every) * (1 + K) * D * int(D * ratio)
+                + (_runs(config.decoder_depth, checkpoint_every) - 1) * T * E * int(E * ratio)
+                + hidden * E * int(E * ratio))  # fmt: skip
+        again = encoder + decoder - ends
     # The backward multiplies twice, but pixels need no gradient.
-    return 2 * (3 * macs - projection)
+    return 2 * (3 * macs - projection + again)
+
+
+def _runs(depth: int, every: int) -> int:
+    return -(-depth // every)
 
 
 def _block_macs(T: int, width: int, *, mlp_ratio: float, first: int = 0) -> int:
@@ -53,24 +69,59 @@ def _block_macs(T: int, width: int, *, mlp_ratio: float, first: int = 0) -> int:
     return 3 * T * width**2 + 2 * F * T * width + F * width**2 + mlp
 
 
-def kept_bytes(config: ModelConfig, *, half: bool, on_cpu: bool) -> int:
+def kept_bytes(
+    config: ModelConfig, *, half: bool, on_cpu: bool, checkpoint_every: int | None = None
+) -> int:
     """Count the bytes of one image that the forward keeps for the backward.
 
     Args:
         config: the network.
         half: whether the forward runs under autocast to bf16 or fp16; residuals stay float32.
         on_cpu: whether attention of few tokens is written out (`attend`).
+        checkpoint_every: blocks of a run of which only the input is kept (see `Blocks`).
     """
     D, E, K, P = config.width, config.decoder_width, config.num_keep, config.patch_values
     value, hidden = HALF if half else FLOAT32, config.num_patches - K
-    T, blocks = 1 + config.num_patches, config.decoder_depth - 1
-    given: dict[str, Any] = {"mlp_ratio": config.mlp_ratio, "value": value, "on_cpu": on_cpu}
-    encoder = config.depth * _block_bytes(1 + K, D, heads=config.num_heads, **given)
-    decoder = blocks * _block_bytes(T, E, heads=config.decoder_heads, **given)
-    decoder += _block_bytes(T, E, heads=config.decoder_heads, first=1 + K, **given)
+    encoder, decoder = _bytes_by_block(config, value=value, on_cpu=on_cpu)
+    blocks = sum(encoder) + sum(decoder)
+    if checkpoint_every is not None:
+        blocks = _runs(config.depth, checkpoint_every) * (1 + K) * D * FLOAT32
+        T = 1 + config.num_patches
+        blocks += _runs(config.decoder_depth, checkpoint_every) * T * E * FLOAT32
     norms = _norm_bytes(1 + K, D, value=value) + _norm_bytes(hidden, E, value=value)
     # The pixels that are projected, and the errors that are squared.
-    return K * P * value + encoder + norms + decoder + hidden * P * FLOAT32
+    return K * P * value + blocks + norms + hidden * P * FLOAT32
+
+
+def recomputed_bytes(
+    config: ModelConfig, *, half: bool, on_cpu: bool, checkpoint_every: int
+) -> int:
+    """Count the bytes of one image that the backward computes again at a time: the largest run.
+
+    Args:
+        config: the network.
+        half: as of `kept_bytes`.
+        on_cpu: as of `kept_bytes`.
+        checkpoint_every: blocks of a run.
+    """
+    sides = _bytes_by_block(config, value=HALF if half else FLOAT32, on_cpu=on_cpu)
+    return max(
+        sum(side[start : start + checkpoint_every])
+        for side in sides
+        for start in range(0, len(side), checkpoint_every)
+    )
+
+
+def _bytes_by_block(
+    config: ModelConfig, *, value: int, on_cpu: bool
+) -> tuple[list[int], list[int]]:
+    """Count what each block of encoder and decoder keeps of one image."""
+    K, T, heads = config.num_keep, 1 + config.num_patches, config.decoder_heads
+    given: dict[str, Any] = {"mlp_ratio": config.mlp_ratio, "value": value, "on_cpu": on_cpu}
+    encoder = [_block_bytes(1 + K, config.width, heads=config.num_heads, **given)] * config.depth
+    decoder = [_block_bytes(T, config.decoder_width, heads=heads, **given)]
+    last = _block_bytes(T, config.decoder_width, heads=heads, first=1 + K, **given)
+    return encoder, [*decoder * (config.decoder_depth - 1), last]
 
 
 def _norm_bytes(T: int, width: int, *, value: int) -> int:

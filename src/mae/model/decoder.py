@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mae.model.masking import Masking, gather
 from mae.model.positions import resize_positions, sincos_positions
-from mae.model.transformer import Block, init_published
+from mae.model.transformer import Blocks, init_published
 from mae.network import ModelConfig
 
 
@@ -29,14 +29,12 @@ class Decoder(nn.Module):
         self.embed = nn.Linear(config.width, E)
         self.mask_token = nn.Parameter(torch.empty(1, 1, E))
         self.pos_embed = nn.Parameter(sincos_positions(E, config.grid), requires_grad=False)
-        self.blocks = nn.ModuleList(
-            Block(
-                E,
-                num_heads=config.decoder_heads,
-                mlp_ratio=config.mlp_ratio,
-                norm_eps=config.norm_eps,
-            )
-            for _ in range(config.decoder_depth)
+        self.blocks = Blocks(
+            E,
+            depth=config.decoder_depth,
+            num_heads=config.decoder_heads,
+            mlp_ratio=config.mlp_ratio,
+            norm_eps=config.norm_eps,
         )
         self.norm = nn.LayerNorm(E, eps=config.norm_eps)
         self.pred = nn.Linear(E, config.patch_values)
@@ -79,6 +77,4 @@ class Decoder(nn.Module):
         hidden = self.mask_token.expand(B, num_hidden, -1)
         # Under autocast the embedding is bf16; the sum with the float32 positions is not.
         tokens = torch.cat([self.embed(latent), hidden.to(latent.dtype)], dim=1) + places
-        for block in self.blocks[:-1]:
-            tokens = block(tokens)
-        return self.blocks[-1](tokens, first=first)  # type: ignore[no-any-return]
+        return self.blocks(tokens, first=first)  # type: ignore[no-any-return]

@@ -13,7 +13,7 @@ from mae.model.masking import gather
 from mae.model.patches import patch_grid, patchify
 from mae.model.pixels import normalize_pixels, require_finite
 from mae.model.positions import resize_positions, sincos_positions
-from mae.model.transformer import Block, init_published
+from mae.model.transformer import Blocks, init_published
 from mae.network import ModelConfig
 
 Pool = Literal["mean", "cls", "grid", "tokens"]
@@ -51,14 +51,12 @@ class Encoder(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, D))
         self.pos_embed = nn.Parameter(sincos_positions(D, config.grid), requires_grad=False)
         self.patch_embed = PatchEmbed(config.patch_size, channels=config.channels, width=D)
-        self.blocks = nn.ModuleList(
-            Block(
-                D,
-                num_heads=config.num_heads,
-                mlp_ratio=config.mlp_ratio,
-                norm_eps=config.norm_eps,
-            )
-            for _ in range(config.depth)
+        self.blocks = Blocks(
+            D,
+            depth=config.depth,
+            num_heads=config.num_heads,
+            mlp_ratio=config.mlp_ratio,
+            norm_eps=config.norm_eps,
         )
         self.norm = nn.LayerNorm(D, eps=config.norm_eps)
         init_published(self)
@@ -97,10 +95,7 @@ class Encoder(nn.Module):
         visible = self.patch_embed(patches) + places  # B K D
         cls = (self.cls_token + positions[:, :1]).expand(B, -1, -1)
         tokens = torch.cat([cls, visible], dim=1)
-        for i, block in enumerate(self.blocks):
-            own = None if scales is None else scales[:, 2 * i : 2 * i + 2]
-            tokens = block(tokens, scales=own)
-        return self.norm(tokens)  # type: ignore[no-any-return]
+        return self.norm(self.blocks(tokens, scales=scales))  # type: ignore[no-any-return]
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
         """Give the position table for a grid, resized in 2-D where it is not the trained one."""

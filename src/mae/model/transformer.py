@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 # Up to here a CPU is faster with the products written out than with torch's fused kernel
 # (decision 0008); both give the same numbers up to rounding.
@@ -77,6 +78,51 @@ class Block(nn.Module):
         tokens = tokens[:, first:] + (mixed if scales is None else mixed * scales[:, 0, None, None])
         changed = self.mlp(self.norm2(tokens))
         return tokens + (changed if scales is None else changed * scales[:, 1, None, None])  # type: ignore[no-any-return]
+
+
+class Blocks(nn.ModuleList):
+    """Transformer blocks one after the other, of which training may keep less in memory."""
+
+    checkpoint_every: int | None = None
+    """Blocks of a run, of which only the input is kept for the backward pass; None: everything.
+
+    It changes memory and time and no number, so it is no part of the network and not in its file.
+    """
+
+    def __init__(
+        self, width: int, *, depth: int, num_heads: int, mlp_ratio: float, norm_eps: float
+    ) -> None:
+        super().__init__(
+            Block(width, num_heads=num_heads, mlp_ratio=mlp_ratio, norm_eps=norm_eps)
+            for _ in range(depth)
+        )
+
+    def forward(self, tokens: Tensor, *, first: int = 0, scales: Tensor | None = None) -> Tensor:
+        """Take tokens through all blocks: B T D to B T-first D.
+
+        Args:
+            tokens: B T D.
+            first: tokens before it are attended to by the last block and not transformed there.
+            scales: B 2*depth, of the residual branches (see `Block`).
+        """
+        every = self.checkpoint_every
+        if every is None or not (self.training and torch.is_grad_enabled()):
+            return self._run(tokens, 0, len(self), first=first, scales=scales)
+        for start in range(0, len(self), every):
+            # Nothing in a block is drawn at random, so no generator's state has to be kept.
+            tokens = checkpoint(
+                self._run, tokens, start, start + every, first=first, scales=scales,
+                use_reentrant=False, preserve_rng_state=False,
+            )  # fmt: skip
+        return tokens
+
+    def _run(
+        self, tokens: Tensor, start: int, stop: int, *, first: int, scales: Tensor | None
+    ) -> Tensor:
+        for i in range(start, min(stop, len(self))):
+            own = None if scales is None else scales[:, 2 * i : 2 * i + 2]
+            tokens = self[i](tokens, first=first if i == len(self) - 1 else 0, scales=own)
+        return tokens
 
 
 def drop_scales(draws: Tensor, *, rate: float) -> Tensor:
