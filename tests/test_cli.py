@@ -322,7 +322,10 @@ def test_a_length_given_takes_the_place_of_that_of_the_recipe(
         ("demo --epochs 3", "unknown option --epochs; see mae demo --help"),
         ("pretrain --epochs abc", "epochs: expected a number, got 'abc'"),
         ("pretrain --batch 3.5", "batch: expected a whole number, got '3.5'"),
-        ("pretrain --precision fp8", "precision: expected float32 or bf16 or fp16, got 'fp8'"),
+        (
+            "pretrain --precision fp8",
+            "precision: expected auto or float32 or bf16 or fp16, got 'fp8'",
+        ),
         ("pretrain --optim.betas 0.9", "optim.betas: expected 2 numbers, got '0.9'"),
         ("pretrain --measure-pixels=maybe", "measure_pixels: expected true or false, got 'maybe'"),
         ("pretrain --epochs", "--epochs: expected a value after it"),

@@ -48,7 +48,7 @@ def test_fields_left_out_keep_their_defaults() -> None:
         ({"optim": {"betas": [0.9]}}, "optim.betas: expected 2 numbers, got [0.9]"),
         ({"optim": {"betas": [0.9, "a"]}}, "optim.betas: expected a number, got 'a'"),
         ({"optim": 3}, "optim: expected named values, got 3"),
-        ({"precision": "fp8"}, "precision: expected float32 or bf16 or fp16, got 'fp8'"),
+        ({"precision": "fp8"}, "precision: expected auto or float32 or bf16 or fp16, got 'fp8'"),
         ({"device": 3}, "device: expected text, got 3"),
         ({"measure_pixels": 1}, "measure_pixels: expected true or false, got 1"),
         ({"keep": 1}, "keep: expected at least 2, got 1"),
@@ -108,7 +108,7 @@ def test_option_text_becomes_the_type_of_its_field(name: str, text: str, value: 
         ("model.image_size", "224", "model.image_size: expected 2 numbers, got '224'"),
         ("model.pixels.mean", "a", "model.pixels.mean: expected numbers, got 'a'"),
         ("optim.decay_tokens", "maybe", "optim.decay_tokens: expected true or false, got 'maybe'"),
-        ("precision", "fp8", "precision: expected float32 or bf16 or fp16, got 'fp8'"),
+        ("precision", "fp8", "precision: expected auto or float32 or bf16 or fp16, got 'fp8'"),
     ],
 )
 def test_option_text_that_does_not_fit_is_named(name: str, text: str, message: str) -> None:

@@ -98,8 +98,8 @@ class FitConfig:
     """Optimiser and schedule."""
     seed: int = 0
     """Key of every random choice: initialisation, order, crops, flips, masks."""
-    precision: Literal["float32", "bf16", "fp16"] = "float32"
-    """Arithmetic of the forward pass; the weights stay float32, and fp16 has its loss scaled."""
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the forward pass, weights stay float32; auto: bf16 where a GPU has it."""
     device: str = "auto"
     """cpu, cuda, mps, or auto: the best there is."""
     threads: int | None = None
@@ -136,6 +136,13 @@ class FitConfig:
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "at least 1")
         require(self.workers is None or self.workers >= 0, "workers", self.workers, "at least 0")
+
+    @property
+    def half(self) -> Literal["bf16", "fp16"] | None:
+        """Half precision of the forward pass; none: float32, as is auto until it is settled."""
+        if self.precision == "auto" or self.precision == "float32":
+            return None
+        return self.precision
 
     @property
     def warmup_share(self) -> float:

@@ -142,6 +142,16 @@ def test_a_card_without_bf16_says_what_it_has() -> None:
     assert "v100 has no bf16; use --precision fp16" in {text for _, text, _ in found.rows()}
 
 
+@pytest.mark.parametrize(("gpu", "chosen"), [("h100", "bf16"), ("v100", "float32")])
+def test_a_card_is_planned_in_the_precision_that_a_run_would_take_there(
+    gpu: str, chosen: str
+) -> None:
+    found = paper("b", gpu=gpu)
+
+    assert found.values()["precision"] == chosen and chosen in row(found, "recipe")
+    assert paper("b", gpu=gpu, precision="float32").values()["precision"] == "float32"
+
+
 def test_imagenet_is_said_to_be_what_a_recipe_of_the_paper_is_planned_for() -> None:
     found = paper("b", gpu="h100")
 

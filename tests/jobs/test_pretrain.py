@@ -62,6 +62,25 @@ def test_a_mixed_nested_folder_runs_and_names_the_broken_ones_once(
     assert features.shape == (38, 24)
 
 
+def test_a_run_goes_on_in_the_precision_that_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (20, 16, 24, 1), dtype=np.uint8)
+    assert SHORT.precision == "auto"
+    alone = run(tmp_path / "alone", pictures)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after_first_save(patch)
+        run(tmp_path / "run", pictures, replace(SHORT, precision="bf16"))
+
+    with pytest.raises(ConfigError, match="precision: run has bf16, asked float32"):
+        run(tmp_path / "run", pictures, replace(SHORT, precision="float32"))
+    gone_on = run(tmp_path / "run", pictures)
+
+    assert (alone.config.precision, gone_on.config.precision) == ("float32", "bf16")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["config"]["precision"] == "bf16"
+
+
 def test_a_run_holds_what_it_promises(tmp_path: Path) -> None:
     pictures = np.random.default_rng(0).integers(0, 256, (20, 16, 24, 1), dtype=np.uint8)
 

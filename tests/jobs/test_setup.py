@@ -14,7 +14,14 @@ from mae.data.decode import PixelKind
 from mae.data.source import ArraySource, FolderSource
 from mae.errors import ConfigError
 from mae.jobs import setup
-from mae.jobs.setup import batch_plan, choose_workers, new_state, resolve
+from mae.jobs.setup import (
+    batch_plan,
+    choose_workers,
+    has_bf16,
+    new_state,
+    resolve,
+    settle_precision,
+)
 from mae.model.classifier import Classifier
 from mae.model.create import create
 from tests.model.tiny import tiny_config
@@ -58,6 +65,38 @@ def test_no_worker_reads_what_is_in_memory() -> None:
     source = ArraySource(np.zeros((9, 28, 28), dtype=np.uint8))
 
     assert choose_workers(AUTO, batch_plan(AUTO, source, PixelKind("uint8", 1)), GPU) == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "has_bf16", "begun", "chosen"),
+    [
+        ("auto", True, None, "bf16"),
+        ("auto", False, None, "float32"),
+        ("auto", True, "float32", "float32"),
+        ("auto", False, "bf16", "bf16"),
+        ("auto", True, "fp16", "fp16"),
+        ("float32", True, "bf16", "float32"),
+        ("fp16", False, None, "fp16"),
+    ],
+)
+def test_the_precision_is_the_one_asked_for_or_begun_with_or_the_devices(
+    asked: str, *, has_bf16: bool, begun: str | None, chosen: str
+) -> None:
+    record = None if begun is None else {"config": {"precision": begun}}
+
+    config = settle_precision(
+        PretrainConfig(precision=asked),  # type: ignore[arg-type]
+        has_bf16=has_bf16,
+        begun=record,
+    )
+
+    assert config.precision == chosen
+    assert config.half == (None if chosen == "float32" else chosen)
+
+
+def test_no_cpu_is_said_to_have_bf16_and_what_is_not_settled_is_float32() -> None:
+    assert not has_bf16(CPU)
+    assert PretrainConfig().precision == "auto" and PretrainConfig().half is None
 
 
 @pytest.mark.parametrize("every", [None, 3])

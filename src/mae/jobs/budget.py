@@ -66,7 +66,7 @@ class Plan(NamedTuple):
 
     @property
     def _arithmetic(self) -> dict[str, bool]:
-        half = self.config.precision != "float32"
+        half = self.config.half is not None
         return {"half": half, "on_cpu": self.machine.device == "cpu"}
 
     @property
@@ -181,7 +181,7 @@ class Plan(NamedTuple):
     def _memory_rows(self) -> Iterator[tuple[str, str, str]]:
         config, GiB = self.config, 2**30
         state = f"{self.parameters:,} parameters, gradients and two moments"
-        if config.precision != "float32":
+        if config.half is not None:
             state += f", {config.precision} copies"
         yield "state", f"{self.state_bytes / GiB:.3g} GiB: {state}", TESTED
         kept = f"{self.kept_bytes / 2**20:,.4g} MiB kept for the backward pass"

@@ -24,7 +24,15 @@ from mae.fields import from_dict
 from mae.jobs.inputs import BUILT_IN
 from mae.jobs.pretrain import pretrain
 from mae.jobs.progress import Progress
-from mae.jobs.setup import batch_plan, choose_device, count_steps, measured_steps, resolve
+from mae.jobs.setup import (
+    batch_plan,
+    choose_device,
+    count_steps,
+    has_bf16,
+    measured_steps,
+    resolve,
+    settle_precision,
+)
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.create import create
 from mae.recipes import DEMO
@@ -113,7 +121,8 @@ def _config(minutes: float | None, *, say: Callable[[str], None]) -> PretrainCon
     if minutes is not None:
         return replace(DEMO, minutes=minutes)
     source = fashion_mnist("train")
-    config, kind = resolve(DEMO, source, say=say)
+    own = has_bf16(choose_device(DEMO.device))
+    config, kind = resolve(settle_precision(DEMO, has_bf16=own), source, say=say)
     model, plan = create(config.model, seed=config.seed), batch_plan(config, source, kind)
     wanted = count_steps(config, plan, model)
     possible = measured_steps(config, plan, minutes=MOST_MINUTES, model=model)

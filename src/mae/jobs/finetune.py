@@ -35,11 +35,14 @@ from mae.jobs.running import (
 from mae.jobs.setup import (
     Rehearsal,
     batch_plan,
+    choose_device,
     choose_workers,
     count_steps,
     device_of,
+    has_bf16,
     new_state,
     pixels_of,
+    settle_precision,
 )
 from mae.model.classifier import Classifier
 from mae.recipes import find_config
@@ -53,6 +56,7 @@ from mae.train.rundir import (
     differences,
     make_run_folder,
     open_run,
+    read_record,
     write_json_atomic,
 )
 from mae.train.state import TrainState
@@ -148,6 +152,8 @@ def finetune(
         folder = Path("runs", f"{data_name(data)}-tuned") if out is None else Path(out)
         rundir = make_run_folder(folder)
         with RunLock(rundir.lock):
+            own = has_bf16(choose_device(config.device))
+            config = settle_precision(config, has_bf16=own, begun=read_record(rundir.path))
             record = first_record(
                 config,
                 recipe=named,

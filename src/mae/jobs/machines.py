@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from mae.errors import ConfigError
-from mae.jobs.setup import choose_device
+from mae.jobs.setup import choose_device, has_bf16
 
 
 class Card(NamedTuple):
@@ -53,6 +53,7 @@ class Machine(NamedTuple):
     card: str | None = None
     """In `CARDS`; none: its peak is not known."""
     elsewhere: bool = False
+    has_bf16: bool = False
 
     def peak_flops(self, precision: str) -> float:
         """Give the operations a second of a rank at its peak; nan where nobody knows."""
@@ -71,7 +72,9 @@ def this_machine(device: str) -> Machine:
     found = choose_device(device)
     if found.type == "cuda":
         facts = torch.cuda.get_device_properties(found)
-        return Machine(facts.name, 1, "cuda", facts.total_memory, card_named(facts.name))
+        card = card_named(facts.name)
+        half = has_bf16(found)
+        return Machine(facts.name, 1, "cuda", facts.total_memory, card, has_bf16=half)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Machine(f"this machine's {found.type}", 1, found.type, memory)
 
@@ -83,7 +86,9 @@ def machine_of(text: str) -> Machine:
         ConfigError: as `find_cards`.
     """
     name, count = find_cards(text)
-    return Machine(name, count, "cuda", CARDS[name].memory_gib * 2**30, name, elsewhere=True)
+    card = CARDS[name]
+    memory = card.memory_gib * 2**30
+    return Machine(name, count, "cuda", memory, name, elsewhere=True, has_bf16=card.has_bf16)
 
 
 def find_cards(text: str) -> tuple[str, int]:

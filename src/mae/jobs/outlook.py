@@ -16,7 +16,15 @@ from mae.data.batch import training_batch
 from mae.data.decode import PixelKind
 from mae.data.source import Source
 from mae.errors import MaeError
-from mae.jobs.setup import batch_plan, choose_device, count_steps, measured_steps, resolve
+from mae.jobs.setup import (
+    batch_plan,
+    choose_device,
+    count_steps,
+    has_bf16,
+    measured_steps,
+    resolve,
+    settle_precision,
+)
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.create import create
 
@@ -192,6 +200,7 @@ def look_ahead(
     plan = batch_plan(config, source, kind)
     model = create(config.model, seed=config.seed)
     device = choose_device(config.device)
+    config = settle_precision(config, has_bf16=has_bf16(device))
     micro_batch = config.micro_batch or config.batch
     side_by_side = 1
     few = dataclasses.replace(config, batch=min(config.batch, micro_batch), micro_batch=None)

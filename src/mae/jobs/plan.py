@@ -16,7 +16,7 @@ from mae.jobs.budget import ESTIMATE, MEASURED, Plan
 from mae.jobs.inputs import Data, open_source
 from mae.jobs.machines import machine_of, this_machine
 from mae.jobs.outlook import BYTES_PER_PARAMETER
-from mae.jobs.setup import batch_plan, measured_steps, resolve
+from mae.jobs.setup import batch_plan, measured_steps, resolve, settle_precision
 from mae.model.costs import FLOAT32, HALF, count_parameters
 from mae.model.create import create
 from mae.published.pretraining import PRETRAINING
@@ -59,6 +59,7 @@ def plan(
             "model fields, or another recipe"
         )
     machine = this_machine(config.device) if gpu is None else machine_of(gpu)
+    config = settle_precision(config, has_bf16=machine.has_bf16)
     settled, count, images_from = _pictures(config, recipe, data=data, images=images, say=say)
     if settled.batch > count or settled.batch < machine.ranks:
         raise ConfigError(
@@ -96,7 +97,7 @@ def state_bytes(config: PretrainConfig) -> tuple[int, int]:
     """Count the trained parameters, and the memory of the network and its optimiser in bytes."""
     trained, frozen = count_parameters(config.model)
     # Autocast keeps a copy of each weight until the backward is done.
-    copies = HALF if config.precision != "float32" else 0
+    copies = 0 if config.half is None else HALF
     return trained, (BYTES_PER_PARAMETER + copies) * trained + FLOAT32 * frozen
 
 

@@ -27,11 +27,14 @@ from mae.jobs.running import (
 )
 from mae.jobs.setup import (
     batch_plan,
+    choose_device,
     choose_workers,
     count_steps,
     device_of,
+    has_bf16,
     new_state,
     resolve,
+    settle_precision,
 )
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.create import create
@@ -44,6 +47,7 @@ from mae.train.guard import RunLock, StopSignal
 from mae.train.rundir import (
     make_run_folder,
     open_run,
+    read_record,
     write_json_atomic,
 )
 from mae.train.state import TrainState
@@ -104,6 +108,8 @@ def pretrain(
         # Not before the pictures are found readable: a mistyped folder leaves nothing behind.
         rundir = make_run_folder(Path("runs", data_name(data)) if out is None else Path(out))
         with RunLock(rundir.lock):
+            own = has_bf16(choose_device(config.device))
+            config = settle_precision(config, has_bf16=own, begun=read_record(rundir.path))
             opened = open_run(
                 rundir.path,
                 record=first_record(

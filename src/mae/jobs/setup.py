@@ -7,10 +7,10 @@ import dataclasses
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -28,6 +28,8 @@ from mae.train.optim import adamw, choose_trained
 from mae.train.schedule import rate_at
 from mae.train.state import TrainState
 from mae.train.step import Loss, OptimiserStep, pretraining_loss
+
+ConfigT = TypeVar("ConfigT", PretrainConfig, FinetuneConfig)
 
 RATE_STEPS, RATE_SECONDS = 10, 3.0  # the least of both measures the rate for --minutes
 WARM_SECONDS = 1.0  # not counted: the first steps allocate, and wait for caches to fill
@@ -105,7 +107,7 @@ def new_state(model: nn.Module, config: PretrainConfig | FinetuneConfig) -> Trai
     for part in model.modules():
         if isinstance(part, Blocks):
             part.checkpoint_every = config.checkpoint_every
-    scaler = torch.amp.GradScaler(device.type) if config.precision == "fp16" else None
+    scaler = torch.amp.GradScaler(device.type) if config.half == "fp16" else None
     if isinstance(config, PretrainConfig):
         return TrainState(model, adamw(model, config.optim), scaler=scaler)
     assert isinstance(model, Classifier)
@@ -138,6 +140,33 @@ def choose_device(name: str) -> torch.device:
             f"device: {name!r} cannot be used here ({reason}); use auto, cpu, cuda or mps"
         ) from error
     return device
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Say whether a device multiplies bf16 itself, as GPUs do from Ampere on.
+
+    Older ones, of which torch says that they support it, imitate it more slowly than float32.
+    """
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def settle_precision(
+    config: ConfigT, *, has_bf16: bool, begun: Mapping[str, Any] | None = None
+) -> ConfigT:
+    """Turn a precision of "auto" into one, before anything is recorded.
+
+    Never into fp16, whose range is short and whose loss has to be scaled: that is asked for.
+
+    Args:
+        config: whose other precisions stay.
+        has_bf16: whether the device does.
+        begun: record of the run that is gone on with, whose precision is kept.
+    """
+    if config.precision != "auto":
+        return config
+    best = "bf16" if has_bf16 else "float32"
+    chosen = best if begun is None else begun["config"].get("precision", best)
+    return dataclasses.replace(config, precision=chosen)  # type: ignore[arg-type]
 
 
 def choose_workers(config: FitConfig, plan: BatchPlan, device: torch.device) -> int:

@@ -110,8 +110,8 @@ class OptimiserStep:
 
     def _share(self, model: nn.Module, part: Batch, *, of: int) -> Tensor:
         """Give what a micro-batch, perhaps a smaller last one, adds to the mean of the batch."""
-        half = torch.float16 if self.config.precision == "fp16" else torch.bfloat16
-        with torch.autocast(self.device.type, half, self.config.precision != "float32"):
+        half = torch.float16 if self.config.half == "fp16" else torch.bfloat16
+        with torch.autocast(self.device.type, half, self.config.half is not None):
             loss = self.loss(model, part.to(self.device))
         return loss * (len(part.ids) / of)
 
