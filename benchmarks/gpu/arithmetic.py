@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import NamedTuple
 
 from mae.network import ModelConfig
@@ -92,13 +91,3 @@ def step_flops(config: ModelConfig) -> float:
 def share_of_peak(images_per_second: float, config: ModelConfig, peak: float) -> float:
     """Give the share of a card's peak that a rate of pictures comes to."""
     return images_per_second * step_flops(config) / peak
-
-
-def largest_batch(fits: Callable[[int], bool], *, start: int = LARGEST) -> int | None:
-    """Halve a batch until it fits; None if not even one picture does."""
-    batch = start
-    while batch:
-        if fits(batch):
-            return batch
-        batch //= 2
-    return None

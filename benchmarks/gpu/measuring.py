@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import statistics
 import tempfile
 import time
@@ -13,13 +12,14 @@ from pathlib import Path
 import torch
 
 from benchmarks.data import KIND, draw_pictures
-from benchmarks.gpu.arithmetic import Peak, largest_batch, share_of_peak
+from benchmarks.gpu.arithmetic import LARGEST, Peak, share_of_peak
 from benchmarks.gpu.report import LoaderRow, StepRow
 from benchmarks.gpu.sides import Step, our_step, synthetic_batch, their_step
 from mae.config import PretrainConfig
 from mae.data.batch import Batch
 from mae.data.loader import MADE_AHEAD, batches, on_device
 from mae.data.source import FolderSource
+from mae.jobs.fitting import free, largest_that_fits
 from mae.jobs.setup import batch_plan, choose_workers, cores, new_state
 from mae.model.create import create
 from mae.sizes import model_config
@@ -49,7 +49,7 @@ def measure_step(name: str, precision: str, *, peak: Peak | None, until: float) 
         ours(synthetic_batch(config.model, 1, DEVICE))
     except torch.cuda.OutOfMemoryError:
         return row._replace(note="does not fit this card")
-    count = largest_batch(partial(_fits, [ours], config))
+    count = largest_that_fits(partial(_fits, [ours], config), start=LARGEST)
     if count is None:
         return row._replace(note="does not fit this card")
     batch = synthetic_batch(config.model, count, DEVICE)
@@ -88,12 +88,6 @@ def _fits(steps: Sequence[Step], config: PretrainConfig, count: int) -> bool:
         return False
     finally:
         free()
-
-
-def free() -> None:
-    """Give back to the card what nothing refers to."""
-    gc.collect()
-    torch.cuda.empty_cache()
 
 
 def seconds_of(step: Step, batch: Batch) -> float:
@@ -144,7 +138,7 @@ def _against_transformers(
     except torch.cuda.OutOfMemoryError:
         return row._replace(note="no room for transformers' beside it")
     assert row.batch is not None
-    count = largest_batch(partial(_fits, [ours, theirs], config), start=row.batch)
+    count = largest_that_fits(partial(_fits, [ours, theirs], config), start=row.batch)
     if count is None:
         return row._replace(note="no room for transformers' beside it")
     batch = synthetic_batch(config.model, count, DEVICE)

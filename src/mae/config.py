@@ -90,8 +90,8 @@ class FitConfig:
     """Time to train for, instead of epochs: the rate is measured, the steps are fixed once."""
     batch: int = 4096
     """Images of one optimiser step, whatever the micro-batch."""
-    micro_batch: int | None = None
-    """Images of one forward and backward pass, some side by side on a CPU; none: the batch."""
+    micro_batch: int | Literal["auto"] | None = None
+    """Images of one forward and backward pass; auto: as many as fit; none: the whole batch."""
     checkpoint_every: int | None = None
     """Blocks in a row that keep only their input; the backward pass computes the rest again."""
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -132,10 +132,15 @@ class FitConfig:
         require(self.keep >= 2, "keep", self.keep, "at least 2")
         require(0 <= self.max_bad <= 1, "max_bad", self.max_bad, "a share from 0 to 1")
         require(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2^63 - 1")
-        for name in ("micro_batch", "checkpoint_every", "threads"):
+        for name in ("fixed_micro_batch", "checkpoint_every", "threads"):
             value = getattr(self, name)
-            require(value is None or value >= 1, name, value, "at least 1")
+            require(value is None or value >= 1, name.removeprefix("fixed_"), value, "at least 1")
         require(self.workers is None or self.workers >= 0, "workers", self.workers, "at least 0")
+
+    @property
+    def fixed_micro_batch(self) -> int | None:
+        """The micro-batch where it is a number; none: the whole batch, or not settled yet."""
+        return self.micro_batch if isinstance(self.micro_batch, int) else None
 
     @property
     def half(self) -> Literal["bf16", "fp16"] | None:

@@ -8,8 +8,18 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from types import NoneType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from mae.errors import ConfigError
 
@@ -78,6 +88,8 @@ def _parse(hint: Any, text: str) -> object:
         inner = _not_none(hint)
         nothing = ("none", "auto") if inner is int else ("none",)
         return None if text.lower() in nothing else _parse(inner, text)
+    if get_origin(hint) is Union:  # a number or a word, which is left to `_convert`
+        return _parse(options[0], text)
     if get_origin(hint) is tuple:
         return [_parse(options[0], part) for part in re.split(r"[\s,x]+", text.strip())]
     if hint is bool:
@@ -123,7 +135,11 @@ def _convert(hint: Any, value: object, *, name: str) -> object:
         hints = options[:1] * len(value) if options[-1] is Ellipsis else options
         if len(hints) == len(value):
             return tuple(_convert(h, v, name=name) for h, v in zip(hints, value, strict=True))
-    if hint is float:
+    if get_origin(hint) is Union:
+        for option in options:
+            with suppress(ConfigError):
+                return _convert(option, value, name=name)
+    elif hint is float:
         if type(value) in (int, float) and math.isfinite(value):  # type: ignore[arg-type]
             return float(value)  # type: ignore[arg-type]
     elif type(value) is hint or (get_origin(hint) is Literal and value in options):
@@ -134,7 +150,7 @@ def _convert(hint: Any, value: object, *, name: str) -> object:
 
 
 def _not_none(hint: Any) -> Any:
-    return next(option for option in get_args(hint) if option is not NoneType)
+    return Union[tuple(option for option in get_args(hint) if option is not NoneType)]  # noqa: UP007
 
 
 def _describe(hint: Any) -> str:
@@ -143,6 +159,8 @@ def _describe(hint: Any) -> str:
         return f"{_describe(_not_none(hint))} or none"
     if get_origin(hint) is tuple:
         return "numbers" if options[-1] is Ellipsis else f"{len(options)} numbers"
+    if get_origin(hint) is Union:
+        return " or ".join(map(_describe, options))
     if get_origin(hint) is Literal:
         return " or ".join(map(str, options))
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

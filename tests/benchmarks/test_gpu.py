@@ -13,7 +13,6 @@ from benchmarks.gpu.arithmetic import (
     find_peak,
     forward_macs,
     half_precision,
-    largest_batch,
     share_of_peak,
     step_flops,
 )
@@ -100,21 +99,6 @@ def test_cards_before_ampere_compute_in_fp16() -> None:
     assert [half_precision(c) for c in ((7, 0), (7, 5), (8, 0), (9, 0))] == ["fp16"] * 2 + [
         "bf16"
     ] * 2
-
-
-@pytest.mark.parametrize(
-    ("room", "found", "tried"),
-    [(5000, 1024, 1), (300, 256, 3), (1, 1, 11), (0, None, 11)],
-)
-def test_the_batch_is_halved_until_it_fits(room: int, found: int | None, tried: int) -> None:
-    asked = list[int]()
-
-    def fits(count: int) -> bool:
-        asked.append(count)
-        return count <= room
-
-    assert largest_batch(fits) == found
-    assert len(asked) == tried
 
 
 def test_transformers_gets_the_same_weights_positions_and_eps(generator: torch.Generator) -> None:

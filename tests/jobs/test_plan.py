@@ -103,6 +103,13 @@ def test_the_batch_of_the_recipe_is_kept_in_micro_batches_that_fit() -> None:
     assert f"--micro-batch {found.micro_batch}" in row(found, "batch")
 
 
+def test_a_micro_batch_of_auto_is_planned_as_the_run_would_find_it() -> None:
+    left_open, auto = (paper("h", gpu="rtx3090x4", micro_batch=m) for m in (None, "auto"))
+
+    assert auto.micro_batch == left_open.micro_batch
+    assert row(auto, "batch") == row(left_open, "batch").partition(" (add")[0]
+
+
 def test_a_micro_batch_of_the_recipe_that_is_too_large_is_said() -> None:
     found = paper("h", gpu="rtx3090", micro_batch=512)
 

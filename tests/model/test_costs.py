@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mae.jobs.outlook import saved_bytes
+from mae.jobs.outlook import kept_for_backward, saved_bytes
+from mae.model.classifier import Classifier
 from mae.model.costs import (
     HALF,
+    classifier_bytes,
     count_parameters,
     kept_bytes,
     recomputed_bytes,
@@ -96,6 +100,22 @@ def test_one_run_computes_all_of_the_larger_side_again(config: ModelConfig) -> N
     assert (less + inputs) / 2 <= larger < less + inputs
     shorter = [recomputed_bytes(config, **how, checkpoint_every=n) for n in (1, 2, 99)]
     assert shorter == sorted(shorter)
+
+
+@pytest.mark.parametrize("pool", ["mean", "cls"])
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
+def test_bytes_of_a_classifier_are_what_autograd_keeps(
+    config: ModelConfig, generator: torch.Generator, pool: Literal["mean", "cls"]
+) -> None:
+    images, _ = drawn(config, generator)
+    model = Classifier(create(config).encoder, num_classes=3, pool=pool)
+    given = model.encoder.normalize(images)
+
+    kept = kept_for_backward(model, lambda: model(given).sum()) / len(images)
+
+    # Counted with the last norm, which the mean over patches does without.
+    found = classifier_bytes(config, half=False, on_cpu=True)
+    assert 1 <= found / kept < (1.002 if pool == "cls" else 1.06)
 
 
 def test_attention_kept_off_the_cpu_has_no_table_of_token_pairs() -> None:

@@ -92,15 +92,18 @@ class Plan(NamedTuple):
     @property
     def largest(self) -> int:
         """The largest micro-batch that fits; 0: none does."""
-        usable = (1 - LEFT_FREE) * self.machine.memory_bytes
-        fit = max(0, int((usable - self.state_bytes - self.batch_bytes) // self.picture_bytes))
-        return fit if fit >= self.share else fit // self._threads
+        return fitting(
+            self.share,
+            memory_bytes=self.machine.memory_bytes,
+            held_bytes=self.state_bytes + self.batch_bytes,
+            picture_bytes=self.picture_bytes,
+            threads=self._threads,
+        )
 
     @property
     def micro_batch(self) -> int:
         """Pictures of a forward pass of a rank: the recipe's, or as equal as those that fit."""
-        asked = self.config.micro_batch or self.largest or 1
-        return math.ceil(self.share / math.ceil(self.share / asked))
+        return evenly(self.share, self.config.fixed_micro_batch or self.largest or 1)
 
     @property
     def micro_batches(self) -> int:
@@ -200,7 +203,7 @@ class Plan(NamedTuple):
             if config.micro_batch is None:
                 passes += f" (add --micro-batch {self.micro_batch})"
         yield "batch", f"{config.batch:,}, {passes}", GIVEN
-        if config.micro_batch is not None and self.micro_batch > self.largest:
+        if config.fixed_micro_batch is not None and self.micro_batch > self.largest:
             yield "", f"too many: use --micro-batch {self.largest}", ESTIMATE
         rank = " a rank" if self.machine.ranks > 1 else ""
         yield "memory", f"{self.memory_bytes / GiB:.3g} GiB{rank}, at least", TESTED
@@ -254,6 +257,28 @@ class Plan(NamedTuple):
             "loader_cores": self.loader_cores if known else None,
             "basis": basis,
         }
+
+
+def fitting(
+    share: int, *, memory_bytes: float, held_bytes: int, picture_bytes: int, threads: int
+) -> int:
+    """Say how many pictures fit into a pass of a rank, a tenth of its memory left free.
+
+    Args:
+        share: pictures of a step that the rank takes.
+        memory_bytes: of the rank.
+        held_bytes: of its state and batches.
+        picture_bytes: of each picture that is computed.
+        threads: micro-batches that are in memory side by side where there are several.
+    """
+    usable = (1 - LEFT_FREE) * memory_bytes
+    fit = max(0, int((usable - held_bytes) // picture_bytes))
+    return fit if fit >= share else fit // threads
+
+
+def evenly(share: int, largest: int) -> int:
+    """Give the micro-batch of as few passes as these, all as equal as can be."""
+    return math.ceil(share / math.ceil(share / largest))
 
 
 def _values(model: ModelConfig) -> int:

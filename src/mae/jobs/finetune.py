@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from mae.evaluate.classify import Verdicts
 from mae.evaluate.few import write_choice
 from mae.jobs.evaluate import TOP, Judge, Question
 from mae.jobs.few import FewSettings
+from mae.jobs.fitting import settle_micro_batch
 from mae.jobs.inputs import data_name
 from mae.jobs.labelled import Part, labelled
 from mae.jobs.progress import Progress
@@ -265,7 +267,7 @@ def _run_to_the_end(run: RunInProgress, weights: str | Path | None, test: Source
         say(note)
     state = new_state(model, config)
     load_checkpoint(run.rundir.checkpoints, state, say=say)
-    _train(run, state, config)
+    _train(run, state)
     use_average(state.optimizer)
     device = device_of(state)
     judge = Judge(model.eval(), run.source.class_names, device, JUDGED_AT_A_TIME, run.progress)
@@ -283,15 +285,19 @@ def _run_to_the_end(run: RunInProgress, weights: str | Path | None, test: Source
     return model
 
 
-def _train(run: RunInProgress, state: TrainState, config: FinetuneConfig) -> None:
-    plan, device = batch_plan(config, run.source, run.kind), device_of(state)
+def _train(run: RunInProgress, state: TrainState) -> None:
+    config, device = run.config, device_of(state)
+    assert isinstance(config, FinetuneConfig)
+    plan = batch_plan(config, run.source, run.kind)
 
     def prepare(batch: Batch, step: int) -> Batch:
         return tuning_batch(batch, plan, config, step=step, device=device)
 
+    how = Rehearsal(soft_target_loss, prepare)
+    if state.step < run.record.get("num_steps", math.inf):
+        run = settle_micro_batch(run, state, plan, how)
     if "num_steps" not in run.record:
-        how = Rehearsal(soft_target_loss, prepare)
-        run.record["num_steps"] = count_steps(config, plan, state.model, how)
+        run.record["num_steps"] = count_steps(run.config, plan, state.model, how)
         write_json_atomic(run.rundir.record, run.record)
     num_steps = run.record["num_steps"]
     if state.step == num_steps:
@@ -302,7 +308,7 @@ def _train(run: RunInProgress, state: TrainState, config: FinetuneConfig) -> Non
         run,
         state,
         OptimiserStep(
-            loss=soft_target_loss, config=config, device=device, average=config.ema
+            loss=soft_target_loss, config=run.config, device=device, average=config.ema
         ),
         tuning_batches(made, plan, config, start=state.step, device=device),
         batches_per_epoch=plan.batches_per_epoch,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mae.config import PixelConfig, PretrainConfig
 from mae.data.batch import training_batch
@@ -201,7 +201,7 @@ def look_ahead(
     model = create(config.model, seed=config.seed)
     device = choose_device(config.device)
     config = settle_precision(config, has_bf16=has_bf16(device))
-    micro_batch = config.micro_batch or config.batch
+    micro_batch = config.fixed_micro_batch or config.batch
     side_by_side = 1
     few = dataclasses.replace(config, batch=min(config.batch, micro_batch), micro_batch=None)
     if device.type == "cpu":
@@ -251,6 +251,17 @@ def saved_bytes(
     Returns:
         Bytes of a picture, parameters not counted.
     """
+
+    def compute() -> Tensor:
+        return model(model.normalize(images), noise=noise).loss  # type: ignore[no-any-return]
+
+    return kept_for_backward(model, compute, half=half) / len(images)
+
+
+def kept_for_backward(
+    model: nn.Module, compute: Callable[[], Tensor], *, half: bool = False
+) -> int:
+    """Measure the bytes that a model's forward pass keeps for the backward, parameters aside."""
     own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
     kept: dict[int, int] = {}
 
@@ -262,6 +273,6 @@ def saved_bytes(
 
     saving = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with saving, torch.autocast("cpu", torch.bfloat16, half):
-        loss = model(model.normalize(images), noise=noise).loss
+        loss = compute()
     assert loss.grad_fn is not None  # what it keeps is alive, so no address came twice
-    return sum(kept.values()) / len(images)
+    return sum(kept.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from mae.data.loader import batches, on_device
 from mae.data.randomness import Stream, uniform
 from mae.errors import ConfigError
 from mae.jobs.continuing import follow, require_init
+from mae.jobs.fitting import settle_micro_batch
 from mae.jobs.inputs import Data, data_name, open_source
 from mae.jobs.progress import Progress
 from mae.jobs.running import (
@@ -142,8 +144,10 @@ def _run_to_the_end(run: RunInProgress, *, init: str | Path | None) -> MaskedAut
     state = new_state(model, config)
     load_checkpoint(run.rundir.checkpoints, state, say=say)
     plan = batch_plan(config, run.source, run.kind)
+    if state.step < record.get("num_steps", math.inf):
+        run = settle_micro_batch(run, state, plan)
     if "num_steps" not in record:
-        record["num_steps"] = count_steps(config, plan, model)
+        record["num_steps"] = count_steps(run.config, plan, model)
         write_json_atomic(run.rundir.record, record)
     if state.step < record["num_steps"]:
         _train(run, state, plan)

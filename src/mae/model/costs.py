@@ -93,6 +93,29 @@ def kept_bytes(
     return K * P * value + blocks + norms + hidden * P * FLOAT32
 
 
+def classifier_bytes(
+    config: ModelConfig, *, half: bool, on_cpu: bool, checkpoint_every: int | None = None
+) -> int:
+    """Count what a classifier on the encoder keeps of one image, and computes again at a time.
+
+    Args:
+        config: the network, of which every patch is visible.
+        half: as of `kept_bytes`.
+        on_cpu: as of `kept_bytes`.
+        checkpoint_every: as of `kept_bytes`.
+    """
+    T, value = 1 + config.num_patches, HALF if half else FLOAT32
+    ratio, heads = config.mlp_ratio, config.num_heads
+    block = _block_bytes(T, config.width, heads=heads, mlp_ratio=ratio, value=value, on_cpu=on_cpu)
+    blocks = config.depth * block
+    if checkpoint_every is not None:
+        inputs = _runs(config.depth, checkpoint_every) * T * config.width * FLOAT32
+        blocks = inputs + min(checkpoint_every, config.depth) * block
+    # With the last norm, which is there where the cls token is classified.
+    norm = _norm_bytes(T, config.width, value=value)
+    return config.num_patches * config.patch_values * value + blocks + norm
+
+
 def recomputed_bytes(
     config: ModelConfig, *, half: bool, on_cpu: bool, checkpoint_every: int
 ) -> int:

@@ -50,7 +50,7 @@ class OptimiserStep:
         That beats cutting each operation into pieces (decision 0009). Which thread is ready first
         changes nothing: gradients are added in the order of the micro-batches.
         """
-        batch, micro_batch = self.config.batch, self.config.micro_batch
+        batch, micro_batch = self.config.batch, self.config.fixed_micro_batch
         threads = torch.get_num_threads()
         at_once = min(threads, -(-batch // (micro_batch or batch)))
         if self.device.type != "cpu" or at_once == 1:
@@ -79,7 +79,7 @@ class OptimiserStep:
         one = torch.ones((), device=self.device)
         factor = one if state.scaler is None else state.scaler.scale(one)
         optimizer.zero_grad(set_to_none=True)
-        parts = list(batch.split(self.config.micro_batch or len(batch.ids)))
+        parts = list(batch.split(self.config.fixed_micro_batch or len(batch.ids)))
         if self._pool is not None:
             total = self._spread(self._pool, model, parts, factor=factor)
         else:
@@ -107,6 +107,13 @@ class OptimiserStep:
             overflow = not finite and bool(total.isfinite() & (factor > 1))
             state.scaler.update()
         return Metrics(total, grad_norm, lr, finite, overflow)
+
+    def rehearse(self, model: nn.Module, part: Batch) -> None:
+        """Add the gradients of a micro-batch to the parameters', as a step does before it updates.
+
+        It changes nothing else; the caller throws them away.
+        """
+        self._share(model, part, of=len(part.ids)).backward()  # type: ignore[no-untyped-call]
 
     def _share(self, model: nn.Module, part: Batch, *, of: int) -> Tensor:
         """Give what a micro-batch, perhaps a smaller last one, adds to the mean of the batch."""
