@@ -172,15 +172,14 @@ def test_the_options_of_a_recipe_are_pinned() -> None:
     run = next(verb.run for verb in VERBS if verb.name == "pretrain")
 
     assert [o.flag for o in options_of(run) if o.owner] == (
-        "epochs steps minutes batch micro-batch checkpoint-every lr seed precision device threads "
-        "workers save-every-steps log-every-steps keep follow-weights resize max-bad image-size "
-        "mask-ratio channels measure-pixels init-channels views-per-decode optim.min-lr "
-        "optim.warmup-epochs "
-        "optim.warmup-start optim.betas optim.eps optim.weight-decay optim.decay-tokens "
-        "optim.clip-norm augment.crop-scale augment.crop-ratio augment.flip augment.scaled-decode "
-        "model.patch-size model.width model.depth model.num-heads model.decoder-width "
-        "model.decoder-depth model.decoder-heads model.mlp-ratio model.norm-eps "
-        "model.normalize-target model.target-eps"
+        "epochs steps minutes batch micro-batch checkpoint-every lr seed precision compile device "
+        "threads workers save-every-steps log-every-steps keep follow-weights resize max-bad "
+        "image-size mask-ratio channels measure-pixels init-channels views-per-decode "
+        "optim.min-lr optim.warmup-epochs optim.warmup-start optim.betas optim.eps "
+        "optim.weight-decay optim.decay-tokens optim.clip-norm augment.crop-scale "
+        "augment.crop-ratio augment.flip augment.scaled-decode model.patch-size model.width "
+        "model.depth model.num-heads model.decoder-width model.decoder-depth model.decoder-heads "
+        "model.mlp-ratio model.norm-eps model.normalize-target model.target-eps"
     ).split()
 
 

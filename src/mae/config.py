@@ -100,6 +100,8 @@ class FitConfig:
     """Key of every random choice: initialisation, order, crops, flips, masks."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     """Arithmetic of the forward pass, weights stay float32; auto: bf16 where a GPU has it."""
+    compile: bool | None = None
+    """Compile forward and backward, micro-batches one after the other; none: on a GPU."""
     device: str = "auto"
     """cpu, cuda, mps, or auto: the best there is."""
     threads: int | None = None

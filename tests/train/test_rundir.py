@@ -71,6 +71,7 @@ def test_what_may_change_on_resume_may_change_and_is_recorded(tmp_path):
         threads=2,
         micro_batch=8,
         checkpoint_every=2,
+        compile=True,
         log_every_steps=7,
         save_every_steps=9,
         keep=5,
@@ -87,7 +88,7 @@ def test_what_may_change_on_resume_may_change_and_is_recorded(tmp_path):
     "name",
     sorted(
         {field.name for field in dataclasses.fields(FitConfig)}
-        - {"workers", "device", "threads", "micro_batch", "checkpoint_every"}
+        - {"workers", "device", "threads", "micro_batch", "checkpoint_every", "compile"}
         - {"log_every_steps", "save_every_steps", "keep", "optim"}
     ),
 )

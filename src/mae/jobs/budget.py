@@ -119,7 +119,8 @@ class Plan(NamedTuple):
     @property
     def _threads(self) -> int:
         """Micro-batches that are in memory side by side (decision 0009)."""
-        return torch.get_num_threads() if self.machine.device == "cpu" else 1
+        one = self.machine.device != "cpu" or self.config.compile
+        return 1 if one else torch.get_num_threads()
 
     @property
     def step_seconds(self) -> float:

@@ -20,6 +20,7 @@ from mae.data.source import Source
 from mae.errors import ConfigError, DataError
 from mae.evaluate.classify import Verdicts
 from mae.evaluate.few import write_choice
+from mae.jobs.compiling import compiled_loss
 from mae.jobs.evaluate import TOP, Judge, Question
 from mae.jobs.few import FewSettings
 from mae.jobs.fitting import settle_micro_batch
@@ -32,6 +33,7 @@ from mae.jobs.running import (
     first_record,
     refuse_in_readers,
     set_threads,
+    tf32_beside,
     train_run,
 )
 from mae.jobs.setup import (
@@ -267,7 +269,9 @@ def _run_to_the_end(run: RunInProgress, weights: str | Path | None, test: Source
         say(note)
     state = new_state(model, config)
     load_checkpoint(run.rundir.checkpoints, state, say=say)
-    _train(run, state)
+    if state.step < record.get("num_steps", math.inf):
+        with tf32_beside(config.half, device_of(state)):
+            _train(run, state)
     use_average(state.optimizer)
     device = device_of(state)
     judge = Judge(model.eval(), run.source.class_names, device, JUDGED_AT_A_TIME, run.progress)
@@ -294,21 +298,19 @@ def _train(run: RunInProgress, state: TrainState) -> None:
         return tuning_batch(batch, plan, config, step=step, device=device)
 
     how = Rehearsal(soft_target_loss, prepare)
-    if state.step < run.record.get("num_steps", math.inf):
-        run = settle_micro_batch(run, state, plan, how)
+    run = settle_micro_batch(run, state, plan, how)
+    how = how._replace(loss=compiled_loss(run, state, plan, how))
     if "num_steps" not in run.record:
         run.record["num_steps"] = count_steps(run.config, plan, state.model, how)
         write_json_atomic(run.rundir.record, run.record)
     num_steps = run.record["num_steps"]
-    if state.step == num_steps:
-        return
     workers = choose_workers(config, plan, device)
     made = on_device(batches(plan, start=state.step, stop=num_steps, workers=workers), device)
     train_run(
         run,
         state,
         OptimiserStep(
-            loss=soft_target_loss, config=run.config, device=device, average=config.ema
+            loss=how.loss, config=run.config, device=device, average=config.ema
         ),
         tuning_batches(made, plan, config, start=state.step, device=device),
         batches_per_epoch=plan.batches_per_epoch,

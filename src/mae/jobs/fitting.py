@@ -98,7 +98,7 @@ def fitting_by_formula(
         memory_bytes=memory_bytes,
         held_bytes=trained * each + frozen * FLOAT32 + config.batch * stored,
         picture_bytes=picture,
-        threads=torch.get_num_threads() if device.type == "cpu" else 1,
+        threads=1 if device.type != "cpu" or config.compile else torch.get_num_threads(),
     )
 
 

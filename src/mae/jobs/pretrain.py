@@ -15,6 +15,7 @@ from mae.data.batch import BatchPlan, prepared
 from mae.data.loader import batches, on_device
 from mae.data.randomness import Stream, uniform
 from mae.errors import ConfigError
+from mae.jobs.compiling import compiled_loss
 from mae.jobs.continuing import follow, require_init
 from mae.jobs.fitting import settle_micro_batch
 from mae.jobs.inputs import Data, data_name, open_source
@@ -25,9 +26,11 @@ from mae.jobs.running import (
     first_record,
     refuse_in_readers,
     set_threads,
+    tf32_beside,
     train_run,
 )
 from mae.jobs.setup import (
+    Rehearsal,
     batch_plan,
     choose_device,
     choose_workers,
@@ -143,14 +146,9 @@ def _run_to_the_end(run: RunInProgress, *, init: str | Path | None) -> MaskedAut
             say(line)
     state = new_state(model, config)
     load_checkpoint(run.rundir.checkpoints, state, say=say)
-    plan = batch_plan(config, run.source, run.kind)
     if state.step < record.get("num_steps", math.inf):
-        run = settle_micro_batch(run, state, plan)
-    if "num_steps" not in record:
-        record["num_steps"] = count_steps(run.config, plan, model)
-        write_json_atomic(run.rundir.record, record)
-    if state.step < record["num_steps"]:
-        _train(run, state, plan)
+        with tf32_beside(config.half, device_of(state)):
+            _train(run, state)
     model = model.cpu().eval()
     save(model, run.rundir.weights, facts={k: record[k] for k in ("recipe", "data", "num_steps")})
     write_report(run.rundir.path)
@@ -160,16 +158,22 @@ def _run_to_the_end(run: RunInProgress, *, init: str | Path | None) -> MaskedAut
     return model
 
 
-def _train(run: RunInProgress, state: TrainState, plan: BatchPlan) -> None:
-    config, num_steps = run.config, run.record["num_steps"]
-    device, draw = device_of(state), _drawing(run, plan)
+def _train(run: RunInProgress, state: TrainState) -> None:
+    plan, how = batch_plan(run.config, run.source, run.kind), Rehearsal(pretraining_loss)
+    run = settle_micro_batch(run, state, plan, how)
+    how = how._replace(loss=compiled_loss(run, state, plan, how))
+    config, device = run.config, device_of(state)
+    if "num_steps" not in run.record:
+        run.record["num_steps"] = count_steps(config, plan, state.model, how)
+        write_json_atomic(run.rundir.record, run.record)
+    num_steps, draw = run.record["num_steps"], _drawing(run, plan)
     workers = choose_workers(config, plan, device)
     if state.step == 0:
         draw(state)
     train_run(
         run,
         state,
-        OptimiserStep(loss=pretraining_loss, config=config, device=device),
+        OptimiserStep(loss=how.loss, config=config, device=device),
         on_device(batches(plan, start=state.step, stop=num_steps, workers=workers), device),
         batches_per_epoch=plan.batches_per_epoch,
         draw=Cadence(max(1, num_steps // DRAWINGS), lambda state, metrics: draw(state)),

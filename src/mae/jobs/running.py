@@ -162,17 +162,16 @@ def train_run(
     run.progress.note(_summary(run, device_of(state), num_steps))
     run.progress.start(num_steps, at=state.step, images_per_step=config.batch)
     try:
-        with tf32_beside(config.half, device_of(state)):
-            fit(
-                state,
-                meter.timed(feed),
-                step,
-                num_steps=num_steps,
-                rate=lambda at: rate_at(at, num_steps=num_steps, config=config, batch=config.batch),
-                cadences=cadences,
-                seen=seen,
-                stop=lambda: run.stop.requested is not None,
-            )
+        fit(
+            state,
+            meter.timed(feed),
+            step,
+            num_steps=num_steps,
+            rate=lambda step: rate_at(step, num_steps=num_steps, config=config, batch=config.batch),
+            cadences=cadences,
+            seen=seen,
+            stop=lambda: run.stop.requested is not None,
+        )
     except TrainingError as error:
         raise TrainingError(f"{error}; {_last_good(rundir)}") from error
     if state.step < num_steps:

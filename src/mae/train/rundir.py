@@ -20,8 +20,8 @@ from mae.durable import write_json_atomic as write_json_atomic
 from mae.errors import ConfigError
 
 FREE_ON_RESUME = frozenset(
-    "workers device threads micro_batch checkpoint_every log_every_steps save_every_steps "
-    "keep".split()
+    "workers device threads micro_batch checkpoint_every compile log_every_steps "
+    "save_every_steps keep".split()
 )
 """Fields of a configuration that another start of the same run may change."""
 

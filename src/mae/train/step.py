@@ -53,7 +53,8 @@ class OptimiserStep:
         batch, micro_batch = self.config.batch, self.config.fixed_micro_batch
         threads = torch.get_num_threads()
         at_once = min(threads, -(-batch // (micro_batch or batch)))
-        if self.device.type != "cpu" or at_once == 1:
+        # What is compiled is compiled for all threads, and for one caller.
+        if self.device.type != "cpu" or at_once == 1 or self.config.compile:
             yield
             return
         # The setting is partly torch's and partly each thread's own. This thread has to wait
