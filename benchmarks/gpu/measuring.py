@@ -23,6 +23,7 @@ from mae.jobs.fitting import free, largest_that_fits
 from mae.jobs.setup import batch_plan, choose_workers, cores, new_state
 from mae.model.create import create
 from mae.sizes import model_config
+from mae.train.meter import state_bytes
 from mae.train.state import TrainState
 
 DEVICE = torch.device("cuda")
@@ -60,7 +61,7 @@ def measure_step(name: str, precision: str, *, peak: Peak | None, until: float) 
         images_per_second=rate,
         share=None if peak is None else share_of_peak(rate, config.model, _peak(peak, precision)),
         peak_bytes=torch.cuda.max_memory_allocated(),
-        **_parts(state),
+        **state_bytes(state)._asdict(),
     )
     del batch
     return _against_transformers(row, ours, state, config, until=until)
@@ -113,17 +114,6 @@ def _median_seconds(step: Step, batch: Batch, *, until: float) -> float:
     while len(taken) < ROUNDS and time.monotonic() < until:
         taken.append(seconds_of(step, batch))
     return statistics.median(taken)
-
-
-def _parts(state: TrainState) -> dict[str, int]:
-    """Count the bytes of weights, gradients and moments."""
-    parameters = list(state.model.parameters())
-    moments = (v for values in state.optimizer.state.values() for v in values.values())
-    return {
-        "weight_bytes": sum(p.nbytes for p in parameters),
-        "gradient_bytes": sum(p.grad.nbytes for p in parameters if p.grad is not None),
-        "moment_bytes": sum(v.nbytes for v in moments if isinstance(v, torch.Tensor)),
-    }
 
 
 def _against_transformers(

@@ -23,7 +23,7 @@ from mae.train.checkpoint import NotSaved, latest_checkpoint, save_checkpoint
 from mae.train.fit import Cadence, fit
 from mae.train.guard import Stopped, StopSignal
 from mae.train.log import BadFiles, LogWriter
-from mae.train.meter import Meter
+from mae.train.meter import Meter, peak_memory, state_bytes
 from mae.train.rundir import RunDir, git_state, versions
 from mae.train.schedule import rate_at
 from mae.train.state import TrainState
@@ -141,6 +141,9 @@ def train_run(
     log = LogWriter(rundir.log, say=run.progress.note)
     log.truncate_after(state.step)
     meter, saver, witness = Meter(), _Saver(run), _Witness(run, log)
+    device, began = device_of(state), state.step
+    if device.type == "cuda":  # what was only tried is no part of the run
+        torch.cuda.reset_peak_memory_stats(device)
 
     def seen(batch: Batch, metrics: Metrics) -> None:
         meter.add(batch, metrics)
@@ -149,6 +152,8 @@ def train_run(
     def write_row(state: TrainState, metrics: Metrics) -> None:
         epoch = state.step / batches_per_epoch
         log.append({"step": state.step, "epoch": epoch, **meter.row(metrics)})
+        if device.type == "cuda" and state.step - began <= config.log_every_steps:
+            run.progress.note(state_bytes(state).said(peak_memory()))
 
     def show(state: TrainState, metrics: Metrics) -> None:
         run.progress.update(state.step, loss=metrics.loss, lr=metrics.lr)
@@ -159,7 +164,7 @@ def train_run(
         *([] if draw is None else [draw]),
         Cadence(config.save_every_steps, lambda state, metrics: saver.save(state)),
     )
-    run.progress.note(_summary(run, device_of(state), num_steps))
+    run.progress.note(_summary(run, device, num_steps))
     run.progress.start(num_steps, at=state.step, images_per_step=config.batch)
     try:
         fit(

@@ -6,11 +6,38 @@ import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 
 from mae.data.batch import Batch
+from mae.train.state import TrainState
 from mae.train.step import Metrics
+
+
+class StateBytes(NamedTuple):
+    """Memory of the parts of a state, after a step."""
+
+    weight_bytes: int
+    gradient_bytes: int
+    moment_bytes: int
+
+    def said(self, peak: int) -> str:
+        """Say the parts of a peak; what is left is pictures, and what a pass keeps of them."""
+        gib = [f"{count / 2**30:.2f}" for count in (peak, *self, peak - sum(self))]
+        names = "memory: {} GiB at the peak: weights {}, gradients {}, moments {}, pictures {}"
+        return names.format(*gib)
+
+
+def state_bytes(state: TrainState) -> StateBytes:
+    """Count the bytes of weights, gradients and moments, averages of weights among these."""
+    parameters = list(state.model.parameters())
+    moments = (v for values in state.optimizer.state.values() for v in values.values())
+    return StateBytes(
+        weight_bytes=sum(p.nbytes for p in parameters),
+        gradient_bytes=sum(p.grad.nbytes for p in parameters if p.grad is not None),
+        moment_bytes=sum(v.nbytes for v in moments if isinstance(v, torch.Tensor)),
+    )
 
 
 class Meter:
@@ -61,13 +88,14 @@ class Meter:
             "images_per_second": self._images / seconds,
             "data_seconds": self._waited,
             "seconds": seconds,
-            "memory_bytes": _peak_memory(),
+            "memory_bytes": peak_memory(),
         }
         self._reset()
         return row
 
 
-def _peak_memory() -> int:
+def peak_memory() -> int:
+    """Give the peak so far: of the GPU's memory, or of the process where there is none."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
