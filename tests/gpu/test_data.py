@@ -33,6 +33,7 @@ def test_a_gpu_gets_every_batch_whole_while_it_computes() -> None:
     sums = []
     for given in on_device(made, torch.device("cuda")):
         assert given.images.is_cuda and not given.ids.is_cuda
+        assert given.images.is_contiguous(memory_format=torch.channels_last)
         busy = (busy @ busy).clamp(-1, 1)  # keeps the stream of the step behind the copies
         sums.append((given.images.double().sum(), given.noise.double().sum()))
         del given

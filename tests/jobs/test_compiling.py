@@ -45,6 +45,7 @@ def test_a_gpu_compiles_unless_it_is_told_not_to(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a C++ compiler on a busy machine
 def test_losses_and_gradients_are_the_plain_ones() -> None:
     """Of micro-batches of two sizes whose blocks are computed again."""
     said: list[str] = []

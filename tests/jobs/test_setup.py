@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mae.config import FinetuneConfig, PretrainConfig
+from mae.data.batch import training_batch
 from mae.data.decode import PixelKind
 from mae.data.source import ArraySource, FolderSource
 from mae.errors import ConfigError
@@ -24,6 +25,8 @@ from mae.jobs.setup import (
 )
 from mae.model.classifier import Classifier
 from mae.model.create import create
+from mae.model.patches import patchify
+from mae.model.pixels import normalize_pixels
 from tests.model.tiny import tiny_config
 from tests.pictures import mixed_folder
 
@@ -110,6 +113,19 @@ def test_every_block_is_told_what_it_keeps(every: int | None) -> None:
     told = (model.encoder, model.decoder, classifier.encoder)
     assert [part.blocks.checkpoint_every for part in told] == [every] * 3
     assert model.state_dict().keys() == create(tiny_config()).state_dict().keys()
+
+
+def test_pictures_lie_channels_last_until_they_are_cut_into_patches(folder: FolderSource) -> None:
+    config = PretrainConfig(model=tiny_config(), batch=5)
+    kind = PixelKind("uint8", 3)
+    rows = ArraySource(np.random.default_rng(0).integers(0, 256, (9, 20, 31, 3), dtype=np.uint8))
+
+    for source in (folder, rows):
+        made = training_batch(batch_plan(config, source, kind), 0)
+        images = normalize_pixels(next(made.split(3)).images, config.model.pixels)
+
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        assert patchify(images, patch_size=4).is_contiguous()
 
 
 def test_a_batch_of_several_views_is_lowered_to_a_multiple_of_them(folder: FolderSource) -> None:
