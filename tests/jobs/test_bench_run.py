@@ -17,11 +17,14 @@ from PIL import Image
 from mae.config import PretrainConfig
 from mae.data.source import ArraySource
 from mae.errors import ConfigError
+from mae.jobs import setup
 from mae.jobs import verdict as module
 from mae.jobs.bench_run import bench_run
 from mae.jobs.budget import MEASURED, Plan
 from mae.jobs.machines import Machine
+from mae.jobs.setup import few_pictures, use_threads
 from mae.jobs.verdict import Reading, Verdict
+from mae.model.costs import step_flops
 from mae.recipes import DEMO
 from tests.jobs.conftest import TINY
 from tests.pictures import encoded, mixed_folder, photo
@@ -97,16 +100,31 @@ def test_pictures_in_memory_make_the_step_the_wall() -> None:
     assert "the step is the wall: the loader makes" in found.sentence
 
 
-def test_a_large_batch_of_a_cpu_is_measured_on_few_pictures() -> None:
-    pictures = np.random.default_rng(0).integers(0, 256, (40, 64, 64, 3), dtype=np.uint8)
-    model = dataclasses.replace(PretrainConfig().model, image_size=(64, 64), decoder_depth=1)
-    config = PretrainConfig(model=model, batch=36, device="cpu", epochs=3)
+def test_a_large_batch_of_a_cpu_is_measured_on_few_pictures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(setup, "_PROBED_FLOPS", 8.5 * step_flops(TINY))
+    pictures = np.random.default_rng(0).integers(0, 256, (400, 24, 40, 3), dtype=np.uint8)
+    config = dataclasses.replace(CONFIG, batch=320, micro_batch=160, epochs=3, threads=2)
 
     found = bench_run(pictures, config, seconds=0.06, quiet=True)
 
-    assert 2 <= found.pictures < 18
-    assert found.planned.config.batch == 36 and found.planned.num_steps == 3
-    assert any("steps of 36" in line and "weighs more" in line for (line, *_) in found.rows())
+    assert found.pictures == 8
+    assert found.planned.config.batch == 320 and found.planned.num_steps == 3
+    assert any("steps of 320" in line and "weighs more" in line for (line, *_) in found.rows())
+
+
+def test_few_pictures_keep_as_many_micro_batches_side_by_side_as_the_batch_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(setup, "_PROBED_FLOPS", 11 * step_flops(TINY))
+    config = dataclasses.replace(CONFIG, batch=320, micro_batch=160, views_per_decode=4)
+
+    with use_threads(2):
+        few = few_pictures(config, torch.device("cpu"))
+
+    assert (few.batch, few.micro_batch) == (8, 4)  # whole pictures of four views
+    assert few_pictures(config, torch.device("cuda")) == config
 
 
 def test_readers_feed_the_step_and_what_they_made_ahead_does_not_count() -> None:
@@ -149,6 +167,16 @@ def test_decoding_for_a_gpu_asks_for_as_many_workers_as_keep_up(
     )
 
 
+def test_readers_that_should_keep_up_and_do_not_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = {"loader": 700.0, "step": 3000.0, "both": 690.0, "reading": Reading(0.0014, 0.0014)}
+
+    found = judged(device="cuda", cores=16, workers=6, monkeypatch=monkeypatch, **slow)
+
+    assert (
+        next(found.advice()) == "5 workers should keep up: mae bench data says which stage is slow"
+    )
+
+
 def test_decoding_that_has_no_core_left_asks_for_cheaper_pictures(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -166,7 +194,9 @@ def test_decoding_that_has_no_core_left_asks_for_cheaper_pictures(
 def test_a_pass_that_does_not_fit_asks_for_one_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
     config = dataclasses.replace(DEMO, batch=4096, micro_batch=None)
 
-    found = judged(loader=900.0, step=5.0, both=4.9, cores=1, config=config, monkeypatch=monkeypatch)
+    found = judged(
+        loader=900.0, step=5.0, both=4.9, cores=1, config=config, monkeypatch=monkeypatch
+    )
 
     assert [*found.advice()] == [
         "4,096 pictures a pass do not fit into the memory (formula): use --micro-batch 512"
@@ -176,7 +206,7 @@ def test_a_pass_that_does_not_fit_asks_for_one_that_does(monkeypatch: pytest.Mon
 def test_threads_fewer_than_cores_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     found = judged(loader=900.0, step=5.0, both=5.0, cores=8, threads=2, monkeypatch=monkeypatch)
 
-    assert [*found.advice()] == ["use --threads 8: the step has 2 of as many cores"]
+    assert [*found.advice()] == ["the step has 2 of 8 cores: use --threads 8"]
 
 
 def test_sides_that_disturb_each_other_are_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,15 +81,17 @@ def _threads() -> Check:
 
     threads, allowed, advice = torch.get_num_threads(), cores(), ""
     if threads > allowed:  # they wait for each other: some are never there when others need them
-        advice = f"more threads than cores: set OMP_NUM_THREADS={allowed}, or use --threads"
-    elif threads < allowed and "OMP_NUM_THREADS" in os.environ:
-        advice = f"OMP_NUM_THREADS leaves cores idle: unset it, or use --threads {allowed}"
+        use = f"set OMP_NUM_THREADS={allowed}, or use --threads {allowed}"
+        advice = f"more threads than cores: {use}"
+    elif threads < allowed and (asked := os.environ.get("OMP_NUM_THREADS")):
+        use = f"unset it, or use --threads {allowed}"
+        advice = f"OMP_NUM_THREADS={asked} leaves cores idle: {use}"
     return Check("threads", ok=True, found=f"{threads} for {allowed} cores", advice=advice)
 
 
 def _allocator() -> Check:
     """Say who gives out memory, and in pages of which size."""
-    preloaded = Path(os.environ.get("LD_PRELOAD", "").partition(":")[0]).name
+    preloaded = os.environ.get("LD_PRELOAD", "")
     known = next((name for name in ALLOCATORS if name in preloaded), "the system's")
     pages = huge_pages()
     asked = os.environ.get("THP_MEM_ALLOC_ENABLE") == "1"

@@ -73,12 +73,11 @@ class Verdict(NamedTuple):
     @property
     def sentence(self) -> str:
         """The verdict in a line."""
-        ratio = f"{self.loader / self.step:.2g} times what it takes"
-        if self.wall == "step":
-            return f"the step is the wall: the loader makes {ratio}"
-        return (
-            f"the loader is the wall: it makes {self.loader / self.step:.2g} of what the step takes"
-        )
+        ratio = self.loader / self.step
+        if self.wall == "loader":
+            return f"the loader is the wall: it makes {ratio:.2g} of what the step takes"
+        times = f"{ratio:.2g}" if ratio < 10 else f"{ratio:,.0f}"
+        return f"the step is the wall: the loader makes {times} times what it takes"
 
     def advice(self) -> Iterator[str]:
         """Give what would help, as far as it follows from what was measured or counted."""
@@ -121,6 +120,8 @@ class Verdict(NamedTuple):
         if enough < self.readers_needed:
             wanted = f"{self.cores_needed:.2g} cores are wanted for the pictures"
             yield f"{wanted}, {max(free, 0)} are free beside the step{self._cheaper()}"
+        elif enough <= self.workers:
+            yield f"{enough} workers should keep up: mae bench data says which stage is slow"
 
     def _cheaper(self) -> str:
         config = self.planned.config
@@ -139,7 +140,7 @@ class Verdict(NamedTuple):
         asked, most = config.micro_batch or config.batch, min(self.largest, config.batch)
         if machine.device == "cpu":
             if self.threads < cores():
-                yield f"use --threads {cores()}: the step has {self.threads} of as many cores"
+                yield f"the step has {self.threads} of {cores()} cores: use --threads {cores()}"
             return
         if machine.device == "cuda" and config.precision == "float32":
             half = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
@@ -147,7 +148,7 @@ class Verdict(NamedTuple):
             known = "" if math.isnan(peak) else f": {peak:.0f} times the peak (data sheet)"
             yield f"use --precision {half}{known}"
         if asked < most:
-            yield f"use --micro-batch {most}: it fits (formula), and fewer passes are faster"
+            yield f"a pass of more pictures fits (formula): use --micro-batch {most}"
 
     def rows(self) -> Iterator[tuple[str, ...]]:
         """Give a table, the verdict, the time of the run and what would help."""
