@@ -92,7 +92,7 @@ def test_pictures_that_are_waited_for_make_the_loader_the_wall_and_workers_the_a
 
 def test_pictures_in_memory_make_the_step_the_wall() -> None:
     found = bench_run(
-        "fashion-mnist", dataclasses.replace(DEMO, device="cpu"), seconds=0.6, quiet=True
+        "fashion-mnist", dataclasses.replace(DEMO, device="cpu"), seconds=0.3, quiet=True
     )
 
     assert found.wall == "step"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -145,17 +146,17 @@ def _measured(
         alone = [rate(lambda n: step(again, n))]
         loader, both = list[float](), list[float]()
         feed = batches(plan, start=0, stop=_FAR, workers=workers)
-        fed = on_device(seen(feed), device)
         # Readers that began together are done together: whole rounds are counted.
         readers = max(1, workers)
-        for _ in range(ROUNDS):
-            # What was made ahead while nobody took it would count as speed. After the loader
-            # alone nothing is left of it.
-            for _ in range(MADE_AHEAD * workers + (device.type == "cuda")):
-                next(fed)
-            loader.append(rate(lambda n: next(fed), rounds_of=readers))
-            both.append(rate(lambda n: step(next(fed), n), rounds_of=readers))
-        feed.close()  # type: ignore[attr-defined]  # a generator; ends the readers
+        with closing(feed):  # type: ignore[type-var]  # a generator; ends the readers
+            fed = on_device(seen(feed), device)
+            for _ in range(ROUNDS):
+                # What was made ahead while nobody took it would count as speed. After the loader
+                # alone nothing is left of it.
+                for _ in range(MADE_AHEAD * workers + (device.type == "cuda")):
+                    next(fed)
+                loader.append(rate(lambda n: next(fed), rounds_of=readers))
+                both.append(rate(lambda n: step(next(fed), n), rounds_of=readers))
         alone.append(rate(lambda n: step(again, n)))
     return _Taken(fmean(loader), fmean(alone), fmean(both), reading, len(bad))
 
