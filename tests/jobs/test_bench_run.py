@@ -220,6 +220,12 @@ def test_sides_that_disturb_each_other_are_said(monkeypatch: pytest.MonkeyPatch)
     )
 
 
+def test_a_busy_machine_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = judged(loader=900.0, step=5.0, both=5.0, cores=1, others=2.5, monkeypatch=monkeypatch)
+
+    assert ("too slow: 2.5 others waited for each processor meanwhile",) in [*found.rows()]
+
+
 @pytest.mark.parametrize("seconds", [0.0, -1.0, math.inf])
 def test_a_time_of_nothing_is_refused(seconds: float) -> None:
     with pytest.raises(ConfigError, match="seconds: expected a number above 0, got"):

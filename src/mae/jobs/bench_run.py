@@ -21,6 +21,7 @@ from mae.jobs.budget import MEASURED, Plan
 from mae.jobs.continuing import follow, require_init
 from mae.jobs.inputs import Data, open_source
 from mae.jobs.machines import this_machine
+from mae.jobs.outlook import others_waiting
 from mae.jobs.plan import state_bytes
 from mae.jobs.progress import Progress
 from mae.jobs.running import refuse_in_readers
@@ -103,6 +104,7 @@ def bench_run(
             largest=planned.largest,
             in_memory=is_in_memory(source),
             unreadable=taken.unreadable,
+            others=others_waiting() if device.type == "cpu" else 0.0,
         )
 
 

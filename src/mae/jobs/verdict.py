@@ -49,6 +49,8 @@ class Verdict(NamedTuple):
     """Micro-batch that fits, by the formula of `mae plan`."""
     in_memory: bool
     unreadable: int
+    others: float = 0.0
+    """Threads of other work that there were for each processor of a CPU meanwhile."""
 
     @property
     def wall(self) -> str:
@@ -165,6 +167,8 @@ class Verdict(NamedTuple):
         yield (self.sentence,)
         yield (self._run_in_words(),)
         yield from ((line,) for line in self.advice())
+        if self.others > 1:
+            yield (f"too slow: {self.others:.1f} others waited for each processor meanwhile",)
         if self.unreadable:
             yield (f"{self.unreadable} pictures could not be read; others stood in for them",)
 
@@ -200,6 +204,7 @@ class Verdict(NamedTuple):
             "steps": self.planned.num_steps,
             "hours": self.planned.hours,
             "unreadable": self.unreadable,
+            "others_waiting": self.others,
         }
 
 
