@@ -55,7 +55,7 @@ def judged(
 ) -> Verdict:
     """Give a verdict of made-up figures on a made-up machine."""
     monkeypatch.setattr(module, "cores", lambda: cores)
-    config = given.pop("config", dataclasses.replace(DEMO, batch=64))
+    config = given.pop("config", dataclasses.replace(DEMO, batch=64, epochs=20))
     machine = Machine("made up", 1, device, 2**34)
     facts = {"parameters": 10, "state_bytes": 160, "rate": 50.0, "rate_basis": MEASURED}
     planned = Plan("demo", config, machine, 6400, "counted", rate_note="", **facts)
