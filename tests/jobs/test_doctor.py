@@ -108,4 +108,4 @@ def test_an_allocator_that_was_preloaded_is_named(monkeypatch: pytest.MonkeyPatc
 
     check = module._allocator()
 
-    assert check.ok and check.found.startswith("jemalloc") and not check.advice
+    assert check.ok and check.found.startswith("jemalloc; huge pages: ") and not check.advice

@@ -90,15 +90,14 @@ def _threads() -> Check:
 
 
 def _allocator() -> Check:
-    """Say who gives out memory, and in pages of which size."""
+    """Say who gives out memory, and in pages of which size.
+
+    There is nothing to advise: what a step spends on new pages is below what can be measured in
+    its time, and neither large pages nor memory that is kept make it faster (docs/performance.md).
+    """
     preloaded = os.environ.get("LD_PRELOAD", "")
     known = next((name for name in ALLOCATORS if name in preloaded), "the system's")
-    pages = huge_pages()
-    asked = os.environ.get("THP_MEM_ALLOC_ENABLE") == "1"
-    advice = ""
-    if pages == "madvise" and not asked:
-        advice = "TODO"
-    return Check("allocator", ok=True, found=f"{known}, huge pages: {pages}", advice=advice)
+    return Check("allocator", ok=True, found=f"{known}; huge pages: {huge_pages()}")
 
 
 def huge_pages(
