@@ -67,7 +67,8 @@ def textbook_side(workers: int) -> Callable[[], None]:
 
     def run() -> None:
         for _ in range(STEPS):
-            loss = model(next(batches))
+            images = next(batches)
+            loss = model(images, torch.rand(len(images), DEMO.model.num_patches))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

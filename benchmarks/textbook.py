@@ -70,12 +70,12 @@ class TextbookMAE(nn.Module):
         self.decoder_norm = nn.LayerNorm(E, eps=1e-6)
         self.pred = nn.Linear(E, config.patch_values)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, noise: Tensor) -> Tensor:
         B, C, H, W = images.shape
         p, (h, w), L = self.config.patch_size, self.config.grid, self.config.num_patches
         x = self.proj(images).flatten(2).transpose(1, 2) + self.pos[:, 1:]
         keep = int(L * (1 - self.config.mask_ratio))
-        ids_shuffle = torch.rand(B, L, device=images.device).argsort(dim=1)
+        ids_shuffle = noise.argsort(dim=1)
         ids_restore = ids_shuffle.argsort(dim=1)
         ids_keep = ids_shuffle[:, :keep, None].expand(-1, -1, x.shape[-1])
         mask = torch.ones(B, L, device=images.device)

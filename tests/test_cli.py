@@ -164,6 +164,7 @@ def test_verbs_and_options_are_pinned() -> None:
         "weights export": "WEIGHTS DST to part dynamic heads decoder-heads json traceback",
         "weights push": "WEIGHTS REPO public json traceback",
         "doctor": "json traceback",
+        "bench": "RECIPE data init seconds config quiet json traceback",
         "bench data": "RECIPE data images-per-second seconds batch device quiet json traceback",
     }
 
@@ -410,6 +411,14 @@ def test_a_length_given_takes_the_place_of_that_of_the_recipe(
             "plan: the network of continue comes from weights; plan --follow-weights no with its "
             "model fields, or another recipe",
         ),
+        ("bench", "bench: expected --data; see mae bench --help"),
+        ("bench foldr --data d", "recipe: there is no 'foldr'; did you mean folder?"),
+        ("bench --data d --seconds 0", "seconds: expected a number above 0, got 0.0"),
+        (
+            "bench continue --data d",
+            "init: expected --init, weights or a run, which this recipe takes its network from; "
+            "to start anew use the recipe folder",
+        ),
         ("embed w --data d --out f.csv", "out: f.csv ends in '.csv', expected .npy or .parquet"),
     ],
 )
@@ -592,6 +601,28 @@ def test_doctor_fails_where_something_is_missing(
     said = mae_("doctor")
 
     assert said.code == 1 and "PROBLEM" in said.out
+
+
+def test_bench_judges_a_run_or_the_way_of_its_data(mae_: Run, tmp_path: Path) -> None:
+    classes = write_classes(tmp_path / "c", "a", "b", count=4)
+    (tmp_path / "tiny.toml").write_text(TINY_TOML)
+    given = ("--data", str(classes), "--seconds", "0.06", "--quiet", "--json")
+
+    of_a_run = mae_("bench", *given, "--config", str(tmp_path / "tiny.toml"), "--device", "cpu")
+    of_the_data = mae_("bench", "data", *given)
+
+    assert of_a_run.err == "" and of_a_run.code == 0
+    values = json.loads(of_a_run.out)
+    assert values["images_per_second"].keys() == {"loader", "step", "both"}
+    assert values["wall"] in values["verdict"] and values["hours"] > 0
+    assert json.loads(of_the_data.out)["images_per_second"].keys() >= {"read", "decode"}
+
+
+def test_the_help_of_bench_is_its_own_and_names_a_recipe(mae_: Run) -> None:
+    said = mae_("bench", "paper-vit-b", "--help").out
+
+    assert "usage: mae bench " in said and "(default: 1600)" in said and "RECIPE" in said
+    assert "usage: mae bench data" in mae_("bench", "data", "--help").out
 
 
 # 22: configurations

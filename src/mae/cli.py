@@ -65,7 +65,7 @@ def _is_first() -> bool:
 
 
 def _run(words: list[str]) -> int:
-    among = [verb.name for verb in VERBS if words and verb.name.startswith(f"{words[0]} ")]
+    among = _longer_names(words)
     if not words or _HELP & set(words[: 2 if among else 1]):
         print(_short_help())
         return 0
@@ -86,6 +86,13 @@ def _run(words: list[str]) -> int:
     if _is_first():
         print(json.dumps(shown.values, default=str) if as_json else _table(shown.rows))
     return shown.exit_code
+
+
+def _longer_names(words: list[str]) -> list[str]:
+    """Give the verbs whose first of two words this is; none where it is meant as a verb itself."""
+    among = [verb.name for verb in VERBS if words and verb.name.startswith(f"{words[0]} ")]
+    is_verb = any(verb.name == words[0] for verb in VERBS if words)
+    return [] if is_verb and " ".join(words[:2]) not in among else among
 
 
 def _find_verb(words: list[str], among: Sequence[str]) -> Verb:

@@ -94,6 +94,7 @@ _DERIVED = ("model.channels", "model.pixels.", "num_classes")
 SORTS: dict[str, type[FitConfig]] = {
     "pretrain": PretrainConfig,
     "plan": PretrainConfig,
+    "bench": PretrainConfig,
     "finetune": FinetuneConfig,
 }
 """Of the verbs whose options are the fields of a recipe: the sort of the recipe."""

@@ -62,3 +62,50 @@ def test_a_decoder_that_changes_pictures_is_a_problem(
     check = found(doctor(tmp_path), "reads PNG")
 
     assert not check.ok and "came back as another" in check.found
+
+
+@pytest.mark.parametrize(
+    ("threads", "cores", "asked", "advice"),
+    [
+        (2, 2, None, ""),
+        (8, 2, None, "more threads than cores: set OMP_NUM_THREADS=2, or use --threads 2"),
+        (1, 4, "1", "OMP_NUM_THREADS=1 leaves cores idle: unset it, or use --threads 4"),
+        (2, 4, None, ""),  # torch's own choice: two threads a core of hardware count as one
+    ],
+)
+def test_threads_are_held_against_the_cores_that_may_be_used(
+    threads: int, cores: int, asked: str | None, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    monkeypatch.setattr("mae.jobs.setup.cores", lambda: cores)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+
+    check = module._threads()
+
+    assert check.ok and check.advice == advice
+    assert check.row()[1] == ("advice" if advice else "ok")
+
+
+@pytest.mark.parametrize(
+    ("text", "pages"),
+    [
+        ("always [madvise] never\n", "madvise"),
+        ("[always] madvise never\n", "always"),
+        ("always madvise [never]\n", "never"),
+    ],
+)
+def test_huge_pages_are_read_as_the_system_sets_them(text: str, pages: str, tmp_path: Path) -> None:
+    (tmp_path / "enabled").write_text(text)
+
+    assert module.huge_pages(tmp_path / "enabled") == pages
+    assert module.huge_pages(tmp_path / "gone") == "never"
+
+
+def test_an_allocator_that_was_preloaded_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LD_PRELOAD", "/usr/lib/libother.so:/usr/lib/libjemalloc.so.2")
+
+    check = module._allocator()
+
+    assert check.ok and check.found.startswith("jemalloc; huge pages: ") and not check.advice

@@ -149,3 +149,17 @@ def test_views_of_pictures_in_memory_are_said_to_save_nothing() -> None:
     resolve(PretrainConfig(batch=8, views_per_decode=4), source, say=said.append)
 
     assert any("views_per_decode" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("text", "cores"), [("150000 100000\n", 2), ("50000 100000\n", 1), ("max 100000\n", 6), ("", 6)]
+)
+def test_cores_are_those_that_a_container_allows(
+    text: str, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpu.max").write_text(text)
+    real = setup._quota
+    monkeypatch.setattr(setup, "_quota", lambda folder: real(tmp_path))
+    monkeypatch.setattr(setup.os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+
+    assert setup.cores() == cores

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 LIBRARIES = {"torch": "torch", "numpy": "numpy", "pillow": "PIL", "simplejpeg": "simplejpeg"}
 """Distribution and module of what computes and decodes."""
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
+ALLOCATORS = ("jemalloc", "tcmalloc", "mimalloc")
 LEAST_FREE_BYTES = 2 * 2**30
 ANEW = "install it anew: pip install --force-reinstall mae-vision"
 
@@ -26,10 +28,14 @@ class Check(NamedTuple):
     ok: bool
     found: str
     """What there is; or what is wrong and what to do."""
+    advice: str = ""
+    """What could be set to make it faster."""
 
     def row(self) -> tuple[str, str, str]:
         """Give the line of a table."""
-        return self.name, "ok" if self.ok else "PROBLEM", self.found
+        state = "advice" if self.advice else "ok"
+        found = f"{self.found}; {self.advice}" if self.advice else self.found
+        return self.name, state if self.ok else "PROBLEM", found
 
 
 def doctor(folder: Path = Path()) -> list[Check]:
@@ -37,6 +43,8 @@ def doctor(folder: Path = Path()) -> list[Check]:
     return [
         *(_try(name, partial(_library, name), todo=ANEW) for name in LIBRARIES),
         _try("device", _device, todo="--device cpu works without it; see pytorch.org for others"),
+        _threads(),
+        _allocator(),
         *(_try(f"reads {name}", partial(_decoder, name), todo=ANEW) for name in FORMATS),
         _try("disk", partial(_disk, folder), todo="make room, or work in a local folder of yours"),
     ]
@@ -62,8 +70,45 @@ def _device() -> str:
 
     device = choose_device("auto")
     (torch.ones(8, 8, device=device) @ torch.ones(8, 8, device=device)).sum().item()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return f"{name}, {torch.get_num_threads()} threads of {os.cpu_count()} processors"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _threads() -> Check:
+    """Hold torch's threads against the cores that this process may use."""
+    import torch
+
+    from mae.jobs.setup import cores
+
+    threads, allowed, advice = torch.get_num_threads(), cores(), ""
+    if threads > allowed:  # they wait for each other: some are never there when others need them
+        use = f"set OMP_NUM_THREADS={allowed}, or use --threads {allowed}"
+        advice = f"more threads than cores: {use}"
+    elif threads < allowed and (asked := os.environ.get("OMP_NUM_THREADS")):
+        use = f"unset it, or use --threads {allowed}"
+        advice = f"OMP_NUM_THREADS={asked} leaves cores idle: {use}"
+    return Check("threads", ok=True, found=f"{threads} for {allowed} cores", advice=advice)
+
+
+def _allocator() -> Check:
+    """Say who gives out memory, and in pages of which size.
+
+    There is nothing to advise: what a step spends on new pages is below what can be measured in
+    its time, and neither large pages nor memory that is kept make it faster (docs/performance.md).
+    """
+    preloaded = os.environ.get("LD_PRELOAD", "")
+    known = next((name for name in ALLOCATORS if name in preloaded), "the system's")
+    return Check("allocator", ok=True, found=f"{known}; huge pages: {huge_pages()}")
+
+
+def huge_pages(
+    setting: Path = Path("/sys/kernel/mm/transparent_hugepage/enabled"),
+) -> Literal["always", "madvise", "never"]:
+    """Say whether the system gives pages of 2 MiB: always, to those who ask, or never."""
+    try:
+        chosen = re.search(r"\[(always|madvise)\]", setting.read_text())
+    except OSError:
+        return "never"
+    return chosen[1] if chosen else "never"  # type: ignore[return-value]
 
 
 def _decoder(file_format: str) -> str:

@@ -228,11 +228,12 @@ def look_ahead(
         at_once=min(config.batch, micro_batch * side_by_side),
         device=device.type,
         rate=rate,
-        waiting=_others_waiting() if device.type == "cpu" else 0.0,
+        waiting=others_waiting() if device.type == "cpu" else 0.0,
     )
 
 
-def _others_waiting() -> float:
+def others_waiting() -> float:
+    """Give the threads of other work that there are for each processor."""
     processors = os.cpu_count() or 1
     return max(0.0, os.getloadavg()[0] - torch.get_num_threads()) / processors
 

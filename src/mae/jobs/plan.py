@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import torch
 
 from mae.config import PixelConfig, PretrainConfig
 from mae.data.decode import PixelKind
@@ -16,7 +17,7 @@ from mae.jobs.budget import ESTIMATE, MEASURED, Plan
 from mae.jobs.inputs import Data, open_source
 from mae.jobs.machines import machine_of, this_machine
 from mae.jobs.outlook import BYTES_PER_PARAMETER
-from mae.jobs.setup import batch_plan, measured_steps, resolve, settle_precision
+from mae.jobs.setup import batch_plan, few_pictures, measured_steps, resolve, settle_precision
 from mae.model.costs import FLOAT32, HALF, count_parameters
 from mae.model.create import create
 from mae.published.pretraining import PRETRAINING
@@ -24,7 +25,6 @@ from mae.published.pretraining import PRETRAINING
 IMAGENET = 1_281_167
 SHARE_OF_PEAK = 0.5
 """Of a GPU's peak: what performance work on such steps reaches."""
-_PROBED_FLOPS = 2e10  # of a step whose rate is measured on a CPU: a fraction of a second
 
 
 def plan(
@@ -135,18 +135,15 @@ def measured_rate(planned: Plan, *, say: Callable[[str], None]) -> tuple[float, 
     Returns:
         The rate, and the pictures of a step that was measured; a CPU takes fewer.
     """
-    config = planned.config
-    pictures = planned.share
-    if planned.machine.device == "cpu":
-        pictures = min(pictures, max(2, int(_PROBED_FLOPS // planned.step_flops)))
-    micro_batch = min(planned.micro_batch, pictures)
-    few = dataclasses.replace(config, batch=pictures, micro_batch=micro_batch, views_per_decode=1)
-    model = config.model
-    draw = np.random.default_rng(config.seed)
+    given = {"batch": planned.share, "micro_batch": planned.micro_batch, "views_per_decode": 1}
+    whole = dataclasses.replace(planned.config, **given)  # type: ignore[arg-type]
+    few = few_pictures(whole, torch.device(planned.machine.device))
+    model, pictures = few.model, few.batch
+    draw = np.random.default_rng(few.seed)
     shape = (pictures, *model.image_size, model.channels)
     noise = draw.integers(0, 256, shape).astype(model.pixels.dtype)
     say(f"measuring the rate of {model.image_size}, {pictures} pictures a step")
-    source, fresh = ArraySource(noise), create(model, seed=config.seed)
+    source, fresh = ArraySource(noise), create(model, seed=few.seed)
     made = batch_plan(few, source, PixelKind(model.pixels.dtype, model.channels))
     steps = measured_steps(few, made, minutes=60, model=fresh)
     return steps * pictures / 3600, pictures

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,6 +24,7 @@ from mae.data.policy import Policy
 from mae.data.source import ArraySource, Source
 from mae.errors import ConfigError
 from mae.model.classifier import Classifier
+from mae.model.costs import step_flops
 from mae.model.transformer import Blocks
 from mae.train.optim import adamw, choose_trained
 from mae.train.schedule import rate_at
@@ -33,6 +35,7 @@ ConfigT = TypeVar("ConfigT", PretrainConfig, FinetuneConfig)
 
 RATE_STEPS, RATE_SECONDS = 10, 3.0  # the least of both measures the rate for --minutes
 WARM_SECONDS = 1.0  # not counted: the first steps allocate, and wait for caches to fill
+_PROBED_FLOPS = 2e10  # of a step whose rate is measured on a CPU: a fraction of a second
 
 
 def resolve(
@@ -184,21 +187,36 @@ def choose_workers(config: FitConfig, plan: BatchPlan, device: torch.device) -> 
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Keep torch to one thread, where one core is measured or every core has a thread of ours."""
+def use_threads(count: int | None) -> Iterator[None]:
+    """Give torch so many threads for a while; none: as many as it has."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count or before)
     try:
         yield
     finally:
         torch.set_num_threads(before)
 
 
+def one_thread() -> AbstractContextManager[None]:
+    """Keep torch to one thread, where one core is measured or every core has a thread of ours."""
+    return use_threads(1)
+
+
 def cores() -> int:
-    """Count the cores that this process may use."""
+    """Count the cores that this process may use: a container may allow fewer than there are."""
+    allowed = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        allowed = len(os.sched_getaffinity(0))
+    return max(1, math.ceil(min(allowed, _quota(Path("/sys/fs/cgroup")))))
+
+
+def _quota(folder: Path) -> float:
+    """Give the processor time a second that a container's group of processes (cgroup v2) gets."""
+    try:
+        most, period = (folder / "cpu.max").read_text().split()
+        return math.inf if most == "max" else int(most) / int(period)
+    except (OSError, ValueError):
+        return math.inf
 
 
 def _room_for_batches() -> int:
@@ -239,22 +257,68 @@ def measured_steps(
     how: Rehearsal = Rehearsal(),  # noqa: B008
 ) -> int:
     """Measure the rate on throw-away steps and give the steps that fit into the minutes."""
+    with throw_away_steps(config, model, how) as step:
+
+        def take(number: int) -> None:
+            step(training_batch(plan, number), number)
+
+        warm = time.perf_counter()
+        while time.perf_counter() - warm < WARM_SECONDS:
+            take(0)
+        rate = times_a_second(take, least=RATE_STEPS, seconds=RATE_SECONDS)
+    return max(1, int(minutes * 60 * rate))
+
+
+@contextmanager
+def throw_away_steps(
+    config: PretrainConfig | FinetuneConfig,
+    model: nn.Module,
+    how: Rehearsal = Rehearsal(),  # noqa: B008
+) -> Iterator[Callable[[Batch, int], object]]:
+    """Give a function that makes a step of a batch and its number as training would."""
     # A copy: without a warm-up, the very first rate already changes the weights.
     state = new_state(copy.deepcopy(model), config)
     step = OptimiserStep(loss=how.loss, config=config, device=device_of(state))
     rate = rate_at(0, num_steps=100, config=config, batch=config.batch)
-
-    def take(number: int) -> None:
-        step(state, how.prepare(training_batch(plan, number), number), lr=rate)
-
     with step.side_by_side():
-        warm = time.perf_counter()
-        while time.perf_counter() - warm < WARM_SECONDS:
-            take(0)
-        began, done = time.perf_counter(), 0
-        while done < RATE_STEPS or time.perf_counter() - began < RATE_SECONDS:
-            take(done)
-            done += 1
-            if time.perf_counter() - began > 10 * RATE_SECONDS:
-                break
-    return max(1, int(minutes * 60 * done / (time.perf_counter() - began)))
+        yield lambda batch, number: step(state, how.prepare(batch, number), lr=rate)
+
+
+def times_a_second(
+    act: Callable[[int], object],
+    *,
+    least: int,
+    seconds: float,
+    finish: Callable[[], object] = lambda: None,
+) -> float:
+    """Do something with 0, 1, 2 and so on, and give how often a second it was done.
+
+    Args:
+        act: what is done.
+        least: times, unless they take more than ten times the seconds.
+        seconds: least time.
+        finish: waits for what may not be done yet.
+    """
+    began, done, passed = time.perf_counter(), 0, 0.0
+    while (done < least or passed < seconds) and passed <= 10 * seconds:
+        act(done)
+        done += 1
+        passed = time.perf_counter() - began
+    finish()
+    return done / (time.perf_counter() - began)
+
+
+def few_pictures(config: PretrainConfig, device: torch.device) -> PretrainConfig:
+    """Lower the batch of a step that is measured: a CPU would take minutes over a large one.
+
+    As many micro-batches are side by side as in the whole batch.
+    """
+    if device.type != "cpu":
+        return config
+    views = config.views_per_decode
+    wanted = max(2, views, int(_PROBED_FLOPS // step_flops(config.model)))
+    pictures = min(config.batch, wanted // views * views)
+    micro_batch = config.fixed_micro_batch or config.batch
+    side_by_side = min(torch.get_num_threads(), -(-config.batch // micro_batch))
+    micro_batch = min(micro_batch, -(-pictures // side_by_side))
+    return dataclasses.replace(config, batch=pictures, micro_batch=micro_batch)

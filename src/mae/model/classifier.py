@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from mae.model.encoder import Encoder
+from mae.model.linear import Linear
 from mae.model.transformer import drop_scales
 
 
@@ -37,7 +38,7 @@ class Classifier(nn.Module):
             self.encoder.norm = nn.Identity()  # type: ignore[assignment]
         # The identity has no tensors, so the names are the published ones for both.
         self.fc_norm = nn.LayerNorm(width, eps=eps) if pool == "mean" else nn.Identity()
-        self.head = nn.Linear(width, num_classes)
+        self.head = Linear(width, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=2e-5)
         nn.init.zeros_(self.head.bias)
 

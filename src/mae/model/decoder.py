@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mae.model.linear import Linear
 from mae.model.masking import Masking, gather
 from mae.model.positions import resize_positions, sincos_positions
 from mae.model.transformer import Blocks, init_published
@@ -26,7 +27,7 @@ class Decoder(nn.Module):
         super().__init__()
         E = config.decoder_width
         self.config = config
-        self.embed = nn.Linear(config.width, E)
+        self.embed = Linear(config.width, E)
         self.mask_token = nn.Parameter(torch.empty(1, 1, E))
         self.pos_embed = nn.Parameter(sincos_positions(E, config.grid), requires_grad=False)
         self.blocks = Blocks(
@@ -37,7 +38,7 @@ class Decoder(nn.Module):
             norm_eps=config.norm_eps,
         )
         self.norm = nn.LayerNorm(E, eps=config.norm_eps)
-        self.pred = nn.Linear(E, config.patch_values)
+        self.pred = Linear(E, config.patch_values)
         init_published(self)
         nn.init.normal_(self.mask_token, std=0.02)
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mae.errors import ConfigError, ShapeError
+from mae.model.linear import linear
 from mae.model.masking import gather
 from mae.model.patches import patch_grid, patchify
 from mae.model.pixels import normalize_pixels, require_finite
@@ -33,7 +34,8 @@ class PatchEmbed(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         """Project B K P, values ordered row, column, channel, to B K D."""
         weight = self.proj.weight.permute(0, 2, 3, 1).flatten(1)  # D P, in the order of patches
-        return F.linear(patches, weight, self.proj.bias)
+        assert self.proj.bias is not None
+        return linear(patches, weight, self.proj.bias)
 
 
 class Encoder(nn.Module):

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mae.model.linear import Linear
+
 # Up to here a CPU is faster with the products written out than with torch's fused kernel
 # (decision 0008); both give the same numbers up to rounding.
 FEW_TOKENS = 64
@@ -21,8 +23,8 @@ class Attention(nn.Module):
     def __init__(self, width: int, *, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
 
     def forward(self, tokens: Tensor, *, first: int = 0) -> Tensor:
         """Mix the tokens of each image: B T D to B T-first D, all of them attended to."""
@@ -48,8 +50,8 @@ class Mlp(nn.Module):
 
     def __init__(self, width: int, *, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Transform each token by itself: B T D to B T D."""

@@ -13,7 +13,7 @@ from mae.verbs.looking import (
     recipes_show,
     report,
 )
-from mae.verbs.pictures import bench_data, data_inspect, data_pack, data_verify
+from mae.verbs.pictures import bench, bench_data, data_inspect, data_pack, data_verify
 from mae.verbs.shown import Shown
 from mae.verbs.training import demo, finetune, pretrain
 from mae.verbs.using import embed, evaluate, probe, reconstruct
@@ -60,6 +60,7 @@ GROUPS: dict[str, tuple[Callable[..., Shown], ...]] = {
         weights_export,
         weights_push,
         doctor,
+        bench,
         bench_data,
     ),
 }

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from mae.config import PretrainConfig
+from mae.jobs.recipes import configured
 from mae.recipes import find_config
 from mae.verbs.shown import Shown, shown
 
@@ -55,6 +56,28 @@ def data_verify(pack: Path, *, quiet: bool = False) -> Shown:
     from mae.jobs.verify import verify
 
     return shown(verify(pack, quiet=quiet))
+
+
+def bench(
+    recipe: str = "folder",
+    *,
+    data: str,
+    init: Path | None = None,
+    seconds: float = 20.0,
+    config: Path | None = None,
+    quiet: bool = False,
+    **fields: object,
+) -> Shown:
+    """Measure the loader alone, the step alone and both, and say which is the wall of a run here.
+
+    Also how long the run would take, and what would help. On weights that are thrown away.
+    """
+    settled = configured(recipe, PretrainConfig, file=config, fields=fields)
+    from mae.jobs.bench_run import bench_run
+
+    ask = partial(bench_run, recipe=recipe, init=init, seconds=seconds, quiet=quiet)
+    result = ask(data, settled)
+    return Shown(result.values(), result.rows())
 
 
 def bench_data(

@@ -1,0 +1,188 @@
+"""Time, memory and arithmetic of the sides, in turn in one process."""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.step.sides import NAMES, PEERS, SIZES, Side, make_batch, make_side
+from mae.model.costs import step_flops
+from mae.model.linear import linear
+
+PEAK_EDGE = 2048
+
+
+class Steps(NamedTuple):
+    """Seconds of the steps of a side, round by round."""
+
+    whole: tuple[float, ...]
+    updates: tuple[float, ...]
+    """Of them, of the optimiser."""
+
+    @property
+    def models(self) -> tuple[float, ...]:
+        """Forward and backward."""
+        return tuple(whole - update for whole, update in zip(self.whole, self.updates, strict=True))
+
+
+class Spread(NamedTuple):
+    """A median and the quartiles."""
+
+    low: float
+    median: float
+    high: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> Spread:
+        """Of at least two values."""
+        return cls(*statistics.quantiles(values, n=4))
+
+
+class Sized(NamedTuple):
+    """What came out at a size."""
+
+    size: str
+    batch: int
+    rate: Spread
+    """Our pictures a second."""
+    whole: dict[str, Spread]
+    """A peer's step over ours, pair by pair."""
+    model: dict[str, Spread]
+    """Of them, forward and backward alone."""
+    ours_updating: dict[str, Spread]
+    """A peer's step with our optimiser over ours."""
+    update_share: float
+    """The optimiser's, of our step."""
+    gflops: Spread
+    """What our step makes a second, in 10^9 operations; only matrix products are counted."""
+    peak_gflops: dict[str, float]
+    """Of one square product of torch's (mkl), and of a linear layer of ours."""
+    kept_bytes: dict[str, float]
+    """Of a picture, by side: what the forward keeps for the backward, weights left out."""
+    peak_bytes: dict[str, int]
+    """Of a process in training, by side: what it takes beyond what it imports."""
+
+
+def measure(size: str, *, pairs: int) -> Sized:
+    """Run all sides in turn."""
+    config, batch = SIZES[size]
+    sides = [make_side(name, config, batch) for name in NAMES]
+    batches = {name: make_batch(name, config, batch) for name in NAMES}
+    for side in sides:
+        _timed(side, batches[side.name])  # the first allocates
+    kept = {side.name: saved_bytes(side, batches[side.name]) / batch for side in sides}
+    rounds = list[dict[str, tuple[float, float]]]()
+    peaks = list[dict[str, float]]()
+    for number in range(pairs):
+        # Another one begins each time, so that nobody always comes after the same.
+        order = [*sides[number % len(sides) :], *sides[: number % len(sides)]]
+        rounds.append({side.name: _timed(side, batches[side.name]) for side in order})
+        peaks.append(_peaks())
+    taken = {
+        name: Steps(*(tuple(each[name][i] for each in rounds) for i in range(2))) for name in NAMES
+    }
+    ours = taken["mae"]
+    work = step_flops(config) * batch / 1e9
+    return Sized(
+        size=size,
+        batch=batch,
+        rate=Spread.of([batch / seconds for seconds in ours.whole]),
+        whole={peer: _ratio(taken[peer].whole, ours.whole) for peer in PEERS},
+        model={peer: _ratio(taken[peer].models, ours.models) for peer in PEERS},
+        ours_updating={
+            peer: _ratio(
+                tuple(m + u for m, u in zip(taken[peer].models, ours.updates, strict=True)),
+                ours.whole,
+            )
+            for peer in PEERS
+        },
+        update_share=sum(ours.updates) / sum(ours.whole),
+        gflops=Spread.of([work / seconds for seconds in ours.whole]),
+        peak_gflops={name: max(each[name] for each in peaks) for name in peaks[0]},
+        kept_bytes=kept,
+        peak_bytes={name: _alone(name, size) for name in NAMES},
+    )
+
+
+def _ratio(theirs: tuple[float, ...], ours: tuple[float, ...]) -> Spread:
+    return Spread.of([t / o for t, o in zip(theirs, ours, strict=True)])
+
+
+def _timed(side: Side, batch: object) -> tuple[float, float]:
+    before, began = side.updating, time.perf_counter()
+    loss = side.step(batch)  # type: ignore[arg-type]
+    seconds = time.perf_counter() - began
+    if not torch.isfinite(loss):
+        raise RuntimeError(f"{side.name}: the loss is not finite")
+    return seconds, side.updating - before
+
+
+def _peaks() -> dict[str, float]:
+    """Give 10^9 operations a second of both products of a CPU, at a shape that suits them."""
+    square = torch.ones(PEAK_EDGE, PEAK_EDGE)
+    bias = torch.zeros(PEAK_EDGE)
+    found = {}
+    for name, multiply in (
+        ("torch", lambda: square @ square),
+        ("ours", lambda: linear(square, square, bias)),
+    ):
+        multiply()
+        began = time.perf_counter()
+        multiply()
+        found[name] = 2 * PEAK_EDGE**3 / (time.perf_counter() - began) / 1e9
+    return found
+
+
+def saved_bytes(side: Side, batch: object) -> int:
+    """Count the bytes that a forward keeps for its backward, weights left out; one step more."""
+    weights = {p.untyped_storage().data_ptr() for p in side.model.parameters()}
+    kept = dict[int, int]()
+    alive = list[Tensor]()  # so that no storage gets the place of one that was freed
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor.detach())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        side.step(batch)  # type: ignore[arg-type]
+    return sum(kept.values())
+
+
+def _alone(name: str, size: str) -> int:
+    """Train one side in a process of its own and give its peak."""
+    command = [sys.executable, "-m", "benchmarks.step", "--sizes", size, "--alone", name]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    found: int = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def peak_bytes(name: str, size: str) -> int:
+    """Make a few steps, and give the most memory this process took beyond what it imported."""
+    config, batch = SIZES[size]
+    make_side(name, *_SMALLEST)  # imports what there is to import
+    before = _most_memory()
+    side, pictures = make_side(name, config, batch), make_batch(name, config, batch)
+    for _ in range(3):
+        side.step(pictures)
+    return _most_memory() - before
+
+
+_SMALLEST = (
+    SIZES["tiny"][0],
+    1,
+)
+
+
+def _most_memory() -> int:
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,0 +1,153 @@
+"""The sides: our step, and those of transformers, lightly and a textbook as their users write it.
+
+Each side has a network of the same size at the same batch and the same share hidden, float32 on
+a CPU, and an AdamW: fused as `mae pretrain` has it, and as torch gives it to the peers.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from benchmarks.gpu.sides import RATE, our_step, synthetic_batch, transformers_config
+from benchmarks.textbook import TextbookMAE
+from mae.config import PretrainConfig
+from mae.data.batch import Batch
+from mae.jobs.setup import new_state
+from mae.model.create import create
+from mae.model.positions import sincos_positions
+from mae.network import ModelConfig
+from mae.sizes import model_config
+
+PEERS = ("transformers", "lightly", "textbook")
+NAMES = ("mae", *PEERS)
+
+# Small pictures on a laptop, and two sizes of the paper's way to cut 224 x 224 into 196.
+SIZES: dict[str, tuple[ModelConfig, int]] = {
+    "tiny": (
+        model_config("vit-ti/4", image_size=32, decoder_width=96, decoder_depth=2, decoder_heads=3),
+        128,
+    ),
+    "vit-s/16": (model_config("vit-s/16"), 32),
+    "vit-b/16": (model_config("vit-b/16"), 16),
+}
+"""Network and batch."""
+
+
+@dataclass(slots=True)
+class Side:
+    """A network in training."""
+
+    name: str
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    step: Callable[[Batch], Tensor]
+    """Updates the weights and gives the loss."""
+    updating: float = 0.0
+    """Seconds that the optimiser took in all steps so far."""
+    _began: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        self.optimizer.register_step_pre_hook(self._begin)
+        self.optimizer.register_step_post_hook(self._end)
+
+    def _begin(self, *_: Any) -> None:
+        self._began = time.perf_counter()
+
+    def _end(self, *_: Any) -> None:
+        self.updating += time.perf_counter() - self._began
+
+
+def make_side(name: str, config: ModelConfig, batch: int) -> Side:
+    """Build one side."""
+    if name == "mae":
+        run = PretrainConfig(model=config, batch=batch, device="cpu")
+        state = new_state(create(config), run)
+        return Side(name, state.model, state.optimizer, our_step(state, run))
+    made = {"transformers": _transformers, "lightly": Lightly, "textbook": TextbookMAE}
+    model = made[name](config).train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=RATE, betas=(0.9, 0.95), weight_decay=0.05)
+
+    def step(batch: Batch) -> Tensor:
+        given = model(batch.images, batch.noise)
+        loss: Tensor = getattr(given, "loss", given)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        return loss.detach()
+
+    return Side(name, model, optimizer, step)
+
+
+def make_batch(name: str, config: ModelConfig, count: int) -> Batch:
+    """Draw a batch; the peers get their pixels normalised, ours as they are stored."""
+    batch = synthetic_batch(config, count, torch.device("cpu"))
+    if name == "mae":
+        return batch
+    return batch._replace(images=batch.images.float() / 127.5 - 1)
+
+
+def _transformers(config: ModelConfig) -> nn.Module:
+    from transformers import ViTMAEForPreTraining
+
+    model = ViTMAEForPreTraining(transformers_config(config))
+    # Some versions leave the tables of positions at zero when a model is made from nothing.
+    for table, width in (
+        (model.vit.embeddings.position_embeddings, config.width),
+        (model.decoder.decoder_pos_embed, config.decoder_width),
+    ):
+        table.data.copy_(sincos_positions(width, config.grid))
+    return model  # type: ignore[no-any-return]
+
+
+class Lightly(nn.Module):
+    """The masked autoencoder of lightly's examples, with the noise as an argument."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what it imports, and of its next version
+            modules = import_module("lightly.models.modules")
+            self.utils = import_module("lightly.models.utils")
+            shape = {"patch_size": config.patch_size, "embed_dim": config.width}
+            vit = VisionTransformer(
+                img_size=config.image_size,
+                in_chans=config.channels,
+                depth=config.depth,
+                num_heads=config.num_heads,
+                num_classes=0,
+                **shape,
+            )
+            self.backbone = modules.MaskedVisionTransformerTIMM(vit=vit)
+            self.decoder = modules.MAEDecoderTIMM(
+                num_patches=config.num_patches,
+                in_chans=config.channels,
+                decoder_embed_dim=config.decoder_width,
+                decoder_depth=config.decoder_depth,
+                decoder_num_heads=config.decoder_heads,
+                **shape,
+            )
+        self.config = config
+
+    def forward(self, images: Tensor, noise: Tensor) -> Tensor:
+        """Give the loss of plain pixels, as the examples do."""
+        utils, B, keep = self.utils, len(images), 1 + self.config.num_keep
+        order = torch.cat([noise.new_full((B, 1), -1.0), noise], dim=1).argsort(dim=1)
+        idx_keep, idx_mask = order[:, :keep], order[:, keep:]
+        embedded = self.decoder.embed(self.backbone.encode(images, idx_keep=idx_keep))
+        tokens = utils.repeat_token(self.decoder.mask_token, order.shape)
+        tokens = utils.set_at_index(tokens, idx_keep, embedded.type_as(tokens))
+        decoded = self.decoder.decode(tokens)
+        pred = self.decoder.predict(utils.get_at_index(decoded, idx_mask))
+        patches = utils.patchify(images, patch_size=self.config.patch_size)
+        target = utils.get_at_index(patches, idx_mask - 1)
+        return nn.functional.mse_loss(pred, target)

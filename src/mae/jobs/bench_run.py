@@ -1,0 +1,209 @@
+"""A run's loader alone, its step alone and both together, measured on throw-away weights."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
+
+import torch
+
+from mae.config import PretrainConfig
+from mae.data.batch import Batch, BatchPlan, training_batch
+from mae.data.loader import MADE_AHEAD, batches, on_device
+from mae.data.source import Source
+from mae.errors import ConfigError
+from mae.jobs.budget import MEASURED, Plan
+from mae.jobs.continuing import follow, require_init
+from mae.jobs.inputs import Data, open_source
+from mae.jobs.machines import this_machine
+from mae.jobs.outlook import others_waiting
+from mae.jobs.plan import state_bytes
+from mae.jobs.progress import Progress
+from mae.jobs.running import refuse_in_readers
+from mae.jobs.setup import (
+    WARM_SECONDS,
+    batch_plan,
+    choose_device,
+    choose_workers,
+    few_pictures,
+    has_bf16,
+    resolve,
+    settle_precision,
+    throw_away_steps,
+    times_a_second,
+    use_threads,
+)
+from mae.jobs.verdict import Reading, Verdict, is_in_memory
+from mae.model.create import create
+
+ROUNDS = 2
+"""Times that loader and both are measured in turn; the step is before the first and after the last,
+when no reader is there."""
+_SLICES = 2 * ROUNDS + 2
+_FAR = 10**9  # more batches than anyone waits for
+
+
+def bench_run(
+    data: Data,
+    config: PretrainConfig,
+    *,
+    recipe: str = "custom",
+    init: str | Path | None = None,
+    seconds: float = 20.0,
+    quiet: bool = False,
+) -> Verdict:
+    """Measure what a run's loader and step make, alone and together, and say which is the wall.
+
+    Args:
+        data: whatever `open_source` takes.
+        config: the run.
+        recipe: its name, for messages.
+        init: weights, where the configuration takes its network from them; only that is read.
+        seconds: time to measure for, about; readers that start and the first steps come on top.
+        quiet: show no notes.
+
+    Raises:
+        MaeError: for whatever the user must change, in one line.
+    """
+    refuse_in_readers("jobs.bench_run.bench_run")
+    if not 0 < seconds < math.inf:
+        raise ConfigError(f"seconds: expected a number above 0, got {seconds}")
+    require_init(config, init)
+    with Progress(quiet=quiet) as progress, use_threads(config.threads):
+        source, device = open_source(data), choose_device(config.device)
+        if init is not None and not config.follow_weights:
+            raise ConfigError(f"init: has no effect on the speed of {recipe}; drop it")
+        if init is not None:
+            config = follow(config, init, say=progress.note)
+        config, kind = resolve(config, source, say=progress.note)
+        config = settle_precision(config, has_bf16=has_bf16(device))
+        few = few_pictures(config, device)
+        plan = batch_plan(few, source, kind)
+        # As the run would choose: by what its own batches take.
+        workers = choose_workers(config, batch_plan(config, source, kind), device)
+        progress.note(f"measuring {few.batch} pictures a step for {seconds:g} s on {device}")
+        try:
+            taken = _measured(few, plan, device, workers=workers, seconds=seconds / _SLICES)
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(
+                f"micro_batch: {few.fixed_micro_batch or few.batch} pictures a pass do not fit "
+                f"into the memory of {device}; use a smaller --micro-batch (mae plan says the "
+                f"largest)"
+            ) from error
+        planned = _planned(config, source, recipe=recipe, rate=taken.both)
+        return Verdict(
+            loader=taken.loader,
+            step=taken.step,
+            both=taken.both,
+            pictures=few.batch,
+            workers=workers,
+            threads=torch.get_num_threads(),
+            reading=taken.reading,
+            planned=planned,
+            largest=planned.largest,
+            in_memory=is_in_memory(source),
+            unreadable=taken.unreadable,
+            others=others_waiting() if device.type == "cpu" else 0.0,
+        )
+
+
+class _Taken(NamedTuple):
+    """Pictures a second, and how they are read."""
+
+    loader: float
+    step: float
+    both: float
+    reading: Reading
+    unreadable: int
+
+
+def _measured(
+    few: PretrainConfig, plan: BatchPlan, device: torch.device, *, workers: int, seconds: float
+) -> _Taken:
+    """Measure each for so long, the loader and both in turn."""
+    bad = set[int]()
+
+    def seen(feed: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in feed:
+            bad.update(picture.id for picture in batch.bad)
+            yield batch
+
+    def finish() -> None:
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+
+    def rate(act: Callable[[int], object], *, rounds_of: int = 1) -> float:
+        def a_round(number: int) -> None:
+            for place in range(rounds_of):
+                act(number * rounds_of + place)
+
+        rounds = times_a_second(a_round, least=2, seconds=seconds, finish=finish)
+        return rounds * rounds_of * few.batch
+
+    reading = _reading(plan, seconds=seconds / 2)
+    with throw_away_steps(few, create(few.model, seed=few.seed)) as step:
+        again = next(on_device(iter([training_batch(plan, 0)]), device))
+        times_a_second(lambda n: step(again, n), least=1, seconds=min(seconds, WARM_SECONDS))
+        alone = [rate(lambda n: step(again, n))]
+        loader, both = list[float](), list[float]()
+        feed = batches(plan, start=0, stop=_FAR, workers=workers)
+        # Readers that began together are done together: whole rounds are counted.
+        readers = max(1, workers)
+        with closing(feed):  # type: ignore[type-var]  # a generator; ends the readers
+            fed = on_device(seen(feed), device)
+            for _ in range(ROUNDS):
+                # What was made ahead while nobody took it would count as speed. After the loader
+                # alone nothing is left of it.
+                for _ in range(MADE_AHEAD * workers + (device.type == "cuda")):
+                    next(fed)
+                loader.append(rate(lambda n: next(fed), rounds_of=readers))
+                both.append(rate(lambda n: step(next(fed), n), rounds_of=readers))
+        alone.append(rate(lambda n: step(again, n)))
+    return _Taken(fmean(loader), fmean(alone), fmean(both), reading, len(bad))
+
+
+def _reading(plan: BatchPlan, *, seconds: float) -> Reading:
+    """Time this process making batches, by the clock and by the processor.
+
+    Time in which others had the processor is neither work nor waiting for the source.
+    """
+    training_batch(plan, 0)  # the first one loads libraries
+    busy, queued, began = time.process_time(), _queued_seconds(), time.perf_counter()
+    done = 0
+    while not done or time.perf_counter() - began < seconds:
+        done += 1
+        training_batch(plan, done)
+    passed = time.perf_counter() - began - (_queued_seconds() - queued)
+    busy = time.process_time() - busy
+    pictures = done * plan.batch
+    return Reading(max(busy, passed) / pictures, busy / pictures)
+
+
+def _queued_seconds() -> float:
+    """Give the time this thread was ready and others had the processor; 0 where nobody counts."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
+def _planned(config: PretrainConfig, source: Source, *, recipe: str, rate: float) -> Plan:
+    """Say what the whole run takes at a rate that was measured."""
+    trained, state = state_bytes(config)
+    return Plan(
+        recipe=recipe,
+        config=config,
+        machine=this_machine(config.device),
+        images=len(source),
+        images_from="counted",
+        parameters=trained,
+        state_bytes=state,
+        rate=rate,
+        rate_basis=MEASURED,
+        rate_note="loader and step together",
+    )

@@ -1,0 +1,82 @@
+"""Linear layers, by whichever matrix product of torch's is faster on this processor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class Linear(nn.Linear):
+    """Torch's linear layer; the same parameters, names and numbers up to rounding."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Transform the last axis: ... I to ... O."""
+        return linear(tokens, self.weight, self.bias)
+
+
+def linear(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Multiply the last axis by a weight O I and add a bias O: ... I to ... O.
+
+    On a CPU with AVX-512 the float32 products go to oneDNN, where torch would ask MKL, which
+    uses half of the width of a processor that is not Intel's (decision 0017). Everything else,
+    and whatever is traced, goes to torch. `torch.backends.mkldnn.set_flags(False)` turns it off,
+    for gradients of gradients and `torch.func`, which it does not have.
+    """
+    if not _by_onednn(tokens, weight):
+        return F.linear(tokens, weight, bias)
+    rows = tokens.reshape(-1, tokens.shape[-1])
+    return _OneDnnLinear.apply(rows, weight, bias).view(*tokens.shape[:-1], -1)  # type: ignore[no-any-return]
+
+
+def _by_onednn(tokens: Tensor, weight: Tensor) -> bool:
+    return bool(
+        tokens.device.type == "cpu"
+        and tokens.dtype == weight.dtype == torch.float32
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        and not torch.is_autocast_enabled("cpu")
+        and torch.backends.mkldnn.enabled
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and tokens.numel() > 0
+    )
+
+
+class _OneDnnLinear(torch.autograd.Function):
+    """Three products, each by oneDNN: the output, and the gradients of rows and weight."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        by_rows, by_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(rows if by_weight else None, weight if by_rows else None)
+        return _product(rows, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        return (
+            _product(grad, weight.t()) if wanted[0] else None,
+            _weight_gradient(grad, rows) if wanted[1] else None,
+            grad.sum(dim=0) if wanted[2] else None,
+        )
+
+
+def _weight_gradient(grad: Tensor, rows: Tensor) -> Tensor:
+    """Multiply the transpose of M O by M I: O I."""
+    (M, O), I = grad.shape, rows.shape[1]  # noqa: E741
+    # What stands left is copied transposed: the narrower one, where the result is the smaller
+    # thing to turn.
+    if M * (O - I) > O * I:
+        return _product(rows.t(), grad.t()).t().contiguous()
+    return _product(grad.t(), rows.t())
+
+
+def _product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply M I by the transpose of O I: M O."""
+    # The operation that torch's own compiler writes for a linear layer; nothing is fused into it.
+    return torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")  # type: ignore[no-any-return]
