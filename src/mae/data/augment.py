@@ -165,7 +165,7 @@ def resized_crop(
     Returns:
         h w C of the same type, contiguous, never a view; integers rounded and within their range.
     """
-    top, left, height, width = (int(value) for value in box)
+    top, left, height, width = map(int, box)
     crop = picture[top : top + height, left : left + width]
     if crop.dtype == np.uint16:
         wide = resized_crop(crop.astype(np.float32), (0, 0, height, width), size=size, flip=flip)
@@ -179,9 +179,9 @@ def resized_crop(
     planes = pixels[None].permute(0, 3, 1, 2)  # 1 C h w
     if (height, width) != size:
         planes = _resize(planes, size)
-    planes = planes.flip(3) if flip else planes
-    if (height, width) == size and not flip:
+    elif not flip:
         planes = planes.clone()
+    planes = planes.flip(3) if flip else planes
     return np.ascontiguousarray(planes[0].permute(1, 2, 0).numpy())
 
 
