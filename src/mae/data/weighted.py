@@ -64,13 +64,12 @@ def crops_on_device(
     pictures: Tensor, boxes: NDArray[np.int64], *, size: tuple[int, int], flips: NDArray[np.bool_]
 ) -> Tensor:
     """Do the same with pictures on any device, where the results stay; B H W C and B h w C."""
-    columns = bicubic_taps(boxes[:, 1], boxes[:, 3], wanted=size[1])
-    rows = bicubic_taps(boxes[:, 0], boxes[:, 2], wanted=size[0])
-    mirrored = torch.from_numpy(flips)[:, None, None]
-    columns = Taps(*(torch.where(mirrored, value.flip(1), value) for value in columns))
     (B, H, W, C), device = pictures.shape, pictures.device
     crops = torch.empty(B, *size, C, dtype=torch.uint8, device=device)
     count = max(1, _AT_A_TIME // (max(H, size[0]) * max(W, size[1]) * C))
+    before = np.arange(B) % count  # pictures whose lines come first among those taken at a time
+    columns = bicubic_taps(boxes[:, 1] + before * W, boxes[:, 3], wanted=size[1], flips=flips)
+    rows = bicubic_taps(boxes[:, 0] + before * H, boxes[:, 2], wanted=size[0])
     for start in range(0, B, count):
         some = slice(start, start + count)
         resized = _resized(pictures[some], rows.some(some, device), columns.some(some, device))
@@ -90,17 +89,25 @@ def _resized(pictures: Tensor, rows: Taps, columns: Taps) -> Tensor:
 
 
 def _pass(lines: Tensor, taps: Taps) -> Tensor:
-    """Weigh lines B stored n to B wanted n; add a half, to round half up as Pillow, and clamp."""
+    """Weigh lines B stored n to B wanted n; add a half, to round half up as Pillow, and clamp.
+
+    The places of the taps are those among the lines of all B.
+    """
     B, stored, n = lines.shape
-    first = torch.arange(0, B * stored, stored, device=lines.device)[:, None, None]
-    places, weights = ((v.flatten(0, 1)) for v in (taps.places + first, taps.weights))
+    places, weights = (value.flatten(0, 1) for value in taps)
     summed = F.embedding_bag(
         places, lines.reshape(B * stored, n), mode="sum", per_sample_weights=weights
     )
     return summed.add_(0.5).clamp_(0, 255).view(B, -1, n)
 
 
-def bicubic_taps(starts: NDArray[np.int64], lengths: NDArray[np.int64], *, wanted: int) -> Taps:
+def bicubic_taps(
+    starts: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    *,
+    wanted: int,
+    flips: NDArray[np.bool_] | None = None,
+) -> Taps:
     """Give the taps of a box, as Pillow chooses them.
 
     Its kernel is cubic convolution with a = -0.5, stretched where it shrinks, cut at the ends of
@@ -110,6 +117,7 @@ def bicubic_taps(starts: NDArray[np.int64], lengths: NDArray[np.int64], *, wante
         starts: B, first pixel of the box.
         lengths: B, pixels of the box.
         wanted: pixels of the result.
+        flips: B, True where the result is turned round.
     """
     sorts, sort = np.unique(lengths, return_inverse=True)  # few in a batch of small pictures
     step = (sorts / wanted)[:, None]  # sorts 1
@@ -126,7 +134,10 @@ def bicubic_taps(starts: NDArray[np.int64], lengths: NDArray[np.int64], *, wante
     heaviest = (np.floor(centres) - first).astype(np.int64)
     units[line, place, heaviest] += _UNIT - units.sum(axis=-1)
     inside = np.minimum(taps, sorts[:, None, None] - 1).astype(np.int64)
-    return Taps(
-        torch.from_numpy(inside[sort] + starts[:, None, None]),
-        torch.from_numpy((units / _UNIT).astype(np.float32)[sort]),
-    )
+    weights = (units / _UNIT).astype(np.float32)
+    if flips is not None:
+        inside, weights = (np.concatenate([v, v[:, ::-1]]) for v in (inside, weights))
+        sort = sort + flips * len(sorts)
+    places = inside[sort]
+    places += starts[:, None, None]
+    return Taps(torch.from_numpy(places), torch.from_numpy(weights[sort]))
