@@ -16,6 +16,7 @@ from mae.data.augment import (
     center_crop_box,
     central_pixels_box,
     crop_boxes,
+    random_box,
     resized_crop,
 )
 from mae.data.weighted import Taps, bicubic_taps, resized_crops
@@ -204,10 +205,10 @@ def test_batched_crops_equal_integer_arithmetic_bit_for_bit():
 
 
 def test_batched_crops_do_not_depend_on_threads_or_neighbours():
-    pictures = batch(30, 32, 32, 3)
+    pictures = batch(60, 32, 32, 3)
     rng = np.random.default_rng(3)
     boxes = np.array([drawn_box(rng, 32, 32) for _ in pictures])
-    flips = rng.random(30) < 0.5
+    flips = rng.random(60) < 0.5
     threads = torch.get_num_threads()
 
     together = resized_crops(pictures, boxes, size=(32, 32), flips=flips)
@@ -218,7 +219,7 @@ def test_batched_crops_do_not_depend_on_threads_or_neighbours():
         torch.set_num_threads(threads)
     alone = [
         resized_crops(pictures[i : i + 1], boxes[i : i + 1], size=(32, 32), flips=flips[i : i + 1])
-        for i in range(30)
+        for i in range(60)
     ]
 
     assert np.array_equal(together, again)
@@ -292,6 +293,17 @@ def test_crop_boxes_equal_torchvisions_rule_draw_by_draw(scale, ratio):
     given = zip(heights.tolist(), widths.tolist(), draws.astype(np.float64), strict=True)
     assert boxes.dtype == np.int64
     assert boxes.tolist() == [list(torchvision_box(h, w, d, scale, ratio)) for h, w, d in given]
+
+
+def test_boxes_chosen_all_at_once_are_those_chosen_one_by_one():
+    rng = np.random.default_rng(5)
+    heights, widths = rng.integers(1, 400, (2, 1000))
+    draws = rng.random((1000, CROP_DRAWS)).astype(np.float32)
+
+    boxes = crop_boxes(heights, widths, draws, scale=SCALE, ratio=RATIO)
+
+    given = zip(heights.tolist(), widths.tolist(), draws.tolist(), strict=True)
+    assert boxes.tolist() == [list(random_box(*g, scale=SCALE, ratio=RATIO)) for g in given]
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 900), (3000, 1), (2, 3)])

@@ -125,8 +125,14 @@ class BatchPlan:
         return epoch, shuffled(positions, n=len(self.source), seed=self.seed, epoch=epoch)
 
 
-def training_batch(plan: BatchPlan, step: int) -> Batch:
-    """Make the batch of a step: order, crop, flip and mask noise all follow from its ids."""
+def training_batch(plan: BatchPlan, step: int, *, room: NDArray[Any] | None = None) -> Batch:
+    """Make the batch of a step: order, crop, flip and mask noise all follow from its ids.
+
+    Args:
+        plan: what the batch is a function of.
+        step: its number.
+        room: B h w C of the plan, where the crops are written; memory of their own otherwise.
+    """
     first, ids = plan.batch_ids(step)
     epochs = range(first, first + plan.views_per_decode)
 
@@ -141,13 +147,16 @@ def training_batch(plan: BatchPlan, step: int) -> Batch:
         pictures, shown = small_pictures(plan, first, ids, bad)
         images = small_crops(plan, pictures, crops, flips)
     else:
-        images, shown = _read_crops(plan, first, ids, crops, flips, bad)
+        images, shown = _read_crops(plan, first, ids, crops, flips, bad, room)
     if plan.policy is not None:
         images = augmented(images, plan.policy, ids, seed=plan.seed, epoch=first)
+    if room is not None and images is not room:
+        room[...] = images
+        images = room
     labels = plan.source.labels
     shown_labels = np.full(len(ids), -1) if labels is None else labels[shown]
     return Batch(
-        _channels_first(images),
+        channels_first(images),
         torch.from_numpy(draw(Stream.MASK, plan.num_patches)),
         torch.from_numpy(np.tile(ids, len(epochs))),
         torch.from_numpy(np.tile(shown_labels, len(epochs))),
@@ -163,6 +172,7 @@ def _read_crops(
     draws: NDArray[np.float32],
     flips: NDArray[np.bool_],
     bad: list[Bad],
+    room: NDArray[Any] | None,
 ) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Read pictures one by one, so that one at a time lies decoded in memory.
 
@@ -171,7 +181,8 @@ def _read_crops(
         class it is.
     """
     shown = ids.copy()
-    images = np.empty((len(draws), *plan.size, plan.kind.channels), dtype=plan.kind.dtype)
+    shape = len(draws), *plan.size, plan.kind.channels
+    images = np.empty(shape, dtype=plan.kind.dtype) if room is None else room
     how = partial(random_crops, kind=plan.kind, size=plan.size, augment=plan.augment)
     for place, index in enumerate(ids.tolist()):
         views = slice(place, None, len(ids))
@@ -292,9 +303,9 @@ def prepared(
         kept.append(index)
     empty = np.zeros((0, *size, kind.channels), dtype=kind.dtype)
     stacked = np.stack(images) if images else empty
-    return Prepared(_channels_first(stacked), torch.tensor(kept, dtype=torch.int64), tuple(bad))
+    return Prepared(channels_first(stacked), torch.tensor(kept, dtype=torch.int64), tuple(bad))
 
 
-def _channels_first(images: NDArray[Any]) -> Tensor:
+def channels_first(images: NDArray[Any]) -> Tensor:
     """View B H W C memory as B C H W; the copy waits for the device."""
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -23,7 +23,9 @@ from mae.network import PixelDtype
 _FULL_RANGE: dict[PixelDtype, float] = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}
 _ORIENTATION = 0x0112  # an EXIF tag
 # Markers of a JPEG: APP1, fill bytes, and those that have no length or no place in a head.
-_UNUSUAL = frozenset(bytes([code]) for code in (0xE1, 0xFF, 0x00, 0x01, *range(0xD0, 0xDA)))
+_UNUSUAL = frozenset((0xE1, 0xFF, 0x00, 0x01, *range(0xD0, 0xDA)))
+_SCAN = 0xDA  # the marker of what follows the head
+_SEGMENT = struct.Struct(">BBH")  # 0xFF, marker, and bytes to the next segment
 _LUMA = (19595, 38470, 7471)  # ITU-R 601-2 in units of 2^-16, as Pillow turns RGB to grey
 
 T = TypeVar("T")
@@ -58,11 +60,14 @@ def decode(data: bytes | NDArray[Any], *, kind: PixelKind, shrink: int = 1) -> N
 
 def _decode_file(data: bytes, channels: int, *, shrink: int) -> NDArray[Any]:
     file_format = header.format_of(data[:16])
-    file, space = io.BytesIO(data), "GRAY" if channels == 1 else "RGB"
+    space = "GRAY" if channels == 1 else "RGB"
     if file_format == "JPEG" and (size := _plain_jpeg_size(data)) is not None:
-        with suppress(ValueError):  # damage is looked at once more below, and named
+        try:
             if (plain := _decode_jpeg(data, space, size, shrink=shrink)) is not None:
                 return plain
+        except ValueError:
+            pass  # damage is looked at once more below, and named
+    file = io.BytesIO(data)
     with header.pillow_faults(file_format):
         if file_format == "NPY":
             header.npy_kind(file)
@@ -92,16 +97,18 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
     segment (EXIF or XMP), and whatever is unusual has to be judged by Pillow.
     """
     place = 2
-    while data[place : place + 1] == b"\xff" and (marker := data[place + 1 : place + 2]) != b"\xda":
-        if marker in _UNUSUAL:
-            return None
-        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
     try:
+        lead, marker, length = _SEGMENT.unpack_from(data, place)
+        while lead == 0xFF and marker != _SCAN:
+            if marker in _UNUSUAL:
+                return None
+            place += 2 + length
+            lead, marker, length = _SEGMENT.unpack_from(data, place)
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
+    except (struct.error, ValueError):
         return None
     usual = space in ("YCbCr", "RGB", "Gray") and height * width <= header.MAX_PIXELS
-    return (height, width) if usual and data[place : place + 2] == b"\xff\xda" else None
+    return (height, width) if usual and lead == 0xFF else None
 
 
 def _decode_jpeg(

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterable, Iterator
-from functools import partial
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from mae.data.batch import Batch, BatchPlan, training_batch
+from mae.data.batch import Batch, BatchPlan, channels_first, training_batch
+from mae.data.slots import Slots
 
 MADE_AHEAD = 2
 """Batches that every reader process may have made before they are asked for."""
+
+_HELD = 4  # batches beside those, which the training process works with
+
+T = TypeVar("T")
 
 
 def batches(plan: BatchPlan, *, start: int, stop: int, workers: int) -> Iterator[Batch]:
@@ -29,19 +36,61 @@ def batches(plan: BatchPlan, *, start: int, stop: int, workers: int) -> Iterator
         for step in range(start, stop):
             yield training_batch(plan, step)
         return
-    yield from DataLoader(
-        range(stop),  # type: ignore[arg-type]  # "sample" k is the number k
-        batch_size=None,
-        sampler=range(start, stop),
-        collate_fn=partial(training_batch, plan),
+    slots = Slots(plan, count=MADE_AHEAD * workers + _HELD)
+    made = DataLoader(
+        _Reader(plan, slots),
+        batch_size=None,  # "sample" k is the batch of task k
+        # Asked for the next task whenever one is sent: only then is it known which slot is free.
+        sampler=((step, slots.take()) for step in range(start, stop)),
+        collate_fn=_as_it_is,
         num_workers=workers,
         multiprocessing_context="spawn",
         worker_init_fn=_start_worker,
         prefetch_factor=MADE_AHEAD,
-        pin_memory=torch.cuda.is_available(),
         # A generator of its own: the loader would else draw a seed from torch's global one.
         generator=torch.Generator().manual_seed(plan.seed),
     )
+    for sent in made:
+        yield sent if isinstance(sent, Batch) else _received(slots, sent)
+
+
+class _Sent(NamedTuple):
+    """A batch on its way from the process that made it."""
+
+    slot: int
+    """Where its crops are."""
+    rest: tuple[Any, ...]
+    """Its other fields, arrays for tensors."""
+
+
+class _Reader(Dataset[Batch | _Sent]):
+    """Makes batches in a process of its own."""
+
+    def __init__(self, plan: BatchPlan, slots: Slots) -> None:
+        self._plan = plan
+        self._slots = slots
+
+    def __getitem__(self, task: tuple[int, int | None]) -> Batch | _Sent:
+        """Make the batch of a step: the crops into a slot, the rest as small arrays beside them.
+
+        Torch would share every tensor by a file of its own and a greeting over a socket, which
+        takes longer than to send a small one as it is.
+        """
+        step, slot = task
+        if slot is None:  # the user holds them all: so it goes as torch sends it
+            return training_batch(self._plan, step)
+        _, *rest = training_batch(self._plan, step, room=self._slots.room(slot))
+        return _Sent(slot, tuple(v.numpy() if isinstance(v, torch.Tensor) else v for v in rest))
+
+
+def _as_it_is(made: T) -> T:
+    return made
+
+
+def _received(slots: Slots, sent: _Sent) -> Batch:
+    """Put together what came by two ways."""
+    rest: Any = (torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in sent.rest)
+    return Batch(channels_first(slots.lend(sent.slot)), *rest)
 
 
 def _start_worker(worker: int) -> None:
@@ -61,7 +110,7 @@ def on_device(feed: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
         return
     side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     copied: tuple[Batch, torch.cuda.Event] | None = None
-    for batch in feed:
+    for batch in _pinned(feed, device):
         before, copied = copied, _copy(batch, device, side)
         if before is not None:
             yield _handed_over(*before, device)
@@ -69,11 +118,30 @@ def on_device(feed: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
         yield _handed_over(*copied, device)
 
 
+def _pinned(feed: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """Give batches in pinned memory, where a thread puts each while the one before is used.
+
+    Only from there can a copy go on beside the step.
+    """
+
+    def begin() -> None:
+        torch.cuda.set_device(device)
+        torch.set_num_threads(1)  # as torch's own loader does: a copy needs no more
+
+    with ThreadPoolExecutor(1, initializer=begin) as thread:
+        begun: Future[Batch] | None = None
+        for batch in feed:
+            before, begun = begun, thread.submit(batch.each, torch.Tensor.pin_memory)
+            if before is not None:
+                yield before.result()
+        if begun is not None:
+            yield begun.result()
+
+
 def _copy(
-    batch: Batch, device: torch.device, side: torch.cuda.Stream
+    pinned: Batch, device: torch.device, side: torch.cuda.Stream
 ) -> tuple[Batch, torch.cuda.Event]:
-    """Begin to copy a batch on a stream beside that of the step; only pinned memory can be."""
-    pinned = batch.each(lambda t: t if t.is_pinned() else t.pin_memory())
+    """Begin to copy a batch on a stream beside that of the step."""
     with torch.cuda.stream(side):
         return pinned.to(device), side.record_event()
 

