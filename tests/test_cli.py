@@ -176,6 +176,7 @@ def test_the_options_of_a_recipe_are_pinned() -> None:
         "epochs steps minutes batch micro-batch checkpoint-every lr seed precision compile device "
         "threads workers save-every-steps log-every-steps keep follow-weights resize max-bad "
         "image-size mask-ratio channels measure-pixels init-channels views-per-decode "
+        "start-size start-share "
         "optim.min-lr optim.warmup-epochs optim.warmup-start optim.betas optim.eps "
         "optim.weight-decay optim.decay-tokens optim.clip-norm augment.crop-scale "
         "augment.crop-ratio augment.flip augment.scaled-decode model.patch-size model.width "

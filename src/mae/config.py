@@ -171,6 +171,10 @@ class PretrainConfig(FitConfig):
     """What --init does where channels differ: repeat, mean or zero; none: repeat."""
     views_per_decode: int = 1
     """Crops and masks of a picture each time it is decoded, in one batch; epochs stay as long."""
+    start_size: tuple[int, int] | None = None
+    """Height and width of the pictures in the first part of the run; none: as in the rest."""
+    start_share: float = 0.6
+    """Share of the run with pictures of start_size, where there is one."""
 
     def __post_init__(self) -> None:
         # slots=True makes a new class, which the bare form of super() does not find.
@@ -181,6 +185,14 @@ class PretrainConfig(FitConfig):
         require(
             self.channels is None or self.channels >= 1, "channels", self.channels, "at least 1"
         )
+        require(0 < self.start_share < 1, "start_share", self.start_share, "between 0 and 1")
+        if self.start_size is not None and not self.follow_weights:
+            p, most = self.model.patch_size, self.model.image_size
+            fits = all(
+                0 < s <= m and s % p == 0 for s, m in zip(self.start_size, most, strict=True)
+            )
+            allowed = f"multiples of the patch, {p}, up to {most[0]} {most[1]}"
+            require(fits, "start_size", self.start_size, allowed)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,6 +16,7 @@ import torch
 from mae.config import PretrainConfig
 from mae.jobs.machines import CARDS, Machine
 from mae.jobs.outlook import hours_in_words
+from mae.jobs.stages import stage_models
 from mae.model.costs import FLOAT32, kept_bytes, recomputed_bytes, step_flops
 from mae.network import ModelConfig
 from mae.sizes import size_name
@@ -71,8 +72,10 @@ class Plan(NamedTuple):
 
     @property
     def step_flops(self) -> int:
-        """Operations of a picture in a step."""
-        return step_flops(self.config.model, checkpoint_every=self.config.checkpoint_every)
+        """Operations of a picture in a step, the mean of the run where its pictures grow."""
+        every = self.config.checkpoint_every
+        parts = stage_models(self.config)
+        return round(sum(share * step_flops(m, checkpoint_every=every) for m, share in parts))
 
     @property
     def picture_bytes(self) -> int:

@@ -12,6 +12,7 @@ from mae.config import FitConfig
 from mae.data.batch import Batch, BatchPlan, training_batch
 from mae.jobs.running import RunInProgress
 from mae.jobs.setup import Rehearsal, device_of
+from mae.jobs.stages import stages
 from mae.train.state import TrainState
 from mae.train.step import Loss, OptimiserStep
 
@@ -63,8 +64,9 @@ def is_compiled(config: FitConfig, device: torch.device) -> bool:
 def _parts(
     config: FitConfig, plan: BatchPlan, how: Rehearsal, device: torch.device
 ) -> Iterator[Batch]:
-    """Make a micro-batch of each size that a step has."""
+    """Make a micro-batch of each size that a step has, and of each size of its pictures."""
     whole = config.fixed_micro_batch or config.batch
-    for size in {min(whole, config.batch), config.batch % whole} - {0}:
-        few = dataclasses.replace(plan, batch=size, views_per_decode=1)
-        yield how.prepare(training_batch(few, 0).to(device), 0)
+    for stage in stages(config, plan):
+        for size in {min(whole, config.batch), config.batch % whole} - {0}:
+            few = dataclasses.replace(stage.plan, batch=size, views_per_decode=1)
+            yield how.prepare(training_batch(few, 0).to(device), 0)

@@ -12,7 +12,7 @@ import torch
 
 from mae.config import PretrainConfig
 from mae.data.batch import BatchPlan, prepared
-from mae.data.loader import batches, on_device
+from mae.data.loader import on_device
 from mae.data.randomness import Stream, uniform
 from mae.errors import ConfigError
 from mae.jobs.compiling import compiled_loss
@@ -41,6 +41,7 @@ from mae.jobs.setup import (
     resolve,
     settle_precision,
 )
+from mae.jobs.stages import staged_batches
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.create import create
 from mae.recipes import find_config
@@ -170,11 +171,12 @@ def _train(run: RunInProgress, state: TrainState) -> None:
     workers = choose_workers(config, plan, device)
     if state.step == 0:
         draw(state)
+    feed = staged_batches(config, plan, start=state.step, num_steps=num_steps, workers=workers)
     train_run(
         run,
         state,
         OptimiserStep(loss=how.loss, config=config, device=device),
-        on_device(batches(plan, start=state.step, stop=num_steps, workers=workers), device),
+        on_device(feed, device),
         batches_per_epoch=plan.batches_per_epoch,
         draw=Cadence(max(1, num_steps // DRAWINGS), lambda state, metrics: draw(state)),
     )

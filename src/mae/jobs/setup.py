@@ -23,6 +23,7 @@ from mae.data.loader import MADE_AHEAD
 from mae.data.policy import Policy
 from mae.data.source import ArraySource, Source
 from mae.errors import ConfigError
+from mae.jobs.stages import Stage, stages
 from mae.model.classifier import Classifier
 from mae.model.costs import step_flops
 from mae.model.transformer import Blocks
@@ -259,14 +260,17 @@ def measured_steps(
     """Measure the rate on throw-away steps and give the steps that fit into the minutes."""
     with throw_away_steps(config, model, how) as step:
 
-        def take(number: int) -> None:
-            step(training_batch(plan, number), number)
+        def rate_of(stage: Stage) -> float:
+            def take(number: int) -> None:
+                step(training_batch(stage.plan, number), number)
 
-        warm = time.perf_counter()
-        while time.perf_counter() - warm < WARM_SECONDS:
-            take(0)
-        rate = times_a_second(take, least=RATE_STEPS, seconds=RATE_SECONDS)
-    return max(1, int(minutes * 60 * rate))
+            warm = time.perf_counter()
+            while time.perf_counter() - warm < WARM_SECONDS:
+                take(0)
+            return times_a_second(take, least=RATE_STEPS, seconds=RATE_SECONDS)
+
+        seconds = sum(stage.share / rate_of(stage) for stage in stages(config, plan))
+    return max(1, int(minutes * 60 / seconds))
 
 
 @contextmanager

@@ -13,7 +13,8 @@ OURS = "this project"
 _OUR_FIELDS = frozenset(
     "steps minutes micro_batch checkpoint_every seed precision compile device threads workers "
     "save_every_steps log_every_steps keep max_bad channels measure_pixels num_classes "
-    "follow_weights resize init_channels views_per_decode augment.scaled_decode".split()
+    "follow_weights resize init_channels views_per_decode start_size start_share "
+    "augment.scaled_decode".split()
 )
 
 
