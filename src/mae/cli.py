@@ -16,7 +16,8 @@ from mae.errors import ConfigError, MaeError
 from mae.options import nearest, options_of, read_words, show_help
 from mae.train.distributed import require_alone, this_place
 from mae.train.guard import INTERRUPTED, Stopped
-from mae.verbs.every import GROUPS, ON_RANKS, VERBS, Verb
+from mae.verbs.every import GROUPS, VERBS, Verb
+from mae.verbs.shown import ON_RANKS
 
 _HELP = frozenset(("-h", "--help"))
 _FIRST_SPEAKS_S = 1.0
@@ -79,7 +80,7 @@ def _run(words: list[str]) -> int:
         show_help(options, verb=verb.name, about=getdoc(verb.run))
         return 0
     values, named = read_words(rest, options, verb=verb.name)
-    if verb.run not in ON_RANKS:
+    if verb.name not in ON_RANKS:
         require_alone(verb.name)
     as_json, _ = named.pop("json", False), named.pop("traceback", False)
     shown = verb.run(*values, **named)

@@ -64,6 +64,4 @@ GROUPS: dict[str, tuple[Callable[..., Shown], ...]] = {
         bench_data,
     ),
 }
-ON_RANKS = frozenset((probe, evaluate))
-"""What may be started as several processes of one job."""
 VERBS = tuple(Verb(run.__name__.replace("_", " "), run) for runs in GROUPS.values() for run in runs)

@@ -10,7 +10,7 @@ from mae.config import PretrainConfig
 from mae.fields import to_dict
 from mae.jobs.recipes import configured, recipe_rows, recipe_toml
 from mae.recipes import find_recipe
-from mae.verbs.shown import Shown
+from mae.verbs.shown import ON_RANKS, Shown
 
 
 def report(*runs: Path) -> Shown:
@@ -61,13 +61,12 @@ def plan(
     settled = configured(recipe, PretrainConfig, file=config, fields=fields)
     from mae.jobs import plan as job
     from mae.jobs.progress import Progress
-    from mae.verbs.every import ON_RANKS
 
     with Progress(quiet=quiet) as progress:
         given = {"data": data, "gpu": gpu, "images": images, "measure": measure}
         result = job.plan(settled, recipe=recipe, say=progress.note, **given)  # type: ignore[arg-type]
     rows = list[tuple[str, ...]](result.rows())
-    if result.machine.ranks > 1 and "pretrain" not in {run.__name__ for run in ON_RANKS}:
+    if result.machine.ranks > 1 and "pretrain" not in ON_RANKS:
         rows.append(("mae pretrain takes one process so far: this is what several would need",))
     return Shown(result.values(), rows)
 

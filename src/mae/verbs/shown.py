@@ -11,6 +11,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 Pool = Literal["mean", "cls", "grid"]
 
+ON_RANKS = frozenset(("probe", "evaluate"))
+"""Verbs that may be started as several processes of one job."""
+
 
 class Shown(NamedTuple):
     """What a verb has to show."""
