@@ -76,11 +76,12 @@ DEMO = PretrainConfig(
 # The same network with more and smaller steps, the first of them on pictures of 20 x 20.
 FAST = dataclasses.replace(
     DEMO,
-    epochs=12,
+    epochs=11,
     batch=32,
     micro_batch=16,
-    optim=OptimConfig(lr=0.016, warmup_epochs=1.2),
+    optim=OptimConfig(lr=0.016, warmup_epochs=1.1),
     start_size=(20, 20),
+    start_share=0.8,
 )
 
 # The published fine-tuning of ViT-B, gentler on few pictures: a smaller batch makes more steps.
