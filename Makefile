@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test quick check bench bench-data gpu results
+.PHONY: setup demo test quick check bench bench-claim bench-data gpu results
 
 setup: $(VENV)/developer
 
@@ -35,6 +35,11 @@ check: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.demo_step
+	$(BIN)/python -m benchmarks.step --json runs/step.json
+
+# The paper's 3x: an encoder that meets the mask tokens against one of visible patches alone.
+bench-claim: setup
+	$(BIN)/python -m benchmarks.claim --json runs/claim.json
 
 results: setup
 	$(BIN)/python -m benchmarks.results

@@ -58,7 +58,7 @@ SCRATCH = {
     "paper-scratch-vit-l": ("vit-l/16", 200, 0.2),
     "paper-scratch-vit-h": ("vit-h/14", 200, 0.2),
 }
-OURS = {"folder", "continue", "demo", "fast", "finetune-folder"}
+OURS = {"folder", "continue", "demo", "finetune-folder"}
 
 
 def model_name(config: PretrainConfig | FinetuneConfig) -> str:

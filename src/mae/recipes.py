@@ -73,17 +73,6 @@ DEMO = PretrainConfig(
     log_every_steps=100,
 )
 
-# The same network with more and smaller steps, the first of them on pictures of 20 x 20.
-FAST = dataclasses.replace(
-    DEMO,
-    epochs=11,
-    batch=32,
-    micro_batch=16,
-    optim=OptimConfig(lr=0.016, warmup_epochs=1.1),
-    start_size=(20, 20),
-    start_share=0.8,
-)
-
 # The published fine-tuning of ViT-B, gentler on few pictures: a smaller batch makes more steps.
 FINETUNE_FOLDER = FinetuneConfig(
     follow_weights=True,
@@ -120,13 +109,6 @@ RECIPES = (
         source="chosen on a validation part of the built-in pictures (docs/log.md)",
         expected="no published score",
         config=DEMO,
-    ),
-    Recipe(
-        name="fast",
-        about="the demo's network in less time: the pictures grow",
-        source="this project's, beyond the paper (docs/log.md); start_size after DailyMAE",
-        expected="no published score; the demo's longer run is ahead of it",
-        config=FAST,
     ),
     *PRETRAINING,
     Recipe(

@@ -39,7 +39,7 @@ class SlowSource(ArraySource):
         super().__init__(np.stack([photo(24, 40, seed=seed) for seed in range(count)]))
 
     def read(self, index: int) -> NDArray[np.generic]:
-        time.sleep(0.02)
+        time.sleep(0.1)  # far more than a step takes, on a busy machine as well
         return super().read(index)
 
 
@@ -80,14 +80,14 @@ def test_a_folder_of_jpegs_is_measured_whole_and_leaves_nothing_behind(tmp_path:
 
 
 def test_pictures_that_are_waited_for_make_the_loader_the_wall_and_workers_the_advice() -> None:
-    found = bench_run(SlowSource(12), CONFIG, seconds=0.6, quiet=True)
+    found = bench_run(SlowSource(12), CONFIG, seconds=1.5, quiet=True)
 
     assert found.wall == "loader" and found.reading.waits
-    assert 20 < found.loader <= 50  # 20 ms a picture
+    assert 2 < found.loader <= 10  # 100 ms a picture
     assert found.waiting > 0.5
     assert found.sentence.startswith("the loader is the wall: it makes 0.")
     (advice,) = found.advice()
-    assert advice.startswith(f"use --workers {found.readers_needed}: a picture takes a process 2")
+    assert advice.startswith(f"use --workers {found.readers_needed}: a picture takes a process 1")
 
 
 def test_pictures_in_memory_make_the_step_the_wall() -> None:
