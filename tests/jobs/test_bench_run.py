@@ -35,11 +35,12 @@ CONFIG = PretrainConfig(model=TINY, batch=6, micro_batch=3, device="cpu", epochs
 class SlowSource(ArraySource):
     """Pictures that come from far away: each is waited for, and no processor works meanwhile."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, wait: float = 0.02) -> None:
         super().__init__(np.stack([photo(24, 40, seed=seed) for seed in range(count)]))
+        self.wait = wait
 
     def read(self, index: int) -> NDArray[np.generic]:
-        time.sleep(0.1)  # far more than a step takes, on a busy machine as well
+        time.sleep(self.wait)
         return super().read(index)
 
 
@@ -80,7 +81,8 @@ def test_a_folder_of_jpegs_is_measured_whole_and_leaves_nothing_behind(tmp_path:
 
 
 def test_pictures_that_are_waited_for_make_the_loader_the_wall_and_workers_the_advice() -> None:
-    found = bench_run(SlowSource(12), CONFIG, seconds=1.5, quiet=True)
+    # Far more than a step takes, on a busy machine as well.
+    found = bench_run(SlowSource(12, wait=0.1), CONFIG, seconds=1.5, quiet=True)
 
     assert found.wall == "loader" and found.reading.waits
     assert 2 < found.loader <= 10  # 100 ms a picture
