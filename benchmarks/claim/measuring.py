@@ -79,8 +79,13 @@ def peak_bytes(config: ModelConfig, side: Side, *, batch: int, device: torch.dev
 def most_held() -> int:
     """Read the most bytes that this process ever held."""
     # Not getrusage: that begins with what the process which started this one held.
+    return process_bytes("VmHWM")
+
+
+def process_bytes(name: str) -> int:
+    """Read what the kernel counts of this process: VmRSS, what it holds; VmHWM, at the most."""
     status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    return 1024 * int(status.partition(f"{name}:")[2].split()[0])
 
 
 def peak_bytes_elsewhere(

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
+from benchmarks.claim.measuring import process_bytes
 from benchmarks.step.sides import NAMES, PEERS, SIZES, Side, make_batch, make_side
+from mae.data.batch import Batch
+from mae.jobs.outlook import kept_for_backward
 from mae.model.costs import step_flops
 from mae.model.linear import linear
 
@@ -116,9 +118,9 @@ def _ratio(theirs: tuple[float, ...], ours: tuple[float, ...]) -> Spread:
     return Spread.of([t / o for t, o in zip(theirs, ours, strict=True)])
 
 
-def _timed(side: Side, batch: object) -> tuple[float, float]:
+def _timed(side: Side, batch: Batch) -> tuple[float, float]:
     before, began = side.updating, time.perf_counter()
-    loss = side.step(batch)  # type: ignore[arg-type]
+    loss = side.step(batch)
     seconds = time.perf_counter() - began
     if not torch.isfinite(loss):
         raise RuntimeError(f"{side.name}: the loss is not finite")
@@ -141,22 +143,9 @@ def _peaks() -> dict[str, float]:
     return found
 
 
-def saved_bytes(side: Side, batch: object) -> int:
-    """Count the bytes that a forward keeps for its backward, weights left out; one step more."""
-    weights = {p.untyped_storage().data_ptr() for p in side.model.parameters()}
-    kept = dict[int, int]()
-    alive = list[Tensor]()  # so that no storage gets the place of one that was freed
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor.detach())
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        side.step(batch)  # type: ignore[arg-type]
-    return sum(kept.values())
+def saved_bytes(side: Side, batch: Batch) -> int:
+    """Count the bytes that a forward keeps for its backward, weights left out."""
+    return kept_for_backward(side.model, lambda: side.loss(batch))
 
 
 def _alone(name: str, size: str) -> int:
@@ -171,19 +160,12 @@ def peak_bytes(name: str, size: str) -> int:
     """Make a few steps, and give the most memory this process took beyond what it imported."""
     config, batch = SIZES[size]
     make_side(name, *_SMALLEST)  # imports what there is to import
-    before = _memory("VmRSS")
+    before = process_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the most so far is counted from here
     side, pictures = make_side(name, config, batch), make_batch(name, config, batch)
     for _ in range(3):
         side.step(pictures)
-    return _memory("VmHWM") - before
+    return process_bytes("VmHWM") - before
 
 
 _SMALLEST = (SIZES["tiny"][0], 1)
-
-
-def _memory(which: str) -> int:
-    """Read what the kernel counts of this process, in bytes."""
-    status = Path("/proc/self/status").read_text()
-    (line,) = (line for line in status.splitlines() if line.startswith(f"{which}:"))
-    return 1024 * int(line.split()[1])

@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -26,6 +27,7 @@ from mae.model.create import create
 from mae.model.positions import sincos_positions
 from mae.network import ModelConfig
 from mae.sizes import model_config
+from mae.train.step import pretraining_loss
 
 PEERS = ("transformers", "lightly", "textbook")
 NAMES = ("mae", *PEERS)
@@ -49,6 +51,7 @@ class Side:
     name: str
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    loss: Callable[[Batch], Tensor]
     step: Callable[[Batch], Tensor]
     """Updates the weights and gives the loss."""
     updating: float = 0.0
@@ -71,21 +74,26 @@ def make_side(name: str, config: ModelConfig, batch: int) -> Side:
     if name == "mae":
         run = PretrainConfig(model=config, batch=batch, device="cpu")
         state = new_state(create(config), run)
-        return Side(name, state.model, state.optimizer, our_step(state, run))
+        loss_of = partial(pretraining_loss, state.model)
+        return Side(name, state.model, state.optimizer, loss_of, our_step(state, run))
     made = {"transformers": _transformers, "lightly": Lightly, "textbook": TextbookMAE}
     model = made[name](config).train()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=RATE, betas=(0.9, 0.95), weight_decay=0.05)
 
-    def step(batch: Batch) -> Tensor:
+    def loss_of_peer(batch: Batch) -> Tensor:
         given = model(batch.images, batch.noise)
         loss: Tensor = getattr(given, "loss", given)
+        return loss
+
+    def step(batch: Batch) -> Tensor:
+        loss = loss_of_peer(batch)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         return loss.detach()
 
-    return Side(name, model, optimizer, step)
+    return Side(name, model, optimizer, loss_of_peer, step)
 
 
 def make_batch(name: str, config: ModelConfig, count: int) -> Batch:
