@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Literal
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from mae.jobs.outlook import kept_for_backward, saved_bytes
@@ -116,6 +119,29 @@ def test_bytes_of_a_classifier_are_what_autograd_keeps(
     # Counted with the last norm, which the mean over patches does without.
     found = classifier_bytes(config, half=False, on_cpu=True)
     assert 1 <= found / kept < (1.002 if pool == "cls" else 1.06)
+
+
+def test_counting_what_a_pass_keeps_keeps_nothing(generator: torch.Generator) -> None:
+    class Witness:
+        pass
+
+    images, _ = drawn(SHAPES["vit-ti/4 at 28"], generator)
+    model = create(SHAPES["vit-ti/4 at 28"]).encoder
+    alive = weakref.WeakSet[Witness]()
+
+    def compute() -> Tensor:
+        witness = Witness()
+        alive.add(witness)
+        tokens = model(model.normalize(images))
+        tokens.register_hook(lambda _, held=witness: None)  # lives as long as the graph
+        assert alive
+        total: Tensor = tokens.exp().sum()  # what `exp` keeps is what it gives
+        return total
+
+    assert kept_for_backward(model, compute) > 0
+
+    gc.collect()
+    assert not alive
 
 
 def test_attention_kept_off_the_cpu_has_no_table_of_token_pairs() -> None:
