@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -256,6 +258,34 @@ def epochs_of(plan: BatchPlan, epochs: int) -> dict[tuple[object, ...], Tensor]:
         for batch in made
         for index, noise, image in zip(batch.ids, batch.noise, batch.images, strict=True)
     }
+
+
+UNCLOSED = """
+import sys
+import numpy as np
+from mae.data.decode import PixelKind
+from mae.data.loader import batches
+from mae.data.source import ArraySource
+from mae.jobs.setup import batch_plan
+from mae.recipes import DEMO
+
+if __name__ == "__main__":
+    source = ArraySource(np.zeros((640, 28, 28, 1), np.uint8))
+    feed = batches(batch_plan(DEMO, source, PixelKind("uint8", 1)), start=0, stop=10, workers=2)
+    next(feed)
+    sys.exit(3)
+"""
+
+
+@pytest.mark.slow
+def test_a_feed_that_nobody_closes_holds_up_no_exit(tmp_path: Path) -> None:
+    script = tmp_path / "unclosed.py"
+    script.write_text(UNCLOSED)
+
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    assert (done.returncode, done.stdout, done.stderr) == (3, "", "")
 
 
 @pytest.mark.parametrize("views", [2, 4])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -37,7 +38,7 @@ def batches(plan: BatchPlan, *, start: int, stop: int, workers: int) -> Iterator
             yield training_batch(plan, step)
         return
     slots = Slots(plan, count=MADE_AHEAD * workers + _HELD)
-    made = DataLoader(
+    loader = DataLoader(
         _Reader(plan, slots),
         batch_size=None,  # "sample" k is the batch of task k
         # Asked for the next task whenever one is sent: only then is it known which slot is free.
@@ -50,8 +51,16 @@ def batches(plan: BatchPlan, *, start: int, stop: int, workers: int) -> Iterator
         # A generator of its own: the loader would else draw a seed from torch's global one.
         generator=torch.Generator().manual_seed(plan.seed),
     )
-    for sent in made:
-        yield sent if isinstance(sent, Batch) else _received(slots, sent)
+    made = [iter(loader)]
+    # Readers ignore SIGTERM, by which Python ends them at its exit: where this is still held then,
+    # letting go of them is what ends them.
+    atexit.register(made.clear)
+    try:
+        for _ in range(start, stop):
+            sent = next(made[0])
+            yield sent if isinstance(sent, Batch) else _received(slots, sent)
+    finally:
+        atexit.unregister(made.clear)
 
 
 class _Sent(NamedTuple):
