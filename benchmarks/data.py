@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision import transforms
 
+from benchmarks.spread import spread
 from mae.config import AugmentConfig, PixelConfig
 from mae.data.batch import BatchPlan, training_batch
 from mae.data.decode import PixelKind
@@ -128,9 +129,9 @@ def compare(name: str, theirs: Callable[[], object], own: Callable[[], object], 
     """Print the ratio of the times of two sides, and ours in pictures a second."""
     theirs(), own()
     pairs = [(cpu_seconds(theirs), cpu_seconds(own)) for _ in range(PAIRS)]
-    low, middle, high = statistics.quantiles([a / b for a, b in pairs], n=4)
+    ratio = spread([a / b for a, b in pairs])
     usual, rate = (count / statistics.median(side) for side in zip(*pairs, strict=True))
-    print(f"{name:<52} {middle:5.2f} ({low:.2f} to {high:.2f})  {usual:7,.0f}  {rate:7,.0f}")
+    print(f"{name:<52} {ratio}  {usual:7,.0f}  {rate:7,.0f}")
 
 
 def one_core(paths: Sequence[Path], work: Path) -> None:
@@ -164,8 +165,7 @@ def two_workers(paths: Sequence[Path]) -> None:
     for _ in range(PAIRS):
         one, two = (_seconds_of_batches(feed, count) for count, feed in feeds.items())
         ratios.append(one / two)
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    print(f"two reader processes over one, by the clock: {middle:.2f} ({low:.2f} to {high:.2f})")
+    print(f"two reader processes over one, by the clock: {spread(ratios)}")
 
 
 def _seconds_of_batches(feed: Iterator[object], workers: int) -> float:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
 import subprocess
 from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.spread import spread
 from mae.jobs.setup import cores
 
 UNKNOWN = "unknown"
@@ -160,14 +160,6 @@ def _memory_cells(row: StepRow) -> tuple[str, ...]:
     a_picture = "" if added is None else f"{added / 1e6:.1f} MB"
     theirs = "" if row.paired_batch is None else f"{_gb(row.their_peak_bytes)} ({row.paired_batch})"
     return row.model, row.precision, *map(_gb, kept), a_picture, _gb(row.peak_bytes), theirs
-
-
-def spread(ratios: tuple[float, ...]) -> str:
-    """Write the median and the quartiles; nothing for fewer than three pairs."""
-    if len(ratios) < 3:
-        return ""
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _number(value: float | None) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.step.measuring import Sized, Spread, measure, peak_bytes
+from benchmarks.step.measuring import Sized, measure, peak_bytes
 from benchmarks.step.sides import NAMES, PEERS, SIZES
 from mae.jobs.setup import cores
 
@@ -39,27 +39,22 @@ def main(words: Sequence[str]) -> None:
 
 def lines(found: Sized) -> Iterator[str]:
     """Say what came out at a size."""
-    yield f"\n{found.size}, batch {found.batch}: {_written(found.rate, 1)} pictures/s"
+    yield f"\n{found.size}, batch {found.batch}: {found.rate.written(1)} pictures/s"
     for peer in PEERS:
         yield (
-            f"  {peer}: its step over ours {_written(found.whole[peer])}; forward and backward "
-            f"{_written(found.model[peer])}; with our optimiser "
-            f"{_written(found.ours_updating[peer])}"
+            f"  {peer}: its step over ours {found.whole[peer].written()}; forward and backward "
+            f"{found.model[peer].written()}; with our optimiser "
+            f"{found.ours_updating[peer].written()}"
         )
     yield f"  optimiser's share of our step {found.update_share:.1%}"
     for name, peak in found.peak_gflops.items():
         share = found.gflops.median / peak
-        yield f"  {_written(found.gflops, 0)} GFLOP/s, {share:.0%} of {peak:.0f} ({name})"
+        yield f"  {found.gflops.written(0)} GFLOP/s, {share:.0%} of {peak:.0f} ({name})"
     for name in NAMES:
         yield (
             f"  {name}: {found.kept_bytes[name] / 2**20:.1f} MiB kept a picture, "
             f"{found.peak_bytes[name] / 2**20:,.0f} MiB at the peak"
         )
-
-
-def _written(spread: Spread, digits: int = 2) -> str:
-    low, median, high = (f"{value:,.{digits}f}" for value in spread)
-    return f"{median} ({low} to {high})"
 
 
 if __name__ == "__main__":

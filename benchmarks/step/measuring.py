@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.claim.measuring import process_bytes
+from benchmarks.spread import Spread
 from benchmarks.step.sides import NAMES, PEERS, SIZES, Side, make_batch, make_side
 from mae.data.batch import Batch
 from mae.jobs.outlook import kept_for_backward
@@ -33,19 +33,6 @@ class Steps(NamedTuple):
     def models(self) -> tuple[float, ...]:
         """Forward and backward."""
         return tuple(whole - update for whole, update in zip(self.whole, self.updates, strict=True))
-
-
-class Spread(NamedTuple):
-    """A median and the quartiles."""
-
-    low: float
-    median: float
-    high: float
-
-    @classmethod
-    def of(cls, values: list[float]) -> Spread:
-        """Of at least two values."""
-        return cls(*statistics.quantiles(values, n=4))
 
 
 class Sized(NamedTuple):

@@ -62,6 +62,8 @@ class OptimConfig:
     """Whether the cls and mask tokens are decayed (published PyTorch code: yes; OpenMMLab: no)."""
     clip_norm: float | None = None
     """Largest norm of the gradient; none: no clipping."""
+    muon: bool = False
+    """Whether Muon updates the matrices of blocks (beyond the paper): more learnt a step."""
 
     def __post_init__(self) -> None:
         require(self.lr > 0, "optim.lr", self.lr, "a number above 0")

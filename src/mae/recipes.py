@@ -64,10 +64,10 @@ DEMO = PretrainConfig(
         decoder_heads=2,
         target_eps=1e-3,
     ),
-    epochs=30,
+    epochs=15,
     batch=64,
     micro_batch=32,  # two side by side on two cores
-    optim=OptimConfig(lr=0.012, warmup_epochs=3),
+    optim=OptimConfig(lr=0.016, warmup_epochs=1.5, muon=True),
     augment=AugmentConfig(crop_scale=(1.0, 1.0), flip=0.5),
     save_every_steps=1000,
     log_every_steps=100,

@@ -16,8 +16,9 @@ from benchmarks.gpu.arithmetic import (
     share_of_peak,
     step_flops,
 )
-from benchmarks.gpu.report import LoaderRow, Machine, Report, StepRow, spread
+from benchmarks.gpu.report import LoaderRow, Machine, Report, StepRow
 from benchmarks.gpu.sides import our_step, synthetic_batch, their_step, transformers_model
+from benchmarks.spread import spread
 
 from mae.config import PretrainConfig
 from mae.jobs.setup import new_state

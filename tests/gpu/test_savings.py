@@ -22,6 +22,7 @@ from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.costs import kept_bytes
 from mae.model.create import create
 from mae.sizes import model_config
+from mae.train.muon import Muon
 from mae.train.step import pretraining_loss
 from tests.gpu.small import CONFIG, COUNT, MODEL, small_batches, state_of
 from tests.gpu.test_model import GRADIENTS, assert_near
@@ -52,6 +53,19 @@ def gradients(model: MaskedAutoencoder, images: torch.Tensor, noise: torch.Tenso
     model.zero_grad(set_to_none=True)
     model(images, noise=noise).loss.backward()
     return model
+
+
+def test_muon_steps_as_on_a_cpu_but_for_its_rounding(generator: torch.Generator) -> None:
+    here = nn.Parameter(torch.randn(12, 7, generator=generator))
+    there = nn.Parameter(here.detach().cuda())
+    begun = here.detach().clone()
+    here.grad = torch.randn(12, 7, generator=generator)
+    there.grad = here.grad.cuda()
+
+    for parameter in (here, there):
+        Muon([{"params": [parameter], "parts": 1}], lr=0.1, fused=True).step()
+
+    assert (there.cpu() - here).norm() < 0.03 * (here - begun).norm()
 
 
 def test_blocks_that_are_computed_again_give_the_gradients_of_those_that_are_kept(

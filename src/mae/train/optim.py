@@ -1,4 +1,4 @@
-"""AdamW with the published parameter groups, and which parameters are trained at all."""
+"""AdamW with the published parameter groups, Muon if asked for, and what is trained at all."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import nn
 
 from mae.config import OptimConfig
 from mae.model.classifier import Classifier
+from mae.train.muon import Muon
 
 TOKENS = ("cls_token", "mask_token", "pos_embed")
 
@@ -18,6 +19,7 @@ def parameter_groups(
     decay_tokens: bool,
     layer_decay: float = 1.0,
     depth: int = 0,
+    muon: bool = False,
 ) -> list[dict[str, object]]:
     """Group the trainable parameters by weight decay and by the scale of their learning rate.
 
@@ -31,24 +33,35 @@ def parameter_groups(
         decay_tokens: whether tokens are.
         layer_decay: factor of the rate from each encoder block to the one before it.
         depth: encoder blocks; of no effect where `layer_decay` is 1.
+        muon: whether the matrices of blocks have groups of their own, for `Muon`.
 
     Returns:
-        Groups with `params`, `weight_decay` and `scale`, by which the learning rate of every
-        step is multiplied.
+        Groups with `params`, `weight_decay`, `scale`, by which the learning rate of every step is
+        multiplied, and `parts`: of each matrix that Muon updates, 0 where AdamW does.
 
     Source: spec, section 2 ("no-wd set") and 3.1 ("layer decay").
     """
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
+    groups: dict[tuple[float, bool, int], list[nn.Parameter]] = {
+        (1.0, True, 0): [],
+        (1.0, False, 0): [],
+    }
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         token = name.rpartition(".")[2] in TOKENS
         decay = parameter.ndim > 1 and (decay_tokens or not token)
         scale = layer_decay ** (depth + 1 - layer_of(name, depth=depth))
-        groups.setdefault((scale, decay), []).append(parameter)
+        hidden = muon and parameter.ndim == 2 and "blocks." in name
+        parts = (3 if name.endswith("qkv.weight") else 1) if hidden else 0
+        groups.setdefault((scale, decay, parts), []).append(parameter)
     return [
-        {"params": params, "weight_decay": weight_decay if decay else 0.0, "scale": scale}
-        for (scale, decay), params in groups.items()
+        {
+            "params": params,
+            "weight_decay": weight_decay if decay else 0.0,
+            "scale": scale,
+            "parts": parts,
+        }
+        for (scale, decay, parts), params in groups.items()
         if params
     ]
 
@@ -64,15 +77,20 @@ def layer_of(name: str, *, depth: int) -> int:
 def adamw(
     model: nn.Module, optim: OptimConfig, *, layer_decay: float = 1.0, depth: int = 0
 ) -> torch.optim.AdamW:
-    """Make the optimiser; the fused kernel updates all parameters of a group in one call."""
+    """Make the optimiser; the fused kernel updates all parameters of a group in one call.
+
+    Where `optim.muon` says so, the matrices of blocks are updated by Muon.
+    """
     groups = parameter_groups(
         model,
         weight_decay=optim.weight_decay,
         decay_tokens=optim.decay_tokens,
         layer_decay=layer_decay,
         depth=depth,
+        muon=optim.muon,
     )
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+    kind = Muon if optim.muon else torch.optim.AdamW
+    return kind(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
 
 
 def choose_trained(classifier: Classifier, train_blocks: float | None) -> None:
