@@ -76,7 +76,7 @@ def evened(matrices: Tensor) -> Tensor:
     """
     a, b, c = COEFFICIENTS
     norms = torch.linalg.matrix_norm(matrices, keepdim=True)
-    wide = (matrices / (norms + 1e-7)).to(_product_dtype(matrices))
+    wide: Tensor = (matrices / (norms + 1e-7)).to(_product_dtype(matrices))
     for _ in range(STEPS):
         square = wide @ wide.mT
         mixed = torch.baddbmm(square, square, square, beta=b, alpha=c)
