@@ -87,8 +87,8 @@ def _few(cells: Cells, *, seeds: Sequence[int]) -> list[str]:
     lines = [
         "## Few labels of all ten classes",
         "",
-        f"Pre-training by the demo's network with AdamW, {WHOLE_EPOCHS} epochs, {len(seeds)} times, without "
-        "labels. Fine-tuning has "
+        f"Pre-training of the demo's network with AdamW, {WHOLE_EPOCHS} epochs, {len(seeds)} "
+        "times, without labels. Fine-tuning has "
         f"the same budget from either start: steps of 50 pictures, {steps}; each start has the "
         "settings that were best for it. Features are pooled over a 3 x 3 grid and standardised "
         "on the labelled pictures.",
