@@ -178,7 +178,7 @@ def test_the_options_of_a_recipe_are_pinned() -> None:
         "image-size mask-ratio channels measure-pixels init-channels views-per-decode "
         "start-size start-share "
         "optim.min-lr optim.warmup-epochs optim.warmup-start optim.betas optim.eps "
-        "optim.weight-decay optim.decay-tokens optim.clip-norm augment.crop-scale "
+        "optim.weight-decay optim.decay-tokens optim.clip-norm optim.muon augment.crop-scale "
         "augment.crop-ratio augment.flip augment.scaled-decode model.patch-size model.width "
         "model.depth model.num-heads model.decoder-width model.decoder-depth model.decoder-heads "
         "model.mlp-ratio model.norm-eps model.normalize-target model.target-eps"

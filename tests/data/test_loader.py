@@ -285,7 +285,9 @@ def test_a_feed_that_nobody_closes_holds_up_no_exit(tmp_path: Path) -> None:
     command = [sys.executable, str(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
-    assert (done.returncode, done.stdout, done.stderr) == (3, "", "")
+    assert (done.returncode, done.stdout) == (3, "")
+    # A busy machine may end the thread that frees a semaphore between two lines of Python's own.
+    assert "Traceback" not in done.stderr and "terminate" not in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("views", [2, 4])

@@ -189,7 +189,7 @@ def test_the_rate_of_this_machine_is_measured_on_the_step_of_the_recipe(
 
     assert (asked["config"].batch, asked["config"].micro_batch) == (64, 32)
     assert found.rate == 64 and found.rate_basis == "measured"
-    assert found.hours == pytest.approx(30 * 937 / 3600)
+    assert found.hours == pytest.approx(15 * 937 / 3600)
 
 
 def test_without_measuring_the_line_says_how_to_get_it() -> None:
