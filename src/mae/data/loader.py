@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -54,13 +57,25 @@ def batches(plan: BatchPlan, *, start: int, stop: int, workers: int) -> Iterator
     made = [iter(loader)]
     # Readers ignore SIGTERM, by which Python ends them at its exit: where this is still held then,
     # letting go of them is what ends them.
-    atexit.register(made.clear)
+    let_go = partial(_let_go, made)
+    atexit.register(let_go)
     try:
         for _ in range(start, stop):
             sent = next(made[0])
             yield sent if isinstance(sent, Batch) else _received(slots, sent)
     finally:
-        atexit.unregister(made.clear)
+        atexit.unregister(let_go)
+
+
+def _let_go(made: list[Iterator[Any]]) -> None:
+    """End the readers, and wait for the threads that sent them their tasks.
+
+    Stopped by Python's exit in the middle, a thread would leave a semaphore that is warned of.
+    """
+    made.clear()
+    for thread in threading.enumerate():
+        if thread.name == "QueueFeederThread":
+            thread.join(timeout=1)
 
 
 class _Sent(NamedTuple):
@@ -106,6 +121,8 @@ def _start_worker(worker: int) -> None:
     """Leave signals to the training process, which saves and then ends the workers."""
     for name in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(name, signal.SIG_IGN)
+    # Nothing is left to do at its end, and threads of queues that still run then can abort it.
+    atexit.register(os._exit, 0)
     torch.set_num_threads(1)
 
 
