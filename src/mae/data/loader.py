@@ -67,7 +67,7 @@ def batches(plan: BatchPlan, *, start: int, stop: int, workers: int) -> Iterator
         atexit.unregister(let_go)
 
 
-def _let_go(made: list[Iterator[Any]]) -> None:
+def _let_go(made: list[Any]) -> None:
     """End the readers, and wait for the threads that sent them their tasks.
 
     Stopped by Python's exit in the middle, a thread would leave a semaphore that is warned of.
