@@ -48,6 +48,7 @@ def test_a_gradient_of_zeros_gives_a_step_of_zeros() -> None:
     assert not evened(torch.zeros(2, 3, 5)).any()
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has Muon from 2.9 on")
 @pytest.mark.parametrize("shape", [(6, 10), (10, 6), (7, 7)])
 def test_a_matrix_takes_the_steps_of_torchs_muon(
     generator: torch.Generator, shape: tuple[int, int]
