@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision import transforms
 
-from benchmarks.spread import spread
+from benchmarks.spread import Spread
 from mae.config import AugmentConfig, PixelConfig
 from mae.data.batch import BatchPlan, training_batch
 from mae.data.decode import PixelKind
@@ -129,9 +129,9 @@ def compare(name: str, theirs: Callable[[], object], own: Callable[[], object], 
     """Print the ratio of the times of two sides, and ours in pictures a second."""
     theirs(), own()
     pairs = [(cpu_seconds(theirs), cpu_seconds(own)) for _ in range(PAIRS)]
-    ratio = spread([a / b for a, b in pairs])
+    ratio = Spread.of([a / b for a, b in pairs]).written()
     usual, rate = (count / statistics.median(side) for side in zip(*pairs, strict=True))
-    print(f"{name:<52} {ratio}  {usual:7,.0f}  {rate:7,.0f}")
+    print(f"{name:<52} {ratio:<22} {usual:7,.0f}  {rate:7,.0f}")
 
 
 def one_core(paths: Sequence[Path], work: Path) -> None:
@@ -165,7 +165,7 @@ def two_workers(paths: Sequence[Path]) -> None:
     for _ in range(PAIRS):
         one, two = (_seconds_of_batches(feed, count) for count, feed in feeds.items())
         ratios.append(one / two)
-    print(f"two reader processes over one, by the clock: {spread(ratios)}")
+    print(f"two reader processes over one, by the clock: {Spread.of(ratios).written()}")
 
 
 def _seconds_of_batches(feed: Iterator[object], workers: int) -> float:

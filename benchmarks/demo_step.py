@@ -18,7 +18,7 @@ from dataclasses import replace
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.spread import spread
+from benchmarks.spread import Spread
 from benchmarks.textbook import Pictures, TextbookMAE, textbook_batches
 from mae.config import PixelConfig, replace_model
 from mae.data.batch import training_batch
@@ -34,10 +34,10 @@ RATE = 1e-3
 
 
 def our_side() -> Callable[[], float]:
-    """Give a function that makes STEPS steps as `mae demo` does and tells the loader's seconds."""
+    """Give a function that makes STEPS steps and tells the loader's seconds."""
     source, kind = fashion_mnist("train"), PixelKind("uint8", 1)
     mean, std = measure_pixels(source, kind=kind)
-    # With the textbook's optimiser: what Muon costs and brings shows in the time to a score.
+    # The demo's but for its optimiser: what Muon costs and brings shows in the time to a score.
     adamw = replace(DEMO, optim=replace(DEMO.optim, muon=False))
     config = replace_model(adamw, pixels=PixelConfig(mean=mean, std=std))
     plan = batch_plan(config, source, kind)
@@ -108,10 +108,12 @@ def main(pairs: int) -> None:
     # The better of its two settings is the peer, pair by pair.
     best = [min(pair) for pair in zip(*ratios.values(), strict=True)]
     print(f"cores {os.cpu_count()}, threads {torch.get_num_threads()}, torch {torch.__version__}")
-    print(f"ours: {spread(rates, 0)} images/s; loader's share of the time: {spread(shares, 3)}")
+    rate, share = Spread.of(rates).written(0), Spread.of(shares).written(3)
+    print(f"ours: {rate} images/s; loader's share of the time: {share}")
     for workers, values in ratios.items():
-        print(f"textbook loop, {workers} workers: {spread(values)} times our time")
-    print(f"textbook loop, the better of both: {spread(best)} times our time, {pairs} pairs")
+        print(f"textbook loop, {workers} workers: {Spread.of(values).written()} times our time")
+    better = Spread.of(best).written()
+    print(f"textbook loop, the better of both: {better} times our time, {pairs} pairs")
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         ours()
     table = profiled.key_averages().table(

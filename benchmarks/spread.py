@@ -25,6 +25,6 @@ class Spread(NamedTuple):
         return f"{median} ({low} to {high})"
 
 
-def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Write the median and the quartiles; nothing for fewer than three values."""
-    return "" if len(values) < 3 else Spread.of(values).written(digits)
+def spread(values: Sequence[float]) -> str:
+    """Fill a cell of a table: nothing for fewer than three values."""
+    return "" if len(values) < 3 else Spread.of(values).written()

@@ -13,7 +13,7 @@ from xml.etree.ElementTree import ElementTree, indent
 import torch
 
 from benchmarks.results.measuring import FEWEST, STEPS
-from benchmarks.results.pretraining import HALF_STEPS, HALVES, WHOLE_EPOCHS, Arithmetic, arithmetic
+from benchmarks.results.pretraining import HALF_STEPS, HALVES, WHOLE, Arithmetic, arithmetic
 from mae.data.builtin import CLASS_NAMES
 from mae.recipes import DEMO
 from mae.report.figures import Series, element, line_chart
@@ -87,7 +87,7 @@ def _few(cells: Cells, *, seeds: Sequence[int]) -> list[str]:
     lines = [
         "## Few labels of all ten classes",
         "",
-        f"Pre-training of the demo's network with AdamW, {WHOLE_EPOCHS} epochs, {len(seeds)} "
+        f"Pre-training of the demo's network with AdamW, {WHOLE.epochs:g} epochs, {len(seeds)} "
         "times, without labels. Fine-tuning has "
         f"the same budget from either start: steps of 50 pictures, {steps}; each start has the "
         "settings that were best for it. Features are pooled over a 3 x 3 grid and standardised "

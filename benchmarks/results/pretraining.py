@@ -27,8 +27,7 @@ from mae.train.tuning import soft_target_loss
 from mae.weights.classifier import save_classifier
 
 HALVES = ((0, 1, 2, 3, 4), (5, 6, 7, 8, 9))
-WHOLE_EPOCHS = 20
-WHOLE = replace(DEMO, epochs=WHOLE_EPOCHS, optim=OptimConfig(lr=0.012, warmup_epochs=2))
+WHOLE = replace(DEMO, epochs=20, optim=OptimConfig(lr=0.012, warmup_epochs=2))
 """The demo's recipe when docs/results.md was measured."""
 HALF_STEPS = 3000  # of 64 pictures: 192,000, about 13 epochs of the 15,000 pictures of a half
 
@@ -47,12 +46,7 @@ def pretrain_whole(folder: Path, seed: int) -> Path:
     """Pre-train by the demo's recipe on all built-in pictures; give the run, made or found."""
     run = folder / f"demo-{seed}"
     if not _finished(run):
-        pretrain(
-            replace(WHOLE, seed=seed),
-            data="fashion-mnist",
-            out=run,
-            based_on="demo",
-        )
+        pretrain(replace(WHOLE, seed=seed), data="fashion-mnist", out=run, based_on="demo")
     return run
 
 
