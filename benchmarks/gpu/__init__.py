@@ -1,1 +1,1 @@
-"""The step on a GPU: pictures a second, share of the card's peak, memory, and transformers'."""
+"""The step on a GPU: images a second, share of the peak and memory of ours and the peers."""

@@ -17,6 +17,8 @@ NO_GPU = "not run: no GPU here"
 TOTAL_S = 470.0
 TESTS_S = 150.0
 LOADER_S = 60.0
+LIMITS_S = (190.0, 75.0, 45.0, 60.0)
+"""Of the parts, in their order."""
 LEAST_S = 15.0
 """A part with less time than this is left out."""
 
@@ -58,15 +60,13 @@ def _run_tests() -> tuple[bool, str]:
 def _measure(tests: str, *, end: float, page: Path, values: Path | None) -> None:
     # Only where there is a GPU: without transformers the line above is said all the same.
     from benchmarks.gpu.arithmetic import find_peak, half_precision
-    from benchmarks.gpu.measuring import free, measure_loader, measure_step
+    from benchmarks.gpu.measuring import measure, measure_loader, parts
     from benchmarks.gpu.report import Report, this_machine
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     machine = this_machine()
     peak, half = find_peak(machine.card), half_precision(torch.cuda.get_device_capability())
     report = Report(time.strftime("%Y-%m-%d"), machine, peak_known=peak is not None, tests=tests)
-    parts = (("vit-b/16", half, 45), ("vit-l/16", half, 60), ("vit-h/14", half, 80),
-             ("vit-b/16", "float32", 45))  # fmt: skip
 
     def write(report: Report) -> Report:
         page.parent.mkdir(parents=True, exist_ok=True)
@@ -80,18 +80,17 @@ def _measure(tests: str, *, end: float, page: Path, values: Path | None) -> None
         now = time.monotonic()
         return min(now + limit, end) if end - now > LEAST_S else None
 
-    for name, precision, limit in parts:
+    for part, limit in zip(parts(half), LIMITS_S, strict=True):
         if (stop := until(limit)) is None:
-            report = report._replace(left_out=(*report.left_out, f"{name} in {precision}"))
+            left_out = (*report.left_out, f"{part.model} in {part.precision}")
+            report = report._replace(left_out=left_out)
             continue
-        row = measure_step(name, precision, peak=peak, until=stop)
-        free()
-        report = write(report._replace(steps=(*report.steps, row)))
-    largest = report.steps[0].batch if report.steps else None
-    if largest is None or (stop := until(LOADER_S)) is None:
+        report = write(report._replace(steps=report.steps + measure(part, peak=peak, until=stop)))
+    batch = report.steps[0].batch if report.steps else None
+    if batch is None or (stop := until(LOADER_S)) is None:
         report = report._replace(left_out=(*report.left_out, "loader and step"))
     else:
-        report = report._replace(loader=measure_loader(half, largest=largest, until=stop))
+        report = report._replace(loader=measure_loader(half, count=batch, until=stop))
     print(write(report).page())
 
 

@@ -7,9 +7,6 @@ from typing import NamedTuple
 
 from mae.network import ModelConfig
 
-LARGEST = 1024
-"""Batch that is tried first."""
-
 
 class Peak(NamedTuple):
     """What the makers of a card say that it can do, dense, in operations a second."""

@@ -1,70 +1,125 @@
-"""Time and memory of a step by the GPU's own clock, in turn with transformers'."""
+"""Time and memory of the steps by the GPU's own clock, all sides in turn in one process."""
 
 from __future__ import annotations
 
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from benchmarks.data import KIND, draw_pictures
-from benchmarks.gpu.arithmetic import LARGEST, Peak, share_of_peak
-from benchmarks.gpu.report import LoaderRow, StepRow
-from benchmarks.gpu.sides import Step, our_step, synthetic_batch, their_step
+from benchmarks.gpu.arithmetic import Peak, share_of_peak
+from benchmarks.gpu.report import LoaderRow, SideRow
+from benchmarks.gpu.sides import (
+    Step,
+    compile_blocks,
+    graphed_step,
+    our_step,
+    peer_step,
+    synthetic_batch,
+    transformers_model,
+)
+from benchmarks.step.sides import Lightly
+from benchmarks.textbook import TextbookMAE
 from mae.config import PretrainConfig
 from mae.data.batch import Batch
 from mae.data.loader import MADE_AHEAD, batches, on_device
-from mae.data.source import FolderSource
+from mae.data.packed import Form, open_pack
 from mae.jobs.fitting import free, largest_that_fits
+from mae.jobs.pack import pack
 from mae.jobs.setup import batch_plan, choose_workers, cores, new_state
 from mae.model.create import create
 from mae.sizes import model_config
-from mae.train.meter import state_bytes
-from mae.train.state import TrainState
+from mae.train.step import Loss, pretraining_loss
 
 DEVICE = torch.device("cuda")
-WARM_STEPS, STEPS = 3, 5
-ROUNDS, PAIRS = 5, 10
-LOADER_BATCH, LOADER_STEPS = 256, 60
+WARM_STEPS, STEPS, ROUNDS = 3, 5, 10
+LOADER_STEPS = 60
+PACK_SIDE = 256
+COMPILED = ", blocks compiled"
+GRAPHED = "mae, blocks compiled, CUDA graph"
+B_SIDES = (
+    "mae", "mae, eager", f"mae{COMPILED}", GRAPHED,
+    "transformers", f"transformers{COMPILED}",
+    "lightly", f"lightly{COMPILED}",
+    "textbook", f"textbook{COMPILED}",
+)  # fmt: skip
+"""`mae` is what `mae pretrain` does on a GPU: the whole loss compiled."""
 
 
-def measure_step(name: str, precision: str, *, peak: Peak | None, until: float) -> StepRow:
-    """Measure our step alone at the largest batch that fits, then in turn with transformers'.
+class Part(NamedTuple):
+    """A network, its precision, and the sides that take turns; the first is the reference."""
+
+    model: str
+    precision: str
+    batch: int
+    """Tried first; halved until it fits."""
+    sides: tuple[str, ...]
+
+
+def parts(half: str) -> tuple[Part, ...]:
+    """List what `make gpu` measures, in this order, in the card's half precision."""
+    few = ("mae", "mae, eager", "transformers", f"transformers{COMPILED}")
+    return (
+        Part("vit-b/16", half, 512, B_SIDES),
+        Part("vit-l/16", half, 256, (f"mae{COMPILED}", "mae, eager", *few[2:])),
+        Part("vit-h/14", half, 128, (f"mae{COMPILED}", "mae, eager")),
+        Part("vit-b/16", "float32", 256, (f"mae{COMPILED}", "mae, eager", *few[2:])),
+    )
+
+
+class _Made(NamedTuple):
+    """A side that is on the card, and the bytes that it keeps between steps."""
+
+    step: Step
+    bytes: int
+
+
+def measure(part: Part, *, peak: Peak | None, until: float) -> tuple[SideRow, ...]:
+    """Let all sides of a part make steps in turn at one batch size.
 
     Args:
-        name: vit-b/16 and the like.
-        precision: as in a recipe.
+        part: what is measured.
         peak: of the card, where it is known.
-        until: by `time.monotonic`; no round begins later.
+        until: by `time.monotonic`; no side is built and no round begins later.
     """
-    config = config_of(name, precision)
-    row = StepRow(model=name, precision=precision)
-    try:
-        state = new_state(create(config.model), config)
-        ours = our_step(state, config)
-        # The first step allocates the moments: one that ends half-way would leave some.
-        ours(synthetic_batch(config.model, 1, DEVICE))
-    except torch.cuda.OutOfMemoryError:
-        return row._replace(note="does not fit this card")
-    count = largest_that_fits(partial(_fits, [ours], config), start=LARGEST)
+    config = config_of(part.model, part.precision)
+    torch.compiler.reset()  # what other parts compiled counts against torch's limit
+    free()
+    count = _largest(config, start=part.batch)
     if count is None:
-        return row._replace(note="does not fit this card")
+        return (SideRow(part.model, part.precision, part.sides[0], note="does not fit this card"),)
     batch = synthetic_batch(config.model, count, DEVICE)
-    torch.cuda.reset_peak_memory_stats()
-    rate = count / _median_seconds(ours, batch, until=until)
-    row = row._replace(
-        batch=count,
-        images_per_second=rate,
-        share=None if peak is None else share_of_peak(rate, config.model, _peak(peak, precision)),
-        peak_bytes=torch.cuda.max_memory_allocated(),
-        **state_bytes(state)._asdict(),
-    )
-    del batch
-    return _against_transformers(row, ours, state, config, until=until)
+    rows, made = dict[str, SideRow](), dict[str, _Made]()
+    for name in part.sides:
+        rows[name] = SideRow(part.model, part.precision, name, batch=count)
+        if time.monotonic() >= until:
+            rows[name] = rows[name]._replace(note="no time left")
+            continue
+        try:
+            made[name] = _make(name, config, batch)
+        except Exception as error:  # a peer that does not run is a row that says so
+            free()
+            said = next(iter(str(error).splitlines()), "")[:80]
+            rows[name] = rows[name]._replace(note=f"{type(error).__name__}: {said}")
+    for name, peak_bytes in _peaks(made, batch).items():
+        rows[name] = rows[name]._replace(peak_bytes=peak_bytes)
+    rounds = list[dict[str, float]]()
+    while made and len(rounds) < ROUNDS and (time.monotonic() < until or len(rounds) < 2):
+        # Another side begins each time, so that none always comes after the same one.
+        names = [*made][len(rounds) % len(made) :] + [*made][: len(rounds) % len(made)]
+        rounds.append({name: seconds_of(made[name].step, batch) for name in names})
+    for name in made:
+        seconds = tuple(each[name] for each in rounds)
+        rate = count / statistics.median(seconds)
+        share = None if peak is None else share_of_peak(rate, config.model, _peak(peak, part))
+        ratios = tuple(each[name] / each[next(iter(made))] for each in rounds)
+        rows[name] = rows[name]._replace(seconds=seconds, share=share, ratios=ratios)
+    return tuple(rows.values())
 
 
 def config_of(name: str, precision: str, *, batch: int = 1) -> PretrainConfig:
@@ -73,22 +128,74 @@ def config_of(name: str, precision: str, *, batch: int = 1) -> PretrainConfig:
     return PretrainConfig(model=model, batch=batch, precision=precision, device=DEVICE.type)  # type: ignore[arg-type]
 
 
-def _peak(peak: Peak, precision: str) -> float:
-    return peak.float32 if precision == "float32" else peak.half
+def _peak(peak: Peak, part: Part) -> float:
+    return peak.float32 if part.precision == "float32" else peak.half
 
 
-def _fits(steps: Sequence[Step], config: PretrainConfig, count: int) -> bool:
-    """Try a batch twice on each side: the second time nothing is new."""
+def _largest(config: PretrainConfig, *, start: int) -> int | None:
+    """Give the largest batch, halving from the start, of which twice as many fit.
+
+    Our eager step is tried alone: half of the card is left for the other sides' weights.
+    """
+
+    def fits(count: int) -> bool:
+        try:
+            twice = synthetic_batch(config.model, 2 * count, DEVICE)
+            for _ in range(2):
+                step(twice)
+            torch.cuda.synchronize()
+            return True
+        except torch.cuda.OutOfMemoryError:
+            return False
+        finally:
+            free()
+
     try:
-        batch = synthetic_batch(config.model, count, DEVICE)
-        for step in (*steps, *steps):
-            step(batch)
-        torch.cuda.synchronize()
-        return True
+        step = our_step(new_state(create(config.model), config), config)
+        return largest_that_fits(fits, start=start)
     except torch.cuda.OutOfMemoryError:
-        return False
-    finally:
-        free()
+        return None
+
+
+def _make(name: str, config: PretrainConfig, batch: Batch) -> _Made:
+    """Build a side and warm it up."""
+    before = torch.cuda.memory_allocated()
+    who, _, how = name.partition(", ")
+    if who == "mae":
+        state = new_state(create(config.model), config)
+        if how.startswith("blocks compiled"):
+            compile_blocks(state.model)
+        loss: Loss = pretraining_loss
+        if not how:
+            loss = torch.compile(pretraining_loss, fullgraph=True, dynamic=False)
+        step = our_step(state, config, loss=loss)
+        if name == GRAPHED:
+            step = graphed_step(state, config, batch._replace(images=batch.images.clone()))
+    else:
+        ours = create(config.model)
+        if who == "transformers":
+            model = transformers_model(ours).to(DEVICE)
+        else:
+            model = {"lightly": Lightly, "textbook": TextbookMAE}[who](config.model).to(DEVICE)
+        if how:
+            compile_blocks(model)
+        step = peer_step(model, config)
+    for _ in range(WARM_STEPS):
+        step(batch)
+    torch.cuda.synchronize()
+    return _Made(step, torch.cuda.memory_allocated() - before)
+
+
+def _peaks(made: dict[str, _Made], batch: Batch) -> dict[str, int]:
+    """Give the most memory that each side takes; a graph's own pool is not counted by torch."""
+    held, found = torch.cuda.memory_allocated(), dict[str, int]()
+    for name, side in made.items():
+        if name == GRAPHED:
+            continue
+        torch.cuda.reset_peak_memory_stats()
+        side.step(batch)
+        found[name] = torch.cuda.max_memory_allocated() - held + side.bytes
+    return found
 
 
 def seconds_of(step: Step, batch: Batch) -> float:
@@ -102,66 +209,26 @@ def seconds_of(step: Step, batch: Batch) -> float:
     return began.elapsed_time(ended) / 1000 / STEPS
 
 
-def _warm(step: Step, batch: Batch) -> None:
-    for _ in range(WARM_STEPS):
-        step(batch)
-    torch.cuda.synchronize()
-
-
-def _median_seconds(step: Step, batch: Batch, *, until: float) -> float:
-    _warm(step, batch)
-    taken = [seconds_of(step, batch)]
-    while len(taken) < ROUNDS and time.monotonic() < until:
-        taken.append(seconds_of(step, batch))
-    return statistics.median(taken)
-
-
-def _against_transformers(
-    row: StepRow, ours: Step, state: TrainState, config: PretrainConfig, *, until: float
-) -> StepRow:
-    """Run both sides in turn at a batch that fits while both lie on the card."""
-    free()
-    resident = torch.cuda.memory_allocated()  # what our side keeps while theirs is measured
-    try:
-        theirs = their_step(state.model, config)  # type: ignore[arg-type]
-        theirs(synthetic_batch(config.model, 1, DEVICE))
-    except torch.cuda.OutOfMemoryError:
-        return row._replace(note="no room for transformers' beside it")
-    assert row.batch is not None
-    count = largest_that_fits(partial(_fits, [ours, theirs], config), start=row.batch)
-    if count is None:
-        return row._replace(note="no room for transformers' beside it")
-    batch = synthetic_batch(config.model, count, DEVICE)
-    _warm(ours, batch)
-    torch.cuda.reset_peak_memory_stats()
-    _warm(theirs, batch)
-    peak_bytes = torch.cuda.max_memory_allocated() - resident
-    pairs = list[tuple[float, float]]()
-    while len(pairs) < PAIRS and time.monotonic() < until:
-        if len(pairs) % 2:
-            own, other = seconds_of(ours, batch), seconds_of(theirs, batch)
-        else:
-            other, own = seconds_of(theirs, batch), seconds_of(ours, batch)
-        pairs.append((own, other))
-    return row._replace(
-        paired_batch=count, ratios=tuple(b / a for a, b in pairs), their_peak_bytes=peak_bytes
-    )
-
-
-def measure_loader(precision: str, *, largest: int, until: float) -> LoaderRow:
-    """Measure ViT-B's step fed by the loader from JPEG files drawn for it, and fed by nothing.
+def measure_loader(precision: str, *, count: int, until: float) -> LoaderRow:
+    """Measure ViT-B's compiled step fed by the loader from a pack, and fed by nothing.
 
     Args:
         precision: as in a recipe.
-        largest: batch that fits.
+        count: images of a batch.
         until: by `time.monotonic`; the last step begins before.
     """
-    count = min(largest, LOADER_BATCH)
+    torch.compiler.reset()
+    free()
     config = config_of("vit-b/16", precision, batch=count)
-    step = our_step(new_state(create(config.model), config), config)
-    alone = count / _median_seconds(step, synthetic_batch(config.model, count, DEVICE), until=until)
+    state = new_state(create(config.model), config)
+    compile_blocks(state.model)
+    step = our_step(state, config)
+    given = synthetic_batch(config.model, count, DEVICE)
+    for _ in range(WARM_STEPS):
+        step(given)
+    alone = count / statistics.median(seconds_of(step, given) for _ in range(3))
     with tempfile.TemporaryDirectory() as name:
-        source = FolderSource(_files(Path(name), at_least=4 * count))
+        source = open_pack(_packed(Path(name), at_least=4 * count))
         plan = batch_plan(config, source, KIND)
         workers = choose_workers(config, plan, DEVICE)
         feed = batches(plan, start=0, stop=10**6, workers=workers)
@@ -187,11 +254,14 @@ def _timed_steps(step: Step, take: Callable[[], Batch], *, until: float) -> tupl
     return done, time.perf_counter() - began
 
 
-def _files(folder: Path, *, at_least: int) -> Path:
-    """Draw some JPEGs and give each as many names as it takes."""
-    draw_pictures(folder)
-    drawn = sorted(folder.iterdir())
+def _packed(folder: Path, *, at_least: int) -> Path:
+    """Draw some JPEGs, give each as many names as it takes, and pack them re-encoded."""
+    images = folder / "images"
+    images.mkdir()
+    draw_pictures(images)
+    drawn = sorted(images.iterdir())
     for copy in range(1, -(-at_least // len(drawn))):
         for path in drawn:
             path.with_name(f"{path.stem}-{copy}.jpg").hardlink_to(path)
-    return folder
+    pack(images, folder / "pack", form=Form(short_side=PACK_SIDE, quality=90), quiet=True)
+    return folder / "pack"

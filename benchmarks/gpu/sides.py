@@ -1,10 +1,11 @@
-"""The two sides: a step of ours, and one of transformers' ViTMAE with the same weights."""
+"""The sides of the GPU benchmark: our step, and those of the peers as their users write them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
+from torch import Tensor, nn
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from mae.config import PretrainConfig
@@ -14,13 +15,13 @@ from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.pixels import normalize_pixels
 from mae.network import ModelConfig
 from mae.train.state import TrainState
-from mae.train.step import OptimiserStep, pretraining_loss
+from mae.train.step import Loss, OptimiserStep, pretraining_loss
 from mae.weights.huggingface import LAYOUT
 from mae.weights.layout import spelled, split_qkv
 
 RATE = 1e-4
 
-Step = Callable[[Batch], torch.Tensor]
+Step = Callable[[Batch], Tensor]
 """Updates the weights by a batch and gives the loss, still on the device."""
 
 
@@ -33,14 +34,64 @@ def synthetic_batch(config: ModelConfig, count: int, device: torch.device) -> Ba
     return Batch(images, noise, torch.arange(count), torch.full((count,), -1, device=device))
 
 
-def our_step(state: TrainState, config: PretrainConfig) -> Step:
+def our_step(state: TrainState, config: PretrainConfig, *, loss: Loss = pretraining_loss) -> Step:
     """Give the step that `mae pretrain` makes."""
-    step = OptimiserStep(loss=pretraining_loss, config=config, device=device_of(state))
+    step = OptimiserStep(loss=loss, config=config, device=device_of(state))
     return lambda batch: step(state, batch, lr=RATE).loss
 
 
+def compile_blocks(model: nn.Module) -> None:
+    """Compile each transformer block of any of the networks in place; equal blocks share code."""
+    for stack in model.modules():
+        blocks = list(stack.children())
+        several = len(blocks) > 1 and len({type(block) for block in blocks}) == 1
+        if isinstance(stack, nn.ModuleList | nn.Sequential) and several:
+            for block in blocks:
+                block.compile(dynamic=False)
+
+
+def graphed_step(state: TrainState, config: PretrainConfig, batch: Batch) -> Step:
+    """Capture forward and backward of a whole batch as one CUDA graph.
+
+    `mae pretrain` does not do this: the graph has one batch size, and each replay overwrites the
+    gradients, which micro-batches add up.
+    """
+    model, optimizer = state.model, state.optimizer
+    half = torch.float16 if config.half == "fp16" else torch.bfloat16
+
+    def forward_backward() -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", half, config.half is not None, cache_enabled=False):
+            loss = pretraining_loss(model, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            forward_backward()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = forward_backward()
+
+    def step(given: Batch) -> Tensor:
+        batch.images.copy_(given.images)
+        batch.noise.copy_(given.noise)
+        graph.replay()
+        norm = torch.nn.utils.get_total_norm(
+            [p.grad for p in model.parameters() if p.grad is not None]
+        )
+        if bool(loss.isfinite() & norm.isfinite()):
+            optimizer.step()
+        return loss
+
+    return step
+
+
 def transformers_config(config: ModelConfig) -> ViTMAEConfig:
-    """Say in transformers' words what a network of square pictures is; the eps is ours too."""
+    """Say in transformers' words what a network of square images is; the eps is ours too."""
     return ViTMAEConfig(
         image_size=config.image_size[0],
         patch_size=config.patch_size,
@@ -72,22 +123,22 @@ def transformers_model(ours: MaskedAutoencoder) -> ViTMAEForPreTraining:
     return theirs.train()
 
 
-def their_step(ours: MaskedAutoencoder, config: PretrainConfig) -> Step:
-    """Give a step as their users write it: autocast, fused AdamW; no check, no clipping."""
-    model = transformers_model(ours)
+def peer_step(model: nn.Module, config: PretrainConfig) -> Step:
+    """Give a step as the peers' users write it: autocast, fused AdamW; no check, no clipping."""
     device = next(model.parameters()).device
     trained = [p for p in model.parameters() if p.requires_grad]
     optim = config.optim
     optimizer = torch.optim.AdamW(
         trained, lr=RATE, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
     )
-    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
-    half = torch.float16 if config.precision == "fp16" else torch.bfloat16
+    scaler = torch.amp.GradScaler(device.type, enabled=config.half == "fp16")
+    half = torch.float16 if config.half == "fp16" else torch.bfloat16
 
-    def step(batch: Batch) -> torch.Tensor:
-        images = normalize_pixels(batch.images, ours.config.pixels)
-        with torch.autocast(device.type, half, config.precision != "float32"):
-            loss = model(images, noise=batch.noise).loss
+    def step(batch: Batch) -> Tensor:
+        images = normalize_pixels(batch.images, config.model.pixels)
+        with torch.autocast(device.type, half, config.half is not None):
+            given = model(images, noise=batch.noise)
+        loss: Tensor = getattr(given, "loss", given)
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         scaler.step(optimizer)

@@ -16,8 +16,8 @@ from benchmarks.gpu.arithmetic import (
     share_of_peak,
     step_flops,
 )
-from benchmarks.gpu.report import LoaderRow, Machine, Report, StepRow
-from benchmarks.gpu.sides import our_step, synthetic_batch, their_step, transformers_model
+from benchmarks.gpu.report import LoaderRow, Machine, Report, SideRow
+from benchmarks.gpu.sides import our_step, peer_step, synthetic_batch, transformers_model
 from benchmarks.spread import spread
 
 from mae.config import PretrainConfig
@@ -120,7 +120,8 @@ def test_both_sides_train_on_the_same_batch_and_share_no_weights(precision: str)
     model = create(SQUARE)
     state = new_state(model, config)
     given = synthetic_batch(SQUARE, 5, torch.device("cpu"))
-    theirs, ours = their_step(model, config), our_step(state, config)
+    theirs = peer_step(transformers_model(model), config)
+    ours = our_step(state, config)
 
     pairs = [(ours(given).item(), theirs(given).item()) for _ in range(4)]
 
@@ -130,11 +131,9 @@ def test_both_sides_train_on_the_same_batch_and_share_no_weights(precision: str)
 
 
 MACHINE = Machine("NVIDIA L40S", 48 * 2**30, "570.1", "2.14.1", "13.0", "5.24.0", 16)
-ROW = StepRow(
-    model="vit-b/16", precision="bf16", batch=512, images_per_second=4321.0, share=0.456,
-    peak_bytes=31_785_312_000, weight_bytes=447_000_000, gradient_bytes=446_000_000,
-    moment_bytes=892_312_000, paired_batch=256, ratios=(1.3, 1.1, 1.2),
-    their_peak_bytes=25_000_000_000,
+ROW = SideRow(
+    "vit-b/16", "bf16", "mae, eager", batch=512, seconds=(0.1, 0.128, 0.2), share=0.456,
+    peak_bytes=31_785_312_000, ratios=(1.3, 1.1, 1.2),
 )  # fmt: skip
 
 
@@ -146,17 +145,18 @@ def test_a_report_says_where_it_was_measured_and_what() -> None:
 
     assert page.startswith("# NVIDIA L40S, 2026-11-26\n")
     assert "driver 570.1, torch 2.14.1 (CUDA 13.0)" in page and "31 passed in 40 s" in page
-    cells = "| vit-b/16 | bf16 | 512 | 4,321 | 46% | 31.79 GB | 1.20 (1.10 to 1.30) | 3 | 256 |"
+    cells = (
+        "| vit-b/16 | bf16 | mae, eager | 512 | 4,000 | 46% | 31.79 GB | 1.20 (1.10 to 1.30) | 3 |"
+    )
     assert cells in page
-    assert "58.6 MB" in page  # a picture: (31,785 - 447 - 446 - 892) / 512
-    assert "3,000 pictures/s, 75% of the step alone (4,000)" in page
+    assert "3,000 images/s, 75% of the step alone (4,000)" in page
     assert "not known" not in page
 
 
 def test_what_was_not_measured_is_said() -> None:
     rows = (
-        ROW._replace(share=None, ratios=(1.3, 1.1)),
-        StepRow(model="vit-h/14", precision="bf16", note="does not fit this card"),
+        ROW._replace(share=None, ratios=(1.3, 1.1), seconds=(0.128, 0.128)),
+        SideRow(model="vit-h/14", precision="bf16", side="mae", note="does not fit this card"),
     )
     report = Report("2026-11-26", MACHINE, peak_known=False, steps=rows, left_out=("the rest",))
 
@@ -164,7 +164,7 @@ def test_what_was_not_measured_is_said() -> None:
 
     assert "peak of this card is not known" in page and "does not fit this card" in page
     assert "for want of time: the rest" in page and "Not measured." in page
-    assert "| 4,321 |  | 31.79 GB |  | 2 |" in page  # two pairs have no quartiles
+    assert "| 4,000 |  | 31.79 GB |  | 2 |" in page  # two rounds have no quartiles
     assert json.loads(json.dumps(report.values()))["steps"][1]["batch"] is None
 
 
