@@ -265,6 +265,28 @@ def test_an_array_of_another_shape_or_type_is_refused(images, words):
         ArraySource(images)
 
 
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ((48, 40, 3), r"one image H W C; give images\[None\]"),
+        ((3, 48, 40), r"C H W; for one image C H W give images.transpose\(1, 2, 0\)\[None\]"),
+        ((5, 3, 48, 40), r"B C H W; give images.transpose\(0, 2, 3, 1\)"),
+        ((5, 1, 28, 28), "B C H W"),
+        ((5, 12, 32, 32), "B C H W"),
+    ],
+)
+def test_an_array_whose_axes_are_hardly_those_expected_is_refused(shape, words):
+    with pytest.raises(DataError, match=words):
+        ArraySource(np.zeros(shape, np.uint8))
+
+
+@pytest.mark.parametrize(
+    "shape", [(48, 40, 5), (4, 48, 40), (3, 48, 40, 1), (5, 48, 40, 12), (5, 9, 9, 64)]
+)
+def test_arrays_of_any_number_of_channels_in_the_last_axis_are_taken(shape):
+    assert len(ArraySource(np.zeros(shape, np.uint8))) == shape[0]
+
+
 def test_labels_of_another_number_are_refused():
     with pytest.raises(DataError, match="one for each of 2 images"):
         ArraySource(np.zeros((2, 3, 5), np.uint8), labels=np.array([1, 2, 3]))

@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import os
 import stat
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,6 +16,7 @@ from typing import BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from mae.data.arrays import require_channels_last
 from mae.data.header import BadPicture, pixel_dtype, printable
 from mae.errors import DataError
 
@@ -48,6 +50,12 @@ class Source(Protocol):
         """Return a digest of which pictures these are, equal on any machine."""
 
 
+def notes_of(source: Source) -> tuple[str, ...]:
+    """Give what has to be said of the images of a source, a line each; most have nothing."""
+    notes: tuple[str, ...] = getattr(source, "notes", ())
+    return notes
+
+
 class FolderSource:
     """Picture files of a folder and all folders in it, sorted bytewise by relative path.
 
@@ -61,6 +69,7 @@ class FolderSource:
         *,
         files: Sequence[str] | None = None,
         classes: Sequence[str] | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         """Look for pictures.
 
@@ -68,6 +77,7 @@ class FolderSource:
             root: the folder.
             files: take these paths, relative to it, in this order, instead of looking.
             classes: of each of the files.
+            notes: what a user should know of the files, one line each.
         Raises:
             DataError: if the folder is missing, cannot be listed, or holds no picture.
         """
@@ -76,10 +86,11 @@ class FolderSource:
         self.class_names: tuple[str, ...] = ()
         self.labels: NDArray[np.int64] | None = None
         self._listed = classes is not None
+        self.notes = tuple(notes)
         if classes is not None:
             self.class_names, self.labels = numbered(classes)
         elif files is None:
-            self.class_names, self.labels = folder_classes(self._files)
+            self.class_names, self.labels = folder_classes(list(map(text_of, self._files)))
 
     @classmethod
     def of_files(cls, paths: Sequence[str | Path]) -> FolderSource:
@@ -136,7 +147,7 @@ class FolderSource:
 
     def name(self, index: int) -> str:
         """Return the relative path, with whatever cannot be printed escaped."""
-        return printable(self._files[index])
+        return printable(text_of(self._files[index]))
 
     def fingerprint(self) -> str:
         """Digest relative paths and sizes, and labels where a list gave them."""
@@ -174,12 +185,13 @@ class ArraySource:
         if images.ndim not in (3, 4) or not images.size:
             raise DataError(
                 f"images: got an array of shape {images.shape}, expected B H W or B H W C, not "
-                "empty. Move the channels to the end"
+                "empty"
             )
         try:
             pixel_dtype(images.dtype)
         except BadPicture as error:
             raise DataError(f"images: got {error}. Convert them first") from error
+        require_channels_last(images.shape)
         if labels is not None and labels.shape != images.shape[:1]:
             raise DataError(
                 f"labels: got shape {labels.shape}, expected one for each of {len(images)} images"
@@ -221,15 +233,30 @@ class ArrayFileSource(ArraySource):
             DataError: if it is none.
         """
         self._path = os.path.expanduser(path)
-        try:
-            array = np.load(self._path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            reason = _reason(error) if isinstance(error, OSError) else str(error)
-            raise DataError(f"data: {path} cannot be read: {reason}; check the file") from error
-        super().__init__(np.asarray(array))
+        super().__init__(load_array(self._path))
 
     def __reduce__(self) -> tuple[type[ArrayFileSource], tuple[str]]:
         return ArrayFileSource, (self._path,)
+
+
+def load_array(path: str | Path) -> NDArray[np.generic]:
+    """Map the array of a .npy file.
+
+    Raises:
+        DataError: if it cannot be read, or holds no plain array.
+    """
+    try:
+        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    except (OSError, ValueError) as error:
+        reason = _reason(error) if isinstance(error, OSError) else str(error)
+        raise DataError(f"data: {path} cannot be read: {reason}; check the file") from error
+
+
+def text_of(path: str) -> str:
+    """Give a path of this system as the UTF-8 that its bytes are, whatever the locale says."""
+    if sys.getfilesystemencoding() == "utf-8":
+        return path
+    return os.fsencode(path).decode(errors="surrogateescape")
 
 
 def folder_classes(paths: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int64] | None]:
@@ -242,7 +269,7 @@ def folder_classes(paths: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.in
 
 def numbered(classes: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     """Give the names of classes, sorted bytewise, and the number of each one given."""
-    names = sorted(set(classes), key=os.fsencode)
+    names = sorted(set(classes), key=lambda name: name.encode(errors="surrogateescape"))
     numbers = {name: number for number, name in enumerate(names)}
     return tuple(map(printable, names)), np.array([numbers[name] for name in classes], np.int64)
 

@@ -1,0 +1,73 @@
+"""Which axes of an array are images, height, width and channels: settled, or asked."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mae.errors import DataError
+
+_MOST_USUAL = 4  # channels: grey, with alpha, colour, with alpha
+
+
+def require_channels_last(shape: tuple[int, ...]) -> None:
+    """Refuse an array that is hardly B H W or B H W C, where nothing tells the channels.
+
+    Raises:
+        DataError: for one image H W C, B C H W and C H W, with what to give instead.
+    """
+    if len(shape) == 4:
+        _, C, H, W = shape  # if the channels come first
+        if C <= _MOST_USUAL < W or C < H == W:
+            raise _asked(shape, "B C H W", "give images.transpose(0, 2, 3, 1)")
+    elif shape[-1] <= _MOST_USUAL:
+        raise _asked(shape, "one image H W C", "give images[None]")
+    elif shape[0] == 3:
+        how = "for one image C H W give images.transpose(1, 2, 0)[None]"
+        raise _asked(shape, "C H W", f"{how}, for 3 grey images give images[..., None]")
+
+
+def as_batch(
+    array: NDArray[np.generic], *, channels: int, channels_first: bool = False
+) -> NDArray[np.generic]:
+    """Give one image or several as B H W C, by the channels that a network takes.
+
+    Args:
+        array: H W, H W C, B H W or B H W C.
+        channels: of the network.
+        channels_first: the array may be C H W or B C H W, as a tensor is.
+
+    Raises:
+        DataError: where channels come first in what is no tensor, or an array may be two things.
+    """
+    shape = array.shape
+    if len(shape) == 2:
+        return array[None, ..., None]
+    if len(shape) not in (3, 4) or not array.size:
+        raise DataError(
+            f"images: got shape {shape}, expected H W, H W C, B H W or B H W C, not empty"
+        )
+    first, last = shape[-3], shape[-1]
+    if len(shape) == 4:
+        if channels_first and _fits(first, channels):
+            return np.moveaxis(array, 1, -1)
+        if _fits(first, channels) and not _fits(last, channels):
+            raise _asked(shape, "B C H W", "give images.transpose(0, 2, 3, 1)")
+        return array
+    if channels_first and first == channels > 1:
+        return np.moveaxis(array, 0, -1)[None]
+    if _fits(last, channels):
+        return array[None]
+    if first == channels > 1 or (channels_first and first in (3, 4)):
+        order = "permute" if channels_first else "transpose"
+        how = f"for one image C H W give images.{order}(1, 2, 0)"
+        raise _asked(shape, "C H W", f"{how}, for {first} grey images give images[..., None]")
+    return array[..., None]
+
+
+def _fits(count: int, channels: int) -> bool:
+    return count == channels or count <= _MOST_USUAL
+
+
+def _asked(shape: tuple[int, ...], what: str, how: str) -> DataError:
+    return DataError(f"images: got shape {shape}, which may be {what}; {how}")
