@@ -6,14 +6,20 @@ import io
 import json
 import os
 import pickle
+import re
+import shutil
+import subprocess
 import tarfile
 from pathlib import Path
 
 import pytest
 
+from mae.data.index import Facts, whole, write_index
 from mae.data.packed import PackSource
+from mae.data.source import FolderSource
 from mae.data.tars import is_tars, open_tars
 from mae.errors import DataError
+from mae.jobs.inputs import open_source
 
 
 def write_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
@@ -110,6 +116,8 @@ def test_of_two_members_of_one_name_the_later_counts(tmp_path: Path) -> None:
     source = open_tars(tmp_path / "all.tar")
 
     assert names(source) == ["a.jpg"] and source.read(0) == b"second"
+    assert source.notes == ("all.tar: 1 in it more than once, the last of each counts: a.jpg",)
+    assert open_tars(tmp_path / "all.tar").notes == source.notes  # by the index
 
 
 def test_names_that_cannot_be_printed_are_escaped(tmp_path: Path) -> None:
@@ -124,7 +132,7 @@ def test_names_that_cannot_be_printed_are_escaped(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b"", "all.tar cannot be read as tar"),
-        (b"\x1f\x8b" + bytes(600), "unpack it if it is compressed"),
+        (b"\x1f\x8b" + bytes(600), "gzip -dc .*/all.tar > .*/unpacked-all.tar$"),
         (None, "no pictures in .*all.tar: expected members ending in"),
     ],
 )
@@ -157,3 +165,213 @@ def test_a_folder_with_pictures_or_folders_beside_is_no_folder_of_tars(shards: P
     (shards / "a.jpg").write_bytes(b"x")
 
     assert not is_tars(shards) and not is_tars(shards.parent)
+
+
+def linked_folder(root: Path) -> Path:
+    """Write images of different bytes and links of every sort to them."""
+    folder = root / "data"
+    (folder / "deep/er").mkdir(parents=True)
+    (root / "outside.png").write_bytes(b"outside")
+    for name in ("a.png", "deep/b.png", "deep/er/c.png"):
+        (folder / name).write_bytes(name.encode())
+    (folder / "blob").write_bytes(b"of no ending")
+    os.link(folder / "a.png", folder / "hard.png")
+    os.link(folder / "deep/b.png", folder / "deep/er/hard.png")
+    for name, target in {
+        "soft.png": "a.png",
+        "deep/up.png": "../a.png",
+        "chain.png": "deep/up.png",
+        "of-hard.png": "hard.png",
+        "to-blob.png": "./blob",
+        "linked": "deep",
+        "through.png": "linked/er/c.png",
+        "deep/er/back": "..",
+        "deep/loop": "../linked",
+        "itself.png": "itself.png",
+        "absent.png": "nowhere.png",
+        "out.png": "../outside.png",
+        "absolute.png": str(root / "outside.png"),
+        "out": "..",
+    }.items():
+        (folder / name).symlink_to(target)
+    return folder
+
+
+@pytest.mark.skipif(shutil.which("tar") is None, reason="there is no tar")
+def test_links_in_a_tar_are_what_they_are_where_tar_unpacks_it(tmp_path: Path) -> None:
+    folder = linked_folder(tmp_path)
+    subprocess.run(["tar", "cf", tmp_path / "all.tar", "-C", folder, "."], check=True)
+    (tmp_path / "unpacked").mkdir()
+    subprocess.run(["tar", "xf", tmp_path / "all.tar", "-C", tmp_path / "unpacked"], check=True)
+    (tmp_path / "unpacked/out").unlink()  # it would list what lies beside
+
+    source, expected = open_tars(tmp_path / "all.tar"), FolderSource(tmp_path / "unpacked")
+
+    gone = {"absent.png", "absolute.png", "itself.png", "out.png"}
+    there = [i for i in range(len(expected)) if expected.name(i) not in gone]
+    assert names(source) == [expected.name(i) for i in there]
+    assert [source.read(i) for i in range(len(source))] == [expected.read(i) for i in there]
+    assert {"linked/er/hard.png", "through.png", "to-blob.png"} < {*names(source)}
+    (note,) = source.notes
+    assert note.startswith("all.tar: 5 left out: ") and note.endswith(" and 2 more")
+    assert "which leads to nothing in the tar file" in note
+
+
+def add_link(tar: tarfile.TarFile, name: str, target: str, sort: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = sort, target
+    tar.addfile(info)
+
+
+def test_a_hard_link_keeps_what_its_name_held_then(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "all.tar", {"a.jpg": b"first"})
+    with tarfile.open(path, "a") as tar:
+        add_link(tar, "hard.jpg", "a.jpg", tarfile.LNKTYPE)
+        add_link(tar, "early.jpg", "later.jpg", tarfile.LNKTYPE)
+        add_link(tar, "soft.jpg", "a.jpg", tarfile.SYMTYPE)
+    write_tar(path, {"a.jpg": b"second", "later.jpg": b"x"}, "a")
+
+    source = open_tars(path)
+
+    read = {source.name(i): source.read(i) for i in range(len(source))}
+    assert read == {
+        "a.jpg": b"second", "hard.jpg": b"first", "soft.jpg": b"second", "later.jpg": b"x"
+    }  # fmt: skip
+    assert (
+        "early.jpg (a hard link to later.jpg, which is not before it in the tar)" in source.notes[0]
+    )
+
+
+def test_linked_images_and_labels_of_a_webdataset_shard_count(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "0.tar", {"a.jpg": b"a", "a.cls": b"7", "b.jpg": b"b"})
+    with tarfile.open(path, "a") as tar:
+        add_link(tar, "b.cls", "a.cls", tarfile.LNKTYPE)
+        add_link(tar, "c.jpg", "b.jpg", tarfile.SYMTYPE)
+        add_link(tar, "c.cls", "d.cls", tarfile.SYMTYPE)
+    write_tar(path, {"d.jpg": b"d", "d.cls": b"3"}, "a")
+
+    source = open_tars(path)
+
+    assert names(source) == ["a.jpg", "b.jpg", "c.jpg", "d.jpg"] and source.read(2) == b"b"
+    assert source.labels is not None and source.labels.tolist() == [1, 1, 0, 0]
+    assert source.class_names == ("3", "7") and source.notes == ()
+
+
+@pytest.mark.skipif(shutil.which("tar") is None, reason="there is no tar")
+def test_a_sparse_member_is_left_out_and_named(tmp_path: Path) -> None:
+    with (tmp_path / "holes.npy").open("wb") as file:
+        file.write(b"head")
+        file.truncate(2**20)
+    (tmp_path / "a.jpg").write_bytes(b"a")
+    command = ["tar", "cSf", tmp_path / "all.tar", "-C", tmp_path, "a.jpg", "holes.npy"]
+    subprocess.run(command, check=True)
+
+    source = open_tars(tmp_path / "all.tar")
+
+    assert names(source) == ["a.jpg"]
+    assert source.notes == (
+        "all.tar: 1 left out: holes.npy (stored sparse; make the tar without --sparse)",
+    )
+
+
+def test_a_tar_of_links_out_of_it_says_so(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "all.tar", "w") as tar:
+        add_link(tar, "cats", "/data/cats", tarfile.SYMTYPE)
+
+    with pytest.raises(
+        DataError, match=r"no pictures in .*1 left out: cats \(a link to /data/cats"
+    ):
+        open_tars(tmp_path / "all.tar")
+
+
+def test_an_index_made_when_links_were_left_out_is_made_anew(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "all.tar", {"a.jpg": b"a"})
+    index = tmp_path / ".all.tar.mae-index.safetensors"
+    status = path.stat()
+    old = json.dumps([["all.tar", status.st_size, status.st_mtime_ns]])
+    columns = {name: whole(array) for name, array in open_tars(path).index.arrays.items()}
+    write_index(index, columns, Facts((("all.tar", 0),), stamp=old))
+
+    assert names(open_tars(path)) == ["a.jpg"]
+
+
+def test_a_label_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
+    members = {f"{i:06}.png": b"x" for i in range(24)}
+    members |= {f"{i:06}.cls": b"1" for i in range(22) if i != 5}
+    members |= {"000022.json": b'{"label": 2}', "000023.json": b'{"label": 2'}
+
+    source = open_tars(write_tar(tmp_path / "all.tar", members))
+
+    assert source.labels is None
+    broken, without = source.notes
+    assert broken.startswith("all.tar: 1 not JSON: 000023.json (Expecting ")
+    assert without == (
+        "labels: 2 of 24 images have no label, so those of the others are not used: "
+        "000005.png, 000023.png"
+    )
+
+
+def test_captions_without_labels_are_no_fault(tmp_path: Path) -> None:
+    members = {"a.jpg": b"a", "a.json": b'{"caption": "a bee"}', "a.txt": b"a bee"}
+
+    assert open_tars(write_tar(tmp_path / "all.tar", members)).notes == ()
+
+
+def test_dots_in_names_take_the_label_of_the_same_name_before_that_of_the_key(
+    tmp_path: Path,
+) -> None:
+    own = {"img.000.png": b"0", "img.000.cls": b"4", "img.001.png": b"1", "img.001.cls": b"5"}
+    key = {
+        "img.000.png": b"0",
+        "img.001.png": b"1",
+        "img.cls": b"6",
+        "b.seg.png": b"b",
+        "b.cls": b"7",
+    }
+
+    by_own = open_tars(write_tar(tmp_path / "own.tar", own))
+    by_key = open_tars(write_tar(tmp_path / "key.tar", key))
+
+    assert by_own.class_names == ("4", "5") and by_own.notes == ()
+    assert by_own.labels is not None and by_own.labels.tolist() == [0, 1]
+    assert by_key.labels is not None and by_key.labels.tolist() == [1, 0, 0]
+    assert by_key.notes == (
+        "key.tar: 2 images have no label file of their own name and share that of their key, "
+        "which ends at the first dot: img.000.png, img.001.png",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "tool"),
+    [("a.tar.gz", "gzip"), ("a.tgz", "gzip"), ("a b.tar.xz", "xz"), ("a.tar.bz2", "bzip2")],
+)
+def test_a_compressed_tar_is_refused_with_the_command_that_unpacks_it(
+    name: str, tool: str, tmp_path: Path
+) -> None:
+    mode = {"gzip": "w:gz", "xz": "w:xz", "bzip2": "w:bz2"}[tool]
+    path = write_tar(tmp_path / name, {"a.jpg": b"a"}, mode)
+
+    with pytest.raises(DataError, match="is compressed") as caught:
+        open_source(path)
+    command = str(caught.value).partition("what comes out: ")[2]
+
+    assert "\n" not in str(caught.value) and command.startswith(f"{tool} -dc ")
+    if shutil.which(tool) is None:
+        pytest.skip(f"there is no {tool}")
+    subprocess.run(command, shell=True, check=True)
+    target = path.with_name(re.split(r"\.t", name)[0] + ".tar")
+    assert names(open_tars(target)) == ["a.jpg"]
+
+
+def test_a_folder_of_compressed_tars_is_refused_until_each_is_unpacked(shards: Path) -> None:
+    for name in ("train-0000", "train-0001"):
+        write_tar(shards / f"{name}.tar.gz", {"x.jpg": b"x"}, "w:gz")
+    assert len(open_tars(shards)) == 3
+
+    (shards / "train-0001.tar").unlink()
+
+    with pytest.raises(DataError, match=r"train-0001\.tar\.gz is compressed, which"):
+        open_source(shards)
+    (shards / "train-0000.tar").unlink()
+    with pytest.raises(DataError, match=r"train-0000\.tar\.gz is compressed, and 1 more are"):
+        open_source(shards)

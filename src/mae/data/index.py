@@ -53,6 +53,8 @@ class Facts(NamedTuple):
     """How the pictures were changed; of a pack."""
     stamp: str = ""
     """What was indexed; of tar files that others made."""
+    notes: tuple[str, ...] = ()
+    """What has to be said of the images each time they are used."""
 
 
 class Index:
@@ -77,7 +79,13 @@ class Index:
             self._digests: dict[str, str] = json.loads(metadata["digests"])
             facts = json.loads(metadata["facts"])
             shards = tuple((str(name), int(size)) for name, size in facts["shards"])
-            self.facts = Facts(shards, tuple(facts["class_names"]), facts["form"], facts["stamp"])
+            self.facts = Facts(
+                shards,
+                tuple(facts["class_names"]),
+                facts["form"],
+                facts["stamp"],
+                tuple(facts.get("notes", ())),
+            )
             self._places = {name: _Place(at, **array) for name, array in header.items()}
             mapped = _mapped(path)
             self.arrays = {name: place.array(mapped) for name, place in self._places.items()}

@@ -1,35 +1,27 @@
-"""Lists of pictures: a .csv of path,label, or of paths alone."""
+"""Lists of images: lines of path,label, or of paths alone."""
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
+from mae.data.lists import read_rows
 from mae.data.source import FolderSource
 from mae.errors import DataError
-
-_HEADINGS = (["path", "label"], ["path"])
 
 
 def read_list(path: Path) -> FolderSource:
     """Open the pictures that a list names, in its order.
 
     Args:
-        path: UTF-8 text of a picture a line, by the rules of CSV, in all lines or none with its
-            label; paths are relative to the folder of the list. A first line "path,label" or
-            "path" is a heading.
+        path: UTF-8 text of an image a line, by the rules of CSV, in all lines or none with its
+            label; paths are relative to the folder of the list. See `read_rows` for the other
+            separators, headings and columns that are understood.
 
     Raises:
         DataError: if it cannot be read, names nothing, a picture is missing, or a line has other
             cells than the others.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.reader(file))
-    except (OSError, ValueError, csv.Error) as error:
-        raise DataError(f"data: {path}: cannot be read: {error}; check the file") from error
-    if rows and rows[0] in _HEADINGS:
-        rows[0] = []
+    rows, notes = read_rows(path)
     named = [row for row in rows if row]
     if not named:
         raise DataError(f"data: {path} has no pictures; expected path,label or a path a line")
@@ -41,7 +33,7 @@ def read_list(path: Path) -> FolderSource:
             raise DataError(f"data: {path}, line {number}: there is no {path.parent / row[0]}")
     files = [row[0] for row in named]
     classes = [row[1] for row in named] if cells == 2 else None
-    return FolderSource(path.parent, files=files, classes=classes)
+    return FolderSource(path.parent, files=files, classes=classes, notes=notes)
 
 
 def read_labels(path: Path) -> FolderSource:

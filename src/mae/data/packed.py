@@ -77,7 +77,7 @@ class PackSource:
         self._offsets, self._lengths = arrays["offsets"], arrays["lengths"]
         self._shards, self._digests = arrays["shards"], arrays.get("sha256")
         self.labels: NDArray[np.int64] | None = arrays.get("labels")
-        self.class_names = facts.class_names
+        self.class_names, self.notes = facts.class_names, facts.notes
         form = dict(facts.form)
         self.form = Form(**form | {"kind": PixelKind(*form["kind"])} if form.get("kind") else form)
         self._open: dict[int, _Shard] = {}

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tarfile
-from collections.abc import Iterator
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -14,8 +14,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mae.data.compressed import is_compressed_tar, refuse_compressed, unpacked
 from mae.data.header import printable
 from mae.data.index import Facts, Index, whole, write_index
+from mae.data.members import Stored, is_hidden, is_image, list_tar, listed
 from mae.data.packed import PackSource
 from mae.data.source import EXTENSIONS, folder_classes, numbered
 from mae.errors import ConfigError, DataError
@@ -23,9 +25,10 @@ from mae.errors import ConfigError, DataError
 _BESIDE = ".mae-index.safetensors"
 _LABELS = (".cls", ".json")  # of a WebDataset sample
 _LARGEST_LABEL = 2**20  # bytes; a caption may stand beside it
+_RULES = 2  # of what is listed; an index made by others is made anew
 
 
-class _Member(NamedTuple):
+class _Image(NamedTuple):
     name: str
     """With the tar file before it, where a folder of them was named."""
     path: str
@@ -37,7 +40,10 @@ class _Member(NamedTuple):
 
 
 def is_tars(root: Path) -> bool:
-    """Whether a path is a tar file, or a folder of such without pictures or folders beside."""
+    """Whether a path is a tar file, or a folder of such without images or folders beside.
+
+    Those in a folder may be compressed, which `open_tars` refuses.
+    """
     if root.suffix.lower() == ".tar":
         return root.is_file()
     if not root.is_dir():
@@ -46,8 +52,17 @@ def is_tars(root: Path) -> bool:
         entries = [entry for entry in os.scandir(root) if not entry.name.startswith(".")]
         ends = [os.path.splitext(entry.name)[1].lower() for entry in entries]
         alone = not any(entry.is_dir() for entry in entries) and not EXTENSIONS & {*ends}
-        return alone and ".tar" in ends
+        return alone and (".tar" in ends or any(is_compressed_tar(entry.name) for entry in entries))
     return False
+
+
+def _tar_files(root: Path) -> list[Path]:
+    """List a tar file, or those of a folder sorted by name; compressed ones are refused."""
+    files = sorted(root.iterdir()) if root.is_dir() else [root]
+    tars = [path for path in files if path.suffix.lower() == ".tar"]
+    packed = [path for path in files if is_compressed_tar(path.name)]
+    refuse_compressed([path for path in packed if unpacked(path) not in tars])
+    return tars
 
 
 def open_tars(root: Path) -> PackSource:
@@ -62,25 +77,30 @@ def open_tars(root: Path) -> PackSource:
         DataError: if one cannot be read, is compressed, or none holds a picture.
     """
     folder = root if root.is_dir() else root.parent
-    paths = (
-        sorted(p for p in root.iterdir() if p.suffix.lower() == ".tar") if root.is_dir() else [root]
-    )
-    stamp = json.dumps([[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in paths])
+    paths = _tar_files(root)
+    try:
+        stats = [(path.name, path.stat()) for path in paths]
+    except OSError as error:
+        raise DataError(f"data: {error.filename}: {error.strerror}; check the link") from error
+    stamp = json.dumps([_RULES, [[name, s.st_size, s.st_mtime_ns] for name, s in stats]])
     places = _places(root)
     for place in places:
         with suppress(DataError):
             if Index(place).facts.stamp == stamp:
                 return PackSource(folder, place)
-    members = _members(paths, prefixed=root.is_dir())
-    if not members:
+    refuse_compressed(paths)
+    images, notes = _images(paths, prefixed=root.is_dir())
+    if not images:
         raise DataError(
             f"data: no pictures in {root}: expected members ending in "
             f"{' '.join(sorted(EXTENSIONS))}; give the tar files that hold them"
+            + "".join(f" ({note})" for note in notes)
         )
-    facts = Facts(tuple((p.name, p.stat().st_size) for p in paths), stamp=stamp)
+    shards = tuple((name, status.st_size) for name, status in stats)
+    facts = Facts(shards, stamp=stamp, notes=tuple(notes))
     for place in places:
         try:
-            _write(place, members, facts)
+            _write(place, images, facts)
             return PackSource(folder, place)
         except ConfigError:
             if place == places[-1]:
@@ -96,41 +116,66 @@ def _places(root: Path) -> tuple[Path, Path]:
     return beside, cache / f"{digest}.safetensors"
 
 
-def _members(paths: list[Path], *, prefixed: bool) -> list[_Member]:
-    """List the pictures, sorted by name; of two of one name the later counts, as it does to tar."""
-    found: dict[str, _Member] = {}
+def _images(paths: list[Path], *, prefixed: bool) -> tuple[list[_Image], list[str]]:
+    """List the images of tar files, sorted by name, and what has to be said of them."""
+    found: list[_Image] = []
+    notes: list[str] = []
     for shard, path in enumerate(paths):
         prefix = f"{path.name}/" if prefixed else ""
         try:
-            for member in _read_tar(path, shard, prefix):
-                found[member.name] = member
+            files, said = list_tar(path)
+            labels, broken = _read_labels(path, files)
         except (OSError, tarfile.TarError) as error:
             raise DataError(
-                f"data: {path} cannot be read as tar: {error}; unpack it if it is compressed, "
-                "else put back a whole copy"
+                f"data: {path} cannot be read as tar: {error}; put back a whole copy"
             ) from error
-    return sorted(found.values(), key=lambda member: member.name.encode())
+        images = [name for name in files if is_image(name)]
+        for name in images:
+            shown, label = printable(name), labels.get(_stem(name), labels.get(_key(name)))
+            found.append(_Image(prefix + shown, shown, shard, *files[name][:2], label))
+        notes += said
+        if broken:
+            notes.append(f"{path.name}: {len(broken):,} not JSON: {listed(broken)}")
+        if shared := _sharing(images, labels):
+            notes.append(
+                f"{path.name}: {len(shared):,} images have no label file of their own name and "
+                f"share that of their key, which ends at the first dot: {listed(shared)}"
+            )
+    without = [image.name for image in found if image.label is None]
+    if 0 < len(without) < len(found):
+        count = f"{len(without):,} of {len(found):,} images have no label"
+        notes.append(f"labels: {count}, so those of the others are not used: {listed(without)}")
+    return sorted(found, key=lambda image: image.name.encode()), notes
 
 
-def _read_tar(path: Path, shard: int, prefix: str) -> Iterator[_Member]:
+def _read_labels(path: Path, files: dict[str, Stored]) -> tuple[dict[str, str], list[str]]:
+    """Read labels by the name of their file without its ending, and name what is not JSON."""
     labels: dict[str, str] = {}
-    pictures: list[tuple[str, int, int]] = []
-    with tarfile.open(path, "r:", errors="surrogateescape") as tar:
-        while (member := tar.next()) is not None:
-            tar.members = []  # type: ignore[attr-defined]  # it would keep them all
-            name = member.name.removeprefix("./")
-            key, end = _key(name), os.path.splitext(name)[1].lower()
-            if not member.isreg() or os.path.basename(name).startswith("."):
+    broken: list[str] = []
+    with path.open("rb") as file:
+        for name, stored in files.items():
+            end = os.path.splitext(name)[1].lower()
+            if end not in _LABELS or stored.length > _LARGEST_LABEL or is_hidden(name):
                 continue
-            if end in EXTENSIONS:
-                pictures.append((name, member.offset_data, member.size))
-            elif end in _LABELS and member.size <= _LARGEST_LABEL:
-                content = tar.extractfile(member)
-                label = _label(content.read() if content else b"", end)
-                labels |= {key: label} if label is not None else {}
-    for name, offset, length in pictures:
-        shown = printable(name)
-        yield _Member(prefix + shown, shown, shard, offset, length, labels.get(_key(name)))
+            file.seek(stored.offset)
+            try:
+                label = _label(file.read(stored.length), end)
+            except (ValueError, RecursionError) as error:
+                broken.append(printable(f"{name} ({error})"))
+            else:
+                labels |= {} if label is None else {_stem(name): label}
+    return labels, broken
+
+
+def _sharing(images: list[str], labels: dict[str, str]) -> list[str]:
+    """Name the images whose label is that of a key which other images have, too."""
+    counts = Counter(map(_key, images))
+    by_key = [name for name in images if _stem(name) not in labels and _key(name) in labels]
+    return [printable(name) for name in by_key if counts[_key(name)] > 1]
+
+
+def _stem(name: str) -> str:
+    return os.path.splitext(name)[0]
 
 
 def _key(name: str) -> str:
@@ -140,25 +185,26 @@ def _key(name: str) -> str:
 
 
 def _label(content: bytes, end: str) -> str | None:
-    """Read a label; whatever else such a file holds is none."""
+    """Read a label; other content than a label is none.
+
+    Raises:
+        ValueError, RecursionError: if it is not JSON.
+    """
     if end == ".cls":
         return content.decode(errors="replace").strip() or None
-    try:
-        values = json.loads(content)
-    except ValueError:
-        return None
+    values = json.loads(content)
     label = values.get("label", values.get("cls")) if isinstance(values, dict) else None
     return str(label) if isinstance(label, int | str) else None
 
 
-def _write(place: Path, members: list[_Member], facts: Facts) -> None:
-    class_names, labels = _classes(members)
-    names = [member.name.encode() for member in members]
+def _write(place: Path, images: list[_Image], facts: Facts) -> None:
+    class_names, labels = _classes(images)
+    names = [image.name.encode() for image in images]
     arrays: dict[str, NDArray[np.generic]] = {
         "name_ends": np.cumsum([len(name) for name in names], dtype="<u8"),
-        "offsets": np.array([member.offset for member in members], "<u8"),
-        "shards": np.array([member.shard for member in members], "<u4"),
-        "lengths": np.array([member.length for member in members], "<u4"),
+        "offsets": np.array([image.offset for image in images], "<u8"),
+        "shards": np.array([image.shard for image in images], "<u4"),
+        "lengths": np.array([image.length for image in images], "<u4"),
         "names": np.frombuffer(b"".join(names), np.uint8),
     }
     if labels is not None:
@@ -167,10 +213,10 @@ def _write(place: Path, members: list[_Member], facts: Facts) -> None:
     write_index(place, columns, facts._replace(class_names=class_names))
 
 
-def _classes(members: list[_Member]) -> tuple[tuple[str, ...], NDArray[np.int64] | None]:
-    given = [member.label for member in members if member.label is not None]
-    if len(given) < len(members):
-        return folder_classes([member.path for member in members])
+def _classes(images: list[_Image]) -> tuple[tuple[str, ...], NDArray[np.int64] | None]:
+    given = [image.label for image in images if image.label is not None]
+    if len(given) < len(images):
+        return folder_classes([image.path for image in images])
     names, labels = numbered(given)
     if not all(name.lstrip("-").isdecimal() for name in names):
         return names, labels

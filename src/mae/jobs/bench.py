@@ -133,7 +133,8 @@ def bench_data(
         if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"{name}: expected a number above 0, got {value}")
     with Progress(quiet=quiet) as progress, one_thread():
-        source, device = open_source(data), choose_device(config.device)
+        source = open_source(data, say=progress.note)
+        device = choose_device(config.device)
         config, kind = resolve(config, source, say=progress.note)
         plan = batch_plan(config, source, kind)
         progress.note(f"measuring {plan.batch} pictures at a time for {seconds:g} s on one core")

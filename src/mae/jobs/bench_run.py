@@ -75,7 +75,8 @@ def bench_run(
         raise ConfigError(f"seconds: expected a number above 0, got {seconds}")
     require_init(config, init)
     with Progress(quiet=quiet) as progress, use_threads(config.threads):
-        source, device = open_source(data), choose_device(config.device)
+        source = open_source(data, say=progress.note)
+        device = choose_device(config.device)
         if init is not None and not config.follow_weights:
             raise ConfigError(f"init: has no effect on the speed of {recipe}; drop it")
         if init is not None:

@@ -13,7 +13,7 @@ from PIL import Image
 from mae.config import PretrainConfig
 from mae.data.findings import Fault, Findings
 from mae.data.quarantine import Moved, require_place, set_aside
-from mae.data.source import FolderSource
+from mae.data.source import FolderSource, notes_of
 from mae.errors import ConfigError
 from mae.jobs.columns import WIDTH, wrapped
 from mae.jobs.inputs import Data, data_name, open_source
@@ -51,6 +51,8 @@ class Inspected(NamedTuple):
     def sections(self) -> Iterator[Section]:
         """Give what there is to say, in order."""
         yield from sections_of(self.found, looked_at=self.looked_at)
+        if notes := notes_of(self.found.source):
+            yield Section("how it was read", [("note", note) for note in notes])
         refused = [("refused", reason) for reason in self.refusal]
         median = None
         if self.found.ids:
@@ -94,6 +96,7 @@ class Inspected(NamedTuple):
             "formats": dict(found.formats),
             "stored_as": [{**k._asdict(), "count": n} for k, n in found.kinds.items()],
             "not_read": dict(found.left_out),
+            "notes": list(notes_of(found.source)),
             "heights": [int(size[0]) for size in extremes],  # least, median, most
             "widths": [int(size[1]) for size in extremes],
             "mean": None if found.sums is None or not found.ids else found.sums.mean,

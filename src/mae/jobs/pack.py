@@ -107,7 +107,7 @@ def pack(
     """
     root = Path(out).expanduser()
     with Progress(quiet=quiet) as progress:
-        source = open_source(data)
+        source = open_source(data, say=progress.note)
         _require_folder(root)
         try:
             root.mkdir(parents=True, exist_ok=True)

@@ -105,7 +105,7 @@ def pretrain(
     config = find_config(recipe, PretrainConfig) if isinstance(recipe, str) else recipe
     require_init(config, init)
     with StopSignal() as stop, Progress(quiet=quiet) as progress:
-        source = open_source(data)
+        source = open_source(data, say=progress.note)
         pixels = None
         if init is not None and config.follow_weights:
             config = follow(config, init, say=progress.note)

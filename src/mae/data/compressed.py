@@ -1,0 +1,66 @@
+"""Compressed files, which cannot be read at random: refused with a command that unpacks them."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from mae.errors import DataError
+
+_TAR = re.compile(r"\.(tar\.(gz|bz2|xz|zst)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
+_TOOLS = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\3\4": "unzip",
+}
+_ENDINGS = frozenset((".gz", ".bz2", ".xz", ".zst"))
+
+
+def is_compressed_tar(name: str) -> bool:
+    """Whether a file is a compressed tar file by its name."""
+    return _TAR.search(name) is not None
+
+
+def unpacked(path: Path) -> Path:
+    """Give the path that the content of a compressed file gets."""
+    if is_compressed_tar(path.name):
+        return path.with_name(_TAR.sub(".tar", path.name))
+    if path.suffix.lower() in _ENDINGS:
+        return path.with_suffix("")
+    return path.with_name(f"unpacked-{path.name}")
+
+
+def refuse_compressed(paths: Sequence[Path]) -> None:
+    """Refuse compressed files; their first bytes decide, whatever their names.
+
+    Raises:
+        DataError: for the first, with the command that unpacks it.
+    """
+    heads = {path: _head(path) for path in paths}
+    known = tuple(_TOOLS)
+    found = [path for path, head in heads.items() if head.startswith(known)]
+    if not found:
+        return
+    path = found[0]
+    tool = next(tool for magic, tool in _TOOLS.items() if heads[path].startswith(magic))
+    source, target = shlex.quote(str(path)), shlex.quote(str(unpacked(path)))
+    command = f"{tool} -dc {source} > {target}"
+    if tool == "unzip":
+        command = f"unzip -q {source} -d {shlex.quote(str(path.with_suffix('')))}"
+    others = f", and {len(found) - 1:,} more are" if len(found) > 1 else ""
+    raise DataError(
+        f"data: {path} is compressed{others}, which cannot be read at random. Unpack it and give "
+        f"what comes out: {command}"
+    )
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(8)
+    except OSError:  # is said by what reads it
+        return b""
