@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow
 import pytest
+import torch
 from PIL import Image
 from pyarrow import parquet
 
@@ -27,6 +28,7 @@ from mae.jobs.features import FeatureSettings
 from mae.model.create import create
 from mae.weights.folder import save
 from tests.jobs.conftest import TINY, write_classes
+from tests.model.tiny import tiny_config
 from tests.pictures import encoded, image, photo, rotated_jpeg
 
 SETTINGS = FeatureSettings(batch=3)
@@ -313,18 +315,119 @@ def test_a_place_that_cannot_be_written_to_is_said(
         (["nowhere.png"], DataError, "no file .*nowhere.png"),
         ("nowhere", DataError, "no folder .*nowhere"),
         (
-            np.full((2, 30, 44, 3), np.nan, dtype=np.float32),
+            np.ones((2, 30, 44, 3), dtype=np.float32),
             DataError,
-            "none of 2 can be read; 2 unreadable",
+            r"got float32, expected uint8.*give \(images \* 255\).round\(\) as uint8",
         ),
+        (np.zeros((2, 30, 44, 7), np.uint8), DataError, "none of 2 .*7 channels in a run of 3"),
+        (np.zeros((2, 30, 44, 3), np.int64), DataError, "int64, expected uint8"),
+        ([[1, 2], [3, 4]], DataError, "picture 0: got list, expected a path"),
+        ((path for path in ["a.png"]), DataError, "got builtins.generator, expected a path"),
     ],
-    ids=["none", "missing file", "missing folder", "not finite"],
+    ids=["none", "no file", "no folder", "floats", "channels", "type", "numbers", "generator"],
 )
 def test_pictures_that_cannot_be_used_are_refused(
     pictures: object, error: type[Exception], message: str, weights: Path
 ) -> None:
     with pytest.raises(error, match=message):
         mae.embed(weights, pictures)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def grey_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder of weights for images of 24 x 40, C=1."""
+    path = tmp_path_factory.mktemp("made") / "grey"
+    save(create(tiny_config(patch_size=8, channels=1)), path)
+    return path
+
+
+PHOTOS = np.stack([photo(30, 44, seed=seed) for seed in range(5)])  # B H W C
+GREYS = PHOTOS[..., 1].copy()
+
+
+@pytest.mark.parametrize(
+    ("given", "images"),
+    [
+        (PHOTOS[0], PHOTOS[:1]),
+        (PHOTOS, PHOTOS),
+        (PHOTOS[:3], PHOTOS[:3]),
+        (GREYS[..., None], GREYS),
+        (GREYS, GREYS),
+        (GREYS[0], GREYS[:1]),
+        (GREYS[:1], GREYS[:1]),
+        (list(PHOTOS), PHOTOS),
+        ([GREYS[0], GREYS[1][None], GREYS[2][..., None]], GREYS[:3]),
+        (torch.from_numpy(PHOTOS).permute(0, 3, 1, 2), PHOTOS),
+        (torch.from_numpy(PHOTOS).permute(0, 3, 1, 2)[0], PHOTOS[:1]),
+        (torch.from_numpy(PHOTOS), PHOTOS),
+        (torch.from_numpy(PHOTOS)[0], PHOTOS[:1]),
+        (torch.from_numpy(GREYS), GREYS),
+        (torch.from_numpy(GREYS)[:, None], GREYS),
+        ([torch.from_numpy(image).permute(2, 0, 1) for image in PHOTOS], PHOTOS),
+    ],
+    ids=lambda given: f"{type(given).__name__} {getattr(given, 'shape', '')}",
+)
+def test_arrays_and_tensors_of_any_order_that_is_plain_give_a_row_an_image(
+    given: object, images: np.ndarray, weights: Path, tmp_path: Path
+) -> None:
+    for number, pixels in enumerate(images):
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+
+    assert np.array_equal(mae.embed(weights, given), mae.embed(weights, tmp_path))  # type: ignore[arg-type]
+
+
+def test_three_grey_images_are_three_to_a_network_of_one_channel(grey_weights: Path) -> None:
+    each = np.concatenate([mae.embed(grey_weights, image) for image in GREYS[:3]])
+
+    for given in (GREYS[:3], GREYS[:3, ..., None], torch.from_numpy(GREYS[:3])[..., None]):
+        np.testing.assert_allclose(mae.embed(grey_weights, given), each, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (PHOTOS.transpose(0, 3, 1, 2), r"\(5, 3, 30, 44\), which may be B C H W; give images.tran"),
+        (
+            PHOTOS[0].transpose(2, 0, 1),
+            r"one image C H W give images.transpose\(1, 2, 0\), for 3 gr",
+        ),
+        (GREYS[:3], r"for 3 grey images give images\[..., None\]"),
+        (GREYS[:, None], "may be B C H W"),
+        ([PHOTOS[0].transpose(2, 0, 1)], r"picture 0: images: got shape \(3, 30, 44\)"),
+        ([PHOTOS[0], PHOTOS], r"picture 1: got shape \(5, 30, 44, 3\), expected one image H W or"),
+        ([GREYS], r"picture 0: got shape \(5, 30, 44\), expected one image H W or H W C"),
+        (torch.from_numpy(GREYS)[:4], r"for one image C H W give images.permute\(1, 2, 0\), for 4"),
+        (PHOTOS[0, 0, 0], r"got shape \(3,\), expected H W, H W C, B H W or B H W C"),
+    ],
+    ids=range(9),
+)
+def test_an_array_that_may_be_two_things_is_an_error_that_asks(
+    given: object, message: str, weights: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=message):
+        mae.embed(weights, given)  # type: ignore[arg-type]
+    if isinstance(given, np.ndarray):
+        np.save(tmp_path / "given.npy", given)
+        with pytest.raises(DataError, match=message):
+            mae.embed(weights, tmp_path / "given.npy")
+
+
+def test_a_tensor_of_colour_and_three_grey_images_are_asked_by_a_grey_network(
+    grey_weights: Path,
+) -> None:
+    with pytest.raises(DataError, match="for 3 grey images give"):
+        mae.embed(grey_weights, torch.from_numpy(GREYS[:3]))
+
+
+def test_an_array_file_is_embedded_as_the_array_in_it(weights: Path, tmp_path: Path) -> None:
+    for name, array in (("one", PHOTOS[0]), ("all", PHOTOS), ("grey", GREYS[0])):
+        np.save(path := tmp_path / f"{name}.npy", array)
+        embed_to_file(weights, path, out=tmp_path / f"{name}-out.npy", quiet=True)
+
+        features = mae.embed(weights, array)
+
+        assert np.array_equal(mae.embed(weights, path), features)
+        assert np.array_equal(np.load(tmp_path / f"{name}-out.npy"), features)
 
 
 def test_a_folder_without_a_readable_picture_is_refused(weights: Path, tmp_path: Path) -> None:

@@ -17,11 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from torch import Tensor
 
+from mae.data.arrays import as_batch
 from mae.data.batch import Bad
 from mae.data.header import pillow_faults
-from mae.data.source import FolderSource, Source
-from mae.errors import ConfigError
+from mae.data.source import ArraySource, FolderSource, Source, load_array
+from mae.errors import ConfigError, DataError
 from mae.evaluate.features import Array, encoder_features
 from mae.fields import to_dict
 from mae.jobs.features import (
@@ -35,10 +37,12 @@ from mae.jobs.inputs import Data, open_source
 from mae.jobs.parquet import ENDING, require_pyarrow, write_features
 from mae.jobs.progress import Progress
 from mae.model.encoder import Encoder, Pool
+from mae.network import ModelConfig
 from mae.train.guard import RunLock
 from mae.train.rundir import fsync_folder, write_atomic, write_json_atomic
 
-Picture = str | Path | Image.Image | NDArray[Any]
+_Readable = str | Path | Image.Image | NDArray[Any]
+Picture = _Readable | Tensor
 
 
 def embed(
@@ -53,8 +57,10 @@ def embed(
 
     Args:
         weights: as for `load_encoder`.
-        pictures: a folder (rows in the order of its sorted paths), a file, an array N H W (C), a
-            `Source`, or a sequence of paths, Pillow pictures and arrays H W (C).
+        pictures: what `--data` takes (of a folder, rows in the order of its sorted paths), one
+            Pillow image, an array or .npy of H W, H W C, N H W or N H W C, a tensor of these or of
+            C H W or N C H W, a `Source`, or a sequence of paths, Pillow images, arrays and
+            tensors. An array that may be two things is an error that says what to give instead.
         pool: see `Encoder.encode`.
         batch: pictures encoded at a time.
         device: see `choose_device`.
@@ -66,9 +72,10 @@ def embed(
     Raises:
         MaeError: for whatever the user must change, in one line.
     """
-    source = _source_of(pictures)
+    say = partial(print, file=sys.stderr)
     settings = FeatureSettings(pool, batch, device)
-    encoder = open_for_features(weights, settings, say=partial(print, file=sys.stderr))
+    encoder = open_for_features(weights, settings, say=say)
+    source = _source_of(pictures, encoder.config, say=say)
     features: list[Array] = []
     bad: list[Bad] = []
     for got in prepared_in_batches(encoder, source, range(len(source)), batch=batch):
@@ -83,7 +90,7 @@ class _Pictures:
 
     labels, class_names = None, ()
 
-    def __init__(self, pictures: Sequence[Picture]) -> None:
+    def __init__(self, pictures: Sequence[_Readable]) -> None:
         self._pictures = pictures
 
     def __len__(self) -> int:
@@ -108,19 +115,65 @@ class _Pictures:
         return f"{len(self)} pictures"
 
 
-def _source_of(pictures: Data | Picture | Sequence[Picture]) -> Source:
+def _source_of(
+    pictures: Data | Picture | Sequence[Picture],
+    config: ModelConfig,
+    *,
+    say: Callable[[str], None],
+) -> Source:
+    """Open what is to be embedded; what an array is follows from the channels of the network."""
     if isinstance(pictures, str | Path):
-        path = Path(pictures)
-        # A .npy by itself is one picture here, as each of several is.
-        one = path.is_file() and path.suffix.lower() not in (".csv", ".tar")
-        pictures = [pictures] if one else pictures
+        path = Path(pictures).expanduser()
+        if path.suffix.lower() != ".npy" or not path.is_file():
+            return open_source(pictures, say=say)
+        pictures = load_array(path)
+    if isinstance(pictures, np.ndarray | Tensor):
+        return ArraySource(_batch(pictures, config))
     if isinstance(pictures, Image.Image):
         pictures = [pictures]
     if not isinstance(pictures, list | tuple):
-        return open_source(pictures)  # type: ignore[arg-type]
+        return open_source(pictures, say=say)  # type: ignore[arg-type]
     if all(isinstance(picture, str | Path) for picture in pictures):
         return FolderSource.of_files(pictures)
-    return _Pictures(pictures)
+    return _Pictures([_one(picture, number, config) for number, picture in enumerate(pictures)])
+
+
+def _batch(pictures: NDArray[Any] | Tensor, config: ModelConfig) -> NDArray[Any]:
+    """Give an array or a tensor as B H W C of a type that the network takes."""
+    is_tensor = isinstance(pictures, Tensor)
+    if isinstance(pictures, Tensor):
+        pictures = pictures.detach().cpu()
+        pictures = (pictures.float() if pictures.is_floating_point() else pictures).numpy()
+    wanted = config.pixels.dtype
+    if pictures.dtype.kind == "f" and wanted != "float32":
+        raise DataError(
+            f"images: got {pictures.dtype}, expected {wanted}, as the network was trained on; for "
+            f"values from 0 to 1 give (images * {np.iinfo(wanted).max}).round() as {wanted}"
+        )
+    return as_batch(pictures, channels=config.channels, channels_first=is_tensor)
+
+
+def _one(picture: Picture, number: int, config: ModelConfig) -> _Readable:
+    """Give one of several images; an array or a tensor as H W C."""
+    if isinstance(picture, str | Path | Image.Image):
+        return picture
+    if not isinstance(picture, np.ndarray | Tensor):
+        raise DataError(
+            f"picture {number}: got {type(picture).__name__}, expected a path, a Pillow image, an "
+            "array H W (C) or a tensor"
+        )
+    batch: NDArray[Any] = np.empty(0)
+    if picture.ndim in (2, 3):
+        try:
+            batch = _batch(picture, config)
+        except DataError as error:
+            raise DataError(f"picture {number}: {error}") from error
+    if len(batch) != 1:
+        raise DataError(
+            f"picture {number}: got shape {tuple(picture.shape)}, expected one image H W or H W C"
+        )
+    image: NDArray[Any] = batch[0]
+    return image
 
 
 class Embedded(NamedTuple):
@@ -170,7 +223,7 @@ def embed_to_file(
 
     Args:
         weights: whatever `load_encoder` takes.
-        data: a folder of pictures.
+        data: what `open_source` takes; a .npy also of one image H W (C).
         out: .npy to make, the names of its rows come beside it in a .tsv; or .parquet of both.
         settings: how features are computed.
         quiet: show no progress.
@@ -181,8 +234,8 @@ def embed_to_file(
     store = out.with_name(f".{out.name}.part")
     _require_target(out, store)
     with Progress(quiet=quiet) as progress:
-        source = open_source(data)
         encoder = open_for_features(weights, settings, say=progress.note)
+        source = _source_of(data, encoder.config, say=progress.note)
         try:
             store.mkdir(parents=True, exist_ok=True)
             with RunLock(store / "lock"):
