@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -442,3 +443,37 @@ def test_a_batch_of_none_and_a_device_that_is_not_there_are_refused(weights: Pat
         mae.embed(weights, [photo(30, 44)], batch=0)
     with pytest.raises(ConfigError, match="device: 'tpu' cannot be used here"):
         mae.embed(weights, [photo(30, 44)], device="tpu")
+
+
+@pytest.mark.parametrize("kind", ["folder", "list", "tar"])
+def test_names_and_classes_do_not_depend_on_the_locale(
+    kind: str, weights: Path, tmp_path: Path
+) -> None:
+    pictures = write_classes(tmp_path / "pictures", "Bär", "猫", "zebra", count=1)
+    (pictures / "Bär" / "a\tb\u2028ß.png").write_bytes((pictures / "Bär" / "0.png").read_bytes())
+    (pictures / os.fsdecode(b"zebra/\xff.png")).write_bytes(encoded(image(30, 44), "PNG"))
+    data = {"folder": pictures, "list": pictures / "list.csv", "tar": tmp_path / "all.tar"}[kind]
+    if kind == "list":
+        data.write_text("猫/0.png,猫\nBär/0.png,Bär\n", encoding="utf-8")
+    elif kind == "tar":
+        with tarfile.open(data, "w", format=tarfile.GNU_FORMAT) as tar:
+            for path in sorted(pictures.glob("*/*.png")):
+                tar.add(path, str(path.relative_to(pictures)))
+    script = (
+        "import sys; from pathlib import Path; from mae.jobs.embed import embed_to_file as f; "
+        "f(*sys.argv[1:3], out=Path(sys.argv[3]), quiet=True)"
+    )
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+    command = [sys.executable, "-c", script, str(weights), str(data)]
+    subprocess.run([*command, str(tmp_path / "ascii.npy")], env=plain, check=True)
+    embed_to_file(weights, data, out=tmp_path / "utf-8.npy", quiet=True)
+
+    names = (tmp_path / "utf-8.tsv").read_text(encoding="utf-8")
+    assert (tmp_path / "ascii.tsv").read_text(encoding="utf-8") == names
+    assert np.array_equal(np.load(tmp_path / "ascii.npy"), np.load(tmp_path / "utf-8.npy"))
+    if kind != "list":
+        assert names.splitlines() == [
+            "name\tclass", "Bär/0.png\tBär", "Bär/a\\tb\\u2028ß.png\tBär", "zebra/0.png\tzebra",
+            "zebra/\\udcff.png\tzebra", "猫/0.png\t猫",
+        ]  # fmt: skip

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from mae.data.source import EXTENSIONS
+from mae.data.source import EXTENSIONS, path_of
 from mae.errors import DataError
 
 LISTS = (".csv", ".tsv", ".txt", ".lst")
@@ -37,25 +37,30 @@ def read_rows(path: Path) -> tuple[list[list[str]], list[str]]:
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-        for separator in _SEPARATORS:
-            first = list(islice(filter(None, _split(text, separator)), 2))
-            if any(_file_cell(path.parent, row) is not None for row in first):
-                return _in_order(path, list(_split(text, separator)), separator)
+        first = {sep: list(islice(filter(None, _split(text, sep)), 2)) for sep in _SEPARATORS}
+        found = (sep for sep, rows in first.items() if any(_has_file(path.parent, rows)))
+        separator = next(found, ",")
+        rows = list(_split(text, separator))
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"data: {path}: cannot be read: {error}; expected text in UTF-8") from error
-    rows = list(_split(text, ","))
     if not any(rows):
         return [], []
-    found = " and ".join(map(str, islice(filter(None, rows), 2)))
-    raise DataError(
-        f"data: {path}, line 1: neither it nor the next one names a file: got {found}; "
-        f"expected path or path,label a line, paths relative to {path.parent.resolve()}"
-    )
+    if not any(_has_file(path.parent, first[separator])):
+        raise DataError(
+            f"data: {path}, line 1: neither it nor the next one names a file: got "
+            f"{' and '.join(map(str, first[separator]))}; expected path or path,label a "
+            f"line, paths relative to {path.parent.resolve()}"
+        )
+    return _in_order(path, rows, separator)
+
+
+def _has_file(folder: Path, rows: Sequence[Sequence[str]]) -> Iterator[bool]:
+    return (_file_cell(folder, row) is not None for row in rows)
 
 
 def _split(text: str, separator: str) -> Iterator[list[str]]:
     if separator == _BLANK:
-        return (line.rsplit(maxsplit=1) for line in text.splitlines())
+        return (line.rsplit(maxsplit=1) for line in text.split("\n"))
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     return ([] if len(row) == 1 and not row[0].strip() else row for row in rows)
 
@@ -63,7 +68,8 @@ def _split(text: str, separator: str) -> Iterator[list[str]]:
 def _file_cell(folder: Path, row: Sequence[str]) -> int | None:
     """Give the first cell that is a file in the folder of the list."""
     for place, cell in enumerate(row):
-        if cell.strip() and ((folder / cell).is_file() or (folder / cell.strip()).is_file()):
+        name = path_of(cell)
+        if any(os.path.isfile(folder / each) for each in (name, name.strip()) if each):
             return place
     return None
 
@@ -81,7 +87,7 @@ def _in_order(
         row = next((row for row in rows if row), [])
     if heading and heading not in _HEADINGS:
         notes.append(f"line {line + 1} is taken for a heading ({', '.join(heading)})")
-    if separator != _USUAL.get(path.suffix.lower(), separator):
+    if len(row) > 1 and separator != _USUAL.get(path.suffix.lower()):
         notes.append(f"cells are separated by {_SEPARATORS[separator]}")
     columns = _columns(path, line + 1, row, heading)
     if columns != list(range(len(columns))) or len(row) > len(columns):
@@ -90,8 +96,7 @@ def _in_order(
         )
     for number, cells in enumerate(rows):
         if len(cells) == len(row):
-            name = os.fsdecode(cells[columns[0]].encode())  # UTF-8 whatever the locale
-            rows[number] = [name, *(cells[column] for column in columns[1:])]
+            rows[number] = [path_of(cells[columns[0]]), *(cells[column] for column in columns[1:])]
         elif cells and len(row) > 2:
             raise DataError(
                 f"data: {path}, line {number + 1}: got {cells}, expected {len(row)} cells"

@@ -259,6 +259,11 @@ def text_of(path: str) -> str:
     return os.fsencode(path).decode(errors="surrogateescape")
 
 
+def path_of(text: str) -> str:
+    """Give the path of this system whose bytes are a text in UTF-8: undo `text_of`."""
+    return os.fsdecode(text.encode(errors="surrogateescape"))
+
+
 def folder_classes(paths: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int64] | None]:
     """Give names and numbers of classes where every path lies in one of at least two folders."""
     tops = [path.partition("/")[0] for path in paths if "/" in path]
