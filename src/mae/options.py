@@ -79,6 +79,7 @@ HELP = {
     "seeds": "Runs: over draws of labels, or seeds of fine-tuning and the paper's probe; none: 1.",
     "set": "What DATA is; decides classes and view.",
     "short_side": "Pixels to reduce the shorter side of larger pictures to; none: as they are.",
+    "split": "Split to score; none: val or test; of the classifier's own data, what was held out.",
     "temperature": "Of the votes of knn: the smaller, the more the nearest decide; none: 0.07.",
     "to": "facebook: the published PyTorch layout; huggingface: a folder; mae: a folder of ours; "
     "onnx (.onnx); torch-export (.pt2).",

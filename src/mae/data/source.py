@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from mae.data.arrays import require_channels_last
 from mae.data.header import BadPicture, pixel_dtype, printable
+from mae.data.splits import split_kind, splits_of
 from mae.errors import DataError
 
 EXTENSIONS = frozenset(".bmp .gif .jfif .jpe .jpeg .jpg .npy .png .tif .tiff .webp".split())
@@ -59,8 +60,9 @@ def notes_of(source: Source) -> tuple[str, ...]:
 class FolderSource:
     """Picture files of a folder and all folders in it, sorted bytewise by relative path.
 
-    Hidden files and folders are left out, links are followed. Where every picture lies in one of
-    at least two folders of the first level, those are the classes.
+    Hidden files and folders are left out, links are followed. Where every image lies in one of
+    at least two folders of the first level, those are the classes; of splits (`train`, `val`), the
+    folders in them are.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class FolderSource:
         *,
         files: Sequence[str] | None = None,
         classes: Sequence[str] | None = None,
+        splits: bool = True,
         notes: Sequence[str] = (),
     ) -> None:
         """Look for pictures.
@@ -77,6 +80,7 @@ class FolderSource:
             root: the folder.
             files: take these paths, relative to it, in this order, instead of looking.
             classes: of each of the files.
+            splits: whether folders of the first level may be splits rather than classes.
             notes: what a user should know of the files, one line each.
         Raises:
             DataError: if the folder is missing, cannot be listed, or holds no picture.
@@ -90,7 +94,8 @@ class FolderSource:
         if classes is not None:
             self.class_names, self.labels = numbered(classes)
         elif files is None:
-            self.class_names, self.labels = folder_classes(list(map(text_of, self._files)))
+            names = list(map(text_of, self._files))
+            self.class_names, self.labels = folder_classes(names, splits=splits)
 
     @classmethod
     def of_files(cls, paths: Sequence[str | Path]) -> FolderSource:
@@ -264,12 +269,25 @@ def path_of(text: str) -> str:
     return os.fsdecode(text.encode(errors="surrogateescape"))
 
 
-def folder_classes(paths: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int64] | None]:
-    """Give names and numbers of classes where every path lies in one of at least two folders."""
+def folder_classes(
+    paths: Sequence[str], *, splits: bool = True
+) -> tuple[tuple[str, ...], NDArray[np.int64] | None]:
+    """Give names and numbers of classes where every path lies in one of at least two folders.
+
+    Args:
+        paths: relative, with "/".
+        splits: where folders of the first level are splits, those in them are the classes.
+    """
     tops = [path.partition("/")[0] for path in paths if "/" in path]
-    if len(tops) < len(paths) or len(set(tops)) < 2:
+    if len(tops) < len(paths):
         return (), None
-    return numbered(tops)
+    if splits and (found := splits_of(paths)) is not None:
+        whole = {*found.parts.values(), *filter(split_kind, found.left)}
+        parts = [path.split("/", 2) for path in paths]
+        if any(len(part) < 3 or part[0] not in whole for part in parts):
+            return (), None
+        tops = [part[1] for part in parts]
+    return ((), None) if len(set(tops)) < 2 else numbered(tops)
 
 
 def numbered(classes: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int64]]:

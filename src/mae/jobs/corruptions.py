@@ -16,9 +16,9 @@ from mae.evaluate.robustness import (
     corruption_error,
     mean_corruption_error,
 )
+from mae.jobs.discover import class_folders
 from mae.jobs.evaluate import open_judge, question
 from mae.jobs.features import DEFAULT, FeatureSettings
-from mae.jobs.labelled import class_folders
 from mae.jobs.predictions import Predicted, require_writable, write_predictions
 from mae.jobs.progress import Progress
 from mae.train.distributed import open_ranks

@@ -11,16 +11,17 @@ import torch
 
 from mae.data.augment import center_crop_box
 from mae.data.batch import CentreBox
-from mae.data.builtin import fashion_mnist
 from mae.data.source import Source
+from mae.data.splits import Kind
 from mae.errors import ConfigError, DataError
 from mae.evaluate.classify import ClassRow, Verdicts, class_rows, joined, verdicts
 from mae.evaluate.few import Ids
 from mae.evaluate.robustness import set_classes
+from mae.jobs.discover import some
+from mae.jobs.divided import tuned_on
 from mae.jobs.features import DEFAULT, FeatureSettings, labelled_in_batches
 from mae.jobs.few import refuse_without_effect
-from mae.jobs.inputs import BUILT_IN
-from mae.jobs.labelled import TEST_FOLDERS, class_folders
+from mae.jobs.labelled import scored
 from mae.jobs.predictions import Predicted, require_writable, write_predictions
 from mae.jobs.progress import Progress
 from mae.model.classifier import Classifier
@@ -42,6 +43,8 @@ class Evaluation(NamedTuple):
 
     dataset: str
     data: str
+    part: str
+    """Which of the data were judged: a split, what fine-tuning held out, or all."""
     pictures: int
     """Judged, each once."""
     unreadable: tuple[str, ...]
@@ -59,7 +62,10 @@ class Evaluation(NamedTuple):
 
     def values(self) -> dict[str, object]:
         """Give what --json prints."""
-        rows = [row._asdict() | {"accuracy": row.accuracy} for row in self.classes if row.pictures]
+        rows = [
+            row._asdict() | {"accuracy": row.accuracy if row.pictures else None}
+            for row in self.classes
+        ]
         mistakes = [mistake._asdict() for mistake in self.mistakes]
         return self._asdict() | {"classes": rows, "mistakes": mistakes}
 
@@ -69,19 +75,19 @@ class Evaluation(NamedTuple):
         out = {"unreadable": f"{len(self.unreadable):,}, left out"} if self.unreadable else {}
         figures = {"top-1": f"{self.top1:.2%}", **top5, "loss": f"{self.loss:.4f}"}
         said = {"set": f"{self.dataset}, {self.scored}", "pictures": f"{self.pictures:,}"}
-        return figures | said | out
+        return figures | said | {"part": self.part} | out
 
     def rows(self) -> list[tuple[str, ...]]:
         """Give the lines of a table: the figures, the worst classes, the worst mistakes."""
         there = [row for row in self.classes if row.pictures]
         worst = sorted(there, key=lambda row: row.accuracy)[:MOST_CLASSES]
-        shown = there if len(there) <= MOST_CLASSES else worst
-        few = f"the {len(worst)} worst of {len(there)} classes" if len(there) > len(shown) else ""
+        shown = worst if len(self.classes) > MOST_CLASSES else self.classes
+        few = f"the {len(worst)} worst of {len(there)} classes" if len(there) > len(worst) else ""
         return [
             *self.facts().items(),
             *([(few,)] if few else []),
             *(
-                (row.name, f"{row.accuracy:.1%}", f"of {row.pictures:,}")
+                (row.name, f"{row.accuracy:.1%}" if row.pictures else "", f"of {row.pictures:,}")
                 + ((f"most often taken for {row.mistaken_for}",) if row.mistaken_for else ())
                 for row in shown
             ),
@@ -153,6 +159,7 @@ def evaluate(
     *,
     dataset: FolderSet = "folder",
     all_classes: bool = False,
+    split: Kind | None = None,
     out: Path | None = None,
     predictions: Path | None = None,
     settings: FeatureSettings = DEFAULT,
@@ -165,10 +172,13 @@ def evaluate(
 
     Args:
         weights: folder of a fine-tuned classifier.
-        data: one folder per class, or val/ of such beside train/; or "fashion-mnist".
+        data: labelled pictures, see `scored`: of the data that the classifier was fine-tuned on
+            only those that were held out. Some of its classes may be without a picture.
         dataset: what it is: imagenet-a and imagenet-r have 200 of 1,000 classes, among which
             alone is chosen; the others have all classes of the classifier.
         all_classes: choose among all classes, also for those two.
+        split: which split to score instead; "train" of the classifier's own data is what it
+            learnt from.
         out: .png of the confusion, or .html of everything.
         predictions: .csv or .parquet of a row a picture.
         settings: batch and device.
@@ -179,7 +189,9 @@ def evaluate(
     """
     with open_ranks() as ranks, Progress(quiet=quiet or not ranks.place.is_first) as progress:
         _require_possible(dataset, all_classes=all_classes, out=out, predictions=predictions)
-        source = _source(data)
+        source, part, notes = scored(data, split=split, tuned=tuned_on(weights))
+        for note in notes:
+            progress.note(note)
         judge = open_judge(weights, settings.at(ranks.place), progress)
         asked = question(source, judge.class_names, dataset=dataset, all_classes=all_classes)
         found = judge.verdicts(asked, ranks=ranks)
@@ -189,6 +201,7 @@ def evaluate(
         result = Evaluation(
             dataset=dataset,
             data=str(data),
+            part=part,
             pictures=len(found),
             unreadable=tuple(source.name(i) for i in unreadable),
             scored=asked.about,
@@ -220,22 +233,14 @@ def _require_possible(
         refuse_without_effect(*where, all_classes=all_classes or None)
 
 
-def _source(data: str | Path) -> Source:
-    """Open the folder itself, or the one for testing beside train/."""
-    root = Path(data)
-    if data == BUILT_IN and not root.exists():
-        return fashion_mnist("test")
-    tests = [root / name for name in TEST_FOLDERS if (root / "train").is_dir()]
-    return class_folders(next((path for path in tests if path.is_dir()), root))
-
-
 def question(
     source: Source, class_names: Sequence[str], *, dataset: str, all_classes: bool
 ) -> Question:
     """Match the classes of a folder with those of a classifier, by name.
 
     Raises:
-        DataError: if they are not the same, or, for a set with 200 of them, not those 200.
+        DataError: if a folder is of no class of the classifier, or, for a set with 200 of them,
+            they are not those 200.
     """
     numbers = {name: number for number, name in enumerate(class_names)}
     K, unknown = len(class_names), [name for name in source.class_names if name not in numbers]
@@ -257,9 +262,6 @@ def question(
             about = f"restricted to the scores of its {len(own)} classes"
             return Question(source, scored, np.searchsorted(scored, own), about)
         return Question(source, np.arange(K), own, f"the scores of all {K:,} classes compared")
-    if absent := [name for name in class_names if name not in source.class_names]:
-        raise DataError(
-            f"data: no folder for {len(absent)} of the classifier's {K} classes: "
-            f"{', '.join(absent[:3])}; expected all of them"
-        )
-    return Question(source, np.arange(K), own, f"{K:,} classes")
+    absent = [name for name in class_names if name not in source.class_names]
+    lacking = f", no image of {len(absent):,}: {some(absent, 3)}" if absent else ""
+    return Question(source, np.arange(K), own, f"{K:,} classes{lacking}")

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,11 +21,12 @@ from mae.errors import ConfigError, DataError
 from mae.evaluate.classify import Verdicts
 from mae.evaluate.few import write_choice
 from mae.jobs.compiling import compiled_loss
+from mae.jobs.divided import tuned_on
 from mae.jobs.evaluate import TOP, Judge, Question
 from mae.jobs.few import FewSettings
 from mae.jobs.fitting import settle_micro_batch
 from mae.jobs.inputs import data_name
-from mae.jobs.labelled import Part, labelled
+from mae.jobs.labelled import Labelled, Part, labelled
 from mae.jobs.progress import Progress
 from mae.jobs.running import (
     RunInProgress,
@@ -146,14 +147,15 @@ def finetune(
     named = recipe if isinstance(recipe, str) else based_on
     config = find_config(recipe, FinetuneConfig) if isinstance(recipe, str) else recipe
     with StopSignal() as stop, Progress(quiet=quiet) as progress:
-        parts = labelled(data, seed=config.seed)
-        progress.note(parts.said)
+        folder = Path("runs", f"{data_name(data)}-tuned") if out is None else Path(out)
+        parts = _divided(data, config, weights, begun=read_record(folder))
+        for note in parts.notes:
+            progress.note(note)
         draws = FewSettings(labels).draws(*parts.train, seed=config.seed, say=progress.note)
         if len(draws) > 1:
             raise ConfigError(f"labels: {labels} holds {len(draws)} draws, expected one")
         source = Part(parts.train.source, draws[0]).as_source()
         config, kind = _resolve(config, source, weights, say=progress.note)
-        folder = Path("runs", f"{data_name(data)}-tuned") if out is None else Path(out)
         rundir = make_run_folder(folder)
         with RunLock(rundir.lock):
             own = has_bf16(choose_device(config.device))
@@ -162,7 +164,8 @@ def finetune(
                 config,
                 recipe=named,
                 command=command,
-                data=data_record(data, source, kind, judged_on=parts.test.as_source()),
+                data=data_record(data, source, kind, judged_on=parts.test.as_source())
+                | {"split": None if parts.held is None else parts.held._asdict()},
                 weights=None if weights is None else _lasting(weights),
                 labels=labels,
                 class_names=list(source.class_names),
@@ -176,6 +179,20 @@ def finetune(
             run = RunInProgress(rundir, config, source, kind, opened.record, progress, stop)
             model = _run_to_the_end(run, weights, parts.test.as_source())
             return _tuned(opened, config, model)
+
+
+def _divided(
+    data: str | Path,
+    config: FinetuneConfig,
+    weights: str | Path | None,
+    *,
+    begun: Mapping[str, Any] | None,
+) -> Labelled:
+    """Divide the data as the run did that is gone on with, or as the fine-tuning of the weights."""
+    if begun is None:
+        return labelled(data, seed=config.seed, tuned=tuned_on(weights))
+    split = begun["data"].get("split") or {}
+    return labelled(data, seed=split.get("seed", config.seed))
 
 
 def _require_same_weights(opened: OpenedRun, asked: Mapping[str, object]) -> None:

@@ -1,4 +1,4 @@
-"""What a user names as labelled data: pictures to learn from and pictures to test on."""
+"""What a user names as labelled data: its splits, its classes, and what is held out."""
 
 from __future__ import annotations
 
@@ -9,18 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mae.data.builtin import fashion_mnist
-from mae.data.labels import read_labels
 from mae.data.source import FolderSource, Source
+from mae.data.splits import Kind
 from mae.data.subset import subset
-from mae.errors import DataError
+from mae.errors import ConfigError, DataError
 from mae.evaluate.features import Labels
 from mae.evaluate.few import Ids
-from mae.evaluate.split import held_out
-from mae.jobs.inputs import BUILT_IN, open_source
-
-TEST_SHARE = 0.2
-TEST_FOLDERS = ("val", "validation", "test")
+from mae.jobs.discover import Found, Split, find_labelled, some
+from mae.jobs.divided import Held, TunedOn
 
 
 class Part(NamedTuple):
@@ -39,86 +35,174 @@ class Labelled(NamedTuple):
 
     train: Part
     test: Part
-    said: str
-    """How they were divided."""
+    held: Held | None
+    """How the latter were held out; None where they are a split of their own."""
+    notes: tuple[str, ...]
+    """First what was found, in one line; then what a user should know of it."""
 
 
-def labelled(data: str | Path, *, seed: int) -> Labelled:
+class Scored(NamedTuple):
+    """Pictures to test a classifier on; they may lack some of its classes."""
+
+    source: Source
+    part: str
+    """Which of the data they are."""
+    notes: tuple[str, ...]
+    """As of `Labelled`."""
+
+
+def labelled(data: str | Path, *, seed: int, tuned: TunedOn | None = None) -> Labelled:
     """Find labelled pictures and divide them.
 
     Args:
-        data: "fashion-mnist" (built in); or a folder with train/ and val/, validation/ or test/,
-            each of one folder per class; or a folder of one folder per class, of which a fifth
-            of each class is held out; or a .csv of path,label, or a folder with train.csv, with
-            val.csv, validation.csv or test.csv beside it. A pack, or tar files with labels, may
-            stand for each folder of one folder per class.
+        data: "fashion-mnist" (built in); or a folder with a split to learn from and one to test
+            on, by any usual name (`train/` and `val/`, `valid/`, `dev/` or `test/`, see
+            `find_splits`; of several the validation split), each of one folder per class; or a
+            folder of one folder per class, of which a fifth of each class is held out; or a .csv
+            of path,label, or a folder with train.csv, with val.csv or test.csv beside it. A pack,
+            or tar files with labels, may stand for any of these folders.
         seed: key of what is held out.
+        tuned: the weights' own fine-tuning: of its data, what it held out is.
 
     Raises:
-        DataError: if there are no classes, one alone, an empty one, or others in either part.
+        DataError: if there are no classes, one alone, an empty one, or others for testing.
     """
-    root = Path(data)
-    if data == BUILT_IN and not root.exists():
-        train, test = _whole(fashion_mnist("train")), _whole(fashion_mnist("test"))
-        return Labelled(train, test, "built-in pictures")
-    if root.suffix.lower() == ".csv" or (root / "train.csv").is_file():
-        return _listed(root if root.suffix.lower() == ".csv" else root / "train.csv")
-    train_root = root / "train" if (root / "train").is_dir() else root
-    source = class_folders(train_root)
-    for test_root in (root / name for name in TEST_FOLDERS if train_root != root):
-        if test_root.is_dir():
-            return _both(source, class_folders(test_root), names=(train_root, test_root))
-    assert source.labels is not None
-    held = held_out(source.labels, TEST_SHARE, seed=seed)
-    train, test = (Part(source, np.flatnonzero(part)) for part in (~held, held))
-    said = f"{train_root}: {TEST_SHARE:.0%} of each class held out for testing, seed {seed}"
-    return Labelled(train, test, said)
-
-
-def _listed(train: Path) -> Labelled:
-    """Read the list of what is learnt from, and the one for testing beside it."""
-    tests = [train.with_name(f"{name}.csv") for name in TEST_FOLDERS]
-    test = next((path for path in tests if path.is_file() and path != train), None)
-    if test is None:
+    found = find_labelled(data)
+    if found.whole is not None:
+        source = _to_learn_from(found.whole(), found.where)
+        return _divided(found, source, Held(seed), tuned)
+    if "train" not in found.splits:
+        names = " and ".join(split.name for split in found.splits.values())
         raise DataError(
-            f"data: {train} has no list for testing beside it; expected one of "
-            f"{', '.join(path.name for path in tests)}"
+            f"data: {found.where} has {names} but no split to learn from; name one train, or give "
+            "one of them"
         )
-    return _both(read_labels(train), read_labels(test), names=(train, test))
-
-
-def _both(train: Source, test: Source, *, names: tuple[Path, Path]) -> Labelled:
-    if different := sorted(set(train.class_names) ^ set(test.class_names)):
+    kind: Kind = "val" if "val" in found.splits else "test"
+    train, test = (found.splits[each] for each in ("train", kind))
+    learnt = _to_learn_from(train.open(), _named(found, train))
+    tested = test.open()
+    if unknown := sorted({*tested.class_names} - {*learnt.class_names}):
         raise DataError(
-            f"data: {names[0]} and {names[1]} hold different classes: "
-            f"{', '.join(different[:5])} in one alone; give both the same"
+            f"data: {_named(found, test)} has classes that {_named(found, train)} has "
+            f"not: {some(unknown, 5)}; add images of them to {train.name}, or take them out of "
+            f"{test.name}"
         )
-    said = f"learning from {names[0]}, testing on {names[1]}"
-    return Labelled(_whole(train), _whole(test), said)
+    absent = [name for name in learnt.class_names if name not in tested.class_names]
+    line = (
+        f"{len(learnt):,} images in {train.name} to learn from, {len(tested):,} in {test.name} "
+        "to test on"
+    )
+    notes = found.without("train", kind).notes(
+        line,
+        learnt,
+        *getattr(tested, "notes", ()),
+        f"{test.name}: no image of {some(absent, 5)}, not tested" if absent else None,
+        _overlap(learnt, tested, names=(train.name, test.name)),
+    )
+    return Labelled(_whole(learnt), _whole(_numbered_as(tested, learnt)), None, notes)
+
+
+def _divided(found: Found, source: Source, held: Held, tuned: TunedOn | None) -> Labelled:
+    """Hold out a part of each class: of a classifier's own data the part that it never saw."""
+    own, why, warning = None, "", None
+    if tuned is not None:
+        own, warning = tuned.division(source), tuned.warning(found.where, source)
+    if own is not None and tuned is not None:
+        held, why = tuned.held, ", as in the fine-tuning of the weights"
+    learnt, tested = held.divide(source) if own is None else own
+    line = f"{len(learnt):,} images to learn from, {len(tested):,} to test on ({held.about()}{why})"
+    notes = found.notes(line, source, warning if own is None else None)
+    return Labelled(Part(source, learnt), Part(source, tested), held, notes)
+
+
+def scored(data: str | Path, *, split: Kind | None, tuned: TunedOn | None) -> Scored:
+    """Find the pictures to test a classifier on.
+
+    Args:
+        data: as of `labelled`; of splits, the one for validation, else the one for testing.
+        split: another split; of the data that the classifier was fine-tuned on, "train" is what
+            it learnt from.
+        tuned: its fine-tuning: of the same data only what that held out is tested on.
+
+    Raises:
+        DataError: if there are no classes.
+        ConfigError: for a split that the data do not have.
+    """
+    found = find_labelled(data)
+    if found.whole is None:
+        kind: Kind = split or ("val" if "val" in found.splits else "test")
+        _require_split(kind, found)
+        source, part = found.splits[kind].open(), found.splits[kind].name
+        found = found.without(kind)
+    else:
+        source, part = found.whole(), "all images"
+        own = None if tuned is None else tuned.division(source)
+        if own is not None and tuned is not None:
+            seen = split == "train"
+            part = f"{'learnt from' if seen else 'test part'}: {tuned.held.about()} by fine-tuning"
+            warning = "the classifier was fine-tuned on these images" if seen else None
+            source = subset(source, own[0 if seen else 1])
+            line = f"{len(source):,} images are tested on, {part}"
+            return Scored(source, part, found.notes(line, source, warning))
+        if split is not None:
+            _require_split(split, found)
+    warning = None if tuned is None else tuned.warning(found.where, source)
+    line = f"{len(source):,} images are tested on, {part}"
+    return Scored(source, part, found.notes(line, source, warning))
+
+
+def _require_split(split: Kind, found: Found) -> None:
+    if split not in found.splits:
+        there = ", ".join(found.splits) or "none, nor were they divided by the fine-tuning"
+        raise ConfigError(
+            f"split: {found.where} has no {split} split, it has {there}; drop --split or give "
+            "other data"
+        )
 
 
 def _whole(source: Source) -> Part:
     return Part(source, np.arange(len(source)))
 
 
-def class_folders(root: Path) -> Source:
-    """Open a folder of one folder per class, or a pack or tar files that have classes.
+def _named(found: Found, split: Split) -> str:
+    return f"{found.where}/{split.name}"
 
-    Raises:
-        DataError: if there are no classes, one alone or an empty one.
-    """
-    source = open_source(root)
-    folders: list[str] = []
-    if isinstance(source, FolderSource):
-        folders = sorted(e.name for e in os.scandir(root) if e.is_dir() and e.name[0] != ".")
-    if source.labels is None or len(source.class_names) < 2:
-        one = f"one class alone, {folders[0]}" if len(folders) == 1 else "no classes"
+
+def _numbered_as(source: Source, other: Source) -> Source:
+    """Give the labels the numbers that another source's classes have."""
+    if source.class_names == other.class_names:
+        return source
+    places = np.array([other.class_names.index(name) for name in source.class_names])
+    assert source.labels is not None
+    classes = other.class_names, places[source.labels].astype(np.int64)
+    return subset(source, np.arange(len(source)), classes=classes)
+
+
+def _overlap(train: Source, test: Source, *, names: tuple[str, str]) -> str | None:
+    """Say how many files two lists both name."""
+    if not isinstance(train, FolderSource) or not isinstance(test, FolderSource):
+        return None
+    paths = {os.path.abspath(train.path(i)) for i in range(len(train))}
+    both = [i for i in range(len(test)) if os.path.abspath(test.path(i)) in paths]
+    if not both:
+        return None
+    return (
+        f"{names[1]}: {len(both):,} of {len(test):,} images are in {names[0]} too, "
+        f"{test.name(both[0])} first: they are tested on and learnt from"
+    )
+
+
+def _to_learn_from(source: Source, where: str) -> Source:
+    """Refuse pictures of one class alone, and folders of classes that are empty."""
+    if len(source.class_names) < 2:
         raise DataError(
-            f"data: {root} has {one}; expected every picture in one of at least two folders, "
-            "which are the classes"
+            f"data: {where} has one class alone, {source.class_names[0]}; expected every picture "
+            "in one of at least two folders, which are the classes"
         )
-    for empty in sorted({*folders} - {*source.class_names}):
-        raise DataError(f"data: no pictures of class {empty} in {root}; fill or remove it")
+    if isinstance(source, FolderSource) and os.path.isdir(where):
+        folders = {e.name for e in os.scandir(where) if e.is_dir() and e.name[0] != "."}
+        for empty in sorted(folders - {*source.class_names}):
+            raise DataError(f"data: no pictures of class {empty} in {where}; fill or remove it")
     return source
 
 

@@ -22,6 +22,7 @@ from mae.evaluate.features import Array, Labels, encoder_features
 from mae.evaluate.few import Ids
 from mae.evaluate.paper_linear import CROPS, PROTOCOL, batch_plan, count_steps, reach, train_head
 from mae.evaluate.table import score
+from mae.jobs.divided import tuned_on
 from mae.jobs.features import FeatureSettings, labelled_in_batches, open_for_features
 from mae.jobs.few import ALL, FewSettings, counted, percent
 from mae.jobs.labelled import Part, labelled
@@ -121,8 +122,9 @@ def paper_probe(
         MaeError: for whatever the user must change, in one line.
     """
     with Progress(quiet=quiet) as progress:
-        train, test, said = labelled(data, seed=config.seed)
-        progress.note(said)
+        train, test, _, notes = labelled(data, seed=config.seed, tuned=tuned_on(weights))
+        for note in notes:
+            progress.note(note)
         draws = few.draws(*train, seed=config.seed, say=progress.note)
         settings = FeatureSettings("cls", TEST_BATCH, config.device)
         encoder = open_for_features(weights, settings, say=progress.note)

@@ -16,6 +16,7 @@ from mae.evaluate.few import Ids
 from mae.evaluate.knn import NEIGHBOURS, TEMPERATURE, knn_accuracy, require_temperature
 from mae.evaluate.linear import logistic_accuracy
 from mae.evaluate.table import score
+from mae.jobs.divided import tuned_on
 from mae.jobs.features import (
     DEFAULT,
     FeatureSettings,
@@ -130,7 +131,8 @@ def probe(
         method: how to classify.
         settings: how features are computed.
         few: how many labels are learnt from.
-        seed: key of the held-out pictures, the few labels and the random encoder.
+        seed: key of the held-out pictures, the few labels and the random encoder. A fine-tuned
+            classifier's own data are divided as its run did: the others it has learnt from.
         quiet: show no progress.
 
     Raises:
@@ -139,8 +141,9 @@ def probe(
     with open_ranks() as ranks, Progress(quiet=quiet or not ranks.place.is_first) as progress:
         if few.labels is None:
             refuse_without_effect("all labels", "--labels", seeds=few.runs)
-        train, test, said = labelled(data, seed=seed)
-        progress.note(said)
+        train, test, _, notes = labelled(data, seed=seed, tuned=tuned_on(weights))
+        for note in notes:
+            progress.note(note)
         if not ranks.place.is_first:
             few = few._replace(labels_out=None)
         draws = few.draws(*train, seed=seed, say=progress.note)

@@ -34,7 +34,7 @@ def probe(
 ) -> Shown:
     """Classify by neighbours or logistic regression on features; or tune the last blocks.
 
-    DATA holds one folder per class, of which a fifth is held out; or train/ and val/ of such.
+    DATA holds one folder per class, of which a fifth is held out; or splits (train/, val/) of such.
     --protocol paper trains the paper's linear head instead, partial the last --blocks and a head;
     --labels learns from a few.
     """
@@ -89,6 +89,7 @@ def evaluate(
         "folder", "imagenet", "imagenet-a", "imagenet-r", "imagenet-sketch", "imagenet-c"
     ] = "folder",
     all_classes: bool = False,
+    split: Literal["train", "val", "test"] | None = None,
     out: Path | None = None,
     predictions: Path | None = None,
     batch: int = 64,
@@ -97,8 +98,9 @@ def evaluate(
 ) -> Shown:
     """Count what a fine-tuned classifier gets right, class by class; or its errors on ImageNet-C.
 
-    DATA holds one folder per class, named as the classes of the classifier, or val/ of such. OUT
-    is a .png of what is taken for what, or an .html of everything.
+    DATA holds one folder per class, named as the classes of the classifier, or splits of such, of
+    which val/ is scored, else test/. Of the classifier's own data only what fine-tuning held out
+    is. OUT is a .png of what is taken for what, or an .html of everything.
     """
     from mae.jobs import corruptions
     from mae.jobs import evaluate as job
@@ -107,12 +109,14 @@ def evaluate(
 
     settings = FeatureSettings(batch=batch, device=device)
     if set == "imagenet-c":
-        refuse_without_effect(set, "another set", out=out, all_classes=all_classes or None)
+        unused = {"out": out, "all_classes": all_classes or None, "split": split}
+        refuse_without_effect(set, "another set", **unused)
         ask = partial(corruptions.evaluate_corruptions, settings=settings, quiet=quiet)
         errors = ask(weights, data, predictions=predictions)
         return Shown(errors.values(), errors.rows())
-    ask_one = partial(job.evaluate, dataset=set, all_classes=all_classes, settings=settings)
-    result = ask_one(weights, data, out=out, predictions=predictions, quiet=quiet)
+    how = {"dataset": set, "all_classes": all_classes, "split": split, "settings": settings}
+    files = {"out": out, "predictions": predictions}
+    result = job.evaluate(weights, data, **how, **files, quiet=quiet)  # type: ignore[arg-type]
     return Shown(result.values(), result.rows())
 
 
