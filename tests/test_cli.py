@@ -144,7 +144,7 @@ def test_verbs_and_options_are_pinned() -> None:
         "finetune": "RECIPE data weights out labels seeds config print-config quiet json traceback",
         "probe": "METHOD WEIGHTS data blocks out protocol k temperature labels labels-out "
         "seeds epochs batch lr pool device seed quiet json traceback",
-        "evaluate": "WEIGHTS data set all-classes out predictions batch device quiet json "
+        "evaluate": "WEIGHTS data set all-classes split out predictions batch device quiet json "
         "traceback",
         "reconstruct": "WEIGHTS PICTURES out mask-ratio seed device quiet json traceback",
         "embed": "WEIGHTS data out pool batch device quiet json traceback",

@@ -119,7 +119,7 @@ def test_pictures_of_which_none_can_be_read_make_no_pack(tmp_path: Path) -> None
 def test_a_pack_is_labelled_data(classes: Path) -> None:
     pack(classes, classes.parent / "pack", quiet=True)
 
-    train, test, _ = labelled(classes.parent / "pack", seed=0)
+    train, test, *_ = labelled(classes.parent / "pack", seed=0)
 
     assert train.source.class_names == ("cat", "dog", "été")
     assert len(train.ids) + len(test.ids) == 9 and len(test.ids) == 3

@@ -114,7 +114,7 @@ def _guessed(parts: dict[Kind, str], unnamed: list[str], size: Callable[[str], i
     if "train" not in parts and unnamed:
         parts["train"] = max(sorted(unnamed), key=size)
         unnamed.remove(parts["train"])
-        largest = ", the largest," if unnamed else ""
+        largest = " (it has the most images)" if unnamed else ""
         said.append(f"{parts['train']}{largest} is taken for training")
     if not {"val", "test"} & {*parts} and len(unnamed) == 1:
         parts["test"] = unnamed[0]

@@ -49,7 +49,7 @@ class Split(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Either a whole, which is not divided, or splits."""
+    """Either a whole, which is not divided, or splits; a whole may be a split to learn from."""
 
     where: str
     whole: Opener | None
@@ -97,7 +97,7 @@ def find_labelled(data: str | Path) -> Found:
     if lists is not None and lists.whole is None:
         return lists
     folders = _of_folders(root)
-    return folders if lists is None or folders.splits else lists
+    return folders if lists is None or folders.whole is None else lists
 
 
 def class_folders(root: Path) -> Source:
@@ -153,7 +153,7 @@ def _listed(folder: Path, lists: Mapping[Kind, Sequence[Path]]) -> Found:
             else:
                 splits[kind] = Split(path.name, partial(class_folders, path))
     if [*splits] == ["train"]:
-        return Found(str(folder / splits["train"].name), splits["train"].open, {}, left)
+        return Found(str(folder / splits["train"].name), splits["train"].open, splits, left)
     return Found(str(folder), None, splits, left)
 
 
@@ -167,7 +167,8 @@ def _has_labels(path: Path) -> bool:
 def _of_folders(root: Path) -> Found:
     whole = Found(str(root), partial(class_folders, root))
     with suppress(OSError):  # is said where the folder is searched for pictures
-        names = sorted(e.name for e in os.scandir(root) if e.name[0] != "." and e.is_dir())
+        with os.scandir(root) as entries:
+            names = sorted(e.name for e in entries if e.name[0] != "." and e.is_dir())
         inside = {name: _look(root / name) for name in names}
         splits = find_splits(inside, lambda name: len(FolderSource(root / name)))
         return _sorted_out(whole, splits, inside, lambda name: partial(class_folders, root / name))
@@ -215,7 +216,7 @@ def _sorted_out(
     found = {kind: Split(name, opener(name)) for kind, name in splits.parts.items()}
     if [*found] == ["train"]:
         where = os.path.join(whole.where, found["train"].name)
-        return Found(where, found["train"].open, {}, splits.left, splits.guess)
+        return Found(where, found["train"].open, found, splits.left, splits.guess)
     return Found(whole.where, None, found, splits.left, splits.guess)
 
 

@@ -48,7 +48,7 @@ class Held(NamedTuple):
 
     def about(self) -> str:
         """Say it in a few words."""
-        return f"{self.share:.0%} of each class held out, seed {self.seed}"
+        return f"{self.share:.0%} of each class held out for testing, seed {self.seed}"
 
 
 class TunedOn(NamedTuple):

@@ -262,6 +262,8 @@ def question(
             about = f"restricted to the scores of its {len(own)} classes"
             return Question(source, scored, np.searchsorted(scored, own), about)
         return Question(source, np.arange(K), own, f"the scores of all {K:,} classes compared")
-    absent = [name for name in class_names if name not in source.class_names]
+    labels = () if source.labels is None else np.unique(source.labels).tolist()
+    there = {source.class_names[label] for label in labels}
+    absent = [name for name in class_names if name not in there]
     lacking = f", no image of {len(absent):,}: {some(absent, 3)}" if absent else ""
     return Question(source, np.arange(K), own, f"{K:,} classes{lacking}")

@@ -14,9 +14,10 @@ from mae.config import PretrainConfig
 from mae.data.findings import Fault, Findings
 from mae.data.quarantine import Moved, require_place, set_aside
 from mae.data.source import FolderSource, notes_of
-from mae.errors import ConfigError
+from mae.errors import ConfigError, DataError
 from mae.jobs.columns import WIDTH, wrapped
 from mae.jobs.inputs import Data, data_name, open_source
+from mae.jobs.labelled import Labelled, labelled
 from mae.jobs.outlook import Outlook, look_ahead, settle
 from mae.jobs.progress import Progress
 from mae.recipes import find_config
@@ -37,6 +38,8 @@ class Inspected(NamedTuple):
 
     name: str
     found: Findings
+    labels: Labelled | str
+    """What commands that need labels would learn from and test on; or why they would refuse."""
     looked_at: int
     outlook: Outlook | None
     """What the recipe would do; none where it refuses."""
@@ -50,9 +53,14 @@ class Inspected(NamedTuple):
 
     def sections(self) -> Iterator[Section]:
         """Give what there is to say, in order."""
-        yield from sections_of(self.found, looked_at=self.looked_at)
-        if notes := notes_of(self.found.source):
-            yield Section("how it was read", [("note", note) for note in notes])
+        images, *others = sections_of(self.found, looked_at=self.looked_at)
+        yield images
+        notes = [self.labels] if isinstance(self.labels, str) else self.labels.notes
+        names = ["found", *["note"] * (len(notes) - 1)]
+        yield Section("labels", list(zip(names, notes, strict=True)))
+        if read := [note for note in notes_of(self.found.source) if note not in notes]:
+            yield Section("how it was read", [("note", note) for note in read])
+        yield from others
         refused = [("refused", reason) for reason in self.refusal]
         median = None
         if self.found.ids:
@@ -85,6 +93,7 @@ class Inspected(NamedTuple):
         """Give everything, for machines: all names, too."""
         found, names = self.found, self.found.names
         sizes = np.array(found.sizes).reshape(-1, 2)
+        labels = None if isinstance(self.labels, str) else self.labels
         extremes = [] if not found.ids else [f(sizes, axis=0) for f in (np.min, np.median, np.max)]
         return {
             "data": self.name,
@@ -92,7 +101,8 @@ class Inspected(NamedTuple):
             "looked_at": self.looked_at,
             "readable": len(found.ids),
             "bytes": found.bytes,
-            "classes": list(found.source.class_names),
+            "classes": list(() if labels is None else labels.train.source.class_names),
+            "labelled": None if labels is None else labels.values(),
             "formats": dict(found.formats),
             "stored_as": [{**k._asdict(), "count": n} for k, n in found.kinds.items()],
             "not_read": dict(found.left_out),
@@ -169,10 +179,20 @@ def inspect_data(
         moved = set_aside(root, [os.path.relpath(path, root) for path in broken], quarantine)
     name = data_name(data)
     refusal = [] if outlook is not None else notes or [f"none of {len(ids):,} can be read"]
-    result = Inspected(name, found, len(ids), outlook, refusal, config.max_bad, moved, out)
+    labels = _labels(data)
+    result = Inspected(name, found, labels, len(ids), outlook, refusal, config.max_bad, moved, out)
     if out is not None:
         _write(out, result, thumbnails)
     return result
+
+
+def _labels(data: Data) -> Labelled | str:
+    if not isinstance(data, str | Path):
+        return "none are looked for in arrays and sources"
+    try:
+        return labelled(data, seed=0)
+    except DataError as error:
+        return f"none: {error}"
 
 
 def _folder_of(data: Data) -> Path:

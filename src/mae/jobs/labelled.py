@@ -40,6 +40,12 @@ class Labelled(NamedTuple):
     notes: tuple[str, ...]
     """First what was found, in one line; then what a user should know of it."""
 
+    def values(self) -> dict[str, object]:
+        """Give the counts and the notes, for machines."""
+        counts = {"train": len(self.train.ids), "test": len(self.test.ids)}
+        held = None if self.held is None else self.held._asdict()
+        return {**counts, "held_out": held, "notes": list(self.notes)}
+
 
 class Scored(NamedTuple):
     """Pictures to test a classifier on; they may lack some of its classes."""
@@ -83,9 +89,9 @@ def labelled(data: str | Path, *, seed: int, tuned: TunedOn | None = None) -> La
     tested = test.open()
     if unknown := sorted({*tested.class_names} - {*learnt.class_names}):
         raise DataError(
-            f"data: {_named(found, test)} has classes that {_named(found, train)} has "
-            f"not: {some(unknown, 5)}; add images of them to {train.name}, or take them out of "
-            f"{test.name}"
+            f"data: {len(unknown):,} of the classes of {_named(found, test)} are not in "
+            f"{_named(found, train)}: {some(unknown, 5)}; add images of them to {train.name}, or "
+            f"take them out of {test.name}"
         )
     absent = [name for name in learnt.class_names if name not in tested.class_names]
     line = (
@@ -136,24 +142,36 @@ def scored(data: str | Path, *, split: Kind | None, tuned: TunedOn | None) -> Sc
         found = found.without(kind)
     else:
         source, part = found.whole(), "all images"
-        own = None if tuned is None else tuned.division(source)
-        if own is not None and tuned is not None:
-            seen = split == "train"
-            part = f"{'learnt from' if seen else 'test part'}: {tuned.held.about()} by fine-tuning"
-            warning = "the classifier was fine-tuned on these images" if seen else None
-            source = subset(source, own[0 if seen else 1])
-            line = f"{len(source):,} images are tested on, {part}"
-            return Scored(source, part, found.notes(line, source, warning))
-        if split is not None:
-            _require_split(split, found)
+    own = None if tuned is None or found.whole is None else tuned.division(source)
+    if own is not None and tuned is not None:
+        return _part_of_own(found, source, own, tuned.held, trained=split == "train")
+    if found.whole is not None and split is not None:
+        _require_split(split, found)
     warning = None if tuned is None else tuned.warning(found.where, source)
     line = f"{len(source):,} images are tested on, {part}"
     return Scored(source, part, found.notes(line, source, warning))
 
 
+def _part_of_own(
+    found: Found, source: Source, own: tuple[Ids, Ids], held: Held, *, trained: bool
+) -> Scored:
+    """Give what fine-tuning held out of the classifier's own data, or what it did not."""
+    source = subset(source, own[0 if trained else 1])
+    name, share = ("train", 1 - held.share) if trained else ("test", held.share)
+    part = f"{name} part ({share:.0%} of each class, seed {held.seed})"
+    meant = "which the classifier was fine-tuned on" if trained else "as fine-tuning held it out"
+    line = f"{len(source):,} images are tested on, the {part}, {meant}"
+    return Scored(source, part, found.notes(line, source))
+
+
 def _require_split(split: Kind, found: Found) -> None:
+    """Refuse a split that there is not.
+
+    Raises:
+        ConfigError: with those that there are.
+    """
     if split not in found.splits:
-        there = ", ".join(found.splits) or "none, nor were they divided by the fine-tuning"
+        there = ", ".join(found.splits) or "none, and fine-tuning did not divide these images"
         raise ConfigError(
             f"split: {found.where} has no {split} split, it has {there}; drop --split or give "
             "other data"

@@ -56,14 +56,12 @@ def sections_of(found: Findings, *, looked_at: int) -> Iterator[Section]:
 
 
 def _overview(found: Findings, looked_at: int) -> Iterator[tuple[str, str]]:
-    there, classes = len(found.source), found.source.class_names
+    there = len(found.source)
     sample = "" if looked_at == there else f", a sample of {there:,}, evenly spread"
     yield "looked at", f"{looked_at:,}{sample}"
     yield "readable", f"{len(found.ids):,}, {_bytes(found.bytes)}"
     if found.faults:
         yield "cannot be used", f"{len(found.faults):,} ({len(found.faults) / looked_at:.1%})"
-    if classes:
-        yield "classes", f"{len(classes):,}, by folder"
     yield "formats", _counts(found.formats)
     kinds = Counter({f"{k.channels} x {k.dtype}": n for k, n in found.kinds.items()})
     yield "stored as", _counts(kinds)
