@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -228,6 +229,45 @@ def test_classes_are_matched_by_name_not_by_place(tmp_path: Path) -> None:
     )
 
     assert asked.places.tolist() == [1, 2, 0] and asked.scored.tolist() == [0, 1, 2]
+
+
+def test_classes_without_an_image_have_an_empty_row(folder: Path) -> None:
+    shutil.rmtree(folder / "d")
+    for path in (folder / "g").iterdir():
+        path.unlink()
+
+    result = evaluate("w", folder, quiet=True)
+
+    # The c that looks like d is still taken for it, as one of seven classes.
+    assert (result.pictures, result.top1) == (10, 8 / 10)
+    assert result.scored == "7 classes, no image of 2: d, g"
+    assert [row.pictures for row in result.classes] == [2, 2, 2, 0, 2, 2, 0]
+    assert ("d", "", "of 0") in result.rows()
+    values = json.loads(json.dumps(result.values()))
+    assert values["classes"][3]["accuracy"] is None and values["classes"][0]["accuracy"] == 1
+
+
+def test_a_test_set_of_one_class_can_be_scored(folder: Path) -> None:
+    for name in CLASSES[1:]:
+        shutil.rmtree(folder / name)
+
+    result = evaluate("w", folder, quiet=True)
+
+    assert (result.pictures, result.top1, result.part) == (2, 1.0, "all images")
+
+
+def test_the_split_that_is_asked_for_is_scored(folder: Path) -> None:
+    write(folder.parent / "Train", {name: [name] for name in CLASSES})
+    write(folder.parent / "testing", {"b": ["b", "f", "b"]})
+
+    parts = {
+        split: evaluate("w", folder.parent, split=split, quiet=True)  # type: ignore[arg-type]
+        for split in (None, "train", "val", "test")
+    }
+
+    assert [r.part for r in parts.values()] == ["val", "Train", "val", "testing"]
+    assert [r.pictures for r in parts.values()] == [14, 7, 14, 3]
+    assert parts["test"].top1 == 2 / 3
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,11 @@ from mae.data.decode import PixelKind, decode
 from mae.data.source import FolderSource
 from mae.errors import ConfigError, DataError
 from mae.jobs.inspect_data import Inspected, inspect_data
+from mae.jobs.labelled import labelled
 from mae.jobs.outlook import LEARNT_STEPS, Outlook, saved_bytes
 from mae.model.create import create
 from tests.bad_pictures import BAD, write_bad, write_good
+from tests.jobs.conftest import write_classes
 from tests.jobs.kill_storm import CONFIG
 from tests.model.tiny import tiny_config
 from tests.pictures import encoded, image, mixed_folder, photo
@@ -123,6 +125,32 @@ def deep_colour_png(pixels: np.ndarray) -> bytes:
     head = struct.pack(">IIBBBBB", W, H, 16, 2, 0, 0, 0)
     chunks = chunk(b"IHDR", head) + chunk(b"IDAT", compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def test_splits_and_classes_are_said_as_commands_that_need_labels_say_them(tmp_path: Path) -> None:
+    for name, count in (("train", 4), ("valid", 2)):
+        write_classes(tmp_path / "in" / name, "a", "b", "c", count=count)
+
+    found = look(tmp_path / "in")
+
+    line = labelled(tmp_path / "in", seed=0).notes[0]
+    assert line.endswith("12 images in train to learn from, 6 in valid to test on; "
+                         "3 classes: a, b, c")  # fmt: skip
+    labels = next(section for section in found.sections() if section.title == "labels")
+    assert labels.rows == [("found", line)]
+    values = json.loads(json.dumps(found.values()))
+    assert values["classes"] == ["a", "b", "c"]
+    assert values["labelled"] == {"train": 12, "test": 6, "held_out": None, "notes": [line]}
+
+
+def test_why_there_are_no_labels_is_said(tmp_path: Path) -> None:
+    write_good(tmp_path, count=3)
+
+    found = look(tmp_path)
+
+    labels = next(section for section in found.sections() if section.title == "labels")
+    assert labels.rows[0][1].startswith("none: data: ") and "has no classes" in labels.rows[0][1]
+    assert found.values()["classes"] == [] and found.values()["labelled"] is None
 
 
 def test_a_sample_is_spread_evenly_and_said(tmp_path: Path) -> None:

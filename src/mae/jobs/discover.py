@@ -36,7 +36,7 @@ from mae.jobs.inputs import BUILT_IN, open_source
 
 MOST_NAMED = 10  # classes in the line that says what was found
 
-_LIST = ".csv"
+_LISTS = (".csv",)
 
 Opener = Callable[[], Source]
 
@@ -89,7 +89,7 @@ def find_labelled(data: str | Path) -> Found:
             "train": Split("train", partial(fashion_mnist, "train")),
             "test": Split("test", partial(fashion_mnist, "test")),
         })  # fmt: skip
-    if root.suffix.lower() == _LIST and not root.is_dir():
+    if root.suffix.lower() in _LISTS and not root.is_dir():
         return _of_list(root)
     if is_pack(root) or is_tars(root):
         return _in_archive(str(root), open_source(root))
@@ -112,7 +112,7 @@ def class_folders(root: Path) -> Source:
     source = FolderSource(root, splits=False) if plain else open_source(root)
     if source.labels is not None:
         return source
-    if root.suffix.lower() == _LIST:
+    if root.suffix.lower() in _LISTS:
         raise DataError(f"data: {root} has no labels; expected path,label in each line")
     return _by_folder(source, np.arange(len(source)), _names(source), where=str(root))
 
@@ -138,7 +138,7 @@ def _lists(folder: Path) -> dict[Kind, list[Path]]:
     found: dict[Kind, list[Path]] = {}
     with suppress(OSError):
         for path in sorted(folder.iterdir(), key=lambda path: (len(path.stem), path.name)):
-            named = path.suffix.lower() == _LIST and path.stem.isalpha() and path.is_file()
+            named = path.suffix.lower() in _LISTS and path.stem.isalpha() and path.is_file()
             if named and (kind := split_kind(path.stem)) is not None:
                 found.setdefault(kind, []).append(path)
     return found
