@@ -355,6 +355,16 @@ def test_the_mce_is_that_counted_by_hand(
     assert ("mCE", "1.5") == result.rows()[0][:2]
 
 
+def test_a_class_that_a_condition_lacks_is_said(
+    corrupted: Path, stub: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub(("a", "b"))
+    shutil.rmtree(corrupted / "fog" / "3" / "a")
+
+    assert evaluate_corruptions("w", corrupted).pictures == 149
+    assert "no image of some classes in 1 folders: fog/3" in capsys.readouterr().err
+
+
 def test_a_missing_severity_is_found_before_any_work(corrupted: Path) -> None:
     (corrupted / "fog" / "3").rename(corrupted / "fog" / "6")
 

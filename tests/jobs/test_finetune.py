@@ -311,6 +311,17 @@ def test_floating_point_pictures_are_refused_by_weights_of_8_bits(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_test_split_that_lacks_classes_is_judged_on_the_others(
+    folder: Path, weights: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder / "train", tmp_path / "data" / "Train")
+    shutil.copytree(folder / "val" / "red", tmp_path / "data" / "Valid" / "red")
+
+    run = finetune(PLAIN, data=tmp_path / "data", weights=weights, out=tmp_path / "r", quiet=True)
+
+    assert (run.classes, run.train, run.test, run.top1) == (3, 24, 3, 1.0)
+
+
 def test_weights_are_asked_for(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected --weights"):
         finetune(PLAIN, data=folder, out=tmp_path / "run", quiet=True)

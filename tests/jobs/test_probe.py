@@ -155,6 +155,18 @@ def test_other_classes_in_either_part_are_refused_by_name(parts: Path) -> None:
         labelled(parts, seed=0)
 
 
+@pytest.mark.parametrize("method", [K3, LINEAR], ids=lambda method: method.name)
+def test_a_test_folder_that_lacks_a_class_is_probed(
+    method: module.Method, weights: Path, parts: Path
+) -> None:
+    shutil.rmtree(parts / "val" / "a")
+
+    result = probe(weights, parts, method, quiet=True)
+
+    # Of b alone; were it numbered from 0, it would be taken for a.
+    assert (result.classes, result.test) == (2, 2) and result.pixels > 0.5
+
+
 def test_a_class_without_a_readable_picture_is_refused_by_name(weights: Path, parts: Path) -> None:
     for path in (parts / "train" / "b").iterdir():
         path.write_bytes(b"nothing")

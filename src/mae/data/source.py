@@ -283,10 +283,12 @@ def folder_classes(
         return (), None
     if splits and (found := splits_of(paths)) is not None:
         whole = {*found.parts.values(), *filter(split_kind, found.left)}
-        parts = [path.split("/", 2) for path in paths]
-        if any(len(part) < 3 or part[0] not in whole for part in parts):
+        folders = [path.rpartition("/")[0] for path in paths]
+        parts = {folder: folder.split("/") for folder in set(folders)}
+        # No classes either with images beside those of a split.
+        if any(len(part) < 2 or part[0] not in whole for part in parts.values()):
             return (), None
-        tops = [part[1] for part in parts]
+        tops = [parts[folder][1] for folder in folders]
     return ((), None) if len(set(tops)) < 2 else numbered(tops)
 
 

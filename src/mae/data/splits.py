@@ -6,7 +6,6 @@ The rules see names only, so that they are the same for folders, packs, tar file
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, cast
 
@@ -62,22 +61,22 @@ def inside_of(paths: Sequence[str]) -> dict[str, Inside]:
     """Give what the folders of the first level hold, from the relative paths of all images."""
     folders: dict[str, set[str]] = {}
     loose = set[str]()
-    for path in paths:
-        top, slash, rest = path.partition("/")
-        if slash:
-            inner, deeper, _ = rest.partition("/")
-            within = folders.setdefault(top, set())
-            if deeper:
-                within.add(inner)
-            else:
-                loose.add(top)
+    for folder in {path.rpartition("/")[0] for path in paths}:
+        top, deeper, rest = folder.partition("/")
+        within = folders.setdefault(top, set())
+        if deeper:
+            within.add(rest.partition("/")[0])
+        else:
+            loose.add(top)
+    folders.pop("", None)  # images at the root
     return {top: Inside(frozenset(names), top in loose) for top, names in folders.items()}
 
 
 def splits_of(paths: Sequence[str]) -> Splits | None:
     """Find the splits among the relative paths of all images; see `find_splits`."""
-    sizes = Counter(path.partition("/")[0] for path in paths)
-    return find_splits(inside_of(paths), sizes.__getitem__)
+    return find_splits(
+        inside_of(paths), lambda name: sum(path.startswith(f"{name}/") for path in paths)
+    )
 
 
 def find_splits(inside: Mapping[str, Inside], size: Callable[[str], int]) -> Splits | None:

@@ -16,7 +16,7 @@ from mae.evaluate.robustness import (
     corruption_error,
     mean_corruption_error,
 )
-from mae.jobs.discover import class_folders
+from mae.jobs.discover import class_folders, some
 from mae.jobs.evaluate import open_judge, question
 from mae.jobs.features import DEFAULT, FeatureSettings
 from mae.jobs.predictions import Predicted, require_writable, write_predictions
@@ -93,6 +93,7 @@ def evaluate_corruptions(
     errors: dict[str, list[float]] = {}
     parts: list[Predicted] = []
     unreadable: list[str] = []
+    lacking: list[str] = []
     pictures = 0
     with open_ranks() as ranks, Progress(quiet=quiet or not ranks.place.is_first) as progress:
         require_writable(predictions)
@@ -104,6 +105,7 @@ def evaluate_corruptions(
         for name, severity in _conditions():
             source = class_folders(root / name / str(severity))
             asked = question(source, judge.class_names, dataset="imagenet-c", all_classes=False)
+            lacking += [f"{name}/{severity}"] if asked.absent else []
             label = f"{name} {severity}/{SEVERITIES}, picture"
             # Already cut to 224 when it was corrupted: resizing would soften the corruption.
             found = judge.verdicts(asked, label=label, box=central_pixels_box, ranks=ranks)
@@ -114,6 +116,8 @@ def evaluate_corruptions(
             pictures += len(found)
             if predictions is not None:
                 parts.append(Predicted(found, named, asked.names(judge.class_names)))
+        if lacking:
+            progress.note(f"no image of some classes in {len(lacking)} folders: {some(lacking, 3)}")
         if predictions is not None and ranks.place.is_first:
             write_predictions(predictions, parts)
     return Robustness(

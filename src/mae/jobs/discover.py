@@ -231,7 +231,8 @@ def _in_archive(where: str, source: Source) -> Found:
         names = [name.partition("/")[2] for name in names]
     names = _without_common_folder(names)
     # Labels of their own, as of WebDataset, are not called as any folder.
-    own = not {*source.class_names} <= {part for n in names for part in n.split("/")[:-1]}
+    folders = {name.rpartition("/")[0] for name in names}
+    own = not {*source.class_names} <= {part for folder in folders for part in folder.split("/")}
     tops = np.array([name.partition("/")[0] for name in names])
 
     def open_part(name: str) -> Opener:

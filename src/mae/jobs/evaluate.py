@@ -140,6 +140,8 @@ class Question(NamedTuple):
     places: Ids
     """Of each class of the source, its place among those that are scored."""
     about: str
+    absent: Sequence[str] = ()
+    """Classes of the model that no picture is of."""
 
     def names(self, class_names: Sequence[str]) -> list[str]:
         """Name the classes that are scored."""
@@ -266,4 +268,4 @@ def question(
     there = {source.class_names[label] for label in labels}
     absent = [name for name in class_names if name not in there]
     lacking = f", no image of {len(absent):,}: {some(absent, 3)}" if absent else ""
-    return Question(source, np.arange(K), own, f"{K:,} classes{lacking}")
+    return Question(source, np.arange(K), own, f"{K:,} classes{lacking}", absent)
