@@ -16,7 +16,7 @@ from mae.errors import ConfigError
 from mae.network import ChannelRule as ChannelRule
 from mae.network import ModelConfig as ModelConfig
 from mae.network import PixelConfig as PixelConfig
-from mae.network import require
+from mae.network import published_crop_pct, require
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +27,8 @@ class AugmentConfig:
     """Share of the picture's area a crop covers, smallest and largest; 1 1 keeps the whole."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Width over height of a crop, smallest and largest."""
+    crop_clip: bool = False
+    """Clip the first drawn crop to the image (published linear probe), not up to 10 draws."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     scaled_decode: bool = False
@@ -271,11 +273,35 @@ def _require_one_network(config: PretrainConfig | FinetuneConfig) -> None:
         raise ConfigError(
             "resize: has no effect without follow_weights; give model.image_size instead"
         )
-    if config.follow_weights and config.model != ModelConfig():
+    if config.follow_weights and dataclasses.replace(config.model, crop_pct=None) != ModelConfig():
         raise ConfigError(
             "model: has no effect with follow_weights, which takes the network from the "
             "weights; use --resize for another size, or --follow-weights no"
         )
+
+
+def settle_crop_pct(
+    model: ModelConfig, augment: AugmentConfig, *, of_weights: ModelConfig | None = None
+) -> ModelConfig:
+    """Fix the fraction of an image that evaluation keeps, so that it travels with the weights.
+
+    In this order: what the model says already; 1.0 if training shows whole images (`crop_scale`
+    1 1), so that evaluation enlarges and cuts nothing; that of the weights a run follows, if the
+    image size is theirs; as published.
+
+    Args:
+        model: its `crop_pct` may be None.
+        augment: the crops of training.
+        of_weights: the network of the weights that are followed, if any.
+    """
+    if model.crop_pct is not None:
+        return model
+    crop_pct = published_crop_pct(model.image_size)
+    if augment.crop_scale == (1, 1):
+        crop_pct = 1.0
+    elif of_weights is not None and of_weights.image_size == model.image_size:
+        crop_pct = of_weights.crop_pct or crop_pct
+    return dataclasses.replace(model, crop_pct=crop_pct)
 
 
 def replace_model(config: PretrainConfig, **fields: object) -> PretrainConfig:

@@ -61,6 +61,8 @@ class ModelConfig:
 
     image_size: tuple[int, int] = (224, 224)
     """Height and width in pixels."""
+    crop_pct: float | None = None
+    """Evaluation resizes to image_size / crop_pct, cuts the centre; none: as trained, published."""
     patch_size: int = 16
     """Edge of a square patch in pixels."""
     channels: int = 3
@@ -102,6 +104,8 @@ class ModelConfig:
                 f"{self.patch_size}; try {_nearest(H, self.patch_size)} x "
                 f"{_nearest(W, self.patch_size)}"
             )
+        pct = self.crop_pct
+        require(pct is None or 0 < pct <= 1, "crop_pct", pct, "a fraction above 0, at most 1")
         for prefix, width, heads in (
             ("", self.width, self.num_heads),
             ("decoder_", self.decoder_width, self.decoder_heads),
@@ -155,6 +159,17 @@ class ModelConfig:
     def patch_values(self) -> int:
         """Pixel values of a patch, P."""
         return self.patch_size**2 * self.channels
+
+
+def published_crop_pct(image_size: tuple[int, int]) -> float:
+    """Give the fraction of an image that the published evaluation keeps: 224 of 256, or all.
+
+    Args:
+        image_size: height and width that the network takes.
+
+    Source: published code, util/datasets.py: 224 / 256 up to 224 pixels, 1.0 above.
+    """
+    return 224 / 256 if min(image_size) <= 224 else 1.0
 
 
 def num_keep(num_patches: int, mask_ratio: float) -> int:

@@ -32,6 +32,7 @@ HELP = {
     "b": "Recipe or run to hold against it.",
     "batch": "Pictures taken at a time; of the paper's linear probe (16384) and partial, a step.",
     "blocks": "Of partial: last blocks that learn; 0.5: the MLP of the last one.",
+    "crop_pct": "Fraction of the resized image that is shown, cut at its centre; none: as trained.",
     "config": "TOML file of the same fields, or run.json of a run; options win over it.",
     "data": "Folder of pictures, pack, .csv list, .tar or .npy; or fashion-mnist, built in.",
     "decoder_heads": "Decoder heads, for files of unusual width that do not tell them.",
@@ -89,7 +90,8 @@ HELP = {
 """What each parameter of a verb means; of the fields of a recipe, their docstrings say it."""
 
 # Fields of a recipe that are changed most stand at the top.
-_SHORT = {"optim.lr": "lr", "model.image_size": "image-size", "model.mask_ratio": "mask-ratio"}
+_SHORT = {"optim.lr": "lr", "model.image_size": "image-size", "model.mask_ratio": "mask-ratio",
+          "model.crop_pct": "crop-pct"}  # fmt: skip
 # What follows from the pictures: --channels and --measure-pixels say what to do with those.
 _DERIVED = ("model.channels", "model.pixels.", "num_classes")
 SORTS: dict[str, type[FitConfig]] = {

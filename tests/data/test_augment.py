@@ -13,7 +13,6 @@ from torchvision.transforms import RandomResizedCrop
 
 from mae.data.augment import (
     CROP_DRAWS,
-    center_crop_box,
     central_pixels_box,
     crop_boxes,
     random_box,
@@ -345,20 +344,60 @@ def test_a_scale_of_one_keeps_whole_pictures_of_any_shape():
     assert boxes.tolist() == [[0, 0, 28, 28], [0, 0, 100, 300], [0, 0, 7, 90]]
 
 
-@pytest.mark.parametrize(
-    ("picture", "size", "box"),
-    [
-        ((256, 256), (224, 224), (16, 16, 224, 224)),
-        ((512, 768), (224, 224), (32, 160, 448, 448)),
-        ((224, 224), (224, 224), (0, 0, 224, 224)),
-        ((28, 28), (28, 28), (0, 0, 28, 28)),
-        ((300, 500), (448, 448), (0, 100, 300, 300)),
-        ((200, 400), (64, 128), (12, 25, 175, 350)),
-        ((1, 5), (32, 32), (0, 2, 1, 1)),
-    ],
-)
-def test_evaluation_takes_the_published_centre(picture, size, box):
-    assert center_crop_box(*picture, size=size) == box
+def clipped_boxes(height, width, count, *, scale=(0.08, 1.0), seed=0):
+    """Draw crops as the published linear probe's definition says: one draw, clipped.
+
+    An area uniform in the scale, a ratio of the sides uniform in its logarithm; sides that are
+    larger than the image are cut to it; the place is uniform.
+    """
+    rng = np.random.default_rng(seed)
+    area = height * width * rng.uniform(*scale, count)
+    ratio = np.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3), count))
+    w = np.minimum(np.rint(np.sqrt(area * ratio)), width)
+    h = np.minimum(np.rint(np.sqrt(area / ratio)), height)
+    return np.stack([rng.integers(0, height - h + 1), rng.integers(0, width - w + 1), h, w], axis=1)
+
+
+@pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 333), (400, 400), (90, 600)])
+def test_clipped_crops_are_distributed_as_the_published_linear_probes(height, width):
+    count = 40_000
+    expected = clipped_boxes(height, width, count)
+    sides = np.full(count, height), np.full(count, width)
+    draws = np.random.default_rng(1).random((count, CROP_DRAWS)).astype(np.float32)
+
+    boxes = crop_boxes(*sides, draws, scale=(0.08, 1.0), ratio=RATIO, clip=True)
+
+    error = np.hypot(boxes.std(axis=0), expected.std(axis=0)) / math.sqrt(count)
+    assert (np.abs(boxes.mean(axis=0) - expected.mean(axis=0)) < 4 * error + 1e-9).all()
+    areas = [found[:, 2:].prod(axis=1) / (height * width) for found in (boxes, expected)]
+    assert areas[0].mean() == pytest.approx(areas[1].mean(), abs=0.006)
+    assert (areas[0] == 1).mean() == pytest.approx((areas[1] == 1).mean(), abs=0.006)
+
+
+def test_a_clipped_crop_of_a_photograph_covers_52_percent_and_a_retried_one_44():
+    sides = np.full(40_000, 375), np.full(40_000, 500)
+    draws = np.random.default_rng(2).random((40_000, CROP_DRAWS)).astype(np.float32)
+
+    means = []
+    for clip in (True, False):
+        boxes = crop_boxes(*sides, draws, scale=(0.08, 1.0), ratio=RATIO, clip=clip)
+        means.append(boxes[:, 2:].prod(axis=1).mean() / (375 * 500))
+
+    assert means == pytest.approx([0.520, 0.435], abs=0.005)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 900), (3000, 1), (2, 3), (375, 500)])
+def test_clipped_boxes_lie_inside_images_and_are_those_chosen_one_by_one(height, width):
+    draws = np.random.default_rng(0).random((500, CROP_DRAWS)).astype(np.float32)
+    draws[0], draws[1] = 0, np.nextafter(np.float32(1), np.float32(0))
+    sides = np.full(500, height), np.full(500, width)
+    how = {"scale": (0.08, 1.0), "ratio": RATIO, "clip": True}
+
+    boxes = crop_boxes(*sides, draws, **how)
+
+    assert boxes.tolist() == [list(random_box(height, width, d, **how)) for d in draws.tolist()]
+    assert (boxes[:, :2] >= 0).all() and (boxes[:, 2:] >= 1).all()
+    assert (boxes[:, :2] + boxes[:, 2:] <= (height, width)).all()
 
 
 @pytest.mark.parametrize(

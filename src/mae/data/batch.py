@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mae.config import AugmentConfig
-from mae.data.augment import CROP_DRAWS, center_crop_box, crop_boxes, resized_crop
+from mae.data.augment import CROP_DRAWS, crop_boxes, evaluation_view
 from mae.data.crops import random_crops
 from mae.data.decode import BadPicture, PixelKind, decode
 from mae.data.header import pixel_dtype
@@ -27,13 +27,11 @@ from mae.data.weighted import resized_crops
 from mae.errors import DataError
 
 
-class CentreBox(Protocol):
-    """Chooses the part of a picture that is evaluated."""
+class View(Protocol):
+    """Makes what a network is shown of an image in evaluation."""
 
-    def __call__(
-        self, height: int, width: int, *, size: tuple[int, int]
-    ) -> tuple[int, int, int, int]:
-        """Return top, left, height, width."""
+    def __call__(self, picture: NDArray[Any], *, size: tuple[int, int]) -> NDArray[Any]:
+        """Return h w C of H W C, of the same type."""
 
 
 _REPLACEMENTS = 100  # pictures tried in place of a broken one
@@ -233,8 +231,10 @@ def small_crops(
     """Cut the crops of small pictures all at once: B H W C to B h w C, view by view."""
     H, W = pictures.shape[1:3]
     sides = np.full(len(draws), H), np.full(len(draws), W)
-    scale, ratio = plan.augment.crop_scale, plan.augment.crop_ratio
-    boxes = crop_boxes(*sides, draws, scale=scale, ratio=ratio)
+    how = plan.augment
+    boxes = crop_boxes(
+        *sides, draws, scale=how.crop_scale, ratio=how.crop_ratio, clip=how.crop_clip
+    )
     if plan.views_per_decode > 1:
         pictures = np.tile(pictures, (plan.views_per_decode, 1, 1, 1))
     return resized_crops(pictures, boxes, size=plan.size, flips=flips)
@@ -285,11 +285,16 @@ def prepared(
     *,
     kind: PixelKind,
     size: tuple[int, int],
-    box: CentreBox = center_crop_box,
+    view: View = evaluation_view,
 ) -> Prepared:
-    """Read pictures for evaluation: short side to 256/224 of the size, centre crop, no draw.
+    """Read whole images for evaluation, with nothing drawn at random.
 
-    Another `box` chooses another part.
+    Args:
+        source: the images.
+        ids: which of them.
+        kind: type and channels to deliver.
+        size: height and width to deliver.
+        view: what is shown of an image.
     """
     images, kept, bad = [], [], []
     for index in ids:
@@ -298,8 +303,7 @@ def prepared(
         except BadPicture as error:
             bad.append(Bad(index, source.name(index), str(error)))
             continue
-        part = box(*picture.shape[:2], size=size)
-        images.append(resized_crop(picture, part, size=size))
+        images.append(view(picture, size=size))
         kept.append(index)
     empty = np.zeros((0, *size, kind.channels), dtype=kind.dtype)
     stacked = np.stack(images) if images else empty

@@ -44,8 +44,13 @@ def random_crops(
     """
 
     def boxes_in(height: int, width: int) -> list[Box]:
-        how = {"scale": augment.crop_scale, "ratio": augment.crop_ratio}
-        return [random_box(height, width, drawn, **how) for drawn in draws.tolist()]
+        return [
+            random_box(
+                height, width, drawn,
+                scale=augment.crop_scale, ratio=augment.crop_ratio, clip=augment.crop_clip,
+            )
+            for drawn in draws.tolist()
+        ]  # fmt: skip
 
     head = jpeg_head(data) if augment.scaled_decode and isinstance(data, bytes) else None
     if head is None:

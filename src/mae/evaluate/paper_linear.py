@@ -29,8 +29,8 @@ PROTOCOL = FitConfig(
     optim=OptimConfig(lr=0.1, warmup_epochs=10, weight_decay=0.0),
 )
 """Momentum 0.9 and the trust coefficient of 0.001 are those of `Lars`."""
-CROPS = AugmentConfig(crop_scale=(0.08, 1.0), flip=0.5)
-"""The usual crops of supervised training, smaller ones than in pre-training."""
+CROPS = AugmentConfig(crop_scale=(0.08, 1.0), crop_clip=True, flip=0.5)
+"""The crops of the published code (main_linprobe.py, util/crop.py): one draw, clipped."""
 NORM_EPS = 1e-6
 ENCODED = 256  # pictures encoded at a time, whatever the batch
 

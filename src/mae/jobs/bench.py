@@ -219,9 +219,16 @@ def _stage_by_stage(plan: BatchPlan, number: int, device: torch.device, watch: _
 def _crop(
     plan: BatchPlan, picture: NDArray[Any], draws: NDArray[np.float32], *, flip: np.bool_
 ) -> NDArray[Any]:
-    scale, ratio = plan.augment.crop_scale, plan.augment.crop_ratio
+    how = plan.augment
     height, width, _ = picture.shape
-    box = random_box(height, width, draws.tolist(), scale=scale, ratio=ratio)
+    box = random_box(
+        height,
+        width,
+        draws.tolist(),
+        scale=how.crop_scale,
+        ratio=how.crop_ratio,
+        clip=how.crop_clip,
+    )
     return resized_crop(picture, box, size=plan.size, flip=bool(flip))
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from mae.config import ModelConfig, PretrainConfig
+from mae.config import ModelConfig, PretrainConfig, settle_crop_pct
 from mae.errors import ConfigError
 from mae.sizes import SIZES
 from mae.weights.detect import read_weights
@@ -52,7 +52,9 @@ def follow(
         say(note)
     decoder = {} if raw.description or raw.has_decoder else _decoder_of(stored)
     size = config.resize or stored.image_size
-    model = dataclasses.replace(stored, image_size=size, **decoder)  # type: ignore[arg-type]
+    asked = {"image_size": size, "crop_pct": config.model.crop_pct}
+    model = dataclasses.replace(stored, **asked, **decoder)  # type: ignore[arg-type]
+    model = settle_crop_pct(model, config.augment, of_weights=stored)
     return dataclasses.replace(config, model=model, follow_weights=False, resize=None)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
-from mae.data.augment import central_pixels_box
+from mae.data.augment import central_pixels
 from mae.data.source import Source
 from mae.errors import DataError
 from mae.evaluate.robustness import (
@@ -108,7 +108,7 @@ def evaluate_corruptions(
             lacking += [f"{name}/{severity}"] if asked.absent else []
             label = f"{name} {severity}/{SEVERITIES}, picture"
             # Already cut to 224 when it was corrupted: resizing would soften the corruption.
-            found = judge.verdicts(asked, label=label, box=central_pixels_box, ranks=ranks)
+            found = judge.verdicts(asked, label=label, view=central_pixels, ranks=ranks)
             errors.setdefault(name, []).append(1 - found.top(1))
             named = partial(_named, source, f"{name}/{severity}")
             left_out = sorted({*range(len(source))} - {*found.ids.tolist()})

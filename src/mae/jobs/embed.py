@@ -52,6 +52,7 @@ def embed(
     pool: Pool = "mean",
     batch: int = 64,
     device: str = "auto",
+    crop_pct: float | None = None,
 ) -> Array:
     """Give the features of pictures: whole, in the evaluation view, nothing drawn at random.
 
@@ -64,6 +65,7 @@ def embed(
         pool: see `Encoder.encode`.
         batch: pictures encoded at a time.
         device: see `choose_device`.
+        crop_pct: fraction of an image that is shown, see `ModelConfig`; none: that of the weights.
 
     Returns:
         n D float32, or n L D for "tokens". A picture that cannot be read has no row; a warning
@@ -73,7 +75,7 @@ def embed(
         MaeError: for whatever the user must change, in one line.
     """
     say = partial(print, file=sys.stderr)
-    settings = FeatureSettings(pool, batch, device)
+    settings = FeatureSettings(pool, batch, device, crop_pct)
     encoder = open_for_features(weights, settings, say=say)
     source = _source_of(pictures, encoder.config, say=say)
     features: list[Array] = []

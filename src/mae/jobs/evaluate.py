@@ -9,8 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
-from mae.data.augment import center_crop_box
-from mae.data.batch import CentreBox
+from mae.data.batch import View
 from mae.data.source import Source
 from mae.data.splits import Kind
 from mae.errors import ConfigError, DataError
@@ -113,7 +112,7 @@ class Judge(NamedTuple):
         asked: Question,
         *,
         label: str = "picture",
-        box: CentreBox = center_crop_box,
+        view: View | None = None,
         ranks: Ranks = ALONE,
     ) -> Verdicts:
         """Judge every picture that can be read, each in one of the processes."""
@@ -121,7 +120,7 @@ class Judge(NamedTuple):
         encoder = self.model.encoder
         pictures = labelled_in_batches(
             encoder, asked.source, np.arange(len(asked.source)),
-            batch=self.batch, progress=self.progress, label=label, box=box, ranks=ranks,
+            batch=self.batch, progress=self.progress, label=label, view=view, ranks=ranks,
         )  # fmt: skip
         for got in pictures:
             with torch.inference_mode():
@@ -151,7 +150,9 @@ class Question(NamedTuple):
 def open_judge(weights: str | Path, settings: FeatureSettings, progress: Progress) -> Judge:
     """Load a classifier onto its device."""
     device = settings.checked_device()
-    model, class_names = load_classifier(weights)
+    model, class_names, notes = load_classifier(weights, crop_pct=settings.crop_pct)
+    for note in notes:
+        progress.note(note)
     return Judge(model.to(device).eval(), class_names, device, settings.batch, progress)
 
 
@@ -183,7 +184,7 @@ def evaluate(
             learnt from.
         out: .png of the confusion, or .html of everything.
         predictions: .csv or .parquet of a row a picture.
-        settings: batch and device.
+        settings: batch, device and view.
         quiet: show no progress.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mae.data.augment import center_crop_box
-from mae.data.batch import Bad, CentreBox, Prepared, prepared
+from mae.data.augment import evaluation_view
+from mae.data.batch import Bad, Prepared, View, prepared
 from mae.data.decode import PixelKind
 from mae.data.source import Source
 from mae.errors import ConfigError, DataError
@@ -34,6 +35,8 @@ class FeatureSettings(NamedTuple):
     """Pictures encoded at a time."""
     device: str = "auto"
     """See `choose_device`."""
+    crop_pct: float | None = None
+    """Fraction of an image that is shown, see `ModelConfig`; none: that of the weights."""
 
     def checked_device(self) -> torch.device:
         """Give the device, once the settings are found to be possible.
@@ -72,7 +75,7 @@ def open_for_features(
 ) -> Encoder:
     """Load an encoder onto its device, and say what was taken and left."""
     device = settings.checked_device()
-    encoder, notes = open_encoder(weights)
+    encoder, notes = open_encoder(weights, crop_pct=settings.crop_pct)
     for note in notes:
         say(note)
     return encoder.to(device).eval()
@@ -84,18 +87,19 @@ def prepared_in_batches(
     ids: Sequence[int],
     *,
     batch: int,
-    box: CentreBox = center_crop_box,
+    view: View | None = None,
     place: Place = ALONE.place,
 ) -> Iterator[Prepared]:
-    """Read pictures in the evaluation view, as the pixels an encoder was trained on.
+    """Read pictures as the pixels an encoder was trained on, in its evaluation view or another.
 
     Several processes share whole batches: the features of a picture may differ in the last bit
     with the number of pictures beside it.
     """
     config = encoder.config
     kind = PixelKind(config.pixels.dtype, config.channels)
+    view = view or partial(evaluation_view, crop_pct=config.crop_pct)
     for part in _own_batches(ids, batch=batch, place=place):
-        yield prepared(source, part, kind=kind, size=config.image_size, box=box)
+        yield prepared(source, part, kind=kind, size=config.image_size, view=view)
 
 
 def _own_batches(ids: Sequence[int], *, batch: int, place: Place) -> Sequence[Sequence[int]]:
@@ -121,7 +125,7 @@ def labelled_in_batches(
     batch: int,
     progress: Progress,
     label: str,
-    box: CentreBox = center_crop_box,
+    view: View | None = None,
     ranks: Ranks = ALONE,
 ) -> Iterator[Looked]:
     """Read labelled pictures as `prepared_in_batches` does, and show how far it is.
@@ -135,7 +139,7 @@ def labelled_in_batches(
     shown = f" in 1 of {place.world_size} processes" if place.world_size > 1 else ""
     own = sum(map(len, _own_batches(every, batch=batch, place=place)))
     progress.start(own, label=f"{label}{shown}")
-    for got in prepared_in_batches(encoder, source, every, batch=batch, box=box, place=place):
+    for got in prepared_in_batches(encoder, source, every, batch=batch, view=view, place=place):
         if len(got.ids):
             kept = got.ids.numpy()
             yield Looked(got.images, source.labels[kept], kept)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mae.config import FinetuneConfig, ModelConfig
+from mae.config import FinetuneConfig, ModelConfig, settle_crop_pct
 from mae.data.batch import Batch
 from mae.data.decode import PixelKind, survey
 from mae.data.loader import batches, on_device
@@ -31,6 +31,7 @@ from mae.jobs.progress import Progress
 from mae.jobs.running import (
     RunInProgress,
     data_record,
+    defaults_of,
     first_record,
     refuse_in_readers,
     set_threads,
@@ -170,7 +171,12 @@ def finetune(
                 labels=labels,
                 class_names=list(source.class_names),
             )
-            opened = open_run(rundir.path, record=record, finished_too=finished_too)
+            opened = open_run(
+                rundir.path,
+                record=record,
+                defaults=defaults_of(config),
+                finished_too=finished_too,
+            )
             if opened.record["finished"]:
                 _require_same_weights(opened, record)
                 return _tuned(opened, config, load_classifier(rundir.weights).model)
@@ -272,7 +278,8 @@ def _model(
             "recipes paper-scratch-vit-b, -l and -h"
         )
     pixels = pixels_of(source, there)
-    return dataclasses.replace(config.model, channels=there.channels, pixels=pixels)
+    model = dataclasses.replace(config.model, channels=there.channels, pixels=pixels)
+    return settle_crop_pct(model, config.augment)
 
 
 def _run_to_the_end(run: RunInProgress, weights: str | Path | None, test: Source) -> Classifier:

@@ -107,6 +107,7 @@ def paper_probe(
     *,
     config: FitConfig = PROTOCOL,
     few: FewSettings = ALL,
+    crop_pct: float | None = None,
     quiet: bool = False,
 ) -> PaperProbe:
     """Train a linear head on crops as the paper does; test it on the evaluation view.
@@ -115,6 +116,7 @@ def paper_probe(
         weights: whatever `load_encoder` takes.
         data: see `labelled`.
         config: length, batch, rates, device, and the seed of everything.
+        crop_pct: fraction of a test image that is shown, see `ModelConfig`; none: as the weights.
         few: how many labels are learnt from; each run has a seed of its own, also with all.
         quiet: show no progress.
 
@@ -126,7 +128,7 @@ def paper_probe(
         for note in notes:
             progress.note(note)
         draws = few.draws(*train, seed=config.seed, say=progress.note)
-        settings = FeatureSettings("cls", TEST_BATCH, config.device)
+        settings = FeatureSettings("cls", TEST_BATCH, config.device, crop_pct)
         encoder = open_for_features(weights, settings, say=progress.note)
         asked = _cls_tokens(encoder, test, progress)
         sources = [subset(train.source, ids) for ids in draws]

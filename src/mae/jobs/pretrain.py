@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 from mae.config import PretrainConfig
+from mae.data.augment import evaluation_view
 from mae.data.batch import BatchPlan, prepared
 from mae.data.loader import on_device
 from mae.data.randomness import Stream, uniform
@@ -23,6 +25,7 @@ from mae.jobs.progress import Progress
 from mae.jobs.running import (
     RunInProgress,
     data_record,
+    defaults_of,
     first_record,
     refuse_in_readers,
     set_threads,
@@ -125,6 +128,7 @@ def pretrain(
                     data=data_record(data, source, kind),
                     init=None if init is None else str(init),
                 ),
+                defaults=defaults_of(config),
             )
             run = RunInProgress(rundir, config, source, kind, opened.record, progress, stop)
             model = _run_to_the_end(run, init=init)
@@ -189,7 +193,8 @@ def _drawing(run: RunInProgress, plan: BatchPlan) -> Callable[[TrainState], None
     """
     count = min(FIXED_PICTURES, len(run.source))
     ids = np.linspace(0, len(run.source) - 1, count).astype(np.int64)
-    shown = prepared(run.source, ids.tolist(), kind=run.kind, size=plan.size)
+    view = partial(evaluation_view, crop_pct=run.config.model.crop_pct)
+    shown = prepared(run.source, ids.tolist(), kind=run.kind, size=plan.size, view=view)
     kept = shown.ids.numpy()
     noise = uniform(plan.seed, 0, kept, stream=Stream.MASK, count=plan.num_patches)
 

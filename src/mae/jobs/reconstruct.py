@@ -67,6 +67,7 @@ def reconstruct(
     seed: int = 0,
     count: int = 8,
     device: str = "auto",
+    crop_pct: float | None = None,
     quiet: bool = False,
 ) -> Reconstructed:
     """Hide patches of pictures, have them rebuilt, and draw both.
@@ -79,6 +80,7 @@ def reconstruct(
         seed: key of the masks.
         count: pictures of each folder, evenly spread.
         device: see `choose_device`.
+        crop_pct: fraction of an image that is shown, see `ModelConfig`; none: that of the weights.
         quiet: show no notes.
 
     Raises:
@@ -89,7 +91,7 @@ def reconstruct(
     if any(out.exists() and out.samefile(path) for path in pictures if Path(path).exists()):
         raise ConfigError(f"out: {out} is one of the pictures; choose another name")
     with Progress(quiet=quiet) as progress:
-        model, notes = open_model(weights)
+        model, notes = open_model(weights, crop_pct=crop_pct)
         for note in notes:
             progress.note(note)
     model = model.to(choose_device(device)).eval()

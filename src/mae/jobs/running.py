@@ -78,6 +78,16 @@ def first_record(
     }
 
 
+def defaults_of(config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
+    """Give what the fields stand for that the run.json of an older version lacks: defaults.
+
+    Of the view in evaluation, which no step of training depends on, what is asked for now.
+    """
+    plain = to_dict(type(config)())
+    plain["model"]["crop_pct"] = config.model.crop_pct
+    return plain
+
+
 def data_record(
     data: Data, source: Source, kind: PixelKind, *, judged_on: Source | None = None
 ) -> dict[str, Any]:

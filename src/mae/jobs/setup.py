@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from mae.config import FinetuneConfig, FitConfig, PixelConfig, PretrainConfig
+from mae.config import FinetuneConfig, FitConfig, PixelConfig, PretrainConfig, settle_crop_pct
 from mae.data.batch import Batch, BatchPlan, training_batch
 from mae.data.decode import PixelKind, measure_pixels, survey
 from mae.data.loader import MADE_AHEAD
@@ -48,7 +48,8 @@ def resolve(
 ) -> tuple[PretrainConfig, PixelKind]:
     """Settle what follows from the pictures: channels, type, scaling, and a batch that fits.
 
-    A scaling that is known already is kept where it is of pictures of this kind.
+    The fraction of an image that evaluation keeps follows from the crops. A scaling that is known
+    already is kept where it is of pictures of this kind.
     """
     kind = survey(source, channels=config.channels)
     if config.channels is not None and config.channels != kind.channels:
@@ -63,6 +64,7 @@ def resolve(
     pixels = known if same and not config.measure_pixels else None
     pixels = pixels or pixels_of(source, kind, measured=config.measure_pixels)
     model = dataclasses.replace(config.model, channels=kind.channels, pixels=pixels)
+    model = settle_crop_pct(model, config.augment)
     batch = config.batch
     if len(source) < batch:
         batch = len(source) // config.views_per_decode * config.views_per_decode

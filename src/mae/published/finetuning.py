@@ -63,6 +63,7 @@ _FINETUNE_CODE = "published code, main_finetune.py"
 _NOT_IN_PAPER = {
     "model": "published code, models_vit.py",
     "model.image_size": "paper, Table 3",
+    "model.crop_pct": "published code, util/datasets.py",
     "pool": "published code; the paper found cls and mean alike",
     "optim.eps": _FINETUNE_CODE,
     "optim.min_lr": "not in the paper; a cosine to zero",
@@ -78,6 +79,7 @@ _FACEBOOK_ELSEWHERE = {
     **dict.fromkeys(("augment", "optim.eps", "optim.min_lr", "optim.warmup_start"), _FINETUNE_CODE),
     **dict.fromkeys(("pool", "mix.switch", "mix.probability", "optim.clip_norm"), _FINETUNE_CODE),
     "model": "published code, models_vit.py",
+    "model.crop_pct": "published code, util/datasets.py",
     "optim.decay_tokens": "published code, util/lr_decay.py",
     "precision": NOT_FP16,
 }
@@ -89,11 +91,16 @@ _MM_ELSEWHERE = {
 
 
 def _sized(
-    base: FinetuneConfig, size: str, numbers: _Sized, *, image_size: int = 224
+    base: FinetuneConfig,
+    size: str,
+    numbers: _Sized,
+    *,
+    image_size: int = 224,
+    crop_pct: float | None = None,
 ) -> FinetuneConfig:
     return replace(
         base,
-        model=model_config(MODELS[size], image_size=image_size),
+        model=model_config(MODELS[size], image_size=image_size, crop_pct=crop_pct),
         epochs=numbers.epochs,
         layer_decay=numbers.layer_decay,
         drop_path=numbers.drop_path,
@@ -112,6 +119,8 @@ class _Source(NamedTuple):
     sources: Mapping[str, str]
     at_448: Mapping[str, str]
     """What else is to be said of the sources at 448."""
+    crop_pct_448: float | None = None
+    """Fraction of an image that is evaluated at 448; none: all, as in the published code."""
 
 
 _SOURCES = (
@@ -148,7 +157,9 @@ _SOURCES = (
          "h": "86.9 % from its 1600 epochs", "h-448": "87.3 % from its 1600 epochs"},
         _MM_ELSEWHERE,
         {"batch": "the 448px file, if on 8 GPUs; its name says 32 x 8 = 256",
-         "optim.lr": "the file's 4e-3, divided by batch 1024 / 256"},
+         "optim.lr": "the file's 4e-3, divided by batch 1024 / 256",
+         "model.crop_pct": "the 448px file: resized to 512"},
+        crop_pct_448=448 / 512,
     ),
 )  # fmt: skip
 
@@ -175,7 +186,13 @@ def _finetuning() -> Iterator[Recipe]:
                     about=f"{MODEL_NAMES[size]} at {edge}, fine-tuned for {numbers.epochs} epochs",
                     source=source.where,
                     expected=source.scores[name],
-                    config=_sized(source.base, size, numbers, image_size=edge),
+                    config=_sized(
+                        source.base,
+                        size,
+                        numbers,
+                        image_size=edge,
+                        crop_pct=source.crop_pct_448 if edge == 448 else None,
+                    ),
                     sources={**source.sources, **(source.at_448 if edge == 448 else {})},
                 )
     for size, epochs, drop_path, top1 in (

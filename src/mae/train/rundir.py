@@ -76,7 +76,13 @@ def make_run_folder(path: Path) -> RunDir:
     return RunDir(path)
 
 
-def open_run(path: Path, *, record: Mapping[str, Any], finished_too: bool = False) -> OpenedRun:
+def open_run(
+    path: Path,
+    *,
+    record: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
+    finished_too: bool = False,
+) -> OpenedRun:
     """Begin a run, or go on with an unfinished one of the same configuration and data.
 
     The caller holds the lock, so that nobody else begins it meanwhile.
@@ -85,6 +91,8 @@ def open_run(path: Path, *, record: Mapping[str, Any], finished_too: bool = Fals
         path: the folder of the run.
         record: what the run is; of its keys `config` (nested fields), `data` (with `fingerprint`
             and `count`) and `finished` are looked at. Fields in `FREE_ON_RESUME` may differ.
+        defaults: the nested fields that a record may lack which an older version wrote, with
+            what they stood for then.
         finished_too: open a finished run as well, with its record left as it is.
 
     Raises:
@@ -102,7 +110,7 @@ def open_run(path: Path, *, record: Mapping[str, Any], finished_too: bool = Fals
                 f"{path}: this run is finished; to train on from its weights use --init {path} "
                 "with another folder as --out"
             )
-        _require_same_run(path, stored, asked)
+        _require_same_run(path, stored, asked, defaults or {})
         if stored.get("finished"):
             return OpenedRun(rundir, stored, resumed=True)
         asked = {**stored, "config": asked["config"]}
@@ -129,7 +137,9 @@ def read_record(path: Path) -> dict[str, Any] | None:
         ) from None
 
 
-def _require_same_run(path: Path, stored: dict[str, Any], asked: dict[str, Any]) -> None:
+def _require_same_run(
+    path: Path, stored: dict[str, Any], asked: dict[str, Any], defaults: Mapping[str, Any]
+) -> None:
     # The data before the configuration, whose pixel statistics may follow from it.
     before, now = stored["data"], asked["data"]
     if before["fingerprint"] != now["fingerprint"]:
@@ -140,7 +150,9 @@ def _require_same_run(path: Path, stored: dict[str, Any], asked: dict[str, Any])
             f"{now['count']:,} pictures, the run has {before['count']:,}; put it back as it was, "
             "or begin a new run with --out"
         )
-    if different := differences(*(_compared(record["config"]) for record in (stored, asked))):
+    before, now = (_compared(config) for config in (stored["config"], asked["config"]))
+    older = _compared(json.loads(json.dumps(defaults)))
+    if different := differences({**older, **before}, now):
         raise ConfigError(
             f"{path}: holds a run of another configuration: {different}; ask for the same, or "
             "choose another folder with --out"

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from mae.config import ModelConfig
 from mae.errors import ConfigError
 from mae.verbs.shown import Pool, Shown, shown
 
@@ -29,6 +30,7 @@ def probe(
     lr: float | None = None,
     pool: Pool | None = None,
     device: str = "auto",
+    crop_pct: float | None = None,
     seed: int = 0,
     quiet: bool = False,
 ) -> Shown:
@@ -51,7 +53,8 @@ def probe(
             "partial", "knn or linear", k=k, temperature=temperature, labels_out=labels_out,
             seeds=seeds, protocol=None if protocol == "quick" else protocol,
         )  # fmt: skip
-        fields = {"epochs": epochs, "batch": batch, "pool": pool, "seed": seed, "device": device}
+        fields = {"epochs": epochs, "batch": batch, "pool": pool, "seed": seed, "device": device,
+                  "model": ModelConfig(crop_pct=crop_pct)}  # fmt: skip
         return _partial(weights, data, blocks=blocks, out=out, labels=labels, lr=lr, fields=fields,
                         quiet=quiet)  # fmt: skip
     refuse_without_effect(method, "partial", blocks=blocks, out=out)
@@ -64,10 +67,11 @@ def probe(
         config = linear_probe.paper_config(
             epochs=epochs, batch=batch, lr=lr, seed=seed, device=device
         )
-        return shown(linear_probe.paper_probe(weights, data, config=config, few=few, quiet=quiet))
+        ask_paper = partial(linear_probe.paper_probe, few=few, crop_pct=crop_pct, quiet=quiet)
+        return shown(ask_paper(weights, data, config=config))
     refuse_without_effect("the quick protocol", "--protocol paper", epochs=epochs, lr=lr)
     how = job.choose_method(method, k=k, temperature=temperature, seed=seed)
-    settings = FeatureSettings(pool or "mean", 64 if batch is None else batch, device)
+    settings = FeatureSettings(pool or "mean", 64 if batch is None else batch, device, crop_pct)
     ask = partial(job.probe, settings=settings, few=few, seed=seed, quiet=quiet)
     return shown(ask(weights, data, how))
 
@@ -94,6 +98,7 @@ def evaluate(
     predictions: Path | None = None,
     batch: int = 64,
     device: str = "auto",
+    crop_pct: float | None = None,
     quiet: bool = False,
 ) -> Shown:
     """Count what a fine-tuned classifier gets right, class by class; or its errors on ImageNet-C.
@@ -107,9 +112,10 @@ def evaluate(
     from mae.jobs.features import FeatureSettings
     from mae.jobs.few import refuse_without_effect
 
-    settings = FeatureSettings(batch=batch, device=device)
+    settings = FeatureSettings(batch=batch, device=device, crop_pct=crop_pct)
     if set == "imagenet-c":
         unused = {"out": out, "all_classes": all_classes or None, "split": split}
+        unused |= {"crop_pct": crop_pct}
         refuse_without_effect(set, "another set", **unused)
         ask = partial(corruptions.evaluate_corruptions, settings=settings, quiet=quiet)
         errors = ask(weights, data, predictions=predictions)
@@ -127,13 +133,14 @@ def reconstruct(
     mask_ratio: float | None = None,
     seed: int = 0,
     device: str = "auto",
+    crop_pct: float | None = None,
     quiet: bool = False,
 ) -> Shown:
     """Draw pictures masked, rebuilt, and pasted together, to a .png or .html."""
     from mae.jobs import reconstruct as job
 
     ask = partial(job.reconstruct, mask_ratio=mask_ratio, seed=seed, device=device, quiet=quiet)
-    return shown(ask(weights, pictures, out=out))
+    return shown(ask(weights, pictures, out=out, crop_pct=crop_pct))
 
 
 def embed(
@@ -144,6 +151,7 @@ def embed(
     pool: Pool = "mean",
     batch: int = 64,
     device: str = "auto",
+    crop_pct: float | None = None,
     quiet: bool = False,
 ) -> Shown:
     """Write the features of every picture; goes on where it was stopped.
@@ -153,5 +161,5 @@ def embed(
     from mae.jobs import embed as job
     from mae.jobs.features import FeatureSettings
 
-    settings = FeatureSettings(pool, batch, device)
+    settings = FeatureSettings(pool, batch, device, crop_pct)
     return shown(job.embed_to_file(weights, data, out=out, settings=settings, quiet=quiet))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mae.config import FinetuneConfig, ModelConfig
+from mae.config import FinetuneConfig, ModelConfig, settle_crop_pct
 from mae.errors import WeightsError
 from mae.model.classifier import Classifier
 from mae.model.create import create
@@ -34,6 +34,8 @@ class LoadedClassifier(NamedTuple):
     model: Classifier
     class_names: tuple[str, ...]
     """In the order of the scores; numbers where the file names none."""
+    notes: tuple[str, ...] = ()
+    """What had to be assumed."""
 
 
 def save_classifier(
@@ -64,12 +66,15 @@ def save_classifier(
     return write_folder(Path(folder), description, tensors)
 
 
-def load_classifier(path: str | Path, *, heads: int | None = None) -> LoadedClassifier:
+def load_classifier(
+    path: str | Path, *, heads: int | None = None, crop_pct: float | None = None
+) -> LoadedClassifier:
     """Load a classifier: a folder of ours, a run, or a file of the published layout.
 
     Args:
         path: what holds it.
         heads: attention heads, for files that do not hold them and are of no known width.
+        crop_pct: see `ModelConfig`; none: what the file says.
 
     Raises:
         WeightsError: for weights without a head, or anything missing, left over, of another
@@ -84,13 +89,13 @@ def load_classifier(path: str | Path, *, heads: int | None = None) -> LoadedClas
             "fine-tune them first (mae finetune), or use mae probe"
         )
     # Of the encoder by itself: what a decoder leaves open is no question, but left over below.
-    config, _ = config_of(_encoder_of(raw), heads=heads)
+    config, notes = config_of(_encoder_of(raw), heads=heads, crop_pct=crop_pct)
     names, mean = _names_and_pool(raw, num_classes=len(head))
     with torch.device("meta"):
         pool = "mean" if mean else "cls"
         model = Classifier(Encoder(config), num_classes=len(head), pool=pool)  # type: ignore[arg-type]
     fill(model, raw, expected=_EXPECTED)
-    return LoadedClassifier(model, names)
+    return LoadedClassifier(model, names, tuple(notes))
 
 
 def _folded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -171,7 +176,8 @@ def model_to_tune(path: str | Path, config: FinetuneConfig, *, num_classes: int)
     """Give the network to fine-tune: that of the recipe, as far as weights may differ from it.
 
     Channels, the scaling of pixels and the eps of norms are those of the weights, and with
-    `follow_weights` everything is, save the size of the pictures where another is asked for.
+    `follow_weights` everything is, save the size of the pictures where another is asked for. The
+    fraction of an image that evaluation keeps is settled, see `settle_crop_pct`.
 
     Raises:
         WeightsError: if the weights are of another network than the recipe's, or have a head of
@@ -186,7 +192,12 @@ def model_to_tune(path: str | Path, config: FinetuneConfig, *, num_classes: int)
     raw = _encoder_of(whole)
     stored, _ = config_of(raw)
     if config.follow_weights:
-        return replace(stored, image_size=config.resize or stored.image_size)
+        asked = {
+            "image_size": config.resize or stored.image_size,
+            "crop_pct": config.model.crop_pct,
+        }
+        model = replace(stored, **asked)  # type: ignore[arg-type]
+        return settle_crop_pct(model, config.augment, of_weights=stored)
     of_weights, of_run = ({n: getattr(c, n) for n in _NETWORK} for c in (stored, config.model))
     if of_weights != of_run:
         raise WeightsError(
@@ -195,7 +206,7 @@ def model_to_tune(path: str | Path, config: FinetuneConfig, *, num_classes: int)
             "recipe of its size, or finetune-folder, which takes any"
         )
     own = {"channels": stored.channels, "pixels": stored.pixels, "norm_eps": stored.norm_eps}
-    return replace(config.model, **own)  # type: ignore[arg-type]
+    return settle_crop_pct(replace(config.model, **own), config.augment)  # type: ignore[arg-type]
 
 
 def _encoder_of(raw: RawWeights) -> RawWeights:

@@ -152,11 +152,12 @@ def _open(
         )
         return _Content(model, Description(model=model.config, facts=facts), notes)
     if "head.weight" in raw.tensors and not encoder_only:
-        classifier, names = load_classifier(path, heads=heads)
+        classifier, names, assumed = load_classifier(path, heads=heads)
         said = ClassifierDescription(
             model=classifier.encoder.config, facts=facts, class_names=names, pool=classifier.pool
         )
-        return _Content(classifier, said, left_notes(raw, taken=("encoder", "fc_norm", "head")))
+        left = left_notes(raw, taken=("encoder", "fc_norm", "head"))
+        return _Content(classifier, said, [*assumed, *left])
     encoder, notes = open_encoder(path, heads=heads, allow_missing=allow_missing)
     return _Content(encoder, Description(model=encoder.config, facts=facts), notes)
 

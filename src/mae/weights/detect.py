@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mae.errors import WeightsError
+from mae.errors import ConfigError, WeightsError
 from mae.fields import from_dict
 from mae.network import ModelConfig
 from mae.train.checkpoint import latest_checkpoint
@@ -60,6 +61,9 @@ class RawWeights(NamedTuple):
     """What had to be assumed."""
     class_names: tuple[str, ...] = ()
     """Of a classifier, where the file names them without a description."""
+    whole_images: bool = False
+    """Whether the run that the file lies in was trained on whole images; asked only of weights
+    that do not say their `crop_pct`."""
 
     @property
     def has_decoder(self) -> bool:
@@ -110,7 +114,9 @@ def name_tensors(
     ours = fuse_qkv(ours, spell=spelling.to_theirs, where=str(file))
     layout, spell = spelling.layout, spelling.to_theirs
     if layout is folder.LAYOUT:
-        return RawWeights(file, layout.name, ours, _neighbour(file), {}, spell)
+        said = _neighbour(file)
+        whole = said is not None and said.model.crop_pct is None and _of_whole_images(file)
+        return RawWeights(file, layout.name, ours, said, {}, spell, whole_images=whole)
     beside = {**beside, **_metadata(file)}
     text = beside.get("mae")
     # Anything but text is not ours, and may be nested deeper than can be shown.
@@ -153,6 +159,19 @@ def _metadata(file: Path) -> dict[str, str]:
             return dict(opened.metadata() or {})
     except (SafetensorError, OSError):
         return {}
+
+
+def _of_whole_images(file: Path) -> bool:
+    """Say whether a file lies in a run that was trained on whole images."""
+    folder = file.absolute().parent
+    runs = RunDir(folder.parent), RunDir(folder.parent.parent)
+    if folder not in (runs[0].weights, runs[1].checkpoints / folder.name):
+        return False
+    with suppress(ConfigError):  # a damaged record does not spoil the weights
+        record = read_record(runs[folder != runs[0].weights].path) or {"config": {}}
+        augment = record["config"].get("augment")
+        return isinstance(augment, Mapping) and augment.get("crop_scale") == [1, 1]
+    return False
 
 
 def _neighbour(file: Path) -> Description | None:

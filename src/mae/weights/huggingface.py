@@ -119,12 +119,14 @@ def _facts(_beside: Mapping[str, Any], file: Path) -> Facts:
         known["patch_size"] = edges[0]
     try:
         config = from_dict(_Config, known, where=str(where))
-        pixels = _pixels(_read(file.with_name(PROCESSOR)), channels=config.num_channels)
+        processor = _read(file.with_name(PROCESSOR))
+        pixels = _pixels(processor, channels=config.num_channels)
     except ConfigError as error:
         raise WeightsError(f"{where.parent}: {error}; this model cannot be held") from error
     fields: dict[str, Any] = {
         "norm_eps": config.layer_norm_eps,
         "normalize_target": config.norm_pix_loss,
+        **_crop_pct(processor),
     }
     # Set to 0 by those who want features; nothing can be trained so.
     if 0 < config.mask_ratio < 1:
@@ -141,6 +143,12 @@ def _facts(_beside: Mapping[str, Any], file: Path) -> Facts:
     elif config.num_channels == 3:
         notes.append(f"{file.with_name(PROCESSOR)}: is missing; assumed ImageNet's mean and std")
     return Facts(fields, tuple(notes), _class_names(said.get("id2label"), where=where))
+
+
+def _crop_pct(processor: Mapping[str, Any]) -> dict[str, float]:
+    """Read the fraction of an image that evaluation keeps; only `write` puts it there."""
+    found = processor.get("crop_pct")
+    return {"crop_pct": found} if isinstance(found, float) and 0 < found <= 1 else {}
 
 
 def _class_names(said: Any, *, where: Path) -> tuple[str, ...]:
@@ -253,7 +261,9 @@ def _config(model: ModelConfig) -> _Config:
 
 def _processor(model: ModelConfig) -> dict[str, Any]:
     pixels, (H, W) = model.pixels, model.image_size
-    return {
+    # ViTImageProcessor squashes images to the size; other readers take crop_pct as timm does.
+    kept = {} if model.crop_pct is None else {"crop_pct": model.crop_pct}
+    return kept | {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
         "size": {"height": H, "width": W},

@@ -23,7 +23,8 @@ from mae.weights.fill import fill
 from mae.weights.shapes import config_of, read_fields
 
 # Fields of a model that a new run may change although it starts from weights.
-_FREE = {"image_size", "channels", "mask_ratio", "normalize_target", "target_eps", "pixels"}
+_FREE = {"image_size", "channels", "mask_ratio", "normalize_target", "target_eps", "pixels",
+         "crop_pct"}  # fmt: skip
 
 # Groups of tensors that may be left, and why.
 _LEFT = {
@@ -82,6 +83,7 @@ def open_model(
     *,
     heads: int | None = None,
     decoder_heads: int | None = None,
+    crop_pct: float | None = None,
     allow_missing: Iterable[str] = (),
 ) -> Loaded[MaskedAutoencoder]:
     """Load encoder and decoder; the notes say what was taken, left and assumed."""
@@ -91,7 +93,7 @@ def open_model(
             f"decoder: not in this file, {raw.path}; features are possible (load_encoder), "
             "reconstruction is not"
         )
-    config, notes = config_of(raw, heads=heads, decoder_heads=decoder_heads)
+    config, notes = config_of(raw, heads=heads, decoder_heads=decoder_heads, crop_pct=crop_pct)
     with torch.device("meta"):
         model = MaskedAutoencoder(config)
     if allowed:
@@ -103,13 +105,17 @@ def open_model(
 
 
 def open_encoder(
-    path: str | Path, *, heads: int | None = None, allow_missing: Iterable[str] = ()
+    path: str | Path,
+    *,
+    heads: int | None = None,
+    crop_pct: float | None = None,
+    allow_missing: Iterable[str] = (),
 ) -> Loaded[Encoder]:
     """Load the encoder alone; the notes say what was taken, left and assumed."""
     raw, allowed = read_weights(path), tuple(allow_missing)
     own = {name: tensor for name, tensor in raw.tensors.items() if name.startswith("encoder.")}
     # By itself, so that what a decoder leaves open is not asked for.
-    config, notes = config_of(raw._replace(tensors=own), heads=heads)
+    config, notes = config_of(raw._replace(tensors=own), heads=heads, crop_pct=crop_pct)
     with torch.device("meta"):
         encoder = Encoder(config)
     if allowed:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields as fields_of
+from dataclasses import replace
 from typing import Any
 
 from mae.errors import WeightsError
-from mae.network import ModelConfig, PixelConfig
+from mae.network import ModelConfig, PixelConfig, published_crop_pct
 from mae.sizes import SIZES, model_config
 from mae.weights.detect import RawWeights
 
@@ -60,9 +61,15 @@ def read_fields(raw: RawWeights) -> dict[str, Any]:
 
 
 def config_of(
-    raw: RawWeights, *, heads: int | None = None, decoder_heads: int | None = None
+    raw: RawWeights,
+    *,
+    heads: int | None = None,
+    decoder_heads: int | None = None,
+    crop_pct: float | None = None,
 ) -> tuple[ModelConfig, list[str]]:
     """Give the configuration of what was read, and a note on whatever had to be assumed.
+
+    Its `crop_pct` is a number: the one given, else that of the file, else what is assumed.
 
     Raises:
         WeightsError: where neither file nor caller tells a field, or the two disagree.
@@ -75,7 +82,7 @@ def config_of(
     if asked != said:
         raise WeightsError(f"heads: got {asked}, but {raw.path} says {said}; leave them out")
     if raw.description is not None:
-        return raw.description.model, []
+        return _with_crop_pct(raw, raw.description.model, crop_pct, [*raw.notes])
     fields |= asked
     needed = ["num_heads", "decoder_heads"] if raw.has_decoder else ["num_heads"]
     unknown = [name.removeprefix("num_") for name in needed if name not in fields]
@@ -92,7 +99,20 @@ def config_of(
         )
     if "pixels" in fields.keys() - raw.known.keys():
         notes.append(f"{raw.path}: does not say how pixels were scaled; assumed mean and std 0.5")
-    return ModelConfig(**fields), notes
+    return _with_crop_pct(raw, ModelConfig(**fields), crop_pct, notes)
+
+
+def _with_crop_pct(
+    raw: RawWeights, model: ModelConfig, given: float | None, notes: list[str]
+) -> tuple[ModelConfig, list[str]]:
+    """Settle which fraction of an image evaluation keeps; weights before 0.2 do not say it."""
+    crop_pct = model.crop_pct if given is None else given
+    if crop_pct is None:
+        crop_pct, why = published_crop_pct(model.image_size), "as published"
+        if raw.whole_images:
+            crop_pct, why = 1.0, "since its run was trained on whole images"
+        notes.append(f"{raw.path}: does not say its crop_pct; assumed {crop_pct:g}, {why}")
+    return replace(model, crop_pct=crop_pct), notes
 
 
 def _require_held(raw: RawWeights, model: ModelConfig) -> None:
