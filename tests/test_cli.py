@@ -143,11 +143,12 @@ def test_verbs_and_options_are_pinned() -> None:
         "pretrain": "RECIPE data out init config print-config quiet json traceback",
         "finetune": "RECIPE data weights out labels seeds config print-config quiet json traceback",
         "probe": "METHOD WEIGHTS data blocks out protocol k temperature labels labels-out "
-        "seeds epochs batch lr pool device seed quiet json traceback",
-        "evaluate": "WEIGHTS data set all-classes split out predictions batch device quiet json "
+        "seeds epochs batch lr pool device crop-pct seed quiet json traceback",
+        "evaluate": "WEIGHTS data set all-classes split out predictions batch device crop-pct "
+        "quiet json "
         "traceback",
-        "reconstruct": "WEIGHTS PICTURES out mask-ratio seed device quiet json traceback",
-        "embed": "WEIGHTS data out pool batch device quiet json traceback",
+        "reconstruct": "WEIGHTS PICTURES out mask-ratio seed device crop-pct quiet json traceback",
+        "embed": "WEIGHTS data out pool batch device crop-pct quiet json traceback",
         "data inspect": "FOLDER limit out quarantine quiet json traceback",
         "report": "RUNS json traceback",
         "recipes list": "json traceback",
@@ -175,11 +176,12 @@ def test_the_options_of_a_recipe_are_pinned() -> None:
     assert [o.flag for o in options_of(run) if o.owner] == (
         "epochs steps minutes batch micro-batch checkpoint-every lr seed precision compile device "
         "threads workers save-every-steps log-every-steps keep follow-weights resize max-bad "
-        "image-size mask-ratio channels measure-pixels init-channels views-per-decode "
+        "image-size crop-pct mask-ratio channels measure-pixels init-channels views-per-decode "
         "start-size start-share "
         "optim.min-lr optim.warmup-epochs optim.warmup-start optim.betas optim.eps "
         "optim.weight-decay optim.decay-tokens optim.clip-norm optim.muon augment.crop-scale "
-        "augment.crop-ratio augment.flip augment.scaled-decode model.patch-size model.width "
+        "augment.crop-ratio augment.crop-clip augment.flip augment.scaled-decode "
+        "model.patch-size model.width "
         "model.depth model.num-heads model.decoder-width model.decoder-depth model.decoder-heads "
         "model.mlp-ratio model.norm-eps model.normalize-target model.target-eps"
     ).split()

@@ -50,6 +50,7 @@ def test_the_protocol_is_that_of_table_10():
     assert PROTOCOL.optim.peak_lr(PROTOCOL.batch) == pytest.approx(6.4)
     assert (PROTOCOL.optim.min_lr, PROTOCOL.optim.weight_decay) == (0, 0)
     assert (CROPS.crop_scale, CROPS.crop_ratio, CROPS.flip) == ((0.08, 1), (3 / 4, 4 / 3), 0.5)
+    assert CROPS.crop_clip
 
 
 def test_the_head_is_a_norm_without_weights_and_a_linear_layer():

@@ -95,10 +95,31 @@ def test_what_may_change_on_resume_may_change_and_is_recorded(tmp_path):
 def test_every_other_field_of_a_fit_is_compared(tmp_path, name):
     open_run(tmp_path, record=record())
     asked = record()
-    asked["config"][name] = "other"
+    if isinstance(asked["config"][name], dict):
+        within = next(iter(asked["config"][name]))
+        asked["config"][name][within], name = "other", f"{name}.{within}"
+    else:
+        asked["config"][name] = "other"
 
     with pytest.raises(ConfigError, match=f"{name}: run has .*, asked other"):
         open_run(tmp_path, record=asked)
+
+
+def test_a_field_that_an_older_record_lacks_stands_for_its_default(tmp_path):
+    older, now = record(), record()
+    del older["config"]["augment"]["crop_clip"]
+    open_run(tmp_path, record=older)
+    defaults = {"augment": {"crop_clip": False, "flip": 0.9}}
+
+    changed = record()
+    changed["config"]["augment"]["crop_clip"] = True
+    with pytest.raises(ConfigError, match="augment.crop_clip: run has False, asked True;"):
+        open_run(tmp_path, record=changed, defaults=defaults)
+    opened = open_run(tmp_path, record=now, defaults=defaults)
+
+    assert opened.resumed and read_record(tmp_path)["config"] == json.loads(
+        json.dumps(now["config"])
+    )
 
 
 def test_another_configuration_is_refused_field_by_field(tmp_path):

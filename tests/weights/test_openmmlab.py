@@ -163,7 +163,7 @@ def test_fine_tuned_files_of_both_generations_are_classifiers(
     tensors = published.filled(shapes)
     path = write(tmp_path / "tuned.pth", tensors)
 
-    model, names = load_classifier(path)
+    model, names, _ = load_classifier(path)
 
     assert model.pool == "mean" and names == ("0", "1", "2", "3", "4")
     assert torch.equal(model.fc_norm.weight, tensors[f"backbone.{norm}.weight"])
@@ -186,7 +186,7 @@ def test_linear_probes_of_both_generations_score_as_norm_and_layer(
     path = write(tmp_path / "probe.pth", tensors)
     images = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
-    model, _ = load_classifier(path)
+    model, *_ = load_classifier(path)
 
     with torch.inference_mode():
         cls = load_encoder(path)(images)[:, 0]

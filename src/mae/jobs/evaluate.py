@@ -18,7 +18,7 @@ from mae.evaluate.few import Ids
 from mae.evaluate.robustness import set_classes
 from mae.jobs.discover import some
 from mae.jobs.divided import tuned_on
-from mae.jobs.features import DEFAULT, FeatureSettings, labelled_in_batches
+from mae.jobs.features import DEFAULT, FeatureSettings, labelled_in_batches, tell_view
 from mae.jobs.few import refuse_without_effect
 from mae.jobs.labelled import scored
 from mae.jobs.predictions import Predicted, require_writable, write_predictions
@@ -153,6 +153,7 @@ def open_judge(weights: str | Path, settings: FeatureSettings, progress: Progres
     model, class_names, notes = load_classifier(weights, crop_pct=settings.crop_pct)
     for note in notes:
         progress.note(note)
+    tell_view(model.encoder.config, say=progress.note)
     return Judge(model.to(device).eval(), class_names, device, settings.batch, progress)
 
 

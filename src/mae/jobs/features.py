@@ -20,6 +20,7 @@ from mae.errors import ConfigError, DataError
 from mae.jobs.progress import Progress
 from mae.jobs.setup import choose_device
 from mae.model.encoder import Encoder, Pool
+from mae.network import ModelConfig, published_crop_pct
 from mae.train.distributed import ALONE, Place, Ranks
 from mae.weights.load import open_encoder
 
@@ -78,7 +79,15 @@ def open_for_features(
     encoder, notes = open_encoder(weights, crop_pct=settings.crop_pct)
     for note in notes:
         say(note)
+    tell_view(encoder.config, say=say)
     return encoder.to(device).eval()
+
+
+def tell_view(model: ModelConfig, *, say: Callable[[str], None]) -> None:
+    """Say which fraction of an image is shown, where the weights do not."""
+    if model.crop_pct is None:
+        assumed = published_crop_pct(model.image_size)
+        say(f"crop_pct: not said by the weights; assumed {assumed:g}, as published (--crop-pct)")
 
 
 def prepared_in_batches(

@@ -16,7 +16,7 @@ from mae.data.randomness import Stream, uniform
 from mae.data.source import FolderSource
 from mae.errors import ConfigError, DataError
 from mae.evaluate.reconstruction import HiddenPsnr, hidden_psnr
-from mae.jobs.features import prepared_in_batches
+from mae.jobs.features import prepared_in_batches, tell_view
 from mae.jobs.inputs import open_source
 from mae.jobs.progress import Progress
 from mae.jobs.setup import choose_device
@@ -94,6 +94,7 @@ def reconstruct(
         model, notes = open_model(weights, crop_pct=crop_pct)
         for note in notes:
             progress.note(note)
+        tell_view(model.config, say=progress.note)
     model = model.to(choose_device(device)).eval()
     if mask_ratio is not None:
         model.config = replace(model.config, mask_ratio=mask_ratio)

@@ -114,9 +114,10 @@ def evaluate(
 
     settings = FeatureSettings(batch=batch, device=device, crop_pct=crop_pct)
     if set == "imagenet-c":
-        unused = {"out": out, "all_classes": all_classes or None, "split": split}
-        unused |= {"crop_pct": crop_pct}
-        refuse_without_effect(set, "another set", **unused)
+        refuse_without_effect(
+            set, "another set", out=out, all_classes=all_classes or None, split=split,
+            crop_pct=crop_pct,
+        )  # fmt: skip
         ask = partial(corruptions.evaluate_corruptions, settings=settings, quiet=quiet)
         errors = ask(weights, data, predictions=predictions)
         return Shown(errors.values(), errors.rows())

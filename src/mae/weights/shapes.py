@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from mae.errors import WeightsError
-from mae.network import ModelConfig, PixelConfig, published_crop_pct
+from mae.network import ModelConfig, PixelConfig
 from mae.sizes import SIZES, model_config
 from mae.weights.detect import RawWeights
 
@@ -69,8 +69,6 @@ def config_of(
 ) -> tuple[ModelConfig, list[str]]:
     """Give the configuration of what was read, and a note on whatever had to be assumed.
 
-    Its `crop_pct` is a number: the one given, else that of the file, else what is assumed.
-
     Raises:
         WeightsError: where neither file nor caller tells a field, or the two disagree.
     """
@@ -105,14 +103,15 @@ def config_of(
 def _with_crop_pct(
     raw: RawWeights, model: ModelConfig, given: float | None, notes: list[str]
 ) -> tuple[ModelConfig, list[str]]:
-    """Settle which fraction of an image evaluation keeps; weights before 0.2 do not say it."""
-    crop_pct = model.crop_pct if given is None else given
-    if crop_pct is None:
-        crop_pct, why = published_crop_pct(model.image_size), "as published"
-        if raw.whole_images:
-            crop_pct, why = 1.0, "since its run was trained on whole images"
-        notes.append(f"{raw.path}: does not say its crop_pct; assumed {crop_pct:g}, {why}")
-    return replace(model, crop_pct=crop_pct), notes
+    """Set the fraction of an image that evaluation keeps, if it is given or the run tells it."""
+    if given is not None:
+        return replace(model, crop_pct=given), notes
+    if model.crop_pct is None and raw.whole_images:
+        notes.append(
+            f"{raw.path}: does not say its crop_pct; assumed 1, as its run trained on whole images"
+        )
+        return replace(model, crop_pct=1.0), notes
+    return model, notes
 
 
 def _require_held(raw: RawWeights, model: ModelConfig) -> None:
