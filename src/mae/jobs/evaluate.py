@@ -153,7 +153,6 @@ def open_judge(weights: str | Path, settings: FeatureSettings, progress: Progres
     model, class_names, notes = load_classifier(weights, crop_pct=settings.crop_pct)
     for note in notes:
         progress.note(note)
-    tell_view(model.encoder.config, say=progress.note)
     return Judge(model.to(device).eval(), class_names, device, settings.batch, progress)
 
 
@@ -197,6 +196,7 @@ def evaluate(
         for note in notes:
             progress.note(note)
         judge = open_judge(weights, settings.at(ranks.place), progress)
+        tell_view(judge.model.encoder.config, say=progress.note)
         asked = question(source, judge.class_names, dataset=dataset, all_classes=all_classes)
         found = judge.verdicts(asked, ranks=ranks)
         names = asked.names(judge.class_names)
