@@ -67,7 +67,8 @@ class Found(NamedTuple):
         """Give the line, with the classes and what is left; then what else is to be said."""
         names = source.class_names
         left = f"; not used: {', '.join(self.left)}" if self.left else ""
-        first = f"{self.where}: {line}; {len(names):,} classes: {some(names, MOST_NAMED)}{left}"
+        classes = f"{len(names):,} {'class' if len(names) == 1 else 'classes'}"
+        first = f"{self.where}: {line}; {classes}: {some(names, MOST_NAMED)}{left}"
         return (first, *filter(None, (self.note, *getattr(source, "notes", ()), *more)))
 
 

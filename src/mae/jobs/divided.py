@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -46,6 +47,11 @@ class Held(NamedTuple):
         held = held_out(source.labels[ids], self.share, seed=self.seed)
         return ids[~held], ids[held]
 
+    def names_digest(self, source: Source) -> str:
+        """Digest the names of those held out: the same in a folder and in a pack of it."""
+        names = [source.name(i) for i in self.divide(source)[1].tolist()]
+        return hashlib.sha256("\0".join(names).encode()).hexdigest()
+
     def about(self) -> str:
         """Say it in a few words."""
         return f"{self.share:.0%} of each class held out for testing, seed {self.seed}"
@@ -62,6 +68,8 @@ class TunedOn(NamedTuple):
     """Fingerprint of those tested on."""
     held: Held
     """How those were held out; older runs do not say whether they were, nor by which share."""
+    names: str = ""
+    """Digest of the names of those held out; of older runs none."""
 
     def division(self, source: Source) -> tuple[Ids, Ids] | None:
         """Give the run's own ids to learn from and to test on; None if it divided other images."""
@@ -75,6 +83,13 @@ class TunedOn(NamedTuple):
         """Say that images which the run did not hold out may be those that it learnt from."""
         if source.fingerprint() == self.learnt:
             return f"{data}: the classifier was fine-tuned on these images"
+        with suppress(DataError):
+            if self.names and self.held.names_digest(source) == self.names:
+                return (
+                    f"{data}: not the files of its fine-tuning, but their names: if they are those "
+                    "in another form, most of them were learnt from; give the folder of the "
+                    "fine-tuning to test on what it held out"
+                )
         if str(Path(data).expanduser().resolve()) == self.path:
             return (
                 f"{data}: not the images of its fine-tuning any more (other names, sizes or "
@@ -117,7 +132,8 @@ def _read(data: Any, runs: list[Mapping[str, Any]]) -> TunedOn | None:
         same = [run for run in runs if run["data"].get("fingerprint") == data["fingerprint"]]
         split = {} if not same else {"seed": same[0]["config"].get("seed", 0)}
     held = Held(int(split.get("seed", 0)), float(split.get("share", TEST_SHARE)))
-    return TunedOn(str(data.get("path", "")), learnt, tested, held)
+    names = str(split.get("names", ""))
+    return TunedOn(str(data.get("path", "")), learnt, tested, held, names)
 
 
 def _record(run: Path) -> Mapping[str, Any]:

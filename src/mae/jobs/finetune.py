@@ -166,7 +166,7 @@ def finetune(
                 recipe=named,
                 command=command,
                 data=data_record(data, source, kind, judged_on=parts.test.as_source())
-                | {"split": None if parts.held is None else parts.held._asdict()},
+                | {"split": _split_record(parts)},
                 weights=None if weights is None else _lasting(weights),
                 labels=labels,
                 class_names=list(source.class_names),
@@ -199,6 +199,13 @@ def _divided(
         return labelled(data, seed=config.seed, tuned=tuned_on(weights))
     split = begun["data"].get("split") or {}
     return labelled(data, seed=split.get("seed", config.seed))
+
+
+def _split_record(parts: Labelled) -> dict[str, object] | None:
+    """Give what run.json says of what was held out; nothing of splits that were given."""
+    if parts.held is None:
+        return None
+    return {**parts.held._asdict(), "names": parts.held.names_digest(parts.train.source)}
 
 
 def _require_same_weights(opened: OpenedRun, asked: Mapping[str, object]) -> None:

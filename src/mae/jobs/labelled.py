@@ -139,16 +139,16 @@ def scored(data: str | Path, *, split: Kind | None, tuned: TunedOn | None) -> Sc
         kind: Kind = split or ("val" if "val" in found.splits else "test")
         _require_split(kind, found)
         source, part = found.splits[kind].open(), found.splits[kind].name
-        found = found.without(kind)
+        found, line = found.without(kind), f"tested on {len(source):,} images in {part}"
     else:
         source, part = found.whole(), "all images"
+        line = f"tested on all {len(source):,} images"
     own = None if tuned is None or found.whole is None else tuned.division(source)
     if own is not None and tuned is not None:
         return _part_of_own(found, source, own, tuned.held, trained=split == "train")
     if found.whole is not None and split is not None:
         _require_split(split, found)
     warning = None if tuned is None else tuned.warning(found.where, source)
-    line = f"{len(source):,} images are tested on, {part}"
     return Scored(source, part, found.notes(line, source, warning))
 
 
@@ -160,7 +160,7 @@ def _part_of_own(
     name, share = ("train", 1 - held.share) if trained else ("test", held.share)
     part = f"{name} part ({share:.0%} of each class, seed {held.seed})"
     meant = "which the classifier was fine-tuned on" if trained else "as fine-tuning held it out"
-    line = f"{len(source):,} images are tested on, the {part}, {meant}"
+    line = f"tested on {len(source):,} images, the {part}, {meant}"
     return Scored(source, part, found.notes(line, source))
 
 
