@@ -150,7 +150,8 @@ def test_the_folder_it_was_trained_on_is_named_as_such(
     finetune(CONFIG, data=tmp_path / "data", weights=weights, out=tmp_path / "run", quiet=True)
 
     assert evaluate(tmp_path / "run", tmp_path / "data").part == "valid"
-    assert "fine-tuned on these" not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "fine-tun" not in said and "learnt from" not in said
     assert evaluate(tmp_path / "run", tmp_path / "data", split="train").part == "train"
     assert "the classifier was fine-tuned on these images" in capsys.readouterr().err
     assert evaluate(tmp_path / "run", tmp_path / "data" / "train").pictures == 8

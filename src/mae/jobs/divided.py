@@ -79,10 +79,18 @@ class TunedOn(NamedTuple):
                 return learnt, tested
         return None
 
-    def warning(self, data: str | Path, source: Source) -> str | None:
-        """Say that images which the run did not hold out may be those that it learnt from."""
+    def warning(self, data: str | Path, source: Source, *, whole: bool) -> str | None:
+        """Say that images to test on are those that the run learnt from, or may be.
+
+        Args:
+            data: what they are called.
+            source: the images.
+            whole: whether nobody has divided them, so that they may be both parts of the run's.
+        """
         if source.fingerprint() == self.learnt:
             return f"{data}: the classifier was fine-tuned on these images"
+        if not whole:
+            return None
         with suppress(DataError):
             if self.names and self.held.names_digest(source) == self.names:
                 return (

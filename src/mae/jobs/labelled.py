@@ -110,14 +110,15 @@ def labelled(data: str | Path, *, seed: int, tuned: TunedOn | None = None) -> La
 
 def _divided(found: Found, source: Source, held: Held, tuned: TunedOn | None) -> Labelled:
     """Hold out a part of each class: of a classifier's own data the part that it never saw."""
-    own, why, warning = None, "", None
-    if tuned is not None:
-        own, warning = tuned.division(source), tuned.warning(found.where, source)
+    why, warning = "", None
+    own = None if tuned is None else tuned.division(source)
     if own is not None and tuned is not None:
         held, why = tuned.held, ", as in the fine-tuning of the weights"
+    elif tuned is not None:
+        warning = tuned.warning(found.where, source, whole=True)
     learnt, tested = held.divide(source) if own is None else own
     line = f"{len(learnt):,} images to learn from, {len(tested):,} to test on ({held.about()}{why})"
-    notes = found.notes(line, source, warning if own is None else None)
+    notes = found.notes(line, source, warning)
     return Labelled(Part(source, learnt), Part(source, tested), held, notes)
 
 
@@ -148,7 +149,8 @@ def scored(data: str | Path, *, split: Kind | None, tuned: TunedOn | None) -> Sc
         return _part_of_own(found, source, own, tuned.held, trained=split == "train")
     if found.whole is not None and split is not None:
         _require_split(split, found)
-    warning = None if tuned is None else tuned.warning(found.where, source)
+    whole = found.whole is not None
+    warning = None if tuned is None else tuned.warning(found.where, source, whole=whole)
     return Scored(source, part, found.notes(line, source, warning))
 
 
