@@ -225,7 +225,9 @@ def test_npy_of_two_dimensions_is_grey():
 @pytest.mark.parametrize(
     ("array", "reason"),
     [
-        (np.zeros((3, 224, 224), np.uint8), r"shape \(3, 224, 224\), expected H W or H W C"),
+        (np.zeros((3, 224, 224), np.uint8), r"\(3, 224, 224\).* array.transpose\(1, 2, 0\)"),
+        (np.zeros((3, 48, 40), np.uint8), r"\(3, 48, 40\), which may be C H W, .*: save array.tr"),
+        (np.zeros((5, 7, 80), np.uint8), r"shape \(5, 7, 80\), expected H W or H W C"),
         (np.zeros(9, np.uint8), r"shape \(9,\)"),
         (np.zeros((5, 7), np.int64), "type int64"),
         (np.array([[None]]), "type object"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mae.data.source import ArraySource
 from mae.errors import DataError
@@ -168,7 +169,9 @@ def test_an_array_file_is_mapped_and_travels_as_its_path(tmp_path: Path) -> None
     [
         (np.zeros((3, 4), np.uint8), "images: got an array of shape"),
         (np.zeros((2, 3, 4), np.int32), "images: got values of type int32"),
-        (np.array([{}]), "pictures.npy cannot be read"),
+        (np.array([{}]), "pictures.npy: it cannot be read as an array"),
+        (np.zeros((5, 3, 48, 40), np.uint8), r"B C H W; give images.transpose\(0, 2, 3, 1\)"),
+        (np.zeros((48, 40, 3), np.uint8), r"pictures.npy: images: .* give images\[None\]"),
     ],
 )
 def test_an_array_file_that_is_no_pictures_is_one_line(
@@ -178,6 +181,11 @@ def test_an_array_file_that_is_no_pictures_is_one_line(
 
     with pytest.raises(DataError, match=message):
         open_source(tmp_path / "pictures.npy")
+
+
+def test_a_tensor_as_training_data_is_one_line_that_says_how_to_give_it() -> None:
+    with pytest.raises(DataError, match=r"got torch.Tensor, .* tensor.permute\(0, 2, 3, 1\)"):
+        open_source(torch.zeros((5, 3, 48, 40), dtype=torch.uint8))  # type: ignore[arg-type]
 
 
 def test_features_of_a_tar_are_those_of_its_folder(folder: Path, weights: Path) -> None:

@@ -10,6 +10,12 @@ from mae.errors import DataError
 _MOST_USUAL = 4  # channels: grey, with alpha, colour, with alpha
 
 
+def channels_first(shape: tuple[int, ...]) -> bool:
+    """Whether an array of three axes is C H W rather than H W C, by its shape alone."""
+    C, H, W = shape
+    return C <= _MOST_USUAL < W or C < H == W
+
+
 def require_channels_last(shape: tuple[int, ...]) -> None:
     """Refuse an array that is hardly B H W or B H W C, where nothing tells the channels.
 
@@ -17,8 +23,7 @@ def require_channels_last(shape: tuple[int, ...]) -> None:
         DataError: for one image H W C, B C H W and C H W, with what to give instead.
     """
     if len(shape) == 4:
-        _, C, H, W = shape  # if the channels come first
-        if C <= _MOST_USUAL < W or C < H == W:
+        if channels_first(shape[1:]):
             raise _asked(shape, "B C H W", "give images.transpose(0, 2, 3, 1)")
     elif shape[-1] <= _MOST_USUAL:
         raise _asked(shape, "one image H W C", "give images[None]")
@@ -28,14 +33,14 @@ def require_channels_last(shape: tuple[int, ...]) -> None:
 
 
 def as_batch(
-    array: NDArray[np.generic], *, channels: int, channels_first: bool = False
+    array: NDArray[np.generic], *, channels: int, is_tensor: bool = False
 ) -> NDArray[np.generic]:
     """Give one image or several as B H W C, by the channels that a network takes.
 
     Args:
         array: H W, H W C, B H W or B H W C.
         channels: of the network.
-        channels_first: the array may be C H W or B C H W, as a tensor is.
+        is_tensor: it may be C H W or B C H W, too.
 
     Raises:
         DataError: where channels come first in what is no tensor, or an array may be two things.
@@ -49,17 +54,17 @@ def as_batch(
         )
     first, last = shape[-3], shape[-1]
     if len(shape) == 4:
-        if channels_first and _fits(first, channels):
+        if is_tensor and _fits(first, channels):
             return np.moveaxis(array, 1, -1)
         if _fits(first, channels) and not _fits(last, channels):
             raise _asked(shape, "B C H W", "give images.transpose(0, 2, 3, 1)")
         return array
-    if channels_first and first == channels > 1:
+    if is_tensor and first == channels > 1:
         return np.moveaxis(array, 0, -1)[None]
     if _fits(last, channels):
         return array[None]
-    if first == channels > 1 or (channels_first and first in (3, 4)):
-        order = "permute" if channels_first else "transpose"
+    if first == channels > 1 or (is_tensor and first in (3, 4)):
+        order = "permute" if is_tensor else "transpose"
         how = f"for one image C H W give images.{order}(1, 2, 0)"
         raise _asked(shape, "C H W", f"{how}, for {first} grey images give images[..., None]")
     return array[..., None]

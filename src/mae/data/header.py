@@ -19,6 +19,7 @@ from numpy.typing import DTypeLike
 from PIL import Image, UnidentifiedImageError
 
 from mae.data import tiff
+from mae.data.arrays import channels_first
 from mae.errors import DataError
 from mae.network import PixelDtype
 
@@ -196,8 +197,11 @@ def npy_kind(file: BinaryIO) -> PixelKind:
         raise BadPicture(f"NPY of version {version}, expected 1.0")
     shape, _, dtype = npy.read_array_header_1_0(file)
     channels = shape[2] if len(shape) == 3 else 1
+    if len(shape) == 3 and channels_first(shape):
+        found = f"array of shape {shape}, which may be C H W, expected H W or H W C"
+        raise UnfitPicture(f"{found}: save array.transpose(1, 2, 0)")
     if len(shape) not in (2, 3) or not 1 <= channels <= _MAX_CHANNELS:
-        raise BadPicture(f"array of shape {shape}, expected H W or H W C")
+        raise UnfitPicture(f"array of shape {shape}, expected H W or H W C")
     _check_size(*shape[:2], bytes_per_pixel=channels * dtype.itemsize)
     return PixelKind(pixel_dtype(dtype), channels)
 

@@ -238,7 +238,10 @@ class ArrayFileSource(ArraySource):
             DataError: if it is none.
         """
         self._path = os.path.expanduser(path)
-        super().__init__(load_array(self._path))
+        try:
+            super().__init__(load_array(self._path))
+        except DataError as error:
+            raise DataError(f"data: {path}: {error}") from error
 
     def __reduce__(self) -> tuple[type[ArrayFileSource], tuple[str]]:
         return ArrayFileSource, (self._path,)
@@ -254,7 +257,7 @@ def load_array(path: str | Path) -> NDArray[np.generic]:
         return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError) as error:
         reason = _reason(error) if isinstance(error, OSError) else str(error)
-        raise DataError(f"data: {path} cannot be read: {reason}; check the file") from error
+        raise DataError(f"it cannot be read as an array: {reason}; check the file") from error
 
 
 def text_of(path: str) -> str:

@@ -128,7 +128,10 @@ def _source_of(
         path = Path(pictures).expanduser()
         if path.suffix.lower() != ".npy" or not path.is_file():
             return open_source(pictures, say=say)
-        pictures = load_array(path)
+        try:
+            return ArraySource(_batch(load_array(path), config))
+        except DataError as error:
+            raise DataError(f"data: {path}: {error}") from error
     if isinstance(pictures, np.ndarray | Tensor):
         return ArraySource(_batch(pictures, config))
     if isinstance(pictures, Image.Image):
@@ -152,7 +155,7 @@ def _batch(pictures: NDArray[Any] | Tensor, config: ModelConfig) -> NDArray[Any]
             f"images: got {pictures.dtype}, expected {wanted}, as the network was trained on; for "
             f"values from 0 to 1 give (images * {np.iinfo(wanted).max}).round() as {wanted}"
         )
-    return as_batch(pictures, channels=config.channels, channels_first=is_tensor)
+    return as_batch(pictures, channels=config.channels, is_tensor=is_tensor)
 
 
 def _one(picture: Picture, number: int, config: ModelConfig) -> _Readable:
