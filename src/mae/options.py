@@ -34,7 +34,7 @@ HELP = {
     "blocks": "Of partial: last blocks that learn; 0.5: the MLP of the last one.",
     "crop_pct": "Fraction of the resized image that is shown, cut at its centre; none: as trained.",
     "config": "TOML file of the same fields, or run.json of a run; options win over it.",
-    "data": "Folder of pictures, pack, .csv list, .tar or .npy; or fashion-mnist, built in.",
+    "data": "Folder of images, pack, list (.csv .tsv .txt), .tar, .npy or image; or fashion-mnist.",
     "decoder_heads": "Decoder heads, for files of unusual width that do not tell them.",
     "device": "cpu, cuda, mps, or auto: the best there is.",
     "dst": "File or folder to make.",
