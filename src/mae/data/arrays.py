@@ -70,6 +70,30 @@ def as_batch(
     return array[..., None]
 
 
+def as_image(
+    array: NDArray[np.generic], *, channels: int, is_tensor: bool = False
+) -> NDArray[np.generic]:
+    """Give what is known to be one image as H W C, by the channels that a network takes.
+
+    Args:
+        array: H W, H W C or 1 H W.
+        channels: of the network.
+        is_tensor: it may be C H W, too.
+
+    Raises:
+        DataError: for anything else; for C H W with what to give instead.
+    """
+    shape = array.shape
+    if len(shape) == 2:
+        return array[..., None]
+    if len(shape) != 3 or not (_fits(shape[0], channels) or _fits(shape[2], channels)):
+        raise DataError(f"images: got shape {shape}, expected one image H W or H W C")
+    first = _fits(shape[0], channels) and not _fits(shape[2], channels)
+    if first and not is_tensor and shape[0] > 1:
+        raise _asked(shape, "C H W", "give image.transpose(1, 2, 0)")
+    return np.moveaxis(array, 0, -1) if first else array
+
+
 def _fits(count: int, channels: int) -> bool:
     return count == channels or count <= _MOST_USUAL
 

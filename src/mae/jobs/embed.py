@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from mae.data.arrays import as_batch
+from mae.data.arrays import as_batch, as_image
 from mae.data.batch import Bad
 from mae.data.header import pillow_faults
 from mae.data.source import ArraySource, FolderSource, Source, load_array
@@ -143,9 +143,8 @@ def _source_of(
     return _Pictures([_one(picture, number, config) for number, picture in enumerate(pictures)])
 
 
-def _batch(pictures: NDArray[Any] | Tensor, config: ModelConfig) -> NDArray[Any]:
-    """Give an array or a tensor as B H W C of a type that the network takes."""
-    is_tensor = isinstance(pictures, Tensor)
+def _array_of(pictures: NDArray[Any] | Tensor, config: ModelConfig) -> NDArray[Any]:
+    """Give an array or a tensor as an array of a type that the network takes."""
     if isinstance(pictures, Tensor):
         pictures = pictures.detach().cpu()
         pictures = (pictures.float() if pictures.is_floating_point() else pictures).numpy()
@@ -155,7 +154,13 @@ def _batch(pictures: NDArray[Any] | Tensor, config: ModelConfig) -> NDArray[Any]
             f"images: got {pictures.dtype}, expected {wanted}, as the network was trained on; for "
             f"values from 0 to 1 give (images * {np.iinfo(wanted).max}).round() as {wanted}"
         )
-    return as_batch(pictures, channels=config.channels, is_tensor=is_tensor)
+    return pictures
+
+
+def _batch(pictures: NDArray[Any] | Tensor, config: ModelConfig) -> NDArray[Any]:
+    """Give an array or a tensor as B H W C."""
+    array, is_tensor = _array_of(pictures, config), isinstance(pictures, Tensor)
+    return as_batch(array, channels=config.channels, is_tensor=is_tensor)
 
 
 def _one(picture: Picture, number: int, config: ModelConfig) -> _Readable:
@@ -167,18 +172,11 @@ def _one(picture: Picture, number: int, config: ModelConfig) -> _Readable:
             f"picture {number}: got {type(picture).__name__}, expected a path, a Pillow image, an "
             "array H W (C) or a tensor"
         )
-    batch: NDArray[Any] = np.empty(0)
-    if picture.ndim in (2, 3):
-        try:
-            batch = _batch(picture, config)
-        except DataError as error:
-            raise DataError(f"picture {number}: {error}") from error
-    if len(batch) != 1:
-        raise DataError(
-            f"picture {number}: got shape {tuple(picture.shape)}, expected one image H W or H W C"
-        )
-    image: NDArray[Any] = batch[0]
-    return image
+    try:
+        array, is_tensor = _array_of(picture, config), isinstance(picture, Tensor)
+        return as_image(array, channels=config.channels, is_tensor=is_tensor)
+    except DataError as error:
+        raise DataError(f"picture {number}: {error}") from error
 
 
 class Embedded(NamedTuple):
