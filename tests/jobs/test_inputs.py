@@ -14,6 +14,7 @@ from mae.errors import DataError
 from mae.jobs.embed import embed, embed_to_file
 from mae.jobs.inputs import open_source
 from mae.jobs.inspect_data import inspect_data
+from mae.jobs.labelled import labelled
 from tests.data.test_tars import write_tar
 from tests.jobs.conftest import write_classes
 
@@ -108,6 +109,37 @@ def test_a_list_that_is_not_plain_is_one_line_that_names_the_line(
         open_source(folder / "list.csv")
 
     assert "\n" not in str(caught.value) and str(caught.value).count("data: ") == 1
+
+
+def test_lists_of_any_ending_are_labelled_data_with_the_one_for_testing_beside(
+    folder: Path,
+) -> None:
+    (folder / "train.txt").write_text("dog/1.png dog\ncat/0.png cat\n")
+    (folder / "val.txt").write_text("dog/0.png dog\n")
+    (folder / "val.csv").write_text("cat/1.png;cat\n")
+
+    by_list, by_folder = labelled(folder / "train.txt", seed=0), labelled(folder, seed=0)
+
+    assert by_list.train.source.name(0) == "dog/1.png"
+    assert by_list.test.source.name(0) == "dog/0.png" and len(by_list.test.ids) == 1
+    assert len(by_folder.train.ids) + len(by_folder.test.ids) == 4  # those lists may be anything
+
+
+def test_a_list_for_testing_of_another_separator_is_not_passed_over(folder: Path) -> None:
+    (folder / "train.csv").write_text("dog/1.png,dog\ncat/0.png,cat\n")
+    (folder / "val.csv").write_text("cat/1.png;cat\n")
+
+    found = labelled(folder / "train.csv", seed=0)
+
+    assert found.test.source.name(0) == "cat/1.png"
+
+
+def test_a_tar_without_classes_says_which_label_is_missing(tmp_path: Path) -> None:
+    members = {f"{i:06}.png": b"x" for i in range(24)}
+    members |= {f"{i:06}.cls": b"1" for i in range(24) if i != 5}
+
+    with pytest.raises(DataError, match=r"no classes.*1 of 24 images have no label.*: 000005\.png"):
+        labelled(write_tar(tmp_path / "all.tar", members), seed=0)
 
 
 def test_one_image_is_data(folder: Path, weights: Path, tmp_path: Path) -> None:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from mae.data.builtin import fashion_mnist
+from mae.data.lists import LISTS, read_rows
 from mae.data.packed import is_pack
-from mae.data.source import EXTENSIONS, FolderSource, Source, folder_classes, numbered
+from mae.data.source import EXTENSIONS, FolderSource, Source, folder_classes, notes_of, numbered
 from mae.data.splits import (
     Inside,
     Kind,
@@ -36,7 +35,7 @@ from mae.jobs.inputs import BUILT_IN, open_source
 
 MOST_NAMED = 10  # classes in the line that says what was found
 
-_LISTS = (".csv",)
+_NAMED_LISTS = (".csv", ".tsv")  # of a folder; a train.txt beside folders is often no list
 
 Opener = Callable[[], Source]
 
@@ -69,7 +68,7 @@ class Found(NamedTuple):
         left = f"; not used: {', '.join(self.left)}" if self.left else ""
         classes = f"{len(names):,} {'class' if len(names) == 1 else 'classes'}"
         first = f"{self.where}: {line}; {classes}: {some(names, MOST_NAMED)}{left}"
-        return (first, *filter(None, (self.note, *getattr(source, "notes", ()), *more)))
+        return (first, *filter(None, (self.note, *notes_of(source), *more)))
 
 
 def some(names: Sequence[str], most: int) -> str:
@@ -90,7 +89,7 @@ def find_labelled(data: str | Path) -> Found:
             "train": Split("train", partial(fashion_mnist, "train")),
             "test": Split("test", partial(fashion_mnist, "test")),
         })  # fmt: skip
-    if root.suffix.lower() in _LISTS and not root.is_dir():
+    if root.suffix.lower() in LISTS and not root.is_dir():
         return _of_list(root)
     if is_pack(root) or is_tars(root):
         return _in_archive(str(root), open_source(root))
@@ -113,7 +112,7 @@ def class_folders(root: Path) -> Source:
     source = FolderSource(root, splits=False) if plain else open_source(root)
     if source.labels is not None:
         return source
-    if root.suffix.lower() in _LISTS:
+    if root.suffix.lower() in LISTS:
         raise DataError(f"data: {root} has no labels; expected path,label in each line")
     return _by_folder(source, np.arange(len(source)), _names(source), where=str(root))
 
@@ -123,23 +122,23 @@ def _of_list(path: Path) -> Found:
     whole = Found(str(path), partial(class_folders, path))
     if split_kind(path.stem) in ("val", "test"):
         return whole
-    beside = _lists(path.parent)
+    beside = _lists(path.parent, (path.suffix.lower(),))
     beside["train"] = [path]
     return whole if [*beside] == ["train"] else _listed(path.parent, beside)
 
 
 def _of_lists(folder: Path) -> Found | None:
     """Give the lists of a folder, if one is to learn from."""
-    lists = _lists(folder)
+    lists = _lists(folder, _NAMED_LISTS)
     return _listed(folder, lists) if "train" in lists else None
 
 
-def _lists(folder: Path) -> dict[Kind, list[Path]]:
+def _lists(folder: Path, endings: Sequence[str]) -> dict[Kind, list[Path]]:
     """Find the lists in a folder that are named as splits, the best of each kind first."""
     found: dict[Kind, list[Path]] = {}
     with suppress(OSError):
         for path in sorted(folder.iterdir(), key=lambda path: (len(path.stem), path.name)):
-            named = path.suffix.lower() in _LISTS and path.stem.isalpha() and path.is_file()
+            named = path.suffix.lower() in endings and path.stem.isalpha() and path.is_file()
             if named and (kind := split_kind(path.stem)) is not None:
                 found.setdefault(kind, []).append(path)
     return found
@@ -159,9 +158,9 @@ def _listed(folder: Path, lists: Mapping[Kind, Sequence[Path]]) -> Found:
 
 
 def _has_labels(path: Path) -> bool:
-    """Whether the first lines of a list have two cells; what cannot be read is said later."""
-    with suppress(OSError, ValueError, csv.Error), path.open(encoding="utf-8-sig") as file:
-        return any(len(row) > 1 for row in islice(csv.reader(file), 3))
+    """Whether lines of a list have two cells; what cannot be read is said later."""
+    with suppress(DataError):
+        return any(len(row) > 1 for row in read_rows(path)[0])
     return True
 
 
@@ -283,7 +282,7 @@ def _by_folder(source: Source, ids: Ids, paths: Sequence[str], *, where: str) ->
     if not all("/" in path for path in paths):
         raise DataError(
             f"data: {where} has no classes; expected every picture in one of at least two folders, "
-            "which are the classes"
+            "which are the classes" + "".join(f" ({note})" for note in notes_of(source))
         )
     return subset(source, ids, classes=numbered([path.partition("/")[0] for path in paths]))
 
