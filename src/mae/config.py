@@ -114,10 +114,12 @@ class FitConfig:
     """Processes that read pictures; auto: by cores and memory; 0: the training process."""
     save_every_steps: int = 500
     """Steps between checkpoints."""
-    log_every_steps: int = 50
-    """Steps between rows of the log."""
-    keep: int = 3
-    """Checkpoints kept."""
+    log_every_steps: int | None = None
+    """Steps between rows of the log, the first step besides; none: about 200 rows in all."""
+    keep: int = 2
+    """Last checkpoints kept while the run goes on."""
+    keep_checkpoints: bool = False
+    """Keep those of a finished run; else they go once its weights are written and verified."""
     follow_weights: bool = False
     """Take the network from the weights, save the size and channels of its pictures."""
     resize: tuple[int, int] | None = None
@@ -133,12 +135,12 @@ class FitConfig:
         require(self.minutes is None or self.minutes > 0, "minutes", self.minutes, "above 0")
         if self.steps is not None and self.minutes is not None:
             raise ConfigError("steps and minutes: got both, expected one of them; drop one")
-        for name in ("batch", "save_every_steps", "log_every_steps"):
+        for name in ("batch", "save_every_steps"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         require(self.keep >= 2, "keep", self.keep, "at least 2")
         require(0 <= self.max_bad <= 1, "max_bad", self.max_bad, "a share from 0 to 1")
         require(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2^63 - 1")
-        for name in ("fixed_micro_batch", "checkpoint_every", "threads"):
+        for name in ("fixed_micro_batch", "checkpoint_every", "threads", "log_every_steps"):
             value = getattr(self, name)
             require(value is None or value >= 1, name.removeprefix("fixed_"), value, "at least 1")
         require(self.workers is None or self.workers >= 0, "workers", self.workers, "at least 0")

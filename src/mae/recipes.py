@@ -70,7 +70,6 @@ DEMO = PretrainConfig(
     optim=OptimConfig(lr=0.016, warmup_epochs=1.5, muon=True),
     augment=AugmentConfig(crop_scale=(1.0, 1.0), flip=0.5),
     save_every_steps=1000,
-    log_every_steps=100,
 )
 
 # The published fine-tuning of ViT-B, gentler on few pictures: a smaller batch makes more steps.

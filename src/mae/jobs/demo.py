@@ -30,6 +30,7 @@ from mae.jobs.setup import (
     count_steps,
     has_bf16,
     measured_steps,
+    measuring,
     resolve,
     settle_precision,
 )
@@ -125,6 +126,7 @@ def _config(minutes: float | None, *, say: Callable[[str], None]) -> PretrainCon
     config, kind = resolve(settle_precision(DEMO, has_bf16=own), source, say=say)
     model, plan = create(config.model, seed=config.seed), batch_plan(config, source, kind)
     wanted = count_steps(config, plan, model)
+    say(measuring(MOST_MINUTES))
     possible = measured_steps(config, plan, minutes=MOST_MINUTES, model=model)
     if possible >= wanted:
         return DEMO

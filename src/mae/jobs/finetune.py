@@ -32,23 +32,23 @@ from mae.jobs.running import (
     RunInProgress,
     data_record,
     defaults_of,
+    finish,
     first_record,
     refuse_in_readers,
+    require_same_start,
     set_threads,
+    settle_steps,
+    settled,
     tf32_beside,
     train_run,
 )
 from mae.jobs.setup import (
     Rehearsal,
     batch_plan,
-    choose_device,
     choose_workers,
-    count_steps,
     device_of,
-    has_bf16,
     new_state,
     pixels_of,
-    settle_precision,
 )
 from mae.model.classifier import Classifier
 from mae.recipes import find_config
@@ -59,10 +59,8 @@ from mae.train.guard import RunLock, StopSignal
 from mae.train.rundir import (
     OpenedRun,
     RunDir,
-    differences,
     make_run_folder,
     open_run,
-    read_record,
     write_json_atomic,
 )
 from mae.train.state import TrainState
@@ -122,12 +120,14 @@ def finetune(
     weights: str | Path | None = None,
     out: str | Path | None = None,
     labels: str | None = None,
-    finished_too: bool = False,
+    finished_too: bool = True,
     quiet: bool = False,
     command: Sequence[str] = (),
     based_on: str = "custom",
 ) -> Tuned:
-    """Fine-tune a pre-trained encoder, or go on with an unfinished run of the same configuration.
+    """Fine-tune a pre-trained encoder, or go on with a run of the same configuration and data.
+
+    An unfinished run is gone on with, a finished one is given as it is.
 
     Args:
         recipe: name of a recipe, or a configuration.
@@ -135,7 +135,7 @@ def finetune(
         weights: whatever `load_encoder` takes; none: a new network, supervised from scratch.
         out: run directory; `runs/DATA-NAME-tuned` if none.
         labels: few labels, see `label_draws`; none: all.
-        finished_too: give what a finished run of the same came to, instead of refusing it.
+        finished_too: give a finished run as it is, instead of refusing it.
         quiet: show no progress.
         command: the command line, for the record.
         based_on: name of the recipe that a configuration was made from, for the record.
@@ -147,8 +147,9 @@ def finetune(
     refuse_in_readers("finetune")
     named = recipe if isinstance(recipe, str) else based_on
     config = find_config(recipe, FinetuneConfig) if isinstance(recipe, str) else recipe
-    with StopSignal() as stop, Progress(quiet=quiet) as progress:
-        folder = Path("runs", f"{data_name(data)}-tuned") if out is None else Path(out)
+    folder = Path("runs", f"{data_name(data)}-tuned") if out is None else Path(out)
+    stopping = StopSignal("", command=command)
+    with stopping as stop, Progress(quiet=quiet) as progress:
         parts = _divided(data, config, weights, begun=read_record(folder))
         for note in parts.notes:
             progress.note(note)
@@ -159,8 +160,7 @@ def finetune(
         config, kind = _resolve(config, source, weights, say=progress.note)
         rundir = make_run_folder(folder)
         with RunLock(rundir.lock):
-            own = has_bf16(choose_device(config.device))
-            config = settle_precision(config, has_bf16=own, begun=read_record(rundir.path))
+            config = settled(config, rundir)
             record = first_record(
                 config,
                 recipe=named,
@@ -178,7 +178,7 @@ def finetune(
                 finished_too=finished_too,
             )
             if opened.record["finished"]:
-                _require_same_weights(opened, record)
+                require_same_start(opened, record, "weights")
                 return _tuned(opened, config, load_classifier(rundir.weights).model)
             if labels is not None:
                 write_choice(rundir.path / "labels.csv", parts.train.source, draws)
@@ -206,14 +206,6 @@ def _split_record(parts: Labelled) -> dict[str, object] | None:
     if parts.held is None:
         return None
     return {**parts.held._asdict(), "names": parts.held.names_digest(parts.train.source)}
-
-
-def _require_same_weights(opened: OpenedRun, asked: Mapping[str, object]) -> None:
-    if different := differences(*({"weights": r["weights"]} for r in (opened.record, asked))):
-        raise ConfigError(
-            f"{opened.rundir.path}: holds a finished run from other weights: {different}; choose "
-            "another folder with --out"
-        )
 
 
 def _tuned(opened: OpenedRun, config: FinetuneConfig, model: Classifier) -> Tuned:
@@ -314,9 +306,7 @@ def _run_to_the_end(run: RunInProgress, weights: str | Path | None, test: Source
         model.cpu(), run.rundir.weights, class_names=run.source.class_names, facts=facts
     )
     write_report(run.rundir.path)
-    # Last of all: a start after a crash in between does the above once more.
-    record["finished"] = True
-    write_json_atomic(run.rundir.record, record)
+    finish(run, model, written=load_classifier(run.rundir.weights).model)
     return model
 
 
@@ -331,10 +321,7 @@ def _train(run: RunInProgress, state: TrainState) -> None:
     how = Rehearsal(soft_target_loss, prepare)
     run = settle_micro_batch(run, state, plan, how)
     how = how._replace(loss=compiled_loss(run, state, plan, how))
-    if "num_steps" not in run.record:
-        run.record["num_steps"] = count_steps(run.config, plan, state.model, how)
-        write_json_atomic(run.rundir.record, run.record)
-    num_steps = run.record["num_steps"]
+    num_steps = settle_steps(run, plan, state.model, how)
     workers = choose_workers(config, plan, device)
     made = on_device(batches(plan, start=state.step, stop=num_steps, workers=workers), device)
     train_run(

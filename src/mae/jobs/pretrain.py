@@ -20,29 +20,30 @@ from mae.errors import ConfigError
 from mae.jobs.compiling import compiled_loss
 from mae.jobs.continuing import follow, require_init
 from mae.jobs.fitting import settle_micro_batch
+from mae.jobs.forecast import say_what_it_takes
 from mae.jobs.inputs import Data, data_name, open_source
 from mae.jobs.progress import Progress
 from mae.jobs.running import (
     RunInProgress,
     data_record,
     defaults_of,
+    finish,
     first_record,
     refuse_in_readers,
+    require_same_start,
     set_threads,
+    settle_steps,
+    settled,
     tf32_beside,
     train_run,
 )
 from mae.jobs.setup import (
     Rehearsal,
     batch_plan,
-    choose_device,
     choose_workers,
-    count_steps,
     device_of,
-    has_bf16,
     new_state,
     resolve,
-    settle_precision,
 )
 from mae.jobs.stages import staged_batches
 from mae.model.autoencoder import MaskedAutoencoder
@@ -53,16 +54,13 @@ from mae.report.reconstruction import save_progress_picture
 from mae.train.checkpoint import load_checkpoint
 from mae.train.fit import Cadence
 from mae.train.guard import RunLock, StopSignal
-from mae.train.rundir import (
-    make_run_folder,
-    open_run,
-    read_record,
-    write_json_atomic,
-)
+from mae.train.log import read_rows
+from mae.train.meter import losses, running_mean
+from mae.train.rundir import OpenedRun, RunDir, make_run_folder, open_run
 from mae.train.state import TrainState
 from mae.train.step import OptimiserStep, pretraining_loss
 from mae.weights.folder import save
-from mae.weights.load import initial_model
+from mae.weights.load import initial_model, open_model
 
 DRAWINGS = 8  # drawings of the fixed pictures through a run
 FIXED_PICTURES = 8
@@ -75,7 +73,10 @@ class Run(NamedTuple):
     config: PretrainConfig
     num_steps: int
     resumed: bool
+    """Whether it had begun before: it was gone on with, or given as it was finished."""
     model: MaskedAutoencoder
+    loss: float
+    """Mean over the last tenth of the steps; nan where nothing was logged."""
 
 
 def pretrain(
@@ -84,17 +85,21 @@ def pretrain(
     data: Data,
     out: str | Path | None = None,
     init: str | Path | None = None,
+    finished_too: bool = True,
     quiet: bool = False,
     command: Sequence[str] = (),
     based_on: str = "custom",
 ) -> Run:
-    """Pre-train a masked autoencoder, or go on with an unfinished run of the same configuration.
+    """Pre-train a masked autoencoder, or go on with a run of the same configuration and data.
+
+    An unfinished run is gone on with, a finished one is given as it is.
 
     Args:
         recipe: name of a recipe, or a configuration.
         data: folder of pictures, array N H W (C), a `Source`, or "fashion-mnist" (built in).
         out: run directory; `runs/DATA-NAME` if none.
         init: weights or a run to start from; the run still begins at step 0.
+        finished_too: give a finished run as it is, instead of refusing it.
         quiet: show no progress.
         command: the command line, for the record.
         based_on: name of the recipe that a configuration was made from, for the record.
@@ -107,7 +112,8 @@ def pretrain(
     named = recipe if isinstance(recipe, str) else based_on
     config = find_config(recipe, PretrainConfig) if isinstance(recipe, str) else recipe
     require_init(config, init)
-    with StopSignal() as stop, Progress(quiet=quiet) as progress:
+    stopping = StopSignal("", command=command)
+    with stopping as stop, Progress(quiet=quiet) as progress:
         source = open_source(data, say=progress.note)
         pixels = None
         if init is not None and config.follow_weights:
@@ -117,22 +123,41 @@ def pretrain(
         # Not before the pictures are found readable: a mistyped folder leaves nothing behind.
         rundir = make_run_folder(Path("runs", data_name(data)) if out is None else Path(out))
         with RunLock(rundir.lock):
-            own = has_bf16(choose_device(config.device))
-            config = settle_precision(config, has_bf16=own, begun=read_record(rundir.path))
+            config = settled(config, rundir)
+            record = first_record(
+                config,
+                recipe=named,
+                command=command,
+                data=data_record(data, source, kind),
+                init=None if init is None else str(init),
+            )
             opened = open_run(
                 rundir.path,
-                record=first_record(
-                    config,
-                    recipe=named,
-                    command=command,
-                    data=data_record(data, source, kind),
-                    init=None if init is None else str(init),
-                ),
+                record=record,
                 defaults=defaults_of(config),
+                finished_too=finished_too,
             )
+            if opened.record["finished"]:
+                require_same_start(opened, record, "init")
+                return _ended(opened, config, _read(rundir))
             run = RunInProgress(rundir, config, source, kind, opened.record, progress, stop)
-            model = _run_to_the_end(run, init=init)
-            return Run(rundir.path, config, opened.record["num_steps"], opened.resumed, model)
+            return _ended(opened, config, _run_to_the_end(run, init=init))
+
+
+def _read(rundir: RunDir) -> MaskedAutoencoder:
+    return open_model(rundir.weights).model
+
+
+def _ended(opened: OpenedRun, config: PretrainConfig, model: MaskedAutoencoder) -> Run:
+    """Give a run that has come to its end."""
+    return Run(
+        path=opened.rundir.path,
+        config=config,
+        num_steps=opened.record["num_steps"],
+        resumed=opened.resumed,
+        model=model,
+        loss=running_mean(losses(read_rows(opened.rundir.log))),
+    )
 
 
 def _run_to_the_end(run: RunInProgress, *, init: str | Path | None) -> MaskedAutoencoder:
@@ -157,9 +182,7 @@ def _run_to_the_end(run: RunInProgress, *, init: str | Path | None) -> MaskedAut
     model = model.cpu().eval()
     save(model, run.rundir.weights, facts={k: record[k] for k in ("recipe", "data", "num_steps")})
     write_report(run.rundir.path)
-    # Last of all: a start after a crash in between does the above once more.
-    record["finished"] = True
-    write_json_atomic(run.rundir.record, record)
+    finish(run, model, written=_read(run.rundir))
     return model
 
 
@@ -168,12 +191,10 @@ def _train(run: RunInProgress, state: TrainState) -> None:
     run = settle_micro_batch(run, state, plan, how)
     how = how._replace(loss=compiled_loss(run, state, plan, how))
     config, device = run.config, device_of(state)
-    if "num_steps" not in run.record:
-        run.record["num_steps"] = count_steps(config, plan, state.model, how)
-        write_json_atomic(run.rundir.record, run.record)
-    num_steps, draw = run.record["num_steps"], _drawing(run, plan)
+    num_steps, draw = settle_steps(run, plan, state.model, how), _drawing(run, plan)
     workers = choose_workers(config, plan, device)
     if state.step == 0:
+        say_what_it_takes(run, plan, state.model, how)
         draw(state)
     feed = staged_batches(config, plan, start=state.step, num_steps=num_steps, workers=workers)
     train_run(

@@ -2,34 +2,59 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
-from mae.config import FinetuneConfig, PretrainConfig
-from mae.data.batch import Batch
+from mae.config import FinetuneConfig, FitConfig, PretrainConfig
+from mae.data.batch import Batch, BatchPlan
 from mae.data.decode import PixelKind
 from mae.data.source import Source
 from mae.errors import ConfigError, TrainingError
 from mae.fields import to_dict
 from mae.jobs.inputs import Data, data_name
 from mae.jobs.progress import Progress
-from mae.jobs.setup import device_of
-from mae.train.checkpoint import NotSaved, latest_checkpoint, save_checkpoint
+from mae.jobs.setup import (
+    ConfigT,
+    Rehearsal,
+    choose_device,
+    count_steps,
+    device_of,
+    has_bf16,
+    measuring,
+    settle_precision,
+)
+from mae.train.checkpoint import (
+    NotSaved,
+    latest_checkpoint,
+    remove_checkpoints,
+    save_checkpoint,
+)
 from mae.train.fit import Cadence, fit
-from mae.train.guard import Stopped, StopSignal
-from mae.train.log import BadFiles, LogWriter
+from mae.train.guard import FINISHING, StopSignal
+from mae.train.log import BadFiles, LogWriter, read_rows
 from mae.train.meter import Meter, peak_memory, state_bytes
-from mae.train.rundir import RunDir, git_state, versions
-from mae.train.schedule import rate_at
+from mae.train.rundir import (
+    OpenedRun,
+    RunDir,
+    differences,
+    git_state,
+    read_record,
+    versions,
+    write_json_atomic,
+)
+from mae.train.schedule import log_every, rate_at
 from mae.train.state import TrainState
 from mae.train.step import Metrics, OptimiserStep
 
 MOST_FAILED_SAVES = 3
+_AS_BEGUN = ("log_every_steps", "keep", "keep_checkpoints")
 
 
 class RunInProgress(NamedTuple):
@@ -101,6 +126,83 @@ def data_record(
     }
 
 
+def settled(config: ConfigT, rundir: RunDir) -> ConfigT:
+    """Settle what a run takes from its beginning, if it has begun; the caller holds its lock.
+
+    That is the precision, and fields that nobody asks otherwise: a run of an earlier version
+    keeps the rows of its log and the checkpoints that were usual then. Of a finished run, the
+    checkpoints that a crash kept from being removed are removed.
+    """
+    begun = read_record(rundir.path)
+    config = settle_precision(config, has_bf16=has_bf16(choose_device(config.device)), begun=begun)
+    if begun is None:
+        return config
+    stored, usual = begun["config"], FitConfig()
+    unasked = [name for name in _AS_BEGUN if getattr(config, name) == getattr(usual, name)]
+    as_begun = {name: stored[name] for name in unasked if name in stored}
+    config = dataclasses.replace(config, **as_begun)
+    # Earlier versions kept them, and said nothing of it.
+    if begun.get("finished") and not stored.get("keep_checkpoints", True):
+        _drop_checkpoints(config, rundir)
+    return config
+
+
+def _drop_checkpoints(config: FitConfig, rundir: RunDir) -> None:
+    if not config.keep_checkpoints:
+        remove_checkpoints(rundir.checkpoints)
+
+
+def require_same_start(opened: OpenedRun, asked: Mapping[str, object], key: str) -> None:
+    """Refuse a finished run that started from other weights than are asked for now.
+
+    Raises:
+        ConfigError: with both.
+    """
+    if different := differences(*({key: r.get(key)} for r in (opened.record, asked))):
+        raise ConfigError(
+            f"{opened.rundir.path}: holds a finished run from other weights: {different}; choose "
+            "another folder with --out"
+        )
+
+
+def settle_steps(run: RunInProgress, plan: BatchPlan, model: nn.Module, how: Rehearsal) -> int:
+    """Give the steps of a run, which are fixed when it begins and recorded."""
+    config, record = run.config, run.record
+    if "num_steps" not in record:
+        if config.minutes is not None:
+            run.progress.note(measuring(config.minutes))
+        record["num_steps"] = count_steps(config, plan, model, how)
+        write_json_atomic(run.rundir.record, record)
+    return int(record["num_steps"])
+
+
+def finish(run: RunInProgress, model: nn.Module, *, written: nn.Module) -> None:
+    """Record that a run is finished, last of all; then its checkpoints have served.
+
+    A start after a crash before the record writes the weights once more, from the last
+    checkpoint; one after it finds a finished run and removes what is left of the checkpoints.
+
+    Args:
+        run: its weights are on the disk.
+        model: what came out, on the CPU.
+        written: the same, read back.
+
+    Raises:
+        TrainingError: if what was read is not what was written.
+    """
+    found = written.state_dict()
+    wrong = [n for n, t in model.state_dict().items() if not torch.equal(t, found[n])]
+    if wrong:
+        raise TrainingError(
+            f"{run.rundir.weights}: {len(wrong)} tensors are not what was written, {wrong[:5]}; "
+            "check the disk, and give the same command again, which writes them from the last "
+            "checkpoint"
+        )
+    run.record["finished"] = True
+    write_json_atomic(run.rundir.record, run.record)
+    _drop_checkpoints(run.config, run.rundir)
+
+
 def set_threads(config: PretrainConfig | FinetuneConfig, record: dict[str, Any]) -> None:
     """Use the threads asked for, else those the run began with: they are part of bitwise."""
     threads = config.threads or record.get("threads")
@@ -150,8 +252,10 @@ def train_run(
     config, rundir, num_steps = run.config, run.rundir, run.record["num_steps"]
     log = LogWriter(rundir.log, say=run.progress.note)
     log.truncate_after(state.step)
-    meter, saver, witness = Meter(), _Saver(run), _Witness(run, log)
+    saver, witness = _Saver(run), _Witness(run, log)
+    meter = Meter(read_rows(rundir.log), step=state.step)
     device, began = device_of(state), state.step
+    told = device.type != "cuda"
     if device.type == "cuda":  # what was only tried is no part of the run
         torch.cuda.reset_peak_memory_stats(device)
 
@@ -160,22 +264,25 @@ def train_run(
         witness.see(state, batch, metrics)
 
     def write_row(state: TrainState, metrics: Metrics) -> None:
+        nonlocal told
         epoch = state.step / batches_per_epoch
         log.append({"step": state.step, "epoch": epoch, **meter.row(metrics)})
-        if device.type == "cuda" and state.step - began <= config.log_every_steps:
+        if not told and state.step > began + 1:  # the first step has no moments before its update
+            told = True
             run.progress.note(state_bytes(state).said(peak_memory()))
 
     def show(state: TrainState, metrics: Metrics) -> None:
-        run.progress.update(state.step, loss=metrics.loss, lr=metrics.lr)
+        run.progress.update(state.step, loss=meter, lr=metrics.lr)
 
     cadences = (
         Cadence(1, show),
-        Cadence(config.log_every_steps, write_row),
+        Cadence(config.log_every_steps or log_every(num_steps), write_row, first=True),
         *([] if draw is None else [draw]),
         Cadence(config.save_every_steps, lambda state, metrics: saver.save(state)),
     )
     run.progress.note(_summary(run, device, num_steps))
     run.progress.start(num_steps, at=state.step, images_per_step=config.batch)
+    run.stop.doing = FINISHING
     try:
         fit(
             state,
@@ -190,12 +297,9 @@ def train_run(
     except TrainingError as error:
         raise TrainingError(f"{error}; {_last_good(rundir)}") from error
     if state.step < num_steps:
-        assert run.stop.requested is not None
         saver.save_or_raise(state)
-        raise Stopped(
-            f"stopped at step {state.step} of {num_steps}; the same command goes on from there",
-            exit_code=run.stop.requested,
-        )
+        raise run.stop.stopped(f"stopped at step {state.step:,} of {num_steps:,}")
+    run.stop.doing = "the last step is done; writing the results"
 
 
 def _summary(run: RunInProgress, device: torch.device, num_steps: int) -> str:

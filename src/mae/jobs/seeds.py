@@ -95,7 +95,7 @@ def finetune_seeds(
             f"{folder}: is a run itself, expected a folder for a run of each seed; choose another "
             "with --out, or drop --seeds"
         )
-    one = partial(finetune, data=data, weights=weights, labels=labels, finished_too=True)
+    one = partial(finetune, data=data, weights=weights, labels=labels)
     said = partial(one, quiet=quiet, command=command, based_on=based_on)
     every = range(config.seed, config.seed + seeds)
     runs = [said(replace(config, seed=seed), out=folder / f"seed-{seed}") for seed in every]

@@ -237,6 +237,12 @@ class Rehearsal(NamedTuple):
     """Changes the batch of a step before it is split."""
 
 
+def measuring(minutes: float) -> str:
+    """Say that the rate is about to be measured, in which nothing is seen to happen."""
+    least = WARM_SECONDS + RATE_SECONDS
+    return f"measuring the rate for {least:g} s or more: how many steps {minutes:g} minutes hold"
+
+
 def count_steps(
     config: PretrainConfig | FinetuneConfig,
     plan: BatchPlan,
@@ -260,19 +266,41 @@ def measured_steps(
     how: Rehearsal = Rehearsal(),  # noqa: B008
 ) -> int:
     """Measure the rate on throw-away steps and give the steps that fit into the minutes."""
+    seconds = step_seconds(config, plan, model, how)
+    return max(1, int(minutes * 60 / seconds))
+
+
+def step_seconds(
+    config: PretrainConfig | FinetuneConfig,
+    plan: BatchPlan,
+    model: nn.Module,
+    how: Rehearsal = Rehearsal(),  # noqa: B008
+    *,
+    warm: float = WARM_SECONDS,
+    least: int = RATE_STEPS,
+    seconds: float = RATE_SECONDS,
+) -> float:
+    """Measure how long a step takes, on steps that are thrown away; the mean of a run's parts.
+
+    Args:
+        config: of the run.
+        plan: what its batches are made by.
+        model: before the run; it stays as it is.
+        how: what is done in a step.
+        warm: seconds that do not count, at least one step.
+        least: steps of each part that count.
+        seconds: least time of each part.
+    """
     with throw_away_steps(config, model, how) as step:
 
         def rate_of(stage: Stage) -> float:
             def take(number: int) -> None:
                 step(training_batch(stage.plan, number), number)
 
-            warm = time.perf_counter()
-            while time.perf_counter() - warm < WARM_SECONDS:
-                take(0)
-            return times_a_second(take, least=RATE_STEPS, seconds=RATE_SECONDS)
+            times_a_second(lambda _: take(0), least=1, seconds=warm)
+            return times_a_second(take, least=least, seconds=seconds)
 
-        seconds = sum(stage.share / rate_of(stage) for stage in stages(config, plan))
-    return max(1, int(minutes * 60 / seconds))
+        return sum(stage.share / rate_of(stage) for stage in stages(config, plan))
 
 
 @contextmanager

@@ -89,7 +89,7 @@ def line_chart(series: Sequence[Series], x_label: str, y_label: str) -> Element:
             label = number(tick)
             marks.append(element("text", label, x=x_at(tick), y=BASE + 17, text_anchor="middle"))
     for index, (line, points) in enumerate(zip(series, lines, strict=True)):
-        text, y = f"{line.name}: {number(line.points[-1][1])} at the end", BASE + 52 + 22 * index
+        text, y = f"{line.name}: {line.points[-1][1]:.4g} at the end", BASE + 52 + 22 * index
         marks.append(_line([(x_at(x), y_at(value)) for x, value in points], index))
         marks.append(_line([(LEFT, y), (LEFT + 44, y)], index))
         marks.append(element("text", text, x=LEFT + 54, y=y + 4))

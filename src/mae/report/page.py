@@ -116,7 +116,7 @@ def _charts(runs: Sequence[RunFacts]) -> Iterable[Element]:
 def _loss_label(runs: Sequence[RunFacts]) -> str:
     tuned = {"class_names" in run.record for run in runs}
     labels = {False: "mean squared error on hidden patches", True: "cross-entropy"}
-    return f"loss: {' or '.join(labels[kind] for kind in sorted(tuned))}"
+    return f"loss, running mean: {' or '.join(labels[kind] for kind in sorted(tuned))}"
 
 
 def _film(run: RunFacts) -> Iterable[Element]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from datetime import timedelta
 from pathlib import Path
@@ -13,6 +12,8 @@ from mae.errors import ConfigError
 from mae.fields import from_dict
 from mae.report.figures import number
 from mae.sizes import size_name
+from mae.train.log import read_rows
+from mae.train.meter import losses, running_mean
 from mae.train.rundir import RunDir, read_record
 
 
@@ -36,9 +37,17 @@ class RunFacts(NamedTuple):
         return int(self.rows[-1]["step"]) if self.rows else 0
 
     def curve(self, field: str) -> list[tuple[float, float]]:
-        """Give (pictures seen, value) where the value is a finite number."""
+        """Give (images seen, value) where the value is a finite number; of the loss, its mean.
+
+        That is the running mean, as the live line of the run showed it.
+        """
+        batch = self.config.batch
+        if field == "loss":
+            found = losses(self.rows)
+            means = (running_mean(found[: place + 1]) for place in range(len(found)))
+            return [(step * batch, mean) for (step, _), mean in zip(found, means, strict=True)]
         return [
-            (row["step"] * self.config.batch, row[field])
+            (row["step"] * batch, row[field])
             for row in self.rows
             if row.get(field) is not None and math.isfinite(row[field])
         ]
@@ -59,10 +68,7 @@ def read_run(path: Path) -> RunFacts:
         config = from_dict(FinetuneConfig, values, where=where)
     else:
         config = from_dict(PretrainConfig, values, where=where)
-    # What follows the last line end is a row that is being written, or was torn by a crash.
-    lines = files.log.read_bytes().split(b"\n")[:-1] if files.log.exists() else []
-    rows = [row for row in map(json.loads, lines) if "skipped" not in row]
-    return RunFacts(files, record, config, rows)
+    return RunFacts(files, record, config, read_rows(files.log))
 
 
 def headline(run: RunFacts) -> dict[str, str]:
@@ -70,7 +76,7 @@ def headline(run: RunFacts) -> dict[str, str]:
     config, model, data = run.config, run.config.model, run.record["data"]
     H, W = model.image_size
     images, seconds = run.step * config.batch, sum(row.get("seconds", 0) for row in run.rows)
-    losses = run.curve("loss")
+    curve = run.curve("loss")
     return {
         "recipe": str(run.record.get("recipe", "unknown")),
         "pictures": f"{data['count']:,} in {Path(str(data.get('path', 'memory'))).name}",
@@ -80,5 +86,7 @@ def headline(run: RunFacts) -> dict[str, str]:
         "epochs": f"{images / data['count']:.3g}",
         "training time": str(timedelta(seconds=round(seconds))),
         "pictures per second": number(images / seconds) if seconds else "not known yet",
-        "last loss": number(losses[-1][1]) if losses else "not known yet",
+        "loss": f"{curve[-1][1]:.4g}, mean over the last tenth of the steps"
+        if curve
+        else "not known yet",
     }

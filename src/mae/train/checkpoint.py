@@ -17,7 +17,7 @@ import json
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -77,12 +77,26 @@ def save_checkpoint(
             f"{path}: not saved: {error.strerror or error}: needs {needed / 1e6:,.1f} MB, "
             f"{free / 1e6:,.1f} MB are free; make room, or check who may write there"
         ) from error
-    for old in _complete(folder)[keep:]:
+    _delete(folder, _complete(folder)[keep:])
+    return path
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Delete the checkpoints of a run that needs them no more, and the folder if it is empty then.
+
+    What cannot be deleted stays: the caller has recorded that nobody reads it any more.
+    """
+    _delete(folder, folder.glob("step-*"))  # damaged ones that were set aside as well
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _delete(folder: Path, checkpoints: Iterable[Path]) -> None:
+    for old in checkpoints:
         # What cannot be deleted now is tried again after the next save.
         with suppress(OSError):
             old.rename(old.with_name(f".del-{old.name}-{secrets.token_hex(4)}"))
     sweep_litter(folder)
-    return path
 
 
 def load_checkpoint(

@@ -19,6 +19,8 @@ class Cadence(NamedTuple):
 
     every: int
     act: Callable[[TrainState, Metrics], None]
+    first: bool = False
+    """Whether it is due after the first step of the run as well."""
 
 
 def fit(
@@ -60,8 +62,8 @@ def fit(
                     f"row, the last at step {state.step}; lower the learning rate, or look at the "
                     "pictures named in log.jsonl"
                 )
-            for every, act in cadences:
-                if due(state.step, every, num_steps):
+            for every, act, first in cadences:
+                if due(state.step, every, num_steps) or (first and state.step == 1):
                     act(state, metrics)
             if stop():
                 return

@@ -6,6 +6,14 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read the rows of a log, those of skipped steps left out; none where there is no log."""
+    # What follows the last line end is a row that is being written, or was torn by a crash.
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return [row for row in map(json.loads, lines) if "skipped" not in row]
 
 
 class LogWriter:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -40,11 +41,55 @@ def state_bytes(state: TrainState) -> StateBytes:
     )
 
 
-class Meter:
-    """Sum the loss on the device and the time on the host; read both when a row is due."""
+RECENT = 10
+"""The running mean of the loss is that over the last tenth of the steps so far."""
 
-    def __init__(self) -> None:
+
+def running_mean(points: Sequence[tuple[float, float]]) -> float:
+    """Give the mean of the last tenth of a curve, the one figure that is shown for its end.
+
+    Args:
+        points: (x, mean of y since the point before) by ascending x from 0, x in steps or
+            images. Of a point that reaches back beyond the last tenth, all counts.
+
+    Returns:
+        nan where there is no point.
+    """
+    total = weight = 0.0
+    end = points[-1][0] if points else 0.0
+    for place in reversed(range(len(points))):
+        x, y = points[place]
+        if weight and RECENT * (end - x) >= end:
+            break
+        length = x - (points[place - 1][0] if place else 0.0)
+        total, weight = total + length * y, weight + length
+    return total / weight if weight else math.nan
+
+
+def losses(rows: Iterable[Mapping[str, Any]]) -> list[tuple[float, float]]:
+    """Give (step, loss) of the rows of a log whose loss is a finite number."""
+    found = ((row["step"], row.get("loss")) for row in rows)
+    return [(step, loss) for step, loss in found if loss is not None and math.isfinite(loss)]
+
+
+class Meter:
+    """Sum the loss on the device and the time on the host; read both when a row is due.
+
+    As a number, it is the running mean of the loss.
+
+    Args:
+        rows: what an earlier start logged.
+        step: where the run stands.
+    """
+
+    def __init__(self, rows: Iterable[Mapping[str, Any]] = (), *, step: int = 0) -> None:
+        self._losses = losses(rows)
+        self._step = step
         self._reset()
+
+    def __float__(self) -> float:
+        loss = self._mean()
+        return running_mean([*self._losses, *([] if loss is None else [(self._step, loss)])])
 
     def _reset(self) -> None:
         self._began = time.perf_counter()
@@ -66,6 +111,7 @@ class Meter:
 
     def add(self, batch: Batch, metrics: Metrics) -> None:
         """Count a step; nothing is read back from the device."""
+        self._step += 1
         self._images += len(batch.ids)
         if metrics.finite:
             self._finite += 1
@@ -80,9 +126,11 @@ class Meter:
             loader), seconds, memory_bytes (peak of the device, or of the process on a CPU).
         """
         seconds = time.perf_counter() - self._began
-        loss = self._loss / self._finite if self._finite else None
+        loss = self._mean()
+        if loss is not None:
+            self._losses.append((self._step, loss))
         row = {
-            "loss": None if loss is None else float(loss),
+            "loss": loss,
             "lr": metrics.lr,
             "grad_norm": float(metrics.grad_norm) if metrics.finite else None,
             "images_per_second": self._images / seconds,
@@ -92,6 +140,9 @@ class Meter:
         }
         self._reset()
         return row
+
+    def _mean(self) -> float | None:
+        return float(self._loss / self._finite) if self._finite else None
 
 
 def peak_memory() -> int:

@@ -21,7 +21,7 @@ from mae.errors import ConfigError
 
 FREE_ON_RESUME = frozenset(
     "workers device threads micro_batch checkpoint_every compile log_every_steps "
-    "save_every_steps keep".split()
+    "save_every_steps keep keep_checkpoints".split()
 )
 """Fields of a configuration that another start of the same run may change."""
 

@@ -49,6 +49,15 @@ def rate_at(step: int, *, num_steps: int, config: FitConfig, batch: int) -> floa
     )
 
 
+LOG_ROWS = 200
+"""Rows of a log, about, whatever the length of the run."""
+
+
+def log_every(num_steps: int) -> int:
+    """Give the steps between two rows of the log of a run, where nobody asked for another."""
+    return max(1, round(num_steps / LOG_ROWS))
+
+
 def due(step: int, every: int, last: int) -> bool:
     """Say whether something done every `every` steps, and at the last one, is due after `step`."""
     return step % every == 0 or step == last

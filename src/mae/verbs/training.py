@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from functools import partial
 from pathlib import Path
@@ -45,12 +46,21 @@ def pretrain(
 
     command = ["mae", *sys.argv[1:]]
     run = job.pretrain(
-        settled, based_on=recipe, data=data, out=out, init=init, quiet=quiet, command=command
+        settled,
+        based_on=recipe,
+        data=data,
+        out=out,
+        init=init,
+        finished_too=False,
+        quiet=quiet,
+        command=command,
     )
     paths = RunDir(run.path)
     files = {"run": run.path, "weights": paths.weights, "report": paths.report}
-    values = {**files, "steps": run.num_steps, "resumed": run.resumed}
-    return Shown(values, [(name, str(value)) for name, value in values.items()])
+    loss = None if math.isnan(run.loss) else run.loss
+    values = {**files, "steps": run.num_steps, "loss": loss, "resumed": run.resumed}
+    shown = values | {"loss": f"{run.loss:.4g}"}
+    return Shown(values, [(name, str(value)) for name, value in shown.items()])
 
 
 def finetune(
@@ -79,7 +89,8 @@ def finetune(
     from mae.jobs.finetune import finetune as job
     from mae.jobs.seeds import finetune_seeds
 
-    said = partial(job if seeds is None else partial(finetune_seeds, seeds=seeds), settled)
+    one = partial(job, finished_too=False)
+    said = partial(one if seeds is None else partial(finetune_seeds, seeds=seeds), settled)
     ask = partial(said, data=data, weights=weights, out=out, labels=labels, quiet=quiet)
     result = ask(based_on=recipe, command=["mae", *sys.argv[1:]])
     return Shown(result.values(), result.rows())
