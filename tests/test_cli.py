@@ -75,7 +75,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
 
     def pretrain(config: PretrainConfig, **given: Any) -> SimpleNamespace:
         calls.update(given, config=config)
-        return SimpleNamespace(path=tmp_path / "run", num_steps=3, resumed=False)
+        return SimpleNamespace(path=tmp_path / "run", num_steps=3, resumed=False, loss=0.5)
 
     monkeypatch.setattr(mae.jobs.pretrain, "pretrain", pretrain)
     return calls
@@ -175,8 +175,9 @@ def test_the_options_of_a_recipe_are_pinned() -> None:
 
     assert [o.flag for o in options_of(run) if o.owner] == (
         "epochs steps minutes batch micro-batch checkpoint-every lr seed precision compile device "
-        "threads workers save-every-steps log-every-steps keep follow-weights resize max-bad "
-        "image-size crop-pct mask-ratio channels measure-pixels init-channels views-per-decode "
+        "threads workers save-every-steps log-every-steps keep keep-checkpoints follow-weights "
+        "resize max-bad image-size crop-pct "
+        "mask-ratio channels measure-pixels init-channels views-per-decode "
         "start-size start-share "
         "optim.min-lr optim.warmup-epochs optim.warmup-start optim.betas optim.eps "
         "optim.weight-decay optim.decay-tokens optim.clip-norm optim.muon augment.crop-scale "

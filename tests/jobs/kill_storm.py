@@ -42,6 +42,7 @@ CONFIG = PretrainConfig(
     workers=0,
     save_every_steps=2,
     log_every_steps=1,
+    keep_checkpoints=True,  # whose digest is compared
 )
 CONTEXT = multiprocessing.get_context("forkserver")
 # torch is imported once, by the server; each run is then a process of its own within 0.1 s.

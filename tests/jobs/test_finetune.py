@@ -48,6 +48,7 @@ EVERYTHING = FinetuneConfig(
     workers=0,
     save_every_steps=3,
     log_every_steps=1,
+    keep_checkpoints=True,
 )
 """Everything that draws numbers is on."""
 PLAIN = FinetuneConfig(

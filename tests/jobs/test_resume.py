@@ -67,12 +67,12 @@ def test_workers_and_cadences_may_change_and_nothing_else_does(tmp_path: Path) -
     assert end_state(tmp_path / "a") == end_state(tmp_path / "b")
 
 
-def test_a_finished_run_is_refused_and_points_to_init(tmp_path: Path) -> None:
+def test_a_finished_run_is_refused_where_asked_and_points_to_init(tmp_path: Path) -> None:
     short = replace(CONFIG, steps=2)
     pretrain(short, data=pictures(), out=tmp_path, quiet=True)
 
     with pytest.raises(ConfigError, match="finished.*--init"):
-        pretrain(short, data=pictures(), out=tmp_path, quiet=True)
+        pretrain(short, data=pictures(), out=tmp_path, finished_too=False, quiet=True)
 
 
 def test_minutes_are_turned_into_steps_once(tmp_path: Path) -> None:

@@ -94,14 +94,14 @@ def test_what_cannot_be_is_refused_before_any_run(tmp_path: Path) -> None:
         finetune_seeds(SHORT, seeds=2, data="d", out=tmp_path)
 
 
-def test_a_finished_run_is_still_refused_without_seeds(
+def test_a_finished_run_is_given_as_it_is_unless_it_is_to_be_refused(
     folder: Path, weights: Path, tmp_path: Path
 ) -> None:
     ask = {"data": folder, "weights": weights, "out": tmp_path / "run", "quiet": True}
     first = finetune(SHORT, **ask)  # type: ignore[arg-type]
 
     with pytest.raises(ConfigError, match="this run is finished"):
-        finetune(SHORT, **ask)  # type: ignore[arg-type]
+        finetune(SHORT, finished_too=False, **ask)  # type: ignore[arg-type]
 
-    again = finetune(SHORT, finished_too=True, **ask)  # type: ignore[arg-type]
+    again = finetune(SHORT, **ask)  # type: ignore[arg-type]
     assert again._replace(model=first.model, resumed=False) == first

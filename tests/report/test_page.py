@@ -78,7 +78,7 @@ def test_a_page_tells_the_run_from_top_to_bottom(here: Path) -> None:
         "epochs 16",
         "training time 0:00:20",
         "pictures per second 80",
-        "last loss 0.2",
+        "loss 0.2, mean over the last tenth of the steps",
         "python 3.11.0; torch 2.14.1; git 0123456789ab with changes; threads 2; seed 0",
     ):
         assert words in page.text, words
@@ -94,7 +94,7 @@ def test_a_run_without_a_step_has_a_page(here: Path) -> None:
     page = page_of(run)
 
     assert "Unfinished: no step has been made yet." in page.text
-    assert "last loss not known yet" in page.text
+    assert "loss not known yet" in page.text
 
 
 def test_an_unfinished_run_says_how_far_it_is(here: Path) -> None:
@@ -124,7 +124,7 @@ def test_rows_that_are_torn_skipped_or_without_a_loss_do_no_harm(here: Path) -> 
 
     page = page_of(run)
 
-    assert "last loss 1" in page.text
+    assert "loss 1, mean over" in page.text
     assert "120 x 8 pictures" in page.text
 
 
@@ -211,8 +211,9 @@ def test_several_runs_are_compared_on_one_page(here: Path) -> None:
     assert path == Path("comparison.html")
     assert not (first / "report.html").exists()
     assert "2 runs compared first second recipe custom custom" in text
-    assert "last loss 0.2 0.333" in text
-    assert "first: 0.2 at the end second: 0.333 at the end" in text
+    mean = "mean over the last tenth of the steps"
+    assert f"loss 0.2, {mean} 0.3333, {mean}" in text
+    assert "first: 0.2 at the end second: 0.3333 at the end" in text
     assert "pictures seen" in text
 
 

@@ -61,6 +61,7 @@ from mae.train.rundir import (
     RunDir,
     make_run_folder,
     open_run,
+    read_record,
     write_json_atomic,
 )
 from mae.train.state import TrainState
