@@ -14,6 +14,7 @@ import signal
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,6 +45,8 @@ CONFIG = PretrainConfig(
     log_every_steps=1,
     keep_checkpoints=True,  # whose digest is compared
 )
+SHORT = replace(CONFIG, steps=4, keep_checkpoints=False)
+CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
 CONTEXT = multiprocessing.get_context("forkserver")
 # torch is imported once, by the server; each run is then a process of its own within 0.1 s.
 CONTEXT.set_forkserver_preload(["mae.jobs.pretrain"])
@@ -94,6 +97,27 @@ def kill_after(process: multiprocessing.process.BaseProcess, seconds: float) -> 
     os.kill(process.pid or 0, signal.SIGKILL)
     process.join()
     return True
+
+
+def die_at(out: str, change: int) -> None:
+    """Train, and be killed before the given change to the disk after the last checkpoint."""
+    torch.set_num_threads(1)
+    left, end = [change], f"step-{SHORT.steps:08d}"
+    at_the_end = [False]
+
+    def count(event: str, values: tuple[object, ...]) -> None:
+        if event not in CHANGES:
+            return
+        if at_the_end[0]:
+            left[0] -= 1
+            if left[0] < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        at_the_end[0] |= event == "os.rename" and str(values[1]).endswith(end)
+
+    sys.addaudithook(count)
+    from mae.jobs.pretrain import pretrain
+
+    pretrain(SHORT, data=pictures(), out=out, quiet=True)
 
 
 class Storm(NamedTuple):

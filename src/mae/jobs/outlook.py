@@ -165,7 +165,8 @@ def _down(edge: int, patch_size: int) -> int:
 def hours_in_words(hours: float) -> str:
     """Say a length of time as people would."""
     if hours < 1:
-        return f"{max(1, round(60 * hours))} minutes"
+        minutes = max(1, round(60 * hours))
+        return f"{minutes} minute{'s' * (minutes > 1)}"
     return f"{hours:.2g} hours" if hours < 10 else f"{hours:,.0f} hours"
 
 

@@ -52,6 +52,7 @@ from mae.train.rundir import (
 from mae.train.schedule import log_every, rate_at
 from mae.train.state import TrainState
 from mae.train.step import Metrics, OptimiserStep
+from mae.weights.folder import TENSORS
 
 MOST_FAILED_SAVES = 3
 _AS_BEGUN = ("log_every_steps", "keep", "keep_checkpoints")
@@ -193,6 +194,7 @@ def finish(run: RunInProgress, model: nn.Module, *, written: nn.Module) -> None:
     found = written.state_dict()
     wrong = [n for n, t in model.state_dict().items() if not torch.equal(t, found[n])]
     if wrong:
+        (run.rundir.weights / TENSORS).unlink(missing_ok=True)  # the last checkpoint is right
         raise TrainingError(
             f"{run.rundir.weights}: {len(wrong)} tensors are not what was written, {wrong[:5]}; "
             "check the disk, and give the same command again, which writes them from the last "
