@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import multiprocessing
 import os
 import random
@@ -99,22 +100,31 @@ def kill_after(process: multiprocessing.process.BaseProcess, seconds: float) -> 
     return True
 
 
-def die_at(out: str, change: int) -> None:
-    """Train, and be killed before the given change to the disk after the last checkpoint."""
-    torch.set_num_threads(1)
-    left, end = [change], f"step-{SHORT.steps:08d}"
-    at_the_end = [False]
+def watch_the_end(out: str, copies: str, die_at: int | None) -> None:
+    """Train, and copy the run before each change to the disk after the last checkpoint.
 
-    def count(event: str, values: tuple[object, ...]) -> None:
+    Args:
+        out: the run.
+        copies: folder of the copies, 0 and so on: what a kill at that moment leaves.
+        die_at: the change before which the process is killed indeed, without copies.
+    """
+    torch.set_num_threads(1)
+    watching, changes, end = [False], itertools.count(), f"step-{SHORT.steps:08d}"
+
+    def look(event: str, values: tuple[object, ...]) -> None:
         if event not in CHANGES:
             return
-        if at_the_end[0]:
-            left[0] -= 1
-            if left[0] < 0:
+        if watching[0]:
+            number = next(changes)
+            if number == die_at:
                 os.kill(os.getpid(), signal.SIGKILL)
-        at_the_end[0] |= event == "os.rename" and str(values[1]).endswith(end)
+            if die_at is None:
+                watching[0] = False  # what the copy itself makes does not count
+                shutil.copytree(out, Path(copies, str(number)))
+                watching[0] = True
+        watching[0] |= event == "os.rename" and str(values[1]).endswith(end)
 
-    sys.addaudithook(count)
+    sys.addaudithook(look)
     from mae.jobs.pretrain import pretrain
 
     pretrain(SHORT, data=pictures(), out=out, quiet=True)

@@ -16,7 +16,7 @@ from mae.errors import ConfigError, TrainingError
 from mae.jobs import running
 from mae.jobs.finetune import finetune
 from mae.jobs.pretrain import pretrain
-from tests.jobs.kill_storm import CONFIG, CONTEXT, SHORT, die_at, pictures
+from tests.jobs.kill_storm import CONFIG, CONTEXT, SHORT, pictures, watch_the_end
 from tests.jobs.test_finetune import PLAIN, folder
 
 __all__ = ["folder"]
@@ -66,32 +66,48 @@ def test_a_finished_fine_tuning_has_no_checkpoints(
     assert same_weights(again.model, done.model)
 
 
+def watch(out: Path, *, die_at: int | None = None) -> int | None:
+    """Train in a process of its own; give how it ended."""
+    copies = out.with_name("copies")
+    process = CONTEXT.Process(target=watch_the_end, args=(str(out), str(copies), die_at))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def goes_on(out: Path, whole: Path) -> bool:
+    """Check that what a kill left holds the last weights, and goes on to the same end.
+
+    Returns:
+        Whether the run had been recorded as finished.
+    """
+    expected = mae.load(whole)
+    assert same_weights(mae.load(out), expected), out
+    finished: bool = json.loads((out / "run.json").read_text())["finished"]
+    again = run(out)
+    assert again.resumed and same_weights(again.model, expected), out
+    assert json.loads((out / "run.json").read_text())["finished"]
+    assert [names(out), names(out / "weights")] == [names(whole), names(whole / "weights")], out
+    return finished
+
+
 @pytest.mark.slow
 def test_a_kill_before_any_change_to_the_disk_after_the_last_step_loses_nothing(
     tmp_path: Path,
 ) -> None:
-    whole, moments, finished = run(tmp_path / "whole"), 0, 0
-    while True:
-        out = tmp_path / f"run-{moments}"
-        process = CONTEXT.Process(target=die_at, args=(str(out), moments))
-        process.start()
-        process.join()
-        if process.exitcode == 0:
-            break
-        assert process.exitcode == -signal.SIGKILL
-        # Whatever was reached, the weights of the last step can be read, and nothing torn.
-        assert same_weights(mae.load(out), whole.model), moments
-        finished += json.loads((out / "run.json").read_text())["finished"]
-        again = run(out)
+    whole, copies = tmp_path / "whole", tmp_path / "copies"
+    assert watch(whole) == 0
 
-        assert again.resumed and same_weights(again.model, whole.model), moments
-        assert json.loads((out / "run.json").read_text())["finished"]
-        assert names(out) == names(tmp_path / "whole"), moments
-        assert names(out / "weights") == names(tmp_path / "whole" / "weights"), moments
-        moments += 1
+    found = [goes_on(copies / str(moment), whole) for moment in range(len(names(copies)))]
 
-    assert moments > 12  # weights, report and record; then what two checkpoints consist of
-    assert 0 < finished < moments
+    # Weights, report and record; then what two checkpoints consist of.
+    assert len(found) > 25
+    assert found == sorted(found) and set(found) == {False, True}
+    recorded = found.index(True)
+    for moment in (1, recorded - 1, recorded + 3):
+        out = tmp_path / f"killed-{moment}"
+        assert watch(out, die_at=moment) == -signal.SIGKILL
+        assert goes_on(out, whole) is (moment >= recorded)
 
 
 def test_weights_that_read_back_otherwise_leave_the_run_unfinished(
