@@ -265,6 +265,18 @@ def test_cadences_are_due_at_their_steps_and_at_the_last() -> None:
     assert acted == [3, 6, 7]
 
 
+def test_the_first_step_is_due_where_asked_but_not_of_a_resume() -> None:
+    acted: list[int] = []
+    cadence = Cadence(3, lambda state, metrics: acted.append(state.step), first=True)
+
+    state = new_state()
+    run(state, make_batches(7), cadences=[cadence])
+    state.step = 4
+    run(state, make_batches(2), cadences=[cadence])
+
+    assert acted == [1, 3, 6, 7, 6]
+
+
 def test_clipping_bounds_the_gradient_that_is_applied() -> None:
     config = replace(CONFIG, optim=replace(CONFIG.optim, clip_norm=1e-3))
     state = new_state(config)

@@ -24,6 +24,27 @@ with StopSignal() as stop:
 raise SystemExit(stop.requested)
 """
 
+BUSY = """
+import hashlib
+from mae.train.guard import StopSignal
+hashlib.pbkdf2_hmac("sha256", b"", b"", 1)
+with StopSignal() as stop:
+    print("running", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 200_000_000)  # one call, of a minute
+"""
+
+BEFORE = """
+import time
+from mae.train.guard import Stopped, StopSignal
+try:
+    with StopSignal("", command=["mae", "pretrain", "--data", "my pictures"]):
+        print("running", flush=True)
+        time.sleep(60)
+except Stopped as stopped:
+    print(stopped, flush=True)
+    raise SystemExit(stopped.exit_code)
+"""
+
 LOCKER = """
 import sys
 from pathlib import Path
@@ -51,6 +72,7 @@ def start():
             [sys.executable, "-c", program, *map(str, arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
         )
         started.append(process)
@@ -110,6 +132,67 @@ def test_a_signal_delivered_several_times_at_once_is_one_request(start):
     output, _ = process.communicate(timeout=10)
     assert output == "asked\nsaved\n"
     assert process.returncode == 75
+
+
+def test_a_signal_is_acknowledged_and_obeyed_within_a_call_that_takes_long(start):
+    process = start(BUSY)
+    assert process.stdout.readline() == "running\n"
+
+    sent = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    line = process.stderr.readline()
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    code = process.wait(timeout=10)
+
+    assert line == "mae: finishing this step, then saving; press Ctrl-C again to stop now\n"
+    assert code == 130
+    assert time.monotonic() - sent < 5
+
+
+@pytest.mark.parametrize(("number", "code"), EXIT_CODES)
+def test_where_there_is_nothing_to_save_the_first_signal_stops(start, number, code):
+    process = start(BEFORE)
+    assert process.stdout.readline() == "running\n"
+
+    process.send_signal(number)
+
+    output, said = process.communicate(timeout=10)
+    assert output == "stopped before training; to go on: mae pretrain --data 'my pictures'\n"
+    assert process.returncode == code
+    assert said.startswith("mae: stopping; ") and said.count("\n") == 1
+
+
+def test_the_wakeup_file_from_before_is_put_back():
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    before = signal.set_wakeup_fd(writing)
+    try:
+        with StopSignal():
+            pass
+        assert signal.set_wakeup_fd(writing) == writing
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(reading)
+        os.close(writing)
+
+
+def test_no_thread_is_left():
+    before = threading.active_count()
+
+    with StopSignal():
+        assert threading.active_count() == before + 1
+
+    assert threading.active_count() == before
+
+
+def test_a_call_from_python_is_told_to_call_again():
+    with StopSignal() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    stopped = stop.stopped("stopped at step 3 of 9")
+    assert str(stopped) == "stopped at step 3 of 9; the same call goes on from there"
+    assert stopped.exit_code == 75
 
 
 def test_nothing_is_requested_while_nobody_asks():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mae.config import FitConfig, OptimConfig
-from mae.train.schedule import due, learning_rate, rate_at
+from mae.train.schedule import due, learning_rate, log_every, rate_at
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,12 @@ def test_the_peak_is_scaled_by_the_batch() -> None:
 )
 def test_due_every_four_steps_and_at_the_last(step: int, expected: bool) -> None:  # noqa: FBT001
     assert due(step, 4, 10) is expected
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 44, 199, 200, 299, 300, 1_000, 7_020, 500_400])
+def test_a_log_has_about_two_hundred_rows_or_one_a_step(num_steps: int) -> None:
+    every = log_every(num_steps)
+
+    rows = sum(due(step, every, num_steps) for step in range(1, num_steps + 1))
+
+    assert rows == num_steps if num_steps < 300 else 150 <= rows <= 250
