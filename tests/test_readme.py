@@ -20,13 +20,17 @@ def block(language: str, containing: str) -> str:
     return next(text for text in blocks if containing in text)
 
 
-def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_example_runs_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
+    again: dict[str, object] = {}
 
     exec(block("python", "mae.create"), names)
+    exec(block("python", "mae.create"), again)
 
     assert names["features"].shape == (64, 192)  # type: ignore[attr-defined]
+    assert (names["features"] == again["features"]).all()  # type: ignore[attr-defined]
+    assert (names["run"].resumed, again["run"].resumed) == (False, True)  # type: ignore[attr-defined]
     assert (tmp_path / "runs" / "example" / "report.html").exists()
 
 

@@ -24,8 +24,9 @@ from mae.sizes import model_config
 SMALL, SMALL_SIZE = "vit-ti/16", 96
 """Network and images that are suggested where a longer run would take more than PATIENCE."""
 PATIENCE = 1.0  # hours
-_WORTH_MEASURING = 1e12  # operations of a run: below, a CPU is done in a minute
-_STEPS, _SECONDS = 2, 1.0  # that measure the rate, after one step: an estimate within a tenth
+_WORTH_FLOPS, _WORTH_STEPS = 1e12, 10_000  # of a run: below both, a CPU is done in a minute
+_STEPS, _SECONDS = 2, 1.0  # that measure the rate, after one step
+_STEP_FLOPS = 1e11  # of each: enough that the update, which is made once a batch, counts little
 _OVERRIDDEN = {"epochs", "steps", "minutes", "batch", "lr", "optim.lr", "out"}
 _NETWORK = {"model", "image-size", "model.image-size"}
 _OPTION = re.compile(r"-{0,2}([A-Za-z][\w.-]*)(=.*)?", re.DOTALL)
@@ -52,7 +53,7 @@ def say_what_it_takes(
 ) -> None:
     """Say steps, images seen and hours, and how to learn more where that is too little.
 
-    A CPU is measured for a second or two, if the run is worth it; on a GPU the first seconds of
+    A CPU is measured for a few seconds, if the run is worth it; on a GPU the first seconds of
     the run tell as much.
     """
     config, num_steps = run.config, run.record["num_steps"]
@@ -82,9 +83,10 @@ def _images_a_second(
         return images / (60 * config.minutes)
     device = next(model.parameters()).device
     work = images * sum(share * step_flops(m) for m, share in stage_models(config))
-    if device.type != "cpu" or work < _WORTH_MEASURING:
+    worth = work >= _WORTH_FLOPS or run.record["num_steps"] >= _WORTH_STEPS
+    if device.type != "cpu" or not worth:
         return math.nan
-    few = few_pictures(config, device)
+    few = few_pictures(config, device, flops=_STEP_FLOPS)
     run.progress.note(f"measuring the rate of this machine, {few.batch} images a step ...")
     few_plan = dataclasses.replace(plan, batch=few.batch)
     try:

@@ -194,7 +194,8 @@ def _train(run: RunInProgress, state: TrainState) -> None:
     num_steps, draw = settle_steps(run, plan, state.model, how), _drawing(run, plan)
     workers = choose_workers(config, plan, device)
     if state.step == 0:
-        say_what_it_takes(run, plan, state.model, how)
+        if not run.progress.quiet:  # it measures for a few seconds
+            say_what_it_takes(run, plan, state.model, how)
         draw(state)
     feed = staged_batches(config, plan, start=state.step, num_steps=num_steps, workers=workers)
     train_run(

@@ -37,6 +37,11 @@ class Progress:
             self._live.stop()
             self._live = None
 
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is shown."""
+        return self._quiet
+
     def note(self, text: str) -> None:
         """Say something in a line of its own."""
         if self._live is not None:

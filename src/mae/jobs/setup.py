@@ -342,15 +342,23 @@ def times_a_second(
     return done / (time.perf_counter() - began)
 
 
-def few_pictures(config: PretrainConfig, device: torch.device) -> PretrainConfig:
+def few_pictures(
+    config: PretrainConfig, device: torch.device, *, flops: float | None = None
+) -> PretrainConfig:
     """Lower the batch of a step that is measured: a CPU would take minutes over a large one.
 
     As many micro-batches are side by side as in the whole batch.
+
+    Args:
+        config: of the run.
+        device: another than a CPU takes the whole batch.
+        flops: operations of a step, at most, if two images are not more; none: as few as tell
+            how fast a step is.
     """
     if device.type != "cpu":
         return config
     views = config.views_per_decode
-    wanted = max(2, views, int(_PROBED_FLOPS // step_flops(config.model)))
+    wanted = max(2, views, int((flops or _PROBED_FLOPS) // step_flops(config.model)))
     pictures = min(config.batch, wanted // views * views)
     micro_batch = config.fixed_micro_batch or config.batch
     side_by_side = min(torch.get_num_threads(), -(-config.batch // micro_batch))
