@@ -101,6 +101,15 @@ def test_folders_in_a_tar_are_classes_as_those_on_a_disk_are(tmp_path: Path) -> 
     assert source.labels is not None and source.labels.tolist() == [0, 1]
 
 
+def test_blanks_around_labels_in_a_tar_are_cut(tmp_path: Path) -> None:
+    members = {"1.jpg": b"1", "1.json": b'{"label": "a "}', "2.jpg": b"2", "2.cls": b" a\n"}
+    members |= {"3.jpg": b"3", "3.json": b'{"cls": "b"}'}
+
+    source = open_tars(write_tar(tmp_path / "all.tar", members))
+
+    assert source.class_names == ("a", "b")
+
+
 def test_labels_that_some_lack_are_none(tmp_path: Path) -> None:
     members = {"a.jpg": b"a", "a.cls": b"1", "b.jpg": b"b", "b.json": json.dumps([1]).encode()}
 

@@ -166,6 +166,23 @@ def test_a_list_for_testing_without_labels_is_left(tmp_path: Path) -> None:
     assert found.notes[0].endswith("not used: test.csv")
 
 
+@pytest.mark.parametrize(
+    ("ending", "separator", "named"),
+    [(".tsv", "\t", ""), (".tsv", "\t", "train.tsv"), (".txt", " ", "train.txt")],
+)
+def test_lists_of_other_endings_are_splits_too(
+    ending: str, separator: str, named: str, tmp_path: Path
+) -> None:
+    write_classes(tmp_path / "images", "a", "b", count=3)
+    for name, numbers in (("train", (0, 1)), ("valid", (2,))):
+        lines = [f"images/{c}/{i}.png{separator}{c}\n" for c in "ab" for i in numbers]
+        (tmp_path / f"{name}{ending}").write_text("".join(lines))
+
+    found = labelled(tmp_path / named, seed=0)
+
+    assert f"4 images in train{ending} to learn from, 2 in valid{ending}" in found.notes[0]
+
+
 SPELLINGS = [
     ("train", "val"), ("Train", "Val"), ("TRAIN", "TEST"), ("training", "testing"),
     ("Training", "Validation"), ("train", "valid"), ("train", "validation"), ("train", "dev"),

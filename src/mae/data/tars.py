@@ -194,7 +194,7 @@ def _label(content: bytes, end: str) -> str | None:
         return content.decode(errors="replace").strip() or None
     values = json.loads(content)
     label = values.get("label", values.get("cls")) if isinstance(values, dict) else None
-    return str(label) if isinstance(label, int | str) else None
+    return (str(label).strip() or None) if isinstance(label, int | str) else None
 
 
 def _write(place: Path, images: list[_Image], facts: Facts) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mae.data.source import Source
+from mae.data.source import Source, notes_of
 from mae.data.subset import subset
 from mae.errors import ConfigError, DataError, WeightsError
 from mae.evaluate.few import Ids
@@ -41,7 +41,7 @@ class Held(NamedTuple):
         """
         assert source.labels is not None
         ids = np.arange(len(source))
-        if getattr(source, "notes", ()):
+        if notes_of(source):
             names = [os.path.normpath(source.name(i)) for i in ids.tolist()]
             ids = np.sort(np.unique(names, return_index=True)[1])
         held = held_out(source.labels[ids], self.share, seed=self.seed)

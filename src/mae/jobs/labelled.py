@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mae.data.source import FolderSource, Source
+from mae.data.source import FolderSource, Source, notes_of
 from mae.data.splits import Kind
 from mae.data.subset import subset
 from mae.errors import ConfigError, DataError
@@ -101,7 +101,7 @@ def labelled(data: str | Path, *, seed: int, tuned: TunedOn | None = None) -> La
     notes = found.without("train", kind).notes(
         line,
         learnt,
-        *getattr(tested, "notes", ()),
+        *notes_of(tested),
         f"{test.name}: no image of {some(absent, 5)}, not tested" if absent else None,
         _overlap(learnt, tested, names=(train.name, test.name)),
     )
