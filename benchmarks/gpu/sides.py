@@ -13,7 +13,7 @@ from mae.data.batch import Batch
 from mae.jobs.setup import device_of
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.pixels import normalize_pixels
-from mae.network import ModelConfig
+from mae.network import ModelConfig, hidden_width
 from mae.train.state import TrainState
 from mae.train.step import Loss, OptimiserStep, pretraining_loss
 from mae.weights.huggingface import LAYOUT
@@ -99,11 +99,11 @@ def transformers_config(config: ModelConfig) -> ViTMAEConfig:
         hidden_size=config.width,
         num_hidden_layers=config.depth,
         num_attention_heads=config.num_heads,
-        intermediate_size=int(config.width * config.mlp_ratio),
+        intermediate_size=hidden_width(config.width, config.mlp_ratio),
         decoder_hidden_size=config.decoder_width,
         decoder_num_hidden_layers=config.decoder_depth,
         decoder_num_attention_heads=config.decoder_heads,
-        decoder_intermediate_size=int(config.decoder_width * config.mlp_ratio),
+        decoder_intermediate_size=hidden_width(config.decoder_width, config.mlp_ratio),
         mask_ratio=config.mask_ratio,
         norm_pix_loss=config.normalize_target,
         layer_norm_eps=config.norm_eps,

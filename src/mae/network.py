@@ -181,5 +181,14 @@ def num_keep(num_patches: int, mask_ratio: float) -> int:
     return math.floor(num_patches * (1 - mask_ratio) + 1e-4)
 
 
+def hidden_width(width: int, mlp_ratio: float) -> int:
+    """Count the hidden units of an MLP: the published floor, guarded against float dust.
+
+    `int(448 * (488 / 448))` is 487; a millionth of a unit is added before the floor, so that the
+    ratio of any two whole numbers gives back the second.
+    """
+    return math.floor(width * mlp_ratio + 1e-6)
+
+
 def _nearest(size: int, patch_size: int) -> int:
     return max(patch_size, round(size / patch_size) * patch_size)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from mae.model.transformer import FEW_TOKENS
-from mae.network import ModelConfig
+from mae.network import ModelConfig, hidden_width
 
 FLOAT32, HALF = 4, 2  # bytes
 
@@ -24,7 +24,7 @@ def count_parameters(config: ModelConfig) -> tuple[int, int]:
 
 
 def _block_parameters(width: int, mlp_ratio: float) -> int:
-    hidden = int(width * mlp_ratio)
+    hidden = hidden_width(width, mlp_ratio)
     attention = (width + 1) * 3 * width + (width + 1) * width
     return 4 * width + attention + (width + 1) * hidden + (hidden + 1) * width
 
@@ -51,9 +51,10 @@ def step_flops(config: ModelConfig, *, checkpoint_every: int | None = None) -> i
     again = 0
     if checkpoint_every is not None:
         # All but the last product of each run, whose value nobody needs.
-        ends = (_runs(config.depth, checkpoint_every) * (1 + K) * D * int(D * ratio)
-                + (_runs(config.decoder_depth, checkpoint_every) - 1) * T * E * int(E * ratio)
-                + hidden * E * int(E * ratio))  # fmt: skip
+        of_encoder, of_decoder = D * hidden_width(D, ratio), E * hidden_width(E, ratio)
+        ends = (_runs(config.depth, checkpoint_every) * (1 + K) * of_encoder
+                + (_runs(config.decoder_depth, checkpoint_every) - 1) * T * of_decoder
+                + hidden * of_decoder)  # fmt: skip
         again = encoder + decoder - ends
     # The backward multiplies twice, but pixels need no gradient.
     return 2 * (3 * macs - projection + again)
@@ -65,7 +66,7 @@ def _runs(depth: int, every: int) -> int:
 
 def _block_macs(T: int, width: int, *, mlp_ratio: float, first: int = 0) -> int:
     F = T - first
-    mlp = 2 * F * width * int(width * mlp_ratio)
+    mlp = 2 * F * width * hidden_width(width, mlp_ratio)
     return 3 * T * width**2 + 2 * F * T * width + F * width**2 + mlp
 
 
@@ -161,5 +162,5 @@ def _block_bytes(
         attention = (F + 2 * T) * width * value + heads * F * T * value
     else:  # queries of every token, and a float32 for each row of the softmax
         attention = 3 * T * width * value + heads * F * FLOAT32
-    mixed, mlp = F * width * value, 2 * F * int(width * mlp_ratio) * value
+    mixed, mlp = F * width * value, 2 * F * hidden_width(width, mlp_ratio) * value
     return norms + attention + mixed + mlp

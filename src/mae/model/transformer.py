@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mae.model.linear import Linear
+from mae.network import hidden_width
 
 # Up to here a CPU is faster with the products written out than with torch's fused kernel
 # (decision 0008); both give the same numbers up to rounding.
@@ -66,7 +67,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width, eps=norm_eps)
         self.attn = Attention(width, num_heads=num_heads)
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
-        self.mlp = Mlp(width, hidden=int(width * mlp_ratio))
+        self.mlp = Mlp(width, hidden=hidden_width(width, mlp_ratio))
 
     def forward(self, tokens: Tensor, *, first: int = 0, scales: Tensor | None = None) -> Tensor:
         """Attend to all tokens, then transform those from `first` on: B T D to B T-first D.
