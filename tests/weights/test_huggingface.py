@@ -134,7 +134,8 @@ def test_without_a_configuration_the_defaults_of_transformers_are_said(generator
 
     ours, notes = open_model(tmp_path / "model.safetensors", heads=3, decoder_heads=2)
 
-    assert "config.json: is missing; assumed what transformers does" in notes[0]
+    assert "norm eps 1e-12 (--norm-eps), " in notes[0]
+    assert "a target of plain pixels (--normalize-target)" in notes[0]
     assert_same(ours, other, generator)
 
 

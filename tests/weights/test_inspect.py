@@ -37,8 +37,11 @@ def test_published_file_is_described(tmp_path: Path) -> None:
     assert rows["has decoder"] == ("yes", "")
     assert rows["size"] == ("ViT of width 192, 2 blocks, patch 4", "")
     assert rows["width"] == ("192", "by its shapes")
-    assert rows["image size"] == ("12 x 12", "by its shapes")
-    assert rows["num heads"] == ("3", "assumed by its width")
+    assert rows["image size"] == ("12 x 12", "by its shapes, assumed square (--grid)")
+    assert rows["num heads"] == ("3", "assumed (--heads)")
+    assert rows["norm eps"] == ("1e-06", "assumed (--norm-eps)")
+    assert rows["activation"] == ("exact GELU", "assumed")
+    assert rows["pixels"][1] == "assumed (--mean, --std)"
     assert rows["normalize target"] == ("yes", "by the run's arguments")
     assert rows["license"] == ("not stated", "")
     assert "num classes" not in rows
@@ -52,10 +55,14 @@ def test_what_the_file_does_not_tell_is_left_out_or_called_assumed(tmp_path: Pat
     assert (found.model["width"], found.model["decoder_width"]) == (24, 16)
     assert not {"num_heads", "decoder_heads", "mask_ratio"} & found.model.keys()
     assert found.model["normalize_target"] is True
-    assert {name for name, how in found.told.items() if how == "assumed"} == {
+    assert {name for name, how in found.told.items() if how.startswith("assumed")} == {
+        "activation",
+        "norm_eps",
         "normalize_target",
         "pixels",
     }
+    assert ("num heads", "not stated", "not said (--heads)") in found.rows()
+    assert ("decoder heads", "not stated", "not said (--decoder-heads)") in found.rows()
 
 
 def test_our_folder_is_described_by_its_configuration(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from mae.model.autoencoder import MaskedAutoencoder
 from mae.sizes import model_config
 from mae.weights.classifier import load_classifier
 from mae.weights.detect import name_tensors
-from mae.weights.load import load, load_encoder, open_model
+from mae.weights.load import load, load_encoder, open_encoder, open_model
 from mae.weights.shapes import config_of
 from tests.weights import published
 
@@ -151,7 +151,7 @@ def test_the_target_is_read_from_the_config_that_lies_beside(
     model, notes = open_model(path)
 
     assert model.config.normalize_target is value
-    assert len(notes) == 1 and "took the encoder and decoder" in notes[0]
+    assert "--normalize-target" not in notes[0] and "took the encoder and decoder" in notes[1]
 
 
 @pytest.mark.parametrize(("norm", "head"), [("fc_norm", "head.head"), ("ln2", "head.fc")])
@@ -206,3 +206,46 @@ def test_relative_positions_of_a_detector_are_named_as_the_cause(tmp_path: Path)
         WeightsError, match=r"1 unexpected \(backbone.*rel_pos_h\); it has relative"
     ):
         load(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "heads"),
+    [
+        ("", 8),
+        ("model = dict(backbone=dict(type='VisionTransformer', arch='small'))", 8),
+        ("arch=dict(embed_dims=768, num_layers=8, num_heads=6, feedforward_channels=2304)", 6),
+        ("arch={'embed_dims': 768, 'num_heads': 16}", 16),
+    ],
+)
+def test_heads_are_those_of_the_config_or_of_their_own_small_network(
+    text: str, heads: int, tmp_path: Path
+) -> None:
+    shapes = backbone(768, 8, patch=16, patches=4) | last_norm(768)
+    shapes = {
+        name: tuple(2304 if edge == 3072 else edge for edge in shape)
+        for name, shape in shapes.items()
+    }
+    path = write(tmp_path / "small.pth", {n: torch.zeros(s) for n, s in shapes.items()}, cfg=text)
+
+    encoder, notes = open_encoder(path)
+
+    assert encoder.config.num_heads == heads
+    assert ("8 heads (--heads)" in notes[0]) == (not text)
+
+
+def test_pixels_and_decoder_are_read_from_the_config(tmp_path: Path) -> None:
+    text = """
+data_preprocessor = dict(mean=[127.5, 63.75, 51], std=[51.0, 102, 25.5], bgr_to_rgb=True)
+model = dict(backbone=dict(type='MAEViT', arch='deit-tiny'),
+             neck=dict(type='MAEPretrainDecoder', decoder_num_heads=4, magnitude_std=0.5),
+             head=dict(norm_pix=False))
+"""
+    path = write(tmp_path / "epoch_400.pth", small(), cfg=text)
+
+    model, notes = open_model(path)
+
+    assert model.config.pixels.mean == (0.5, 0.25, 0.2)
+    assert model.config.pixels.std == (0.2, 0.4, 0.1)
+    assert (model.config.num_heads, model.config.decoder_heads) == (3, 4)
+    options = ("--heads", "--decoder-heads", "--mean", "--std", "--normalize-target")
+    assert not [option for option in options if option in notes[0]]

@@ -17,6 +17,7 @@ from mae.weights import facebook
 from mae.weights.convert import convert
 from mae.weights.detect import RawWeights
 from mae.weights.files import read_tensors
+from mae.weights.layout import Facts
 from mae.weights.load import initial_model, load, load_encoder, open_encoder, open_model
 from mae.weights.shapes import config_of
 from tests.weights import published
@@ -140,7 +141,7 @@ def test_target_is_assumed_normalised_and_said_when_the_file_does_not_tell(tmp_p
     model, notes = open_model(path)
 
     assert model.config.normalize_target
-    assert "assumed pixels normalised" in notes[0]
+    assert "a target of pixels normalised by their patch (--normalize-target)" in notes[0]
     assert [note.partition(": ")[2] for note in notes[1:]] == [
         "took the encoder and decoder, ViT of width 192, 2 blocks, patch 4, 50 tensors"
     ]
@@ -152,7 +153,7 @@ def test_target_is_what_the_namespace_says(tmp_path: Path) -> None:
     model, notes = open_model(path)
 
     assert not model.config.normalize_target
-    assert len(notes) == 1 and "took the encoder and decoder" in notes[0]
+    assert "--normalize-target" not in notes[0] and "took the encoder and decoder" in notes[1]
 
 
 def test_unknown_widths_ask_for_heads(tmp_path: Path) -> None:
@@ -181,7 +182,7 @@ def test_channels_other_than_three_are_read_from_the_tensors(tmp_path: Path) -> 
     model, notes = open_model(path)
 
     assert model.config.channels == 1
-    assert "pixels were scaled" in notes[0]
+    assert "pixel mean 0.5 (--mean), pixel std 0.5 (--std)" in notes[0]
 
 
 def test_half_precision_is_widened_exactly(tmp_path: Path) -> None:
@@ -216,8 +217,8 @@ def test_loaded_model_does_not_lean_on_the_file(published_file: Path) -> None:
 def test_encoder_of_a_full_file_says_what_it_took_and_left(published_file: Path) -> None:
     notes = open_encoder(published_file).notes
 
-    assert "took the encoder, ViT of width 192, 2 blocks, patch 4, 30 tensors" in notes[0]
-    assert "left decoder, 20 tensors" in notes[1]
+    assert "took the encoder, ViT of width 192, 2 blocks, patch 4, 30 tensors" in notes[1]
+    assert "left decoder, 20 tensors" in notes[2]
 
 
 def test_public_loaders_say_it_on_stderr(
@@ -240,7 +241,7 @@ def test_class_token_classifier_gives_its_encoder_and_leaves_its_head(tmp_path: 
 
     notes = open_encoder(path).notes
 
-    assert "left head, 3 tensors" in notes[1]
+    assert "left head, 3 tensors" in notes[2]
 
 
 def test_mean_pooled_classifier_is_refused_with_the_reason(tmp_path: Path) -> None:
@@ -298,7 +299,7 @@ def test_configuration_of_every_size_is_read_back_from_its_shapes(name: str) -> 
     with torch.device("meta"):
         model = MaskedAutoencoder(config)
     tensors = model.state_dict()
-    raw = RawWeights(Path("x"), "facebook", tensors, None, {}, spell=facebook.to_theirs)
+    raw = RawWeights(Path("x"), "facebook", tensors, None, Facts(), spell=facebook.to_theirs)
 
     assert config_of(raw)[0] == config
 
@@ -313,8 +314,9 @@ def test_new_run_takes_encoder_and_fresh_decoder_from_an_encoder_file(tmp_path: 
     other, _ = initial_model(path, config, seed=4)
 
     assert torch.equal(model.encoder.cls_token, state["cls_token"])
-    assert "took the encoder" in notes[0]
-    assert "starts fresh" in notes[1]
+    assert "3 heads (--model.num-heads), norm eps 1e-06 (--model.norm-eps)" in notes[0]
+    assert "took the encoder" in notes[1]
+    assert "starts fresh" in notes[2]
     assert torch.equal(model.decoder.embed.weight, again.decoder.embed.weight)
     assert not torch.equal(model.decoder.embed.weight, other.decoder.embed.weight)
 
@@ -325,7 +327,7 @@ def test_new_run_takes_encoder_and_decoder_from_a_full_file(published_file: Path
     model, notes = initial_model(published_file, config)
 
     wanted = load(published_file).state_dict()
-    assert len(notes) == 1 and "took the encoder and decoder" in notes[0]
+    assert len(notes) == 2 and "took the encoder and decoder" in notes[1]
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in model.state_dict().items())
 
 
@@ -338,7 +340,7 @@ def test_new_run_at_another_image_size_resizes_both_tables(published_file: Path)
     assert torch.equal(model.encoder.pos_embed, table)
     assert model.decoder.pos_embed.shape == (1, 16, 192)
     assert not model.decoder.pos_embed.requires_grad
-    assert "resized from (3, 3) to (3, 5)" in notes[0]
+    assert "resized from (3, 3) to (3, 5)" in notes[1]
 
 
 def test_new_run_of_another_size_is_refused(published_file: Path) -> None:
@@ -379,4 +381,4 @@ def test_a_vit_of_timm_loads_and_computes_the_same(tmp_path: Path) -> None:
         torch.testing.assert_close(
             encoder(images), theirs.forward_features(images), rtol=0, atol=1e-5
         )
-    assert "left head, 2 tensors" in notes[1]
+    assert "left head, 2 tensors" in notes[2]

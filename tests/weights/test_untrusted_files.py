@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import datetime
+import fractions
 import os
 import pathlib
 import random
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -121,16 +124,29 @@ def test_every_other_name_is_listed(tmp_path: Path) -> None:
     path = published.checkpoint(
         tmp_path / "odd.pth",
         published.full(),
-        output_dir=pathlib.PurePosixPath("x"),
-        lr=np.float64(1),
+        clock=datetime.date(2024, 1, 2),
+        ranks=fractions.Fraction(1, 3),
     )
 
     with pytest.raises(WeightsError) as caught:
         load(path)
 
-    assert "pathlib.PurePosixPath" in str(caught.value)
-    assert "scalar" in str(caught.value)
+    assert "datetime.date" in str(caught.value)
+    assert "fractions.Fraction" in str(caught.value)
     assert "argparse.Namespace" not in str(caught.value).partition("when opened")[0]
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_paths_and_numbers_of_numpy_are_passed_over(tmp_path: Path, *, zipped: bool) -> None:
+    args = Namespace(out=Path("/x"), root=pathlib.PureWindowsPath("c:/y"), norm_pix_loss=False)
+    args.lr, args.step = np.float64(1e-3), np.int64(7)
+    content = {"model": published.full(), "args": args, "best": np.float32(0.5), "epoch": 3}
+    torch.save(content, tmp_path / "run.pth", _use_new_zipfile_serialization=zipped)
+    torch.save(published.encoder_only() | {"out": Path("/x")}, tmp_path / "among.pth")
+
+    assert not load(tmp_path / "run.pth").config.normalize_target
+    with pytest.raises(WeightsError, match="'out' is PassedOver, expected a tensor"):
+        load_encoder(tmp_path / "among.pth")
 
 
 @pytest.mark.parametrize("kind", ["zip", "pickle", "safetensors"])

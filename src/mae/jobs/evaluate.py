@@ -28,7 +28,7 @@ from mae.report.confusion import Mistake, confusion_picture, evaluation_page, wo
 from mae.report.figures import png_bytes
 from mae.train.distributed import ALONE, Ranks, open_ranks
 from mae.train.rundir import write_atomic
-from mae.weights.classifier import load_classifier
+from mae.weights.classifier import open_classifier
 
 FolderSet = Literal["folder", "imagenet", "imagenet-a", "imagenet-r", "imagenet-sketch"]
 TOP = 5
@@ -150,7 +150,7 @@ class Question(NamedTuple):
 def open_judge(weights: str | Path, settings: FeatureSettings, progress: Progress) -> Judge:
     """Load a classifier onto its device."""
     device = settings.checked_device()
-    model, class_names, notes = load_classifier(weights, crop_pct=settings.crop_pct)
+    (model, class_names), notes = open_classifier(weights, crop_pct=settings.crop_pct)
     for note in notes:
         progress.note(note)
     return Judge(model.to(device).eval(), class_names, device, settings.batch, progress)

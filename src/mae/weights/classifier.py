@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
@@ -20,10 +21,14 @@ from mae.weights.adapt import adapt
 from mae.weights.detect import RawWeights, read_weights
 from mae.weights.fill import fill
 from mae.weights.folder import ClassifierDescription, write_folder
+from mae.weights.given import OPTIONS, Given
 from mae.weights.load import left_notes, taken_note
-from mae.weights.shapes import config_of, read_fields
+from mae.weights.shapes import config_of, guesses, read_fields
 
 _EXPECTED = "a classifier, with fc_norm (mean of the patches) or the encoder's norm (cls token)"
+
+HeadPool = Literal["mean", "cls"]
+"""What a head classifies."""
 
 _NETWORK = ("patch_size", "width", "depth", "num_heads", "mlp_ratio")
 
@@ -34,8 +39,6 @@ class LoadedClassifier(NamedTuple):
     model: Classifier
     class_names: tuple[str, ...]
     """In the order of the scores; numbers where the file names none."""
-    notes: tuple[str, ...] = ()
-    """What had to be assumed."""
 
 
 def save_classifier(
@@ -67,20 +70,32 @@ def save_classifier(
 
 
 def load_classifier(
-    path: str | Path, *, heads: int | None = None, crop_pct: float | None = None
+    path: str | Path, *, pool: HeadPool | None = None, **given: Unpack[Given]
 ) -> LoadedClassifier:
     """Load a classifier: a folder of ours, a run, or a file of the published layout.
 
+    What was assumed goes to stderr.
+
     Args:
         path: what holds it.
-        heads: attention heads, for files that do not hold them and are of no known width.
-        crop_pct: see `ModelConfig`; none: what the file says.
+        pool: what it classifies, where its file does not say.
+        given: what else the file does not say, see `Given`; the rest is assumed.
 
     Raises:
         WeightsError: for weights without a head, or anything missing, left over, of another
-            shape or not finite.
+            shape or not finite; for a head that classifies what ours do not.
     """
-    raw = read_weights(path)
+    loaded, notes = open_classifier(path, pool=pool, **given)
+    for note in notes:
+        print(note, file=sys.stderr)
+    return loaded
+
+
+def open_classifier(
+    path: str | Path, *, pool: HeadPool | None = None, **given: Unpack[Given]
+) -> tuple[LoadedClassifier, list[str]]:
+    """Load a classifier as `load_classifier` does; the notes say what was assumed."""
+    raw = read_weights(path, take=given.get("take"))
     raw = raw._replace(tensors=_folded(raw.tensors))
     head = raw.tensors.get("head.weight")
     if head is None or head.ndim != 2:
@@ -89,13 +104,23 @@ def load_classifier(
             "fine-tune them first (mae finetune), or use mae probe"
         )
     # Of the encoder by itself: what a decoder leaves open is no question, but left over below.
-    config, notes = config_of(_encoder_of(raw), heads=heads, crop_pct=crop_pct)
-    names, mean = _names_and_pool(raw, num_classes=len(head))
+    encoder = _encoder_of(raw)
+    config, notes = config_of(encoder, **given)
+    own, assumed = _pool_of(raw, pool)
+    if assumed:
+        words = {"mean": "the mean of the patches", "cls": "the cls token"}[own]
+        more = [f"a head on {words} ({OPTIONS['pool']})"]
+        known = guesses(encoder, read_fields(encoder, **given), more=more)
+        notes = [*raw.notes, *raw.facts.notes, *known]
+    if own == "cls" and "encoder.norm.weight" not in raw.tensors:
+        # The same function: of one token, a norm before or after it is taken.
+        renamed = {n.replace("fc_norm.", "encoder.norm."): t for n, t in raw.tensors.items()}
+        raw = raw._replace(tensors=renamed)
+    names = _names_of(raw, num_classes=len(head))
     with torch.device("meta"):
-        pool = "mean" if mean else "cls"
-        model = Classifier(Encoder(config), num_classes=len(head), pool=pool)  # type: ignore[arg-type]
+        model = Classifier(Encoder(config), num_classes=len(head), pool=own)
     fill(model, raw, expected=_EXPECTED)
-    return LoadedClassifier(model, names, tuple(notes))
+    return LoadedClassifier(model, names), notes
 
 
 def _folded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -115,30 +140,51 @@ def _folded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return rest | head
 
 
-def _names_and_pool(raw: RawWeights, *, num_classes: int) -> tuple[tuple[str, ...], bool]:
-    """Give the names of the classes, and whether the mean of the patches is classified."""
-    said = raw.description
-    if isinstance(said, ClassifierDescription):
-        names, mean = said.class_names, said.pool == "mean"
+def _pool_of(raw: RawWeights, pool: HeadPool | None) -> tuple[HeadPool, bool]:
+    """Give what is classified, and whether that is a guess from the norm that is there."""
+    described = isinstance(raw.description, ClassifierDescription)
+    said = raw.description.pool if described else raw.facts.pool  # type: ignore[union-attr]
+    if said is not None and said not in ("mean", "cls"):
+        uses = "embed, probe, finetune" if "encoder.norm.weight" in raw.tensors else "finetune"
+        raise WeightsError(
+            f"{raw.path}: its head takes {said}, expected the cls token (token), or the mean with "
+            f"fc_norm (avg); its encoder can be used (mae {uses})"
+        )
+    if pool is not None and said not in (pool, None):
+        raise WeightsError(f"pool: got {pool}, but {raw.path} says {said}; leave it out")
+    has_fc_norm = "fc_norm.weight" in raw.tensors
+    if pool == "mean" and not has_fc_norm:
+        raise WeightsError(
+            f"{raw.path}: pool: a head on the mean takes fc_norm, which is not there; norms before "
+            "the mean cannot be held"
+        )
+    found = said or pool or ("mean" if has_fc_norm else "cls")
+    return found, said is None and pool is None  # type: ignore[return-value]
+
+
+def _names_of(raw: RawWeights, *, num_classes: int) -> tuple[str, ...]:
+    """Give the names of the classes: numbers where there are none."""
+    if isinstance(raw.description, ClassifierDescription):
+        names = raw.description.class_names
     else:
-        numbers = tuple(map(str, range(num_classes)))
-        names, mean = raw.class_names or numbers, "fc_norm.weight" in raw.tensors
+        names = raw.facts.class_names or tuple(map(str, range(num_classes)))
     if len(names) != num_classes:
         raise WeightsError(
             f"{raw.path}: its head has {num_classes} classes, its description names "
             f"{len(names)}; restore the folder as it was written"
         )
-    return names, mean
+    return names
 
 
 def initial_classifier(
-    path: str | Path | None, config: FinetuneConfig
+    path: str | Path | None, config: FinetuneConfig, **given: Unpack[Given]
 ) -> tuple[Classifier, list[str]]:
     """Start fine-tuning: an encoder from weights with a new head, or a new encoder as well.
 
     Args:
         path: as for `load_encoder`; none: new weights by the seed.
         config: its model, as `model_to_tune` gives it, says the size of the pictures.
+        given: as for `load_encoder`.
 
     Returns:
         The classifier, and notes on what was taken, left, resized or assumed.
@@ -154,12 +200,13 @@ def initial_classifier(
         )
     if path is None:
         return model, []
-    whole = read_weights(path)
+    whole = read_weights(path, take=given.get("take"))
     raw = _encoder_of(whole)
     # Of weights for the mean of the patches, the encoder's norm is left; it may be there or not.
     left = {"encoder.norm.weight", "encoder.norm.bias"} if config.pool == "mean" else set[str]()
     raw = raw._replace(tensors={n: t for n, t in raw.tensors.items() if n not in left})
-    stored = read_fields(raw)
+    known = read_fields(raw, **given)
+    stored, notes = known.fields, [*whole.notes, *raw.facts.notes, *guesses(raw, known)]
     tensors, adapted = adapt(
         raw.tensors,
         image_size=stored["image_size"],
@@ -168,11 +215,13 @@ def initial_classifier(
     )
     raw = raw._replace(tensors=tensors)
     fill(model.encoder, raw, prefix="encoder.", expected="an encoder")
-    notes = [*whole.notes, *adapted, taken_note(raw, config.model, taken=("encoder",))]
+    notes += [*adapted, taken_note(raw, config.model, taken=("encoder",))]
     return model, notes + left_notes(whole, taken=("encoder",))
 
 
-def model_to_tune(path: str | Path, config: FinetuneConfig, *, num_classes: int) -> ModelConfig:
+def model_to_tune(
+    path: str | Path, config: FinetuneConfig, *, num_classes: int, **given: Unpack[Given]
+) -> ModelConfig:
     """Give the network to fine-tune: that of the recipe, as far as weights may differ from it.
 
     Channels, the scaling of pixels and the eps of norms are those of the weights, and with
@@ -183,14 +232,14 @@ def model_to_tune(path: str | Path, config: FinetuneConfig, *, num_classes: int)
         WeightsError: if the weights are of another network than the recipe's, or have a head of
             more classes than the data.
     """
-    whole = read_weights(path)
+    whole = read_weights(path, take=given.get("take"))
     if (known := len(whole.tensors.get("head.bias", ()))) > num_classes:
         raise WeightsError(
             f"{whole.path}: its head has {known} classes, the data {num_classes}; give data of the "
             "same classes, or pre-trained weights, which have no head"
         )
     raw = _encoder_of(whole)
-    stored, _ = config_of(raw)
+    stored, _ = config_of(raw, **given)
     if config.follow_weights:
         asked = {
             "image_size": config.resize or stored.image_size,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
@@ -21,10 +21,11 @@ from mae.model.classifier import Classifier
 from mae.model.encoder import Encoder
 from mae.network import ModelConfig
 from mae.weights import facebook, folder, huggingface, timm
-from mae.weights.classifier import load_classifier
+from mae.weights.classifier import HeadPool, open_classifier
 from mae.weights.detect import read_weights
 from mae.weights.files import require_new
 from mae.weights.folder import ClassifierDescription, Description
+from mae.weights.given import Given
 from mae.weights.load import left_notes, open_encoder, open_model
 
 Target = Literal["mae", "facebook", "timm", "huggingface"]
@@ -76,10 +77,10 @@ def convert(
     dst: str | Path,
     *,
     to: Target,
-    heads: int | None = None,
-    decoder_heads: int | None = None,
     encoder_only: bool = False,
     allow_missing: Iterable[str] = (),
+    pool: HeadPool | None = None,
+    **given: Unpack[Given],
 ) -> Converted:
     """Write weights in another layout, read them back, and compare.
 
@@ -90,20 +91,21 @@ def convert(
         dst: file or folder to make, in a folder that exists.
         to: "mae", a folder of ours; "facebook", a published-layout file; "timm", a file for its
             vision transformers; "huggingface", a folder for transformers.
-        heads: for files that do not hold it and are of no known width.
-        decoder_heads: likewise.
         encoder_only: leave a decoder or a classifier's head.
         allow_missing: as for `load`.
+        pool: what a head classifies, where the file does not say.
+        given: what else it does not say, see `Given`.
 
     Raises:
         WeightsError: if `src` cannot be loaded, the layout cannot hold the model, `dst` exists or
             cannot be written, or the two models differ; then nothing is left at `dst`.
     """
-    path, how = Path(dst), {"heads": heads, "decoder_heads": decoder_heads}
+    path = Path(dst)
     require_new(path)
     if to == "timm" and path.suffix != ".safetensors":
         raise WeightsError(f"{path}: expected a name in .safetensors, by which timm knows it")
-    content = _open(src, **how, encoder_only=encoder_only, allow_missing=tuple(allow_missing))
+    how = {"encoder_only": encoder_only, "allow_missing": tuple(allow_missing), "pool": pool}
+    content = _open(src, **how, **given)  # type: ignore[arg-type]
     refuses = _REFUSES.get(to)
     if refuses and (why := refuses(content.description, content.tensors)):
         raise WeightsError(f"{path}: not written: {to} cannot hold this model: {why}")
@@ -139,26 +141,27 @@ def _outputs(model: Model) -> list[Tensor]:
 def _open(
     path: str | Path,
     *,
-    heads: int | None = None,
-    decoder_heads: int | None = None,
     encoder_only: bool = False,
     allow_missing: tuple[str, ...] = (),
+    pool: HeadPool | None = None,
+    **given: Unpack[Given],
 ) -> _Content:
-    raw = read_weights(path)
+    raw = read_weights(path, take=given.get("take"))
     facts = dict(raw.description.facts) if raw.description else {}
+    is_classifier = "head.weight" in raw.tensors and not raw.has_decoder and not encoder_only
+    if pool is not None and not is_classifier:
+        raise WeightsError(f"pool: no effect, no head is taken from {raw.path}; leave it out")
     if raw.has_decoder and not encoder_only:
-        model, notes = open_model(
-            path, heads=heads, decoder_heads=decoder_heads, allow_missing=allow_missing
-        )
+        model, notes = open_model(path, allow_missing=allow_missing, **given)
         return _Content(model, Description(model=model.config, facts=facts), notes)
-    if "head.weight" in raw.tensors and not encoder_only:
-        classifier, names, assumed = load_classifier(path, heads=heads)
+    if is_classifier:
+        (classifier, names), notes = open_classifier(path, pool=pool, **given)
         said = ClassifierDescription(
             model=classifier.encoder.config, facts=facts, class_names=names, pool=classifier.pool
         )
-        left = left_notes(raw, taken=("encoder", "fc_norm", "head"))
-        return _Content(classifier, said, [*assumed, *left])
-    encoder, notes = open_encoder(path, heads=heads, allow_missing=allow_missing)
+        notes += left_notes(raw, taken=("encoder", "fc_norm", "head"))
+        return _Content(classifier, said, notes)
+    encoder, notes = open_encoder(path, allow_missing=allow_missing, **given)
     return _Content(encoder, Description(model=encoder.config, facts=facts), notes)
 
 
@@ -169,8 +172,10 @@ def _appearing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.rename(path)
-    except (OSError, RuntimeError) as error:
-        raise WeightsError(f"{path}: cannot be written: {error}") from error
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be written: {error.strerror or error}") from error
+    except RuntimeError as error:  # what torch makes of a full disk
+        raise WeightsError(f"{path}: cannot be written as a whole; is the disk full?") from error
     finally:
         shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
 

@@ -7,7 +7,7 @@ entry in `LAYOUTS`; to write it, also one in `convert.py`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from mae.network import ModelConfig
 from mae.train.checkpoint import latest_checkpoint
 from mae.train.rundir import RunDir, read_record
 from mae.weights import facebook, folder, huggingface, lightly, openmmlab
-from mae.weights.files import TensorFile, read_tensors
+from mae.weights.files import TensorFile, read_tensors, require_choice
 from mae.weights.folder import (
     CONFIG,
     TENSORS,
@@ -29,9 +29,10 @@ from mae.weights.folder import (
     Description,
     parse_description,
 )
+from mae.weights.given import Take
 from mae.weights.hub import local
+from mae.weights.layout import Facts, Layout, find_spelling, fuse_qkv
 from mae.weights.layout import Format as Format
-from mae.weights.layout import Layout, find_spelling, fuse_qkv
 from mae.weights.sharded import INDEXES, is_index, read_sharded
 
 LAYOUTS: tuple[Layout, ...] = (
@@ -53,14 +54,12 @@ class RawWeights(NamedTuple):
     """By our names; may be views of the file."""
     description: Description | None
     """What the file or its neighbour says of the model, in our own words."""
-    known: Mapping[str, Any]
-    """Fields of the model that are told without a description."""
+    facts: Facts
+    """What is said without a description."""
     spell: Callable[[str], str]
     """From one of our names to the file's own."""
     notes: tuple[str, ...] = ()
-    """What had to be assumed."""
-    class_names: tuple[str, ...] = ()
-    """Of a classifier, where the file names them without a description."""
+    """What of the file was taken and what was not."""
     whole_images: bool = False
     """Whether the run that the file lies in was trained on whole images; asked only of weights
     that do not say their `crop_pct`."""
@@ -71,24 +70,32 @@ class RawWeights(NamedTuple):
         return any(name.startswith("decoder.") for name in self.tensors)
 
 
-def read_weights(path: str | Path) -> RawWeights:
+def read_weights(path: str | Path, *, take: Take | None = None) -> RawWeights:
     """Read what a path stands for: a folder, a run, a checkpoint, a file, `hf:owner/name`.
+
+    Args:
+        path: what holds the weights.
+        take: which of several networks in one file; none: the one called model.
 
     Raises:
         WeightsError: for a path that holds no weights, or weights that cannot be read or named.
     """
     file = find_file(local(path))
-    tensors, beside = read_file(file)
-    return name_tensors(file, tensors, beside)
+    tensors, beside, notes = read_file(file, take=take)
+    raw = name_tensors(file, tensors, beside)
+    return raw._replace(notes=notes + raw.notes)
 
 
-def read_file(file: Path) -> TensorFile:
+def read_file(file: Path, *, take: Take | None = None) -> TensorFile:
     """Read the tensors of a file, or of all files of an index, by their own names.
 
     Raises:
-        WeightsError: if they cannot be read.
+        WeightsError: if they cannot be read, or there are not several networks to take one of.
     """
-    return read_sharded(file) if is_index(file) else read_tensors(file)
+    if not is_index(file):
+        return read_tensors(file, take=take)
+    require_choice(file, take)
+    return read_sharded(file)
 
 
 def name_tensors(
@@ -110,22 +117,34 @@ def name_tensors(
             f"{file}: holds {len(tensors)} tensors of unknown names {sorted(tensors)[:5]}, "
             f"expected those of {', '.join(layout.name for layout in LAYOUTS)}"
         )
-    ours = {name: tensors[theirs] for theirs, name in spelling.to_ours(tensors).items()}
+    names = spelling.to_ours(tensors)
+    ours = {name: tensors[theirs] for theirs, name in names.items()}
+    if len(ours) < len(names):
+        twice = [n for n, ours_ in names.items() if list(names.values()).count(ours_) > 1]
+        raise WeightsError(f"{file}: holds one tensor under several names: {'; '.join(twice[:4])}")
     ours = fuse_qkv(ours, spell=spelling.to_theirs, where=str(file))
-    layout, spell = spelling.layout, spelling.to_theirs
-    if layout is folder.LAYOUT:
+    raw = RawWeights(file, spelling.layout.name, ours, None, Facts(), spelling.to_theirs,
+                     _outside(file, tensors, prefix=spelling.prefix))  # fmt: skip
+    if spelling.layout is folder.LAYOUT:
         said = _neighbour(file)
         whole = said is not None and said.model.crop_pct is None and _of_whole_images(file)
-        return RawWeights(file, layout.name, ours, said, {}, spell, whole_images=whole)
+        return raw._replace(description=said, whole_images=whole)
     beside = {**beside, **_metadata(file)}
     text = beside.get("mae")
     # Anything but text is not ours, and may be nested deeper than can be shown.
-    said = parse_description(text, where=str(file)) if isinstance(text, str) else None
-    if said is not None:
-        return RawWeights(file, layout.name, ours, said, {}, spell)
-    facts = layout.facts(beside, file)
-    return RawWeights(file, layout.name, ours, None, facts.fields, spell, facts.notes,
-                      facts.class_names)  # fmt: skip
+    if isinstance(text, str):
+        return raw._replace(description=parse_description(text, where=str(file)))
+    return raw._replace(facts=spelling.layout.facts(beside, file, ours))
+
+
+def _outside(file: Path, names: Iterable[str], *, prefix: str) -> tuple[str, ...]:
+    """Name the tensors that lie beside the network and not in it."""
+    left = [name for name in names if not name.startswith(prefix)]
+    if not left:
+        return ()
+    more = " ..." if len(left) > 3 else ""
+    which = f"{len(left)} tensors beside {prefix}* ({'; '.join(left[:3])}{more})"
+    return (f"{file}: left {which}: no part of the network",)
 
 
 def find_file(path: Path) -> Path:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
@@ -16,13 +16,16 @@ from mae.fields import to_dict
 from mae.model.masking import random_masking
 from mae.model.pixels import denormalize_pixels, normalize_pixels
 from mae.network import ModelConfig
-from mae.weights.classifier import load_classifier
+from mae.weights.classifier import HeadPool, open_classifier
 from mae.weights.detect import RawWeights, read_weights
+from mae.weights.given import Given
 from mae.weights.load import open_encoder, open_model
+from mae.weights.shapes import config_of
 
 SAME = 1e-5  # of the largest value: two orders of summation in float32, and no more
 IMAGES = 2
 _SHOWN = 20
+_OF_DECODER = {"decoder_heads", "normalize_target"}
 
 
 class Apart(NamedTuple):
@@ -55,6 +58,8 @@ class Difference(NamedTuple):
     """What both can do, tried on the same pictures under the same mask."""
     notes: list[str]
     """What could not be compared, and why."""
+    assumed: list[str]
+    """What was taken of either where there was a choice, and what was assumed."""
 
     def values(self) -> dict[str, object]:
         """Give what --json prints."""
@@ -67,6 +72,8 @@ class Difference(NamedTuple):
         """Give the lines of a table."""
         yield "a", self.a
         yield "b", self.b
+        for line in self.assumed:
+            yield "note", line
         yield "tensors", f"{self.in_both:,} in both, {len(self.differing):,} of them differ"
         for which, names in (("a", self.only_a), ("b", self.only_b)):
             if names:
@@ -86,33 +93,33 @@ class Difference(NamedTuple):
 
 
 def diff(
-    a: str | Path, b: str | Path, *, heads: int | None = None, decoder_heads: int | None = None
+    a: str | Path, b: str | Path, *, pool: HeadPool | None = None, **given: Unpack[Given]
 ) -> Difference:
     """Hold two weights of any format against each other, tensor by tensor and by what they do.
 
     Args:
         a: whatever `load_encoder` takes, or a classifier.
         b: likewise.
-        heads: for files that do not hold it and are of no known width.
-        decoder_heads: likewise.
+        pool: what the heads of classifiers classify, where a file does not say.
+        given: what else a file does not say, see `Given`; of both.
 
     Raises:
         WeightsError: if either cannot be read.
     """
-    raws = read_weights(a), read_weights(b)
+    raws = [read_weights(path, take=given.get("take")) for path in (a, b)]
     first, second = (raw.tensors for raw in raws)
     both = [name for name in first if name in second]
     apart = [_apart(n, first[n], second[n]) for n in both if not _equal(first[n], second[n])]
     outputs, fields, notes = list[Apart](), dict[str, tuple[Any, Any]](), list[str]()
+    assumed = list[str]()
     try:
         one, two = (
-            _open(path, raw, heads=heads, decoder_heads=decoder_heads)
-            for path, raw in zip((a, b), raws, strict=True)
+            _open(path, raw, pool=pool, **given) for path, raw in zip((a, b), raws, strict=True)
         )
     except WeightsError as error:
         notes.append(f"what they do is not compared: {error}")
     else:
-        fields = _fields_apart(one.config, two.config)
+        fields, assumed = _fields_apart(one.config, two.config), [*one.assumed, *two.assumed]
         outputs, notes = _outputs_apart(one, two)
     return Difference(
         a=str(raws[0].path),
@@ -125,26 +132,32 @@ def diff(
         fields=fields,
         outputs=outputs,
         notes=notes,
+        assumed=list(dict.fromkeys(assumed)),
     )
 
 
 class _Opened(NamedTuple):
     config: ModelConfig
+    assumed: list[str]
     give: Callable[[Tensor, Tensor], dict[str, Tensor]]
     """From normalised images and a mask to what is compared, by name."""
 
 
 def _open(
-    path: str | Path, raw: RawWeights, *, heads: int | None, decoder_heads: int | None
+    path: str | Path, raw: RawWeights, *, pool: HeadPool | None, **given: Unpack[Given]
 ) -> _Opened:
     """Make of weights whatever they hold: a classifier, an autoencoder, an encoder."""
-    if "head.weight" in raw.tensors:
-        classifier = load_classifier(path, heads=heads).model.eval()
-        return _Opened(classifier.encoder.config, lambda images, _: {"scores": classifier(images)})
+    # What is given is meant for either file, thus for a decoder where there is one.
+    own = {n: v for n, v in given.items() if raw.has_decoder or n not in _OF_DECODER}
+    if "head.weight" in raw.tensors and not raw.has_decoder:
+        loaded, assumed = open_classifier(path, pool=pool, **own)  # type: ignore[arg-type]
+        head = loaded.model.eval()
+        return _Opened(head.encoder.config, assumed, lambda images, _: {"scores": head(images)})
+    _, assumed = config_of(raw, **own)  # type: ignore[arg-type]
     if not raw.has_decoder:
-        encoder = open_encoder(path, heads=heads).model.eval()
-        return _Opened(encoder.config, lambda images, _: {"features": encoder(images)})
-    model = open_model(path, heads=heads, decoder_heads=decoder_heads).model.eval()
+        encoder = open_encoder(path, **own).model.eval()  # type: ignore[arg-type]
+        return _Opened(encoder.config, assumed, lambda images, _: {"features": encoder(images)})
+    model = open_model(path, **own).model.eval()  # type: ignore[arg-type]
 
     def give(images: Tensor, mask: Tensor) -> dict[str, Tensor]:
         filled = model.reconstruct(images, mask=mask).images
@@ -152,7 +165,7 @@ def _open(
         pictures = denormalize_pixels(filled, model.config.pixels)
         return {"features": model.encoder(images), "reconstruction": pictures}
 
-    return _Opened(model.config, give)
+    return _Opened(model.config, assumed, give)
 
 
 @torch.inference_mode()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from mae.errors import ConfigError, WeightsError
 from mae.fields import to_dict
 from mae.weights import graph
 from mae.weights.files import require_new
+from mae.weights.given import Given
 from mae.weights.load import open_encoder, open_model
 
 Target = Literal["onnx", "torch-export"]
@@ -74,8 +75,7 @@ def export(
     to: Target,
     part: Part = "encoder",
     dynamic: bool = False,
-    heads: int | None = None,
-    decoder_heads: int | None = None,
+    **given: Unpack[Given],
 ) -> Exported:
     """Write a network for another runtime, run it there, and compare it with PyTorch.
 
@@ -88,8 +88,7 @@ def export(
         to: "onnx" or "torch-export".
         part: "encoder" or "full".
         dynamic: let height and width change too; positions are then resized in the graph.
-        heads: for files that do not hold it and are of no known width.
-        decoder_heads: likewise.
+        given: what the weights do not say, see `Given`.
 
     Raises:
         ConfigError: where a package that it takes is missing, or the mask ratio cannot follow
@@ -100,10 +99,10 @@ def export(
     path = Path(dst)
     _require_place(path, to)
     if part == "encoder":
-        encoder, notes = open_encoder(weights, heads=heads)
+        encoder, notes = open_encoder(weights, **given)
         case = graph.of_encoder(encoder.eval(), dynamic=dynamic)
     else:
-        model, notes = open_model(weights, heads=heads, decoder_heads=decoder_heads)
+        model, notes = open_model(weights, **given)
         case = graph.of_full(model.eval(), dynamic=dynamic)
     said = json.dumps({"part": part, "model": to_dict(case.config)})
     folder = path.with_name(f".tmp-{path.name}-{secrets.token_hex(4)}")

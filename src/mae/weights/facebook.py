@@ -8,6 +8,7 @@ Source: spec 5.2, [FB] models_mae.py and util/misc.py (names only; no code is ta
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mae.weights import timm_config
 from mae.weights.folder import Description
 from mae.weights.layout import PARTS, Facts, Layout, Table, probe_norm, spelled
 
@@ -38,6 +40,13 @@ TABLE = Table(ENCODER | DECODER | {"fc_norm": "fc_norm", "head": "head"}, BLOCKS
 _PROBED = Table(ENCODER | probe_norm("head.0") | {"head": "head.1"}, BLOCKS, SAME_PARTS)
 
 
+# The networks of the published scripts, which their arguments name.
+_NETWORK = re.compile(
+    r"(?P<mae>mae_)?vit_(?P<size>base|large|huge)_patch(14|16)(?(mae)(_dec512d8b)?)"
+)
+_WIDTHS = {"base": 768, "large": 1024, "huge": 1280}
+
+
 def to_ours(name: str) -> str | None:
     """Rename a tensor of the published layout: blocks.0.norm1.bias, mask_token ..."""
     return TABLE.inverse().translate(name)
@@ -48,16 +57,24 @@ def to_theirs(name: str) -> str:
     return TABLE.translate(name) or name
 
 
-def _facts(beside: Mapping[str, Any], _file: Path) -> Facts:
-    """Read the `args` of the published training script, a Namespace, where there is one."""
-    found = getattr(beside.get("args"), "__dict__", {})
-    normalize, ratio = found.get("norm_pix_loss"), found.get("mask_ratio")
+def _facts(beside: Mapping[str, Any], file: Path, tensors: Mapping[str, Tensor]) -> Facts:
+    """Read the config.json of timm, or the `args` of the published training script."""
+    if (found := timm_config.read(file.with_name(timm_config.CONFIG), tensors)) is not None:
+        return found
+    args = beside.get("args")
+    said = args if isinstance(args, Mapping) else getattr(args, "__dict__", {})
     fields: dict[str, object] = {}
-    if isinstance(normalize, bool):
+    if isinstance(normalize := said.get("norm_pix_loss"), bool):
         fields["normalize_target"] = normalize
-    if isinstance(ratio, float) and 0 < ratio < 1:
+    if isinstance(ratio := said.get("mask_ratio"), float) and 0 < ratio < 1:
         fields["mask_ratio"] = ratio
-    return Facts(fields)
+    named = _NETWORK.fullmatch(str(said.get("model")))
+    cls = tensors.get("encoder.cls_token")
+    if named and cls is not None and cls.shape[-1:] == (_WIDTHS[named["size"]],):
+        fields |= {"num_heads": 12 if named["size"] == "base" else 16, "norm_eps": 1e-6}
+        if named["mae"]:
+            fields["decoder_heads"] = 16
+    return Facts(fields, source="the run's arguments", gelu=bool(named))
 
 
 LAYOUT = Layout("facebook", (TABLE, _PROBED), _facts)
@@ -78,4 +95,6 @@ def write(path: Path, tensors: Mapping[str, Tensor], *, said: str) -> None:
         tensors: by our names.
         said: the JSON of `folder.Description`, so that reading it back need not guess.
     """
-    torch.save({"model": spelled(TABLE, tensors), "mae": said}, path)
+    # To an open file: of a name, torch makes that of the archive, which must not be empty.
+    with path.open("wb") as file:
+        torch.save({"model": spelled(TABLE, tensors), "mae": said}, file)

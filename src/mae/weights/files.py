@@ -1,7 +1,8 @@
 """Tensors out of files that nobody vouches for: nothing in them is executed.
 
 A file is recognised by its content. A pickle may name tensors and plain containers, and a
-published training checkpoint `argparse.Namespace` for its arguments; any other name is refused.
+published training checkpoint `argparse.Namespace` for its arguments; paths and numpy's scalars are
+passed over, as values without content; any other name is refused.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
 from mae.errors import WeightsError
+from mae.weights.given import Take
 from mae.weights.suspect import Kind, check_archive, check_header, kind_of, names_in, printable
 
 # What the readers of untrusted files raise for those cut short, changed or made up.
@@ -33,7 +35,23 @@ _BROKEN = (
     ArithmeticError, MemoryError,
 )  # fmt: skip
 
+Allowed = type | tuple[type, str]
+"""A class that a pickle may name; or what stands in for the name beside it."""
+
+_NETWORKS: Mapping[Take, Sequence[str]] = {
+    "model": ("model", "state_dict"),
+    "model_ema": ("model_ema", "state_dict_ema", "ema_state_dict", "ema"),
+    "student": ("student",),
+    "teacher": ("teacher",),
+}
+"""Under which keys of a checkpoint a network lies, by what --take calls it."""
+
 _NAMESPACE = "argparse.Namespace"
+# Values of arguments and metrics, which no tensor depends on.
+_PASSED_OVER = re.compile(
+    r"pathlib\.(_local\.)?(Pure)?(Posix|Windows)?Path|numpy\.dtype|numpy\.dtypes\.\w+"
+    r"|numpy\._?core\.multiarray\.scalar"
+)
 # What PyTorch takes by itself, parts of tensors and plain containers, and files do name.
 _PLAIN = re.compile(
     r"torch\._utils\._rebuild_\w+|torch\.(\w*Storage|storage\.\w+|Size|device|nn\.parameter\.\w+)"
@@ -53,21 +71,37 @@ class TensorFile(NamedTuple):
     """By the file's own names; may be views of the file."""
     beside: dict[Any, Any]
     """What a training checkpoint holds beside the model: args, epoch ..."""
+    notes: tuple[str, ...] = ()
+    """Which of several networks was taken, and how to take another."""
 
 
-def read_tensors(path: Path) -> TensorFile:
+class PassedOver:
+    """A value of a pickle that is passed over: nothing of it is kept."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+def read_tensors(path: Path, *, take: Take | None = None) -> TensorFile:
     """Read the tensors of a safetensors or PyTorch file.
 
+    Args:
+        path: the file.
+        take: which of several networks; none: the one called model.
+
     Raises:
-        WeightsError: for a file that is neither, is damaged, or wants anything executed.
+        WeightsError: for a file that is neither, is damaged, or wants anything executed; for
+            several networks of which none is the model, unless one is taken.
     """
     try:
         kind = kind_of(path)
         if kind == "safetensors":
             check_header(path)
+            require_choice(path, take)
             found = TensorFile(load_file(path), {})
         else:
-            found = _read_pickle(path, kind)
+            found = _choose(path, _read_pickle(path, kind), take)
     except WeightsError:
         raise
     except OSError as error:
@@ -102,7 +136,7 @@ def is_finite(tensor: Tensor) -> bool:
     return not tensor.numel() or all(bool(bound.isfinite()) for bound in tensor.float().aminmax())
 
 
-def _read_pickle(path: Path, kind: Kind) -> TensorFile:
+def _read_pickle(path: Path, kind: Kind) -> Mapping[Any, Any]:
     if kind == "zip":
         check_archive(path)
     try:
@@ -111,27 +145,68 @@ def _read_pickle(path: Path, kind: Kind) -> TensorFile:
         strange = {name for name in names_in(path, kind) if not _PLAIN.fullmatch(name)}
         if not strange:
             raise
-        if strange != {_NAMESPACE}:
+        passed_over = {name for name in strange if _PASSED_OVER.fullmatch(name)}
+        if not strange <= passed_over | {_NAMESPACE}:
             raise WeightsError(
-                f"{path}: would run {', '.join(sorted(strange - {_NAMESPACE})[:5])} when opened, "
-                "expected tensors and plain values only; do not open it elsewhere unless you "
-                "trust its maker"
+                f"{path}: would run {', '.join(sorted(strange - passed_over - {_NAMESPACE})[:5])} "
+                "when opened, expected tensors and plain values only; do not open it elsewhere "
+                "unless you trust its maker"
             ) from error
-        content = _load(path, kind, allowed=[Namespace])
-        if not isinstance(content, Mapping) or type(content.get("args")) is not Namespace:
+        inert = [(PassedOver, name) for name in sorted(passed_over)]
+        content = _load(path, kind, allowed=[*[Namespace] * (_NAMESPACE in strange), *inert])
+        args = content.get("args") if isinstance(content, Mapping) else None
+        if _NAMESPACE in strange and type(args) is not Namespace:
             raise WeightsError(
                 f"{path}: holds an {_NAMESPACE}, which is taken only as the args of a training "
                 "checkpoint"
             ) from error
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path}: holds a {type(content).__name__}, expected named tensors")
-    for name in ("model", "state_dict"):
-        if isinstance(content.get(name), Mapping):
-            return TensorFile(dict(content[name]), {k: content[k] for k in content if k != name})
-    return TensorFile(dict(content), {})
+    return content
 
 
-def _load(path: Path, kind: Kind, *, allowed: Sequence[type]) -> object:
+def _choose(path: Path, content: Mapping[Any, Any], take: Take | None) -> TensorFile:
+    """Take one of the networks of a checkpoint, or the whole of what is no checkpoint."""
+    there: dict[str, str] = {}
+    for group, keys in _NETWORKS.items():
+        for key in keys:
+            if _is_network(content.get(key), plain=group == "model"):
+                there.setdefault(group, key)
+    if not there:
+        require_choice(path, take)
+        return TensorFile(dict(content), {})
+    default = "model" if "model" in there else next(iter(there)) if len(there) == 1 else None
+    chosen = take or default
+    if chosen is None or chosen not in there:
+        raise WeightsError(
+            f"{path}: holds {' and '.join(there.values())}, expected one of them to be "
+            f"{'chosen' if take is None else take}; give --take {' or --take '.join(there)}"
+        )
+    key = there[chosen]
+    others = [f"{other} (--take {group})" for group, other in there.items() if group != chosen]
+    note = f"{path}: took {key} of the file, left {', '.join(others)}"
+    beside = {name: value for name, value in content.items() if name != key}
+    return TensorFile(dict(content[key]), beside, (note,) if others else ())
+
+
+def _is_network(value: object, *, plain: bool) -> bool:
+    # Of the usual name, whatever lies there is looked at, and said to be wrong where it is.
+    if not isinstance(value, Mapping):
+        return False
+    return plain or any(isinstance(part, Tensor) for part in value.values())
+
+
+def require_choice(path: Path, take: Take | None) -> None:
+    """Refuse to choose where there is one network only.
+
+    Raises:
+        WeightsError: if one was asked for.
+    """
+    if take is not None:
+        raise WeightsError(f"{path}: holds one network, not several; leave --take {take} out")
+
+
+def _load(path: Path, kind: Kind, *, allowed: Sequence[Allowed]) -> object:
     # By a name that ends in this, PyTorch takes any file for safetensors, and an open one never.
     named = path.suffix == ".safetensors"
     with _only(allowed), warnings.catch_warnings(), path.open("rb") as file:
@@ -146,7 +221,7 @@ def _load(path: Path, kind: Kind, *, allowed: Sequence[type]) -> object:
 
 
 @contextmanager
-def _only(allowed: Sequence[type]) -> Iterator[None]:
+def _only(allowed: Sequence[Allowed]) -> Iterator[None]:
     """Let pickles name these classes; what else this process trusts, it trusts in other files."""
     others = get_safe_globals()
     clear_safe_globals()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
 
 import torch
@@ -24,6 +24,20 @@ _FOREIGN = {
     "reg_token": "register tokens",
     "register_token": "register tokens",
     "q_norm": "norms of queries and keys",
+    "attn.norm": "norms in the attention",
+    "mlp.norm": "norms in the MLP",
+    "norm_pre": "a norm before the blocks",
+    "attn_pool": "attention pooling (global_pool map)",
+    "head_dist": "a distillation token",
+    "mlp.fc1_g": "a gated MLP (SwiGLU)",
+    "mlp.w12": "a gated MLP (SwiGLU)",
+}
+# Tensors that other networks leave out.
+_ABSENT = {
+    ".attn.qkv.bias": "no biases of queries, keys and values",
+    ".attn.proj.bias": "no biases",
+    ".norm1.bias": "norms without biases (RMS norm)",
+    ".cls_token": "no cls token",
 }
 
 
@@ -107,6 +121,18 @@ def _allowed(missing: list[str], raw: RawWeights, *, patterns: tuple[str, ...]) 
     return [name for name in missing if name in allowed]
 
 
+def foreign(raw: RawWeights, *, missing: Iterable[str], unexpected: Iterable[str]) -> str:
+    """Say what other network weights are of, by our names of what is missing and unexpected."""
+    for mark, what in _FOREIGN.items():
+        if any(mark in name for name in unexpected):
+            return f"it has {what}, which this network has not"
+    for mark, what in _ABSENT.items():
+        if any(name.endswith(mark) for name in missing):
+            if not any(name.endswith(mark) for name in raw.tensors):
+                return f"it has {what}, unlike this network"
+    return ""
+
+
 def guess_cause(raw: RawWeights, problems: Mapping[str, list[str]]) -> str:
     """Guess why weights do not fit, or say nothing.
 
@@ -115,10 +141,8 @@ def guess_cause(raw: RawWeights, problems: Mapping[str, list[str]]) -> str:
         problems: our names of what is "missing", "unexpected" and "of another shape".
     """
     missing, bent = problems["missing"], problems["of another shape"]
-    for name in problems["unexpected"]:
-        for mark, what in _FOREIGN.items():
-            if mark in name:
-                return f"it has {what}, which this network has not"
+    if other := foreign(raw, missing=missing, unexpected=problems["unexpected"]):
+        return other
     if "encoder.norm.weight" in missing and "fc_norm.weight" in raw.tensors:
         return (
             "it was fine-tuned with fc_norm in place of the encoder's norm: it is a classifier "

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mae.errors import ConfigError, WeightsError
 from mae.fields import from_dict, to_dict
-from mae.network import ModelConfig, PixelConfig
+from mae.network import ModelConfig, PixelConfig, hidden_width
 from mae.train.rundir import write_atomic, write_json_atomic
 from mae.weights.folder import CONFIG, TENSORS, ClassifierDescription, Description
 from mae.weights.layout import Facts, Layout, Table, spelled, split_qkv
@@ -104,14 +104,9 @@ class _Config:
     norm_pix_loss: bool = False
 
 
-def _facts(_beside: Mapping[str, Any], file: Path) -> Facts:
+def _facts(_beside: Mapping[str, Any], file: Path, _tensors: Mapping[str, Tensor]) -> Facts:
     """Read config.json and preprocessor_config.json, which lie beside the file."""
     said, where = _read(file.with_name(CONFIG)), file.with_name(CONFIG)
-    notes = list[str]()
-    if not said:
-        notes.append(
-            f"{where}: is missing; assumed what transformers does: plain pixels, eps 1e-12"
-        )
     known = {name: said[name] for name in _Config.__dataclass_fields__ if name in said}
     if isinstance(known.get("image_size"), int):
         known["image_size"] = [known["image_size"]] * 2
@@ -123,11 +118,13 @@ def _facts(_beside: Mapping[str, Any], file: Path) -> Facts:
         pixels = _pixels(processor, channels=config.num_channels)
     except ConfigError as error:
         raise WeightsError(f"{where.parent}: {error}; this model cannot be held") from error
-    fields: dict[str, Any] = {
+    # What config.json leaves out is at its default; without the file, that is a guess.
+    always: dict[str, Any] = {
         "norm_eps": config.layer_norm_eps,
         "normalize_target": config.norm_pix_loss,
         **_crop_pct(processor),
     }
+    fields, notes = dict[str, Any](always if said else {}), list[str]()
     # Set to 0 by those who want features; nothing can be trained so.
     if 0 < config.mask_ratio < 1:
         fields["mask_ratio"] = config.mask_ratio
@@ -140,9 +137,10 @@ def _facts(_beside: Mapping[str, Any], file: Path) -> Facts:
         fields["image_size"] = config.image_size
     if pixels is not None:
         fields["pixels"] = pixels
-    elif config.num_channels == 3:
-        notes.append(f"{file.with_name(PROCESSOR)}: is missing; assumed ImageNet's mean and std")
-    return Facts(fields, tuple(notes), _class_names(said.get("id2label"), where=where))
+    return Facts(
+        fields, source=CONFIG, assumed=always, gelu=bool(said), pool="cls", notes=tuple(notes),
+        class_names=_class_names(said.get("id2label"), where=where),
+    )  # fmt: skip
 
 
 def _crop_pct(processor: Mapping[str, Any]) -> dict[str, float]:
@@ -245,7 +243,7 @@ def _config(model: ModelConfig) -> _Config:
         hidden_size=model.width,
         num_hidden_layers=model.depth,
         num_attention_heads=model.num_heads,
-        intermediate_size=int(model.width * model.mlp_ratio),
+        intermediate_size=hidden_width(model.width, model.mlp_ratio),
         layer_norm_eps=model.norm_eps,
         image_size=model.image_size,
         patch_size=model.patch_size,
@@ -253,7 +251,7 @@ def _config(model: ModelConfig) -> _Config:
         decoder_num_attention_heads=model.decoder_heads,
         decoder_hidden_size=model.decoder_width,
         decoder_num_hidden_layers=model.decoder_depth,
-        decoder_intermediate_size=int(model.decoder_width * model.mlp_ratio),
+        decoder_intermediate_size=hidden_width(model.decoder_width, model.mlp_ratio),
         mask_ratio=model.mask_ratio,
         norm_pix_loss=model.normalize_target,
     )

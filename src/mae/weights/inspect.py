@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from mae.fields import to_dict
 from mae.network import PixelConfig
@@ -13,8 +13,9 @@ from mae.sizes import size_name
 from mae.weights.detect import Format, RawWeights, find_file, name_tensors, read_file
 from mae.weights.files import is_finite
 from mae.weights.folder import ClassifierDescription
+from mae.weights.given import OPTIONS, Take
 from mae.weights.hub import local
-from mae.weights.shapes import read_fields
+from mae.weights.shapes import ASSUMED, Known, read_fields
 from mae.weights.sharded import is_index
 from mae.weights.suspect import kind_of
 
@@ -46,8 +47,9 @@ class Inspection(NamedTuple):
     has_decoder: bool
     num_classes: int | None
     """Of a classifier's head; none where there is no head."""
-    pool: Literal["mean", "cls"] | None
-    """What the head classifies."""
+    pool: str | None
+    """What the head classifies: mean, cls, or what no classifier here does."""
+    activation: str
     published_file: str | None
     """The published file whose digest it has."""
     license: str | None
@@ -60,84 +62,107 @@ class Inspection(NamedTuple):
     model: dict[str, Any]
     """Fields of `ModelConfig` as far as the file tells them, or loading would assume them."""
     told: dict[str, str]
-    """How each of them is known: described, by the run's arguments, its shapes, digest, assumed."""
+    """How each of them, pool and activation are known: described, by config.json, by the run's
+    arguments, by its shapes or digest, assumed (with the option that overrides it)."""
+    notes: tuple[str, ...]
+    """What was taken and left, where there was a choice."""
 
     def rows(self) -> list[tuple[str, str, str]]:
         """Give the lines of a table: what, its value, and how it is known."""
-        left = {"model", "told"}
+        left = {"model", "told", "notes"}
         # Of few files: that they are not is no news.
         left |= {n for n in ("num_classes", "pool", "published_file") if getattr(self, n) is None}
         facts = {name: value for name, value in self._asdict().items() if name not in left}
+        unknown = {name: None for name in self.told if name not in facts | self.model}
         return [
-            (name.replace("_", " "), _shown(value), self.told.get(name, ""))
-            for name, value in {**facts, **self.model}.items()
+            *(
+                (name.replace("_", " "), _shown(value), self.told.get(name, ""))
+                for name, value in {**facts, **self.model, **unknown}.items()
+            ),
+            *(("note", note, "") for note in self.notes),
         ]
 
 
-def inspect(path: str | Path) -> Inspection:
+def inspect(path: str | Path, *, take: Take | None = None) -> Inspection:
     """Look into weights of any format that can be loaded.
 
     Shapes are read without the values. These are then looked at a few tensors at a time, so that
     a file of any size needs little memory (PyTorch's files from before 1.6 are read as a whole).
 
+    Args:
+        path: whatever `load_encoder` takes, or a classifier.
+        take: which of several networks in one file.
+
     Raises:
         WeightsError: for what is no weights, or cannot be read.
     """
     file = find_file(local(path))
-    tensors, beside = read_file(file)
+    tensors, beside, chosen = read_file(file, take=take)
     # Named without their values, since some layouts put several together as one of ours.
     raw = name_tensors(file, {name: t.to("meta") for name, t in tensors.items()}, beside)
     # Given up early: a file that is not mapped would lie in memory twice.
     del tensors, beside
-    fields = read_fields(raw)
+    known = read_fields(raw)
+    fields = known.fields
     size = size_name(**{name: fields[name] for name in ("width", "depth", "patch_size")})
     head = raw.tensors.get("head.weight")
     num_classes = None if head is None else len(head)
     facts = raw.description.facts if raw.description else {}
     published = _published_file(raw, size=size, num_classes=num_classes, fields=fields)
-    told = {name: _how_told(raw, name) for name in fields}
-    for name, value in _untold(raw, published=published).items():
-        if name not in fields:
-            fields[name], told[name] = value, "by its digest" if published else "assumed"
+    pool, of_pool = (None, {}) if head is None else _pool(raw)
+    told = _told(raw, known, published=published) | of_pool
+    if published and "pretrain" in published:  # whose decoder is in another file
+        fields["normalize_target"], told["normalize_target"] = True, "by its digest"
     return Inspection(
         path=str(raw.path),
         format=raw.format,
         size=size,
         has_decoder=raw.has_decoder,
         num_classes=num_classes,
-        pool=None if head is None else _pool(raw),
+        pool=pool,
+        activation="exact GELU",
         published_file=published,
         license=_LICENSE if published else str(facts["license"]) if "license" in facts else None,
         tensors=len(raw.tensors),
         parameters=sum(tensor.numel() for tensor in raw.tensors.values()),
-        not_finite=_count_not_finite(file),
+        not_finite=_count_not_finite(file, take=take),
         model={n: to_dict(v) if isinstance(v, PixelConfig) else v for n, v in fields.items()},
         told=told,
+        notes=(*chosen, *raw.notes, *raw.facts.notes),
     )
 
 
-def _how_told(raw: RawWeights, name: str) -> str:
+def _told(raw: RawWeights, known: Known, *, published: str | None) -> dict[str, str]:
+    """Say how each fact is known, with the option for what is assumed or not known at all."""
+    told = dict(known.how)
+    unsaid = [*known.unsaid]
+    if raw.description is None:
+        needed = ("num_heads", "decoder_heads") if raw.has_decoder else ("num_heads",)
+        unsaid += [name for name in needed if name not in known.fields]
+    told["activation"] = f"by {raw.facts.source}" if raw.facts.gelu else ASSUMED
     if raw.description is not None:
-        return "described"
-    if name in raw.known:
-        return "by the run's arguments" if raw.format == "facebook" else "described"
-    if name.endswith("_heads"):
-        return "assumed by its width"
-    return "assumed" if name == "pixels" else "by its shapes"
+        told["activation"] = "described"
+    for name in unsaid:
+        if published:
+            told["pixels" if name in ("mean", "std") else name] = "by its digest"
+        elif name in ("mean", "std"):
+            told["pixels"] = f"{ASSUMED} (--mean, --std)"
+        elif name in OPTIONS:
+            told[name] = f"{told.get(name, 'not said')} ({OPTIONS[name]})"
+    if published:
+        told |= {"activation": "by its digest"}
+    told.pop("gelu", None)
+    return told
 
 
-def _untold(raw: RawWeights, *, published: str | None) -> dict[str, Any]:
-    """Give what loading would assume, or what is known of a published file."""
-    assumed: dict[str, Any] = {"pixels": PixelConfig()}
-    if raw.has_decoder or (published and "pretrain" in published):
-        assumed["normalize_target"] = True
-    return assumed
-
-
-def _pool(raw: RawWeights) -> Literal["mean", "cls"]:
+def _pool(raw: RawWeights) -> tuple[str, dict[str, str]]:
+    """Give what a head classifies, and how that is known."""
     if isinstance(raw.description, ClassifierDescription):
-        return raw.description.pool
-    return "mean" if "fc_norm.weight" in raw.tensors else "cls"
+        return raw.description.pool, {"pool": "described"}
+    if raw.facts.pool is not None:
+        return raw.facts.pool, {"pool": f"by {raw.facts.source}"}
+    found = "mean" if "fc_norm.weight" in raw.tensors else "cls"
+    return found, {"pool": f"{ASSUMED} by its norm ({OPTIONS['pool']})"}
 
 
 def _published_file(
@@ -164,12 +189,12 @@ def _published_file(
     return f"mae_{kind}_vit_{_SIZES[size]}.pth"
 
 
-def _count_not_finite(file: Path) -> int:
+def _count_not_finite(file: Path, *, take: Take | None) -> int:
     mapped = is_index(file) or kind_of(file) != "pickle"
     at_once = _AT_ONCE if mapped else math.inf
     count, done, total = 0, 0, 1
     while done < total:
-        tensors = list(read_file(file).tensors.values())
+        tensors = list(read_file(file, take=take).tensors.values())
         total, seen = len(tensors), 0
         for tensor in tensors[done:]:
             if not is_finite(tensor):

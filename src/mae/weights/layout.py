@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,7 +17,12 @@ Format = Literal["mae", "facebook", "huggingface", "openmmlab", "lightly"]
 
 # What a name is given to that stands in no table: nothing of ours begins so, whence it is left
 # over in every model.
-_NOWHERE = "encoder.?"
+NOWHERE = "encoder.?"
+
+# What torch puts before the names of a part that is compiled, sharded or checkpointed.
+_WRAPPERS = re.compile(
+    r"(^|\.)(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+"
+)
 
 PARTS = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
 """Layers of a block, by our names."""
@@ -59,12 +65,20 @@ class Table(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What lies beside the tensors of a file tells."""
+    """What is known of a network from what lies beside its tensors."""
 
     fields: Mapping[str, Any] = {}
-    """Fields of `ModelConfig`."""
+    """Fields of `ModelConfig` that are said."""
+    source: str = ""
+    """What says them: config.json, the args of a training run ..."""
+    assumed: Mapping[str, Any] = {}
+    """Fields that are not said, as they usually are in this format."""
+    gelu: bool = False
+    """Whether the exact GELU, the only activation there is here, is said."""
+    pool: str | None = None
+    """What a head classifies, where that is said: mean, cls, or what no classifier here does."""
     notes: tuple[str, ...] = ()
-    """What had to be assumed."""
+    """What else had to be assumed."""
     class_names: tuple[str, ...] = ()
     """Of a classifier, in the order of its scores."""
 
@@ -75,8 +89,11 @@ class Layout(NamedTuple):
     name: Format
     tables: tuple[Table, ...]
     """Its spellings; that which explains most names of a file is taken."""
-    facts: Callable[[Mapping[str, Any], Path], Facts] = lambda _beside, _file: Facts()
-    """Read what lies beside the tensors, which came from the given file."""
+    facts: Callable[[Mapping[str, Any], Path, Mapping[str, Tensor]], Facts] = (
+        lambda _beside, _file, _tensors: Facts()
+    )
+    """Read what lies beside the tensors: of what else the file holds, its path, and the tensors
+    by our names."""
 
 
 class Spelling(NamedTuple):
@@ -85,18 +102,19 @@ class Spelling(NamedTuple):
     layout: Layout
     table: Table
     prefix: str
-    """Before every name of the file, where a wrapper put it: module. ..."""
+    """Before the names of the file, where a wrapper put it: module. ..."""
 
     def to_ours(self, names: Iterable[str]) -> dict[str, str]:
-        """Give our name for each of the file's; every one gets another."""
+        """Give our name for each of the file's that has the prefix."""
         table = self.table.inverse()
-        found = {name: table.translate(name.removeprefix(self.prefix)) for name in names}
-        return {name: ours or _NOWHERE + name for name, ours in found.items()}
+        inside = [name for name in names if name.startswith(self.prefix)]
+        found = {name: table.translate(_bare(name, self.prefix)) for name in inside}
+        return {name: ours or NOWHERE + name for name, ours in found.items()}
 
     def to_theirs(self, name: str) -> str:
         """Spell one of our names as the file does."""
-        if name.startswith(_NOWHERE):
-            return name.removeprefix(_NOWHERE)
+        if name.startswith(NOWHERE):
+            return name.removeprefix(NOWHERE)
         if theirs := self.table.translate(name):
             return self.prefix + theirs
         parts = [self.table.translate(part) for part in split_names(name)]
@@ -111,20 +129,27 @@ def find_spelling(names: Iterable[str], layouts: Iterable[Layout]) -> Spelling |
         for table in layout.tables:
             inverse = table.inverse()
             for prefix in _prefixes(given):
-                found = (inverse.translate(name.removeprefix(prefix)) for name in given)
-                if (explained := sum(name is not None for name in found)) >= most:
+                inside = (_bare(name, prefix) for name in given if name.startswith(prefix))
+                explained = sum(inverse.translate(name) is not None for name in inside)
+                if explained >= most:
                     best, most = Spelling(layout, table, prefix), explained + 0.5
     return best
 
 
 def _prefixes(names: list[str]) -> list[str]:
-    """List what may be a wrapper's: nothing, and the segments that all names begin with."""
-    common = list[str]()
-    for segments in zip(*(name.split(".")[:-1] for name in names), strict=False):
-        if len(set(segments)) > 1:
-            break
-        common.append(f"{segments[0]}.")
-    return ["".join(common[:n]) for n in range(len(common) + 1)]
+    """List what may be a wrapper's, longest first: the segments that most names begin with."""
+    counts = Counter[str]()
+    for name in names:
+        segments = name.split(".")[:-1]
+        counts.update(f"{'.'.join(segments[: n + 1])}." for n in range(len(segments)))
+    # Most, not all: a loss with weights of its own may lie beside the network.
+    found = [prefix for prefix, count in counts.items() if 2 * count > len(names)]
+    return [*sorted(found, key=len, reverse=True), ""]
+
+
+def _bare(name: str, prefix: str) -> str:
+    """Drop a prefix, and what compiling or sharding a part puts into the middle of a name."""
+    return _WRAPPERS.sub(r"\1", name.removeprefix(prefix))
 
 
 def split_names(name: str) -> list[str]:

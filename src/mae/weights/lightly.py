@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from mae.weights.facebook import BLOCKS, DECODER, ENCODER, SAME_PARTS
 from mae.weights.layout import Facts, Layout, Table
 
@@ -28,9 +30,9 @@ def _table(backbone: str, decoder: str) -> Table:
     return Table(plain | unused, blocks, SAME_PARTS)
 
 
-def _facts(_beside: Mapping[str, Any], file: Path) -> Facts:
-    note = f"{file}: does not say its target; assumed plain pixels, as in lightly's examples"
-    return Facts({"normalize_target": False}, (note,))
+def _facts(_beside: Mapping[str, Any], _file: Path, _tensors: Mapping[str, Tensor]) -> Facts:
+    # As in lightly's examples.
+    return Facts(assumed={"normalize_target": False})
 
 
 LAYOUT = Layout("lightly", (_table("backbone.", "decoder."), _table("", "decoder.")), _facts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar, Unpack
 
 import torch
 from torch import nn
@@ -20,11 +20,19 @@ from mae.train.rundir import differences
 from mae.weights.adapt import adapt
 from mae.weights.detect import RawWeights, read_weights
 from mae.weights.fill import fill
-from mae.weights.shapes import config_of, read_fields
+from mae.weights.given import OPTIONS, Given
+from mae.weights.shapes import ASSUMED, Known, config_of, guesses, read_fields
 
 # Fields of a model that a new run may change although it starts from weights.
 _FREE = {"image_size", "channels", "mask_ratio", "normalize_target", "target_eps", "pixels",
          "crop_pct"}  # fmt: skip
+
+# Where the configuration of a run says what weights do not.
+_OF_RUN = {
+    "num_heads": "--model.num-heads",
+    "decoder_heads": "--model.decoder-heads",
+    "norm_eps": "--model.norm-eps",
+}
 
 # Groups of tensors that may be left, and why.
 _LEFT = {
@@ -45,55 +53,44 @@ class Loaded(NamedTuple, Generic[ModelT]):
 
 
 def load(
-    path: str | Path,
-    *,
-    heads: int | None = None,
-    decoder_heads: int | None = None,
-    allow_missing: Iterable[str] = (),
+    path: str | Path, *, allow_missing: Iterable[str] = (), **given: Unpack[Given]
 ) -> MaskedAutoencoder:
     """Load encoder and decoder; what was taken, left and assumed goes to stderr.
 
     Args:
         path: folder of ours or of transformers, run, checkpoint, a file of any known layout, or
             `hf:owner/name`.
-        heads: for files that do not hold it and are of no known width.
-        decoder_heads: likewise.
         allow_missing: patterns of names, the file's or ours (`decoder.norm.*`); what is missing
             and matches one starts fresh, and is named.
+        given: what the file does not say, see `Given`; the rest is assumed.
 
     Raises:
         WeightsError: for anything else missing, left over, of another shape or not finite.
     """
-    own = {"heads": heads, "decoder_heads": decoder_heads}
-    return _said(open_model(path, **own, allow_missing=allow_missing))
+    return _said(open_model(path, allow_missing=allow_missing, **given))
 
 
 def load_encoder(
-    path: str | Path, *, heads: int | None = None, allow_missing: Iterable[str] = ()
+    path: str | Path, *, allow_missing: Iterable[str] = (), **given: Unpack[Given]
 ) -> Encoder:
-    """Load the encoder alone; what was taken and what was left goes to stderr.
+    """Load the encoder alone; what was taken, left and assumed goes to stderr.
 
     Arguments and errors are those of `load`; a decoder or a classifier's head is left.
     """
-    return _said(open_encoder(path, heads=heads, allow_missing=allow_missing))
+    return _said(open_encoder(path, allow_missing=allow_missing, **given))
 
 
 def open_model(
-    path: str | Path,
-    *,
-    heads: int | None = None,
-    decoder_heads: int | None = None,
-    crop_pct: float | None = None,
-    allow_missing: Iterable[str] = (),
+    path: str | Path, *, allow_missing: Iterable[str] = (), **given: Unpack[Given]
 ) -> Loaded[MaskedAutoencoder]:
     """Load encoder and decoder; the notes say what was taken, left and assumed."""
-    raw, allowed = read_weights(path), tuple(allow_missing)
+    raw, allowed = read_weights(path, take=given.get("take")), tuple(allow_missing)
     if not raw.has_decoder and not allowed:
         raise WeightsError(
             f"decoder: not in this file, {raw.path}; features are possible (load_encoder), "
             "reconstruction is not"
         )
-    config, notes = config_of(raw, heads=heads, decoder_heads=decoder_heads, crop_pct=crop_pct)
+    config, notes = config_of(raw, **given)
     with torch.device("meta"):
         model = MaskedAutoencoder(config)
     if allowed:
@@ -105,17 +102,13 @@ def open_model(
 
 
 def open_encoder(
-    path: str | Path,
-    *,
-    heads: int | None = None,
-    crop_pct: float | None = None,
-    allow_missing: Iterable[str] = (),
+    path: str | Path, *, allow_missing: Iterable[str] = (), **given: Unpack[Given]
 ) -> Loaded[Encoder]:
     """Load the encoder alone; the notes say what was taken, left and assumed."""
-    raw, allowed = read_weights(path), tuple(allow_missing)
+    raw, allowed = read_weights(path, take=given.get("take")), tuple(allow_missing)
     own = {name: tensor for name, tensor in raw.tensors.items() if name.startswith("encoder.")}
     # By itself, so that what a decoder leaves open is not asked for.
-    config, notes = config_of(raw._replace(tensors=own), heads=heads, crop_pct=crop_pct)
+    config, notes = config_of(raw._replace(tensors=own), **given)
     with torch.device("meta"):
         encoder = Encoder(config)
     if allowed:
@@ -151,6 +144,8 @@ def initial_model(
     *,
     seed: int = 0,
     init_channels: ChannelRule | None = None,
+    followed: bool = False,
+    **given: Unpack[Given],
 ) -> Loaded[MaskedAutoencoder]:
     """Start a new training from weights; an encoder alone gets a fresh decoder.
 
@@ -160,15 +155,19 @@ def initial_model(
             size, channels, mask ratio and target need not be.
         seed: key of a fresh decoder.
         init_channels: what weights of other channels become, see `adapt`.
+        followed: whether the configuration was made from these weights, and it was said what of
+            it is assumed; else what they do not say is as the configuration says.
+        given: see `load`.
 
     Raises:
         WeightsError: if the weights are of another model.
         ConfigError: for a rule of channels that has no effect or no meaning.
     """
-    raw = read_weights(path)
-    stored = read_fields(raw)
-    of_weights = {name: value for name, value in stored.items() if name not in _FREE}
-    of_run = {name: getattr(config, name) for name in of_weights}
+    raw = read_weights(path, take=given.get("take"))
+    known = read_fields(raw, **given)
+    stored = known.fields
+    own = {n for n in stored if known.how[n] != ASSUMED and n not in _FREE}
+    of_weights, of_run = {n: stored[n] for n in own}, {n: getattr(config, n) for n in own}
     if of_weights != of_run:
         raise WeightsError(
             f"{raw.path}: holds another model: {differences(of_weights, of_run)}; give the new "
@@ -182,7 +181,8 @@ def initial_model(
         rule=init_channels,
     )
     raw = raw._replace(tensors=tensors)
-    notes = [*raw.notes, *adapted]
+    notes = [] if followed else [*raw.notes, *raw.facts.notes, *_as_the_run(raw, known, config)]
+    notes += adapted
     model = create(config, seed=seed)
     fill(model.encoder, raw, prefix="encoder.")
     taken = ("encoder", "decoder")
@@ -192,6 +192,13 @@ def initial_model(
     else:
         notes.append(f"decoder: not in {raw.path}, starts fresh")
     return Loaded(model, notes + left_notes(raw, taken=taken))
+
+
+def _as_the_run(raw: RawWeights, known: Known, config: ModelConfig) -> list[str]:
+    """Say what weights do not say and a run's own configuration does, of what it may not change."""
+    names = [name for name in known.unsaid if name in _OF_RUN or name in ("image_size", "gelu")]
+    fields = known.fields | {name: getattr(config, name) for name in _OF_RUN}
+    return guesses(raw, Known(fields, {}, tuple(names)), options={**OPTIONS, **_OF_RUN})
 
 
 def _said(loaded: Loaded[ModelT]) -> ModelT:

@@ -14,6 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from mae.network import PixelConfig
 from mae.weights.layout import Facts, Layout, Table, probe_norm
 
 _ENCODER = {
@@ -40,6 +43,14 @@ _PARTS = {
 }
 
 
+# Of the networks that a config names; small is 768 wide with 8 heads, unlike anybody else's.
+_HEADS_OF: Mapping[str | None, int] = {
+    "small": 8, "s": 8, "base": 12, "b": 12, "large": 16, "l": 16, "huge": 16, "h": 16,
+    "deit-tiny": 3, "deit-t": 3, "deit-small": 6, "deit-s": 6, "deit-base": 12, "deit-b": 12,
+    "mocov3-small": 12, "mocov3-s": 12,
+}  # fmt: skip
+_NUMBERS = r"[\[(]\s*(\d+\.?\d*(?:\s*,\s*\d+\.?\d*)*)\s*,?\s*[\])]"
+
 _HEADS: tuple[dict[str, str], ...] = (
     _DECODER,
     {"fc_norm": "backbone.fc_norm", "head": "head.head"} | probe_norm("head.bn"),  # mmselfsup 0.x
@@ -48,13 +59,37 @@ _HEADS: tuple[dict[str, str], ...] = (
 )
 
 
-def _facts(beside: Mapping[str, Any], _file: Path) -> Facts:
-    """Read the target from the text of the config, which `meta` holds in most files."""
+def _facts(beside: Mapping[str, Any], _file: Path, tensors: Mapping[str, Tensor]) -> Facts:
+    """Read the text of the config, which `meta` holds in most files, as far as it is plain."""
     meta = beside.get("meta")
     texts = [meta.get(name) for name in ("config", "cfg")] if isinstance(meta, Mapping) else []
     text = next((text for text in texts if isinstance(text, str)), "")
-    found = {m[1] == "True" for m in re.finditer(r"\bnorm_pix(?:_loss)?\s*=\s*(True|False)", text)}
-    return Facts({"normalize_target": found.pop()} if len(found) == 1 else {})
+    fields: dict[str, Any] = {}
+    if (normalize := _one(r"\bnorm_pix(?:_loss)?\s*=\s*(True|False)", text)) is not None:
+        fields["normalize_target"] = normalize == "True"
+    if (heads := _one(r"\bnum_heads['\"]?\s*[=:]\s*(\d+)", text)) is not None:
+        fields["num_heads"] = int(heads)
+    elif (arch := _one(r"\barch\s*=\s*['\"]([\w-]+)['\"]", text)) in _HEADS_OF:
+        fields["num_heads"] = _HEADS_OF[arch]
+    if (heads := _one(r"\bdecoder_num_heads\s*=\s*(\d+)", text)) is not None:
+        fields["decoder_heads"] = int(heads)
+    mean, std = (_numbers(rf"\b{name}\s*=\s*{_NUMBERS}", text) for name in ("mean", "std"))
+    projection = tensors.get("encoder.patch_embed.proj.weight")
+    if projection is not None and {len(mean), len(std)} == {*projection.shape[1:2]}:
+        scale = 255 if max(std) > 1 else 1  # of stored values, or of those in [0, 1]
+        m, s = (tuple(round(value / scale, 6) for value in each) for each in (mean, std))
+        fields["pixels"] = PixelConfig(mean=m, std=s)
+    return Facts(fields, source="its config")
+
+
+def _numbers(pattern: str, text: str) -> list[float]:
+    return [float(number) for number in (_one(pattern, text) or "").split(",") if number]
+
+
+def _one(pattern: str, text: str) -> str | None:
+    """Give what a pattern finds in a text, if it finds the same everywhere."""
+    found = {match[1] for match in re.finditer(pattern, text)}
+    return found.pop() if len(found) == 1 else None
 
 
 LAYOUT = Layout(

@@ -1,0 +1,56 @@
+"""What a user may say of weights where their file does not: the options shared by all who load.
+
+Whatever is neither in the file nor given here is assumed, and printed each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, TypedDict
+
+Take = Literal["model", "model_ema", "student", "teacher"]
+
+
+class Given(TypedDict, total=False):
+    """Keyword arguments of every function that loads weights; None is the same as left out."""
+
+    heads: int | None
+    """Encoder attention heads."""
+    decoder_heads: int | None
+    """Decoder attention heads."""
+    norm_eps: float | None
+    """Added to the variance in every layer norm."""
+    grid: tuple[int, int] | None
+    """Patches along height and width of the images that the positions are for."""
+    mean: tuple[float, ...] | None
+    """Mean of each channel after scaling to [0, 1]."""
+    std: tuple[float, ...] | None
+    """Standard deviation of each channel after scaling to [0, 1]."""
+    normalize_target: bool | None
+    """Whether the decoder predicts pixels normalised by their patch."""
+    crop_pct: float | None
+    """Fraction of the resized image that evaluation shows, instead of what the file says."""
+    take: Take | None
+    """Which of several networks in one file."""
+
+
+OPTIONS: Mapping[str, str] = {
+    "num_heads": "--heads",
+    "decoder_heads": "--decoder-heads",
+    "norm_eps": "--norm-eps",
+    "image_size": "--grid",
+    "mean": "--mean",
+    "std": "--std",
+    "normalize_target": "--normalize-target",
+    "pool": "--pool",
+}
+"""The option that overrides what is assumed of a field."""
+
+
+def network_fields(given: Given) -> dict[str, Any]:
+    """Give what was said of the network by the names of its fields, and mean, std and grid."""
+    others = ("take", "crop_pct")  # neither is a guess that a file could contradict
+    said = {n: value for n, value in given.items() if value is not None and n not in others}
+    if "heads" in said:
+        said["num_heads"] = said.pop("heads")
+    return said
