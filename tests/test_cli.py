@@ -27,6 +27,7 @@ from mae.options import options_of
 from mae.recipes import FOLDER
 from mae.train.guard import Stopped
 from mae.weights.folder import save
+from mae.weights.given import Given
 from tests.jobs.conftest import TINY, write_classes
 
 COMMAND = [sys.executable, "-c", "import sys; from mae.cli import main; sys.exit(main())"]
@@ -138,17 +139,20 @@ def test_verbs_and_options_are_pinned() -> None:
         options = [o for o in options_of(run) if o.owner is None]
         return " ".join(o.flag.upper() if o.positional else o.flag for o in options)
 
+    given = " ".join(name.replace("_", "-") for name in Given.__annotations__)
+    assert given == "heads decoder-heads norm-eps grid mean std normalize-target take"
     assert {verb.name: flags(verb.name) for verb in VERBS} == {
         "demo": "out minutes quiet json traceback",
-        "pretrain": "RECIPE data out init config print-config quiet json traceback",
-        "finetune": "RECIPE data weights out labels seeds config print-config quiet json traceback",
+        "pretrain": f"RECIPE data out init {given} config print-config quiet json traceback",
+        "finetune": f"RECIPE data weights out labels seeds {given} config print-config quiet "
+        "json traceback",
         "probe": "METHOD WEIGHTS data blocks out protocol k temperature labels labels-out "
-        "seeds epochs batch lr pool device crop-pct seed quiet json traceback",
+        f"seeds epochs batch lr pool device crop-pct seed {given} quiet json traceback",
         "evaluate": "WEIGHTS data set all-classes split out predictions batch device crop-pct "
-        "quiet json "
+        f"pool {given} quiet json traceback",
+        "reconstruct": f"WEIGHTS PICTURES out mask-ratio seed device crop-pct {given} quiet json "
         "traceback",
-        "reconstruct": "WEIGHTS PICTURES out mask-ratio seed device crop-pct quiet json traceback",
-        "embed": "WEIGHTS data out pool batch device crop-pct quiet json traceback",
+        "embed": f"WEIGHTS data out pool batch device crop-pct {given} quiet json traceback",
         "data inspect": "FOLDER limit out quarantine quiet json traceback",
         "report": "RUNS json traceback",
         "recipes list": "json traceback",
@@ -158,14 +162,13 @@ def test_verbs_and_options_are_pinned() -> None:
         "plan": "RECIPE data gpu images measure config quiet json traceback",
         "data pack": "DATA DST short-side quality raw quiet json traceback",
         "data verify": "PACK quiet json traceback",
-        "weights inspect": "WEIGHTS json traceback",
-        "weights convert": "WEIGHTS DST to heads decoder-heads encoder-only "
-        "allow-missing json traceback",
-        "weights diff": "WEIGHTS OTHER heads decoder-heads json traceback",
-        "weights export": "WEIGHTS DST to part dynamic heads decoder-heads json traceback",
+        "weights inspect": "WEIGHTS take json traceback",
+        "weights convert": f"WEIGHTS DST to encoder-only allow-missing pool {given} json traceback",
+        "weights diff": f"WEIGHTS OTHER pool {given} json traceback",
+        "weights export": f"WEIGHTS DST to part dynamic {given} json traceback",
         "weights push": "WEIGHTS REPO public json traceback",
         "doctor": "json traceback",
-        "bench": "RECIPE data init seconds config quiet json traceback",
+        "bench": f"RECIPE data init {given} seconds config quiet json traceback",
         "bench data": "RECIPE data images-per-second seconds batch device quiet json traceback",
     }
 

@@ -17,7 +17,15 @@ from inspect import Parameter
 from itertools import pairwise, takewhile
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    NamedTuple,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 from mae import config, network
 from mae.config import FinetuneConfig, FitConfig, PretrainConfig
@@ -35,7 +43,7 @@ HELP = {
     "crop_pct": "Fraction of the resized image that is shown, cut at its centre; none: as trained.",
     "config": "TOML file of the same fields, or run.json of a run; options win over it.",
     "data": "Folder of images, pack, list (.csv .tsv .txt), .tar, .npy or image; or fashion-mnist.",
-    "decoder_heads": "Decoder heads, for files of unusual width that do not tell them.",
+    "decoder_heads": "Decoder heads of weights that do not tell them; none: by their width.",
     "device": "cpu, cuda, mps, or auto: the best there is.",
     "dst": "File or folder to make.",
     "dynamic": "Let height and width change too, not only the batch.",
@@ -43,7 +51,8 @@ HELP = {
     "epochs": "Passes of the paper's linear probe (none: 90) or of partial (50).",
     "folder": "Folder of pictures, nested as it likes; or fashion-mnist, the built-in pictures.",
     "gpu": "Card and how many, as in h100x8; none: this machine.",
-    "heads": "Encoder heads, for files of unusual width that do not tell them.",
+    "grid": "Patches along height and width, of weights that do not tell them; none: a square.",
+    "heads": "Encoder heads of weights that do not tell them; none: by their width.",
     "images": "Number of pictures instead of --data; none: ImageNet-1k's, of the paper's recipes.",
     "images_per_second": "What a GPU takes; none: estimates for the published models on an H100.",
     "init": "Weights, run or hf:OWNER/NAME to start anew from.",
@@ -54,16 +63,21 @@ HELP = {
     "limit": "Look at so many pictures, evenly spread; none: all.",
     "lr": "Base rate per 256 pictures of the paper's linear probe (none: 0.1), partial (1e-3).",
     "mask_ratio": "Share of the patches that is hidden; none: as in training.",
+    "mean": "Pixel mean of each channel, 0 to 1, of weights that do not tell it; none: ImageNet's.",
     "measure": "Measure the rate of this machine on steps that are thrown away.",
     "method": "knn: vote of neighbours; linear: logistic regression; partial: last blocks tuned.",
     "minutes": "Pre-train for so long, without the verdict; none: the whole demo.",
     "name": "Name of the recipe.",
+    "norm_eps": "Eps of the norms of weights that do not tell it; none: 1e-6.",
+    "normalize_target": "Whether a decoder predicts pixels normalised by patch, where that is not "
+    "told.",
     "other": "Weights to hold against them.",
     "out": "File or folder to write.",
     "part": "encoder: images to tokens; full: images and noise to predictions and mask.",
     "pack": "Folder that mae data pack made.",
     "pictures": "Picture files, or folders of them.",
-    "pool": "Mean of the patch tokens, cls token, or means over a 3 x 3 grid; none: mean.",
+    "pool": "Mean of the patch tokens, cls token, or means over a 3 x 3 grid; none: mean, or what "
+    "a classifier's file says.",
     "predictions": "Write a row a picture (.csv, or .parquet with pyarrow).",
     "print_config": "Print the configuration, as --config takes it back, and do nothing.",
     "protocol": "Of linear: quick, on features computed once; paper, 90 epochs of crops by LARS.",
@@ -81,6 +95,8 @@ HELP = {
     "set": "What DATA is; decides classes and view.",
     "short_side": "Pixels to reduce the shorter side of larger pictures to; none: as they are.",
     "split": "Split to score; none: val or test; of the classifier's own data, what was held out.",
+    "std": "Pixel std of each channel, of weights that do not tell it; none: ImageNet's.",
+    "take": "Which network of a file with several; none: model.",
     "temperature": "Of the votes of knn: the smaller, the more the nearest decide; none: 0.07.",
     "to": "facebook: the published PyTorch layout; huggingface: a folder; mae: a folder of ours; "
     "onnx (.onnx); torch-export (.pt2).",
@@ -121,6 +137,8 @@ class Option(NamedTuple):
     """Whether it takes every word that is left."""
     owner: type | None = None
     """Configuration that a field of the recipe belongs to."""
+    group: str = ""
+    """Parameter of the verb that holds several options as one dictionary, `Given`."""
 
     @property
     def is_switch(self) -> bool:
@@ -139,7 +157,8 @@ def options_of(run: Callable[..., object], *, words: Sequence[str] = ()) -> list
     """Give what a verb takes.
 
     Args:
-        run: its function; `**fields` stands for every field of a recipe.
+        run: its function; `**fields` stands for every field of a recipe, a `TypedDict` for an
+            option for each of its keys.
         words: what was typed; a recipe named there gives the defaults of its fields.
     """
     hints, options = get_type_hints(run), []
@@ -148,6 +167,12 @@ def options_of(run: Callable[..., object], *, words: Sequence[str] = ()) -> list
             sort = SORTS[run.__name__]
             known = [recipe for recipe in RECIPES if isinstance(recipe.config, sort)]
             options += _recipe_options(next((r for r in known if r.name in words), known[0]), sort)
+            continue
+        if is_typeddict(hints[name]):
+            options += [
+                Option(key, key.replace("_", "-"), hint, None, group=name)
+                for key, hint in get_type_hints(hints[name]).items()
+            ]
             continue
         positional = parameter.kind is not Parameter.KEYWORD_ONLY
         many = parameter.kind is Parameter.VAR_POSITIONAL
@@ -199,6 +224,9 @@ def read_words(
     needed = [f"--{o.flag}" for o in flags if o.default is Parameter.empty and o.path not in named]
     if needed:
         raise ConfigError(f"{verb}: expected {' and '.join(needed)}; see mae {verb} --help")
+    for group in {option.group for option in flags} - {""}:
+        own = [option.path for option in flags if option.group == group]
+        named[group] = {path: named.pop(path) for path in own if path in named}
     return values, named
 
 

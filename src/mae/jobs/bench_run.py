@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import torch
 
@@ -40,6 +40,7 @@ from mae.jobs.setup import (
 )
 from mae.jobs.verdict import Reading, Verdict, is_in_memory
 from mae.model.create import create
+from mae.weights.given import Given
 
 ROUNDS = 2
 """Times that loader and both are measured in turn; the step is before the first and after the last,
@@ -56,6 +57,7 @@ def bench_run(
     init: str | Path | None = None,
     seconds: float = 20.0,
     quiet: bool = False,
+    **given: Unpack[Given],
 ) -> Verdict:
     """Measure what a run's loader and step make, alone and together, and say which is the wall.
 
@@ -66,6 +68,7 @@ def bench_run(
         init: weights, where the configuration takes its network from them; only that is read.
         seconds: time to measure for, about; readers that start and the first steps come on top.
         quiet: show no notes.
+        given: what the weights do not say, see `Given`.
 
     Raises:
         MaeError: for whatever the user must change, in one line.
@@ -73,14 +76,14 @@ def bench_run(
     refuse_in_readers("jobs.bench_run.bench_run")
     if not 0 < seconds < math.inf:
         raise ConfigError(f"seconds: expected a number above 0, got {seconds}")
-    require_init(config, init)
+    require_init(config, init, **given)
     with Progress(quiet=quiet) as progress, use_threads(config.threads):
         source = open_source(data, say=progress.note)
         device = choose_device(config.device)
         if init is not None and not config.follow_weights:
             raise ConfigError(f"init: has no effect on the speed of {recipe}; drop it")
         if init is not None:
-            config = follow(config, init, say=progress.note)
+            config = follow(config, init, say=progress.note, **given)
         config, kind = resolve(config, source, say=progress.note)
         config = settle_precision(config, has_bf16=has_bf16(device))
         few = few_pictures(config, device)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Unpack
 
 from mae.config import ModelConfig, PretrainConfig, settle_crop_pct
 from mae.errors import ConfigError
+from mae.jobs.few import refuse_without_effect
 from mae.sizes import SIZES
 from mae.weights.detect import read_weights
+from mae.weights.given import Given
 from mae.weights.shapes import config_of
 
 
-def require_init(config: PretrainConfig, init: str | Path | None) -> None:
+def require_init(config: PretrainConfig, init: str | Path | None, **given: Unpack[Given]) -> None:
     """Refuse a configuration that has to do with weights where none are given.
 
     Raises:
@@ -26,10 +29,16 @@ def require_init(config: PretrainConfig, init: str | Path | None) -> None:
         )
     if init is None and config.init_channels is not None:
         raise ConfigError("init_channels: has no effect without --init; drop it")
+    if init is None:
+        refuse_without_effect("a new network", "--init", **given)
 
 
 def follow(
-    config: PretrainConfig, init: str | Path, *, say: Callable[[str], None]
+    config: PretrainConfig,
+    init: str | Path,
+    *,
+    say: Callable[[str], None],
+    **given: Unpack[Given],
 ) -> PretrainConfig:
     """Take the network of a run from weights.
 
@@ -39,6 +48,7 @@ def follow(
         config: a configuration that follows weights.
         init: whatever `load_encoder` takes.
         say: told what had to be assumed.
+        given: what the weights do not say, see `Given`.
 
     Returns:
         A configuration that says its network, so that run.json repeats the run by itself.
@@ -46,8 +56,8 @@ def follow(
     Raises:
         WeightsError: for weights that cannot be read, or do not tell what they are.
     """
-    raw = read_weights(init)
-    stored, notes = config_of(raw)
+    raw = read_weights(init, take=given.get("take"))
+    stored, notes = config_of(raw, **given)
     for note in notes:
         say(note)
     decoder = {} if raw.description or raw.has_decoder else _decoder_of(stored)

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,7 @@ from mae.model.encoder import Encoder, Pool
 from mae.network import ModelConfig
 from mae.train.guard import RunLock
 from mae.train.rundir import fsync_folder, write_atomic, write_json_atomic
+from mae.weights.given import Given
 
 _Readable = str | Path | Image.Image | NDArray[Any]
 Picture = _Readable | Tensor
@@ -53,6 +54,7 @@ def embed(
     batch: int = 64,
     device: str = "auto",
     crop_pct: float | None = None,
+    **given: Unpack[Given],
 ) -> Array:
     """Give the features of pictures: whole, in the evaluation view, nothing drawn at random.
 
@@ -66,6 +68,7 @@ def embed(
         batch: pictures encoded at a time.
         device: see `choose_device`.
         crop_pct: fraction of an image that is shown, see `ModelConfig`; none: that of the weights.
+        given: what the weights do not say, see `Given`.
 
     Returns:
         n D float32, or n L D for "tokens". A picture that cannot be read has no row; a warning
@@ -75,7 +78,7 @@ def embed(
         MaeError: for whatever the user must change, in one line.
     """
     say = partial(print, file=sys.stderr)
-    settings = FeatureSettings(pool, batch, device, crop_pct)
+    settings = FeatureSettings(pool, batch, device, crop_pct, given)
     encoder = open_for_features(weights, settings, say=say)
     source = _source_of(pictures, encoder.config, say=say)
     features: list[Array] = []

@@ -148,9 +148,12 @@ class Question(NamedTuple):
 
 
 def open_judge(weights: str | Path, settings: FeatureSettings, progress: Progress) -> Judge:
-    """Load a classifier onto its device."""
+    """Load a classifier onto its device, and say what was assumed."""
     device = settings.checked_device()
-    (model, class_names), notes = open_classifier(weights, crop_pct=settings.crop_pct)
+    given = settings.given or {}
+    (model, class_names), notes = open_classifier(
+        weights, pool=settings.head_pool, crop_pct=settings.crop_pct, **given
+    )
     for note in notes:
         progress.note(note)
     return Judge(model.to(device).eval(), class_names, device, settings.batch, progress)

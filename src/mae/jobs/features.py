@@ -22,6 +22,8 @@ from mae.jobs.setup import choose_device
 from mae.model.encoder import Encoder, Pool
 from mae.network import ModelConfig, published_crop_pct
 from mae.train.distributed import ALONE, Place, Ranks
+from mae.weights.classifier import HeadPool
+from mae.weights.given import Given
 from mae.weights.load import open_encoder
 
 Ids = NDArray[np.int64]
@@ -38,6 +40,10 @@ class FeatureSettings(NamedTuple):
     """See `choose_device`."""
     crop_pct: float | None = None
     """Fraction of an image that is shown, see `ModelConfig`; none: that of the weights."""
+    given: Given | None = None
+    """What the weights do not say."""
+    head_pool: HeadPool | None = None
+    """What a classifier's head takes, where its file does not say."""
 
     def checked_device(self) -> torch.device:
         """Give the device, once the settings are found to be possible.
@@ -74,9 +80,10 @@ DEFAULT = FeatureSettings()
 def open_for_features(
     weights: str | Path, settings: FeatureSettings, *, say: Callable[[str], None]
 ) -> Encoder:
-    """Load an encoder onto its device, and say what was taken and left."""
+    """Load an encoder onto its device, and say what was taken, left and assumed."""
     device = settings.checked_device()
-    encoder, notes = open_encoder(weights, crop_pct=settings.crop_pct)
+    given = settings.given or {}
+    encoder, notes = open_encoder(weights, crop_pct=settings.crop_pct, **given)
     for note in notes:
         say(note)
     tell_view(encoder.config, say=say)

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from mae.evaluate.few import write_choice
 from mae.jobs.compiling import compiled_loss
 from mae.jobs.divided import tuned_on
 from mae.jobs.evaluate import TOP, Judge, Question
-from mae.jobs.few import FewSettings
+from mae.jobs.few import FewSettings, refuse_without_effect
 from mae.jobs.fitting import settle_micro_batch
 from mae.jobs.inputs import data_name
 from mae.jobs.labelled import Labelled, Part, labelled
@@ -73,6 +73,7 @@ from mae.weights.classifier import (
     model_to_tune,
     save_classifier,
 )
+from mae.weights.given import Given
 from mae.weights.hub import PREFIX
 
 JUDGED_AT_A_TIME = 64
@@ -125,6 +126,7 @@ def finetune(
     quiet: bool = False,
     command: Sequence[str] = (),
     based_on: str = "custom",
+    **given: Unpack[Given],
 ) -> Tuned:
     """Fine-tune a pre-trained encoder, or go on with a run of the same configuration and data.
 
@@ -140,6 +142,7 @@ def finetune(
         quiet: show no progress.
         command: the command line, for the record.
         based_on: name of the recipe that a configuration was made from, for the record.
+        given: what the weights do not say, see `Given`.
 
     Raises:
         MaeError: for whatever the user must change, in one line.
@@ -158,7 +161,7 @@ def finetune(
         if len(draws) > 1:
             raise ConfigError(f"labels: {labels} holds {len(draws)} draws, expected one")
         source = Part(parts.train.source, draws[0]).as_source()
-        config, kind = _resolve(config, source, weights, say=progress.note)
+        config, kind = _resolve(config, source, weights, given, say=progress.note)
         rundir = make_run_folder(folder)
         with RunLock(rundir.lock):
             config = settled(config, rundir)
@@ -184,7 +187,7 @@ def finetune(
             if labels is not None:
                 write_choice(rundir.path / "labels.csv", parts.train.source, draws)
             run = RunInProgress(rundir, config, source, kind, opened.record, progress, stop)
-            model = _run_to_the_end(run, weights, parts.test.as_source())
+            model = _run_to_the_end(run, weights, parts.test.as_source(), given)
             return _tuned(opened, config, model)
 
 
@@ -237,12 +240,13 @@ def _resolve(
     config: FinetuneConfig,
     source: Source,
     weights: str | Path | None,
+    given: Given,
     *,
     say: Callable[[str], None],
 ) -> tuple[FinetuneConfig, PixelKind]:
     """Settle what follows from weights and pictures, and refuse what does not fit."""
     there = survey(source)
-    model = _model(config, source, there, weights)
+    model = _model(config, source, there, weights, given)
     if there.channels != model.channels:  # the pages of a TIFF may be what the weights take
         there = survey(source, channels=model.channels)
     # Grey pictures can be shown to a network of colour, and the other way round; others cannot.
@@ -268,10 +272,15 @@ def _resolve(
 
 
 def _model(
-    config: FinetuneConfig, source: Source, there: PixelKind, weights: str | Path | None
+    config: FinetuneConfig,
+    source: Source,
+    there: PixelKind,
+    weights: str | Path | None,
+    given: Given,
 ) -> ModelConfig:
     if weights is not None:
-        return model_to_tune(weights, config, num_classes=len(source.class_names))
+        return model_to_tune(weights, config, num_classes=len(source.class_names), **given)
+    refuse_without_effect("a new network", "--weights", **given)
     if config.follow_weights:
         raise ConfigError(
             "weights: expected --weights, a folder, file or run; from scratch there are the "
@@ -282,13 +291,15 @@ def _model(
     return settle_crop_pct(model, config.augment)
 
 
-def _run_to_the_end(run: RunInProgress, weights: str | Path | None, test: Source) -> Classifier:
+def _run_to_the_end(
+    run: RunInProgress, weights: str | Path | None, test: Source, given: Given
+) -> Classifier:
     """Load or begin, settle the number of steps, train, judge, and write weights and report."""
     config, record, say = run.config, run.record, run.progress.note
     assert isinstance(config, FinetuneConfig)
     set_threads(config, record)
     # Where to start from, in this order: the run's own checkpoint, the weights, new ones.
-    model, notes = initial_classifier(weights, config)
+    model, notes = initial_classifier(weights, config, **given)
     for note in notes:
         say(note)
     state = new_state(model, config)

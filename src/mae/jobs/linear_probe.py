@@ -32,6 +32,7 @@ from mae.model.encoder import Encoder
 from mae.train.fit import Cadence
 from mae.train.state import TrainState
 from mae.train.step import Metrics
+from mae.weights.given import Given
 
 TOP = 5
 LEAST_REACH = 1.0
@@ -108,6 +109,7 @@ def paper_probe(
     config: FitConfig = PROTOCOL,
     few: FewSettings = ALL,
     crop_pct: float | None = None,
+    given: Given | None = None,
     quiet: bool = False,
 ) -> PaperProbe:
     """Train a linear head on crops as the paper does; test it on the evaluation view.
@@ -118,6 +120,7 @@ def paper_probe(
         config: length, batch, rates, device, and the seed of everything.
         crop_pct: fraction of a test image that is shown, see `ModelConfig`; none: as the weights.
         few: how many labels are learnt from; each run has a seed of its own, also with all.
+        given: what the weights do not say.
         quiet: show no progress.
 
     Raises:
@@ -128,7 +131,7 @@ def paper_probe(
         for note in notes:
             progress.note(note)
         draws = few.draws(*train, seed=config.seed, say=progress.note)
-        settings = FeatureSettings("cls", TEST_BATCH, config.device, crop_pct)
+        settings = FeatureSettings("cls", TEST_BATCH, config.device, crop_pct, given)
         encoder = open_for_features(weights, settings, say=progress.note)
         asked = _cls_tokens(encoder, test, progress)
         sources = [subset(train.source, ids) for ids in draws]

@@ -11,6 +11,7 @@ from mae.errors import ConfigError
 from mae.jobs.finetune import Tuned, finetune
 from mae.jobs.inputs import data_name
 from mae.recipes import FINETUNE_FOLDER
+from mae.weights.given import Given
 
 
 def partial_probe(
@@ -22,6 +23,7 @@ def partial_probe(
     labels: str | None = None,
     lr: float | None = None,
     fields: Mapping[str, Any] | None = None,
+    given: Given | None = None,
     quiet: bool = False,
     command: Sequence[str] = (),
 ) -> Tuned:
@@ -35,6 +37,7 @@ def partial_probe(
         labels: few labels, see `label_draws`; none: all.
         lr: base rate; none: that of the recipe.
         fields: others of the recipe's fields; None leaves one as it is.
+        given: what the weights do not say.
         quiet: show no progress.
         command: the command line, for the record.
 
@@ -43,9 +46,9 @@ def partial_probe(
     """
     if blocks is None:
         raise ConfigError("blocks: expected --blocks, as in 0.5, 1 or 4 of the last blocks")
-    given = {name: value for name, value in (fields or {}).items() if value is not None}
+    changed = {name: value for name, value in (fields or {}).items() if value is not None}
     optim = FINETUNE_FOLDER.optim if lr is None else replace(FINETUNE_FOLDER.optim, lr=lr)
-    config = replace(FINETUNE_FOLDER, train_blocks=blocks, optim=optim, **given)
+    config = replace(FINETUNE_FOLDER, train_blocks=blocks, optim=optim, **changed)
     return finetune(
         config,
         data=data,
@@ -55,4 +58,5 @@ def partial_probe(
         quiet=quiet,
         command=command,
         based_on="finetune-folder",
+        **(given or {}),
     )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import numpy as np
 import torch
@@ -60,6 +60,7 @@ from mae.train.rundir import OpenedRun, RunDir, make_run_folder, open_run
 from mae.train.state import TrainState
 from mae.train.step import OptimiserStep, pretraining_loss
 from mae.weights.folder import save
+from mae.weights.given import Given
 from mae.weights.load import initial_model, open_model
 
 DRAWINGS = 8  # drawings of the fixed pictures through a run
@@ -89,6 +90,7 @@ def pretrain(
     quiet: bool = False,
     command: Sequence[str] = (),
     based_on: str = "custom",
+    **given: Unpack[Given],
 ) -> Run:
     """Pre-train a masked autoencoder, or go on with a run of the same configuration and data.
 
@@ -103,6 +105,7 @@ def pretrain(
         quiet: show no progress.
         command: the command line, for the record.
         based_on: name of the recipe that a configuration was made from, for the record.
+        given: what the weights do not say, see `Given`.
 
     Raises:
         MaeError: for whatever the user must change, in one line.
@@ -111,13 +114,14 @@ def pretrain(
     refuse_in_readers("pretrain")
     named = recipe if isinstance(recipe, str) else based_on
     config = find_config(recipe, PretrainConfig) if isinstance(recipe, str) else recipe
-    require_init(config, init)
+    require_init(config, init, **given)
+    followed = config.follow_weights
     stopping = StopSignal("", command=command)
     with stopping as stop, Progress(quiet=quiet) as progress:
         source = open_source(data, say=progress.note)
         pixels = None
-        if init is not None and config.follow_weights:
-            config = follow(config, init, say=progress.note)
+        if init is not None and followed:
+            config = follow(config, init, say=progress.note, **given)
             pixels = config.model.pixels
         config, kind = resolve(config, source, say=progress.note, known=pixels)
         # Not before the pictures are found readable: a mistyped folder leaves nothing behind.
@@ -141,7 +145,8 @@ def pretrain(
                 require_same_start(opened, record, "init")
                 return _ended(opened, config, _read(rundir))
             run = RunInProgress(rundir, config, source, kind, opened.record, progress, stop)
-            return _ended(opened, config, _run_to_the_end(run, init=init))
+            model = _run_to_the_end(run, init=init, followed=followed, **given)
+            return _ended(opened, config, model)
 
 
 def _read(rundir: RunDir) -> MaskedAutoencoder:
@@ -160,7 +165,9 @@ def _ended(opened: OpenedRun, config: PretrainConfig, model: MaskedAutoencoder) 
     )
 
 
-def _run_to_the_end(run: RunInProgress, *, init: str | Path | None) -> MaskedAutoencoder:
+def _run_to_the_end(
+    run: RunInProgress, *, init: str | Path | None, followed: bool, **given: Unpack[Given]
+) -> MaskedAutoencoder:
     """Load or begin, settle the number of steps, train, and write the weights and the report."""
     config, record, say = run.config, run.record, run.progress.note
     assert isinstance(config, PretrainConfig)
@@ -170,7 +177,12 @@ def _run_to_the_end(run: RunInProgress, *, init: str | Path | None) -> MaskedAut
         model = create(config.model, seed=config.seed)
     else:
         model, lines = initial_model(
-            init, config.model, seed=config.seed, init_channels=config.init_channels
+            init,
+            config.model,
+            seed=config.seed,
+            init_channels=config.init_channels,
+            followed=followed,
+            **given,
         )
         for line in lines:
             say(line)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 from xml.etree.ElementTree import Element
 
 import numpy as np
@@ -32,6 +32,7 @@ from mae.report.reconstruction import (
     tile,
 )
 from mae.train.rundir import write_atomic
+from mae.weights.given import Given
 from mae.weights.load import open_model
 
 
@@ -69,6 +70,7 @@ def reconstruct(
     device: str = "auto",
     crop_pct: float | None = None,
     quiet: bool = False,
+    **given: Unpack[Given],
 ) -> Reconstructed:
     """Hide patches of pictures, have them rebuilt, and draw both.
 
@@ -82,6 +84,7 @@ def reconstruct(
         device: see `choose_device`.
         crop_pct: fraction of an image that is shown, see `ModelConfig`; none: that of the weights.
         quiet: show no notes.
+        given: what the weights do not say, see `Given`.
 
     Raises:
         MaeError: for whatever the user must change, in one line.
@@ -91,7 +94,7 @@ def reconstruct(
     if any(out.exists() and out.samefile(path) for path in pictures if Path(path).exists()):
         raise ConfigError(f"out: {out} is one of the pictures; choose another name")
     with Progress(quiet=quiet) as progress:
-        model, notes = open_model(weights, crop_pct=crop_pct)
+        model, notes = open_model(weights, crop_pct=crop_pct, **given)
         for note in notes:
             progress.note(note)
         tell_view(model.config, say=progress.note)

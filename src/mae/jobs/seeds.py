@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 from mae.config import FinetuneConfig
 from mae.errors import ConfigError
@@ -14,6 +14,7 @@ from mae.evaluate.table import Score, score
 from mae.jobs.few import counted, percent
 from mae.jobs.finetune import Tuned, finetune
 from mae.jobs.inputs import data_name
+from mae.weights.given import Given
 
 
 class TunedSeeds(NamedTuple):
@@ -65,6 +66,7 @@ def finetune_seeds(
     quiet: bool = False,
     command: Sequence[str] = (),
     based_on: str = "custom",
+    **given: Unpack[Given],
 ) -> TunedSeeds:
     """Fine-tune with several seeds in a row, or go on with where that was stopped.
 
@@ -82,6 +84,7 @@ def finetune_seeds(
         quiet: show no progress.
         command: the command line, for the record.
         based_on: name of the recipe that the configuration was made from, for the record.
+        given: what the weights do not say, see `Given`.
 
     Raises:
         MaeError: for whatever the user must change, in one line.
@@ -95,7 +98,7 @@ def finetune_seeds(
             f"{folder}: is a run itself, expected a folder for a run of each seed; choose another "
             "with --out, or drop --seeds"
         )
-    one = partial(finetune, data=data, weights=weights, labels=labels)
+    one = partial(finetune, data=data, weights=weights, labels=labels, **given)
     said = partial(one, quiet=quiet, command=command, based_on=based_on)
     every = range(config.seed, config.seed + seeds)
     runs = [said(replace(config, seed=seed), out=folder / f"seed-{seed}") for seed in every]

@@ -10,6 +10,7 @@ from mae.config import PretrainConfig
 from mae.jobs.recipes import configured
 from mae.recipes import find_config
 from mae.verbs.shown import Shown, shown
+from mae.weights.given import Given
 
 
 def data_inspect(
@@ -63,6 +64,7 @@ def bench(
     *,
     data: str,
     init: Path | None = None,
+    given: Given,
     seconds: float = 20.0,
     config: Path | None = None,
     quiet: bool = False,
@@ -76,7 +78,7 @@ def bench(
     from mae.jobs.bench_run import bench_run
 
     ask = partial(bench_run, recipe=recipe, init=init, seconds=seconds, quiet=quiet)
-    result = ask(data, settled)
+    result = ask(data, settled, **given)
     return Shown(result.values(), result.rows())
 
 

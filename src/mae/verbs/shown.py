@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 Pool = Literal["mean", "cls", "grid"]
+HeadPool = Literal["mean", "cls"]
 
 ON_RANKS = frozenset(("probe", "evaluate"))
 """Verbs that may be started as several processes of one job."""

@@ -13,6 +13,7 @@ from mae.fields import to_dict
 from mae.jobs.recipes import configured, to_toml
 from mae.train.rundir import RunDir
 from mae.verbs.shown import Shown
+from mae.weights.given import Given
 
 
 def demo(
@@ -31,6 +32,7 @@ def pretrain(
     data: str | None = None,
     out: Path | None = None,
     init: Path | None = None,
+    given: Given,
     config: Path | None = None,
     print_config: bool = False,
     quiet: bool = False,
@@ -45,16 +47,8 @@ def pretrain(
     from mae.jobs import pretrain as job
 
     command = ["mae", *sys.argv[1:]]
-    run = job.pretrain(
-        settled,
-        based_on=recipe,
-        data=data,
-        out=out,
-        init=init,
-        finished_too=False,
-        quiet=quiet,
-        command=command,
-    )
+    ask = partial(job.pretrain, settled, based_on=recipe, out=out, init=init, command=command)
+    run = ask(data=data, finished_too=False, quiet=quiet, **given)
     paths = RunDir(run.path)
     files = {"run": run.path, "weights": paths.weights, "report": paths.report}
     loss = None if math.isnan(run.loss) else run.loss
@@ -71,6 +65,7 @@ def finetune(
     out: Path | None = None,
     labels: str | None = None,
     seeds: int | None = None,
+    given: Given,
     config: Path | None = None,
     print_config: bool = False,
     quiet: bool = False,
@@ -92,5 +87,5 @@ def finetune(
     one = partial(job, finished_too=False)
     said = partial(one if seeds is None else partial(finetune_seeds, seeds=seeds), settled)
     ask = partial(said, data=data, weights=weights, out=out, labels=labels, quiet=quiet)
-    result = ask(based_on=recipe, command=["mae", *sys.argv[1:]])
+    result = ask(based_on=recipe, command=["mae", *sys.argv[1:]], **given)
     return Shown(result.values(), result.rows())

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from mae.config import ModelConfig
 from mae.errors import ConfigError
-from mae.verbs.shown import Pool, Shown, shown
+from mae.verbs.shown import HeadPool, Pool, Shown, shown
+from mae.weights.given import Given
 
 
 def probe(
@@ -32,6 +33,7 @@ def probe(
     device: str = "auto",
     crop_pct: float | None = None,
     seed: int = 0,
+    given: Given,
     quiet: bool = False,
 ) -> Shown:
     """Classify by neighbours or logistic regression on features; or tune the last blocks.
@@ -56,7 +58,7 @@ def probe(
         fields = {"epochs": epochs, "batch": batch, "pool": pool, "seed": seed, "device": device,
                   "model": ModelConfig(crop_pct=crop_pct)}  # fmt: skip
         return _partial(weights, data, blocks=blocks, out=out, labels=labels, lr=lr, fields=fields,
-                        quiet=quiet)  # fmt: skip
+                        given=given, quiet=quiet)  # fmt: skip
     refuse_without_effect(method, "partial", blocks=blocks, out=out)
     few = FewSettings(labels, labels_out, seeds)
     if protocol == "paper":
@@ -68,10 +70,11 @@ def probe(
             epochs=epochs, batch=batch, lr=lr, seed=seed, device=device
         )
         ask_paper = partial(linear_probe.paper_probe, few=few, crop_pct=crop_pct, quiet=quiet)
-        return shown(ask_paper(weights, data, config=config))
+        return shown(ask_paper(weights, data, config=config, given=given))
     refuse_without_effect("the quick protocol", "--protocol paper", epochs=epochs, lr=lr)
     how = job.choose_method(method, k=k, temperature=temperature, seed=seed)
-    settings = FeatureSettings(pool or "mean", 64 if batch is None else batch, device, crop_pct)
+    rows = 64 if batch is None else batch
+    settings = FeatureSettings(pool or "mean", rows, device, crop_pct, given)
     ask = partial(job.probe, settings=settings, few=few, seed=seed, quiet=quiet)
     return shown(ask(weights, data, how))
 
@@ -99,6 +102,8 @@ def evaluate(
     batch: int = 64,
     device: str = "auto",
     crop_pct: float | None = None,
+    pool: HeadPool | None = None,
+    given: Given,
     quiet: bool = False,
 ) -> Shown:
     """Count what a fine-tuned classifier gets right, class by class; or its errors on ImageNet-C.
@@ -112,7 +117,9 @@ def evaluate(
     from mae.jobs.features import FeatureSettings
     from mae.jobs.few import refuse_without_effect
 
-    settings = FeatureSettings(batch=batch, device=device, crop_pct=crop_pct)
+    settings = FeatureSettings(
+        batch=batch, device=device, crop_pct=crop_pct, given=given, head_pool=pool
+    )
     if set == "imagenet-c":
         refuse_without_effect(
             set, "another set", out=out, all_classes=all_classes or None, split=split,
@@ -135,13 +142,14 @@ def reconstruct(
     seed: int = 0,
     device: str = "auto",
     crop_pct: float | None = None,
+    given: Given,
     quiet: bool = False,
 ) -> Shown:
     """Draw pictures masked, rebuilt, and pasted together, to a .png or .html."""
     from mae.jobs import reconstruct as job
 
     ask = partial(job.reconstruct, mask_ratio=mask_ratio, seed=seed, device=device, quiet=quiet)
-    return shown(ask(weights, pictures, out=out, crop_pct=crop_pct))
+    return shown(ask(weights, pictures, out=out, crop_pct=crop_pct, **given))
 
 
 def embed(
@@ -153,6 +161,7 @@ def embed(
     batch: int = 64,
     device: str = "auto",
     crop_pct: float | None = None,
+    given: Given,
     quiet: bool = False,
 ) -> Shown:
     """Write the features of every picture; goes on where it was stopped.
@@ -162,5 +171,5 @@ def embed(
     from mae.jobs import embed as job
     from mae.jobs.features import FeatureSettings
 
-    settings = FeatureSettings(pool, batch, device, crop_pct)
+    settings = FeatureSettings(pool, batch, device, crop_pct, given)
     return shown(job.embed_to_file(weights, data, out=out, settings=settings, quiet=quiet))

@@ -6,14 +6,15 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from mae.verbs.shown import Shown, shown
+from mae.verbs.shown import HeadPool, Shown, shown
+from mae.weights.given import Given, Take
 
 
-def weights_inspect(weights: Path) -> Shown:
-    """Say what a file or folder of weights holds."""
+def weights_inspect(weights: Path, *, take: Take | None = None) -> Shown:
+    """Say what a file or folder of weights holds, and how sure each fact is."""
     from mae.weights.inspect import inspect
 
-    return shown(inspect(weights))
+    return shown(inspect(weights, take=take))
 
 
 def weights_convert(
@@ -21,10 +22,10 @@ def weights_convert(
     dst: Path,
     *,
     to: Literal["facebook", "timm", "huggingface", "mae"],
-    heads: int | None = None,
-    decoder_heads: int | None = None,
     encoder_only: bool = False,
     allow_missing: str | None = None,
+    pool: HeadPool | None = None,
+    given: Given,
 ) -> Shown:
     """Write weights in another layout, and prove that the model is the same.
 
@@ -33,13 +34,13 @@ def weights_convert(
     """
     from mae.weights.convert import convert
 
-    how = partial(convert, heads=heads, decoder_heads=decoder_heads, encoder_only=encoder_only)
+    how = partial(convert, encoder_only=encoder_only, pool=pool, **given)
     allowed = allow_missing.split() if allow_missing else ()
     return shown(how(weights, dst, to=to, allow_missing=allowed))
 
 
 def weights_diff(
-    weights: Path, other: Path, *, heads: int | None = None, decoder_heads: int | None = None
+    weights: Path, other: Path, *, pool: HeadPool | None = None, given: Given
 ) -> Shown:
     """Show which tensors of two weights differ, and whether both do the same.
 
@@ -47,7 +48,7 @@ def weights_diff(
     """
     from mae.weights.diff import diff
 
-    result = diff(weights, other, heads=heads, decoder_heads=decoder_heads)
+    result = diff(weights, other, pool=pool, **given)
     return Shown(result.values(), result.rows(), exit_code=0 if result.same else 1)
 
 
@@ -58,8 +59,7 @@ def weights_export(
     to: Literal["onnx", "torch-export"],
     part: Literal["encoder", "full"] = "encoder",
     dynamic: bool = False,
-    heads: int | None = None,
-    decoder_heads: int | None = None,
+    given: Given,
 ) -> Shown:
     """Write a network for other runtimes, and hold it against PyTorch there.
 
@@ -68,8 +68,7 @@ def weights_export(
     """
     from mae.weights.export import export
 
-    ask = partial(export, heads=heads, decoder_heads=decoder_heads)
-    return shown(ask(weights, dst, to=to, part=part, dynamic=dynamic))
+    return shown(export(weights, dst, to=to, part=part, dynamic=dynamic, **given))
 
 
 def weights_push(weights: Path, repo: str, *, public: bool = False) -> Shown:

@@ -70,7 +70,11 @@ def save_classifier(
 
 
 def load_classifier(
-    path: str | Path, *, pool: HeadPool | None = None, **given: Unpack[Given]
+    path: str | Path,
+    *,
+    pool: HeadPool | None = None,
+    crop_pct: float | None = None,
+    **given: Unpack[Given],
 ) -> LoadedClassifier:
     """Load a classifier: a folder of ours, a run, or a file of the published layout.
 
@@ -79,20 +83,25 @@ def load_classifier(
     Args:
         path: what holds it.
         pool: what it classifies, where its file does not say.
+        crop_pct: see `ModelConfig`; none: what the file says.
         given: what else the file does not say, see `Given`; the rest is assumed.
 
     Raises:
         WeightsError: for weights without a head, or anything missing, left over, of another
             shape or not finite; for a head that classifies what ours do not.
     """
-    loaded, notes = open_classifier(path, pool=pool, **given)
+    loaded, notes = open_classifier(path, pool=pool, crop_pct=crop_pct, **given)
     for note in notes:
         print(note, file=sys.stderr)
     return loaded
 
 
 def open_classifier(
-    path: str | Path, *, pool: HeadPool | None = None, **given: Unpack[Given]
+    path: str | Path,
+    *,
+    pool: HeadPool | None = None,
+    crop_pct: float | None = None,
+    **given: Unpack[Given],
 ) -> tuple[LoadedClassifier, list[str]]:
     """Load a classifier as `load_classifier` does; the notes say what was assumed."""
     raw = read_weights(path, take=given.get("take"))
@@ -105,7 +114,7 @@ def open_classifier(
         )
     # Of the encoder by itself: what a decoder leaves open is no question, but left over below.
     encoder = _encoder_of(raw)
-    config, notes = config_of(encoder, **given)
+    config, notes = config_of(encoder, crop_pct=crop_pct, **given)
     own, assumed = _pool_of(raw, pool)
     if assumed:
         words = {"mean": "the mean of the patches", "cls": "the cls token"}[own]

@@ -28,8 +28,6 @@ class Given(TypedDict, total=False):
     """Standard deviation of each channel after scaling to [0, 1]."""
     normalize_target: bool | None
     """Whether the decoder predicts pixels normalised by their patch."""
-    crop_pct: float | None
-    """Fraction of the resized image that evaluation shows, instead of what the file says."""
     take: Take | None
     """Which of several networks in one file."""
 
@@ -49,8 +47,7 @@ OPTIONS: Mapping[str, str] = {
 
 def network_fields(given: Given) -> dict[str, Any]:
     """Give what was said of the network by the names of its fields, and mean, std and grid."""
-    others = ("take", "crop_pct")  # neither is a guess that a file could contradict
-    said = {n: value for n, value in given.items() if value is not None and n not in others}
+    said = {name: value for name, value in given.items() if value is not None and name != "take"}
     if "heads" in said:
         said["num_heads"] = said.pop("heads")
     return said

@@ -81,7 +81,11 @@ def load_encoder(
 
 
 def open_model(
-    path: str | Path, *, allow_missing: Iterable[str] = (), **given: Unpack[Given]
+    path: str | Path,
+    *,
+    crop_pct: float | None = None,
+    allow_missing: Iterable[str] = (),
+    **given: Unpack[Given],
 ) -> Loaded[MaskedAutoencoder]:
     """Load encoder and decoder; the notes say what was taken, left and assumed."""
     raw, allowed = read_weights(path, take=given.get("take")), tuple(allow_missing)
@@ -90,7 +94,7 @@ def open_model(
             f"decoder: not in this file, {raw.path}; features are possible (load_encoder), "
             "reconstruction is not"
         )
-    config, notes = config_of(raw, **given)
+    config, notes = config_of(raw, crop_pct=crop_pct, **given)
     with torch.device("meta"):
         model = MaskedAutoencoder(config)
     if allowed:
@@ -102,13 +106,17 @@ def open_model(
 
 
 def open_encoder(
-    path: str | Path, *, allow_missing: Iterable[str] = (), **given: Unpack[Given]
+    path: str | Path,
+    *,
+    crop_pct: float | None = None,
+    allow_missing: Iterable[str] = (),
+    **given: Unpack[Given],
 ) -> Loaded[Encoder]:
     """Load the encoder alone; the notes say what was taken, left and assumed."""
     raw, allowed = read_weights(path, take=given.get("take")), tuple(allow_missing)
     own = {name: tensor for name, tensor in raw.tensors.items() if name.startswith("encoder.")}
     # By itself, so that what a decoder leaves open is not asked for.
-    config, notes = config_of(raw._replace(tensors=own), **given)
+    config, notes = config_of(raw._replace(tensors=own), crop_pct=crop_pct, **given)
     with torch.device("meta"):
         encoder = Encoder(config)
     if allowed:

@@ -80,14 +80,20 @@ def read_fields(raw: RawWeights, **given: Unpack[Given]) -> Known:
     return Known(fields, how, tuple(unsaid))
 
 
-def config_of(raw: RawWeights, **given: Unpack[Given]) -> tuple[ModelConfig, list[str]]:
+def config_of(
+    raw: RawWeights, *, crop_pct: float | None = None, **given: Unpack[Given]
+) -> tuple[ModelConfig, list[str]]:
     """Give the configuration of what was read, and a note on whatever had to be assumed.
+
+    Args:
+        raw: the weights.
+        crop_pct: fraction of an image that evaluation keeps, instead of what the file says.
+        given: what the file does not say.
 
     Raises:
         WeightsError: where neither file nor caller tells a field, or the two disagree.
     """
     known = read_fields(raw, **given)
-    crop_pct = given.get("crop_pct")
     if raw.description is not None:
         return _with_crop_pct(raw, raw.description.model, crop_pct, [*raw.notes])
     needed = ["num_heads", "decoder_heads"] if raw.has_decoder else ["num_heads"]
