@@ -195,6 +195,16 @@ def test_pixels_classes_and_their_names_are_those_of_the_folder(tmp_path: Path) 
     }
 
 
+def test_a_configuration_is_not_that_of_a_file_of_another_name(tmp_path: Path) -> None:
+    model = timm.create_model("vit_tiny_patch16_224", **SMALL)
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    torch.save(model.state_dict(), tmp_path / "mine.pth")
+
+    _, notes = open_encoder(tmp_path / "mine.pth", heads=4)
+
+    assert GUESSED + "norm eps 1e-06 (--norm-eps), square images" in notes[0]
+
+
 def test_an_architecture_that_timm_does_not_know_is_a_guess(tmp_path: Path) -> None:
     model = timm.create_model("vit_tiny_patch16_224", **(SMALL | {"num_heads": 4}))
     save_for_hf(model, tmp_path, safe_serialization=True)

@@ -59,8 +59,11 @@ def to_theirs(name: str) -> str:
 
 def _facts(beside: Mapping[str, Any], file: Path, tensors: Mapping[str, Tensor]) -> Facts:
     """Read the config.json of timm, or the `args` of the published training script."""
-    if (found := timm_config.read(file.with_name(timm_config.CONFIG), tensors)) is not None:
-        return found
+    # By the names that timm writes: any other file may lie beside a configuration by chance.
+    if file.name.startswith(("model", "pytorch_model")):
+        found = timm_config.read(file.with_name(timm_config.CONFIG), tensors)
+        if found is not None:
+            return found
     args = beside.get("args")
     said = args if isinstance(args, Mapping) else getattr(args, "__dict__", {})
     fields: dict[str, object] = {}
