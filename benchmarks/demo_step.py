@@ -23,7 +23,8 @@ from benchmarks.textbook import Pictures, TextbookMAE, textbook_batches
 from mae.config import PixelConfig, replace_model
 from mae.data.batch import training_batch
 from mae.data.builtin import fashion_mnist
-from mae.data.decode import PixelKind, measure_pixels
+from mae.data.decode import PixelKind
+from mae.data.survey import measure_pixels
 from mae.jobs.setup import batch_plan, new_state
 from mae.model.create import create
 from mae.recipes import DEMO

@@ -26,7 +26,8 @@ from benchmarks.textbook import Pictures as TextbookPictures
 from benchmarks.textbook import TextbookMAE, textbook_batches
 from mae.config import OptimConfig, PixelConfig, PretrainConfig, replace_model
 from mae.data.builtin import fashion_mnist
-from mae.data.decode import PixelKind, measure_pixels
+from mae.data.decode import PixelKind
+from mae.data.survey import measure_pixels
 from mae.evaluate.features import Pictures, encoder_features, standardized
 from mae.evaluate.knn import knn_accuracy
 from mae.evaluate.linear import logistic_accuracy

@@ -66,6 +66,9 @@ BAD: tuple[tuple[str, str, bytes | Callable[[Path], None]], ...] = (
 )
 """Name, ending, and content or maker."""
 
+MAYBE_SOUND = ("bomb", "whole numbers")
+"""Names of those that nothing shows to be damaged: too large, or of another kind."""
+
 ODD: tuple[tuple[str, str, bytes], ...] = (
     ("really a png", "jpg", PNG),
     ("really a jpeg", "tif", JPEG),

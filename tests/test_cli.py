@@ -201,6 +201,7 @@ def test_every_field_of_a_recipe_but_what_follows_from_the_pictures_is_an_option
         "model.pixels.dtype",
         "model.pixels.mean",
         "model.pixels.std",
+        "model.pixels.tiff_pages",
     }
 
 

@@ -39,6 +39,8 @@ class PixelConfig:
     """Mean of each channel after scaling to [0, 1]."""
     std: tuple[float, ...] = IMAGENET_STD
     """Standard deviation of each channel after scaling to [0, 1]."""
+    tiff_pages: bool = False
+    """Whether as many grey pages of a TIFF are its channels, as --channels asked."""
 
     def __post_init__(self) -> None:
         require(

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from mae.data import header
-from mae.data.decode import BadPicture, PixelKind, decode, measure_pixels, survey
+from mae.data.decode import BadPicture, PixelKind, decode
 from mae.data.header import read_kind
 from mae.data.source import ArraySource, FolderSource
+from mae.data.survey import measure_pixels, survey
 from mae.errors import DataError
 from tests.pictures import encoded, image, mixed_folder, photo, png_bomb, rotated_jpeg, uint16
 
@@ -485,8 +486,39 @@ def test_survey_decides_one_kind(tmp_path, files, kind):
 def test_survey_refuses_channels_that_disagree(tmp_path):
     source = write(tmp_path, a_png=COLOUR, b_npy=npy(photo(5, 7, channels=5)))
 
-    with pytest.raises(DataError, match=r"a\.png has 3, b\.npy has 5"):
+    named = r"1 of 3 x uint8 \(a\.png\); 1 of 5 x uint8 \(b\.npy\); 1 would be left out"
+    with pytest.raises(DataError, match=named):
         survey(source)
+
+
+def test_most_images_decide_the_channels_and_the_others_are_counted_and_named(tmp_path):
+    two = {f"t{i}_npy": npy(photo(5, 7, channels=2)) for i in range(4)}
+    source = write(tmp_path, **{f"c{i}_png": COLOUR for i in range(40)}, **two)
+    said = []
+
+    assert survey(source, say=said.append) == RGB
+
+    named = "4 of 2 x uint8 (t0.npy, t1.npy, t2.npy, ...)"
+    assert said == [f"left out: 4 of 44 images looked at are of another kind: {named}"]
+    with pytest.raises(DataError, match="4 would be left out, more than 5%"):
+        survey(source, max_bad=0.05)
+
+
+def test_channels_that_are_asked_for_decide_where_any_image_has_them(tmp_path):
+    two = {f"t{i}_npy": npy(photo(5, 7, channels=2)) for i in range(2)}
+    source = write(tmp_path, a_png=COLOUR, b_png=PLAIN, **two)
+
+    assert survey(source, channels=2, max_bad=0.5) == ("uint8", 2)
+    assert survey(source, channels=3, max_bad=0.5) == survey(source, channels=1, max_bad=0.5) == RGB
+
+
+def test_most_images_decide_between_integers_and_floats(tmp_path):
+    floats = {f"f{i}_npy": npy(np.zeros((5, 7))) for i in range(2)}
+    source = write(tmp_path, **{f"c{i}_png": COLOUR for i in range(30)}, **floats)
+    said = []
+
+    assert survey(source, say=said.append) == RGB
+    assert "2 of 1 x float32 (f0.npy, f1.npy)" in said[0]
 
 
 def test_survey_of_nothing_readable_says_why(tmp_path):

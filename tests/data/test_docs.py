@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mae.data.decode import decode, survey
+from mae.data.decode import decode
+from mae.data.survey import survey
 from tests.pictures import encoded, image
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text()

@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 import tifffile
 from numpy.typing import NDArray
+from PIL import Image
 
 from mae.data import header
-from mae.data.decode import BadPicture, PixelKind, UnfitPicture, decode, survey
+from mae.data.decode import BadPicture, PagesKind, PixelKind, UnfitPicture, decode
 from mae.data.header import read_facts, read_kind
 from mae.data.source import FolderSource
+from mae.data.survey import survey
 from tests.pictures import encoded, image, photo
 
+RGB = PixelKind("uint8", 3)
 BANDS = {"photometric": "minisblack", "planarconfig": "contig"}
 
 
@@ -116,9 +119,74 @@ def test_pages_that_nobody_calls_channels_are_channels_only_when_asked_for() -> 
     assert read_facts(io.BytesIO(data)).left_out == "frames or pages after the first"
     assert read_kind(io.BytesIO(data)) == PixelKind("float32", 1)
     assert np.array_equal(decode(data, kind=PixelKind("float32", 1)), pixels[..., :1])
-    assert read_kind(io.BytesIO(data), channels=5) == PixelKind("float32", 5)
-    assert np.array_equal(decode(data, kind=PixelKind("float32", 5)), pixels)
+    asked = read_kind(io.BytesIO(data), channels=5)
+    assert isinstance(asked, PagesKind) and asked == PixelKind("float32", 5)
+    assert np.array_equal(decode(data, kind=asked), pixels)
     assert read_kind(io.BytesIO(data), channels=4) == PixelKind("float32", 1)
+    with pytest.raises(UnfitPicture, match="1 channels in a run of 5"):
+        decode(data, kind=PixelKind("float32", 5))
+
+
+def pages(*planes: NDArray[Any], **how: Any) -> bytes:
+    """Encode one page after another, of which nothing is said."""
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        for plane in planes:
+            writer.write(plane, metadata=None, **how)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_of_grey_pages_the_first_is_the_image_unless_their_number_is_asked_for(count: int) -> None:
+    shades = (10, 128, 240, 77)[:count]
+    data = pages(*(np.full((11, 13), shade, np.uint8) for shade in shades))
+
+    pixels = decode(data, kind=RGB)
+    asked = read_kind(io.BytesIO(data), channels=count)
+
+    assert pixels.reshape(-1, 3).tolist() == [[10, 10, 10]] * 143
+    assert decode(data, kind=asked).reshape(-1, count).tolist() == [list(shades)] * 143
+
+
+def palette_pages() -> bytes:
+    pictures = [image(11, 13, seed=seed).convert("P") for seed in range(3)]
+    return encoded(pictures[0], "TIFF", save_all=True, append_images=pictures[1:])
+
+
+def bilevel_pages(compression: str) -> bytes:
+    pictures = [image(11, 13, seed=seed).convert("1") for seed in range(3)]
+    how = {"save_all": True, "append_images": pictures[1:], "compression": compression}
+    return encoded(pictures[0], "TIFF", **how)
+
+
+def stack(**how: Any) -> bytes:
+    return tiff(values(3, "uint8").transpose(2, 0, 1), photometric="minisblack", **how)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        palette_pages(),
+        bilevel_pages("raw"),
+        bilevel_pages("group4"),
+        pages(*(values(1, "uint8", width=13 + i)[..., 0] for i in range(3))),
+        pages(*(values(1, dtype)[..., 0] for dtype in ("uint8", "uint8", "uint16"))),
+        stack(imagej=True, metadata={"axes": "ZYX"}),
+        stack(imagej=True, metadata={"axes": "TYX"}),
+        stack(ome=True, metadata={"axes": "ZYX"}),
+        stack(metadata={"axes": "TYX"}),
+    ],
+    ids="palette bilevel group4 sizes types slices times ome-slices shaped-times".split(),
+)
+def test_pages_that_cannot_be_channels_are_none_even_if_asked_for(data: bytes) -> None:
+    with Image.open(io.BytesIO(data)) as picture:
+        first = np.asarray(picture.convert("RGB"))
+
+    for channels in (None, 3):
+        kind = read_kind(io.BytesIO(data), channels=channels)
+        assert not isinstance(kind, PagesKind)
+    assert np.array_equal(decode(data, kind=RGB), first)
+    assert np.array_equal(decode(data, kind=PagesKind("uint8", 3)), first)
 
 
 def test_a_file_that_has_to_be_read_otherwise_says_which_command_installs_the_reader(

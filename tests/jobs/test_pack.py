@@ -20,10 +20,11 @@ from PIL import Image
 from mae.cli import main
 from mae.config import AugmentConfig
 from mae.data.batch import Batch, BatchPlan, training_batch
-from mae.data.decode import BadPicture, survey
+from mae.data.decode import BadPicture
 from mae.data.packed import PackSource, open_pack
 from mae.data.packing import Packing
 from mae.data.source import ArraySource, FolderSource, Source
+from mae.data.survey import survey
 from mae.errors import ConfigError, DataError
 from mae.jobs.inputs import open_source
 from mae.jobs.labelled import labelled

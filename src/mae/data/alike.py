@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mae.data.augment import resized_crop
+from mae.data.strips import row_strips
 
 MOST_APART = 7
 """Bits of brightness in which two pictures that look alike may differ, of 128."""
@@ -37,9 +38,9 @@ def look_of(pixels: NDArray[Any]) -> bytes:
     Of a picture reduced to 9 x 9, 128 bits say where brightness rises to the right, and where
     downwards; 81 bytes are its brightness, 27 the first three channels of a 3 x 3 grid.
     """
-    H, W, C = pixels.shape
+    C = pixels.shape[2]
     edge = 3 * _GRID
-    small = resized_crop(pixels, (0, 0, H, W), size=(edge, edge)).astype(np.float64)
+    small = reduced(pixels, size=(edge, edge)).astype(np.float64)
     if pixels.dtype.kind == "u":
         small *= 255 / np.iinfo(pixels.dtype).max
     else:  # of floats only the range of the picture itself is known
@@ -51,6 +52,22 @@ def look_of(pixels: NDArray[Any]) -> bytes:
     colours = cells[..., [0, 0, 0] if C < 3 else [0, 1, 2]]
     shades = np.concatenate([grey, colours], axis=None).round().astype(np.uint8)
     return bytes(np.packbits(rises)) + bytes(shades)
+
+
+def reduced(pixels: NDArray[Any], *, size: tuple[int, int]) -> NDArray[Any]:
+    """Resize a whole image H W C to one not larger, each strip first in width, then all in height.
+
+    That is the order of `resized_crop` as well.
+    """
+    strips = list(row_strips(pixels.shape))
+    if len(strips) > 1:
+        narrow = [
+            resized_crop(pixels[rows], (0, 0, rows.stop - rows.start, pixels.shape[1]),
+                         size=(rows.stop - rows.start, size[1]))
+            for rows in strips
+        ]  # fmt: skip
+        pixels = np.concatenate(narrow)
+    return resized_crop(pixels, (0, 0, *pixels.shape[:2]), size=size)
 
 
 def same(digests: Sequence[bytes]) -> list[list[int]]:

@@ -46,6 +46,14 @@ class Bad(NamedTuple):
     reason: str
 
 
+class Found(NamedTuple):
+    """What is found in the files of a batch while it is made."""
+
+    bad: list[Bad]
+    warned: list[Bad]
+    """Read all the same; the reason is what is wrong with the file."""
+
+
 class Batch(NamedTuple):
     """The pictures of one step, before the device."""
 
@@ -63,11 +71,13 @@ class Batch(NamedTuple):
     """B 2*depth float32 in [0, 1): the only randomness of stochastic depth."""
     targets: Tensor | None = None
     """B classes float32: share of each class, where labels are smoothed or mixed."""
+    warned: tuple[Bad, ...] = ()
+    """Images that were read, and what is wrong with their files."""
 
     def split(self, size: int) -> Iterator[Batch]:
         """Cut into micro-batches of at most `size` pictures."""
         for start in range(0, len(self.ids), size):
-            yield self.each(itemgetter(slice(start, start + size)))._replace(bad=())
+            yield self.each(itemgetter(slice(start, start + size)))._replace(bad=(), warned=())
 
     def to(self, device: torch.device) -> Batch:
         """Move to a device without waiting for it; the ids, which are keys, stay on the host."""
@@ -140,12 +150,12 @@ def training_batch(plan: BatchPlan, step: int, *, room: NDArray[Any] | None = No
 
     flips = draw(Stream.FLIP, 1)[:, 0] < plan.augment.flip
     crops = draw(Stream.CROP, CROP_DRAWS)
-    bad: list[Bad] = []
+    found = Found([], [])
     if cropped_at_once(plan):
-        pictures, shown = small_pictures(plan, first, ids, bad)
+        pictures, shown = small_pictures(plan, first, ids, found.bad)
         images = small_crops(plan, pictures, crops, flips)
     else:
-        images, shown = _read_crops(plan, first, ids, crops, flips, bad, room)
+        images, shown = _read_crops(plan, first, ids, crops, flips, found, room)
     if plan.policy is not None:
         images = augmented(images, plan.policy, ids, seed=plan.seed, epoch=first)
     if room is not None and images is not room:
@@ -158,8 +168,9 @@ def training_batch(plan: BatchPlan, step: int, *, room: NDArray[Any] | None = No
         torch.from_numpy(draw(Stream.MASK, plan.num_patches)),
         torch.from_numpy(np.tile(ids, len(epochs))),
         torch.from_numpy(np.tile(shown_labels, len(epochs))),
-        tuple(bad),
+        tuple(found.bad),
         torch.from_numpy(draw(Stream.DROP, plan.num_drops)) if plan.num_drops else None,
+        warned=tuple(found.warned),
     )
 
 
@@ -169,7 +180,7 @@ def _read_crops(
     ids: NDArray[np.int64],
     draws: NDArray[np.float32],
     flips: NDArray[np.bool_],
-    bad: list[Bad],
+    found: Found,
     room: NDArray[Any] | None,
 ) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Read pictures one by one, so that one at a time lies decoded in memory.
@@ -185,7 +196,7 @@ def _read_crops(
     for place, index in enumerate(ids.tolist()):
         views = slice(place, None, len(ids))
         cut = partial(how, draws=draws[views], flips=flips[views])
-        crops, shown[place] = _read_or_replace(plan, epoch, index, cut, bad)
+        crops, shown[place] = _read_or_replace(plan, epoch, index, cut, found)
         for view, crop in enumerate(crops):
             images[place + view * len(ids)] = crop
     return images, shown
@@ -217,8 +228,9 @@ def small_pictures(
     """
     if isinstance(plan.source, ArraySource):
         return plan.source.images.astype(np.uint8, copy=False)[ids], ids
-    as_it_is = lambda pixels: [np.asarray(pixels)]  # noqa: E731
-    read = [_read_or_replace(plan, epoch, index, as_it_is, bad) for index in ids.tolist()]
+    as_it_is = lambda pixels, warn: [np.asarray(pixels)]  # noqa: E731
+    found = Found(bad, [])
+    read = [_read_or_replace(plan, epoch, index, as_it_is, found) for index in ids.tolist()]
     return np.stack([pixels for (pixels,), _ in read]), np.array([index for _, index in read])
 
 
@@ -244,8 +256,8 @@ def _read_or_replace(
     plan: BatchPlan,
     epoch: int,
     index: int,
-    cut: Callable[[bytes | NDArray[Any]], list[NDArray[Any]]],
-    bad: list[Bad],
+    cut: Callable[..., list[NDArray[Any]]],
+    found: Found,
 ) -> tuple[list[NDArray[Any]], int]:
     """Read a picture, or the first readable of those drawn for (seed, epoch, its id).
 
@@ -253,13 +265,18 @@ def _read_or_replace(
         Its crops and the id of the picture that is shown.
     """
     for candidate in _candidates(plan, epoch, index):
+        name = plan.source.name
+        warn = partial(_note, found.warned, candidate, name)
         try:
-            return cut(plan.source.read(candidate)), candidate
+            return cut(plan.source.read(candidate), warn=warn), candidate
         except BadPicture as error:
-            bad.append(Bad(candidate, plan.source.name(candidate), str(error)))
-    raise DataError(
-        f"pictures: none of {_REPLACEMENTS + 1} in a row could be read; last: {bad[-1].reason}"
-    )
+            found.bad.append(Bad(candidate, name(candidate), str(error)))
+    last = found.bad[-1].reason
+    raise DataError(f"pictures: none of {_REPLACEMENTS + 1} in a row could be read; last: {last}")
+
+
+def _note(found: list[Bad], index: int, name: Callable[[int], str], text: str) -> None:
+    found.append(Bad(index, name(index), text))
 
 
 def _candidates(plan: BatchPlan, epoch: int, index: int) -> Iterator[int]:
@@ -277,6 +294,8 @@ class Prepared(NamedTuple):
     ids: Tensor
     """B int64: which of the source these are."""
     bad: tuple[Bad, ...]
+    warned: tuple[Bad, ...] = ()
+    """Images that were read, and what is wrong with their files."""
 
 
 def prepared(
@@ -296,10 +315,12 @@ def prepared(
         size: height and width to deliver.
         view: what is shown of an image.
     """
-    images, kept, bad = [], [], []
+    images, kept = [], []
+    bad, warned = Found([], [])
     for index in ids:
         try:
-            picture = decode(source.read(index), kind=kind)
+            warn = partial(_note, warned, index, source.name)
+            picture = decode(source.read(index), kind=kind, warn=warn)
         except BadPicture as error:
             bad.append(Bad(index, source.name(index), str(error)))
             continue
@@ -307,7 +328,8 @@ def prepared(
         kept.append(index)
     empty = np.zeros((0, *size, kind.channels), dtype=kind.dtype)
     stacked = np.stack(images) if images else empty
-    return Prepared(channels_first(stacked), torch.tensor(kept, dtype=torch.int64), tuple(bad))
+    ids_kept = torch.tensor(kept, dtype=torch.int64)
+    return Prepared(channels_first(stacked), ids_kept, tuple(bad), tuple(warned))
 
 
 def channels_first(images: NDArray[Any]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mae.config import AugmentConfig
 from mae.data.augment import Box, random_box, resized_crop
-from mae.data.decode import PixelKind, decode, jpeg_head
+from mae.data.decode import PixelKind, decode, jpeg_head, say_nothing
 
 _SCALES = (8, 4, 2)  # a JPEG's blocks of 8 x 8 decode to 1, 2 and 4 pixels each way as well
 
@@ -23,6 +23,7 @@ def random_crops(
     kind: PixelKind,
     size: tuple[int, int],
     augment: AugmentConfig,
+    warn: Callable[[str], None] = say_nothing,
 ) -> list[NDArray[Any]]:
     """Decode a picture once and cut as many crops out of it as there are draws.
 
@@ -36,6 +37,7 @@ def random_crops(
         kind: type and channels of the crops.
         size: height and width of the crops.
         augment: how large a crop is.
+        warn: see `decode`.
 
     Returns:
         V arrays h w C.
@@ -60,7 +62,7 @@ def random_crops(
         # Turned, an edge of fewer pixels than the scale comes first and would shift all others.
         divided = whole if head.turned else (0, 0)
         shrink = crop_scale(boxes_in(*whole), size=size, divided=divided)
-    pixels = decode(data, kind=kind, shrink=shrink)
+    pixels = decode(data, kind=kind, shrink=shrink, warn=warn)
     if whole is None or pixels.shape[:2] == whole:  # a few JPEGs decode in one size only
         boxes = boxes_in(pixels.shape[0], pixels.shape[1])
     else:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mae.data.alike import alike, digest_of, look_of, same
 from mae.data.decode import BadPicture, PixelKind, UnfitPicture, decode
-from mae.data.header import Facts, pixel_dtype, read_facts
+from mae.data.header import Facts, asked_channels, pixel_dtype, read_facts
 from mae.data.source import Source
 from mae.data.statistics import ChannelSums
 
@@ -60,6 +60,8 @@ class Findings:
     left_out: Counter[str] = field(default_factory=Counter)
     """What files hold and nobody reads."""
     faults: list[Fault] = field(default_factory=list)
+    warned: dict[int, str] = field(default_factory=dict)
+    """What is wrong with the files of readable ones, by id."""
     bytes: int = 0
 
     def __post_init__(self) -> None:
@@ -80,8 +82,9 @@ class Findings:
             self._fault(index, error, broken=of_the_file)
             return None
         try:
-            facts = _facts(data, None if self.kind is None else self.kind.channels)
-            pixels = decode(data, kind=self.kind or facts.kind)
+            facts = _facts(data, asked_channels(self.kind))
+            warnings: list[str] = []
+            pixels = decode(data, kind=self.kind or facts.kind, warn=warnings.append)
         except BadPicture as error:
             self._fault(index, error, broken=not isinstance(error, UnfitPicture))
             return None
@@ -94,6 +97,8 @@ class Findings:
         self.deviations.append(float(sums.add(pixels).max()))
         self.formats[facts.format] += 1
         self.kinds[facts.kind] += 1
+        if warnings:
+            self.warned[index] = warnings[0]
         if facts.left_out:
             self.left_out[facts.left_out] += 1
         self.bytes += len(data) if isinstance(data, bytes) else data.nbytes
@@ -101,6 +106,11 @@ class Findings:
 
     def _fault(self, index: int, error: BadPicture, *, broken: bool) -> None:
         self.faults.append(Fault(index, self.source.name(index), str(error), broken))
+
+    def warnings(self) -> list[Fault]:
+        """Give the readable images whose files are damaged."""
+        name = self.source.name
+        return [Fault(i, name(i), text, broken=False) for i, text in self.warned.items()]
 
     @property
     def names(self) -> list[str]:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mae.data.strips import row_strips
+
 
 class ChannelSums:
     """What mean and deviation over every pixel follow from; the pictures need not be kept.
@@ -24,25 +26,35 @@ class ChannelSums:
         self._integers = True
 
     def add(self, pixels: NDArray[Any]) -> NDArray[np.float64]:
-        """Add a picture H W C; return the deviation of each of its channels."""
+        """Add an image H W C, a few rows at a time; return the std of each of its channels."""
+        own = ChannelSums(pixels.shape[2])
+        for rows in row_strips(pixels.shape):
+            own._add_strip(pixels[rows])
+        self._merge(own)
+        return np.array(own.std)
+
+    def _add_strip(self, pixels: NDArray[Any]) -> None:
         H, W, C = pixels.shape
         planes = pixels.reshape(H * W, C).T
+        strip = ChannelSums(C)
+        strip._count = H * W
         if pixels.dtype.kind == "u":
             wide = [plane.astype(np.uint64) for plane in planes]  # C-contiguous, and squares fit
-            sums = [int(plane.sum()) for plane in wide]
-            squares = [int(np.square(plane).sum()) for plane in wide]
-            self._sums = [a + b for a, b in zip(self._sums, sums, strict=True)]
-            self._squares = [a + b for a, b in zip(self._squares, squares, strict=True)]
-            self._count += H * W
-            return np.array(_deviations(H * W, sums, squares))
-        exact = np.ascontiguousarray(planes, dtype=np.float64)
-        mean, deviations = exact.mean(axis=1), exact.var(axis=1) * (H * W)
-        total, apart = self._count + H * W, mean - self._mean
-        self._deviations += deviations + apart**2 * (self._count * H * W / total)
-        self._mean += apart * (H * W / total)
-        self._count, self._integers = total, False
-        deviation: NDArray[np.float64] = np.sqrt(deviations / (H * W))
-        return deviation
+            strip._sums = [int(plane.sum()) for plane in wide]
+            strip._squares = [int(np.square(plane).sum()) for plane in wide]
+        else:
+            exact = np.ascontiguousarray(planes, dtype=np.float64)
+            strip._mean, strip._deviations = exact.mean(axis=1), exact.var(axis=1) * (H * W)
+            strip._integers = False
+        self._merge(strip)
+
+    def _merge(self, other: ChannelSums) -> None:
+        self._sums = [a + b for a, b in zip(self._sums, other._sums, strict=True)]
+        self._squares = [a + b for a, b in zip(self._squares, other._squares, strict=True)]
+        total, apart = self._count + other._count, other._mean - self._mean
+        self._deviations += other._deviations + apart**2 * (self._count * other._count / total)
+        self._mean += apart * (other._count / total)
+        self._count, self._integers = total, other._integers
 
     @property
     def mean(self) -> list[float]:

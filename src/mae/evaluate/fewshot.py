@@ -10,7 +10,7 @@ import torch
 
 from mae.config import AugmentConfig, FinetuneConfig, OptimConfig
 from mae.data.batch import BatchPlan
-from mae.data.decode import PixelKind
+from mae.data.header import kind_of
 from mae.data.loader import batches
 from mae.data.policy import Policy
 from mae.data.source import ArraySource
@@ -160,7 +160,7 @@ def _plan(train: Pictures, config: FinetuneConfig) -> BatchPlan:
     pixels, policy = config.model.pixels, config.rand_augment
     return BatchPlan(
         source=ArraySource(images, labels=train.labels),
-        kind=PixelKind(pixels.dtype, config.model.channels),
+        kind=kind_of(config.model),
         size=config.model.image_size,
         num_patches=config.model.num_patches,
         augment=config.augment,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mae.config import AugmentConfig, FitConfig, OptimConfig
 from mae.data.batch import Batch, BatchPlan
-from mae.data.decode import PixelKind
+from mae.data.header import kind_of
 from mae.data.loader import batches, on_device
 from mae.data.source import Source
 from mae.model.encoder import Encoder
@@ -59,7 +59,7 @@ def batch_plan(
     """Give what the batches that a head learns from are a function of."""
     return BatchPlan(
         source=source,
-        kind=PixelKind(encoder.config.pixels.dtype, encoder.config.channels),
+        kind=kind_of(encoder.config),
         size=encoder.config.image_size,
         num_patches=encoder.config.num_patches,
         augment=augment,

@@ -39,6 +39,7 @@ from mae.jobs.progress import Progress
 from mae.model.encoder import Encoder, Pool
 from mae.network import ModelConfig
 from mae.train.guard import RunLock
+from mae.train.log import READ
 from mae.train.rundir import fsync_folder, write_atomic, write_json_atomic
 from mae.weights.given import Given
 
@@ -83,10 +84,12 @@ def embed(
     source = _source_of(pictures, encoder.config, say=say)
     features: list[Array] = []
     bad: list[Bad] = []
+    warned: list[Bad] = []
     for got in prepared_in_batches(encoder, source, range(len(source)), batch=batch):
         features.append(encoder_features(encoder, [got.images], pools=[pool])[pool])
         bad += got.bad
-    tell_unreadable(len(source), bad, say=partial(warnings.warn, stacklevel=3))
+        warned += got.warned
+    tell_unreadable(len(source), bad, warned, say=partial(warnings.warn, stacklevel=3))
     return np.concatenate(features)
 
 
@@ -212,6 +215,8 @@ class _Done(NamedTuple):
     size: int = 0
     """Bytes of features."""
     bad: Sequence[Bad] = ()
+    warned: Sequence[Bad] = ()
+    """Read, though their files are damaged."""
 
 
 def embed_to_file(
@@ -246,7 +251,7 @@ def embed_to_file(
             store.mkdir(parents=True, exist_ok=True)
             with RunLock(store / "lock"):
                 done = _finish(store, encoder, source, settings, progress)
-                tell_unreadable(len(source), done.bad, say=progress.note)
+                tell_unreadable(len(source), done.bad, done.warned, say=progress.note)
                 result = _publish(store, out, source, done)
                 shutil.rmtree(store)
         except OSError as error:
@@ -283,7 +288,8 @@ def _finish(
             file.flush()
             os.fsync(file.fileno())
             seen = done.pictures + len(got.ids) + len(got.bad)
-            done = _Done(done.work, seen, file.tell(), [*done.bad, *got.bad])
+            found = [*done.bad, *got.bad], [*done.warned, *got.warned]
+            done = _Done(done.work, seen, file.tell(), *found)
             write_json_atomic(record, done._asdict())
             progress.update(seen)
     return done
@@ -306,7 +312,8 @@ def _taken_over(record: Path, work: str, *, say: Callable[[str], None]) -> _Done
         say("beginning anew: weights, pictures or settings are not those of the last start")
         return _Done(work)
     say(f"going on: {found.pictures:,} pictures are done")
-    return found._replace(bad=[Bad(*bad) for bad in found.bad])
+    bad, warned = ([Bad(*one) for one in some] for some in (found.bad, found.warned))
+    return found._replace(bad=bad, warned=warned)
 
 
 def _publish(store: Path, out: Path, source: Source, done: _Done) -> Embedded:
@@ -327,8 +334,9 @@ def _publish(store: Path, out: Path, source: Source, done: _Done) -> Embedded:
     names = out if alone else out.with_suffix(".tsv")
     if not alone:
         _write_table(names, [tuple(columns), *zip(*columns.values(), strict=True)])
-    if done.bad:
+    if done.bad or done.warned:
         bad_rows = [(bad.name, bad.reason) for bad in done.bad]
+        bad_rows += [(bad.name, f"{READ}{bad.reason}") for bad in done.warned]
         _write_table(out.with_suffix(".bad-files.tsv"), [("name", "reason"), *bad_rows])
     (store / "whole").replace(out)
     fsync_folder(out.parent)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mae.data.augment import evaluation_view
 from mae.data.batch import Bad, Prepared, View, prepared
-from mae.data.decode import PixelKind
+from mae.data.header import kind_of
 from mae.data.source import Source
 from mae.errors import ConfigError, DataError
 from mae.jobs.progress import Progress
@@ -112,7 +112,7 @@ def prepared_in_batches(
     with the number of pictures beside it.
     """
     config = encoder.config
-    kind = PixelKind(config.pixels.dtype, config.channels)
+    kind = kind_of(config)
     view = view or partial(evaluation_view, crop_pct=config.crop_pct)
     for part in _own_batches(ids, batch=batch, place=place):
         yield prepared(source, part, kind=kind, size=config.image_size, view=view)
@@ -151,6 +151,7 @@ def labelled_in_batches(
     """
     assert source.labels is not None
     bad: list[Bad] = []
+    warned: list[Bad] = []
     done, place, every = 0, ranks.place, ids.tolist()
     shown = f" in 1 of {place.world_size} processes" if place.world_size > 1 else ""
     own = sum(map(len, _own_batches(every, batch=batch, place=place)))
@@ -160,22 +161,32 @@ def labelled_in_batches(
             kept = got.ids.numpy()
             yield Looked(got.images, source.labels[kept], kept)
         bad += got.bad
+        warned += got.warned
         done += len(got.ids) + len(got.bad)
         progress.update(done)
-    everyones = sorted(picture for part in ranks.gathered(bad) for picture in part)
-    tell_unreadable(len(ids), everyones, say=progress.note)
+    everyones = [sorted(sum(part, [])) for part in zip(*ranks.gathered((bad, warned)), strict=True)]
+    tell_unreadable(len(ids), *everyones, say=progress.note)
 
 
-def tell_unreadable(count: int, bad: Sequence[Bad], *, say: Callable[[str], None]) -> None:
-    """Say in one line which of the pictures could not be read, the first few by name.
+def tell_unreadable(
+    count: int, bad: Sequence[Bad], warned: Sequence[Bad] = (), *, say: Callable[[str], None]
+) -> None:
+    """Say in a line each which images could not be read, and which were with a warning.
+
+    The first few are named.
 
     Raises:
-        DataError: if there is no other.
+        DataError: if none could be read.
     """
+    if warned:
+        say(f"{len(warned)} read with a warning: {_named(warned)}")
     if bad:
-        named = "; ".join(f"{picture.name}: {picture.reason}" for picture in bad[:3])
-        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-        text = f"{len(bad)} unreadable, left out: {named}{more}"
+        text = f"{len(bad)} unreadable, left out: {_named(bad)}"
         if len(bad) == count:
             raise DataError(f"pictures: none of {count} can be read; {text}")
         say(text)
+
+
+def _named(found: Sequence[Bad]) -> str:
+    named = "; ".join(f"{picture.name}: {picture.reason}" for picture in found[:3])
+    return named + (f" and {len(found) - 3} more" if len(found) > 3 else "")

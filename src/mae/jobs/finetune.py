@@ -13,10 +13,12 @@ import numpy as np
 
 from mae.config import FinetuneConfig, ModelConfig, settle_crop_pct
 from mae.data.batch import Batch
-from mae.data.decode import PixelKind, survey
+from mae.data.decode import PixelKind
+from mae.data.header import asked_channels, kind_of
 from mae.data.loader import batches, on_device
 from mae.data.policy import Policy, require_policy
 from mae.data.source import Source
+from mae.data.survey import survey
 from mae.errors import ConfigError, DataError
 from mae.evaluate.classify import Verdicts
 from mae.evaluate.few import write_choice
@@ -245,17 +247,18 @@ def _resolve(
     say: Callable[[str], None],
 ) -> tuple[FinetuneConfig, PixelKind]:
     """Settle what follows from weights and pictures, and refuse what does not fit."""
-    there = survey(source)
+    how: dict[str, Any] = {"max_bad": config.max_bad, "say": say}
+    there = survey(source, **how)
     model = _model(config, source, there, weights, given)
-    if there.channels != model.channels:  # the pages of a TIFF may be what the weights take
-        there = survey(source, channels=model.channels)
+    kind = kind_of(model)
+    if there.channels != model.channels and (asked := asked_channels(kind)) is not None:
+        there = survey(source, channels=asked, **how)
     # Grey pictures can be shown to a network of colour, and the other way round; others cannot.
     if there.channels != model.channels and {there.channels, model.channels} != {1, 3}:
         raise DataError(
             f"data: the pictures have {there.channels} channels, the weights take "
             f"{model.channels}; give pictures or weights of the other"
         )
-    kind = PixelKind(model.pixels.dtype, model.channels)
     if there.dtype == "float32" != kind.dtype:
         raise DataError(
             f"data: the pictures are floating-point, the weights take {kind.dtype}; convert them"

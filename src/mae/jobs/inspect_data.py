@@ -116,6 +116,7 @@ class Inspected(NamedTuple):
             "nearly_constant": [names[place] for place in found.nearly_constant()],
             "broken": _named(fault for fault in found.faults if fault.broken),
             "unfit": _named(fault for fault in found.faults if not fault.broken),
+            "read_with_a_warning": _named(iter(found.warnings())),
             "pretrain": None if self.outlook is None else self.outlook.values(),
             "refused": list(self.refusal),
             "moved": None if self.moved is None else self.moved._asdict(),

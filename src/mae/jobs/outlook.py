@@ -99,7 +99,7 @@ class Outlook(NamedTuple):
 
     def _input_rows(self, median_size: tuple[int, int] | None) -> Iterator[tuple[str, str]]:
         model, dtype = self.config.model, self.kind.dtype
-        usual = model.pixels == PixelConfig(dtype=dtype)
+        usual = model.pixels.mean == PixelConfig().mean
         scaling = "ImageNet's" if usual else "measured"
         yield "pixels", f"{self.kind.channels} x {dtype}; {scaling} mean and deviation"
         if usual and dtype == "float32":

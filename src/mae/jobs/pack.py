@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from mae.data.batch import Bad
-from mae.data.decode import BadPicture, survey
+from mae.data.decode import BadPicture
 from mae.data.merging import Classes, place_of
 from mae.data.packed import INDEX, UNFINISHED, Form, PackSource, open_pack
 from mae.data.packing import MOST_BYTES, SHARD_BYTES, Packing
 from mae.data.reencode import as_file, central_square, reduced
 from mae.data.source import Source
+from mae.data.survey import survey
 from mae.errors import ConfigError, DataError
 from mae.jobs.features import tell_unreadable
 from mae.jobs.inputs import Data, open_source

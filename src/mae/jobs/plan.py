@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from mae.config import PixelConfig, PretrainConfig
-from mae.data.decode import PixelKind
+from mae.data.header import kind_of
 from mae.data.source import ArraySource
 from mae.errors import ConfigError
 from mae.jobs.budget import ESTIMATE, MEASURED, Plan
@@ -144,6 +144,6 @@ def measured_rate(planned: Plan, *, say: Callable[[str], None]) -> tuple[float, 
     noise = draw.integers(0, 256, shape).astype(model.pixels.dtype)
     say(f"measuring the rate of {model.image_size}, {pictures} pictures a step")
     source, fresh = ArraySource(noise), create(model, seed=few.seed)
-    made = batch_plan(few, source, PixelKind(model.pixels.dtype, model.channels))
+    made = batch_plan(few, source, kind_of(model))
     steps = measured_steps(few, made, minutes=60, model=fresh)
     return steps * pictures / 3600, pictures

@@ -298,6 +298,7 @@ def train_run(
         )
     except TrainingError as error:
         raise TrainingError(f"{error}; {_last_good(rundir)}") from error
+    witness.tell()
     if state.step < num_steps:
         saver.save_or_raise(state)
         raise run.stop.stopped(f"stopped at step {state.step:,} of {num_steps:,}")
@@ -333,12 +334,20 @@ class _Witness:
         for picture in batch.bad:
             if self._bad_files.add(picture.name, picture.reason):
                 self._run.progress.note(f"unreadable: {picture.name}: {picture.reason}")
+        for picture in batch.warned:
+            self._bad_files.add_read(picture.name, picture.reason)
         most, there = self._run.config.max_bad, len(self._run.source)
         if len(self._bad_files) > most * there:
             raise TrainingError(
                 f"pictures: {len(self._bad_files)} of {there} cannot be read, more than "
                 f"{most:.0%}; see {self._run.rundir.bad_files}, or raise --max-bad"
             )
+
+    def tell(self) -> None:
+        """Say how many images were read with a warning."""
+        if count := self._bad_files.read:
+            said = f"{count:,} read with a warning; see {self._run.rundir.bad_files}"
+            self._run.progress.note(said)
 
 
 class _Saver:

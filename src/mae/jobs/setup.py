@@ -18,10 +18,11 @@ from torch import nn
 
 from mae.config import FinetuneConfig, FitConfig, PixelConfig, PretrainConfig, settle_crop_pct
 from mae.data.batch import Batch, BatchPlan, training_batch
-from mae.data.decode import PixelKind, measure_pixels, survey
+from mae.data.decode import PagesKind, PixelKind
 from mae.data.loader import MADE_AHEAD
 from mae.data.policy import Policy
 from mae.data.source import ArraySource, Source
+from mae.data.survey import measure_pixels, survey
 from mae.errors import ConfigError
 from mae.jobs.stages import Stage, stages
 from mae.model.classifier import Classifier
@@ -51,7 +52,7 @@ def resolve(
     The fraction of an image that evaluation keeps follows from the crops. A scaling that is known
     already is kept where it is of pictures of this kind.
     """
-    kind = survey(source, channels=config.channels)
+    kind = survey(source, channels=config.channels, max_bad=config.max_bad, say=say)
     if config.channels is not None and config.channels != kind.channels:
         # Grey pictures can be asked for as colour, and the other way round; other counts cannot.
         if {config.channels, kind.channels} != {1, 3}:
@@ -63,6 +64,7 @@ def resolve(
     same = known is not None and PixelKind(known.dtype, len(known.mean)) == kind
     pixels = known if same and not config.measure_pixels else None
     pixels = pixels or pixels_of(source, kind, measured=config.measure_pixels)
+    pixels = dataclasses.replace(pixels, tiff_pages=isinstance(kind, PagesKind))
     model = dataclasses.replace(config.model, channels=kind.channels, pixels=pixels)
     model = settle_crop_pct(model, config.augment)
     batch = config.batch

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from mae.data.augment import resized_crop
+from mae.data.alike import reduced
 
 EDGE = 112
 """Longest side of a picture on the sheet, in pixels."""
@@ -28,7 +28,7 @@ def thumbnail(pixels: NDArray[Any]) -> Image.Image:
     longest = max(H, W)
     if longest > EDGE:
         size = max(1, round(H * EDGE / longest)), max(1, round(W * EDGE / longest))
-        pixels = resized_crop(pixels, (0, 0, H, W), size=size)
+        pixels = reduced(pixels, size=size)
     else:
         pixels = pixels.repeat(EDGE // longest, axis=0).repeat(EDGE // longest, axis=1)
     drawn = pixels[..., [0, 0, 0] if C < 3 else [0, 1, 2]]

@@ -44,6 +44,8 @@ def sections_of(found: Findings, *, looked_at: int) -> Iterator[Section]:
         yield Section("channels", list(_channels(found)))
     if found.faults:
         yield Section("cannot be used", list(_faults(found.faults)))
+    if found.warned:
+        yield Section("read with a warning", list(_faults(found.warnings())))
     groups = (
         ("copies, byte for byte", found.copies()),
         ("look alike from afar: see for yourself", found.look_alikes()),
@@ -62,6 +64,8 @@ def _overview(found: Findings, looked_at: int) -> Iterator[tuple[str, str]]:
     yield "readable", f"{len(found.ids):,}, {_bytes(found.bytes)}"
     if found.faults:
         yield "cannot be used", f"{len(found.faults):,} ({len(found.faults) / looked_at:.1%})"
+    if found.warned:
+        yield "with a warning", f"{len(found.warned):,}: damage that reaches no pixel"
     yield "formats", _counts(found.formats)
     kinds = Counter({f"{k.channels} x {k.dtype}": n for k, n in found.kinds.items()})
     yield "stored as", _counts(kinds)

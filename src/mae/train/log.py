@@ -52,10 +52,15 @@ class LogWriter:
             file.truncate(end)
 
 
-class BadFiles:
-    """The unreadable pictures of a run as `name<TAB>reason` lines, each name once.
+READ = "read with a warning: "
+"""What the reason of an image begins with that was read all the same."""
 
-    Names and reasons are printable: a source escapes breaks and tabs.
+
+class BadFiles:
+    """The unreadable images of a run as `name<TAB>reason` lines, each name once.
+
+    Images that were read though their files are damaged are listed as well, and not counted: their
+    reason begins with `READ`. Names and reasons are printable: a source escapes breaks and tabs.
 
     Args:
         path: the list, made by the first picture; names an earlier start left are taken over.
@@ -67,20 +72,36 @@ class BadFiles:
         whole = content[: content.rfind("\n") + 1]
         if whole != content:
             path.write_text(whole)  # without the line that a crash tore
-        self._names = {line.partition("\t")[0] for line in whole.splitlines()}
+        self._names: set[str] = set()
+        self._read: set[str] = set()
+        for line in whole.splitlines():
+            name, _, reason = line.partition("\t")
+            (self._read if reason.startswith(READ) else self._names).add(name)
 
     def __len__(self) -> int:
         return len(self._names)
+
+    @property
+    def read(self) -> int:
+        """How many were read with a warning."""
+        return len(self._read)
 
     def add(self, name: str, reason: str) -> bool:
         """Append a picture unless it is listed; return whether it was new.
 
         A line that cannot be written is tried again when the picture comes again.
         """
-        if name in self._names:
+        return self._add(self._names, name, reason)
+
+    def add_read(self, name: str, warning: str) -> bool:
+        """Append an image that was read with a warning, as `add` does."""
+        return self._add(self._read, name, f"{READ}{warning}")
+
+    def _add(self, names: set[str], name: str, reason: str) -> bool:
+        if name in names:
             return False
         if not _append(self.path, f"{name}\t{reason}\n".encode()):
-            self._names.add(name)
+            names.add(name)
         return True
 
 

@@ -21,9 +21,10 @@ from mae.errors import ConfigError
 
 FREE_ON_RESUME = frozenset(
     "workers device threads micro_batch checkpoint_every compile log_every_steps "
-    "save_every_steps keep keep_checkpoints".split()
+    "save_every_steps keep keep_checkpoints tiff_pages".split()
 )
-"""Fields of a configuration that another start of the same run may change."""
+"""Fields of a configuration that another start of the same run may change, or that follow from
+others and were not recorded at first."""
 
 _MAX_NAMED = 5
 

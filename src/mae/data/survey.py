@@ -1,0 +1,169 @@
+"""What kind of pixels a whole source has, and their mean and standard deviation."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mae.data import header
+from mae.data.decode import FULL_RANGE, decode, say_nothing
+from mae.data.header import BadPicture, PagesKind, PixelKind
+from mae.data.source import FolderSource, Source
+from mae.data.strips import VALUES
+from mae.errors import DataError
+
+T = TypeVar("T")
+
+
+def survey(
+    source: Source,
+    *,
+    channels: int | None = None,
+    limit: int = 1000,
+    max_bad: float = 0.1,
+    say: Callable[[str], None] = say_nothing,
+) -> PixelKind:
+    """Decide the one kind of pixels of a run from the headers of its images.
+
+    Most images decide: whether they are grey and colour (any colour makes 3 channels) or of
+    another number of channels, and whether they are integers (any 16 bits make uint16) or floats.
+    The others will be left out, as unreadable ones are.
+
+    Args:
+        source: the images.
+        channels: what the user asks for, if they do, which decides where any image has them; see
+            `header.read_kind`.
+        limit: headers read at most, evenly spread over the source.
+        max_bad: the largest fraction that may be left out.
+        say: takes one line for the user that names what is left out.
+    Raises:
+        DataError: where no header can be read, or more would have to be left out.
+    """
+    kinds = _sampled(source, limit, lambda index: _stored_kind(source, index, channels))
+    colours = _most([_colour(kind.channels) for kind in kinds.values()], wanted=channels)
+    fitting = {i: kind for i, kind in kinds.items() if _colour(kind.channels) == colours}
+    floating = _most([kind.dtype == "float32" for kind in fitting.values()])
+    if not floating:
+        fitting = {i: kind for i, kind in fitting.items() if kind.dtype != "float32"}
+    if len(fitting) < len(kinds):
+        others = {i: kind for i, kind in kinds.items() if i not in fitting}
+        if len(others) > max_bad * len(kinds):
+            raise DataError(
+                f"channels: images disagree: {_kinds_named(source, kinds)}; {len(others):,} would "
+                f"be left out, more than {max_bad:.0%}. Keep the kinds in folders of their own, "
+                "ask for one with --channels, or raise --max-bad"
+            )
+        say(
+            f"left out: {len(others):,} of {len(kinds):,} images looked at are of another kind: "
+            f"{_kinds_named(source, others)}"
+        )
+    widest = max((kind.dtype for kind in fitting.values()), key=list(FULL_RANGE).index)
+    pages = any(isinstance(kind, PagesKind) for kind in fitting.values())
+    most = max(kind.channels for kind in fitting.values())
+    return (PagesKind if pages else PixelKind)(widest, most)
+
+
+def _colour(channels: int) -> int:
+    """Give the channels that stand for all that can be mixed: grey can be shown as colour."""
+    return 3 if channels == 1 else channels
+
+
+def _most(values: Sequence[int], *, wanted: int | None = None) -> int:
+    """Give the wanted value if it is there, else the most frequent, of equals the larger."""
+    counts = Counter(values)
+    if wanted is not None and _colour(wanted) in counts:
+        return _colour(wanted)
+    return max(counts, key=lambda value: (counts[value], value))
+
+
+def _kinds_named(source: Source, kinds: Mapping[int, PixelKind]) -> str:
+    """Say how many images are of each kind, the first few by name."""
+    names: dict[PixelKind, list[str]] = {}
+    for index, kind in kinds.items():
+        names.setdefault(kind, []).append(source.name(index))
+    most = sorted(names.items(), key=lambda pair: -len(pair[1]))
+    return "; ".join(
+        f"{len(some):,} of {kind.channels} x {kind.dtype} ({', '.join(some[:3])}"
+        f"{', ...' if len(some) > 3 else ''})"
+        for kind, some in most
+    )
+
+
+def _stored_kind(source: Source, index: int, channels: int | None) -> PixelKind:
+    if isinstance(source, FolderSource):
+        with source.open(index) as file:
+            return header.read_kind(file, channels=channels)
+    data = source.read(index)
+    if isinstance(data, bytes):
+        return header.read_kind(io.BytesIO(data), channels=channels)
+    return PixelKind(header.pixel_dtype(data.dtype), data.shape[2] if data.ndim == 3 else 1)
+
+
+def measure_pixels(
+    source: Source, *, kind: PixelKind, limit: int = 1000
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Measure mean and standard deviation of each channel, on the scale of `PixelConfig`.
+
+    Every picture counts alike whatever its size, as in training; unreadable ones are passed over.
+
+    Args:
+        source: the pictures.
+        kind: what they are decoded to.
+        limit: pictures read at most, evenly spread over the source.
+
+    Returns:
+        Mean and deviation; the deviation of a channel that never varies is 1.
+    Raises:
+        DataError: where none can be read.
+    """
+
+    def moments(index: int) -> NDArray[np.float64]:
+        pixels = decode(source.read(index), kind=kind).reshape(-1, kind.channels)
+        return np.stack([_mean(pixels, FULL_RANGE[kind.dtype], power) for power in (1, 2)])
+
+    mean, square = np.mean(list(_sampled(source, limit, moments).values()), axis=0)
+    std = np.sqrt(np.maximum(square - mean**2, 0))
+    std[std < 1e-6 * np.maximum(1, np.abs(mean))] = 1
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def _mean(pixels: NDArray[Any], full: float, power: int) -> NDArray[np.float64]:
+    """Give the mean power of each channel of n C values, to the last bit what numpy's mean gives.
+
+    That halves a sum as here, at places that 8 divides; so runs go on that were begun when the
+    whole was added up at once, and needed many times its memory.
+    """
+
+    def total(channel: int, start: int, count: int) -> np.float64:
+        if count > VALUES:
+            half = count // 2 // 8 * 8
+            rest = total(channel, start + half, count - half)
+            return total(channel, start, half) + rest
+        values = pixels[start : start + count, channel].astype(np.float64) / full
+        return np.add.reduce(values if power == 1 else np.square(values))  # type: ignore[no-any-return]
+
+    count, channels = pixels.shape
+    return np.array([total(channel, 0, count) / count for channel in range(channels)])
+
+
+def _sampled(source: Source, limit: int, look: Callable[[int], T]) -> dict[int, T]:
+    """Look at some pictures, evenly spread; those that cannot be read are passed over."""
+    count = min(len(source), limit)
+    found: dict[int, T] = {}
+    faults: list[str] = []
+    for index in (place * len(source) // count for place in range(count)):
+        try:
+            found[index] = look(index)
+        except BadPicture as error:
+            faults.append(f"{source.name(index)}: {error}")
+    if not found:
+        raise DataError(
+            f"no readable picture: looked at {count}, expected one at least "
+            f"({'; '.join(faults[:3])}). Check the files"
+        )
+    return found
