@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from mae.data import header
-from mae.data.decode import BadPicture, PixelKind, decode
-from mae.data.header import read_kind
+from mae.data.decode import BadPicture, PixelKind, UnfitPicture, decode
+from mae.data.header import pillow_faults, read_facts, read_kind
 from mae.data.source import ArraySource, FolderSource
 from mae.data.survey import measure_pixels, survey
 from mae.errors import DataError
@@ -163,6 +164,59 @@ def test_16_bit_grey_is_kept_not_clipped(file_format):
     assert read_kind(io.BytesIO(data)) == DEEP
 
 
+def grey_alpha_png(pixels: NDArray[np.uint16], *, interlaced: bool = False) -> bytes:
+    """Encode H W 2 of 16 bits by all five filters, as Pillow cannot."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(name + body))
+        return struct.pack(">I", len(body)) + name + body + checksum
+
+    def filtered(part: NDArray[np.uint16]) -> bytes:
+        rows = part.astype(">u2").view(np.uint8).reshape(len(part), -1).astype(int)
+        left = np.pad(rows, ((0, 0), (4, 0)))[:, :-4]
+        up = np.pad(rows, ((1, 0), (0, 0)))[:-1]
+        corner = np.pad(up, ((0, 0), (4, 0)))[:, :-4]
+        guess = left + up - corner
+        a, b, c = (abs(guess - near) for near in (left, up, corner))
+        paeth = np.where((a <= b) & (a <= c), left, np.where(b <= c, up, corner))
+        guesses = np.stack([0 * rows, left, up, (left + up) // 2, paeth])
+        out = b""
+        for y, row in enumerate(rows):
+            out += bytes([y % 5]) + ((row - guesses[y % 5, y]) % 256).astype(np.uint8).tobytes()
+        return out
+
+    passes = [(0, 0, 1, 1)]
+    if interlaced:
+        passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2),
+                  (0, 1, 2, 2), (1, 0, 2, 1)]  # fmt: skip
+    body = b"".join(filtered(pixels[y::dy, x::dx].copy()) for y, x, dy, dx in passes)
+    H, W, _ = pixels.shape
+    head = struct.pack(">IIBBBBB", W, H, 16, 4, 0, 0, interlaced)
+    chunks = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_grey_png_of_16_bits_with_alpha_keeps_them_in_one_channel(interlaced):
+    values = np.random.default_rng(0).integers(0, 65536, (21, 19, 2), dtype=np.uint16)
+
+    data = grey_alpha_png(values, interlaced=interlaced)
+
+    facts = read_facts(io.BytesIO(data))
+    assert facts.kind == DEEP and facts.left_out == ""
+    assert np.array_equal(decode(data, kind=DEEP), values[..., :1])
+    with pytest.raises(BadPicture, match="PNG that cannot be decoded"):
+        decode(data[:-40], kind=DEEP)
+
+
+def test_grey_png_of_16_bits_with_alpha_leaves_a_grey_folder_grey(tmp_path):
+    values = np.random.default_rng(0).integers(0, 65536, (21, 19, 2), dtype=np.uint16)
+
+    source = write(tmp_path, a_png=DEEP_PNG, b_png=grey_alpha_png(values))
+
+    assert survey(source) == DEEP
+
+
 def test_float_tiff_is_kept():
     values = photo(41, 53, channels=1).astype(np.float32) / 7 - 3
 
@@ -281,6 +335,22 @@ def test_damaged_exif_does_not_spoil_the_picture(exif):
     pixels = decode(plain[:2] + segment + plain[2:], kind=RGB)
 
     assert np.array_equal(pixels, decode(plain, kind=RGB))
+
+
+def test_a_long_reason_ends_with_a_word():
+    with pytest.raises(BadPicture) as error, pillow_faults("TIFF"):
+        raise ValueError("abcdefgh " * 60)
+
+    assert str(error.value).endswith("abcdefgh ...)") and len(str(error.value)) < 240
+
+
+@pytest.mark.parametrize("pixels", [(30_000, 30_000), (12_000, 12_000)])
+def test_a_size_beyond_ours_is_held_against_ours(pixels):
+    data = png_bomb(*pixels)
+
+    with pytest.raises(UnfitPicture, match=r"too large \(.*at most 134217728( pixels)?\)") as error:
+        decode(data, kind=RGB)
+    assert "178956970" not in str(error.value)
 
 
 def flipped(data: bytes, *, byte: int) -> bytes:

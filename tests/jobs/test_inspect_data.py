@@ -24,11 +24,12 @@ from mae.jobs.inspect_data import Inspected, inspect_data
 from mae.jobs.labelled import labelled
 from mae.jobs.outlook import LEARNT_STEPS, Outlook, saved_bytes
 from mae.model.create import create
-from tests.bad_pictures import BAD, MAYBE_SOUND, write_bad, write_good
+from tests.bad_pictures import BAD, MAYBE_SOUND, npy, write_bad, write_good
+from tests.data.test_tiff import tiff
 from tests.jobs.conftest import write_classes
 from tests.jobs.kill_storm import CONFIG
 from tests.model.tiny import tiny_config
-from tests.pictures import encoded, image, mixed_folder, photo
+from tests.pictures import encoded, image, mixed_folder, photo, png_bomb
 from tests.report.test_page import Page
 
 RECIPE = replace(CONFIG, steps=None, epochs=20, batch=8)
@@ -330,6 +331,51 @@ def test_a_sound_file_that_does_not_fit_or_cannot_be_opened_is_no_broken_one(
         "denied.png": "permission denied", "five.npy": "5 channels in a run of 3",
     }  # fmt: skip
     assert not (tmp_path / "aside").exists()
+
+
+def test_sound_files_of_another_kind_are_never_moved(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_good(folder, count=30)
+    nan = np.full((20, 30), np.nan, np.float32)
+    jpeg = bytearray(encoded(image(20, 30), "JPEG"))
+    jpeg[jpeg.index(b"\xff\xc0") + 4] = 12  # bits
+    sound = {
+        "lab.tif": tiff(photo(20, 30), photometric="cielab"),
+        "labels.tif": tiff(np.full((64, 64), 70000, np.uint32)),
+        "cmyk.tif": tiff(photo(20, 30, channels=4).astype(np.uint16), photometric="separated"),
+        "twelve.jpg": bytes(jpeg),
+        "holes.tif": tiff(nan),
+        "whole.npy": npy(np.zeros((20, 30), np.int64)),
+        "first.npy": npy(np.zeros((3, 224, 224), np.uint8)),
+        "heic.jpg": b"\0\0\0\x18ftypheic" + bytes(99),
+        "avif.png": b"\0\0\0\x18ftypavif" + bytes(99),
+        "huge.png": png_bomb(12_000, 12_000),
+    }
+    for name, data in sound.items():
+        (folder / name).write_bytes(data)
+    (folder / "broken.jpg").write_bytes(encoded(image(41, 53), "JPEG")[:-300])
+
+    found = look(folder, quarantine=tmp_path / "aside")
+
+    assert found.moved is not None and found.moved.moved == ["broken.jpg"]
+    assert sorted(found.values()["unfit"]) == sorted(sound)
+
+
+def test_what_was_read_with_a_warning_is_counted_and_named(tmp_path: Path) -> None:
+    write_good(tmp_path, count=9)
+    data = encoded(image(20, 30), "JPEG")
+    place = data.index(b"\xff\xdb")
+    (tmp_path / "junk.jpg").write_bytes(data[:place] + bytes(5) + data[place:])
+
+    found = look(tmp_path)
+
+    values = found.values()
+    assert values["readable"] == 10 and values["broken"] == values["unfit"] == {}
+    assert list(values["read_with_a_warning"]) == ["junk.jpg"]
+    assert dict(next(found.sections()).rows)["with a warning"].startswith("1: ")
+    text = "\n".join("  ".join(row) for row in found.rows())
+    assert "read with a warning" in text and "extraneous bytes before marker 0xdb" in text
 
 
 @pytest.mark.parametrize("place", ["in/aside", "in", ".", "in/0000.jpg"])

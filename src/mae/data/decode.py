@@ -113,6 +113,8 @@ def _decode_opened_jpeg(
     shrink: int,
     warn: Callable[[str], None],
 ) -> NDArray[Any]:
+    if reason := jpeg.other_process(data):
+        raise UnfitPicture(reason)
     size = picture.height, picture.width
     if picture.mode != "CMYK":
         pixels = _decode_jpeg(data, space, size, shrink=shrink, warn=warn)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 # Markers (ITU-T T.81, table B.1).
 _TABLES = (0xC4, 0xCC, 0xDB, 0xDD)  # Huffman, arithmetic, quantization, restart interval
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}  # of JPEG-LS the last
-_DECODED = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)  # sequential and progressive; Huffman and arithmetic
+_DECODED = (0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA)  # what libjpeg-turbo knows
 _PASSED_OVER = frozenset((*range(0xE0, 0xF0), 0xFE, 0xDC))  # applications, comments, lines
 _LONE = frozenset((0x01, *range(0xD0, 0xD8)))  # without a length
 _SCAN = 0xDA
@@ -91,7 +91,7 @@ def other_process(data: bytes) -> str:
         if marker in _FRAMES and len(body) >= 6:
             bits, components = body[0], body[5]
             if marker not in _DECODED:
-                return "lossless or hierarchical JPEG, expected baseline or progressive"
+                return "hierarchical JPEG or JPEG-LS, expected baseline or progressive"
             if bits != 8:
                 return f"JPEG of {bits} bits, expected 8"
             if components not in (1, 3, 4):

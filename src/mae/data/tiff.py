@@ -220,7 +220,8 @@ def _values(frame: Any) -> NDArray[Any]:
         pixels: NDArray[Any] = frame.asarray()
     except (KeyError, ValueError, NotImplementedError) as error:  # which depends on the version
         if "imagecodecs" in str(error):
-            name = page.compression.name
+            plain = page.compression == 1
+            name = f"{page.bitspersample} bits a value" if plain else page.compression.name
             raise ModuleNotFoundError(f"{name}: pip install imagecodecs reads it") from error
         raise
     if page.axes == "SYX":
