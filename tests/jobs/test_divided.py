@@ -28,6 +28,7 @@ CONFIG = FinetuneConfig(
     batch=6,
     threads=1,
     seed=5,
+    keep_checkpoints=True,
     pool="cls",
     optim=OptimConfig(lr=0.01, warmup_epochs=0),
     augment=AugmentConfig(crop_scale=(1.0, 1.0), flip=0.0),

@@ -22,7 +22,7 @@ from mae.jobs.pretrain import pretrain
 from mae.recipes import find_config
 from tests.bad_pictures import write_bad, write_good
 from tests.jobs.kill_storm import CONFIG, end_state
-from tests.pictures import photo, uint16
+from tests.pictures import encoded, image, photo, uint16
 
 EPOCH = replace(CONFIG, steps=None, epochs=1, batch=50)
 TINY = (
@@ -76,6 +76,85 @@ def test_more_bad_files_are_borne_when_asked(tmp_path: Path) -> None:
     pretrain(config, data=tmp_path / "in", out=tmp_path / "run", quiet=True)
 
     assert sorted(listed(tmp_path / "run"), key=os.fsencode) == bad
+
+
+def test_files_that_are_read_with_a_warning_are_listed_and_counted_but_not_as_bad(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    write_good(tmp_path / "in", count=20)
+    data = encoded(image(30, 40), "JPEG")
+    place = data.index(b"\xff\xdb")
+    for number in range(5):
+        name = tmp_path / "in" / f"junk {number}.jpg"
+        name.write_bytes(data[:place] + bytes(5) + data[place:])
+    fax = encoded(image(61, 83).convert("1"), "TIFF", compression="group4")
+    (tmp_path / "in" / "fax.tif").write_bytes(fax[:100] + b"\1\2\3\4\5" + fax[105:])
+
+    pretrain(replace(EPOCH, batch=26, max_bad=0.05), data=tmp_path / "in", out=tmp_path / "run")
+
+    reasons = dict(
+        line.split("\t") for line in (tmp_path / "run" / "bad-files.tsv").read_text().splitlines()
+    )
+    assert sorted(reasons) == ["fax.tif", *(f"junk {number}.jpg" for number in range(5))]
+    assert "Fax4Decode: Bad code word" in reasons["fax.tif"]
+    assert all(reasons[n].startswith("read with a warning: JPEG") for n in reasons if "junk" in n)
+    said = capfd.readouterr().err
+    assert "5 read with a warning; see" in said
+    assert sum("Fax4Decode" in line for line in said.splitlines()) == 1  # where it is named
+
+
+def test_one_image_of_other_channels_is_left_out_and_named(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    write_good(tmp_path / "in", count=20)
+    np.save(tmp_path / "in" / "two.npy", photo(20, 30, channels=2))
+
+    run = pretrain(replace(EPOCH, batch=21), data=tmp_path / "in", out=tmp_path / "run")
+
+    assert run.config.model.channels == 3
+    assert listed(tmp_path / "run") == ["two.npy"]
+    named = "left out: 1 of 21 images looked at are of another kind: 1 of 2 x uint8 (two.npy)"
+    assert named in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("asked", [None, 3])
+def test_pages_are_read_after_training_as_in_it(tmp_path: Path, asked: int | None) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(6):
+        planes = np.moveaxis(photo(30, 40, seed=number), -1, 0)
+        with tifffile.TiffWriter(tmp_path / "in" / f"{number}.tif") as writer:
+            for plane in planes:
+                writer.write(plane, metadata=None)
+    config = replace(EPOCH, batch=6, channels=asked)
+
+    pretrain(config, data=tmp_path / "in", out=tmp_path / "run", quiet=True)
+
+    images = [photo(30, 40, seed=number) for number in range(6)]
+    if asked is None:
+        images = [picture[..., :1] for picture in images]
+    assert mae.load(tmp_path / "run").config.pixels.tiff_pages == (asked is not None)
+    expected = mae.embed(tmp_path / "run", images)
+    assert np.array_equal(mae.embed(tmp_path / "run", tmp_path / "in"), expected)
+
+
+def test_a_run_of_pages_that_was_begun_before_they_were_recorded_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(6):
+        with tifffile.TiffWriter(tmp_path / "in" / f"{number}.tif") as writer:
+            for plane in np.moveaxis(five(number)[:30, :40], -1, 0):
+                writer.write(plane, metadata=None)
+    config = replace(EPOCH, batch=6, channels=5)
+    pretrain(config, data=tmp_path / "in", out=tmp_path / "run", quiet=True)
+    path = tmp_path / "run" / "run.json"
+    record = json.loads(path.read_text())
+    assert record["config"]["model"]["pixels"].pop("tiff_pages") is True
+    path.write_text(json.dumps({**record, "finished": False}))
+
+    run = pretrain(config, data=tmp_path / "in", out=tmp_path / "run", quiet=True)
+
+    assert run.resumed
 
 
 def pretrained(folder: Path, out: Path, *more: str) -> mae.ModelConfig:

@@ -108,3 +108,16 @@ def test_no_broken_picture_makes_no_file(tmp_path):
     bad = BadFiles(tmp_path / "bad-files.tsv")
 
     assert len(bad) == 0 and not bad.path.exists()
+
+
+def test_what_was_read_with_a_warning_is_listed_and_not_counted_as_bad(tmp_path):
+    path = tmp_path / "bad-files.tsv"
+    bad = BadFiles(path)
+    bad.add("a.jpg", "is empty")
+
+    assert bad.add_read("b.jpg", "its head is damaged")
+    assert not bad.add_read("b.jpg", "its head is damaged")
+
+    assert path.read_text().splitlines()[1] == "b.jpg\tread with a warning: its head is damaged"
+    for found in (bad, BadFiles(path)):
+        assert (len(found), found.read) == (1, 1)

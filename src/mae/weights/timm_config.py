@@ -58,8 +58,10 @@ def read(config: Path, tensors: Mapping[str, Tensor]) -> Facts | None:
     for size in (args.get("img_size"), (pretrained.get("input_size") or [None])[1:]):
         if (found := _pair(size)) is not None and _fits(found, tensors):
             fields.setdefault("image_size", found)
-    # crop_pct and interpolation of pretrained_cfg, the view they were evaluated in, belong here
-    # once the network's description has a field for them.
+    # The view that the weights were evaluated in; timm's interpolation is not a field of ours.
+    shown = pretrained.get("crop_pct")
+    if isinstance(shown, float) and 0 < shown <= 1:
+        fields["crop_pct"] = shown
     if (pixels := _pixels(pretrained, config, tensors)) is not None:
         fields["pixels"] = pixels
     return _of_network(config, said["architecture"], args, tensors, Facts(
