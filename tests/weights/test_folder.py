@@ -101,7 +101,8 @@ def test_facts_and_format_are_stored_with_the_weights(
     stored = json.loads((tmp_path / "config.json").read_text())
     assert stored["format"] == "mae"
     assert stored["facts"] == {"recipe": "demo", "num_steps": 7, "license": "mit"}
-    assert stored["model"]["pixels"] == {"dtype": "uint16", "mean": [0.1, 0.2], "std": [0.3, 0.4]}
+    pixels = {"dtype": "uint16", "mean": [0.1, 0.2], "std": [0.3, 0.4], "tiff_pages": False}
+    assert stored["model"]["pixels"] == pixels
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         assert file.metadata()["format"] == "pt"
 
