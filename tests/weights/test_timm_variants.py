@@ -187,6 +187,7 @@ def test_pixels_classes_and_their_names_are_those_of_the_folder(tmp_path: Path) 
     encoder, notes = open_encoder(tmp_path)
 
     assert encoder.config.pixels.mean == encoder.config.pixels.std == (0.5, 0.5, 0.5)
+    assert encoder.config.crop_pct == timm.data.resolve_data_config(model=model)["crop_pct"] == 0.9
     assert not [note for note in notes if GUESSED in note]
     assert load_classifier(tmp_path).class_names == tuple(names)
     told = inspect(tmp_path).told
