@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from mae.data.order import shuffled
-from mae.data.randomness import Stream, uniform
+from mae.data.order import drawn_orders, shuffled
+from mae.data.randomness import Stream, splitmix64, stream_key, uniform
+
+FEW = range(1, 12)
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 5, 64, 65, 1000])
+@pytest.mark.parametrize("n", [*FEW, 12, 13, 64, 65, 1000])
 def test_an_epoch_visits_every_sample_once(n: int) -> None:
     ids = shuffled(np.arange(n), n=n, seed=7, epoch=3)
 
@@ -42,12 +47,61 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     assert len(orders) == 9
 
 
-def test_every_order_of_four_is_equally_likely() -> None:
-    orders = [tuple(shuffled(np.arange(4), n=4, seed=s, epoch=0)) for s in range(4800)]
-    _, counts = np.unique(orders, axis=0, return_counts=True)
+def order_keys(seed: int, *, epochs: int) -> np.ndarray:
+    """Hash (seed, epoch, stream) as `stream_key` does, for many epochs at once."""
+    keys = splitmix64(splitmix64(np.array([seed], np.uint64)) ^ np.arange(epochs, dtype=np.uint64))
+    return splitmix64(keys ^ np.uint64(Stream.ORDER))
 
-    assert len(counts) == 24
+
+def test_the_orders_of_many_epochs_at_once_are_those_of_one_after_the_other() -> None:
+    keys = order_keys(7, epochs=40)
+
+    assert keys.tolist() == [stream_key(7, epoch, stream=Stream.ORDER) for epoch in range(40)]
+    for n in FEW:
+        one_by_one = [shuffled(np.arange(n), n=n, seed=7, epoch=epoch) for epoch in range(40)]
+        assert np.array_equal(drawn_orders(keys, n=n), one_by_one)
+
+
+@pytest.mark.parametrize("n", FEW[1:])
+def test_every_image_of_few_is_equally_likely_at_every_place(n: int) -> None:
+    epochs = 100_000
+    orders = drawn_orders(order_keys(3, epochs=epochs), n=n)
+
+    counts = np.array([np.bincount(orders[:, place], minlength=n) for place in range(n)])
+    # Rows and columns each add up to the number of epochs: (n - 1)^2 degrees of freedom.
+    statistic = ((counts - epochs / n) ** 2 / (epochs / n)).sum() * (n - 1) / n
+
+    assert 1e-3 < stats.chi2.sf(statistic, (n - 1) ** 2) < 1 - 1e-3
+
+
+@pytest.mark.parametrize("n", FEW[1:6])
+def test_every_order_of_few_is_equally_likely(n: int) -> None:
+    orders = drawn_orders(order_keys(5, epochs=100_000), n=n)
+    counts = np.unique(orders, axis=0, return_counts=True)[1]
+
+    assert len(counts) == math.factorial(n)
     assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_consecutive_epochs_of_few_images_are_independent() -> None:
+    orders = drawn_orders(order_keys(11, epochs=100_000), n=5)
+
+    pairs = np.bincount(orders[:-1, 0] * 5 + orders[1:, 0], minlength=25).reshape(5, 5)
+
+    assert stats.chi2_contingency(pairs).pvalue > 1e-3
+
+
+def test_from_twelve_images_on_the_order_is_that_of_runs_made_before() -> None:
+    """Stopped runs and published digests depend on it."""
+    digest = hashlib.sha256()
+    for n in (12, 13, 16, 17, 31, 60, 100, 1000, 4097):
+        for epoch in range(5):
+            ids = shuffled(np.arange(n), n=n, seed=7, epoch=epoch)
+            digest.update(ids.astype("<i8").tobytes())
+
+    assert digest.hexdigest() == "f71e486d9e525dac4eda0d822572c73269316208b1fd663d6e28068847682c7d"
+    ends = shuffled(np.array([0, 1, 10**10 - 1]), n=10**10, seed=0, epoch=0)
+    assert ends.tolist() == [6217277975, 9025737044, 5242105162]
 
 
 def test_a_draw_does_not_depend_on_the_batch_it_is_made_in() -> None:
