@@ -6,13 +6,17 @@ import dataclasses
 from typing import Any
 
 import pytest
+import torch
 
 from mae.config import FinetuneConfig, PretrainConfig, settle_crop_pct
+from mae.data.batch import Batch
 from mae.errors import ConfigError
 from mae.fields import field_types
 from mae.recipes import RECIPES, Recipe, find_config, find_recipe
 from mae.sizes import size_name
-from mae.train.schedule import rate_at
+from mae.train.schedule import fixed_rate_at, rate_at
+from mae.train.state import TrainState
+from mae.train.step import OptimiserStep
 
 SEED_PRETRAINING = "mae_vit-base-p16_8xb512-coslr-400e_in1k"
 SEED_FINETUNING = "vit-base-p16_ft-8xb128-coslr-100e_in1k"
@@ -113,6 +117,7 @@ def test_fine_tuning_resolves_to_the_published_numbers(name: str) -> None:
     assert (optim.weight_decay, optim.betas, optim.eps) == (0.05, (0.9, 0.999), 1e-8)
     assert (config.ema, optim.clip_norm, config.train_blocks) == (None, None, None)
     assert not optim.decay_tokens
+    assert optim.min_lr_scaled == (not name.startswith("mmpretrain") and name != SEED_FINETUNING)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
@@ -186,6 +191,60 @@ def test_the_rate_follows_the_published_formula(name: str, rates: dict[float, fl
     }
 
     assert ours == pytest.approx(rates, rel=1e-9, abs=1e-15)
+
+
+# OpenMMLab: CosineAnnealingLR(eta_min=1e-6) anneals the rate of each group of parameters from its
+# own base, lr * decay ** (depth + 1 - layer), to eta_min itself:
+# eta_min + (base - eta_min) * (1 + cos(pi * t)) / 2, after a linear warm-up of the base from 1e-4.
+# Published code, util/lr_sched.py: the whole curve, its floor too, times the scale of the group.
+@pytest.mark.parametrize(
+    ("name", "layer", "rates"),
+    [
+        # base 2e-3 * 0.65 ** 13 = 7.394411782037429e-6
+        (
+            "mmpretrain-ft-vit-b",
+            0,
+            {0: 7.394411782037429e-10, 5: 7.394411782037429e-6, 52.5: 4.1972058910187145e-6,
+             100: 1e-6},
+        ),
+        ("mmpretrain-ft-vit-b", 13, {5: 2e-3, 52.5: 1.0005e-3, 100: 1e-6}),
+        # base 4e-3 * 0.65 ** 12
+        (SEED_FINETUNING, 1, {5: 2.2752036252422863e-5, 100: 1e-6}),
+        # base 4e-3 * 0.75 ** 33 = 3.0136e-7, below eta_min: this layer's rate rises.
+        (
+            "mmpretrain-ft-vit-h",
+            0,
+            {5: 4e-3 * 0.75**33, 27.5: (1e-6 + 4e-3 * 0.75**33) / 2, 50: 1e-6},
+        ),
+        (
+            "facebook-ft-vit-b",
+            0,
+            {0: 0.0, 5: 7.394411782037429e-6, 52.5: 3.6990544939642235e-6,
+             100: 3.697205891018715e-9},
+        ),
+    ],
+)  # fmt: skip
+def test_each_layer_s_rate_ends_where_its_source_ends(
+    name: str, layer: int, rates: dict[float, float]
+) -> None:
+    config = find_config(name, FinetuneConfig)
+    steps = round(config.epochs * 1250)
+    scale = config.layer_decay ** (config.model.depth + 1 - layer)
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.AdamW([{"params": model.parameters(), "scale": scale}])
+    device = torch.device("cpu")
+    step = OptimiserStep(loss=lambda m, b: m(b.images).sum(), config=config, device=device)
+    images = Batch(torch.ones(1, 1), torch.zeros(1, 0), *torch.zeros(2, 1, dtype=torch.int64))
+
+    ours = {}
+    for epoch in rates:
+        number = round(epoch * 1250)
+        lr = rate_at(number, num_steps=steps, config=config, batch=config.batch)
+        fixed = fixed_rate_at(number, num_steps=steps, config=config)
+        step(TrainState(model, optimizer), images, lr=lr, fixed_lr=fixed)
+        ours[epoch] = optimizer.param_groups[0]["lr"]
+
+    assert ours == pytest.approx(rates, rel=1e-9, abs=1e-18)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)

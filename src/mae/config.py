@@ -50,6 +50,8 @@ class OptimConfig:
     """Base learning rate per 256 images; the peak is lr * batch / 256."""
     min_lr: float = 0.0
     """Learning rate at the end."""
+    min_lr_scaled: bool = True
+    """Whether layer decay scales min_lr as well (published PyTorch code: yes; OpenMMLab: no)."""
     warmup_epochs: float = 40.0
     """Length of the warm-up; its share of the run is kept when --steps or --minutes is given."""
     warmup_start: float = 0.0

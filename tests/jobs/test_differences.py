@@ -46,7 +46,12 @@ def test_the_seed_s_rate_is_twice_that_of_the_published_code() -> None:
     differences = diff("vit-base-p16_ft-8xb128-coslr-100e_in1k", "facebook-ft-vit-b").differences
 
     found = {d.field: (d.a, d.b) for d in differences}
-    assert found.keys() == {"optim.lr", "optim.warmup_start", "peak lr"}
+    assert found.keys() == {
+        "optim.lr",
+        "optim.min_lr_scaled",
+        "optim.warmup_start",
+        "peak lr",
+    }
     assert found["peak lr"] == (pytest.approx(4e-3), pytest.approx(2e-3))
 
 

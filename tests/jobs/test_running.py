@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
-from mae.jobs.running import tf32_beside
+from mae.config import FinetuneConfig, OptimConfig
+from mae.errors import ConfigError
+from mae.fields import to_dict
+from mae.jobs.running import defaults_of, tf32_beside
+from mae.train.rundir import open_run
 
 
 @pytest.mark.parametrize(
@@ -25,3 +32,21 @@ def test_tf32_is_for_what_is_left_beside_half_precision_on_a_gpu_alone(
         raise KeyError
 
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_run_from_before_a_field_goes_on_as_it_began(tmp_path: Path) -> None:
+    """`min_lr_scaled` came later; layer decay scaled the last rate of every run until then."""
+    config = FinetuneConfig(optim=OptimConfig(min_lr=1e-6))
+    record = {
+        "config": to_dict(config),
+        "data": {"fingerprint": "f", "count": 3},
+        "finished": False,
+    }
+    older = {**record, "config": to_dict(config)}
+    del older["config"]["optim"]["min_lr_scaled"]
+    open_run(tmp_path, record=older)
+
+    fixed = replace(config, optim=replace(config.optim, min_lr_scaled=False))
+    with pytest.raises(ConfigError, match="optim.min_lr_scaled: run has True, asked False"):
+        open_run(tmp_path, record=record | {"config": to_dict(fixed)}, defaults=defaults_of(fixed))
+    assert open_run(tmp_path, record=record, defaults=defaults_of(config)).resumed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ from mae.model.encoder import Encoder
 from mae.train.average import use_average
 from mae.train.fit import fit
 from mae.train.optim import adamw, choose_trained
-from mae.train.schedule import rate_at
+from mae.train.schedule import fixed_rate_at, rate_at
 from mae.train.state import TrainState
 from mae.train.step import OptimiserStep
 from mae.train.tuning import soft_target_loss, tuning_batches
@@ -150,6 +151,7 @@ def tuned(encoder: Encoder, *, train: Pictures, config: FinetuneConfig) -> Class
         OptimiserStep(loss=soft_target_loss, config=config, device=device, average=config.ema),
         num_steps=num_steps,
         rate=lambda step: rate_at(step, num_steps=num_steps, config=config, batch=plan.batch),
+        fixed_rate=partial(fixed_rate_at, num_steps=num_steps, config=config),
     )
     use_average(state.optimizer)
     return model.eval()

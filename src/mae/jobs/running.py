@@ -6,6 +6,7 @@ import dataclasses
 import multiprocessing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,7 +50,7 @@ from mae.train.rundir import (
     versions,
     write_json_atomic,
 )
-from mae.train.schedule import log_every, rate_at
+from mae.train.schedule import fixed_rate_at, log_every, rate_at
 from mae.train.state import TrainState
 from mae.train.step import Metrics, OptimiserStep
 from mae.weights.folder import TENSORS
@@ -292,6 +293,7 @@ def train_run(
             step,
             num_steps=num_steps,
             rate=lambda step: rate_at(step, num_steps=num_steps, config=config, batch=config.batch),
+            fixed_rate=partial(fixed_rate_at, num_steps=num_steps, config=config),
             cadences=cadences,
             seen=seen,
             stop=lambda: run.stop.requested is not None,

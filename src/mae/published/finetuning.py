@@ -49,7 +49,10 @@ _FACEBOOK_BASE = FinetuneConfig(
     mix=MixConfig(mixup=0.8, cutmix=1.0, switch=0.5, probability=1.0, smoothing=0.1),
 )
 _PAPER_BASE = replace(_FACEBOOK_BASE, erase=0.0, optim=replace(_FACEBOOK_BASE.optim, min_lr=0.0))
-_MM_BASE = replace(_FACEBOOK_BASE, optim=replace(_FACEBOOK_BASE.optim, warmup_start=1e-4))
+_MM_BASE = replace(
+    _FACEBOOK_BASE,
+    optim=replace(_FACEBOOK_BASE.optim, warmup_start=1e-4, min_lr_scaled=False),
+)
 _SCRATCH_BASE = replace(
     _PAPER_BASE,
     batch=4096,
@@ -67,6 +70,7 @@ _NOT_IN_PAPER = {
     "pool": "published code; the paper found cls and mean alike",
     "optim.eps": _FINETUNE_CODE,
     "optim.min_lr": "not in the paper; a cosine to zero",
+    "optim.min_lr_scaled": "published code, util/lr_sched.py; of no effect at 0",
     "optim.warmup_start": _FINETUNE_CODE,
     "optim.decay_tokens": "published code, util/lr_decay.py",
     "augment": _FINETUNE_CODE,
@@ -81,9 +85,11 @@ _FACEBOOK_ELSEWHERE = {
     "model": "published code, models_vit.py",
     "model.crop_pct": "published code, util/datasets.py",
     "optim.decay_tokens": "published code, util/lr_decay.py",
+    "optim.min_lr_scaled": "published code, util/lr_sched.py",
     "precision": NOT_FP16,
 }
 _MM_ELSEWHERE = {
+    "optim.min_lr_scaled": "CosineAnnealingLR of mmengine: eta_min is that of every group",
     "rand_augment": "two operations of timm_increasing, level 9 of 10, deviation 0.5",
     "mix.switch": "Mixup or CutMix, either as likely",
     "augment": "crops: the default of the library; flips: the config",
@@ -172,6 +178,7 @@ def _finetuning() -> Iterator[Recipe]:
         expected="83.1 % top-1 from 400 epochs of pre-training",
         config=_sized(_MM_BASE, "b", _SEED),
         sources={
+            "optim.min_lr_scaled": "StepFixCosineAnnealing: min_lr is that of every group",
             "rand_augment": "timm's create_transform, as the config calls it",
             "augment": "timm's create_transform, as the config calls it",
             "mix.switch": "BatchMixup and BatchCutMix, each with probability 0.5",

@@ -39,7 +39,7 @@ _PAPER_ELSEWHERE = {
     "model.normalize_target": "paper, Table 3",
     "model.mask_ratio": "paper, Table 1f",
     "optim.eps": _PRETRAIN_CODE,
-    "optim.min_lr": _PRETRAIN_CODE,
+    **dict.fromkeys(("optim.min_lr", "optim.min_lr_scaled"), _PRETRAIN_CODE),
     "optim.warmup_start": _PRETRAIN_CODE,
     "optim.decay_tokens": "published code: only norms and biases are not decayed",
     "augment": _PRETRAIN_CODE,

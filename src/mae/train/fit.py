@@ -30,6 +30,7 @@ def fit(
     *,
     num_steps: int,
     rate: Callable[[int], float],
+    fixed_rate: Callable[[int], float] = lambda step: 0.0,
     cadences: Sequence[Cadence] = (),
     seen: Callable[[Batch, Metrics], None] = lambda batch, metrics: None,
     stop: Callable[[], bool] = lambda: False,
@@ -42,6 +43,7 @@ def fit(
         step: updates the parameters by one batch.
         num_steps: optimiser steps of the whole run.
         rate: learning rate of a step, a function of progress alone.
+        fixed_rate: the part of it that the scales of parameter groups leave alone.
         cadences: what is due when; each also after the last step.
         seen: told of every batch after its step (broken pictures, skipped steps).
         stop: asked after every step.
@@ -51,7 +53,7 @@ def fit(
     """
     with step.side_by_side():
         for batch in batches:
-            metrics = step(state, batch, lr=rate(state.step))
+            metrics = step(state, batch, lr=rate(state.step), fixed_lr=fixed_rate(state.step))
             state.step += 1  # a skipped step counts: it moves position and rate, not parameters
             bad = not (metrics.finite or metrics.overflow)
             state.bad_in_a_row = 0 if metrics.finite else state.bad_in_a_row + bad

@@ -37,7 +37,8 @@ def parameter_groups(
 
     Returns:
         Groups with `params`, `weight_decay`, `scale`, by which the learning rate of every step is
-        multiplied, and `parts`: how many matrices each is to Muon, 0 where AdamW updates it.
+        multiplied (but for its fixed part, `fixed_rate_at`), and `parts`: how many matrices each
+        is to Muon, 0 where AdamW updates it.
 
     Source: spec, section 2 ("no-wd set") and 3.1 ("layer decay").
     """

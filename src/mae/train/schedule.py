@@ -49,6 +49,23 @@ def rate_at(step: int, *, num_steps: int, config: FitConfig, batch: int) -> floa
     )
 
 
+def fixed_rate_at(step: int, *, num_steps: int, config: FitConfig) -> float:
+    """Give the part of `rate_at` that is the same for every layer, whatever its layer decay.
+
+    A group of scale s is trained at fixed + s * (rate - fixed). Where `min_lr` is scaled, nothing
+    is fixed: s * rate. Where it is not, that is min_lr + (s * peak - min_lr) * (1 + cos) / 2.
+    """
+    if config.optim.min_lr_scaled:
+        return 0.0
+    return learning_rate(
+        step / num_steps,
+        epochs=1.0,
+        warmup_epochs=config.warmup_share,
+        peak_lr=0.0,
+        min_lr=config.optim.min_lr,
+    )
+
+
 LOG_ROWS = 200
 """Rows of a log, about, whatever the length of the run."""
 

@@ -68,14 +68,17 @@ class OptimiserStep:
             self._pool = None
             torch.set_num_threads(threads)
 
-    def __call__(self, state: TrainState, batch: Batch, *, lr: float) -> Metrics:
+    def __call__(
+        self, state: TrainState, batch: Batch, *, lr: float, fixed_lr: float = 0.0
+    ) -> Metrics:
         """Update the parameters at this rate, unless loss or gradient is not finite.
 
-        The rate of a group of parameters is multiplied by its `scale`, where it has one.
+        The rate of a group of parameters is multiplied by its `scale`, where it has one, but for
+        the part of it that is fixed.
         """
         model, optimizer = state.model, state.optimizer
         for group in optimizer.param_groups:
-            group["lr"] = lr * group.get("scale", 1.0)
+            group["lr"] = fixed_lr + (lr - fixed_lr) * group.get("scale", 1.0)
         # As a factor, so that micro-batches in threads share no scaler.
         one = torch.ones((), device=self.device)
         factor = one if state.scaler is None else state.scaler.scale(one)
