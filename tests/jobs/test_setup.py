@@ -47,9 +47,9 @@ def test_workers_are_one_a_core_where_a_gpu_trains(
     monkeypatch.setattr(setup, "cores", lambda: 5)
     monkeypatch.setattr(setup, "_room_for_batches", lambda: 2**40)
 
-    assert choose_workers(AUTO, plan, GPU) == 5
-    assert choose_workers(AUTO, plan, CPU) == 0
-    assert choose_workers(replace(AUTO, workers=3), plan, CPU) == 3
+    assert choose_workers(AUTO, plan, GPU, say=str) == 5
+    assert choose_workers(AUTO, plan, CPU, say=str) == 0
+    assert choose_workers(replace(AUTO, workers=3), plan, CPU, say=str) == 3
 
 
 def test_workers_are_few_where_batches_are_larger_than_memory(
@@ -61,13 +61,13 @@ def test_workers_are_few_where_batches_are_larger_than_memory(
     assert plan.batch_bytes == 4096 * 224 * 224 * 3
     for gigabytes, workers in ((64, 16), (4, 3), (0.06, 1)):
         monkeypatch.setattr(setup, "_room_for_batches", lambda room=gigabytes: room * 1e9)
-        assert choose_workers(AUTO, plan, GPU) == workers
+        assert choose_workers(AUTO, plan, GPU, say=str) == workers
 
 
 def test_no_worker_reads_what_is_in_memory() -> None:
     source = ArraySource(np.zeros((9, 28, 28), dtype=np.uint8))
 
-    assert choose_workers(AUTO, batch_plan(AUTO, source, PixelKind("uint8", 1)), GPU) == 0
+    assert choose_workers(AUTO, batch_plan(AUTO, source, PixelKind("uint8", 1)), GPU, say=str) == 0
 
 
 @pytest.mark.parametrize(

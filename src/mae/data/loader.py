@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import atexit
-import os
-import signal
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from mae.data.batch import Batch, BatchPlan, channels_first, training_batch
+from mae.data.readers import Reader, Readers, Sent, as_it_is, leave_if_reader, start_reader
 from mae.data.slots import Slots
+from mae.errors import MaeError
 
 MADE_AHEAD = 2
 """Batches that every reader process may have made before they are asked for."""
 
 _HELD = 4  # batches beside those, which the training process works with
-
-T = TypeVar("T")
 
 
 def batches(plan: BatchPlan, *, start: int, stop: int, workers: int) -> Iterator[Batch]:
@@ -35,36 +34,54 @@ def batches(plan: BatchPlan, *, start: int, stop: int, workers: int) -> Iterator
         stop: one after the last step.
         workers: processes that read (decision 0016); 0 reads here. They start by spawn, so a
             script that calls this needs its `if __name__ == "__main__":`.
+
+    Raises:
+        UnguardedScript: if a script has none.
+        DataError: if no image in a row of many can be read.
+        TrainingError: if a reader fails.
     """
     if workers == 0:
         for step in range(start, stop):
             yield training_batch(plan, step)
         return
+    leave_if_reader()
+    readers, failure = Readers(), None
     slots = Slots(plan, count=MADE_AHEAD * workers + _HELD)
+    reader = Reader(plan, slots)
     loader = DataLoader(
-        _Reader(plan, slots),
+        reader,
         batch_size=None,  # "sample" k is the batch of task k
         # Asked for the next task whenever one is sent: only then is it known which slot is free.
         sampler=((step, slots.take()) for step in range(start, stop)),
-        collate_fn=_as_it_is,
+        collate_fn=as_it_is,
         num_workers=workers,
-        multiprocessing_context="spawn",
-        worker_init_fn=_start_worker,
+        multiprocessing_context=readers,
+        worker_init_fn=start_reader,
         prefetch_factor=MADE_AHEAD,
         # A generator of its own: the loader would else draw a seed from torch's global one.
         generator=torch.Generator().manual_seed(plan.seed),
     )
-    made = [iter(loader)]
+    made: list[Any] = []
     # Readers ignore SIGTERM, by which Python ends them at its exit: where this is still held then,
     # letting go of them is what ends them.
     let_go = partial(_let_go, made)
     atexit.register(let_go)
     try:
+        with closing(reader):
+            made.append(iter(loader))
         for _ in range(start, stop):
-            sent = next(made[0])
-            yield sent if isinstance(sent, Batch) else _received(slots, sent)
+            yield _received(slots, next(made[0]))
+    except RuntimeError:
+        failure = readers.failure()
+        if failure is None:
+            raise
     finally:
         atexit.unregister(let_go)
+        # An error that somebody keeps would keep them too.
+        for iterator in made:
+            iterator._shutdown_workers()
+    if failure is not None:  # raised out here, it holds no traceback of torch's
+        raise failure
 
 
 def _let_go(made: list[Any]) -> None:
@@ -78,52 +95,14 @@ def _let_go(made: list[Any]) -> None:
             thread.join(timeout=1)
 
 
-class _Sent(NamedTuple):
-    """A batch on its way from the process that made it."""
-
-    slot: int
-    """Where its crops are."""
-    rest: tuple[Any, ...]
-    """Its other fields, arrays for tensors."""
-
-
-class _Reader(Dataset[Batch | _Sent]):
-    """Makes batches in a process of its own."""
-
-    def __init__(self, plan: BatchPlan, slots: Slots) -> None:
-        self._plan = plan
-        self._slots = slots
-
-    def __getitem__(self, task: tuple[int, int | None]) -> Batch | _Sent:
-        """Make the batch of a step: the crops into a slot, the rest as small arrays beside them.
-
-        Torch would share every tensor by a file of its own and a greeting over a socket, which
-        takes longer than to send a small one as it is.
-        """
-        step, slot = task
-        if slot is None:  # the user holds them all: so it goes as torch sends it
-            return training_batch(self._plan, step)
-        _, *rest = training_batch(self._plan, step, room=self._slots.room(slot))
-        return _Sent(slot, tuple(v.numpy() if isinstance(v, torch.Tensor) else v for v in rest))
-
-
-def _as_it_is(made: T) -> T:
-    return made
-
-
-def _received(slots: Slots, sent: _Sent) -> Batch:
+def _received(slots: Slots, sent: Batch | Sent | MaeError) -> Batch:
     """Put together what came by two ways."""
+    if isinstance(sent, MaeError):
+        raise sent
+    if isinstance(sent, Batch):
+        return sent
     rest: Any = (torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in sent.rest)
     return Batch(channels_first(slots.lend(sent.slot)), *rest)
-
-
-def _start_worker(worker: int) -> None:
-    """Leave signals to the training process, which saves and then ends the workers."""
-    for name in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(name, signal.SIG_IGN)
-    # Nothing is left to do at its end, and threads of queues that still run then can abort it.
-    atexit.register(os._exit, 0)
-    torch.set_num_threads(1)
 
 
 def on_device(feed: Iterable[Batch], device: torch.device) -> Iterator[Batch]:

@@ -89,7 +89,8 @@ def bench_run(
         few = few_pictures(config, device)
         plan = batch_plan(few, source, kind)
         # As the run would choose: by what its own batches take.
-        workers = choose_workers(config, batch_plan(config, source, kind), device)
+        whole = batch_plan(config, source, kind)
+        workers = choose_workers(config, whole, device, say=progress.note)
         progress.note(f"measuring {few.batch} pictures a step for {seconds:g} s on {device}")
         try:
             taken = _measured(few, plan, device, workers=workers, seconds=seconds / _SLICES)

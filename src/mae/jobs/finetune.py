@@ -337,7 +337,7 @@ def _train(run: RunInProgress, state: TrainState) -> None:
     run = settle_micro_batch(run, state, plan, how)
     how = how._replace(loss=compiled_loss(run, state, plan, how))
     num_steps = settle_steps(run, plan, state.model, how)
-    workers = choose_workers(config, plan, device)
+    workers = choose_workers(config, plan, device, say=run.progress.note)
     made = on_device(batches(plan, start=state.step, stop=num_steps, workers=workers), device)
     train_run(
         run,

@@ -204,7 +204,7 @@ def _train(run: RunInProgress, state: TrainState) -> None:
     how = how._replace(loss=compiled_loss(run, state, plan, how))
     config, device = run.config, device_of(state)
     num_steps, draw = settle_steps(run, plan, state.model, how), _drawing(run, plan)
-    workers = choose_workers(config, plan, device)
+    workers = choose_workers(config, plan, device, say=run.progress.note)
     if state.step == 0:
         if not run.progress.quiet:  # it measures for a few seconds
             say_what_it_takes(run, plan, state.model, how)

@@ -16,6 +16,7 @@ from torch import nn
 from mae.config import FinetuneConfig, FitConfig, PretrainConfig
 from mae.data.batch import Batch, BatchPlan
 from mae.data.decode import PixelKind
+from mae.data.readers import leave_if_reader
 from mae.data.source import Source
 from mae.errors import ConfigError, TrainingError
 from mae.fields import to_dict
@@ -72,15 +73,18 @@ class RunInProgress(NamedTuple):
 
 
 def refuse_in_readers(verb: str) -> None:
-    """Refuse to start a run while a reader process imports the script that started it.
+    """Refuse to start a run in a process that is importing the script which started it.
+
+    A reader of ours ends quietly: the process that started it says why.
 
     Raises:
-        ConfigError: with the cure.
+        ConfigError: with the cure, in a process that others started.
     """
+    leave_if_reader()
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise ConfigError(
-            f"mae.{verb}: called again while a reader process was starting; put the call under "
-            '`if __name__ == "__main__":`, or use workers=0'
+            f"mae.{verb}: called again in a process that is starting and imports this script; put "
+            'the call under `if __name__ == "__main__":`'
         )
 
 

@@ -21,6 +21,7 @@ from mae.data.batch import Batch, BatchPlan, training_batch
 from mae.data.decode import PagesKind, PixelKind
 from mae.data.loader import MADE_AHEAD
 from mae.data.policy import Policy
+from mae.data.readers import why_no_readers
 from mae.data.source import ArraySource, Source
 from mae.data.survey import measure_pixels, survey
 from mae.errors import ConfigError
@@ -177,18 +178,25 @@ def settle_precision(
     return dataclasses.replace(config, precision=chosen)  # type: ignore[arg-type]
 
 
-def choose_workers(config: FitConfig, plan: BatchPlan, device: torch.device) -> int:
-    """Choose how many processes read: none where the pictures are in memory or a CPU trains.
+def choose_workers(
+    config: FitConfig, plan: BatchPlan, device: torch.device, *, say: Callable[[str], None]
+) -> int:
+    """Choose how many processes read: none where the images are in memory or a CPU trains.
 
     Else one a core, up to 16, as long as the batches that they make ahead take at most a quarter
-    of the memory and half of what is left of the part that processes share.
+    of the memory and half of what is left of the part that processes share. None, and that is
+    said, where this script cannot have any.
     """
-    if config.workers is not None:
-        return config.workers
-    if isinstance(plan.source, ArraySource) or device.type == "cpu":
+    workers = config.workers
+    if workers is None:
+        if isinstance(plan.source, ArraySource) or device.type == "cpu":
+            return 0
+        ahead = MADE_AHEAD * plan.batch_bytes
+        workers = min(16, cores(), max(1, int(_room_for_batches() // ahead)))
+    if workers and (reason := why_no_readers(plan.source)):
+        say(reason)
         return 0
-    ahead = MADE_AHEAD * plan.batch_bytes
-    return min(16, cores(), max(1, int(_room_for_batches() // ahead)))
+    return workers
 
 
 @contextmanager
