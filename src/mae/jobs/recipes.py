@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +14,9 @@ from mae.config import FinetuneConfig, PretrainConfig
 from mae.errors import ConfigError
 from mae.fields import from_dict, to_dict
 from mae.recipes import RECIPES, Recipe, find_config
+from mae.sizes import size_fields
 
+_WEIGHTS = (".pth", ".pt", ".safetensors", ".bin")
 _LENGTHS = ("epochs", "steps", "minutes")
 
 
@@ -47,11 +51,13 @@ def configured(
         sort: what it has to be one for.
         file: TOML or JSON of the same fields, all or a few; or the run.json of a run.
         fields: values by dotted name; a length (epochs, steps, minutes) takes the place of
-            another one.
+            another one, and `model`, a name as in "vit-b/16", that of the fields it settles.
 
     Raises:
         ConfigError: for an unknown recipe, key or value.
     """
+    if not any(known.name == recipe for known in RECIPES) and (meant := _meant(recipe, sort)):
+        raise ConfigError(f"recipe: there is no {recipe!r}; did you mean {meant}?")
     base = find_config(recipe, sort)
     if file is not None:
         merged = _merged(to_dict(base), read_fields(file))
@@ -59,10 +65,33 @@ def configured(
     nested: dict[str, Any] = {}
     if set(_LENGTHS) & set(fields):
         nested = {"steps": None, "minutes": None}
-    for name, value in fields.items():
+    single = dict(fields)
+    if (size := single.pop("model", None)) is not None:
+        if single.get("follow_weights", base.follow_weights):
+            raise ConfigError(
+                "model: has no effect with follow_weights, which takes the network from the "
+                "weights; use --resize for another size, or --follow-weights no"
+            )
+        nested["model"] = size_fields(str(size))
+    for name, value in single.items():
         group, _, last = name.rpartition(".")
         (nested.setdefault(group, {}) if group else nested)[last] = value
     return from_dict(sort, _merged(to_dict(base), nested), where="the options")
+
+
+def _meant(name: str, sort: type[PretrainConfig] | type[FinetuneConfig]) -> str | None:
+    """Give the option that was meant by a word in the place of a recipe; None where none is."""
+    path, option = Path(name).expanduser(), None
+    with suppress(ConfigError):
+        size_fields(name)
+        return f"--model {name}"
+    if name.startswith("hf:") or path.suffix in _WEIGHTS or (path / "run.json").exists():
+        option = "init" if sort is PretrainConfig else "weights"
+    elif path.suffix in (".toml", ".json"):
+        option = "config"
+    elif name == "fashion-mnist" or path.exists() or "/" in name:
+        option = "data"
+    return option and f"--{option} {shlex.quote(name)}"
 
 
 def read_fields(file: Path) -> dict[str, Any]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from mae.config import PretrainConfig
 from mae.jobs.recipes import configured
-from mae.recipes import find_config
 from mae.verbs.shown import Shown, shown
 from mae.weights.given import Given
 
@@ -98,7 +96,7 @@ def bench_data(
     """
     from mae.jobs import bench as job
 
-    config = replace(find_config(recipe, PretrainConfig), batch=batch, device=device)
+    config = configured(recipe, PretrainConfig, fields={"batch": batch, "device": device})
     ask = partial(job.bench_data, images_per_second=images_per_second, seconds=seconds, quiet=quiet)
     result = ask(data, config)
     return Shown(result.values(), result.rows())
