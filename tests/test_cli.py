@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import resource
@@ -9,11 +10,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import mae.jobs.doctor
 import mae.jobs.pretrain
@@ -24,7 +27,8 @@ from mae.fields import field_types
 from mae.jobs.recipes import configured
 from mae.model.create import create
 from mae.options import options_of
-from mae.recipes import FOLDER
+from mae.recipes import FOLDER, RECIPES
+from mae.sizes import model_config
 from mae.train.guard import Stopped
 from mae.weights.folder import save
 from mae.weights.given import Given
@@ -143,9 +147,9 @@ def test_verbs_and_options_are_pinned() -> None:
     assert given == "heads decoder-heads norm-eps grid mean std normalize-target take"
     assert {verb.name: flags(verb.name) for verb in VERBS} == {
         "demo": "out minutes quiet json traceback",
-        "pretrain": f"RECIPE data out init {given} config print-config quiet json traceback",
+        "pretrain": f"RECIPE data out init {given} config print-config quiet model json traceback",
         "finetune": f"RECIPE data weights out labels seeds {given} config print-config quiet "
-        "json traceback",
+        "model json traceback",
         "probe": "METHOD WEIGHTS data blocks out protocol k temperature labels labels-out "
         f"seeds epochs batch lr pool device crop-pct seed {given} quiet json traceback",
         "evaluate": "WEIGHTS data set all-classes split out predictions batch device crop-pct "
@@ -159,7 +163,7 @@ def test_verbs_and_options_are_pinned() -> None:
         "recipes show": "NAME json traceback",
         "recipes diff": "A B json traceback",
         "recipes paper": "json traceback",
-        "plan": "RECIPE data gpu images measure config quiet json traceback",
+        "plan": "RECIPE data gpu images measure config quiet model json traceback",
         "data pack": "DATA DST short-side quality raw quiet json traceback",
         "data verify": "PACK quiet json traceback",
         "weights inspect": "WEIGHTS take json traceback",
@@ -168,7 +172,7 @@ def test_verbs_and_options_are_pinned() -> None:
         "weights export": f"WEIGHTS DST to part dynamic {given} json traceback",
         "weights push": "WEIGHTS REPO public json traceback",
         "doctor": "json traceback",
-        "bench": f"RECIPE data init {given} seconds config quiet json traceback",
+        "bench": f"RECIPE data init {given} seconds config quiet model json traceback",
         "bench data": "RECIPE data images-per-second seconds batch device quiet json traceback",
     }
 
@@ -176,6 +180,7 @@ def test_verbs_and_options_are_pinned() -> None:
 def test_the_options_of_a_recipe_are_pinned() -> None:
     run = next(verb.run for verb in VERBS if verb.name == "pretrain")
 
+    assert next(o for o in options_of(run) if o.flag == "model").default is None
     assert [o.flag for o in options_of(run) if o.owner] == (
         "epochs steps minutes batch micro-batch checkpoint-every lr seed precision compile device "
         "threads workers save-every-steps log-every-steps keep keep-checkpoints follow-weights "
@@ -264,6 +269,31 @@ def test_options_become_values_of_the_right_type(mae_: Run, asked: dict[str, Any
     assert config.measure_pixels and not config.optim.decay_tokens
     assert (config.micro_batch, config.precision, config.seed) == (None, "bf16", 7)
     assert config.model.width == 768 and asked["out"] == Path("a b/ü")
+
+
+@pytest.mark.parametrize("name", ["vit-ti/16", "vit-s/8", "vit-b/16", "vit-l/16", "vit-h/14"])
+@pytest.mark.parametrize("recipe", ["folder", "paper-ablation-vit-l"])
+def test_a_model_on_the_command_line_is_that_of_create(
+    name: str, recipe: str, mae_: Run, asked: dict[str, Any]
+) -> None:
+    edge = 8 * int(name.partition("/")[2])
+    said = mae_("pretrain", recipe, "--data", "pics", "--model", name, f"image-size={edge}")
+
+    assert said.code == 0, said.err
+    with torch.device("meta"):
+        model = create(model_config(name, image_size=edge)).config
+    own = next(r.config.model for r in RECIPES if r.name == recipe)
+    assert asked["config"].model == replace(model, normalize_target=own.normalize_target)
+
+
+def test_a_model_keeps_the_image_size_of_the_recipe_and_single_fields_win(
+    mae_: Run, asked: dict[str, Any]
+) -> None:
+    mae_("pretrain", "demo", "--data", "pics", "--model.depth", "3", "--model", "vit-ti/7")
+
+    model = asked["config"].model
+    assert (model.image_size, model.patch_size, model.width, model.depth) == ((28, 28), 7, 192, 3)
+    assert (model.decoder_depth, model.target_eps) == (4, 1e-3)
 
 
 @pytest.mark.parametrize("text", ["192", "192x192", "192,192"])
@@ -376,6 +406,27 @@ def test_a_length_given_takes_the_place_of_that_of_the_recipe(
             "pretrain --data pics --init-channels mean",
             "init_channels: has no effect without --init; drop it",
         ),
+        (
+            "pretrain continue --data pics --init w --model vit-b/16",
+            "model: has no effect with follow_weights, which takes the network from the weights; "
+            "use --resize for another size, or --follow-weights no",
+        ),
+        (
+            "pretrain --data pics --model vit-x/16",
+            "model: got 'vit-x/16', expected one of vit-ti, vit-s, vit-b, vit-l, vit-h and /PATCH; "
+            "did you mean vit-s/16?",
+        ),
+        ("pretrain vit-ti/16", "recipe: there is no 'vit-ti/16'; did you mean --model vit-ti/16?"),
+        ("pretrain a/b", "recipe: there is no 'a/b'; did you mean --data a/b?"),
+        (
+            "pretrain fashion-mnist",
+            "recipe: there is no 'fashion-mnist'; did you mean --data fashion-mnist?",
+        ),
+        ("pretrain w.pth", "recipe: there is no 'w.pth'; did you mean --init w.pth?"),
+        ("finetune w.pth", "recipe: there is no 'w.pth'; did you mean --weights w.pth?"),
+        ("finetune hf:a/b", "recipe: there is no 'hf:a/b'; did you mean --weights hf:a/b?"),
+        ("pretrain my.toml", "recipe: there is no 'my.toml'; did you mean --config my.toml?"),
+        ("bench data a/b --data d", "recipe: there is no 'a/b'; did you mean --data a/b?"),
         ("weights diff a", "weights diff: expected OTHER; see mae weights diff --help"),
         ("weights export a b.onnx", "weights export: expected --to; see mae weights export --help"),
         (
@@ -433,6 +484,36 @@ def test_a_length_given_takes_the_place_of_that_of_the_recipe(
 )
 def test_a_mistake_is_one_line_that_says_what_to_do(words: str, message: str, mae_: Run) -> None:
     assert one_line(mae_(*words.split())) == message
+
+
+@pytest.mark.parametrize(
+    ("words", "start"),
+    [
+        ("pretrain", "recipe: there is no 'my images'"),
+        ("pretrain folder", "unexpected 'my images'"),
+        ("finetune", "recipe: there is no 'my images'"),
+        ("plan", "recipe: there is no 'my images'"),
+        ("probe knn w", "unexpected 'my images'"),
+        ("embed w", "unexpected 'my images'"),
+    ],
+)
+def test_images_in_the_place_of_a_recipe_are_told_to_be_data(
+    words: str, start: str, mae_: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my images").mkdir()
+
+    line = one_line(mae_(*words.split(), "my images"))
+
+    assert line == f"{start}; did you mean --data 'my images'?"
+
+
+def test_a_run_in_the_place_of_a_recipe_is_told_to_be_weights(mae_: Run, tmp_path: Path) -> None:
+    (tmp_path / "run.json").touch()
+
+    line = one_line(mae_("finetune", str(tmp_path), "--data", "pics"))
+
+    assert line.endswith(f"; did you mean --weights {tmp_path}?")
 
 
 @pytest.mark.parametrize("keep", [0.0, 1.0])
@@ -540,7 +621,122 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+BARE = [sys.executable, "-S", "-m", "mae"]  # without site-packages
+
+
+@pytest.mark.parametrize(
+    ("words", "library"),
+    [
+        ("pretrain --data pics", "numpy"),
+        ("embed w --data d --out f.npy", "numpy"),
+        ("pretrain --help", "tyro"),
+    ],
+)
+def test_a_library_that_is_not_installed_is_one_line(words: str, library: str) -> None:
+    done = bare(*words.split())
+
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"mae: {library}: cannot be imported (No module named")
+    assert "pip install --force-reinstall mae-vision" in done.stderr
+
+
+@pytest.mark.parametrize("words", ["--help", "--version", "recipes list", "recipes paper"])
+def test_what_needs_no_library_works_without_any(words: str) -> None:
+    done = bare(*words.split())
+
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout
+
+
+def test_doctor_works_with_nothing_installed_but_itself() -> None:
+    done = bare("doctor", "--json")
+
+    assert (done.returncode, done.stderr) == (1, "")
+    checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+    for name in ("torch", "numpy", "pillow", "device", "threads", "reads JPEG"):
+        assert not checks[name]["ok"] and "install it anew: pip install" in checks[name]["found"]
+    assert checks["disk"]["ok"] and checks["allocator"]["ok"]
+
+
+def bare(*words: str) -> subprocess.CompletedProcess[str]:
+    package = str(Path(mae.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": package}
+    return subprocess.run(
+        [*BARE, *words], capture_output=True, text=True, env=environment, check=False
+    )
+
+
 # 19 and 20: streams
+
+
+@pytest.mark.parametrize("words", ["recipes list", "recipes show facebook-ft-vit-b", "demo --help"])
+def test_what_stdout_cannot_encode_is_escaped(
+    words: str, mae_: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(file, encoding="ascii"))
+
+    assert main(words.split()) == 0
+
+    text = file.getvalue().decode("ascii")
+    assert len(text) > 100 and (words != "recipes list" or "83.57 \\xb1 0.08 %" in text)
+
+
+@pytest.mark.parametrize(("no_color", "coloured"), [("1", False), ("", True)])
+def test_help_on_a_terminal_has_no_colours_where_nobody_wants_them(
+    no_color: str,
+    coloured: bool,  # noqa: FBT001
+) -> None:
+    ours, theirs = os.openpty()
+    environment = {**os.environ, "NO_COLOR": no_color, "TERM": "xterm-256color"}
+
+    done = subprocess.run([*COMMAND, "demo", "--help"], stdout=theirs, env=environment, check=True)
+
+    os.close(theirs)
+    shown = os.read(ours, 2**16)
+    os.close(ours)
+    assert done.returncode == 0 and b"usage" in shown and (b"\x1b" in shown) == coloured
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "pretrian --json",
+        "pretrain --epochs abc --json",
+        "pretrain --json --epochs",
+        "pretrain json=yes --epochs abc",
+        "embed --json true",
+        "pretrain --data nowhere --json --quiet",
+    ],
+)
+def test_an_error_under_json_is_one_object_and_the_line(
+    words: str, mae_: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    said = mae_(*words.split())
+
+    assert said.code == 2 and said.out.count("\n") == said.err.count("\n") == 1
+    values = json.loads(said.out)
+    assert values == {"error": said.err.removeprefix("mae: ").rstrip(), "exit_code": 2}
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(Stopped("saved", exit_code=75), 75), (KeyboardInterrupt(), 130), (ZeroDivisionError(), 1)],
+    ids=lambda value: type(value).__name__,
+)
+def test_whatever_ends_a_job_is_an_object_under_json(
+    error: BaseException, code: int, mae_: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mae.jobs.pretrain, "pretrain", raising(error))
+
+    said = mae_("pretrain", "--data", "pics", "--json")
+
+    assert said.code == code and json.loads(said.out)["exit_code"] == code
+
+
+def test_json_that_is_switched_off_is_off(mae_: Run) -> None:
+    one_line(mae_("pretrain", "--json", "no", "--epochs", "abc"))
 
 
 def test_results_go_to_stdout_and_everything_else_to_stderr(

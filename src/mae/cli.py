@@ -1,4 +1,8 @@
-"""The command: parse, call the verb, print. Results go to stdout, everything else to stderr."""
+"""The command: parse, call the verb, print. Results go to stdout, everything else to stderr.
+
+Under --json there is one object on stdout whatever happens: the result, or {"error", "exit_code"}
+beside the line on stderr.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,14 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Sequence
-from importlib import metadata
+from functools import partial
 from inspect import getdoc
+from io import TextIOWrapper
 from itertools import zip_longest
 
-from mae.errors import ConfigError, MaeError
-from mae.options import nearest, options_of, read_words, show_help
+from mae import __version__
+from mae.errors import INSTALL, ConfigError, MaeError
+from mae.options import is_on, nearest, options_of, read_words, show_help
 from mae.train.distributed import require_alone, this_place
 from mae.train.guard import INTERRUPTED, Stopped
 from mae.verbs.every import GROUPS, VERBS, Verb
@@ -26,30 +32,48 @@ _FIRST_SPEAKS_S = 1.0
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; errors of the user take one line."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, TextIOWrapper):  # what it cannot encode is escaped, as on stderr
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code = _run(words)
+        code = _run_or_say(words)
         sys.stdout.flush()
         return code
-    except MaeError as error:
-        if "--traceback" in words or os.environ.get("MAE_TRACEBACK"):
-            traceback.print_exc()
-        return _say(error, error.exit_code)
-    except Stopped as stopped:
-        return _say(stopped, stopped.exit_code)
-    except KeyboardInterrupt:
-        return _say("stopped", INTERRUPTED)
     except BrokenPipeError:
         # Whoever read the output has seen enough; Python must not find that out again on exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception:
+
+
+def _run_or_say(words: list[str]) -> int:
+    # The words may be wrong; an option stands behind its verb.
+    say = partial(_say, as_json=is_on("json", words[1:]))
+    try:
+        return _run(words)
+    except MaeError as error:
+        if is_on("traceback", words) or os.environ.get("MAE_TRACEBACK"):
+            traceback.print_exc()
+        return say(error, error.exit_code)
+    except Stopped as stopped:
+        return say(stopped, stopped.exit_code)
+    except KeyboardInterrupt:
+        return say("stopped", INTERRUPTED)
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        library = (getattr(error, "name", None) or "mae").partition(".")[0]
+        if isinstance(error, ImportError) and library != "mae":
+            return say(f"{library}: cannot be imported ({error}); {INSTALL} installs what is "
+                       "missing, and mae doctor shows it", ConfigError.exit_code)  # fmt: skip
         traceback.print_exc()
-        return _say("this is a mistake in mae, not yours; please report the lines above", 1)
+        return say("this is a mistake in mae, not yours; please report the lines above", 1)
 
 
-def _say(message: object, code: int) -> int:
+def _say(message: object, code: int, *, as_json: bool) -> int:
     if _is_first():
-        print("mae:", " ".join(str(message).splitlines()), file=sys.stderr)
+        line = " ".join(str(message).splitlines())
+        print("mae:", line, file=sys.stderr)
+        if as_json:
+            print(json.dumps({"error": line, "exit_code": code}))
     else:
         # torchrun ends all processes of a job when it sees that one has failed: not before the
         # first has said why.
@@ -71,7 +95,7 @@ def _run(words: list[str]) -> int:
         print(_short_help())
         return 0
     if words[0] == "--version":
-        print(f"mae {metadata.version('mae-vision')}")
+        print(f"mae {__version__}")
         return 0
     verb = _find_verb(words, among)
     rest = words[len(verb.name.split()) :]

@@ -14,6 +14,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+INSTALL = "pip install --force-reinstall mae-vision"
+"""Installs what is missing of the libraries that everything needs."""
+
 
 class MaeError(ValueError):
     """Base of every error a user can cause or mend."""

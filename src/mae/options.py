@@ -8,12 +8,16 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import os
 import re
+import shlex
+import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from functools import reduce
 from inspect import Parameter
+from io import BytesIO, TextIOWrapper
 from itertools import pairwise, takewhile
 from pathlib import Path
 from types import NoneType
@@ -56,7 +60,7 @@ HELP = {
     "images": "Number of pictures instead of --data; none: ImageNet-1k's, of the paper's recipes.",
     "images_per_second": "What a GPU takes; none: estimates for the published models on an H100.",
     "init": "Weights, run or hf:OWNER/NAME to start anew from.",
-    "json": "Print the result as one JSON object.",
+    "json": "Print the result as one JSON object; of an error, its text and the exit code.",
     "k": "Neighbours of knn; none: 20.",
     "labels": "Few labels: a share as in 1%, a number as in 10/class, or a .csv made before.",
     "labels_out": "File to write the choice of labels to (.csv), so that others can repeat it.",
@@ -67,6 +71,7 @@ HELP = {
     "measure": "Measure the rate of this machine on steps that are thrown away.",
     "method": "knn: vote of neighbours; linear: logistic regression; partial: last blocks tuned.",
     "minutes": "Pre-train for so long, without the verdict; none: the whole demo.",
+    "model": "Size and patch, as in vit-b/16, for the network of the recipe; its image size stays.",
     "name": "Name of the recipe.",
     "norm_eps": "Eps of the norms of weights that do not tell it; none: 1e-6.",
     "normalize_target": "Whether a decoder predicts pixels normalised by patch, where that is not "
@@ -182,7 +187,7 @@ def options_of(run: Callable[..., object], *, words: Sequence[str] = ()) -> list
 
 
 def _recipe_options(recipe: Recipe, sort: type[FitConfig]) -> list[Option]:
-    options = []
+    options = [Option("model", "model", str | None, None)]
     for path, hint in field_types(sort).items():
         if not path.startswith(_DERIVED):
             *groups, name = path.split(".")
@@ -220,7 +225,14 @@ def read_words(
             raise ConfigError(f"unknown option {match['dashes'] or '--'}{flag}{near}")
         text = _taken(known[flag], rest) if match["text"] is None else match["text"]
         named[known[flag].path] = _value(known[flag], text)
-    values = list(_unnamed_values(unnamed, [o for o in options if o.positional], verb=verb))
+    places = [option for option in options if option.positional]
+    room = sys.maxsize if any(option.many for option in places) else len(places)
+    if len(unnamed) > room:
+        word = unnamed[room]
+        is_data = "data" in known and "data" not in named and Path(word).expanduser().exists()
+        hint = f"did you mean --data {shlex.quote(word)}?" if is_data else f"see mae {verb} --help"
+        raise ConfigError(f"unexpected {word!r}; {hint}")
+    values = list(_unnamed_values(unnamed, places, verb=verb))
     needed = [f"--{o.flag}" for o in flags if o.default is Parameter.empty and o.path not in named]
     if needed:
         raise ConfigError(f"{verb}: expected {' and '.join(needed)}; see mae {verb} --help")
@@ -228,6 +240,15 @@ def read_words(
         own = [option.path for option in flags if option.group == group]
         named[group] = {path: named.pop(path) for path in own if path in named}
     return values, named
+
+
+def is_on(switch: str, words: Sequence[str]) -> bool:
+    """Whether a switch is on among words that may otherwise be wrong."""
+    for word, after in pairwise([*_joined(words), ""]):
+        match = _NAMED.fullmatch(word)
+        if match and match["flag"] == switch and (match["dashes"] or match["text"] is not None):
+            return (match["text"] or after).lower() not in ("no", "false")
+    return False
 
 
 def nearest(name: str, known: Iterable[str], *, dashes: str = "") -> str:
@@ -278,8 +299,6 @@ def _unnamed_values(
         count = len(rest) if option.many else 1
         yield from (_value(option, word) for word in rest[:count])
         del rest[:count]
-    if rest:
-        raise ConfigError(f"unexpected {rest[0]!r}; see mae {verb} --help")
 
 
 def show_help(options: Sequence[Option], *, verb: str, about: str | None) -> None:
@@ -297,13 +316,23 @@ def show_help(options: Sequence[Option], *, verb: str, about: str | None) -> Non
             default=dataclasses.MISSING if option.default is Parameter.empty else option.default
         )
         fields.append((f"option{i}", Annotated[option.hint, *marks], default))
-    with suppress(SystemExit):
+    with _plain_output() if os.environ.get("NO_COLOR") else nullcontext(), suppress(SystemExit):
         tyro.cli(
             dataclasses.make_dataclass("Options", fields, kw_only=True),
             prog=f"mae {verb}",
             description=about,
             args=["--help"],
         )
+
+
+@contextmanager
+def _plain_output() -> Iterator[None]:
+    """Hold what is printed in a file of the same encoding, which is no terminal, and print it."""
+    held = TextIOWrapper(BytesIO(), encoding=sys.stdout.encoding, errors="backslashreplace")
+    with redirect_stdout(held):
+        yield
+    held.seek(0)
+    sys.stdout.write(held.read())
 
 
 def _inner(hint: Any) -> Any:

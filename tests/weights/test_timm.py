@@ -57,7 +57,7 @@ def test_classifiers_cross_both_ways(pool, global_pool, generator, tmp_path) -> 
     first.load_state_dict(scrambled(first, generator).state_dict())
     save_file(first.state_dict(), tmp_path / "first.safetensors")
     images = torch.randn(2, 3, 12, 12, generator=generator)
-    model, names, _ = load_classifier(tmp_path / "first.safetensors", heads=3)
+    model, names = load_classifier(tmp_path / "first.safetensors", heads=3)
     assert model.pool == pool
     save_classifier(model, tmp_path / "ours", class_names=names)
 

@@ -13,12 +13,23 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-LIBRARIES = {"torch": "torch", "numpy": "numpy", "pillow": "PIL", "simplejpeg": "simplejpeg"}
-"""Distribution and module of what computes and decodes."""
+from mae.errors import INSTALL
+
+LIBRARIES = {
+    "torch": "torch",
+    "numpy": "numpy",
+    "pillow": "PIL",
+    "simplejpeg": "simplejpeg",
+    "safetensors": "safetensors",
+    "tyro": "tyro",
+    "rich": "rich",
+    "timm": "",
+}
+"""Distribution and module of what is needed; timm is not imported, which takes seconds."""
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 ALLOCATORS = ("jemalloc", "tcmalloc", "mimalloc")
 LEAST_FREE_BYTES = 2 * 2**30
-ANEW = "install it anew: pip install --force-reinstall mae-vision"
+ANEW = f"install it anew: {INSTALL}"
 
 
 class Check(NamedTuple):
@@ -39,27 +50,34 @@ class Check(NamedTuple):
 
 
 def doctor(folder: Path = Path()) -> list[Check]:
-    """Try what a run needs: libraries, device, decoders, and the disk of a folder."""
+    """Try what a run needs: libraries, device, decoders, and the disk of a folder.
+
+    Whatever is not installed is a failed check, and so is what needs it.
+    """
     return [
         *(_try(name, partial(_library, name), todo=ANEW) for name in LIBRARIES),
         _try("device", _device, todo="--device cpu works without it; see pytorch.org for others"),
-        _threads(),
+        _try("threads", _threads, todo=ANEW),
         _allocator(),
         *(_try(f"reads {name}", partial(_decoder, name), todo=ANEW) for name in FORMATS),
         _try("disk", partial(_disk, folder), todo="make room, or work in a local folder of yours"),
     ]
 
 
-def _try(name: str, attempt: Callable[[], str], *, todo: str) -> Check:
+def _try(name: str, attempt: Callable[[], str | Check], *, todo: str) -> Check:
     try:
-        return Check(name, ok=True, found=attempt())
+        found = attempt()
+        return found if isinstance(found, Check) else Check(name, ok=True, found=found)
+    except ImportError as error:
+        return Check(name, ok=False, found=f"{error}".splitlines()[0] + f"; {ANEW}")
     except Exception as error:  # whatever goes wrong is what was looked for
         reason = f"{error or type(error).__name__}".splitlines()[0]
         return Check(name, ok=False, found=f"{reason}; {todo}")
 
 
 def _library(name: str) -> str:
-    import_module(LIBRARIES[name])
+    if module := LIBRARIES[name]:
+        import_module(module)
     return metadata.version(name)
 
 
