@@ -10,6 +10,7 @@ import pickle
 import signal
 import sys
 import tempfile
+import threading
 from multiprocessing import reduction
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
@@ -37,11 +38,7 @@ class UnguardedScript(ConfigError, SystemExit):
     about the mistake.
     """
 
-    def __init__(self) -> None:
-        message = (
-            "readers: each reader process imports this script and came to the same call again; put "
-            'the call under `if __name__ == "__main__":`, or use workers=0'
-        )
+    def __init__(self, message: str) -> None:
         super().__init__(message)
         self.code = f"mae: {message}"  # printed to stderr, with exit code 1
 
@@ -65,7 +62,12 @@ class Readers(SpawnContext):
         if not codes:
             return None
         if _CAME_AGAIN in codes:
-            return UnguardedScript()
+            # A thread that ended by SystemExit would end without a word.
+            in_main = threading.current_thread() is threading.main_thread()
+            return (UnguardedScript if in_main else ConfigError)(
+                "readers: each reader process imports this script and came to the same call "
+                'again; put the call under `if __name__ == "__main__":`, or use workers=0'
+            )
         if (code := codes[0]) > 0:
             return TrainingError(
                 f"readers: a reader process ended with exit code {code}; what it said stands "
