@@ -163,7 +163,7 @@ def test_fine_tuned_files_of_both_generations_are_classifiers(
     tensors = published.filled(shapes)
     path = write(tmp_path / "tuned.pth", tensors)
 
-    model, names, _ = load_classifier(path)
+    model, names = load_classifier(path)
 
     assert model.pool == "mean" and names == ("0", "1", "2", "3", "4")
     assert torch.equal(model.fc_norm.weight, tensors[f"backbone.{norm}.weight"])

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
 from mae.data.randomness import Stream, splitmix64, stream_key
 
 _ROUNDS = 6  # even: both halves are mixed in turn
-_DRAWN_BELOW = 12  # samples; halves of so few bits are mixed unevenly (decision 0006)
+_DRAWN_BELOW = 30  # samples; halves of so few bits are mixed unevenly (decision 0006)
 
 
 def shuffled(positions: NDArray[np.int64], *, n: int, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -18,8 +16,8 @@ def shuffled(positions: NDArray[np.int64], *, n: int, seed: int, epoch: int) -> 
 
     A keyed Feistel network permutes the smallest power of two that holds `n`, and a value
     that falls outside walks on along its cycle, so the map is a permutation of `range(n)` with
-    constant memory and random access, the same for 10^3 and 10^10 samples. Below 12 samples one
-    hash draws one of the n! orders instead, each as likely as the others (decision 0006).
+    constant memory and random access, the same for 10^3 and 10^10 samples. Fewer than 30 samples
+    are sorted by a hash of each instead: every order is equally likely (decision 0006).
 
     Args:
         positions: places in [0, n), any shape.
@@ -43,26 +41,17 @@ def shuffled(positions: NDArray[np.int64], *, n: int, seed: int, epoch: int) -> 
 
 
 def drawn_orders(keys: NDArray[np.uint64], *, n: int) -> NDArray[np.int64]:
-    """Draw an order of few samples for each key, every one as likely as the others.
-
-    A hash modulo n!, off by at most n! / 2^64 (2e-12 for 11), is the number of the order; its
-    digits in the factorial number system say which of the samples left comes next.
+    """Draw an order of few samples for each key, every one equally likely: sort their hashes.
 
     Args:
         keys: K hashes, each of one epoch.
-        n: samples, fewer than 12.
+        n: samples.
 
     Returns:
         K x n sample ids, each row a permutation.
     """
-    number = splitmix64(keys) % np.uint64(math.factorial(n))
-    orders = np.empty((len(keys), n), dtype=np.int64)
-    for place in reversed(range(n)):
-        number, digit = np.divmod(number, np.uint64(n - place))
-        orders[:, place] = digit
-        # What stands behind counts the samples left when this one is taken: make room for it.
-        orders[:, place + 1 :] += orders[:, place + 1 :] >= orders[:, [place]]
-    return orders
+    hashes = splitmix64(splitmix64(keys)[:, None] ^ np.arange(n, dtype=np.uint64))
+    return hashes.argsort(axis=1, kind="stable")
 
 
 def _feistel(
