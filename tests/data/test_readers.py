@@ -165,6 +165,6 @@ def test_readers_start_where_they_can_import_what_they_need(
     monkeypatch.setitem(sys.modules, "__main__", main)
     monkeypatch.setattr(Mine, "__module__", "__main__")
 
-    source = (Mine if of_main else ArraySource)(np.zeros((3, 8, 8), np.uint8))
+    source = (Mine if of_main else ArraySource)(np.zeros((5, 8, 8), np.uint8))
 
     assert (why_no_readers(source) is None) == can
