@@ -30,8 +30,9 @@ from mae.data.batch import Batch
 from mae.data.loader import MADE_AHEAD, batches, on_device
 from mae.data.packed import Form, open_pack
 from mae.jobs.fitting import free, largest_that_fits
+from mae.jobs.machines import cores
 from mae.jobs.pack import pack
-from mae.jobs.setup import batch_plan, choose_workers, cores, new_state
+from mae.jobs.setup import batch_plan, choose_workers, new_state
 from mae.model.create import create
 from mae.sizes import model_config
 from mae.train.step import Loss, pretraining_loss

@@ -194,3 +194,14 @@ def hidden_width(width: int, mlp_ratio: float) -> int:
 
 def _nearest(size: int, patch_size: int) -> int:
     return max(patch_size, round(size / patch_size) * patch_size)
+
+
+def refuse_without_effect(here: str, there: str, **given: object) -> None:
+    """Refuse options that were given and that nothing would come of.
+
+    Raises:
+        ConfigError: for the first value that is not None.
+    """
+    for name, value in given.items():
+        if value is not None:
+            raise ConfigError(f"{name}: has no effect on {here}, expected with {there}; drop it")

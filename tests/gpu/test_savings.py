@@ -16,8 +16,9 @@ from torch import nn
 from mae.config import OptimConfig, PretrainConfig
 from mae.data.batch import Batch
 from mae.jobs.fitting import fits_here
+from mae.jobs.machines import has_bf16
 from mae.jobs.pretrain import pretrain
-from mae.jobs.setup import Rehearsal, has_bf16
+from mae.jobs.setup import Rehearsal
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.costs import kept_bytes
 from mae.model.create import create

@@ -21,8 +21,8 @@ from mae.jobs import setup
 from mae.jobs import verdict as module
 from mae.jobs.bench_run import bench_run
 from mae.jobs.budget import MEASURED, Plan
-from mae.jobs.machines import Machine
-from mae.jobs.setup import few_pictures, use_threads
+from mae.jobs.machines import Machine, use_threads
+from mae.jobs.setup import few_pictures
 from mae.jobs.verdict import Reading, Verdict
 from mae.model.costs import step_flops
 from mae.recipes import DEMO

@@ -77,7 +77,7 @@ def test_threads_are_held_against_the_cores_that_may_be_used(
     threads: int, cores: int, asked: str | None, advice: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.get_num_threads", lambda: threads)
-    monkeypatch.setattr("mae.jobs.setup.cores", lambda: cores)
+    monkeypatch.setattr("mae.jobs.machines.cores", lambda: cores)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if asked is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", asked)

@@ -16,8 +16,8 @@ from mae.config import FitConfig, PretrainConfig
 from mae.data.decode import PixelKind
 from mae.data.source import ArraySource
 from mae.jobs import forecast
+from mae.jobs.budget import hours_in_words
 from mae.jobs.forecast import ADAMW, MUON, say_what_it_takes
-from mae.jobs.outlook import hours_in_words
 from mae.jobs.pretrain import pretrain
 from mae.jobs.setup import Rehearsal, batch_plan
 from mae.model.create import create

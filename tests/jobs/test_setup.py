@@ -14,15 +14,9 @@ from mae.data.batch import training_batch
 from mae.data.decode import PixelKind
 from mae.data.source import ArraySource, FolderSource
 from mae.errors import ConfigError
-from mae.jobs import setup
-from mae.jobs.setup import (
-    batch_plan,
-    choose_workers,
-    has_bf16,
-    new_state,
-    resolve,
-    settle_precision,
-)
+from mae.jobs import machines, setup
+from mae.jobs.machines import has_bf16
+from mae.jobs.setup import batch_plan, choose_workers, new_state, resolve, settle_precision
 from mae.model.classifier import Classifier
 from mae.model.create import create
 from mae.model.patches import patchify
@@ -158,8 +152,8 @@ def test_cores_are_those_that_a_container_allows(
     text: str, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cpu.max").write_text(text)
-    real = setup._quota
-    monkeypatch.setattr(setup, "_quota", lambda folder: real(tmp_path))
+    real = machines._quota
+    monkeypatch.setattr(machines, "_quota", lambda folder: real(tmp_path))
     monkeypatch.setattr(setup.os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
 
-    assert setup.cores() == cores
+    assert machines.cores() == cores

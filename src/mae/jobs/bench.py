@@ -28,8 +28,9 @@ from mae.data.randomness import Stream, uniform
 from mae.data.source import ArraySource
 from mae.errors import ConfigError
 from mae.jobs.inputs import Data, open_source
+from mae.jobs.machines import choose_device, cores, one_thread
 from mae.jobs.progress import Progress
-from mae.jobs.setup import batch_plan, choose_device, cores, one_thread, resolve
+from mae.jobs.setup import batch_plan, resolve
 
 GPU_RATES = {"ViT-B/16": 8460, "ViT-L/16": 3980, "ViT-H/14": 1700}
 """Pictures of 224 x 224 a second that an H100 takes at half of its peak in bf16: an estimate."""

@@ -20,7 +20,7 @@ from mae.errors import ConfigError
 from mae.jobs.budget import MEASURED, Plan
 from mae.jobs.continuing import follow, require_init
 from mae.jobs.inputs import Data, open_source
-from mae.jobs.machines import this_machine
+from mae.jobs.machines import choose_device, has_bf16, this_machine, use_threads
 from mae.jobs.outlook import others_waiting
 from mae.jobs.plan import state_bytes
 from mae.jobs.progress import Progress
@@ -28,15 +28,12 @@ from mae.jobs.running import refuse_in_readers
 from mae.jobs.setup import (
     WARM_SECONDS,
     batch_plan,
-    choose_device,
     choose_workers,
     few_pictures,
-    has_bf16,
     resolve,
     settle_precision,
     throw_away_steps,
     times_a_second,
-    use_threads,
 )
 from mae.jobs.verdict import Reading, Verdict, is_in_memory
 from mae.model.create import create

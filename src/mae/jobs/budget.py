@@ -6,6 +6,7 @@ tested against what torch keeps and counts; or an estimate.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -15,8 +16,6 @@ import torch
 
 from mae.config import PretrainConfig
 from mae.jobs.machines import CARDS, Machine
-from mae.jobs.outlook import hours_in_words
-from mae.jobs.stages import stage_models
 from mae.model.costs import FLOAT32, kept_bytes, recomputed_bytes, step_flops
 from mae.network import ModelConfig
 from mae.sizes import size_name
@@ -291,3 +290,19 @@ def _values(model: ModelConfig) -> int:
 
 def _few_digits(rate: float) -> str:
     return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+
+
+def hours_in_words(hours: float) -> str:
+    """Say a length of time as people would."""
+    if hours < 1:
+        minutes = max(1, round(60 * hours))
+        return f"{minutes} minute{'s' * (minutes > 1)}"
+    return f"{hours:.2g} hours" if hours < 10 else f"{hours:,.0f} hours"
+
+
+def stage_models(config: PretrainConfig) -> tuple[tuple[ModelConfig, float], ...]:
+    """Give the network with the pictures of each part, and the part's share of the steps."""
+    if config.start_size is None:
+        return ((config.model, 1.0),)
+    small = dataclasses.replace(config.model, image_size=config.start_size)
+    return (small, config.start_share), (config.model, 1 - config.start_share)

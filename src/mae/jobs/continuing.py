@@ -9,7 +9,7 @@ from typing import Unpack
 
 from mae.config import ModelConfig, PretrainConfig, settle_crop_pct
 from mae.errors import ConfigError
-from mae.jobs.few import refuse_without_effect
+from mae.network import refuse_without_effect
 from mae.sizes import SIZES
 from mae.weights.detect import read_weights
 from mae.weights.given import Given

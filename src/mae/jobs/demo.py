@@ -22,13 +22,12 @@ from mae.evaluate.split import labels_per_class
 from mae.evaluate.table import BEHIND, Score, ahead_everywhere, evidence_table
 from mae.fields import from_dict
 from mae.jobs.inputs import BUILT_IN
+from mae.jobs.machines import choose_device, has_bf16
 from mae.jobs.pretrain import pretrain
 from mae.jobs.progress import Progress
 from mae.jobs.setup import (
     batch_plan,
-    choose_device,
     count_steps,
-    has_bf16,
     measured_steps,
     measuring,
     resolve,

@@ -84,7 +84,7 @@ def _library(name: str) -> str:
 def _device() -> str:
     import torch
 
-    from mae.jobs.setup import choose_device
+    from mae.jobs.machines import choose_device
 
     device = choose_device("auto")
     (torch.ones(8, 8, device=device) @ torch.ones(8, 8, device=device)).sum().item()
@@ -95,7 +95,7 @@ def _threads() -> Check:
     """Hold torch's threads against the cores that this process may use."""
     import torch
 
-    from mae.jobs.setup import cores
+    from mae.jobs.machines import cores
 
     threads, allowed, advice = torch.get_num_threads(), cores(), ""
     if threads > allowed:  # they wait for each other: some are never there when others need them

@@ -19,11 +19,11 @@ from mae.evaluate.robustness import set_classes
 from mae.jobs.discover import some
 from mae.jobs.divided import tuned_on
 from mae.jobs.features import DEFAULT, FeatureSettings, labelled_in_batches, tell_view
-from mae.jobs.few import refuse_without_effect
 from mae.jobs.labelled import scored
 from mae.jobs.predictions import Predicted, require_writable, write_predictions
 from mae.jobs.progress import Progress
 from mae.model.classifier import Classifier
+from mae.network import refuse_without_effect
 from mae.report.confusion import Mistake, confusion_picture, evaluation_page, worst_mistakes
 from mae.report.figures import png_bytes
 from mae.train.distributed import ALONE, Ranks, open_ranks

@@ -17,8 +17,8 @@ from mae.data.batch import Bad, Prepared, View, prepared
 from mae.data.header import kind_of
 from mae.data.source import Source
 from mae.errors import ConfigError, DataError
+from mae.jobs.machines import choose_device
 from mae.jobs.progress import Progress
-from mae.jobs.setup import choose_device
 from mae.model.encoder import Encoder, Pool
 from mae.network import ModelConfig, published_crop_pct
 from mae.train.distributed import ALONE, Place, Ranks

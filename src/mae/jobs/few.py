@@ -9,6 +9,7 @@ from typing import NamedTuple
 from mae.data.source import Source
 from mae.errors import ConfigError
 from mae.evaluate.few import CHOICE, Ids, label_draws, write_choice
+from mae.network import refuse_without_effect
 
 
 class FewSettings(NamedTuple):
@@ -63,14 +64,3 @@ def counted(train: int, test: int, *, labels: str | None, runs: int) -> str:
     notes = [*few, f"mean ± deviation of {runs} runs"] if runs > 1 else few
     said = f" ({', '.join(notes)})" if notes else ""
     return f"{train:,} train{said}, {test:,} test"
-
-
-def refuse_without_effect(here: str, there: str, **given: object) -> None:
-    """Refuse options that were given and that nothing would come of.
-
-    Raises:
-        ConfigError: for the first value that is not None.
-    """
-    for name, value in given.items():
-        if value is not None:
-            raise ConfigError(f"{name}: has no effect on {here}, expected with {there}; drop it")

@@ -25,7 +25,7 @@ from mae.evaluate.few import write_choice
 from mae.jobs.compiling import compiled_loss
 from mae.jobs.divided import tuned_on
 from mae.jobs.evaluate import TOP, Judge, Question
-from mae.jobs.few import FewSettings, refuse_without_effect
+from mae.jobs.few import FewSettings
 from mae.jobs.fitting import settle_micro_batch
 from mae.jobs.inputs import data_name
 from mae.jobs.labelled import Labelled, Part, labelled
@@ -53,6 +53,7 @@ from mae.jobs.setup import (
     pixels_of,
 )
 from mae.model.classifier import Classifier
+from mae.network import refuse_without_effect
 from mae.recipes import find_config
 from mae.report.page import write_report
 from mae.train.average import use_average

@@ -14,10 +14,9 @@ from torch import nn
 from mae.config import PretrainConfig
 from mae.data.batch import BatchPlan
 from mae.errors import MaeError
-from mae.jobs.outlook import hours_in_words
+from mae.jobs.budget import hours_in_words, stage_models
 from mae.jobs.running import RunInProgress
 from mae.jobs.setup import Rehearsal, few_pictures, step_seconds
-from mae.jobs.stages import stage_models
 from mae.model.costs import step_flops
 from mae.sizes import model_config
 

@@ -6,12 +6,14 @@ import difflib
 import math
 import os
 import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from mae.errors import ConfigError
-from mae.jobs.setup import choose_device, has_bf16
 
 
 class Card(NamedTuple):
@@ -114,3 +116,65 @@ def card_named(device: str) -> str | None:
     """Find the card that a driver calls by a longer name ("NVIDIA H100 80GB HBM3")."""
     words = re.split(r"[^a-z0-9]+", device.lower().replace("rtx ", "rtx"))
     return next((name for name in CARDS if name in words), None)
+
+
+def choose_device(name: str) -> torch.device:
+    """Turn "auto" into the best device there is.
+
+    Raises:
+        ConfigError: for a device this machine does not have.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"device: {name!r} cannot be used here ({reason}); use auto, cpu, cuda or mps"
+        ) from error
+    return device
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Say whether a device multiplies bf16 itself, as GPUs do from Ampere on.
+
+    Older ones, of which torch says that they support it, imitate it more slowly than float32.
+    """
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@contextmanager
+def use_threads(count: int | None) -> Iterator[None]:
+    """Give torch so many threads for a while; none: as many as it has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def one_thread() -> AbstractContextManager[None]:
+    """Keep torch to one thread, where one core is measured or every core has a thread of ours."""
+    return use_threads(1)
+
+
+def cores() -> int:
+    """Count the cores that this process may use: a container may allow fewer than there are."""
+    allowed = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        allowed = len(os.sched_getaffinity(0))
+    return max(1, math.ceil(min(allowed, _quota(Path("/sys/fs/cgroup")))))
+
+
+def _quota(folder: Path) -> float:
+    """Give the processor time a second that a container's group of processes (cgroup v2) gets."""
+    try:
+        most, period = (folder / "cpu.max").read_text().split()
+        return math.inf if most == "max" else int(most) / int(period)
+    except (OSError, ValueError):
+        return math.inf

@@ -16,15 +16,9 @@ from mae.data.batch import training_batch
 from mae.data.decode import PixelKind
 from mae.data.source import Source
 from mae.errors import MaeError
-from mae.jobs.setup import (
-    batch_plan,
-    choose_device,
-    count_steps,
-    has_bf16,
-    measured_steps,
-    resolve,
-    settle_precision,
-)
+from mae.jobs.budget import hours_in_words
+from mae.jobs.machines import choose_device, has_bf16
+from mae.jobs.setup import batch_plan, count_steps, measured_steps, resolve, settle_precision
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.create import create
 
@@ -160,14 +154,6 @@ class Outlook(NamedTuple):
 
 def _down(edge: int, patch_size: int) -> int:
     return edge // patch_size * patch_size
-
-
-def hours_in_words(hours: float) -> str:
-    """Say a length of time as people would."""
-    if hours < 1:
-        minutes = max(1, round(60 * hours))
-        return f"{minutes} minute{'s' * (minutes > 1)}"
-    return f"{hours:.2g} hours" if hours < 10 else f"{hours:,.0f} hours"
 
 
 def settle(

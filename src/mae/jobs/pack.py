@@ -23,8 +23,8 @@ from mae.data.survey import survey
 from mae.errors import ConfigError, DataError
 from mae.jobs.features import tell_unreadable
 from mae.jobs.inputs import Data, open_source
+from mae.jobs.machines import one_thread
 from mae.jobs.progress import Progress
-from mae.jobs.setup import one_thread
 from mae.train.guard import RunLock
 from mae.train.rundir import write_atomic
 

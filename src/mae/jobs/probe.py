@@ -23,11 +23,12 @@ from mae.jobs.features import (
     labelled_in_batches,
     open_for_features,
 )
-from mae.jobs.few import ALL, FewSettings, counted, percent, refuse_without_effect
+from mae.jobs.few import ALL, FewSettings, counted, percent
 from mae.jobs.labelled import Part, labelled, require_classes
 from mae.jobs.progress import Progress
 from mae.model.create import create
 from mae.model.encoder import Encoder
+from mae.network import refuse_without_effect
 from mae.train.distributed import Ranks, open_ranks
 
 MOST_PIXEL_VALUES = 1024  # of a picture as a row of raw pixels: 32 x 32 in grey, 18 x 18 in colour

@@ -18,8 +18,8 @@ from mae.errors import ConfigError, DataError
 from mae.evaluate.reconstruction import HiddenPsnr, hidden_psnr
 from mae.jobs.features import prepared_in_batches, tell_view
 from mae.jobs.inputs import open_source
+from mae.jobs.machines import choose_device
 from mae.jobs.progress import Progress
-from mae.jobs.setup import choose_device
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.report.figures import element, png_bytes, png_data_uri
 from mae.report.page import html_page, results_table

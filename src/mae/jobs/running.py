@@ -21,17 +21,9 @@ from mae.data.source import Source
 from mae.errors import ConfigError, TrainingError
 from mae.fields import to_dict
 from mae.jobs.inputs import Data, data_name
+from mae.jobs.machines import choose_device, has_bf16
 from mae.jobs.progress import Progress
-from mae.jobs.setup import (
-    ConfigT,
-    Rehearsal,
-    choose_device,
-    count_steps,
-    device_of,
-    has_bf16,
-    measuring,
-    settle_precision,
-)
+from mae.jobs.setup import ConfigT, Rehearsal, count_steps, device_of, measuring, settle_precision
 from mae.train.checkpoint import (
     NotSaved,
     latest_checkpoint,

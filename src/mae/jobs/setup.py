@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -25,6 +24,7 @@ from mae.data.readers import why_no_readers
 from mae.data.source import ArraySource, Source
 from mae.data.survey import measure_pixels, survey
 from mae.errors import ConfigError
+from mae.jobs.machines import choose_device, cores
 from mae.jobs.stages import Stage, stages
 from mae.model.classifier import Classifier
 from mae.model.costs import step_flops
@@ -130,35 +130,6 @@ def device_of(state: TrainState) -> torch.device:
     return next(state.model.parameters()).device
 
 
-def choose_device(name: str) -> torch.device:
-    """Turn "auto" into the best device there is.
-
-    Raises:
-        ConfigError: for a device this machine does not have.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"device: {name!r} cannot be used here ({reason}); use auto, cpu, cuda or mps"
-        ) from error
-    return device
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Say whether a device multiplies bf16 itself, as GPUs do from Ampere on.
-
-    Older ones, of which torch says that they support it, imitate it more slowly than float32.
-    """
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-
-
 def settle_precision(
     config: ConfigT, *, has_bf16: bool, begun: Mapping[str, Any] | None = None
 ) -> ConfigT:
@@ -197,39 +168,6 @@ def choose_workers(
         say(reason)
         return 0
     return workers
-
-
-@contextmanager
-def use_threads(count: int | None) -> Iterator[None]:
-    """Give torch so many threads for a while; none: as many as it has."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def one_thread() -> AbstractContextManager[None]:
-    """Keep torch to one thread, where one core is measured or every core has a thread of ours."""
-    return use_threads(1)
-
-
-def cores() -> int:
-    """Count the cores that this process may use: a container may allow fewer than there are."""
-    allowed = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        allowed = len(os.sched_getaffinity(0))
-    return max(1, math.ceil(min(allowed, _quota(Path("/sys/fs/cgroup")))))
-
-
-def _quota(folder: Path) -> float:
-    """Give the processor time a second that a container's group of processes (cgroup v2) gets."""
-    try:
-        most, period = (folder / "cpu.max").read_text().split()
-        return math.inf if most == "max" else int(most) / int(period)
-    except (OSError, ValueError):
-        return math.inf
 
 
 def _room_for_batches() -> int:

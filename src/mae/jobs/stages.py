@@ -9,7 +9,7 @@ from typing import NamedTuple
 from mae.config import FitConfig, PretrainConfig
 from mae.data.batch import Batch, BatchPlan
 from mae.data.loader import batches
-from mae.network import ModelConfig
+from mae.jobs.budget import stage_models
 
 
 class Stage(NamedTuple):
@@ -37,14 +37,6 @@ def stages(config: FitConfig, plan: BatchPlan) -> tuple[Stage, ...]:
         )
         for model, share in stage_models(config)
     )
-
-
-def stage_models(config: PretrainConfig) -> tuple[tuple[ModelConfig, float], ...]:
-    """Give the network with the pictures of each part, and the part's share of the steps."""
-    if config.start_size is None:
-        return ((config.model, 1.0),)
-    small = dataclasses.replace(config.model, image_size=config.start_size)
-    return (small, config.start_share), (config.model, 1 - config.start_share)
 
 
 def staged_batches(

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import torch
 
 from mae.data.source import ArraySource, Source
-from mae.jobs.budget import Plan
-from mae.jobs.outlook import hours_in_words
-from mae.jobs.setup import cores
+from mae.jobs.budget import Plan, hours_in_words
+from mae.jobs.machines import cores
 
 WAITS = 0.1
 """Share of the time spent waiting for pictures from which on the loader is worth a word."""

@@ -45,7 +45,8 @@ def probe(
     from mae.jobs import linear_probe
     from mae.jobs import probe as job
     from mae.jobs.features import FeatureSettings
-    from mae.jobs.few import FewSettings, refuse_without_effect
+    from mae.jobs.few import FewSettings
+    from mae.network import refuse_without_effect
     from mae.train.distributed import require_alone
 
     if method != "knn":
@@ -115,7 +116,7 @@ def evaluate(
     from mae.jobs import corruptions
     from mae.jobs import evaluate as job
     from mae.jobs.features import FeatureSettings
-    from mae.jobs.few import refuse_without_effect
+    from mae.network import refuse_without_effect
 
     settings = FeatureSettings(
         batch=batch, device=device, crop_pct=crop_pct, given=given, head_pool=pool
