@@ -26,15 +26,15 @@ from PIL import Image
 from torchvision import transforms
 
 from benchmarks.spread import Spread
-from mae.config import AugmentConfig, PixelConfig
-from mae.data.batch import BatchPlan, training_batch
-from mae.data.decode import PixelKind
-from mae.data.loader import MADE_AHEAD, batches
-from mae.data.packed import open_pack
-from mae.data.source import ArraySource, FolderSource, Source
-from mae.jobs.pack import pack
-from mae.model.pixels import normalize_pixels
-from mae.network import IMAGENET_MEAN, IMAGENET_STD
+from mae.config.model import IMAGENET_MEAN, IMAGENET_STD
+from mae.config.run import AugmentConfig, PixelConfig
+from mae.data.batching.batch import BatchPlan, training_batch
+from mae.data.batching.loader import MADE_AHEAD, batches
+from mae.data.decoding.decode import PixelKind
+from mae.data.sources.pack import open_pack
+from mae.data.sources.source import ArraySource, FolderSource, Source
+from mae.jobs.data_pack import pack
+from mae.model.normalize import normalize_pixels
 
 PICTURES = 64  # of a side in a pair, each seen once
 SMALL = 512  # pictures of 32 x 32

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mae.jobs.demo import demo
 from mae.jobs.pretrain import pretrain
-from mae.recipes import DEMO
+from mae.recipes.catalogue import DEMO
 
 
 def main(folder: Path, seeds: list[int]) -> None:

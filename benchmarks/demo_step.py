@@ -20,14 +20,14 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.spread import Spread
 from benchmarks.textbook import Pictures, TextbookMAE, textbook_batches
-from mae.config import PixelConfig, replace_model
-from mae.data.batch import training_batch
-from mae.data.builtin import fashion_mnist
-from mae.data.decode import PixelKind
+from mae.config.run import PixelConfig, replace_model
+from mae.data.batching.batch import training_batch
+from mae.data.decoding.decode import PixelKind
+from mae.data.sources.fashion_mnist import fashion_mnist
 from mae.data.survey import measure_pixels
-from mae.jobs.setup import batch_plan, new_state
 from mae.model.create import create
-from mae.recipes import DEMO
+from mae.recipes.catalogue import DEMO
+from mae.train.resolve import batch_plan, new_state
 from mae.train.step import OptimiserStep, pretraining_loss
 
 STEPS = 60  # of each side in a pair

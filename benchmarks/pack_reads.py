@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mae.data.packed import open_pack
-from mae.data.source import FolderSource, Source
-from mae.jobs.pack import pack
+from mae.data.sources.pack import open_pack
+from mae.data.sources.source import FolderSource, Source
+from mae.jobs.data_pack import pack
 
 ROUNDS = 9
 

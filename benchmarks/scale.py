@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mae.config import AugmentConfig
-from mae.data.batch import BatchPlan, training_batch
-from mae.data.decode import PixelKind
-from mae.data.index import Column, Facts, Index, write_index
-from mae.data.order import shuffled
-from mae.data.packed import INDEX, Form, PackSource
-from mae.data.reencode import as_file
+from mae.config.run import AugmentConfig
+from mae.data.batching.batch import BatchPlan, training_batch
+from mae.data.decoding.decode import PixelKind
+from mae.data.packing.reencode import as_file
+from mae.data.sampling.order import shuffled
+from mae.data.sources.pack import INDEX, Form, PackSource
+from mae.data.sources.pack_index import Column, Facts, Index, write_index
 
 EDGE, BATCH, SEED, RESUMES = 32, 256, 5, 20
 KIND = PixelKind("uint8", 3)

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from mae.config.model import ModelConfig
 from mae.model.positions import sincos_positions
-from mae.network import ModelConfig
 
 
 class Attention(nn.Module):

@@ -24,19 +24,19 @@ from torch import nn
 
 from benchmarks.textbook import Pictures as TextbookPictures
 from benchmarks.textbook import TextbookMAE, textbook_batches
-from mae.config import OptimConfig, PixelConfig, PretrainConfig, replace_model
-from mae.data.builtin import fashion_mnist
-from mae.data.decode import PixelKind
+from mae.config.model import ModelConfig
+from mae.config.run import OptimConfig, PixelConfig, PretrainConfig, replace_model
+from mae.data.decoding.decode import PixelKind
+from mae.data.sources.fashion_mnist import fashion_mnist
 from mae.data.survey import measure_pixels
-from mae.evaluate.features import Pictures, encoder_features, standardized
-from mae.evaluate.knn import knn_accuracy
-from mae.evaluate.linear import logistic_accuracy
-from mae.evaluate.split import labels_per_class
+from mae.evaluation.features import Pictures, encoder_features, standardized
+from mae.evaluation.knn import knn_accuracy
+from mae.evaluation.logistic import logistic_accuracy
+from mae.evaluation.split import labels_per_class
 from mae.jobs.pretrain import pretrain
 from mae.model.create import create
 from mae.model.encoder import Encoder
-from mae.network import ModelConfig
-from mae.recipes import DEMO
+from mae.recipes.catalogue import DEMO
 
 SAMPLES = 300_000
 TEXTBOOK = OptimConfig(lr=0.024, warmup_epochs=1)  # 3e-3 at batch 32, a tenth of it warm-up

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mae.data.builtin import DIGEST, NUM_TEST, NUM_TRAIN, unpack
+from mae.data.sources.fashion_mnist import DIGEST, NUM_TEST, NUM_TRAIN, unpack
 
 ASSET = Path(__file__).parents[1] / "src" / "mae" / "assets" / "fashion-mnist.xz"
 # Four bits of the byte before are the context of a byte; its place tells nothing.
@@ -52,7 +52,7 @@ def originals(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 
 def pack(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> bytes:
-    """Encode as `mae.data.builtin` says, the inverse of its `unpack`; prints the digest to pin."""
+    """Encode as `fashion_mnist.unpack` reads it, and print the digest to pin."""
     planes = images[labels.argsort(kind="stable")].transpose(0, 2, 1)
     content = labels.tobytes() + planes.tobytes()
     print("DIGEST", hashlib.sha256(content).hexdigest())

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from mae.config.model import ModelConfig
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.masking import gather, random_masking
 from mae.model.patches import patchify
 from mae.model.positions import resize_positions, sincos_positions
-from mae.network import ModelConfig
 from mae.train.schedule import learning_rate
-from mae.weights.facebook import to_theirs
+from mae.weights.formats.facebook import to_theirs
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "published.json").read_text())
 FORWARD = GOLDEN["forward"]

@@ -57,7 +57,7 @@ def test_every_page_it_links_to_exists() -> None:
 
 
 def test_the_commands_shown_exist() -> None:
-    from mae.verbs.every import VERBS
+    from mae.cli.verbs.every import VERBS
 
     shown = re.findall(r"^mae (\w+)", README, flags=re.MULTILINE)
 

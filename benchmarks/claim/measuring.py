@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from benchmarks.claim.sides import SIDES, Side, make_sides
-from mae.config import OptimConfig
-from mae.jobs.outlook import saved_bytes
-from mae.network import ModelConfig
-from mae.sizes import model_config
-from mae.train.optim import adamw
+from mae.config.model import ModelConfig
+from mae.config.run import OptimConfig
+from mae.config.sizes import model_config
+from mae.train.measure import saved_bytes
+from mae.train.optim.parameter_groups import adamw
 
 RATE = 1e-4
 

@@ -12,7 +12,7 @@ import torch
 from benchmarks.claim.measuring import Measured
 from benchmarks.claim.sides import PAIRINGS, SIDES, count_flops
 from benchmarks.spread import spread
-from mae.sizes import model_config
+from mae.config.sizes import model_config
 
 # Source: paper, Table 2, hours of ViT with mask tokens over hours without.
 PAPER = {

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mae.config.model import ModelConfig
 from mae.model.autoencoder import MaskedAutoencoder, Output
 from mae.model.create import create
 from mae.model.masking import Masking, gather, random_masking
-from mae.network import ModelConfig
 
 
 class MaskTokensInEncoder(nn.Module):

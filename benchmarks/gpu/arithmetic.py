@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from mae.network import ModelConfig
+from mae.config.model import ModelConfig
 
 
 class Peak(NamedTuple):

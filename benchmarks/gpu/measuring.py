@@ -25,16 +25,16 @@ from benchmarks.gpu.sides import (
 )
 from benchmarks.step.sides import Lightly
 from benchmarks.textbook import TextbookMAE
-from mae.config import PretrainConfig
-from mae.data.batch import Batch
-from mae.data.loader import MADE_AHEAD, batches, on_device
-from mae.data.packed import Form, open_pack
-from mae.jobs.fitting import free, largest_that_fits
-from mae.jobs.machines import cores
-from mae.jobs.pack import pack
-from mae.jobs.setup import batch_plan, choose_workers, new_state
+from mae.config.run import PretrainConfig
+from mae.config.sizes import model_config
+from mae.data.batching.batch import Batch
+from mae.data.batching.loader import MADE_AHEAD, batches, on_device
+from mae.data.sources.pack import Form, open_pack
+from mae.jobs.data_pack import pack
 from mae.model.create import create
-from mae.sizes import model_config
+from mae.planning.hardware import cores
+from mae.train.micro_batch import free, largest_that_fits
+from mae.train.resolve import batch_plan, choose_workers, new_state
 from mae.train.step import Loss, pretraining_loss
 
 DEVICE = torch.device("cuda")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.spread import spread
-from mae.jobs.machines import cores
+from mae.planning.hardware import cores
 
 UNKNOWN = "unknown"
 

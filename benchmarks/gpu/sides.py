@@ -8,16 +8,16 @@ import torch
 from torch import Tensor, nn
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-from mae.config import PretrainConfig
-from mae.data.batch import Batch
-from mae.jobs.setup import device_of
+from mae.config.model import ModelConfig, hidden_width
+from mae.config.run import PretrainConfig
+from mae.data.batching.batch import Batch
 from mae.model.autoencoder import MaskedAutoencoder
-from mae.model.pixels import normalize_pixels
-from mae.network import ModelConfig, hidden_width
-from mae.train.state import TrainState
+from mae.model.normalize import normalize_pixels
+from mae.runs.state import TrainState
+from mae.train.resolve import device_of
 from mae.train.step import Loss, OptimiserStep, pretraining_loss
-from mae.weights.huggingface import LAYOUT
-from mae.weights.layout import spelled, split_qkv
+from mae.weights.formats.huggingface import LAYOUT
+from mae.weights.formats.name_table import spelled, split_qkv
 
 RATE = 1e-4
 

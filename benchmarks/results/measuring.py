@@ -18,19 +18,19 @@ from benchmarks.results.pretraining import (
     pretrain_whole,
     supervise_half,
 )
-from mae.config import FinetuneConfig
-from mae.data.builtin import fashion_mnist
-from mae.evaluate.features import (
+from mae.config.run import FinetuneConfig
+from mae.data.sources.fashion_mnist import fashion_mnist
+from mae.evaluation.features import (
     Array,
     Pictures,
     encoder_features,
     pixel_features,
     standardized,
 )
-from mae.evaluate.fewshot import FEW_SHOT, FEW_SHOT_SCRATCH, finetune_accuracy
-from mae.evaluate.knn import knn_accuracy
-from mae.evaluate.linear import logistic_accuracy
-from mae.evaluate.split import labels_per_class
+from mae.evaluation.few_shot import FEW_SHOT, FEW_SHOT_SCRATCH, finetune_accuracy
+from mae.evaluation.knn import knn_accuracy
+from mae.evaluation.logistic import logistic_accuracy
+from mae.evaluation.split import labels_per_class
 from mae.model.create import create
 from mae.model.encoder import Encoder
 from mae.weights.classifier import load_classifier
@@ -76,7 +76,7 @@ def transfer(folder: Path, *, half: int, seed: int, per_class: int) -> Cell:
     mae = load_encoder(pretrain_half(folder, half, seed))
     classifier = load_classifier(supervise_half(folder, half, seed)).model.eval()
     supervised = classifier.encoder
-    new = create(mae.config, seed=seed).encoder
+    new = create(mae.config.run, seed=seed).encoder
 
     def judged(batches: Iterable[Tensor]) -> Array:
         """Give what the supervised network's own head is given."""

@@ -14,8 +14,8 @@ import torch
 
 from benchmarks.results.measuring import FEWEST, STEPS
 from benchmarks.results.pretraining import HALF_STEPS, HALVES, WHOLE, Arithmetic, arithmetic
-from mae.data.builtin import CLASS_NAMES
-from mae.recipes import DEMO
+from mae.data.sources.fashion_mnist import CLASS_NAMES
+from mae.recipes.catalogue import DEMO
 from mae.report.figures import Series, element, line_chart
 
 Cells = Mapping[str, Any]

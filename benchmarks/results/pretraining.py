@@ -10,20 +10,20 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mae.config import AugmentConfig, FinetuneConfig, MixConfig, ModelConfig, OptimConfig
-from mae.data.batch import Batch
-from mae.data.builtin import Split, fashion_mnist
-from mae.data.source import ArraySource
-from mae.evaluate.features import Pictures
-from mae.evaluate.fewshot import tuned
+from mae.config.run import AugmentConfig, FinetuneConfig, MixConfig, ModelConfig, OptimConfig
+from mae.data.batching.batch import Batch
+from mae.data.sources.fashion_mnist import Split, fashion_mnist
+from mae.data.sources.source import ArraySource
+from mae.evaluation.features import Pictures
+from mae.evaluation.few_shot import tuned
 from mae.jobs.pretrain import pretrain
-from mae.jobs.setup import resolve
 from mae.model.classifier import Classifier
 from mae.model.create import create
-from mae.recipes import DEMO
-from mae.train.rundir import read_record
+from mae.recipes.catalogue import DEMO
+from mae.runs.directory import read_record
+from mae.train.finetune_batch import soft_target_loss
+from mae.train.resolve import resolve
 from mae.train.step import Loss, pretraining_loss
-from mae.train.tuning import soft_target_loss
 from mae.weights.classifier import save_classifier
 
 HALVES = ((0, 1, 2, 3, 4), (5, 6, 7, 8, 9))

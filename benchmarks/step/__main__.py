@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.step.measuring import Sized, measure, peak_bytes
 from benchmarks.step.sides import NAMES, PEERS, SIZES
-from mae.jobs.machines import cores
+from mae.planning.hardware import cores
 
 
 def main(words: Sequence[str]) -> None:

@@ -14,10 +14,10 @@ import torch
 from benchmarks.claim.measuring import process_bytes
 from benchmarks.spread import Spread
 from benchmarks.step.sides import NAMES, PEERS, SIZES, Side, make_batch, make_side
-from mae.data.batch import Batch
-from mae.jobs.outlook import kept_for_backward
+from mae.data.batching.batch import Batch
 from mae.model.costs import step_flops
-from mae.model.linear import linear
+from mae.model.onednn_linear import linear
+from mae.train.measure import kept_for_backward
 
 PEAK_EDGE = 2048
 

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from benchmarks.gpu.sides import RATE, our_step, synthetic_batch, transformers_config
 from benchmarks.textbook import TextbookMAE
-from mae.config import PretrainConfig
-from mae.data.batch import Batch
-from mae.jobs.setup import new_state
+from mae.config.model import ModelConfig
+from mae.config.run import PretrainConfig
+from mae.config.sizes import model_config
+from mae.data.batching.batch import Batch
 from mae.model.create import create
 from mae.model.positions import sincos_positions
-from mae.network import ModelConfig
-from mae.sizes import model_config
+from mae.train.resolve import new_state
 from mae.train.step import pretraining_loss
 
 PEERS = ("transformers", "lightly", "textbook")

@@ -9,13 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mae.config import AugmentConfig as AugmentConfig
-    from mae.config import FinetuneConfig as FinetuneConfig
-    from mae.config import MixConfig as MixConfig
-    from mae.config import ModelConfig as ModelConfig
-    from mae.config import OptimConfig as OptimConfig
-    from mae.config import PixelConfig as PixelConfig
-    from mae.config import PretrainConfig as PretrainConfig
+    from mae.config.run import AugmentConfig as AugmentConfig
+    from mae.config.run import FinetuneConfig as FinetuneConfig
+    from mae.config.run import MixConfig as MixConfig
+    from mae.config.run import ModelConfig as ModelConfig
+    from mae.config.run import OptimConfig as OptimConfig
+    from mae.config.run import PixelConfig as PixelConfig
+    from mae.config.run import PretrainConfig as PretrainConfig
     from mae.errors import CheckpointError as CheckpointError
     from mae.errors import ConfigError as ConfigError
     from mae.errors import DataError as DataError
@@ -33,42 +33,42 @@ if TYPE_CHECKING:
     from mae.model.autoencoder import Reconstruction as Reconstruction
     from mae.model.create import create as create
     from mae.model.encoder import Encoder as Encoder
-    from mae.train.guard import Stopped as Stopped
-    from mae.weights.convert import convert as convert
-    from mae.weights.folder import save as save
+    from mae.runs.signals import Stopped as Stopped
+    from mae.weights.formats.native import save as save
     from mae.weights.load import load as load
     from mae.weights.load import load_encoder as load_encoder
+    from mae.weights.tools.convert import convert as convert
 
 _HOMES = {
-    "AugmentConfig": "mae.config",
+    "AugmentConfig": "mae.config.run",
     "CheckpointError": "mae.errors",
     "ConfigError": "mae.errors",
     "DataError": "mae.errors",
     "Encoder": "mae.model.encoder",
-    "FinetuneConfig": "mae.config",
+    "FinetuneConfig": "mae.config.run",
     "MaeError": "mae.errors",
     "MaskedAutoencoder": "mae.model.autoencoder",
-    "MixConfig": "mae.config",
-    "ModelConfig": "mae.config",
-    "OptimConfig": "mae.config",
+    "MixConfig": "mae.config.run",
+    "ModelConfig": "mae.config.run",
+    "OptimConfig": "mae.config.run",
     "Output": "mae.model.autoencoder",
-    "PixelConfig": "mae.config",
-    "PretrainConfig": "mae.config",
+    "PixelConfig": "mae.config.run",
+    "PretrainConfig": "mae.config.run",
     "Reconstruction": "mae.model.autoencoder",
     "Run": "mae.jobs.pretrain",
     "ShapeError": "mae.errors",
-    "Stopped": "mae.train.guard",
+    "Stopped": "mae.runs.signals",
     "TrainingError": "mae.errors",
     "Tuned": "mae.jobs.finetune",
     "WeightsError": "mae.errors",
-    "convert": "mae.weights.convert",
+    "convert": "mae.weights.tools.convert",
     "create": "mae.model.create",
     "embed": "mae.jobs.embed",
     "finetune": "mae.jobs.finetune",
     "load": "mae.weights.load",
     "load_encoder": "mae.weights.load",
     "pretrain": "mae.jobs.pretrain",
-    "save": "mae.weights.folder",
+    "save": "mae.weights.formats.native",
 }
 
 __all__ = sorted(_HOMES)  # noqa: PLE0605

@@ -2,6 +2,6 @@
 
 import sys
 
-from mae.cli import main
+from mae.cli.main import main
 
 sys.exit(main())

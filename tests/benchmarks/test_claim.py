@@ -12,9 +12,9 @@ from benchmarks.claim.__main__ import main
 from benchmarks.claim.measuring import Steps, most_held, peak_bytes_elsewhere
 from benchmarks.claim.sides import PAIRINGS, SIDES, MaskTokensInEncoder, Side, count_flops
 
+from mae.config.model import ModelConfig
+from mae.config.sizes import model_config
 from mae.model.masking import random_masking
-from mae.network import ModelConfig
-from mae.sizes import model_config
 from tests.model.plain import masked_mean_error, plain_blocks, plain_norm, plain_target
 from tests.model.tiny import batch, scrambled, tiny_config, tiny_model
 

@@ -20,10 +20,10 @@ from benchmarks.gpu.report import LoaderRow, Machine, Report, SideRow
 from benchmarks.gpu.sides import our_step, peer_step, synthetic_batch, transformers_model
 from benchmarks.spread import spread
 
-from mae.config import PretrainConfig
-from mae.jobs.setup import new_state
+from mae.config.run import PretrainConfig
+from mae.config.sizes import model_config
 from mae.model.create import create
-from mae.sizes import model_config
+from mae.train.resolve import new_state
 from tests.model.tiny import batch, scrambled, tiny_config
 
 SQUARE = tiny_config(grid=(4, 4), mask_ratio=0.75)

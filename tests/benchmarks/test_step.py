@@ -6,8 +6,8 @@ import pytest
 from benchmarks.step.measuring import saved_bytes
 from benchmarks.step.sides import NAMES, make_batch, make_side
 
+from mae.config.model import ModelConfig
 from mae.model.costs import kept_bytes
-from mae.network import ModelConfig
 
 SMALL = ModelConfig(
     image_size=(20, 20),

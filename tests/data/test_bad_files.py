@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mae.config import AugmentConfig
-from mae.data.batch import BatchPlan, prepared, training_batch
-from mae.data.decode import BadPicture, PixelKind, decode
-from mae.data.source import FolderSource
+from mae.config.run import AugmentConfig
+from mae.data.batching.batch import BatchPlan, prepared, training_batch
+from mae.data.decoding.decode import BadPicture, PixelKind, decode
+from mae.data.sources.source import FolderSource
 from tests.bad_pictures import BAD, ODD, write_bad, write_good
 
 RGB = PixelKind("uint8", 3)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mae.data.decode import decode
+from mae.data.decoding.decode import decode
 from mae.data.survey import survey
 from tests.pictures import encoded, image
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from benchmarks.scale import plan_of, sparse_pack, write_rows
 
-from mae.data.batch import training_batch
-from mae.data.loader import batches
+from mae.data.batching.batch import training_batch
+from mae.data.batching.loader import batches
 
 COUNT = 10**9
 BATCH = 64

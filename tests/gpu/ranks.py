@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from mae.model.create import create
-from mae.train.distributed import open_ranks
+from mae.parallel.processes import open_ranks
 from mae.train.step import pretraining_loss
 from tests.gpu.small import MODEL, small_batches
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import torch
 
-from mae.config import OptimConfig, PretrainConfig
-from mae.data.batch import Batch
-from mae.jobs.setup import new_state
+from mae.config.run import OptimConfig, PretrainConfig
+from mae.data.batching.batch import Batch
 from mae.model.create import create
-from mae.train.state import TrainState
+from mae.runs.state import TrainState
+from mae.train.resolve import new_state
 from tests.model.tiny import tiny_config
 
 COUNT = 6

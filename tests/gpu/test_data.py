@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from mae.data.loader import batches, on_device
-from mae.data.weighted import crops_on_device, resized_crops
-from tests.data.test_augment import batch, drawn_box
-from tests.data.test_loader import Endless, plan_of
+from mae.data.augment.batched_crop import crops_on_device, resized_crops
+from mae.data.batching.loader import batches, on_device
+from tests.data.augment.test_crop import batch, drawn_box
+from tests.data.batching.test_loader import Endless, plan_of
 
 
 def test_batched_crops_are_the_same_bits_on_a_gpu() -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mae.evaluate.features import encoder_features
-from mae.evaluate.reconstruction import hidden_psnr
+from mae.evaluation.features import encoder_features
+from mae.evaluation.reconstruction import hidden_psnr
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.masking import random_masking
 from mae.train.step import pretraining_loss

@@ -13,17 +13,17 @@ import pytest
 import torch
 from torch import nn
 
-from mae.config import OptimConfig, PretrainConfig
-from mae.data.batch import Batch
-from mae.jobs.fitting import fits_here
-from mae.jobs.machines import has_bf16
+from mae.config.run import OptimConfig, PretrainConfig
+from mae.config.sizes import model_config
+from mae.data.batching.batch import Batch
 from mae.jobs.pretrain import pretrain
-from mae.jobs.setup import Rehearsal
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.costs import kept_bytes
 from mae.model.create import create
-from mae.sizes import model_config
-from mae.train.muon import Muon
+from mae.planning.hardware import has_bf16
+from mae.train.micro_batch import fits_here
+from mae.train.optim.muon import Muon
+from mae.train.resolve import Rehearsal
 from mae.train.step import pretraining_loss
 from tests.gpu.small import CONFIG, COUNT, MODEL, small_batches, state_of
 from tests.gpu.test_model import GRADIENTS, assert_near

@@ -13,15 +13,15 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mae.data.batch import Batch
-from mae.data.loader import on_device
-from mae.train.checkpoint import load_checkpoint, save_checkpoint
-from mae.train.distributed import ALONE, open_ranks
+from mae.data.batching.batch import Batch
+from mae.data.batching.loader import on_device
+from mae.parallel.processes import ALONE, open_ranks
+from mae.runs.checkpoint import load_checkpoint, save_checkpoint
+from mae.runs.state import TrainState
 from mae.train.fit import Cadence, fit
-from mae.train.state import TrainState
 from mae.train.step import OptimiserStep, pretraining_loss
 from tests.gpu.small import CONFIG, small_batches, state_of
-from tests.train.test_checkpoint import assert_same
+from tests.runs.test_checkpoint import assert_same
 
 STEPS = 5
 

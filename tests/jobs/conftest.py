@@ -5,23 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
-from mae.model.create import create
-from mae.weights.folder import save
 from tests.model.tiny import tiny_config
 from tests.pictures import photo
 
 TINY = tiny_config(patch_size=8)  # pictures of 24 x 40, C=3
-
-
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a folder of weights for pictures of 24 x 40, C=3."""
-    path = tmp_path_factory.mktemp("made") / "weights"
-    save(create(TINY), path)
-    return path
 
 
 def write_classes(root: Path, *names: str, count: int, seed: int = 0) -> Path:

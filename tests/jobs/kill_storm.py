@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from mae.config import AugmentConfig, ModelConfig, OptimConfig, PretrainConfig
+from mae.config.run import AugmentConfig, ModelConfig, OptimConfig, PretrainConfig
 
 CONFIG = PretrainConfig(
     model=ModelConfig(

@@ -14,10 +14,10 @@ import sys
 import time
 from pathlib import Path
 
-import mae.data.packing
-from mae.data.packing import Packing
-from mae.jobs.inputs import open_source
-from mae.jobs.pack import pack
+import mae.data.packing.writer
+from mae.data.packing.writer import Packing
+from mae.data.sources.open import open_source
+from mae.jobs.data_pack import pack
 
 POLL_S, PAUSE_S = 0.003, 0.002
 
@@ -42,7 +42,7 @@ def start(data: Path, out: Path, shard_bytes: int) -> int:
     child = os.fork()
     if child == 0:
         # Slow enough for the parent to see it at work.
-        mae.data.packing._COMMIT_SECONDS = 0.02
+        mae.data.packing.writer._COMMIT_SECONDS = 0.02
         add = Packing.add
         Packing.add = lambda *given, **named: (time.sleep(PAUSE_S), add(*given, **named))[1]
         pack(data, out, shard_bytes=shard_bytes, quiet=True)

@@ -1,56 +1,248 @@
-"""The data benchmark tells stages apart and says which is the wall."""
+"""The benchmark of a run tells the loader from the step, and advises what follows from it."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 
-from mae.config import PretrainConfig
+from mae.config.run import PretrainConfig
+from mae.data.sources.source import ArraySource
 from mae.errors import ConfigError
-from mae.jobs.bench import DataBench, Stage, bench_data
-from tests.pictures import mixed_folder
+from mae.jobs.bench import bench_run
+from mae.model.costs import step_flops
+from mae.planning.estimate import MEASURED, Plan
+from mae.planning.hardware import Machine, use_threads
+from mae.recipes.catalogue import DEMO
+from mae.train import bottleneck as module
+from mae.train import resolve as setup
+from mae.train.bottleneck import Reading, Verdict
+from mae.train.resolve import few_pictures
+from tests.jobs.conftest import TINY
+from tests.pictures import encoded, mixed_folder, photo
 
-CONFIG = PretrainConfig(batch=12, device="cpu")
+CONFIG = PretrainConfig(model=TINY, batch=6, micro_batch=3, device="cpu", epochs=2)
 
 
-def test_every_stage_of_files_is_timed_and_broken_ones_are_counted(tmp_path: Path) -> None:
-    mixed_folder(tmp_path, count=24, broken=2)
+class SlowSource(ArraySource):
+    """Pictures that come from far away: each is waited for, and no processor works meanwhile."""
+
+    def __init__(self, count: int, *, wait: float = 0.02) -> None:
+        super().__init__(np.stack([photo(24, 40, seed=seed) for seed in range(count)]))
+        self.wait = wait
+
+    def read(self, index: int) -> NDArray[np.generic]:
+        time.sleep(self.wait)
+        return super().read(index)
+
+
+def write_jpegs(root: Path, *, count: int) -> Path:
+    for seed in range(count):
+        picture = Image.fromarray(photo(48, 64, seed=seed))
+        (root / f"{seed}.jpg").write_bytes(encoded(picture, "JPEG"))
+    return root
+
+
+def judged(
+    *, device: str = "cpu", cores: int, monkeypatch: pytest.MonkeyPatch, **given: Any
+) -> Verdict:
+    """Give a verdict of made-up figures on a made-up machine."""
+    monkeypatch.setattr(module, "cores", lambda: cores)
+    config = given.pop("config", dataclasses.replace(DEMO, batch=64, epochs=20))
+    machine = Machine("made up", 1, device, 2**34)
+    facts = {"parameters": 10, "state_bytes": 160, "rate": 50.0, "rate_basis": MEASURED}
+    planned = Plan("demo", config, machine, 6400, "counted", rate_note="", **facts)
+    usual = {"pictures": 64, "workers": 0, "threads": 1, "reading": Reading(0.001, 0.001)}
+    usual |= {"largest": 512, "in_memory": False, "unreadable": 0}
+    return Verdict(**usual | {"planned": planned} | given)
+
+
+def test_a_folder_of_jpegs_is_measured_whole_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    write_jpegs(tmp_path, count=13)
     threads = torch.get_num_threads()
-    whole = dataclasses.replace(CONFIG, batch=24)  # every image is in the first batch
 
-    found = bench_data(tmp_path, whole, seconds=0.01, quiet=True)
+    found = bench_run(tmp_path, dataclasses.replace(CONFIG, threads=1), seconds=0.06, quiet=True)
 
-    assert [stage.name for stage in found.stages] == ["read", "decode", "augment", "collate"]
-    assert all(stage.seconds > 0 for stage in (*found.stages, found.whole))
-    assert found.wall in ("decode", "augment")
-    assert found.unreadable == 2
+    assert min(found.loader, found.step, found.both) > 0
+    assert found.both < found.loader
+    assert found.planned.num_steps == 4  # two epochs of two batches of six
+    assert found.planned.rate == found.both and found.threads == 1
+    assert (found.pictures, found.workers, found.unreadable) == (6, 0, 0)
     assert torch.get_num_threads() == threads
+    assert len(list(tmp_path.iterdir())) == 13
 
 
-def test_pictures_in_memory_are_neither_read_nor_decoded() -> None:
-    pictures = np.random.default_rng(0).integers(0, 256, (40, 28, 28, 3), dtype=np.uint8)
+def test_pictures_that_are_waited_for_make_the_loader_the_wall_and_workers_the_advice() -> None:
+    # Far more than a step takes, on a busy machine as well.
+    found = bench_run(SlowSource(12, wait=0.1), CONFIG, seconds=1.5, quiet=True)
 
-    found = bench_data(pictures, CONFIG, seconds=0.01, quiet=True)
-
-    assert [stage.name for stage in found.stages] == ["augment", "collate"]
-
-
-def test_cores_are_counted_for_the_rate_that_is_asked_for() -> None:
-    stages = (Stage("read", 0.0001), Stage("decode", 0.003))
-    found = DataBench(stages, Stage("all together", 0.004), "cpu", {"asked for": 1001.0}, 0)
-
-    assert found.wall == "decode"
-    assert found.values()["cores_needed"] == {"asked for": 5}
-    assert found.values()["images_per_second"]["all together"] == 250
+    assert found.wall == "loader" and found.reading.waits
+    assert 2 < found.loader <= 10  # 100 ms a picture
+    assert found.waiting > 0.5
+    assert found.sentence.startswith("the loader is the wall: it makes 0.")
+    (advice,) = found.advice()
+    assert advice.startswith(f"use --workers {found.readers_needed}: a picture takes a process 1")
 
 
-@pytest.mark.parametrize("name", ["seconds", "images_per_second"])
-def test_a_rate_or_a_time_of_nothing_is_refused(name: str) -> None:
-    pictures = np.zeros((40, 28, 28, 3), dtype=np.uint8)
+def test_pictures_in_memory_make_the_step_the_wall() -> None:
+    found = bench_run(
+        "fashion-mnist", dataclasses.replace(DEMO, device="cpu"), seconds=0.3, quiet=True
+    )
 
-    with pytest.raises(ConfigError, match=f"{name}: expected a number above 0, got 0"):
-        bench_data(pictures, dataclasses.replace(CONFIG), quiet=True, **{name: 0.0})
+    assert found.wall == "step"
+    assert found.loader > 5 * found.step
+    assert "the step is the wall: the loader makes" in found.sentence
+
+
+def test_a_large_batch_of_a_cpu_is_measured_on_few_pictures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(setup, "_PROBED_FLOPS", 8.5 * step_flops(TINY))
+    pictures = np.random.default_rng(0).integers(0, 256, (400, 24, 40, 3), dtype=np.uint8)
+    config = dataclasses.replace(CONFIG, batch=320, micro_batch=160, epochs=3, threads=2)
+
+    found = bench_run(pictures, config, seconds=0.06, quiet=True)
+
+    assert found.pictures == 8
+    assert found.planned.config.batch == 320 and found.planned.num_steps == 3
+    assert any("steps of 320" in line and "weighs more" in line for (line, *_) in found.rows())
+
+
+def test_few_pictures_keep_as_many_micro_batches_side_by_side_as_the_batch_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(setup, "_PROBED_FLOPS", 11 * step_flops(TINY))
+    config = dataclasses.replace(CONFIG, batch=320, micro_batch=160, views_per_decode=4)
+
+    with use_threads(2):
+        few = few_pictures(config, torch.device("cpu"))
+
+    assert (few.batch, few.micro_batch) == (8, 4)  # whole pictures of four views
+    assert few_pictures(config, torch.device("cuda")) == config
+
+
+def test_readers_feed_the_step_and_what_they_made_ahead_does_not_count() -> None:
+    config = dataclasses.replace(CONFIG, workers=2)
+
+    found = bench_run(SlowSource(12), config, seconds=0.9, quiet=True)
+
+    # Two processes at 20 ms a picture make 100 a second, fewer on a busy machine. In the time of a
+    # slice they make 15, and 24 lie there made ahead.
+    assert found.workers == 2
+    assert 20 < found.loader < 120
+
+
+def test_broken_pictures_are_counted(tmp_path: Path) -> None:
+    mixed_folder(tmp_path, count=24, broken=2)
+
+    found = bench_run(tmp_path, CONFIG, seconds=0.06, quiet=True)
+
+    assert found.unreadable == 2
+    assert ("2 pictures could not be read; others stood in for them",) in [*found.rows()]
+
+
+def test_the_time_of_the_run_is_that_of_both_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = judged(loader=400.0, step=60.0, both=50.0, cores=1, monkeypatch=monkeypatch)
+
+    assert found.planned.num_steps == 2000  # 20 epochs of 100 batches
+    assert found.values()["hours"] == pytest.approx(2000 * 64 / 50 / 3600)
+    assert any("about 43 minutes here: 2,000 steps of 64, 20 epochs" in r[0] for r in found.rows())
+
+
+def test_decoding_for_a_gpu_asks_for_as_many_workers_as_keep_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slow = {"loader": 700.0, "step": 3000.0, "both": 690.0, "reading": Reading(0.0014, 0.0014)}
+
+    found = judged(device="cuda", cores=16, workers=1, monkeypatch=monkeypatch, **slow)
+
+    assert next(found.advice()) == (
+        "use --workers 5: the step takes what 5 make, at 1.4 ms a picture"
+    )
+
+
+def test_readers_that_should_keep_up_and_do_not_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = {"loader": 700.0, "step": 3000.0, "both": 690.0, "reading": Reading(0.0014, 0.0014)}
+
+    found = judged(device="cuda", cores=16, workers=6, monkeypatch=monkeypatch, **slow)
+
+    assert (
+        next(found.advice()) == "5 workers should keep up: mae bench data says which stage is slow"
+    )
+
+
+def test_decoding_that_has_no_core_left_asks_for_cheaper_pictures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slow = {"loader": 700.0, "step": 3000.0, "both": 500.0, "reading": Reading(0.0014, 0.0014)}
+
+    found = judged(cores=2, threads=2, monkeypatch=monkeypatch, **slow)
+
+    assert next(found.advice()) == (
+        "4.2 cores are wanted for the pictures, 0 are free beside the step: make them cheaper by "
+        "mae data pack --short-side 32 where they are larger, or --augment.scaled-decode for "
+        "large JPEGs, or --views-per-decode 2"
+    )
+
+
+def test_a_pass_that_does_not_fit_asks_for_one_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(DEMO, batch=4096, micro_batch=None)
+
+    found = judged(
+        loader=900.0, step=5.0, both=4.9, cores=1, config=config, monkeypatch=monkeypatch
+    )
+
+    assert [*found.advice()] == [
+        "4,096 pictures a pass do not fit into the memory (formula): use --micro-batch 512"
+    ]
+
+
+def test_threads_fewer_than_cores_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = judged(loader=900.0, step=5.0, both=5.0, cores=8, threads=2, monkeypatch=monkeypatch)
+
+    assert [*found.advice()] == ["the step has 2 of 8 cores: use --threads 8"]
+
+
+def test_sides_that_disturb_each_other_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    crowded = {"loader": 900.0, "step": 100.0, "both": 60.0, "workers": 3}
+
+    found = judged(cores=2, threads=2, monkeypatch=monkeypatch, **crowded)
+
+    assert [*found.advice()][-1] == (
+        "together they make 60% of what they would undisturbed: 3 readers and 2 threads share 2 "
+        "cores"
+    )
+
+
+def test_a_busy_machine_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = judged(loader=900.0, step=5.0, both=5.0, cores=1, others=2.5, monkeypatch=monkeypatch)
+
+    assert ("too slow: 2.5 others waited for each processor meanwhile",) in [*found.rows()]
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, math.inf])
+def test_a_time_of_nothing_is_refused(seconds: float) -> None:
+    with pytest.raises(ConfigError, match="seconds: expected a number above 0, got"):
+        bench_run(SlowSource(12), CONFIG, seconds=seconds, quiet=True)
+
+
+def test_weights_that_change_no_speed_are_refused(weights: Path) -> None:
+    with pytest.raises(ConfigError, match="init: has no effect on the speed of folder; drop it"):
+        bench_run(SlowSource(12), CONFIG, recipe="folder", init=weights, quiet=True)
+
+
+def test_the_network_comes_from_weights_where_the_recipe_says_so(weights: Path) -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (20, 30, 44, 3), dtype=np.uint8)
+    config = PretrainConfig(follow_weights=True, batch=4, device="cpu")
+
+    found = bench_run(pictures, config, init=weights, seconds=0.06, quiet=True)
+
+    assert found.planned.config.model.width == TINY.width

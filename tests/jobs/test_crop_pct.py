@@ -16,21 +16,27 @@ import torch
 from PIL import Image
 
 import mae
-from mae.cli import main
-from mae.config import AugmentConfig, FinetuneConfig, ModelConfig, PretrainConfig, settle_crop_pct
+from mae.cli.main import main
+from mae.config.run import (
+    AugmentConfig,
+    FinetuneConfig,
+    ModelConfig,
+    PretrainConfig,
+    settle_crop_pct,
+)
 from mae.errors import ConfigError
+from mae.evaluation.inputs import FeatureSettings
 from mae.jobs.embed import embed_to_file
 from mae.jobs.evaluate import evaluate
-from mae.jobs.features import FeatureSettings
 from mae.jobs.finetune import finetune
-from mae.jobs.linear_probe import paper_config, paper_probe
 from mae.jobs.pretrain import pretrain
 from mae.jobs.probe import choose_method, probe
+from mae.jobs.probe_linear import paper_config, paper_probe
 from mae.jobs.reconstruct import reconstruct
 from mae.model.create import create
 from mae.weights.classifier import load_classifier
-from mae.weights.folder import save
-from tests.data.test_view import resized_and_cut
+from mae.weights.formats.native import save
+from tests.data.augment.test_view import resized_and_cut
 from tests.jobs.conftest import TINY, write_classes
 from tests.jobs.kill_storm import CONFIG, pictures
 from tests.jobs.test_finetune import PLAIN
@@ -246,7 +252,7 @@ def test_an_option_gives_every_job_another_view(
         asked.append(crop_pct)
         return np.ascontiguousarray(np.resize(picture, (*size, 3)))
 
-    monkeypatch.setattr("mae.jobs.features.evaluation_view", view)
+    monkeypatch.setattr("mae.evaluation.inputs.evaluation_view", view)
     finetune(replace(PLAIN, steps=1), data=folder, weights=weights, out=folder / "r", quiet=True)
     settings, knn = FeatureSettings(crop_pct=0.7), choose_method("knn", k=1, seed=0)
     jobs = {

@@ -54,7 +54,7 @@ def test_a_folder_that_is_not_there_is_a_problem(tmp_path: Path) -> None:
 def test_a_decoder_that_changes_pictures_is_a_problem(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mae.data import decode
+    from mae.data.decoding import decode
 
     real = decode.decode
     monkeypatch.setattr(decode, "decode", lambda data, *, kind: 255 - real(data, kind=kind))
@@ -77,7 +77,7 @@ def test_threads_are_held_against_the_cores_that_may_be_used(
     threads: int, cores: int, asked: str | None, advice: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.get_num_threads", lambda: threads)
-    monkeypatch.setattr("mae.jobs.machines.cores", lambda: cores)
+    monkeypatch.setattr("mae.planning.hardware.cores", lambda: cores)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if asked is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", asked)

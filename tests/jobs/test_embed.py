@@ -19,15 +19,15 @@ from PIL import Image
 from pyarrow import parquet
 
 import mae
-from mae.data.batch import prepared
-from mae.data.decode import PixelKind
-from mae.data.source import FolderSource
+from mae.data.batching.batch import prepared
+from mae.data.decoding.decode import PixelKind
+from mae.data.sources.source import FolderSource
 from mae.errors import ConfigError, DataError, WeightsError
+from mae.evaluation.inputs import FeatureSettings
 from mae.jobs import embed as module
 from mae.jobs.embed import embed_to_file
-from mae.jobs.features import FeatureSettings
 from mae.model.create import create
-from mae.weights.folder import save
+from mae.weights.formats.native import save
 from tests.jobs.conftest import TINY, write_classes
 from tests.model.tiny import tiny_config
 from tests.pictures import encoded, image, photo, rotated_jpeg
@@ -120,7 +120,7 @@ def test_the_file_holds_a_row_for_each_picture_in_the_order_of_the_names(
 def test_a_parquet_holds_names_classes_and_features(
     weights: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mae.jobs.parquet.ROWS", 5)
+    monkeypatch.setattr("mae.report.parquet.ROWS", 5)
     out = tmp_path / "features.parquet"
 
     result = embed_to_file(weights, pictures, out=out, settings=SETTINGS, quiet=True)
@@ -156,7 +156,7 @@ def test_a_parquet_goes_on_where_it_was_stopped(
 def test_without_pyarrow_one_line_says_so_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mae.jobs.parquet.find_spec", lambda name: None)
+    monkeypatch.setattr("mae.report.parquet.find_spec", lambda name: None)
 
     with pytest.raises(ConfigError, match=r"pip install 'mae-vision\[parquet\]', or name a .npy"):
         embed_to_file("nowhere", "nowhere", out=tmp_path / "p.parquet")
@@ -229,7 +229,7 @@ def test_a_second_start_with_something_else_begins_anew(
 def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(weights: Path, tmp_path: Path) -> None:
     pictures = write_classes(tmp_path / "pictures", "cats", "dogs", count=60)
     embed_to_file(weights, pictures, out=tmp_path / "a.npy", settings=SETTINGS, quiet=True)
-    command = [sys.executable, "-c", "import sys; from mae.cli import main; sys.exit(main())"]
+    command = [sys.executable, "-c", "import sys; from mae.cli.main import main; sys.exit(main())"]
     command += ["embed", str(weights), f"data={pictures}"]
     command += [f"--out={tmp_path / 'b.npy'}", "--batch=3", "--quiet"]
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import mae
-from mae.config import PretrainConfig
+from mae.config.run import PretrainConfig
 from mae.errors import ConfigError, TrainingError
-from mae.jobs import running
 from mae.jobs.finetune import finetune
 from mae.jobs.pretrain import pretrain
+from mae.train import session as running
 from tests.jobs.kill_storm import CONFIG, CONTEXT, SHORT, pictures, watch_the_end
 from tests.jobs.test_finetune import PLAIN, folder
 

@@ -13,19 +13,19 @@ from PIL import Image
 from pyarrow import parquet
 from torch.nn.functional import cross_entropy
 
-import mae.jobs.corruptions
 import mae.jobs.evaluate as module
-from mae.cli import main
-from mae.data.source import FolderSource
+import mae.jobs.evaluate_corruptions
+from mae.cli.main import main
+from mae.config.model import ModelConfig, PixelConfig
+from mae.data.sources.source import FolderSource
 from mae.errors import ConfigError, DataError
-from mae.evaluate.robustness import ALEXNET_ERRORS
-from mae.jobs.corruptions import evaluate_corruptions
+from mae.evaluation.inputs import FeatureSettings
+from mae.evaluation.robustness import ALEXNET_ERRORS
 from mae.jobs.evaluate import Judge, evaluate, question
-from mae.jobs.features import FeatureSettings
-from mae.jobs.progress import Progress
+from mae.jobs.evaluate_corruptions import evaluate_corruptions
 from mae.model.classifier import Classifier
 from mae.model.create import create
-from mae.network import ModelConfig, PixelConfig
+from mae.progress import Progress
 from mae.weights.classifier import save_classifier
 
 H, W = 24, 40
@@ -61,7 +61,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             return Judge(model, names, device, settings.batch, progress)
 
         monkeypatch.setattr(module, "open_judge", open_judge)
-        monkeypatch.setattr(mae.jobs.corruptions, "open_judge", open_judge)
+        monkeypatch.setattr(mae.jobs.evaluate_corruptions, "open_judge", open_judge)
 
     use(CLASSES)
     return use
@@ -307,7 +307,7 @@ def test_a_mistake_is_one_line(
 
 
 def test_without_pyarrow_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mae.jobs.parquet.find_spec", lambda name: None)
+    monkeypatch.setattr("mae.report.parquet.find_spec", lambda name: None)
 
     with pytest.raises(ConfigError, match=r"pip install 'mae-vision\[parquet\]', or name a .csv"):
         evaluate("w", "d", predictions=Path("p.parquet"))

@@ -16,17 +16,17 @@ import pytest
 import torch
 from PIL import Image
 
-from mae.cli import main
-from mae.config import AugmentConfig, FinetuneConfig, MixConfig, OptimConfig
+from mae.cli.main import main
+from mae.config.run import AugmentConfig, FinetuneConfig, MixConfig, OptimConfig
 from mae.errors import ConfigError, DataError, MaeError, WeightsError
-from mae.jobs import running
 from mae.jobs.finetune import finetune
 from mae.model.classifier import Classifier
 from mae.model.create import create
-from mae.train.checkpoint import latest_checkpoint
-from mae.train.guard import Stopped
+from mae.runs.checkpoint import latest_checkpoint
+from mae.runs.signals import Stopped
+from mae.train import session as running
 from mae.weights.classifier import load_classifier, save_classifier
-from mae.weights.folder import save
+from mae.weights.formats.native import save
 from tests.jobs.conftest import TINY, write_classes
 from tests.jobs.kill_storm import CONTEXT
 

@@ -12,17 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from mae.config import PretrainConfig
-from mae.data.batch import Batch
+from mae.config.model import ModelConfig
+from mae.config.run import PretrainConfig
+from mae.data.batching.batch import Batch
 from mae.errors import ConfigError
-from mae.jobs.budget import Plan
-from mae.jobs.machines import Machine, card_named, find_cards
-from mae.jobs.outlook import saved_bytes
 from mae.jobs.plan import plan
-from mae.jobs.setup import new_state
 from mae.model.create import create
-from mae.network import ModelConfig
-from mae.recipes import DEMO, find_config
+from mae.planning.estimate import Plan
+from mae.planning.hardware import Machine, card_named, find_cards
+from mae.recipes.catalogue import DEMO, find_config
+from mae.train.measure import saved_bytes
+from mae.train.resolve import new_state
 from mae.train.step import OptimiserStep, pretraining_loss
 from tests.model.costed import SHAPES, drawn
 

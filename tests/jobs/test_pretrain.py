@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 import mae
-from mae.config import PretrainConfig, replace_model
+from mae.config.run import PretrainConfig, replace_model
 from mae.errors import CheckpointError, ConfigError, DataError, TrainingError
 from mae.jobs.pretrain import pretrain
-from mae.train.checkpoint import latest_checkpoint
+from mae.runs.checkpoint import latest_checkpoint
 from tests.jobs.kill_storm import CONFIG, end_state
 from tests.pictures import mixed_folder
 
@@ -28,7 +28,7 @@ def run(out: Path, data: object, config: PretrainConfig = SHORT, **options: obje
 
 def stop_after_first_save(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the process die, as far as the run can tell, right after its first checkpoint."""
-    from mae.jobs import running as job
+    from mae.train import session as job
 
     real = job.save_checkpoint
 

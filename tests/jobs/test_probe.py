@@ -8,13 +8,13 @@ import pytest
 
 import mae
 from mae.errors import ConfigError, DataError
-from mae.evaluate.features import standardized
-from mae.evaluate.few import read_choice
-from mae.evaluate.knn import knn_accuracy
+from mae.evaluation.features import standardized
+from mae.evaluation.few_labels import read_choice
+from mae.evaluation.few_options import FewSettings
+from mae.evaluation.inputs import FeatureSettings
+from mae.evaluation.knn import knn_accuracy
+from mae.evaluation.labelled_data import labelled
 from mae.jobs import probe as module
-from mae.jobs.features import FeatureSettings
-from mae.jobs.few import FewSettings
-from mae.jobs.labelled import labelled
 from mae.jobs.probe import Probe, choose_method, probe
 from mae.model.create import create
 from tests.jobs.conftest import TINY, write_classes

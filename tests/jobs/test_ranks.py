@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from mae.cli import main
+from mae.cli.main import main
 from mae.errors import ConfigError
-from mae.evaluate.knn import knn_accuracy
-from mae.jobs.features import FeatureSettings
+from mae.evaluation.inputs import FeatureSettings
+from mae.evaluation.knn import knn_accuracy
 from mae.model.classifier import Classifier
 from mae.model.create import create
-from mae.train.distributed import Place, open_ranks, this_place
+from mae.parallel.processes import Place, open_ranks, this_place
 from mae.weights.classifier import save_classifier
 from tests.jobs.conftest import TINY, write_classes
 
@@ -137,7 +137,7 @@ def test_other_processes_leave_a_mistake_to_the_first(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     several(monkeypatch, rank=1)
-    monkeypatch.setattr("mae.cli._FIRST_SPEAKS_S", 0)
+    monkeypatch.setattr("mae.cli.main._FIRST_SPEAKS_S", 0)
 
     assert main(["demo"]) == 2
 
@@ -209,7 +209,7 @@ def test_shares_of_the_test_rows_add_up_to_the_accuracy(count: int) -> None:
 
 def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.device("cuda")
-    monkeypatch.setattr("mae.jobs.features.choose_device", lambda name: gpu)
+    monkeypatch.setattr("mae.evaluation.inputs.choose_device", lambda name: gpu)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     auto = FeatureSettings()
 
@@ -223,7 +223,7 @@ def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.Monk
 MEETING = """
 import os, signal, sys
 from mae.errors import DataError
-from mae.train.distributed import open_ranks
+from mae.parallel.processes import open_ranks
 with open_ranks(timeout_s=float(sys.argv[2])) as ranks:
     place = ranks.place
     sizes = [len(each) for each in ranks.gathered("x" * place.rank)]

@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from mae.config.model import PixelConfig, PixelDtype
 from mae.errors import ConfigError, DataError, MaeError, WeightsError
 from mae.jobs.reconstruct import Reconstructed, reconstruct
-from mae.network import PixelConfig, PixelDtype
-from mae.weights.folder import save
+from mae.weights.formats.native import save
 from tests.model.tiny import tiny_model
 from tests.pictures import image, mixed_folder
 

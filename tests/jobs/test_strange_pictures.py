@@ -15,11 +15,11 @@ import tifffile
 from PIL import Image
 
 import mae
-from mae.config import FinetuneConfig
+from mae.config.run import FinetuneConfig
 from mae.errors import TrainingError
 from mae.jobs.finetune import finetune
 from mae.jobs.pretrain import pretrain
-from mae.recipes import find_config
+from mae.recipes.catalogue import find_config
 from tests.bad_pictures import write_bad, write_good
 from tests.jobs.kill_storm import CONFIG, end_state
 from tests.pictures import encoded, image, photo, uint16
@@ -159,7 +159,7 @@ def test_a_run_of_pages_that_was_begun_before_they_were_recorded_goes_on(tmp_pat
 
 def pretrained(folder: Path, out: Path, *more: str) -> mae.ModelConfig:
     """Run the command in a process of its own; give what its weights say of themselves."""
-    code = "import sys; from mae.cli import main; sys.exit(main())"
+    code = "import sys; from mae.cli.main import main; sys.exit(main())"
     words = ["pretrain", "--data", str(folder), "--out", str(out), *TINY, *more]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

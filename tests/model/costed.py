@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from mae.config.model import ModelConfig
+from mae.config.sizes import model_config
 from mae.model.autoencoder import MaskedAutoencoder
-from mae.network import ModelConfig
-from mae.sizes import model_config
 from tests.model.tiny import tiny_config
 
 SHAPES = {

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from mae.jobs.outlook import kept_for_backward, saved_bytes
+from mae.config.model import ModelConfig
+from mae.config.sizes import model_config
 from mae.model.classifier import Classifier
 from mae.model.costs import (
     HALF,
@@ -22,8 +23,7 @@ from mae.model.costs import (
     step_flops,
 )
 from mae.model.create import create
-from mae.network import ModelConfig
-from mae.sizes import model_config
+from mae.train.measure import kept_for_backward, saved_bytes
 from tests.model.costed import SHAPES, checkpointed, drawn
 
 

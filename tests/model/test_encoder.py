@@ -3,12 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mae.config.model import PixelConfig
 from mae.errors import ConfigError, DataError, ShapeError
 from mae.model.encoder import Encoder, pool_tokens
 from mae.model.masking import gather, random_masking
 from mae.model.patches import patchify
 from mae.model.positions import resize_positions
-from mae.network import PixelConfig
 from tests.model.tiny import batch, scrambled, tiny_config
 
 

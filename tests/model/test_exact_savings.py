@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from mae.config.model import ModelConfig
+from mae.config.sizes import model_config
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.create import create
-from mae.network import ModelConfig
-from mae.sizes import model_config
 from tests.model.plain import plain_loss
 from tests.model.tiny import batch, tiny_config, tiny_model
 

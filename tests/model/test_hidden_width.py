@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from mae.config.model import hidden_width
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.costs import count_parameters
 from mae.model.encoder import Encoder
-from mae.network import hidden_width
 from tests.model.tiny import tiny_config
 
 

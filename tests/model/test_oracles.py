@@ -11,11 +11,11 @@ from benchmarks.gpu.sides import transformers_config
 from torch import Tensor, nn
 from transformers import ViTMAEForPreTraining
 
+from mae.config.model import ModelConfig
+from mae.config.sizes import model_config
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.classifier import Classifier
 from mae.model.encoder import Encoder
-from mae.network import ModelConfig
-from mae.sizes import model_config
 from tests.model.tiny import batch, scrambled, tiny_config
 
 # theirs: ours; the order matters.

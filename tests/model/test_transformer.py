@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mae.model.classifier import Classifier
 from mae.model.encoder import Encoder
 from mae.model.transformer import Attention, Block, drop_scales
-from mae.weights.facebook import to_theirs
+from mae.weights.formats.facebook import to_theirs
 from tests.model.plain import plain_attention, plain_blocks
 from tests.model.tiny import batch, scrambled, tiny_config, tiny_model
 

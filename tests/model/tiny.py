@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from mae.config.model import ModelConfig, PixelConfig
 from mae.model.autoencoder import MaskedAutoencoder
-from mae.network import ModelConfig, PixelConfig
 
 Module = TypeVar("Module", bound=nn.Module)
 

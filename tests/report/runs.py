@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from mae.config import OptimConfig, PretrainConfig
-from mae.fields import to_dict
+from mae.config.run import OptimConfig, PretrainConfig
+from mae.config.serialize import to_dict
 from mae.report.reconstruction import save_progress_picture
 from tests.model.tiny import tiny_config, tiny_model
 

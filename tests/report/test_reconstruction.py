@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from mae.config.model import PixelConfig
 from mae.errors import ConfigError, DataError
 from mae.model.autoencoder import MaskedAutoencoder
-from mae.model.pixels import denormalize_pixels
-from mae.network import PixelConfig
+from mae.model.normalize import denormalize_pixels
 from mae.report.reconstruction import (
     GAP,
     GREY,

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from mae.config import FitConfig, ModelConfig, OptimConfig, PixelConfig
-from mae.data.batch import Batch
+from mae.config.run import FitConfig, ModelConfig, OptimConfig, PixelConfig
+from mae.data.batching.batch import Batch
 from mae.errors import TrainingError
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.create import create
+from mae.runs.state import TrainState
 from mae.train.fit import Cadence, fit
-from mae.train.optim import adamw
+from mae.train.optim.parameter_groups import adamw
 from mae.train.schedule import rate_at
-from mae.train.state import TrainState
 from mae.train.step import OptimiserStep, pretraining_loss
 
 B, C, H, W, P = 6, 3, 12, 20, 4

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from mae.config import OptimConfig, PretrainConfig
-from mae.data.batch import BatchPlan, training_batch
-from mae.data.decode import PixelKind
-from mae.data.source import ArraySource
+from mae.config.run import OptimConfig, PretrainConfig
+from mae.data.batching.batch import BatchPlan, training_batch
+from mae.data.decoding.decode import PixelKind
+from mae.data.sources.source import ArraySource
 from mae.errors import TrainingError
-from mae.jobs.setup import new_state
-from mae.train.checkpoint import load_checkpoint, save_checkpoint
+from mae.runs.checkpoint import load_checkpoint, save_checkpoint
+from mae.runs.state import TrainState
 from mae.train.fit import fit
-from mae.train.state import TrainState
+from mae.train.resolve import new_state
 from mae.train.step import Metrics, OptimiserStep, pretraining_loss
 from tests.model.tiny import tiny_config, tiny_model
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from mae.config import PretrainConfig
-from mae.jobs.setup import new_state
+from mae.config.run import PretrainConfig
 from mae.model.create import create
 from mae.train.meter import Meter, StateBytes, losses, running_mean, state_bytes
+from mae.train.resolve import new_state
 from mae.train.step import Metrics, OptimiserStep, pretraining_loss
 from tests.gpu.small import COUNT, MODEL, small_batches
 

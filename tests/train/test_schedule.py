@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mae.config import FitConfig, OptimConfig
+from mae.config.run import FitConfig, OptimConfig
 from mae.train.schedule import due, learning_rate, log_every, rate_at
 
 

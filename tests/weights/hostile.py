@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mae.weights import facebook
+from mae.weights.formats import facebook
 from tests.weights import published
 
 Maker = Callable[[Path], Path]

@@ -12,8 +12,8 @@ from mae.errors import WeightsError
 from mae.model.classifier import Classifier
 from mae.model.encoder import Encoder
 from mae.weights.classifier import load_classifier, save_classifier
-from mae.weights.inspect import inspect
 from mae.weights.load import load_encoder
+from mae.weights.tools.inspect import inspect
 from tests.model.tiny import batch, scrambled, tiny_config
 from tests.weights import published
 

@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 import torch
 
-from mae.cli import main
+from mae.cli.main import main
 from mae.errors import WeightsError
 from mae.model.create import create
 from mae.weights.classifier import open_classifier
-from mae.weights.convert import convert
-from mae.weights.diff import diff
-from mae.weights.folder import save
-from mae.weights.inspect import inspect
+from mae.weights.formats.native import save
 from mae.weights.load import load, load_encoder, open_encoder, open_model
+from mae.weights.tools.convert import convert
+from mae.weights.tools.diff import diff
+from mae.weights.tools.inspect import inspect
 from tests.jobs.conftest import write_classes
 from tests.weights import published
-from tests.weights.test_folder import CONFIG, same
+from tests.weights.formats.test_native import CONFIG, same
 
 GUESSED = "assumed, since it does not say: "
 

@@ -10,16 +10,16 @@ import torch
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
+from mae.config.sizes import model_config
 from mae.errors import ConfigError, WeightsError
 from mae.model.autoencoder import MaskedAutoencoder
-from mae.sizes import model_config
-from mae.weights import facebook
-from mae.weights.convert import convert
-from mae.weights.detect import RawWeights
-from mae.weights.files import read_tensors
-from mae.weights.layout import Facts
+from mae.weights.formats import facebook
+from mae.weights.formats.name_table import Facts
+from mae.weights.infer_config import config_of
+from mae.weights.io.safe_load import read_tensors
 from mae.weights.load import initial_model, load, load_encoder, open_encoder, open_model
-from mae.weights.shapes import config_of
+from mae.weights.read import RawWeights
+from mae.weights.tools.convert import convert
 from tests.weights import published
 
 

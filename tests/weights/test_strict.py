@@ -12,13 +12,13 @@ from torch import Tensor
 
 from mae.errors import WeightsError
 from mae.model.create import create
-from mae.weights.convert import convert
-from mae.weights.detect import LAYOUTS, name_tensors
-from mae.weights.folder import save
-from mae.weights.layout import Table, fuse_qkv, split_qkv
+from mae.weights.formats.name_table import Table, fuse_qkv, split_qkv
+from mae.weights.formats.native import save
 from mae.weights.load import load, load_encoder, open_encoder, open_model
+from mae.weights.read import LAYOUTS, name_tensors
+from mae.weights.tools.convert import convert
 from tests.weights import published
-from tests.weights.test_folder import CONFIG, same
+from tests.weights.formats.test_native import CONFIG, same
 
 TABLES = [(layout.name, table) for layout in LAYOUTS for table in layout.tables]
 

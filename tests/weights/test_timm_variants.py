@@ -21,8 +21,8 @@ from torch import nn
 
 from mae.errors import MaeError, WeightsError
 from mae.weights.classifier import load_classifier, open_classifier
-from mae.weights.inspect import inspect
 from mae.weights.load import load_encoder, open_encoder
+from mae.weights.tools.inspect import inspect
 from tests.model.tiny import scrambled
 
 SMALL = {"img_size": 24, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3,

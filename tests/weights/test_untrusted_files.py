@@ -20,11 +20,11 @@ import pytest
 import torch
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
-from mae.cli import main
+from mae.cli.main import main
 from mae.errors import WeightsError
-from mae.weights.files import is_finite, read_tensors
-from mae.weights.inspect import inspect
+from mae.weights.io.safe_load import is_finite, read_tensors
 from mae.weights.load import load, load_encoder
+from mae.weights.tools.inspect import inspect
 from tests.weights import hostile, published
 
 REFUSED = {name: (make, "would run [a-z_.]+") for name, make in hostile.PICKLES.items()}
@@ -92,7 +92,7 @@ def test_the_command_says_one_line_and_ends_with_two(
 
 def test_another_process_ends_so_too(folder: Path) -> None:
     path = hostile.PICKLES["archive-os.system"](folder)
-    command = [sys.executable, "-c", "from mae.cli import main; raise SystemExit(main())"]
+    command = [sys.executable, "-c", "from mae.cli.main import main; raise SystemExit(main())"]
 
     done = subprocess.run(
         [*command, "weights", "inspect", path], capture_output=True, text=True, check=False

@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mae.data import header
-from mae.data.decode import FULL_RANGE, decode, say_nothing
-from mae.data.header import BadPicture, PagesKind, PixelKind
-from mae.data.source import FolderSource, Source
-from mae.data.strips import VALUES
+from mae.data.decoding import header
+from mae.data.decoding.decode import FULL_RANGE, decode, say_nothing
+from mae.data.decoding.header import BadPicture, PagesKind, PixelKind
+from mae.data.decoding.strips import VALUES
+from mae.data.sources.source import FolderSource, Source
 from mae.errors import DataError
 
 T = TypeVar("T")

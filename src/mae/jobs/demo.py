@@ -12,20 +12,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mae.config import PretrainConfig
-from mae.data.builtin import fashion_mnist
-from mae.data.randomness import Stream, uniform
-from mae.evaluate.features import BATCH, Pictures
-from mae.evaluate.fewshot import few_label_finetuning
-from mae.evaluate.reconstruction import hidden_psnr
-from mae.evaluate.split import labels_per_class
-from mae.evaluate.table import BEHIND, Score, ahead_everywhere, evidence_table
-from mae.fields import from_dict
-from mae.jobs.inputs import BUILT_IN
-from mae.jobs.machines import choose_device, has_bf16
+from mae.config.run import PretrainConfig
+from mae.config.serialize import from_dict
+from mae.data.sampling.draws import Stream, uniform
+from mae.data.sources.fashion_mnist import fashion_mnist
+from mae.data.sources.open import BUILT_IN
+from mae.evaluation.evidence import BEHIND, Score, ahead_everywhere, evidence_table
+from mae.evaluation.features import BATCH, Pictures
+from mae.evaluation.few_shot import few_label_finetuning
+from mae.evaluation.reconstruction import hidden_psnr
+from mae.evaluation.split import labels_per_class
 from mae.jobs.pretrain import pretrain
-from mae.jobs.progress import Progress
-from mae.jobs.setup import (
+from mae.model.autoencoder import MaskedAutoencoder
+from mae.model.create import create
+from mae.planning.hardware import choose_device, has_bf16
+from mae.progress import Progress
+from mae.recipes.catalogue import DEMO
+from mae.report.page import write_report
+from mae.runs.directory import RunDir, read_record, write_json_atomic
+from mae.train.resolve import (
     batch_plan,
     count_steps,
     measured_steps,
@@ -33,11 +38,6 @@ from mae.jobs.setup import (
     resolve,
     settle_precision,
 )
-from mae.model.autoencoder import MaskedAutoencoder
-from mae.model.create import create
-from mae.recipes import DEMO
-from mae.report.page import write_report
-from mae.train.rundir import RunDir, read_record, write_json_atomic
 from mae.weights.load import open_model
 
 MOST_MINUTES = 8.0

@@ -84,7 +84,7 @@ def _library(name: str) -> str:
 def _device() -> str:
     import torch
 
-    from mae.jobs.machines import choose_device
+    from mae.planning.hardware import choose_device
 
     device = choose_device("auto")
     (torch.ones(8, 8, device=device) @ torch.ones(8, 8, device=device)).sum().item()
@@ -95,7 +95,7 @@ def _threads() -> Check:
     """Hold torch's threads against the cores that this process may use."""
     import torch
 
-    from mae.jobs.machines import cores
+    from mae.planning.hardware import cores
 
     threads, allowed, advice = torch.get_num_threads(), cores(), ""
     if threads > allowed:  # they wait for each other: some are never there when others need them
@@ -133,7 +133,7 @@ def _decoder(file_format: str) -> str:
     import numpy as np
     from PIL import Image
 
-    from mae.data.decode import PixelKind, decode
+    from mae.data.decoding.decode import PixelKind, decode
 
     picture = np.full((16, 24, 3), (200, 100, 50), dtype=np.uint8)
     file = io.BytesIO()
@@ -145,8 +145,8 @@ def _decoder(file_format: str) -> str:
 
 
 def _disk(folder: Path) -> str:
-    from mae.train.guard import RunLock
-    from mae.train.rundir import write_atomic
+    from mae.runs.directory import write_atomic
+    from mae.runs.signals import RunLock
 
     with tempfile.TemporaryDirectory(dir=folder, prefix=".mae-doctor-") as name:
         write_atomic(Path(name, "file"), b"x")

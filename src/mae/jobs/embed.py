@@ -19,28 +19,28 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from mae.data.arrays import as_batch, as_image
-from mae.data.batch import Bad
-from mae.data.header import pillow_faults
-from mae.data.source import ArraySource, FolderSource, Source, load_array
+from mae.config.model import ModelConfig
+from mae.config.serialize import to_dict
+from mae.data.batching.batch import Bad
+from mae.data.decoding.arrays import as_batch, as_image
+from mae.data.decoding.header import pillow_faults
+from mae.data.sources.open import Data, open_source
+from mae.data.sources.source import ArraySource, FolderSource, Source, load_array
 from mae.errors import ConfigError, DataError
-from mae.evaluate.features import Array, encoder_features
-from mae.fields import to_dict
-from mae.jobs.features import (
+from mae.evaluation.features import Array, encoder_features
+from mae.evaluation.inputs import (
     DEFAULT,
     FeatureSettings,
     open_for_features,
     prepared_in_batches,
     tell_unreadable,
 )
-from mae.jobs.inputs import Data, open_source
-from mae.jobs.parquet import ENDING, require_pyarrow, write_features
-from mae.jobs.progress import Progress
 from mae.model.encoder import Encoder, Pool
-from mae.network import ModelConfig
-from mae.train.guard import RunLock
-from mae.train.log import READ
-from mae.train.rundir import fsync_folder, write_atomic, write_json_atomic
+from mae.progress import Progress
+from mae.report.parquet import ENDING, require_pyarrow, write_features
+from mae.runs.directory import fsync_folder, write_atomic, write_json_atomic
+from mae.runs.log import READ
+from mae.runs.signals import RunLock
 from mae.weights.given import Given
 
 _Readable = str | Path | Image.Image | NDArray[Any]

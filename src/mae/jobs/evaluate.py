@@ -9,25 +9,25 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
-from mae.data.batch import View
-from mae.data.source import Source
-from mae.data.splits import Kind
+from mae.config.model import refuse_without_effect
+from mae.data.batching.batch import View
+from mae.data.sources.source import Source
+from mae.data.sources.splits import Kind
 from mae.errors import ConfigError, DataError
-from mae.evaluate.classify import ClassRow, Verdicts, class_rows, joined, verdicts
-from mae.evaluate.few import Ids
-from mae.evaluate.robustness import set_classes
-from mae.jobs.discover import some
-from mae.jobs.divided import tuned_on
-from mae.jobs.features import DEFAULT, FeatureSettings, labelled_in_batches, tell_view
-from mae.jobs.labelled import scored
-from mae.jobs.predictions import Predicted, require_writable, write_predictions
-from mae.jobs.progress import Progress
+from mae.evaluation.discover import some
+from mae.evaluation.divided import tuned_on
+from mae.evaluation.few_labels import Ids
+from mae.evaluation.inputs import DEFAULT, FeatureSettings, labelled_in_batches, tell_view
+from mae.evaluation.labelled_data import scored
+from mae.evaluation.metrics import ClassRow, Verdicts, class_rows, joined, verdicts
+from mae.evaluation.robustness import set_classes
 from mae.model.classifier import Classifier
-from mae.network import refuse_without_effect
+from mae.parallel.processes import ALONE, Ranks, open_ranks
+from mae.progress import Progress
 from mae.report.confusion import Mistake, confusion_picture, evaluation_page, worst_mistakes
 from mae.report.figures import png_bytes
-from mae.train.distributed import ALONE, Ranks, open_ranks
-from mae.train.rundir import write_atomic
+from mae.report.predictions import Predicted, require_writable, write_predictions
+from mae.runs.directory import write_atomic
 from mae.weights.classifier import open_classifier
 
 FolderSet = Literal["folder", "imagenet", "imagenet-a", "imagenet-r", "imagenet-sketch"]

@@ -11,26 +11,51 @@ from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 
-from mae.config import FinetuneConfig, ModelConfig, settle_crop_pct
-from mae.data.batch import Batch
-from mae.data.decode import PixelKind
-from mae.data.header import asked_channels, kind_of
-from mae.data.loader import batches, on_device
-from mae.data.policy import Policy, require_policy
-from mae.data.source import Source
+from mae.config.model import refuse_without_effect
+from mae.config.run import FinetuneConfig, ModelConfig, settle_crop_pct
+from mae.data.augment.randaugment import Policy, require_policy
+from mae.data.batching.batch import Batch
+from mae.data.batching.loader import batches, on_device
+from mae.data.decoding.decode import PixelKind
+from mae.data.decoding.header import asked_channels, kind_of
+from mae.data.sources.open import data_name
+from mae.data.sources.source import Source
 from mae.data.survey import survey
 from mae.errors import ConfigError, DataError
-from mae.evaluate.classify import Verdicts
-from mae.evaluate.few import write_choice
-from mae.jobs.compiling import compiled_loss
-from mae.jobs.divided import tuned_on
+from mae.evaluation.divided import tuned_on
+from mae.evaluation.few_labels import write_choice
+from mae.evaluation.few_options import FewSettings
+from mae.evaluation.labelled_data import Labelled, Part, labelled
+from mae.evaluation.metrics import Verdicts
 from mae.jobs.evaluate import TOP, Judge, Question
-from mae.jobs.few import FewSettings
-from mae.jobs.fitting import settle_micro_batch
-from mae.jobs.inputs import data_name
-from mae.jobs.labelled import Labelled, Part, labelled
-from mae.jobs.progress import Progress
-from mae.jobs.running import (
+from mae.model.classifier import Classifier
+from mae.progress import Progress
+from mae.recipes.catalogue import find_config
+from mae.report.page import write_report
+from mae.runs.checkpoint import load_checkpoint
+from mae.runs.directory import (
+    OpenedRun,
+    RunDir,
+    make_run_folder,
+    open_run,
+    read_record,
+    write_json_atomic,
+)
+from mae.runs.signals import RunLock, StopSignal
+from mae.runs.state import TrainState
+from mae.train.compile import compiled_loss
+from mae.train.ema import use_average
+from mae.train.finetune_batch import soft_target_loss, tuning_batch, tuning_batches
+from mae.train.micro_batch import settle_micro_batch
+from mae.train.resolve import (
+    Rehearsal,
+    batch_plan,
+    choose_workers,
+    device_of,
+    new_state,
+    pixels_of,
+)
+from mae.train.session import (
     RunInProgress,
     data_record,
     defaults_of,
@@ -44,32 +69,7 @@ from mae.jobs.running import (
     tf32_beside,
     train_run,
 )
-from mae.jobs.setup import (
-    Rehearsal,
-    batch_plan,
-    choose_workers,
-    device_of,
-    new_state,
-    pixels_of,
-)
-from mae.model.classifier import Classifier
-from mae.network import refuse_without_effect
-from mae.recipes import find_config
-from mae.report.page import write_report
-from mae.train.average import use_average
-from mae.train.checkpoint import load_checkpoint
-from mae.train.guard import RunLock, StopSignal
-from mae.train.rundir import (
-    OpenedRun,
-    RunDir,
-    make_run_folder,
-    open_run,
-    read_record,
-    write_json_atomic,
-)
-from mae.train.state import TrainState
 from mae.train.step import OptimiserStep
-from mae.train.tuning import soft_target_loss, tuning_batch, tuning_batches
 from mae.weights.classifier import (
     initial_classifier,
     load_classifier,
@@ -77,7 +77,7 @@ from mae.weights.classifier import (
     save_classifier,
 )
 from mae.weights.given import Given
-from mae.weights.hub import PREFIX
+from mae.weights.io.hub import PREFIX
 
 JUDGED_AT_A_TIME = 64
 

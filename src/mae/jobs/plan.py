@@ -9,18 +9,18 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from mae.config import PixelConfig, PretrainConfig
-from mae.data.header import kind_of
-from mae.data.source import ArraySource
+from mae.config.run import PixelConfig, PretrainConfig
+from mae.data.decoding.header import kind_of
+from mae.data.sources.open import Data, open_source
+from mae.data.sources.source import ArraySource
 from mae.errors import ConfigError
-from mae.jobs.budget import ESTIMATE, MEASURED, Plan
-from mae.jobs.inputs import Data, open_source
-from mae.jobs.machines import machine_of, this_machine
-from mae.jobs.outlook import BYTES_PER_PARAMETER
-from mae.jobs.setup import batch_plan, few_pictures, measured_steps, resolve, settle_precision
 from mae.model.costs import FLOAT32, HALF, count_parameters
 from mae.model.create import create
-from mae.published.pretraining import PRETRAINING
+from mae.planning.estimate import ESTIMATE, MEASURED, Plan
+from mae.planning.hardware import machine_of, this_machine
+from mae.recipes.pretraining import PRETRAINING
+from mae.train.measure import BYTES_PER_PARAMETER
+from mae.train.resolve import batch_plan, few_pictures, measured_steps, resolve, settle_precision
 
 IMAGENET = 1_281_167
 SHARE_OF_PEAK = 0.5

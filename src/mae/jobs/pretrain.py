@@ -11,19 +11,39 @@ from typing import NamedTuple, Unpack
 import numpy as np
 import torch
 
-from mae.config import PretrainConfig
-from mae.data.augment import evaluation_view
-from mae.data.batch import BatchPlan, prepared
-from mae.data.loader import on_device
-from mae.data.randomness import Stream, uniform
+from mae.config.run import PretrainConfig
+from mae.data.augment.crop import evaluation_view
+from mae.data.batching.batch import BatchPlan, prepared
+from mae.data.batching.loader import on_device
+from mae.data.sampling.draws import Stream, uniform
+from mae.data.sources.open import Data, data_name, open_source
 from mae.errors import ConfigError
-from mae.jobs.compiling import compiled_loss
-from mae.jobs.continuing import follow, require_init
-from mae.jobs.fitting import settle_micro_batch
-from mae.jobs.forecast import say_what_it_takes
-from mae.jobs.inputs import Data, data_name, open_source
-from mae.jobs.progress import Progress
-from mae.jobs.running import (
+from mae.model.autoencoder import MaskedAutoencoder
+from mae.model.create import create
+from mae.progress import Progress
+from mae.recipes.catalogue import find_config
+from mae.report.page import write_report
+from mae.report.reconstruction import save_progress_picture
+from mae.runs.checkpoint import load_checkpoint
+from mae.runs.directory import OpenedRun, RunDir, make_run_folder, open_run
+from mae.runs.log import read_rows
+from mae.runs.signals import RunLock, StopSignal
+from mae.runs.state import TrainState
+from mae.train.compile import compiled_loss
+from mae.train.fit import Cadence
+from mae.train.forecast import say_what_it_takes
+from mae.train.meter import losses, running_mean
+from mae.train.micro_batch import settle_micro_batch
+from mae.train.resolution_schedule import staged_batches
+from mae.train.resolve import (
+    Rehearsal,
+    batch_plan,
+    choose_workers,
+    device_of,
+    new_state,
+    resolve,
+)
+from mae.train.session import (
     RunInProgress,
     data_record,
     defaults_of,
@@ -37,31 +57,11 @@ from mae.jobs.running import (
     tf32_beside,
     train_run,
 )
-from mae.jobs.setup import (
-    Rehearsal,
-    batch_plan,
-    choose_workers,
-    device_of,
-    new_state,
-    resolve,
-)
-from mae.jobs.stages import staged_batches
-from mae.model.autoencoder import MaskedAutoencoder
-from mae.model.create import create
-from mae.recipes import find_config
-from mae.report.page import write_report
-from mae.report.reconstruction import save_progress_picture
-from mae.train.checkpoint import load_checkpoint
-from mae.train.fit import Cadence
-from mae.train.guard import RunLock, StopSignal
-from mae.train.log import read_rows
-from mae.train.meter import losses, running_mean
-from mae.train.rundir import OpenedRun, RunDir, make_run_folder, open_run
-from mae.train.state import TrainState
 from mae.train.step import OptimiserStep, pretraining_loss
-from mae.weights.folder import save
+from mae.weights.formats.native import save
 from mae.weights.given import Given
 from mae.weights.load import initial_model, open_model
+from mae.weights.start_from import follow, require_init
 
 DRAWINGS = 8  # drawings of the fixed pictures through a run
 FIXED_PICTURES = 8

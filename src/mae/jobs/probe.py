@@ -11,25 +11,25 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch.nn.functional as F
 
-from mae.evaluate.features import Array, Labels, encoder_features, pixel_features, standardized
-from mae.evaluate.few import Ids
-from mae.evaluate.knn import NEIGHBOURS, TEMPERATURE, knn_accuracy, require_temperature
-from mae.evaluate.linear import logistic_accuracy
-from mae.evaluate.table import score
-from mae.jobs.divided import tuned_on
-from mae.jobs.features import (
+from mae.config.model import refuse_without_effect
+from mae.evaluation.divided import tuned_on
+from mae.evaluation.evidence import score
+from mae.evaluation.features import Array, Labels, encoder_features, pixel_features, standardized
+from mae.evaluation.few_labels import Ids
+from mae.evaluation.few_options import ALL, FewSettings, counted, percent
+from mae.evaluation.inputs import (
     DEFAULT,
     FeatureSettings,
     labelled_in_batches,
     open_for_features,
 )
-from mae.jobs.few import ALL, FewSettings, counted, percent
-from mae.jobs.labelled import Part, labelled, require_classes
-from mae.jobs.progress import Progress
+from mae.evaluation.knn import NEIGHBOURS, TEMPERATURE, knn_accuracy, require_temperature
+from mae.evaluation.labelled_data import Part, labelled, require_classes
+from mae.evaluation.logistic import logistic_accuracy
 from mae.model.create import create
 from mae.model.encoder import Encoder
-from mae.network import refuse_without_effect
-from mae.train.distributed import Ranks, open_ranks
+from mae.parallel.processes import Ranks, open_ranks
+from mae.progress import Progress
 
 MOST_PIXEL_VALUES = 1024  # of a picture as a row of raw pixels: 32 x 32 in grey, 18 x 18 in colour
 

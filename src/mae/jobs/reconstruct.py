@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mae.data.randomness import Stream, uniform
-from mae.data.source import FolderSource
+from mae.data.sampling.draws import Stream, uniform
+from mae.data.sources.open import open_source
+from mae.data.sources.source import FolderSource
 from mae.errors import ConfigError, DataError
-from mae.evaluate.reconstruction import HiddenPsnr, hidden_psnr
-from mae.jobs.features import prepared_in_batches, tell_view
-from mae.jobs.inputs import open_source
-from mae.jobs.machines import choose_device
-from mae.jobs.progress import Progress
+from mae.evaluation.inputs import prepared_in_batches, tell_view
+from mae.evaluation.reconstruction import HiddenPsnr, hidden_psnr
 from mae.model.autoencoder import MaskedAutoencoder
+from mae.planning.hardware import choose_device
+from mae.progress import Progress
 from mae.report.figures import element, png_bytes, png_data_uri
 from mae.report.page import html_page, results_table
 from mae.report.reconstruction import (
@@ -31,7 +31,7 @@ from mae.report.reconstruction import (
     reconstruction_strip,
     tile,
 )
-from mae.train.rundir import write_atomic
+from mae.runs.directory import write_atomic
 from mae.weights.given import Given
 from mae.weights.load import open_model
 

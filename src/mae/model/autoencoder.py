@@ -7,13 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mae.config.model import ModelConfig
 from mae.errors import ShapeError
 from mae.model.decoder import Decoder
 from mae.model.encoder import Encoder
 from mae.model.masking import gather, random_masking
+from mae.model.normalize import require_finite
 from mae.model.patches import patch_grid, patchify, unpatchify
-from mae.model.pixels import require_finite
-from mae.network import ModelConfig
 
 
 class Output(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from mae.model.encoder import Encoder
-from mae.model.linear import Linear
+from mae.model.onednn_linear import Linear
 from mae.model.transformer import drop_scales
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from mae.config.model import ModelConfig, hidden_width
 from mae.model.transformer import FEW_TOKENS
-from mae.network import ModelConfig, hidden_width
 
 FLOAT32, HALF = 4, 2  # bytes
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mae.model.linear import Linear
+from mae.config.model import ModelConfig
 from mae.model.masking import Masking, gather
+from mae.model.onednn_linear import Linear
 from mae.model.positions import resize_positions, sincos_positions
 from mae.model.transformer import Blocks, init_published
-from mae.network import ModelConfig
 
 
 class Decoder(nn.Module):

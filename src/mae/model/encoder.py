@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mae.config.model import ModelConfig
 from mae.errors import ConfigError, ShapeError
-from mae.model.linear import linear
 from mae.model.masking import gather
+from mae.model.normalize import normalize_pixels, require_finite
+from mae.model.onednn_linear import linear
 from mae.model.patches import patch_grid, patchify
-from mae.model.pixels import normalize_pixels, require_finite
 from mae.model.positions import resize_positions, sincos_positions
 from mae.model.transformer import Blocks, init_published
-from mae.network import ModelConfig
 
 Pool = Literal["mean", "cls", "grid", "tokens"]
 POOL_GRID = 3  # cells along each side of the "grid" pool

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mae.model.linear import Linear
-from mae.network import hidden_width
+from mae.config.model import hidden_width
+from mae.model.onednn_linear import Linear
 
 # Up to here a CPU is faster with the products written out than with torch's fused kernel
 # (decision 0008); both give the same numbers up to rounding.

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mae.evaluate.classify import ClassRow, class_rows
+from mae.evaluation.metrics import ClassRow, class_rows
 from mae.report.figures import element, png_data_uri
 from mae.report.page import html_page, html_table
 

@@ -13,7 +13,7 @@ from xml.etree.ElementTree import Element, tostring
 from mae.report.figures import Series, element, line_chart, png_data_uri
 from mae.report.reconstruction import STAGES, caption_of, evenly, read_stages
 from mae.report.run import RunFacts, headline, read_run
-from mae.train.rundir import write_atomic
+from mae.runs.directory import write_atomic
 
 MOST_DRAWINGS = 8
 MOST_BAD_NAMED = 20

@@ -7,14 +7,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mae.config import FinetuneConfig, PretrainConfig
+from mae.config.run import FinetuneConfig, PretrainConfig
+from mae.config.serialize import from_dict
+from mae.config.sizes import size_name
 from mae.errors import ConfigError
-from mae.fields import from_dict
 from mae.report.figures import number
-from mae.sizes import size_name
-from mae.train.log import read_rows
+from mae.runs.directory import RunDir, read_record
+from mae.runs.log import read_rows
 from mae.train.meter import losses, running_mean
-from mae.train.rundir import RunDir, read_record
 
 
 class RunFacts(NamedTuple):

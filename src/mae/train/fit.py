@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from mae.data.batch import Batch
+from mae.data.batching.batch import Batch
 from mae.errors import TrainingError
+from mae.runs.state import TrainState
 from mae.train.schedule import due
-from mae.train.state import TrainState
 from mae.train.step import Metrics, OptimiserStep
 
 MOST_BAD_IN_A_ROW = 5

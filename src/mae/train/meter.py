@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mae.data.batch import Batch
-from mae.train.state import TrainState
+from mae.data.batching.batch import Batch
+from mae.runs.state import TrainState
 from mae.train.step import Metrics
 
 

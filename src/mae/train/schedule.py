@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from mae.config import FitConfig
+from mae.config.run import FitConfig
 
 
 def learning_rate(

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mae.config import FitConfig
-from mae.data.batch import Batch
-from mae.train.average import averaging
-from mae.train.state import TrainState
+from mae.config.run import FitConfig
+from mae.data.batching.batch import Batch
+from mae.runs.state import TrainState
+from mae.train.ema import averaging
 
 Loss = Callable[[nn.Module, Batch], Tensor]
 """Gives the mean loss of a (micro-)batch that lies on the model's device."""

@@ -11,19 +11,19 @@ from typing import Literal, NamedTuple, Unpack
 import torch
 from torch import Tensor
 
-from mae.config import FinetuneConfig, ModelConfig, settle_crop_pct
+from mae.config.run import FinetuneConfig, ModelConfig, settle_crop_pct
 from mae.errors import WeightsError
 from mae.model.classifier import Classifier
 from mae.model.create import create
 from mae.model.encoder import Encoder
-from mae.train.rundir import differences
-from mae.weights.adapt import adapt
-from mae.weights.detect import RawWeights, read_weights
-from mae.weights.fill import fill
-from mae.weights.folder import ClassifierDescription, write_folder
+from mae.runs.directory import differences
+from mae.weights.adapt_shape import adapt
+from mae.weights.formats.native import ClassifierDescription, write_folder
 from mae.weights.given import OPTIONS, Given
+from mae.weights.infer_config import config_of, guesses, read_fields
 from mae.weights.load import left_notes, taken_note
-from mae.weights.shapes import config_of, guesses, read_fields
+from mae.weights.load_state import fill
+from mae.weights.read import RawWeights, read_weights
 
 _EXPECTED = "a classifier, with fc_norm (mean of the patches) or the encoder's norm (cls token)"
 

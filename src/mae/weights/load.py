@@ -10,18 +10,18 @@ from typing import Generic, NamedTuple, TypeVar, Unpack
 import torch
 from torch import nn
 
-from mae.config import ChannelRule, ModelConfig
+from mae.config.run import ChannelRule, ModelConfig
+from mae.config.sizes import size_name
 from mae.errors import WeightsError
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.create import create
 from mae.model.encoder import Encoder
-from mae.sizes import size_name
-from mae.train.rundir import differences
-from mae.weights.adapt import adapt
-from mae.weights.detect import RawWeights, read_weights
-from mae.weights.fill import fill
+from mae.runs.directory import differences
+from mae.weights.adapt_shape import adapt
 from mae.weights.given import OPTIONS, Given
-from mae.weights.shapes import ASSUMED, Known, config_of, guesses, read_fields
+from mae.weights.infer_config import ASSUMED, Known, config_of, guesses, read_fields
+from mae.weights.load_state import fill
+from mae.weights.read import RawWeights, read_weights
 
 # Fields of a model that a new run may change although it starts from weights.
 _FREE = {"image_size", "channels", "mask_ratio", "normalize_target", "target_eps", "pixels",

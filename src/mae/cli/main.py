@@ -1,0 +1,150 @@
+"""The command: parse, call the verb, print. Results go to stdout, everything else to stderr.
+
+Under --json there is one object on stdout whatever happens: the result, or {"error", "exit_code"}
+beside the line on stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterable, Sequence
+from functools import partial
+from inspect import getdoc
+from io import TextIOWrapper
+from itertools import zip_longest
+
+from mae import __version__
+from mae.cli.options import is_on, nearest, options_of, read_words, show_help
+from mae.cli.verbs.every import GROUPS, VERBS, Verb
+from mae.cli.verbs.shown import ON_RANKS
+from mae.errors import INSTALL, ConfigError, MaeError
+from mae.parallel.processes import require_alone, this_place
+from mae.runs.signals import INTERRUPTED, Stopped
+
+_HELP = frozenset(("-h", "--help"))
+_FIRST_SPEAKS_S = 1.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; errors of the user take one line."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, TextIOWrapper):  # what it cannot encode is escaped, as on stderr
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        code = _run_or_say(words)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; Python must not find that out again on exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run_or_say(words: list[str]) -> int:
+    # The words may be wrong; an option stands behind its verb.
+    say = partial(_say, as_json=is_on("json", words[1:]))
+    try:
+        return _run(words)
+    except MaeError as error:
+        if is_on("traceback", words) or os.environ.get("MAE_TRACEBACK"):
+            traceback.print_exc()
+        return say(error, error.exit_code)
+    except Stopped as stopped:
+        return say(stopped, stopped.exit_code)
+    except KeyboardInterrupt:
+        return say("stopped", INTERRUPTED)
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        library = (getattr(error, "name", None) or "mae").partition(".")[0]
+        if isinstance(error, ImportError) and library != "mae":
+            return say(f"{library}: cannot be imported ({error}); {INSTALL} installs what is "
+                       "missing, and mae doctor shows it", ConfigError.exit_code)  # fmt: skip
+        traceback.print_exc()
+        return say("this is a mistake in mae, not yours; please report the lines above", 1)
+
+
+def _say(message: object, code: int, *, as_json: bool) -> int:
+    if _is_first():
+        line = " ".join(str(message).splitlines())
+        print("mae:", line, file=sys.stderr)
+        if as_json:
+            print(json.dumps({"error": line, "exit_code": code}))
+    else:
+        # torchrun ends all processes of a job when it sees that one has failed: not before the
+        # first has said why.
+        time.sleep(_FIRST_SPEAKS_S)
+    return code
+
+
+def _is_first() -> bool:
+    """Whether this process speaks for all of a job; where nobody knows, everyone does."""
+    try:
+        return this_place().is_first
+    except ConfigError:
+        return True
+
+
+def _run(words: list[str]) -> int:
+    among = _longer_names(words)
+    if not words or _HELP & set(words[: 2 if among else 1]):
+        print(_short_help())
+        return 0
+    if words[0] == "--version":
+        print(f"mae {__version__}")
+        return 0
+    verb = _find_verb(words, among)
+    rest = words[len(verb.name.split()) :]
+    options = options_of(verb.run, words=rest)
+    if _HELP & set(rest):
+        show_help(options, verb=verb.name, about=getdoc(verb.run))
+        return 0
+    values, named = read_words(rest, options, verb=verb.name)
+    if verb.name not in ON_RANKS:
+        require_alone(verb.name)
+    as_json, _ = named.pop("json", False), named.pop("traceback", False)
+    shown = verb.run(*values, **named)
+    if _is_first():
+        print(json.dumps(shown.values, default=str) if as_json else _table(shown.rows))
+    return shown.exit_code
+
+
+def _longer_names(words: list[str]) -> list[str]:
+    """Give the verbs whose first of two words this is; none where it is meant as a verb itself."""
+    among = [verb.name for verb in VERBS if words and verb.name.startswith(f"{words[0]} ")]
+    is_verb = any(verb.name == words[0] for verb in VERBS if words)
+    return [] if is_verb and " ".join(words[:2]) not in among else among
+
+
+def _find_verb(words: list[str], among: Sequence[str]) -> Verb:
+    name = " ".join(words[: 2 if among else 1])
+    for verb in VERBS:
+        if verb.name == name:
+            return verb
+    if among and len(words) == 1:
+        names = " or ".join(verb.split()[1] for verb in among)
+        raise ConfigError(f"{name}: expected {names} after it; see mae --help")
+    known = among or sorted({verb.name.split()[0] for verb in VERBS})
+    raise ConfigError(f"unknown verb {name}{nearest(name, known) or '; see mae --help'}")
+
+
+def _short_help() -> str:
+    lines = ["usage: mae VERB [NAME] [--option value | option=value]"]
+    for group, runs in GROUPS.items():
+        verbs = [verb for verb in VERBS if verb.run in runs]
+        about = [(f"  {verb.name}", f"{getdoc(verb.run)}".splitlines()[0]) for verb in verbs]
+        lines += ["", group, _table(about)]
+    return "\n".join([*lines, "", "mae VERB --help lists the options of a verb."])
+
+
+def _table(rows: Iterable[Sequence[str]]) -> str:
+    """Align columns with spaces; a row of one cell is a line of text."""
+    table = list(rows)
+    columns = zip_longest(*(row for row in table if len(row) > 1), fillvalue="")
+    widths = [max(map(len, column)) for column in columns] or [0]
+    padded = [[cell.ljust(width) for cell, width in zip(r, widths, strict=False)] for r in table]
+    return "\n".join("  ".join(cells).rstrip() for cells in padded)

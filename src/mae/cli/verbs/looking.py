@@ -1,0 +1,81 @@
+"""The verbs that show what is there: reports, recipes, this machine."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+
+from mae.cli.verbs.shown import ON_RANKS, Shown
+from mae.config.run import PretrainConfig
+from mae.config.serialize import to_dict
+from mae.jobs.recipes_show import configured, recipe_rows, recipe_toml
+from mae.recipes.catalogue import find_recipe
+
+
+def report(*runs: Path) -> Shown:
+    """Write the offline page of a run, or of several compared: curves, pictures, numbers."""
+    from mae.report.page import write_report
+
+    page = str(write_report(*runs))
+    return Shown({"report": page}, [("report", page)])
+
+
+def recipes_list() -> Shown:
+    """List the recipes: what they are, and what was published of them."""
+    recipes, rows = recipe_rows(), list[tuple[str, ...]]()
+    for sort, group in groupby(recipes, itemgetter("sort")):
+        rows += [(sort,), *((f"  {r['name']}", r["about"], r["expected"]) for r in group), ("",)]
+    return Shown({"recipes": recipes}, rows[:-1])
+
+
+def recipes_show(name: str) -> Shown:
+    """Print the fields of a recipe, as --config takes them back."""
+    recipe = find_recipe(name)
+    return Shown(to_dict(recipe.config), [(recipe_toml(recipe),)])
+
+
+def recipes_diff(a: str, b: str) -> Shown:
+    """Show where two recipes, or a run and a recipe, differ, with the source of each number."""
+    from mae.jobs.recipes_diff import diff
+
+    comparison = diff(a, b)
+    return Shown(comparison.values(), comparison.rows())
+
+
+def plan(
+    recipe: str = "folder",
+    *,
+    data: str | None = None,
+    gpu: str | None = None,
+    images: int | None = None,
+    measure: bool = False,
+    config: Path | None = None,
+    quiet: bool = False,
+    **fields: object,
+) -> Shown:
+    """Say what pre-training would need: memory, largest micro-batch, time, cores that read.
+
+    On --gpu, or on this machine. Every line says how it is known. Of pre-training recipes only.
+    """
+    settled = configured(recipe, PretrainConfig, file=config, fields=fields)
+    from mae.jobs import plan as job
+    from mae.progress import Progress
+
+    with Progress(quiet=quiet) as progress:
+        given = {"data": data, "gpu": gpu, "images": images, "measure": measure}
+        result = job.plan(settled, recipe=recipe, say=progress.note, **given)  # type: ignore[arg-type]
+    rows = list[tuple[str, ...]](result.rows())
+    if result.machine.ranks > 1 and "pretrain" not in ON_RANKS:
+        rows.append(("mae pretrain takes one process so far: this is what several would need",))
+    return Shown(result.values(), rows)
+
+
+def doctor() -> Shown:
+    """Say whether this machine is ready: torch, device, decoders, disk."""
+    from mae.jobs import doctor as job
+
+    checks = job.doctor()
+    values = {"checks": [check._asdict() for check in checks]}
+    ok = all(check.ok for check in checks)
+    return Shown(values, [check.row() for check in checks], exit_code=0 if ok else 1)

@@ -1,0 +1,176 @@
+"""The verbs that use weights on pictures: probe, evaluate, reconstruct, embed."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from mae.cli.verbs.shown import HeadPool, Pool, Shown, shown
+from mae.config.run import ModelConfig
+from mae.errors import ConfigError
+from mae.weights.given import Given
+
+
+def probe(
+    method: Literal["knn", "linear", "partial"],
+    weights: Path,
+    *,
+    data: str,
+    blocks: float | None = None,
+    out: Path | None = None,
+    protocol: Literal["quick", "paper"] = "quick",
+    k: int | None = None,
+    temperature: float | None = None,
+    labels: str | None = None,
+    labels_out: Path | None = None,
+    seeds: int | None = None,
+    epochs: float | None = None,
+    batch: int | None = None,
+    lr: float | None = None,
+    pool: Pool | None = None,
+    device: str = "auto",
+    crop_pct: float | None = None,
+    seed: int = 0,
+    given: Given,
+    quiet: bool = False,
+) -> Shown:
+    """Classify by neighbours or logistic regression on features; or tune the last blocks.
+
+    DATA holds one folder per class, of which a fifth is held out; or splits (train/, val/) of such.
+    --protocol paper trains the paper's linear head instead, partial the last --blocks and a head;
+    --labels learns from a few.
+    """
+    from mae.config.model import refuse_without_effect
+    from mae.evaluation.few_options import FewSettings
+    from mae.evaluation.inputs import FeatureSettings
+    from mae.jobs import probe as job
+    from mae.jobs import probe_linear as linear_probe
+    from mae.parallel.processes import require_alone
+
+    if method != "knn":
+        require_alone(f"probe {method}")
+    if method == "partial":
+        refuse_without_effect(
+            "partial", "knn or linear", k=k, temperature=temperature, labels_out=labels_out,
+            seeds=seeds, protocol=None if protocol == "quick" else protocol,
+        )  # fmt: skip
+        fields = {"epochs": epochs, "batch": batch, "pool": pool, "seed": seed, "device": device,
+                  "model": ModelConfig(crop_pct=crop_pct)}  # fmt: skip
+        return _partial(weights, data, blocks=blocks, out=out, labels=labels, lr=lr, fields=fields,
+                        given=given, quiet=quiet)  # fmt: skip
+    refuse_without_effect(method, "partial", blocks=blocks, out=out)
+    few = FewSettings(labels, labels_out, seeds)
+    if protocol == "paper":
+        if method == "knn":
+            refuse_without_effect("knn", "linear", protocol=protocol)
+        unused = {"k": k, "temperature": temperature, "pool": pool}
+        refuse_without_effect("the paper's protocol", "--protocol quick", **unused)
+        config = linear_probe.paper_config(
+            epochs=epochs, batch=batch, lr=lr, seed=seed, device=device
+        )
+        ask_paper = partial(linear_probe.paper_probe, few=few, crop_pct=crop_pct, quiet=quiet)
+        return shown(ask_paper(weights, data, config=config, given=given))
+    refuse_without_effect("the quick protocol", "--protocol paper", epochs=epochs, lr=lr)
+    how = job.choose_method(method, k=k, temperature=temperature, seed=seed)
+    rows = 64 if batch is None else batch
+    settings = FeatureSettings(pool or "mean", rows, device, crop_pct, given)
+    ask = partial(job.probe, settings=settings, few=few, seed=seed, quiet=quiet)
+    return shown(ask(weights, data, how))
+
+
+def _partial(weights: Path, data: str, **given: Any) -> Shown:
+    from mae.jobs.probe_partial import partial_probe
+
+    if given["fields"]["pool"] == "grid":
+        raise ConfigError("pool: grid has no effect on partial, expected mean or cls")
+    result = partial_probe(weights, data, command=["mae", *sys.argv[1:]], **given)
+    return Shown(result.values(), result.rows())
+
+
+def evaluate(
+    weights: Path,
+    *,
+    data: str,
+    set: Literal[
+        "folder", "imagenet", "imagenet-a", "imagenet-r", "imagenet-sketch", "imagenet-c"
+    ] = "folder",
+    all_classes: bool = False,
+    split: Literal["train", "val", "test"] | None = None,
+    out: Path | None = None,
+    predictions: Path | None = None,
+    batch: int = 64,
+    device: str = "auto",
+    crop_pct: float | None = None,
+    pool: HeadPool | None = None,
+    given: Given,
+    quiet: bool = False,
+) -> Shown:
+    """Count what a fine-tuned classifier gets right, class by class; or its errors on ImageNet-C.
+
+    DATA holds one folder per class, named as the classes of the classifier, or splits of such, of
+    which val/ is scored, else test/. Of the classifier's own data only what fine-tuning held out
+    is. OUT is a .png of what is taken for what, or an .html of everything.
+    """
+    from mae.config.model import refuse_without_effect
+    from mae.evaluation.inputs import FeatureSettings
+    from mae.jobs import evaluate as job
+    from mae.jobs import evaluate_corruptions as corruptions
+
+    settings = FeatureSettings(
+        batch=batch, device=device, crop_pct=crop_pct, given=given, head_pool=pool
+    )
+    if set == "imagenet-c":
+        refuse_without_effect(
+            set, "another set", out=out, all_classes=all_classes or None, split=split,
+            crop_pct=crop_pct,
+        )  # fmt: skip
+        ask = partial(corruptions.evaluate_corruptions, settings=settings, quiet=quiet)
+        errors = ask(weights, data, predictions=predictions)
+        return Shown(errors.values(), errors.rows())
+    how = {"dataset": set, "all_classes": all_classes, "split": split, "settings": settings}
+    files = {"out": out, "predictions": predictions}
+    result = job.evaluate(weights, data, **how, **files, quiet=quiet)  # type: ignore[arg-type]
+    return Shown(result.values(), result.rows())
+
+
+def reconstruct(
+    weights: Path,
+    *pictures: Path,
+    out: Path = Path("reconstruction.png"),
+    mask_ratio: float | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    crop_pct: float | None = None,
+    given: Given,
+    quiet: bool = False,
+) -> Shown:
+    """Draw pictures masked, rebuilt, and pasted together, to a .png or .html."""
+    from mae.jobs import reconstruct as job
+
+    ask = partial(job.reconstruct, mask_ratio=mask_ratio, seed=seed, device=device, quiet=quiet)
+    return shown(ask(weights, pictures, out=out, crop_pct=crop_pct, **given))
+
+
+def embed(
+    weights: Path,
+    *,
+    data: str,
+    out: Path,
+    pool: Pool = "mean",
+    batch: int = 64,
+    device: str = "auto",
+    crop_pct: float | None = None,
+    given: Given,
+    quiet: bool = False,
+) -> Shown:
+    """Write the features of every picture; goes on where it was stopped.
+
+    OUT is a .npy, the names of its rows come beside it in a .tsv; or a .parquet of both.
+    """
+    from mae.evaluation.inputs import FeatureSettings
+    from mae.jobs import embed as job
+
+    settings = FeatureSettings(pool, batch, device, crop_pct, given)
+    return shown(job.embed_to_file(weights, data, out=out, settings=settings, quiet=quiet))

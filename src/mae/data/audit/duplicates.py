@@ -1,0 +1,128 @@
+"""Pictures that are the same: by what their files hold, or by how they look from afar."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mae.data.augment.crop import resized_crop
+from mae.data.decoding.strips import row_strips
+
+MOST_APART = 7
+"""Bits of brightness in which two pictures that look alike may differ, of 128."""
+
+_GRID = 3  # cells along each side, of three pixels of a picture seen from afar
+_SHADE = 12  # of 255, at most between any two shades of pictures that look alike
+_MARGIN = 0.03  # of its range; smaller steps are as likely noise, and count as none
+_BYTES = 16  # of a look that are bits of brightness
+_BANDS = 8  # of 16 bits: pictures at most 7 bits apart agree in one of them
+_MOST_COMPARED = 64  # pictures after each that agree in a band; a bound on the work
+
+
+def digest_of(data: bytes | NDArray[Any]) -> bytes:
+    """Digest a file, or pixels with their shape and type, to 16 bytes."""
+    if isinstance(data, bytes):
+        return hashlib.blake2b(data, digest_size=16).digest()
+    digest = hashlib.blake2b(f"{data.shape} {data.dtype.str}".encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(data).data)
+    return digest.digest()
+
+
+def look_of(pixels: NDArray[Any]) -> bytes:
+    """Give 124 bytes of H W C pixels that another size or compression hardly changes.
+
+    Of a picture reduced to 9 x 9, 128 bits say where brightness rises to the right, and where
+    downwards; 81 bytes are its brightness, 27 the first three channels of a 3 x 3 grid.
+    """
+    C = pixels.shape[2]
+    edge = 3 * _GRID
+    small = reduced(pixels, size=(edge, edge)).astype(np.float64)
+    if pixels.dtype.kind == "u":
+        small *= 255 / np.iinfo(pixels.dtype).max
+    else:  # of floats only the range of the picture itself is known
+        small = (small - small.min()) * (255 / max(float(np.ptp(small)), 1e-12))
+    grey = small.mean(axis=2)
+    margin = _MARGIN * np.ptp(grey)
+    rises = np.stack([np.diff(grey[:-1], axis=1), np.diff(grey[:, :-1], axis=0)]) > margin
+    cells = small.reshape(_GRID, 3, _GRID, 3, C).mean(axis=(1, 3))
+    colours = cells[..., [0, 0, 0] if C < 3 else [0, 1, 2]]
+    shades = np.concatenate([grey, colours], axis=None).round().astype(np.uint8)
+    return bytes(np.packbits(rises)) + bytes(shades)
+
+
+def reduced(pixels: NDArray[Any], *, size: tuple[int, int]) -> NDArray[Any]:
+    """Resize a whole image H W C to one not larger, each strip first in width, then all in height.
+
+    That is the order of `resized_crop` as well.
+    """
+    strips = list(row_strips(pixels.shape))
+    if len(strips) > 1:
+        narrow = [
+            resized_crop(pixels[rows], (0, 0, rows.stop - rows.start, pixels.shape[1]),
+                         size=(rows.stop - rows.start, size[1]))
+            for rows in strips
+        ]  # fmt: skip
+        pixels = np.concatenate(narrow)
+    return resized_crop(pixels, (0, 0, *pixels.shape[:2]), size=size)
+
+
+def same(digests: Sequence[bytes]) -> list[list[int]]:
+    """Give the positions of equal digests, group by group, in order."""
+    groups: dict[bytes, list[int]] = {}
+    for place, digest in enumerate(digests):
+        groups.setdefault(digest, []).append(place)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def alike(looks: Sequence[bytes]) -> list[list[int]]:
+    """Give the positions of pictures that look alike, group by group, in order.
+
+    Two looks are compared only if they agree in one of eight bands of 16 bits, which all do that
+    differ in so few; a chain of pictures each like the next is one group.
+
+    Args:
+        looks: by `look_of`.
+    """
+    if len(looks) < 2:
+        return []
+    table = np.frombuffer(b"".join(looks), dtype=np.uint8).reshape(len(looks), -1)
+    bits, shades = table[:, :_BYTES], table[:, _BYTES:].astype(np.int16)
+    bands = np.ascontiguousarray(bits).view(np.uint16)  # n 8
+    parent = list(range(len(looks)))
+
+    def root(place: int) -> int:
+        while parent[place] != place:
+            parent[place] = parent[parent[place]]
+            place = parent[place]
+        return place
+
+    for band in range(_BANDS):
+        for first, second in _close_pairs(bits, shades, bands[:, band]):
+            a, b = sorted((root(first), root(second)))
+            parent[b] = a
+    groups: dict[int, list[int]] = {}
+    for place in range(len(looks)):
+        groups.setdefault(root(place), []).append(place)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _close_pairs(
+    bits: NDArray[np.uint8], shades: NDArray[np.int16], band: NDArray[np.uint16]
+) -> Iterator[tuple[int, int]]:
+    """Give the pairs that agree in a band and differ little altogether."""
+    order = np.argsort(band, kind="stable")
+    keys = band[order]
+    for ahead in range(1, min(_MOST_COMPARED, len(order) - 1) + 1):
+        agreeing = np.flatnonzero(keys[:-ahead] == keys[ahead:])
+        if not len(agreeing):
+            return
+        first, second = order[agreeing], order[agreeing + ahead]
+        # Counted by unpacking: numpy has a count of bits only from 2.0 on.
+        apart = np.unpackbits(bits[first] ^ bits[second], axis=1).sum(axis=1)
+        between = np.abs(shades[first] - shades[second]).max(axis=1)
+        near = (apart <= MOST_APART) & (between <= _SHADE)
+        yield from zip(first[near].tolist(), second[near].tolist(), strict=True)

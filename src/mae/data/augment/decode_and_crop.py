@@ -1,0 +1,86 @@
+"""From the file of a picture to the random crops of it that a batch shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mae.config.run import AugmentConfig
+from mae.data.augment.crop import Box, random_box, resized_crop
+from mae.data.decoding.decode import PixelKind, decode, jpeg_head, say_nothing
+
+_SCALES = (8, 4, 2)  # a JPEG's blocks of 8 x 8 decode to 1, 2 and 4 pixels each way as well
+
+
+def random_crops(
+    data: bytes | NDArray[Any],
+    draws: NDArray[np.float32],
+    flips: NDArray[np.bool_],
+    *,
+    kind: PixelKind,
+    size: tuple[int, int],
+    augment: AugmentConfig,
+    warn: Callable[[str], None] = say_nothing,
+) -> list[NDArray[Any]]:
+    """Decode a picture once and cut as many crops out of it as there are draws.
+
+    With `scaled_decode`, a JPEG is decoded at the smallest scale at which no crop has to be
+    enlarged, and the boxes are moved onto whole pixels of that scale.
+
+    Args:
+        data: an encoded file, or pixels H W or H W C.
+        draws: V CROP_DRAWS.
+        flips: V, True where the crop is mirrored.
+        kind: type and channels of the crops.
+        size: height and width of the crops.
+        augment: how large a crop is.
+        warn: see `decode`.
+
+    Returns:
+        V arrays h w C.
+    Raises:
+        BadPicture: with the reason, for what cannot be read.
+    """
+
+    def boxes_in(height: int, width: int) -> list[Box]:
+        return [
+            random_box(
+                height, width, drawn,
+                scale=augment.crop_scale, ratio=augment.crop_ratio, clip=augment.crop_clip,
+            )
+            for drawn in draws.tolist()
+        ]  # fmt: skip
+
+    head = jpeg_head(data) if augment.scaled_decode and isinstance(data, bytes) else None
+    if head is None:
+        shrink, whole = 1, None
+    else:
+        whole = head.height, head.width
+        # Turned, an edge of fewer pixels than the scale comes first and would shift all others.
+        divided = whole if head.turned else (0, 0)
+        shrink = crop_scale(boxes_in(*whole), size=size, divided=divided)
+    pixels = decode(data, kind=kind, shrink=shrink, warn=warn)
+    if whole is None or pixels.shape[:2] == whole:  # a few JPEGs decode in one size only
+        boxes = boxes_in(pixels.shape[0], pixels.shape[1])
+    else:
+        boxes = [tuple(side // shrink for side in box) for box in boxes_in(*whole)]
+    pairs = zip(boxes, flips.tolist(), strict=True)
+    return [resized_crop(pixels, box, size=size, flip=flip) for box, flip in pairs]
+
+
+def crop_scale(
+    boxes: Sequence[Box], *, size: tuple[int, int], divided: tuple[int, int] = (0, 0)
+) -> int:
+    """Give the most, of 8, 4, 2 and 1, that a picture can be shrunk by with no box below the size.
+
+    Args:
+        boxes: of every view.
+        size: height and width of the crops.
+        divided: sides that it has to divide.
+    """
+    room = min(side // wanted for box in boxes for side, wanted in zip(box[2:], size, strict=True))
+    fits = (scale for scale in _SCALES if scale <= room and not any(s % scale for s in divided))
+    return next(fits, 1)

@@ -1,0 +1,81 @@
+"""Mixup, CutMix and smoothed labels over a whole batch: pure functions of (seed, step).
+
+One share and one box a batch, partners from the batch turned round, the share corrected for the
+box, as timm's batch mode. A batch is mixed before it is split, so micro-batches change nothing.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from mae.config.run import MixConfig
+from mae.data.sampling.draws import Stream, generator, uniform
+
+
+class Mixing(NamedTuple):
+    """How a batch is mixed."""
+
+    share: float
+    """What is left of each picture, and of its label; 1: nothing is mixed."""
+    box: tuple[int, int, int, int] | None
+    """Top, bottom, left, right of what comes from the partner; None: pixels are averaged."""
+
+
+def mixing(config: MixConfig, *, seed: int, step: int, size: tuple[int, int]) -> Mixing:
+    """Draw how the batch of a step is mixed.
+
+    Args:
+        config: what is drawn from.
+        seed: key of the run.
+        step: number of the batch.
+        size: height and width of the pictures.
+
+    Source: timm's Mixup with mode "batch"; mixup (Zhang et al. 2018), CutMix (Yun et al. 2019).
+    """
+    draws = uniform(seed, step, np.zeros(1, dtype=np.int64), stream=Stream.MIX, count=4)[0]
+    happens, switch, *centre = draws.astype(np.float64).tolist()
+    if happens >= config.probability or not (config.mixup or config.cutmix):
+        return Mixing(1.0, None)
+    cut = bool(config.cutmix) and (not config.mixup or switch < config.switch)
+    alpha = config.cutmix if cut else config.mixup
+    share = float(generator(seed, step, 0, stream=Stream.MIX_SHARE).beta(alpha, alpha))
+    return cut_box(share, size=size, centre=(centre[0], centre[1])) if cut else Mixing(share, None)
+
+
+def cut_box(share: float, *, size: tuple[int, int], centre: tuple[float, float]) -> Mixing:
+    """Give the box of CutMix and the share of the picture that it really leaves.
+
+    Args:
+        share: of the picture that is to be left.
+        size: height and width.
+        centre: of the box, as shares of the two; what lies outside the picture is cut off.
+    """
+    ends = []
+    for edge, at in zip(size, centre, strict=True):
+        length, middle = int(edge * np.sqrt(1 - share)), int(at * edge)
+        ends += [max(0, middle - length // 2), min(edge, middle + (length + 1) // 2)]
+    top, bottom, left, right = ends
+    cut = (bottom - top) * (right - left)
+    return Mixing(1 - cut / (size[0] * size[1]), (top, bottom, left, right))
+
+
+def mixed_images(images: Tensor, how: Mixing) -> Tensor:
+    """Mix every picture with its partner, the batch turned round: B C H W float to the same."""
+    if how.share == 1:
+        return images
+    if how.box is None:
+        return images * how.share + images.flip(0) * (1 - how.share)
+    top, bottom, left, right = how.box
+    mixed = images.clone()
+    mixed[:, :, top:bottom, left:right] = images.flip(0)[:, :, top:bottom, left:right]
+    return mixed
+
+
+def soft_targets(labels: Tensor, how: Mixing, *, num_classes: int, smoothing: float) -> Tensor:
+    """Give the share of each class: B int64 to B num_classes float32, smoothed, then mixed."""
+    own = F.one_hot(labels, num_classes).float() * (1 - smoothing) + smoothing / num_classes
+    return own * how.share + own.flip(0) * (1 - how.share)

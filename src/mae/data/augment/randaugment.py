@@ -1,0 +1,121 @@
+"""RandAugment (Cubuk et al. 2020) as timm has it, of each picture a function of (seed, epoch, id).
+
+timm draws from the two global generators; they are seeded for each picture and restored.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mae.data.decoding.decode import PixelKind
+from mae.data.sampling.draws import Stream, generator
+from mae.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# timm passes over what it does not understand, so that a typing error would go unseen.
+_POLICY = re.compile(r"rand(-(m|n|mmax|inc)\d+|-(mstd|p)\d+(\.\d+)?)*")
+
+
+class Policy(NamedTuple):
+    """What is done to pictures."""
+
+    text: str
+    """In timm's terms, as in rand-m9-mstd0.5-inc1."""
+    mean: tuple[float, ...]
+    """Of each channel, 0 to 1: what is filled in where a picture is moved away."""
+
+
+def require_policy(policy: Policy, kind: PixelKind) -> None:
+    """Refuse a policy that timm does not have, or pictures that it cannot be applied to.
+
+    Raises:
+        ConfigError: in one line.
+    """
+    if kind.dtype != "uint8" or kind.channels not in (1, 3):
+        raise ConfigError(
+            f"rand_augment: takes grey or colour pictures of 8 bits, got {kind.channels} channels "
+            f"of {kind.dtype}; leave it out (--rand-augment none)"
+        )
+    try:
+        if not _POLICY.fullmatch(policy.text):
+            raise ValueError("unknown part")
+        _transform(policy, (224, 224))
+    except (ValueError, AssertionError, LookupError) as error:
+        raise ConfigError(
+            f"rand_augment: got {policy.text!r} ({error}), expected timm's terms as in "
+            "rand-m9-mstd0.5-inc1, or none"
+        ) from error
+
+
+def augmented(
+    images: NDArray[np.uint8],
+    policy: Policy,
+    ids: NDArray[np.int64],
+    *,
+    seed: int,
+    epoch: int,
+) -> NDArray[np.uint8]:
+    """Change each picture by operations of its own: B H W C to the same, a copy."""
+    transform = _transform(policy, images.shape[1:3])
+    changed = np.empty_like(images)
+    with _generators_kept():
+        for i, picture in enumerate(images):
+            own = generator(seed, epoch, int(ids[i]), stream=Stream.AUGMENT)
+            words = own.integers(2**32, size=4, dtype=np.uint32)
+            random.seed(int(words[0]))
+            np.random.seed(words[1:])
+            pixels = np.ascontiguousarray(picture)
+            shown = Image.fromarray(pixels[..., 0] if picture.shape[2] == 1 else pixels)
+            changed[i] = np.asarray(transform(shown)).reshape(picture.shape)
+    return changed
+
+
+@lru_cache(maxsize=4)
+def _transform(policy: Policy, size: tuple[int, int]) -> Callable[[Any], Any]:
+    from timm.data.auto_augment import rand_augment_transform
+
+    fill = tuple(min(255, round(255 * value)) for value in policy.mean)
+    settings = {
+        "translate_const": int(min(size) * 0.45),
+        "img_mean": fill if len(fill) > 1 else fill[0],
+        "interpolation": Image.Resampling.BICUBIC,
+    }
+    found = rand_augment_transform(policy.text, settings)
+    for operation in found.ops:
+        if operation.name.startswith("Posterize"):
+            operation.aug_fn = partial(_posterized, operation.aug_fn)
+    transform: Callable[[Any], Any] = found
+    return transform
+
+
+def _posterized(
+    posterize: Callable[..., Image.Image], picture: Image.Image, bits: int, **settings: object
+) -> Image.Image:
+    """Posterize as timm does, which at the highest magnitude leaves no bits.
+
+    Newer versions of Pillow refuse that; the picture is black, as it was in older ones.
+    """
+    if bits > 0:
+        return posterize(picture, bits, **settings)
+    return Image.new(picture.mode, picture.size)
+
+
+@contextmanager
+def _generators_kept() -> Iterator[None]:
+    ours, theirs = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(ours)
+        np.random.set_state(theirs)

@@ -1,0 +1,337 @@
+"""Whole batches as a pure function of (source, seed, step)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mae.config.run import AugmentConfig
+from mae.data.augment.batched_crop import resized_crops
+from mae.data.augment.crop import CROP_DRAWS, crop_boxes, evaluation_view
+from mae.data.augment.decode_and_crop import random_crops
+from mae.data.augment.randaugment import Policy, augmented
+from mae.data.decoding.decode import BadPicture, PixelKind, decode
+from mae.data.decoding.header import pixel_dtype
+from mae.data.sampling.draws import Stream, uniform
+from mae.data.sampling.order import shuffled
+from mae.data.sources.pack import Form, PackSource
+from mae.data.sources.source import ArraySource, Source
+from mae.errors import DataError
+
+
+class View(Protocol):
+    """Makes what a network is shown of an image in evaluation."""
+
+    def __call__(self, picture: NDArray[Any], *, size: tuple[int, int]) -> NDArray[Any]:
+        """Return h w C of H W C, of the same type."""
+
+
+_REPLACEMENTS = 100  # pictures tried in place of a broken one
+_SMALL = 32  # pixels; larger pictures are cropped faster one by one (measured, 3 channels)
+
+
+class Bad(NamedTuple):
+    """A picture that could not be read."""
+
+    id: int
+    name: str
+    reason: str
+
+
+class Found(NamedTuple):
+    """What is found in the files of a batch while it is made."""
+
+    bad: list[Bad]
+    warned: list[Bad]
+    """Read all the same; the reason is what is wrong with the file."""
+
+
+class Batch(NamedTuple):
+    """The pictures of one step, before the device."""
+
+    images: Tensor
+    """B C H W of the stored type."""
+    noise: Tensor
+    """B L float32 in [0, 1): the only randomness of masking."""
+    ids: Tensor
+    """B int64 sample ids, the keys of every draw."""
+    labels: Tensor
+    """B int64, of the pictures shown; -1 where there is none."""
+    bad: tuple[Bad, ...] = ()
+    """Pictures found broken while making this batch; others stand in for them."""
+    drops: Tensor | None = None
+    """B 2*depth float32 in [0, 1): the only randomness of stochastic depth."""
+    targets: Tensor | None = None
+    """B classes float32: share of each class, where labels are smoothed or mixed."""
+    warned: tuple[Bad, ...] = ()
+    """Images that were read, and what is wrong with their files."""
+
+    def split(self, size: int) -> Iterator[Batch]:
+        """Cut into micro-batches of at most `size` pictures."""
+        for start in range(0, len(self.ids), size):
+            yield self.each(itemgetter(slice(start, start + size)))._replace(bad=(), warned=())
+
+    def to(self, device: torch.device) -> Batch:
+        """Move to a device without waiting for it; the ids, which are keys, stay on the host."""
+        return self.each(lambda t: t.to(device, non_blocking=True))._replace(ids=self.ids)
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """Change every tensor."""
+        return Batch(*(change(v) if isinstance(v, Tensor) else v for v in self))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchPlan:
+    """Everything a training batch depends on besides its number."""
+
+    source: Source
+    kind: PixelKind
+    size: tuple[int, int]
+    """Height and width of the crops."""
+    num_patches: int
+    augment: AugmentConfig
+    batch: int
+    seed: int
+    num_drops: int = 0
+    """Residual branches that stochastic depth may drop."""
+    policy: Policy | None = None
+    """RandAugment, after crop and flip; not with several views."""
+    views_per_decode: int = 1
+    """V: times that a batch shows each of its pictures, B / V of them.
+
+    V epochs are gone through at once, in the order of the first: a picture is decoded once and
+    shown V times, cropped, mirrored and masked as each of the V epochs would have it. They hold
+    the views that they hold otherwise, in another order and in as many steps.
+    """
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Whole batches of an epoch; the remainder falls off, as published."""
+        return len(self.source) // self.batch
+
+    @property
+    def batch_bytes(self) -> int:
+        """Memory of the pictures of a batch."""
+        pixel = np.dtype(self.kind.dtype).itemsize * self.kind.channels
+        return self.batch * self.size[0] * self.size[1] * pixel
+
+    def batch_ids(self, step: int) -> tuple[int, NDArray[np.int64]]:
+        """Give the (first) epoch of a step and the ids of its pictures, each once."""
+        views = self.views_per_decode
+        passed, place = divmod(step, views * self.batches_per_epoch)
+        count = self.batch // views
+        positions = np.arange(place * count, (place + 1) * count, dtype=np.int64)
+        epoch = passed * views
+        return epoch, shuffled(positions, n=len(self.source), seed=self.seed, epoch=epoch)
+
+
+def training_batch(plan: BatchPlan, step: int, *, room: NDArray[Any] | None = None) -> Batch:
+    """Make the batch of a step: order, crop, flip and mask noise all follow from its ids.
+
+    Args:
+        plan: what the batch is a function of.
+        step: its number.
+        room: B h w C of the plan, where the crops are written; memory of their own otherwise.
+    """
+    first, ids = plan.batch_ids(step)
+    epochs = range(first, first + plan.views_per_decode)
+
+    def draw(stream: Stream, count: int) -> NDArray[np.float32]:
+        draws = [uniform(plan.seed, epoch, ids, stream=stream, count=count) for epoch in epochs]
+        return np.concatenate(draws)  # B count, view by view
+
+    flips = draw(Stream.FLIP, 1)[:, 0] < plan.augment.flip
+    crops = draw(Stream.CROP, CROP_DRAWS)
+    found = Found([], [])
+    if cropped_at_once(plan):
+        pictures, shown = small_pictures(plan, first, ids, found.bad)
+        images = small_crops(plan, pictures, crops, flips)
+    else:
+        images, shown = _read_crops(plan, first, ids, crops, flips, found, room)
+    if plan.policy is not None:
+        images = augmented(images, plan.policy, ids, seed=plan.seed, epoch=first)
+    if room is not None and images is not room:
+        room[...] = images
+        images = room
+    labels = plan.source.labels
+    shown_labels = np.full(len(ids), -1) if labels is None else labels[shown]
+    return Batch(
+        channels_first(images),
+        torch.from_numpy(draw(Stream.MASK, plan.num_patches)),
+        torch.from_numpy(np.tile(ids, len(epochs))),
+        torch.from_numpy(np.tile(shown_labels, len(epochs))),
+        tuple(found.bad),
+        torch.from_numpy(draw(Stream.DROP, plan.num_drops)) if plan.num_drops else None,
+        warned=tuple(found.warned),
+    )
+
+
+def _read_crops(
+    plan: BatchPlan,
+    epoch: int,
+    ids: NDArray[np.int64],
+    draws: NDArray[np.float32],
+    flips: NDArray[np.bool_],
+    found: Found,
+    room: NDArray[Any] | None,
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Read pictures one by one, so that one at a time lies decoded in memory.
+
+    Returns:
+        Crops B h w C, view by view, and for each id that of the picture that is shown, whose
+        class it is.
+    """
+    shown = ids.copy()
+    shape = len(draws), *plan.size, plan.kind.channels
+    images = np.empty(shape, dtype=plan.kind.dtype) if room is None else room
+    how = partial(random_crops, kind=plan.kind, size=plan.size, augment=plan.augment)
+    for place, index in enumerate(ids.tolist()):
+        views = slice(place, None, len(ids))
+        cut = partial(how, draws=draws[views], flips=flips[views])
+        crops, shown[place] = _read_or_replace(plan, epoch, index, cut, found)
+        for view, crop in enumerate(crops):
+            images[place + view * len(ids)] = crop
+    return images, shown
+
+
+def cropped_at_once(plan: BatchPlan) -> bool:
+    """Whether the pictures lie there as equal arrays that are cropped fastest all at once."""
+    match plan.source:
+        case ArraySource(images=images):
+            edge, kind = (
+                max(images.shape[1:3]),
+                PixelKind(pixel_dtype(images.dtype), images.shape[3]),
+            )
+        case PackSource(form=Form(raw=int(edge), kind=PixelKind() as kind)):
+            pass
+        case _:
+            return False
+    small = edge <= _SMALL or plan.augment.crop_scale == (1, 1)
+    return small and plan.kind == kind and kind.dtype == "uint8"
+
+
+def small_pictures(
+    plan: BatchPlan, epoch: int, ids: NDArray[np.int64], bad: list[Bad]
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Give the pictures of a batch that `cropped_at_once`, and the ids of those that are shown.
+
+    Returns:
+        B H W C, and B; others stand in for broken ones.
+    """
+    if isinstance(plan.source, ArraySource):
+        return plan.source.images.astype(np.uint8, copy=False)[ids], ids
+    as_it_is = lambda pixels, warn: [np.asarray(pixels)]  # noqa: E731
+    found = Found(bad, [])
+    read = [_read_or_replace(plan, epoch, index, as_it_is, found) for index in ids.tolist()]
+    return np.stack([pixels for (pixels,), _ in read]), np.array([index for _, index in read])
+
+
+def small_crops(
+    plan: BatchPlan,
+    pictures: NDArray[np.uint8],
+    draws: NDArray[np.float32],
+    flips: NDArray[np.bool_],
+) -> NDArray[np.uint8]:
+    """Cut the crops of small pictures all at once: B H W C to B h w C, view by view."""
+    H, W = pictures.shape[1:3]
+    sides = np.full(len(draws), H), np.full(len(draws), W)
+    how = plan.augment
+    boxes = crop_boxes(
+        *sides, draws, scale=how.crop_scale, ratio=how.crop_ratio, clip=how.crop_clip
+    )
+    if plan.views_per_decode > 1:
+        pictures = np.tile(pictures, (plan.views_per_decode, 1, 1, 1))
+    return resized_crops(pictures, boxes, size=plan.size, flips=flips)
+
+
+def _read_or_replace(
+    plan: BatchPlan,
+    epoch: int,
+    index: int,
+    cut: Callable[..., list[NDArray[Any]]],
+    found: Found,
+) -> tuple[list[NDArray[Any]], int]:
+    """Read a picture, or the first readable of those drawn for (seed, epoch, its id).
+
+    Returns:
+        Its crops and the id of the picture that is shown.
+    """
+    for candidate in _candidates(plan, epoch, index):
+        name = plan.source.name
+        warn = partial(_note, found.warned, candidate, name)
+        try:
+            return cut(plan.source.read(candidate), warn=warn), candidate
+        except BadPicture as error:
+            found.bad.append(Bad(candidate, name(candidate), str(error)))
+    last = found.bad[-1].reason
+    raise DataError(f"pictures: none of {_REPLACEMENTS + 1} in a row could be read; last: {last}")
+
+
+def _note(found: list[Bad], index: int, name: Callable[[int], str], text: str) -> None:
+    found.append(Bad(index, name(index), text))
+
+
+def _candidates(plan: BatchPlan, epoch: int, index: int) -> Iterator[int]:
+    yield index
+    key = np.array([index])
+    draws = uniform(plan.seed, epoch, key, stream=Stream.REPLACE, count=_REPLACEMENTS)
+    yield from (draws[0] * len(plan.source)).astype(np.int64).tolist()
+
+
+class Prepared(NamedTuple):
+    """Whole pictures in the deterministic evaluation view."""
+
+    images: Tensor
+    """B C H W of the stored type; broken pictures are left out, never replaced."""
+    ids: Tensor
+    """B int64: which of the source these are."""
+    bad: tuple[Bad, ...]
+    warned: tuple[Bad, ...] = ()
+    """Images that were read, and what is wrong with their files."""
+
+
+def prepared(
+    source: Source,
+    ids: Sequence[int],
+    *,
+    kind: PixelKind,
+    size: tuple[int, int],
+    view: View = evaluation_view,
+) -> Prepared:
+    """Read whole images for evaluation, with nothing drawn at random.
+
+    Args:
+        source: the images.
+        ids: which of them.
+        kind: type and channels to deliver.
+        size: height and width to deliver.
+        view: what is shown of an image.
+    """
+    images, kept = [], []
+    bad, warned = Found([], [])
+    for index in ids:
+        try:
+            warn = partial(_note, warned, index, source.name)
+            picture = decode(source.read(index), kind=kind, warn=warn)
+        except BadPicture as error:
+            bad.append(Bad(index, source.name(index), str(error)))
+            continue
+        images.append(view(picture, size=size))
+        kept.append(index)
+    empty = np.zeros((0, *size, kind.channels), dtype=kind.dtype)
+    stacked = np.stack(images) if images else empty
+    ids_kept = torch.tensor(kept, dtype=torch.int64)
+    return Prepared(channels_first(stacked), ids_kept, tuple(bad), tuple(warned))
+
+
+def channels_first(images: NDArray[Any]) -> Tensor:
+    """View B H W C memory as B C H W; the copy waits for the device."""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)

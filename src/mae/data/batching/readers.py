@@ -1,0 +1,188 @@
+"""Reader processes: how they start, what they are sent, and what is said when one ends early."""
+
+from __future__ import annotations
+
+import atexit
+import mmap
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import tempfile
+import threading
+from multiprocessing import reduction
+from multiprocessing.context import SpawnContext, SpawnProcess
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch.utils.data import Dataset
+
+from mae.data.batching.batch import Batch, BatchPlan, training_batch
+from mae.data.batching.shared_memory import Slots
+from mae.data.sources.source import Source
+from mae.errors import ConfigError, DataError, MaeError, TrainingError
+
+T = TypeVar("T")
+
+_NAME = "mae reader"
+_CAME_AGAIN = 78
+"""Exit code of a reader that, importing the script, came to the call that started it."""
+
+
+class UnguardedScript(ConfigError, SystemExit):
+    """A script that starts readers has no `if __name__ == "__main__":`.
+
+    Uncaught, it ends the script in one line, as `sys.exit` does: no line of the traceback would be
+    about the mistake.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.code = f"mae: {message}"  # printed to stderr, with exit code 1
+
+
+class Readers(SpawnContext):
+    """Starts readers by spawn, and knows how they ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._started: list[SpawnProcess] = []
+
+    def Process(self, *args: Any, **options: Any) -> SpawnProcess:  # type: ignore[override]
+        """Make a process whose name tells it that it reads, before it imports the script."""
+        process = SpawnProcess(*args, **(options | {"name": _NAME}))
+        self._started.append(process)
+        return process
+
+    def failure(self) -> ConfigError | TrainingError | None:
+        """Give the error that stands for the first reader that failed, if any has."""
+        codes = [process.exitcode for process in self._started if process.exitcode]
+        if not codes:
+            return None
+        if _CAME_AGAIN in codes:
+            # A thread that ended by SystemExit would end without a word.
+            in_main = threading.current_thread() is threading.main_thread()
+            return (UnguardedScript if in_main else ConfigError)(
+                "readers: each reader process imports this script and came to the same call "
+                'again; put the call under `if __name__ == "__main__":`, or use workers=0'
+            )
+        if (code := codes[0]) > 0:
+            return TrainingError(
+                f"readers: a reader process ended with exit code {code}; what it said stands "
+                "above, and workers=0 reads without such processes"
+            )
+        return TrainingError(
+            f"readers: a reader process was killed by {signal.Signals(-code).name}; SIGKILL means "
+            "that memory ran out, as a rule: use fewer workers"
+        )
+
+
+def leave_if_reader() -> None:
+    """End this process, quietly, if it is a reader that has come to this call by its import.
+
+    The process that started it says what is wrong, once for all readers.
+    """
+    process = multiprocessing.current_process()
+    if process.name == _NAME and getattr(process, "_inheriting", False):
+        os._exit(_CAME_AGAIN)
+
+
+def why_no_readers(source: Source) -> str | None:
+    """Say why readers cannot start from this script; None where they can.
+
+    A reader imports the script by its file. Without a file (`python -c`, notebooks) it imports
+    nothing, which is fine unless the source is a class of that script.
+    """
+    main = sys.modules["__main__"]
+    file = getattr(main, "__file__", None)
+    if getattr(main, "__spec__", None) is not None or (file is not None and Path(file).is_file()):
+        return None
+    if file is None and type(source).__module__ != "__main__":
+        return None
+    return (
+        "workers: 0, since reader processes would have to import this script, and it is no file; "
+        'save it as one, with the call under `if __name__ == "__main__":`, to have readers'
+    )
+
+
+class Sent(NamedTuple):
+    """A batch on its way from the process that made it."""
+
+    slot: int
+    """Where its crops are."""
+    rest: tuple[Any, ...]
+    """Its other fields, arrays for tensors."""
+
+
+class Reader(Dataset[Batch | Sent | MaeError]):
+    """Makes batches in a process of its own.
+
+    Spawn writes what a process is given into a pipe and waits until it is read. So the plan, whose
+    names of images would fill the pipe (64 KiB), travels in a file without a name: readers start
+    side by side, and one that ends while it imports the script leaves nobody waiting for ever.
+    """
+
+    def __init__(self, plan: BatchPlan, slots: Slots) -> None:
+        """Write the plan to a temporary file.
+
+        Raises:
+            DataError: if there is no room for it.
+        """
+        self._plan, self._slots = plan, slots
+        try:
+            self._file = tempfile.TemporaryFile()
+            pickle.dump(plan, self._file, pickle.HIGHEST_PROTOCOL)
+            self._file.flush()
+        except OSError as error:
+            raise DataError(
+                f"readers: the list of images cannot be written to {tempfile.gettempdir()} "
+                f"({error.strerror}); make room, set TMPDIR, or use workers=0"
+            ) from error
+
+    def close(self) -> None:
+        """Close the file; readers that have started keep theirs."""
+        self._file.close()
+
+    def __getstate__(self) -> tuple[Any, Slots]:
+        return reduction.DupFd(self._file.fileno()), self._slots
+
+    def __setstate__(self, sent: tuple[Any, Slots]) -> None:
+        handle, self._slots = sent
+        # Mapped, not read: all readers share one position in the file.
+        with (
+            open(handle.detach(), "rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            self._plan = pickle.loads(content)
+
+    def __getitem__(self, task: tuple[int, int | None]) -> Batch | Sent | MaeError:
+        """Make the batch of a step: the crops into a slot, the rest as small arrays beside them.
+
+        Torch would share every tensor by a file of its own and a greeting over a socket, which
+        takes longer than to send a small one as it is. An error of the data is given, since torch
+        would raise it as the text of a traceback.
+        """
+        step, slot = task
+        try:
+            if slot is None:  # the user holds them all: so it goes as torch sends it
+                return training_batch(self._plan, step)
+            _, *rest = training_batch(self._plan, step, room=self._slots.room(slot))
+        except MaeError as error:
+            return error
+        return Sent(slot, tuple(v.numpy() if isinstance(v, torch.Tensor) else v for v in rest))
+
+
+def as_it_is(made: T) -> T:
+    """Collate nothing: what a reader makes is a batch."""
+    return made
+
+
+def start_reader(worker: int) -> None:
+    """Leave signals to the training process, which saves and then ends the readers."""
+    for name in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(name, signal.SIG_IGN)
+    # Nothing is left to do at its end, and threads of queues that still run then can abort it.
+    atexit.register(os._exit, 0)
+    torch.set_num_threads(1)

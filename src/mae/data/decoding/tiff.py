@@ -1,0 +1,331 @@
+"""TIFF files that Pillow cannot read in full: any number of bands, deep colour, pages as channels.
+
+Pillow reads the others. What is opened here needs tifffile, the extra `tiff`; files compressed by
+LZW, PackBits, JPEG and the like need imagecodecs beside it. Colour that is converted nowhere is
+refused: it would be read as other pixels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mae.data.decoding.strips import row_strips
+
+DESCRIPTION, SAMPLES, ORIENTATION, BITS = 270, 277, 274, 258  # TIFF tags
+_PHOTOMETRIC, _EXTRA, _SAMPLE_FORMAT, _COMPRESSION = 262, 338, 339, 259
+_COEFFICIENTS, _SUBSAMPLING, _REFERENCE, _INKS, _PLANES = 529, 530, 532, 332, 284
+_ALPHA = (1, 2)  # extra samples that are transparency
+_ASSOCIATED = 1  # colours are multiplied by it
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
+_READ = (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE)  # of any depth
+_COLOURS = {
+    4: "a transparency mask", 5: "CMYK", 6: "YCbCr", 8: "CIELAB", 9: "ICCLAB", 10: "ITULAB",
+    32803: "a colour filter array", 32844: "LogL", 32845: "LogLuv", 34892: "linear raw",
+}  # fmt: skip
+_UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
+_BY_PILLOW: Mapping[tuple[int, int], tuple[int, ...]] = {
+    (_WHITE_IS_ZERO, _UNSIGNED): (1, 2, 4, 8),
+    (_BLACK_IS_ZERO, _UNSIGNED): (1, 2, 4, 8, 12, 16, 32),
+    (_BLACK_IS_ZERO, _SIGNED): (16, 32),
+    (_BLACK_IS_ZERO, _FLOAT): (32,),
+    (_RGB, _UNSIGNED): (8,),
+    (_PALETTE, _UNSIGNED): (1, 2, 4, 8),
+    (_CMYK, _UNSIGNED): (8,),
+    (_YCBCR, _UNSIGNED): (8,),
+}
+"""Bits of a value that Pillow reads as they are meant, by photometric interpretation and type."""
+
+_CHANNELS = re.compile(r'^ImageJ=.*^channels=(\d+)|<OME\b.*?\bSizeC="(\d+)"', re.M | re.S)
+_SEQUENCE = re.compile(
+    r'^ImageJ=.*^(slices|frames)=(?!1$)|<OME\b.*?\bSize[ZT]="(?!1")|"axes": "\w*[ZT]', re.M | re.S
+)
+
+
+class Layout(NamedTuple):
+    """What a file holds, before its pixels are read."""
+
+    height: int
+    width: int
+    channels: int
+    """Bands that are not transparency, colours of a palette, or pages that are channels."""
+    dtype: np.dtype[Any]
+    orientation: int
+    """As EXIF counts it, 1 to 8."""
+    pages: bool
+    """Whether pages are channels only because so many were asked for."""
+
+
+def beyond_pillow(picture: Image.Image, *, channels: int | None) -> bool:
+    """Tell whether Pillow would drop bands, bits, or pages that are channels, or change values.
+
+    Args:
+        picture: a TIFF that Pillow has opened.
+        channels: as many grey pages are channels: what the user asks for, if they do.
+
+    Raises:
+        NotImplementedError: for colour that is converted nowhere.
+    """
+    tags: Any = getattr(picture, "tag_v2", {})
+    bands, photometric = tags.get(SAMPLES, 1), tags.get(_PHOTOMETRIC, _WHITE_IS_ZERO)
+    bits, formats = max(tags.get(BITS, (1,))), {*tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))}
+    if photometric not in _READ and not (photometric in (_CMYK, _YCBCR) and bits == 8):
+        raise _unknown(photometric, bits)
+    if photometric == _CMYK and tags.get(_INKS, 1) != 1:
+        raise NotImplementedError("TIFF of inks that are not CMYK")
+    if photometric == _YCBCR:
+        _require_usual(tags)
+    read = _BY_PILLOW.get((photometric, max(formats)), ())
+    dropped = bands > len(picture.getbands()) and picture.mode != "P"
+    if dropped or bits not in read or picture.mode == "La":
+        return True
+    pages = getattr(picture, "n_frames", 1)
+    return pages > 1 and (
+        _channels_said(tags.get(DESCRIPTION)) > 1
+        or (pages == channels and _are_channels(_pages_of(picture)))
+    )
+
+
+def _unknown(photometric: int, bits: int) -> NotImplementedError:
+    name = _COLOURS.get(photometric, f"photometric interpretation {photometric}")
+    return NotImplementedError(
+        f"TIFF of {name} of {bits} bits, expected grey, RGB, a palette, or CMYK or YCbCr of 8 bits "
+        "without a sign or alpha"
+    )
+
+
+def _require_usual(tags: Mapping[int, Any]) -> None:
+    """Refuse YCbCr that Pillow would convert by other numbers than the file gives.
+
+    Those of JPEG compression are converted by libtiff.
+    """
+    if tags.get(_COMPRESSION) in (6, 7):
+        return
+    if (tags.get(_PLANES, 1), tags.get(_COMPRESSION, 1)) == (2, 1):
+        raise NotImplementedError("TIFF of YCbCr in planes, uncompressed")
+    usual = {
+        _COEFFICIENTS: (0.299, 0.587, 0.114),
+        _SUBSAMPLING: (1, 1),
+        _REFERENCE: (0, 255, 128, 255, 128, 255),
+    }
+    for tag, values in usual.items():
+        if not np.allclose([float(v) for v in tags.get(tag, values)], values):
+            raise NotImplementedError("TIFF of YCbCr that is subsampled or not that of JPEG")
+
+
+class _Page(NamedTuple):
+    """What pages that are channels have in common."""
+
+    size: tuple[int, ...]
+    photometric: int
+    bits: int
+    sample_format: int
+    samples: int
+    description: str = ""
+
+
+def _pages_of(picture: Image.Image) -> Iterator[_Page]:
+    for place in range(getattr(picture, "n_frames", 1)):
+        try:
+            picture.seek(place)
+        except SyntaxError:  # of a mode that Pillow does not know
+            yield _Page((), -1, 0, 0, 0)
+            break
+        tags: Any = picture.tag_v2  # type: ignore[attr-defined]
+        yield _Page(
+            picture.size,
+            tags.get(_PHOTOMETRIC, _WHITE_IS_ZERO),
+            max(tags.get(BITS, (1,))),
+            max(tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))),
+            tags.get(SAMPLES, 1),
+            tags.get(DESCRIPTION, "") if place == 0 else "",
+        )
+    picture.seek(0)
+
+
+def _are_channels(pages: Iterator[_Page]) -> bool:
+    """Tell whether pages can be channels: equal, grey, and not said to be slices or times."""
+    described, *others = pages
+    first = described._replace(description="")
+    return (
+        _SEQUENCE.search(described.description) is None
+        and first.photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO)
+        and (first.samples, first.bits > 1) == (1, True)
+        and all(page == first for page in others)
+    )
+
+
+def bits_of(picture: Image.Image) -> int:
+    """Give the bits of a value of a TIFF that Pillow has opened; of another image 0."""
+    tags: Any = getattr(picture, "tag_v2", {})
+    return int(max(tags.get(BITS, (1,)))) if picture.format == "TIFF" else 0
+
+
+def to_full_range(pixels: NDArray[Any], *, bits: int) -> NDArray[Any]:
+    """Scale unsigned values of fewer bits than 8, or than 16, to all 8 or 16; others stay."""
+    if pixels.dtype.kind != "u" or not (0 < bits < 8 or 8 < bits < 16):
+        return pixels
+    full = 255 if bits < 8 else 65535
+    scaled = (pixels.astype(np.uint32) * full + ((1 << bits) - 1) // 2) // ((1 << bits) - 1)
+    return scaled.astype(np.uint8 if bits < 8 else np.uint16)
+
+
+def read_layout(file: BinaryIO, *, channels: int | None) -> Layout:
+    """Read what a file holds from its tags.
+
+    Args:
+        file: a TIFF.
+        channels: what the user asks for, if they do; see `beyond_pillow`.
+
+    Raises:
+        ModuleNotFoundError: without tifffile, with the command that installs it.
+        NotImplementedError: for colour or types that are read nowhere.
+        Exception: whatever damage makes tifffile raise.
+    """
+    with _opened(file) as tiff:
+        page, planes = tiff.pages[0], _planes(tiff, channels)
+        _require_readable(page)
+        dtype, count = page.dtype, len(planes) or len(_bands(page))
+        if page.photometric == _PALETTE:
+            dtype, count = np.dtype(np.uint16), 3
+        elif dtype.kind in "ub" and page.bitspersample not in (8, 16, 32, 64):
+            dtype = np.dtype(np.uint8 if page.bitspersample < 8 else np.uint16)
+        tag = page.tags.get(ORIENTATION)
+        orientation = 1 if tag is None else int(tag.value)
+        asked = bool(planes) and _channels_said(page.description) <= 1
+        return Layout(page.imagelength, page.imagewidth, count, dtype, orientation, asked)
+
+
+def read_pixels(file: BinaryIO, *, channels: int | None) -> NDArray[Any]:
+    """Read the pixels H W C by the rules of `read_layout`.
+
+    Palettes are looked up, min-is-white is inverted, and 1 to 15 bits become the whole of 8 or 16;
+    else values are as stored.
+    """
+    with _opened(file) as tiff:
+        planes = [_values(tiff.pages[place]) for place in _planes(tiff, channels) or [0]]
+        return planes[0] if len(planes) == 1 else np.concatenate(planes, axis=-1)
+
+
+def _values(frame: Any) -> NDArray[Any]:
+    page = frame.keyframe  # which says what all pages of a series have in common
+    _require_readable(page)
+    try:
+        pixels: NDArray[Any] = frame.asarray()
+    except (KeyError, ValueError, NotImplementedError) as error:  # which depends on the version
+        if "imagecodecs" in str(error):
+            plain = page.compression == 1
+            name = f"{page.bitspersample} bits a value" if plain else page.compression.name
+            raise ModuleNotFoundError(f"{name}: pip install imagecodecs reads it") from error
+        raise
+    if page.axes == "SYX":
+        pixels = np.moveaxis(pixels, 0, -1)
+    bands, bits = _bands(page), page.bitspersample
+    pixels = pixels[..., None] if page.axes == "YX" else pixels
+    if _ASSOCIATED in page.extrasamples:
+        place = page.samplesperpixel - len(page.extrasamples)
+        place += page.extrasamples.index(_ASSOCIATED)
+        pixels = _unmultiplied(pixels, alpha=pixels[..., place : place + 1])
+    if len(bands) < pixels.shape[-1]:
+        pixels = pixels[..., bands]
+    if pixels.dtype == np.bool_:
+        pixels = pixels.astype(np.uint8)
+    if page.photometric == _PALETTE:
+        colours: NDArray[np.uint16] = np.ascontiguousarray(page.colormap.T)
+        looked_up: NDArray[np.uint16] = colours[pixels[..., 0]]
+        return looked_up
+    if page.photometric == _WHITE_IS_ZERO:
+        pixels = np.subtract((1 << bits) - 1, pixels, dtype=pixels.dtype)
+    return to_full_range(pixels, bits=bits)
+
+
+def _unmultiplied(pixels: NDArray[Any], *, alpha: NDArray[Any]) -> NDArray[Any]:
+    """Undo the product with alpha, where it is not 0, as Pillow does for 8 bits."""
+    whole = np.empty_like(pixels)
+    for rows in row_strips(pixels.shape):
+        part, by = pixels[rows], alpha[rows]
+        if part.dtype.kind == "f":
+            whole[rows] = part / np.where(by == 0, 1, by)
+            continue
+        full = np.iinfo(part.dtype).max
+        divided = part.astype(np.uint64) * full // np.where(by == 0, full, by)
+        whole[rows] = np.minimum(divided, full)
+    return whole
+
+
+@contextmanager
+def _opened(file: BinaryIO) -> Iterator[Any]:
+    try:
+        import tifffile
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("pip install 'mae-vision[tiff]' reads it") from error
+    file.seek(0)
+    with tifffile.TiffFile(file) as tiff:
+        yield tiff
+
+
+def _require_readable(page: Any) -> None:
+    photometric, bits = int(page.photometric), page.bitspersample
+    if page.dtype is None or page.axes not in ("YX", "YXS", "SYX"):
+        raise NotImplementedError(f"TIFF of {bits} bits a value, axes {page.axes}")
+    if photometric not in _READ:
+        raise _unknown(photometric, bits)
+    unsigned = page.dtype.kind in "ub"
+    if unsigned and not (bits <= 16 or bits in (32, 64)):
+        raise NotImplementedError(f"TIFF of {bits} bits a value")
+    only_one = photometric in (_WHITE_IS_ZERO, _PALETTE)
+    if only_one and not (unsigned and len(_bands(page)) == 1):
+        name = "min-is-white" if photometric == _WHITE_IS_ZERO else "a palette"
+        raise NotImplementedError(f"TIFF of {name} of {len(_bands(page))} x {page.dtype}")
+
+
+def _bands(page: Any) -> list[int]:
+    """Give the bands of a page that are not transparency."""
+    first_extra = page.samplesperpixel - len(page.extrasamples)
+    alphas = {first_extra + i for i, sort in enumerate(page.extrasamples) if sort in _ALPHA}
+    return [band for band in range(page.samplesperpixel) if band not in alphas]
+
+
+def _planes(tiff: Any, channels: int | None) -> list[int]:
+    """Give the pages that are the channels of one picture; none where the first page is all.
+
+    ImageJ and OME say which pages are channels: of the first slice and time they are taken. A file
+    that does not say so is one picture only if it has just as many grey pages, equal ones, as the
+    user asks for channels.
+    """
+    page = tiff.pages[0]
+    if page.samplesperpixel > 1:
+        return []
+    said = _channels_said(page.description)
+    if said <= 1:
+        asked = channels is not None and 1 < channels == len(tiff.pages)
+        return list(range(len(tiff.pages))) if asked and _are_channels(_tiff_pages(tiff)) else []
+    series = tiff.series[0]
+    axis = series.axes.index("C") if "C" in series.axes else -1
+    if axis < 0 or series.shape[axis] != said:
+        return []
+    step = int(np.prod(series.shape[axis + 1 : -2], dtype=np.int64))
+    return [place * step for place in range(said)]
+
+
+def _tiff_pages(tiff: Any) -> Iterator[_Page]:
+    for place, page in enumerate(tiff.pages):
+        yield _Page(
+            page.shape,
+            int(page.photometric),
+            page.bitspersample,
+            int(page.sampleformat),
+            page.samplesperpixel,
+            page.description if place == 0 else "",
+        )
+
+
+def _channels_said(description: str | None) -> int:
+    found = _CHANNELS.search(description or "")
+    return int(found[1] or found[2]) if found else 1

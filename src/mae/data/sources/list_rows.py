@@ -1,0 +1,123 @@
+"""The cells of lists of images: which separator, heading and columns a list has."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from mae.data.sources.source import EXTENSIONS, path_of
+from mae.errors import DataError
+
+LISTS = (".csv", ".tsv", ".txt", ".lst")
+"""Endings of file names that are taken for lists, in lower case."""
+
+_BLANK = " "
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", _BLANK: "blanks"}
+_USUAL = {".csv": ",", ".tsv": "\t"}
+_HEADINGS = (["path", "label"], ["path"])
+_LABELS = frozenset(("label", "labels", "class", "class_name", "target", "category"))
+
+
+def read_rows(path: Path) -> tuple[list[list[str]], list[str]]:
+    """Read the lines of a list as [path, label] or [path].
+
+    The files that exist decide: the separator is the first of comma, semicolon, tab and blank (the
+    last one in a line) for which a cell of line 1 or 2 is a file, and that is the column of the
+    paths. Line 1 is a heading if no cell of it is a file or is named like one.
+
+    Returns:
+        A row for each line, empty for a blank one and for a heading; and what was guessed.
+    Raises:
+        DataError: if it cannot be read, or the first lines name no file, or columns beside path
+            and label have no heading that tells the label.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        first = {sep: list(islice(filter(None, _split(text, sep)), 2)) for sep in _SEPARATORS}
+        found = (sep for sep, rows in first.items() if any(_has_file(path.parent, rows)))
+        separator = next(found, ",")
+        rows = list(_split(text, separator))
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"data: {path}: cannot be read: {error}; expected text in UTF-8") from error
+    if not any(rows):
+        return [], []
+    if not any(_has_file(path.parent, first[separator])):
+        raise DataError(
+            f"data: {path}, line 1: neither it nor the next one names a file: got "
+            f"{' and '.join(map(str, first[separator]))}; expected path or path,label a "
+            f"line, paths relative to {path.parent.resolve()}"
+        )
+    return _in_order(path, rows, separator)
+
+
+def _has_file(folder: Path, rows: Sequence[Sequence[str]]) -> Iterator[bool]:
+    return (_file_cell(folder, row) is not None for row in rows)
+
+
+def _split(text: str, separator: str) -> Iterator[list[str]]:
+    if separator == _BLANK:
+        return (line.rsplit(maxsplit=1) for line in text.split("\n"))
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    return ([] if len(row) == 1 and not row[0].strip() else row for row in rows)
+
+
+def _file_cell(folder: Path, row: Sequence[str]) -> int | None:
+    """Give the first cell that is a file in the folder of the list."""
+    for place, cell in enumerate(row):
+        name = path_of(cell)
+        if any(os.path.isfile(folder / each) for each in (name, name.strip()) if each):
+            return place
+    return None
+
+
+def _in_order(
+    path: Path, rows: list[list[str]], separator: str
+) -> tuple[list[list[str]], list[str]]:
+    """Take the columns of path and label, in this order."""
+    line, row = next((line, row) for line, row in enumerate(rows) if row)
+    heading, notes = [cell.strip() for cell in row], []
+    if _file_cell(path.parent, row) is not None or any(map(_like_a_file, row)):
+        heading = []
+    else:
+        rows[line] = []
+        row = next((row for row in rows if row), [])
+    if heading and heading not in _HEADINGS:
+        notes.append(f"line {line + 1} is taken for a heading ({', '.join(heading)})")
+    if len(row) > 1 and separator != _USUAL.get(path.suffix.lower()):
+        notes.append(f"cells are separated by {_SEPARATORS[separator]}")
+    columns = _columns(path, line + 1, row, heading)
+    if columns != list(range(len(columns))) or len(row) > len(columns):
+        notes.append(
+            f"paths and labels are taken from columns {columns[0] + 1} and {columns[1] + 1}"
+        )
+    for number, cells in enumerate(rows):
+        if len(cells) == len(row):
+            rows[number] = [path_of(cells[columns[0]]), *(cells[column] for column in columns[1:])]
+        elif cells and len(row) > 2:
+            raise DataError(
+                f"data: {path}, line {number + 1}: got {cells}, expected {len(row)} cells"
+            )
+    return rows, [f"{path.name}: {'; '.join(notes)}"] if notes else []
+
+
+def _columns(path: Path, line: int, row: Sequence[str], heading: Sequence[str]) -> list[int]:
+    """Give the column of the paths and, if there is one, that of the labels."""
+    paths = _file_cell(path.parent, row) or 0
+    others = [column for column in range(len(row)) if column != paths]
+    if len(others) > 1:
+        named = [place for place, name in enumerate(heading) if name.lower() in _LABELS]
+        others = [column for column in others if column in named]
+        if len(others) != 1:
+            raise DataError(
+                f"data: {path}, line {line}: got {len(row)} columns ({', '.join(heading or row)}), "
+                "expected path,label; keep these two, or name the columns path and label in line 1"
+            )
+    return [paths, *others]
+
+
+def _like_a_file(cell: str) -> bool:
+    return "/" in cell or os.path.splitext(cell.strip())[1].lower() in EXTENSIONS

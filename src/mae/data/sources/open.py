@@ -1,0 +1,95 @@
+"""What a user names as data, as a source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mae.data.sources.compressed import refuse_compressed
+from mae.data.sources.fashion_mnist import fashion_mnist
+from mae.data.sources.list_rows import LISTS
+from mae.data.sources.lists import read_list
+from mae.data.sources.pack import is_pack, open_pack
+from mae.data.sources.source import (
+    EXTENSIONS,
+    ArrayFileSource,
+    ArraySource,
+    FolderSource,
+    Source,
+    notes_of,
+)
+from mae.data.sources.tars import is_tars, open_tars
+from mae.errors import DataError
+
+BUILT_IN = "fashion-mnist"
+
+Data = str | Path | NDArray[np.generic] | Source
+"""A path (a folder of images, a pack, a list, a .tar or a folder of such, a .npy of N H W (C), one
+image), "fashion-mnist" (the built-in images), an array N H W (C), or a `Source`."""
+
+
+def open_source(data: Data, *, say: Callable[[str], None] | None = None) -> Source:
+    """Open data for training.
+
+    Args:
+        data: what a user named.
+        say: takes what was guessed or left out, a line each; without it, `notes_of` has them.
+
+    Raises:
+        DataError: for a path that is missing, damaged or holds no images, and for what is no data.
+    """
+    source = _open(data)
+    if say is not None:
+        for note in notes_of(source):
+            say(f"data: {note}")
+    return source
+
+
+def _open(data: Data) -> Source:
+    if isinstance(data, np.ndarray):
+        return ArraySource(data)
+    if not isinstance(data, str | Path):
+        return _checked(data)
+    path = Path(data).expanduser()
+    if data == BUILT_IN and not path.exists():
+        return fashion_mnist("train")
+    if is_pack(path):
+        return open_pack(path)
+    if is_tars(path):
+        return open_tars(path)
+    return _open_file(path) if path.is_file() else FolderSource(path)
+
+
+def _open_file(path: Path) -> Source:
+    """Open a file that is not a tar file by its ending."""
+    refuse_compressed([path])
+    end = path.suffix.lower()
+    if end in LISTS:
+        return read_list(path)
+    if end == ".npy":
+        return ArrayFileSource(path)
+    if end in EXTENSIONS:
+        return FolderSource(path.parent, files=[path.name])
+    raise DataError(
+        f"data: {path} ends in {path.suffix!r}; expected a folder, a list ({' '.join(LISTS)}), a "
+        f".tar, or an image ({' '.join(sorted(EXTENSIONS))}). Rename it if it is one of these"
+    )
+
+
+def _checked(source: Source) -> Source:
+    """Refuse what is no source, before something of it is asked for in vain."""
+    if not (hasattr(source, "read") and hasattr(source, "fingerprint")):
+        found = type(source)
+        raise DataError(
+            f"data: got {found.__module__}.{found.__qualname__}, expected a path, an array "
+            "N H W (C) or a source; for a tensor N C H W give tensor.permute(0, 2, 3, 1).numpy()"
+        )
+    return source
+
+
+def data_name(data: Data) -> str:
+    """Name data as a folder of results would be named."""
+    return Path(data).resolve().name if isinstance(data, str | Path) else "array"

@@ -1,0 +1,243 @@
+"""The index of a pack: where each picture lies, as arrays that are mapped and never loaded.
+
+One safetensors file, which any reader of that format opens. Of n pictures, in the bytewise order
+of their names:
+
+    name_ends  n uint64       where each name ends in `names`
+    offsets    n uint64       first byte of the picture in its shard
+    labels     n int64        class; only where there are classes
+    shards     n uint32       number of the shard
+    lengths    n uint32       bytes of the picture
+    names      uint8          all names, UTF-8, one after the other
+    sha256     n 32 uint8     of the stored bytes; not of tar files that others made
+    origins    n 32 uint8     of the bytes a picture was made from; only where it was re-encoded
+
+Its metadata hold the `Facts` as JSON. A process that reads pictures touches a few pages of it, so
+its memory does not grow with the number of pictures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import mmap
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from mae.atomic import appearing
+from mae.errors import DataError
+
+VERSION = 1
+_DTYPES = {"U64": "<u8", "I64": "<i8", "U32": "<u4", "U8": "u1"}
+_SORTS = {np.dtype(dtype): sort for sort, dtype in _DTYPES.items()}
+_NEEDED = ("name_ends", "offsets", "shards", "lengths", "names")
+_WHAT_PICTURES = ("name_ends", "names", "labels", "lengths", "sha256")
+_UNKNOWN = "0" * 64  # as long as the digest that takes its place
+_LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
+CHUNK = 2**20  # pictures handled at a time where a whole index is read or written
+
+
+class Facts(NamedTuple):
+    """What an index says besides its arrays."""
+
+    shards: tuple[tuple[str, int], ...]
+    """Name and size of each file; a pack's may be longer, since an end follows the pictures."""
+    class_names: tuple[str, ...] = ()
+    form: Mapping[str, Any] = {}
+    """How the pictures were changed; of a pack."""
+    stamp: str = ""
+    """What was indexed; of tar files that others made."""
+    notes: tuple[str, ...] = ()
+    """What has to be said of the images each time they are used."""
+
+
+class Index:
+    """An index on the disk, mapped.
+
+    Raises:
+        DataError: if there is none, it is damaged, or of another version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        header, at = _read_header(path)
+        metadata = header.pop("__metadata__", {})
+        if metadata.get("format") != "mae pack":
+            raise DataError(f"data: {path} is no index of pictures; choose another folder")
+        if metadata.get("version") != str(VERSION):
+            raise DataError(
+                f"data: {path} is an index of version {metadata.get('version')}, expected "
+                f"{VERSION}; use the mae that made it, or pack the pictures again"
+            )
+        try:
+            self._digests: dict[str, str] = json.loads(metadata["digests"])
+            facts = json.loads(metadata["facts"])
+            shards = tuple((str(name), int(size)) for name, size in facts["shards"])
+            self.facts = Facts(
+                shards,
+                tuple(facts["class_names"]),
+                facts["form"],
+                facts["stamp"],
+                tuple(facts.get("notes", ())),
+            )
+            self._places = {name: _Place(at, **array) for name, array in header.items()}
+            mapped = _mapped(path)
+            self.arrays = {name: place.array(mapped) for name, place in self._places.items()}
+            for name in _NEEDED:
+                self.arrays[name]
+            if _fingerprint(self.facts.class_names, self._digests) != metadata["fingerprint"]:
+                raise ValueError("its metadata do not fit together")
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"data: {path} is damaged ({error}); pack the pictures again"
+            ) from error
+        self.fingerprint: str = metadata["fingerprint"]
+        """Digest of which pictures these are: of names, contents and labels, not of places."""
+        self._ends, self._names = self.arrays["name_ends"], self.arrays["names"]
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def name(self, index: int) -> bytes:
+        """Give the name of a picture, UTF-8."""
+        start = int(self._ends[index - 1]) if index else 0
+        return self._names[start : int(self._ends[index])].tobytes()
+
+    def part(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Read the items of an array from `start` to `stop`, for those that read all of it."""
+        return self._places[name].part(self.path, start, stop)
+
+    def damage(self) -> str:
+        """Compare each array with its digest; return the names of those that differ."""
+        wrong = []
+        for name, array in self.arrays.items():
+            digest = hashlib.sha256()
+            for start in range(0, len(array), CHUNK):
+                digest.update(self.part(name, start, min(start + CHUNK, len(array))).data)
+            if digest.hexdigest() != self._digests.get(name):
+                wrong.append(name)
+        return ", ".join(wrong)
+
+
+class Column(NamedTuple):
+    """An array that is to be written, part by part."""
+
+    shape: tuple[int, ...]
+    dtype: DTypeLike
+    parts: Iterable[NDArray[Any]]
+
+
+def whole(array: NDArray[Any]) -> Column:
+    """Give an array as a column."""
+    return Column(array.shape, array.dtype, _chunks(array))
+
+
+def write_index(path: Path, columns: Mapping[str, Column], facts: Facts) -> None:
+    """Write an index, which appears whole by one rename; nothing but a part is held in memory."""
+    # Wide types first, so that each array begins at a multiple of its item.
+    names = sorted(columns, key=lambda name: -np.dtype(columns[name].dtype).itemsize)
+    digests = dict.fromkeys(names, _UNKNOWN)
+    with appearing(path) as file:
+        file.write(_header(columns, names, digests, facts))
+        for name in names:
+            digest = hashlib.sha256()
+            for part in columns[name].parts:
+                content = np.ascontiguousarray(part, dtype=columns[name].dtype).data
+                file.write(content)
+                digest.update(content)
+            digests[name] = digest.hexdigest()
+        file.seek(0)
+        file.write(_header(columns, names, digests, facts))
+
+
+def _header(
+    columns: Mapping[str, Column], names: Iterable[str], digests: Mapping[str, str], facts: Facts
+) -> bytes:
+    header: dict[str, Any] = {
+        "__metadata__": {
+            "format": "mae pack",
+            "version": str(VERSION),
+            "facts": json.dumps(facts._asdict()),
+            "digests": json.dumps(digests),
+            "fingerprint": _fingerprint(facts.class_names, digests),
+        }
+    }
+    begin = 0
+    for name in names:
+        shape, dtype = columns[name].shape, np.dtype(columns[name].dtype)
+        end = begin + dtype.itemsize * math.prod(shape)
+        header[name] = {
+            "dtype": _SORTS[dtype], "shape": list(shape), "data_offsets": [begin, end]
+        }  # fmt: skip
+        begin = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _fingerprint(class_names: Iterable[str], digests: Mapping[str, str]) -> str:
+    what = {name: digests[name] for name in _WHAT_PICTURES if name in digests}
+    return hashlib.sha256(json.dumps([list(class_names), what]).encode()).hexdigest()
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Read the header and where the arrays begin."""
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            if size > _LARGEST_HEADER:
+                raise ValueError("its header makes no sense")
+            header = json.loads(file.read(size))
+            if not isinstance(header, dict):
+                raise ValueError("its header makes no sense")
+            return header, 8 + size
+    except OSError as error:
+        raise DataError(f"data: {path} cannot be read: {error.strerror}; check it") from error
+    except ValueError as error:
+        raise DataError(f"data: {path} is damaged ({error}); pack the pictures again") from error
+
+
+class _Place:
+    """Where an array lies in the file, as its header says it."""
+
+    def __init__(self, at: int, *, dtype: str, shape: list[int], data_offsets: list[int]) -> None:
+        begin, end = data_offsets
+        self.dtype, self.shape, self.begin = np.dtype(_DTYPES[dtype]), tuple(shape), at + begin
+        self.count = math.prod(shape)
+        if end - begin != self.count * self.dtype.itemsize:
+            raise ValueError("its header makes no sense")
+
+    def array(self, mapped: mmap.mmap) -> NDArray[Any]:
+        if not self.count:  # nothing may begin behind the end
+            return np.zeros(self.shape, self.dtype)
+        return np.frombuffer(mapped, self.dtype, self.count, self.begin).reshape(self.shape)
+
+    def part(self, path: Path, start: int, stop: int) -> NDArray[Any]:
+        """Read some items by themselves: one after the other is quicker so than page by page."""
+        inner = self.shape[1:]
+        width = math.prod(inner)
+        count, offset = (stop - start) * width, start * width * self.dtype.itemsize
+        return np.fromfile(path, self.dtype, count, offset=self.begin + offset).reshape(-1, *inner)
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    """Map a file for looking at a few places of it.
+
+    Without the advice each look would read what lies around it as well: 4 MB on some disks, where
+    a page is wanted.
+    """
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if hasattr(mmap, "MADV_RANDOM"):
+        mapped.madvise(mmap.MADV_RANDOM)
+    return mapped
+
+
+def _chunks(array: NDArray[Any]) -> Iterable[NDArray[Any]]:
+    return (array[start : start + CHUNK] for start in range(0, len(array), CHUNK))

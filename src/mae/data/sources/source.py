@@ -1,0 +1,370 @@
+"""What pictures exist: their number, names, labels, and the bytes or pixels of each."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import stat
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mae.data.decoding.arrays import require_channels_last
+from mae.data.decoding.header import BadPicture, pixel_dtype, printable
+from mae.data.sources.splits import split_kind, splits_of
+from mae.errors import DataError
+
+EXTENSIONS = frozenset(".bmp .gif .jfif .jpe .jpeg .jpg .npy .png .tif .tiff .webp".split())
+"""Endings of file names that are taken for pictures, in lower case."""
+
+_MAX_BYTES = 2**32  # a larger file would be read whole by every worker
+_SAMPLED = 1000  # pictures of an array that its fingerprint reads
+
+
+class Source(Protocol):
+    """Pictures with random access; an id is a position in it."""
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        """Class of each picture, or None."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of their numbers."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> bytes | NDArray[np.generic]:
+        """Return an encoded file, or pixels H W or H W C."""
+
+    def name(self, index: int) -> str:
+        """Return the name of a picture for messages."""
+
+    def fingerprint(self) -> str:
+        """Return a digest of which pictures these are, equal on any machine."""
+
+
+def notes_of(source: Source) -> tuple[str, ...]:
+    """Give what has to be said of the images of a source, a line each; most have nothing."""
+    notes: tuple[str, ...] = getattr(source, "notes", ())
+    return notes
+
+
+class FolderSource:
+    """Picture files of a folder and all folders in it, sorted bytewise by relative path.
+
+    Hidden files and folders are left out, links are followed. Where every image lies in one of
+    at least two folders of the first level, those are the classes; of splits (`train`, `val`), the
+    folders in them are.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        files: Sequence[str] | None = None,
+        classes: Sequence[str] | None = None,
+        splits: bool = True,
+        notes: Sequence[str] = (),
+    ) -> None:
+        """Look for pictures.
+
+        Args:
+            root: the folder.
+            files: take these paths, relative to it, in this order, instead of looking.
+            classes: of each of the files.
+            splits: whether folders of the first level may be splits rather than classes.
+            notes: what a user should know of the files, one line each.
+        Raises:
+            DataError: if the folder is missing, cannot be listed, or holds no picture.
+        """
+        self._root = os.path.expanduser(root)
+        self._files = _find_pictures(self._root) if files is None else list(files)
+        self.class_names: tuple[str, ...] = ()
+        self.labels: NDArray[np.int64] | None = None
+        self._listed = classes is not None
+        self.notes = tuple(notes)
+        if classes is not None:
+            self.class_names, self.labels = numbered(classes)
+        elif files is None:
+            names = list(map(text_of, self._files))
+            self.class_names, self.labels = folder_classes(names, splits=splits)
+
+    @classmethod
+    def of_files(cls, paths: Sequence[str | Path]) -> FolderSource:
+        """Take files given one by one, in the given order, without labels.
+
+        Raises:
+            DataError: if there are none, or one does not exist.
+        """
+        files = [os.path.expanduser(path) for path in paths]
+        if not files:
+            raise DataError("pictures: got no files, expected at least one. Name some")
+        for path in files:
+            if not os.path.lexists(path):
+                raise DataError(_missing(path, "file"))
+        return cls("", files=files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    @contextmanager
+    def open(self, index: int) -> Iterator[BinaryIO]:
+        """Open the file of a picture.
+
+        Raises:
+            BadPicture: if it is gone, denied or no file, also while it is read.
+        """
+        try:
+            with open(self._checked(index), "rb") as file:
+                yield file
+        except OSError as error:
+            raise BadPicture(_reason(error)) from error
+
+    def _checked(self, index: int) -> str:
+        path = self.path(index)
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise BadPicture("not a file")
+        if status.st_size > _MAX_BYTES:
+            raise BadPicture(f"too large ({status.st_size} bytes, at most {_MAX_BYTES})")
+        return path
+
+    def path(self, index: int) -> str:
+        """Return where the file of a picture is looked for."""
+        return os.path.join(self._root, self._files[index])
+
+    def read(self, index: int) -> bytes:
+        """Read the file of a picture, with the errors of `open`."""
+        try:
+            # No context of a generator and no buffer: it takes a sixth less of a small file.
+            with open(self._checked(index), "rb", 0) as file:
+                return file.readall()
+        except OSError as error:
+            raise BadPicture(_reason(error)) from error
+
+    def name(self, index: int) -> str:
+        """Return the relative path, with whatever cannot be printed escaped."""
+        return printable(text_of(self._files[index]))
+
+    def fingerprint(self) -> str:
+        """Digest relative paths and sizes, and labels where a list gave them."""
+        digest = hashlib.sha256()
+        if self._listed and self.labels is not None:
+            digest.update("\0".join(self.class_names).encode() + self.labels.tobytes())
+        for name in self._files:
+            try:
+                size = os.stat(os.path.join(self._root, name)).st_size
+            except OSError:
+                size = -1
+            digest.update(b"%s\0%d\n" % (os.fsencode(name), size))
+        return digest.hexdigest()
+
+
+class ArraySource:
+    """Pictures of equal size in memory."""
+
+    def __init__(
+        self,
+        images: NDArray[np.generic],
+        *,
+        labels: NDArray[np.integer] | None = None,
+        class_names: Sequence[str] = (),
+    ) -> None:
+        """Take pictures and, if there are any, their labels.
+
+        Args:
+            images: B H W or B H W C; uint8, uint16 or floating point.
+            labels: B, numbers of classes from 0.
+            class_names: names of the classes.
+        Raises:
+            DataError: if shape, type or number do not fit.
+        """
+        if images.ndim not in (3, 4) or not images.size:
+            raise DataError(
+                f"images: got an array of shape {images.shape}, expected B H W or B H W C, not "
+                "empty"
+            )
+        try:
+            pixel_dtype(images.dtype)
+        except BadPicture as error:
+            raise DataError(f"images: got {error}. Convert them first") from error
+        require_channels_last(images.shape)
+        if labels is not None and labels.shape != images.shape[:1]:
+            raise DataError(
+                f"labels: got shape {labels.shape}, expected one for each of {len(images)} images"
+            )
+        self.images = images[..., None] if images.ndim == 3 else images  # B H W C
+        self.labels = None if labels is None else labels.astype(np.int64)
+        self.class_names = tuple(class_names)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: int) -> NDArray[np.generic]:
+        """Return the pixels of a picture, H W C, as a view."""
+        picture: NDArray[np.generic] = self.images[index]
+        return picture
+
+    def name(self, index: int) -> str:
+        """Return the number of a picture."""
+        return f"picture {index}"
+
+    def fingerprint(self) -> str:
+        """Digest shape, type, labels and at most a thousand pictures, evenly spread."""
+        digest = hashlib.sha256(f"{self.images.shape} {self.images.dtype.str}".encode())
+        step = max(1, -(-len(self) // _SAMPLED))
+        for picture in self.images[::step]:
+            digest.update(np.ascontiguousarray(picture).data)
+        if self.labels is not None:
+            digest.update(self.labels.data)
+        return digest.hexdigest()
+
+
+class ArrayFileSource(ArraySource):
+    """Pictures of equal size in a .npy file, mapped; travels to another process as its path."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Map a file of N H W or N H W C.
+
+        Raises:
+            DataError: if it is none.
+        """
+        self._path = os.path.expanduser(path)
+        try:
+            super().__init__(load_array(self._path))
+        except DataError as error:
+            raise DataError(f"data: {path}: {error}") from error
+
+    def __reduce__(self) -> tuple[type[ArrayFileSource], tuple[str]]:
+        return ArrayFileSource, (self._path,)
+
+
+def load_array(path: str | Path) -> NDArray[np.generic]:
+    """Map the array of a .npy file.
+
+    Raises:
+        DataError: if it cannot be read, or holds no plain array.
+    """
+    try:
+        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    except (OSError, ValueError) as error:
+        reason = _reason(error) if isinstance(error, OSError) else str(error)
+        raise DataError(f"it cannot be read as an array: {reason}; check the file") from error
+
+
+def text_of(path: str) -> str:
+    """Give a path of this system as the UTF-8 that its bytes are, whatever the locale says."""
+    if sys.getfilesystemencoding() == "utf-8":
+        return path
+    return os.fsencode(path).decode(errors="surrogateescape")
+
+
+def path_of(text: str) -> str:
+    """Give the path of this system whose bytes are a text in UTF-8: undo `text_of`."""
+    return os.fsdecode(text.encode(errors="surrogateescape"))
+
+
+def folder_classes(
+    paths: Sequence[str], *, splits: bool = True
+) -> tuple[tuple[str, ...], NDArray[np.int64] | None]:
+    """Give names and numbers of classes where every path lies in one of at least two folders.
+
+    Args:
+        paths: relative, with "/".
+        splits: where folders of the first level are splits, those in them are the classes.
+    """
+    tops = [path.partition("/")[0] for path in paths if "/" in path]
+    if len(tops) < len(paths):
+        return (), None
+    if splits and (found := splits_of(paths)) is not None:
+        whole = {*found.parts.values(), *filter(split_kind, found.left)}
+        folders = [path.rpartition("/")[0] for path in paths]
+        parts = {folder: folder.split("/") for folder in set(folders)}
+        # No classes either with images beside those of a split.
+        if any(len(part) < 2 or part[0] not in whole for part in parts.values()):
+            return (), None
+        tops = [parts[folder][1] for folder in folders]
+    return ((), None) if len(set(tops)) < 2 else numbered(tops)
+
+
+def numbered(classes: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Give the names of classes, sorted bytewise, and the number of each one given."""
+    names = sorted(set(classes), key=lambda name: name.encode(errors="surrogateescape"))
+    numbers = {name: number for number, name in enumerate(names)}
+    return tuple(map(printable, names)), np.array([numbers[name] for name in classes], np.int64)
+
+
+def _find_pictures(root: str) -> list[str]:
+    """Relative paths below a folder, sorted bytewise."""
+    if not os.path.isdir(root):
+        raise DataError(_missing(root, "folder"))
+    others: Counter[str] = Counter()
+    try:
+        names = list(_walk(root, "", frozenset(), others))
+    except OSError as error:
+        path = os.path.abspath(error.filename)
+        raise DataError(f"data: {path}: {_reason(error)}, expected a folder. Check it") from error
+    if not names:
+        found = ", ".join(f"{count} {sort}" for sort, count in others.most_common(5))
+        raise DataError(
+            f"data: no pictures in {os.path.abspath(root)}: found {found or 'nothing'}, expected "
+            f"files ending in {' '.join(sorted(EXTENSIONS))}. Give the folder that holds them"
+        )
+    return sorted(names, key=os.fsencode)
+
+
+def _walk(
+    folder: str, prefix: str, above: frozenset[tuple[int, int]], others: Counter[str]
+) -> Iterator[str]:
+    """Give the pictures below a folder and count what else is there."""
+    status = os.stat(folder)
+    here = status.st_dev, status.st_ino
+    if here in above:  # a link back to a folder it lies in
+        return
+    for entry in list(os.scandir(folder)):
+        if entry.name.startswith("."):
+            others["hidden"] += 1
+            continue
+        name, sort = prefix + entry.name, os.path.splitext(entry.name)[1].lower()
+        is_folder = _is_folder(entry)
+        inside = list(_walk(entry.path, f"{name}/", above | {here}, others)) if is_folder else []
+        yield from inside
+        if sort in EXTENSIONS and not inside:  # also of an empty folder: a broken picture
+            yield name
+        elif not inside:
+            others["folder" if is_folder else sort or "unnamed"] += 1
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle
+        return False
+
+
+def _missing(path: str, what: str) -> str:
+    path = os.path.abspath(path)
+    if os.path.exists(path):
+        return f"data: {path} is not a {what}. Give the folder it lies in"
+    parent, name = os.path.split(path)
+    while not os.path.isdir(parent):
+        parent, name = os.path.split(parent)
+    similar: list[str] = []
+    with suppress(OSError):
+        similar = difflib.get_close_matches(name, os.listdir(parent), cutoff=0.5)
+    hint = f", which has {', '.join(map(printable, similar))}" if similar else ""
+    return (
+        f"data: no {what} {path}: the nearest folder that exists is {parent}{hint}. Check the path"
+    )
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or type(error).__name__).lower()

@@ -1,0 +1,58 @@
+"""Some pictures of a source, as a source."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mae.data.sources.source import ArraySource, Source
+
+Classes = tuple[tuple[str, ...], NDArray[np.int64]]
+"""Names of classes, and the number of each image."""
+
+
+class _Subset:
+    def __init__(self, source: Source, ids: NDArray[np.int64], classes: Classes | None) -> None:
+        self._source, self._ids, self._own = source, ids, classes
+        self.labels = None if source.labels is None else source.labels[ids]
+        self.class_names = source.class_names
+        if classes is not None:
+            self.class_names, self.labels = classes
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def read(self, index: int) -> bytes | NDArray[np.generic]:
+        return self._source.read(int(self._ids[index]))
+
+    def name(self, index: int) -> str:
+        return self._source.name(int(self._ids[index]))
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(self._source.fingerprint().encode() + self._ids.tobytes())
+        if self._own is not None:
+            digest.update("\0".join(self._own[0]).encode() + self._own[1].tobytes())
+        return digest.hexdigest()
+
+
+def subset(source: Source, ids: NDArray[np.int64], *, classes: Classes | None = None) -> Source:
+    """Give the pictures of some ids, in their order, with their names, labels and classes.
+
+    Every id of it is a position in `ids`. Pictures in memory stay there: the array is copied, so
+    that their batches are made as quickly as before.
+
+    Args:
+        source: the pictures.
+        ids: those to give.
+        classes: names, and the number of each of `ids`, in place of those of the source.
+    """
+    whole = len(ids) == len(source) and np.array_equal(ids, np.arange(len(source)))
+    if whole and classes is None:
+        return source
+    if isinstance(source, ArraySource):
+        labels = None if source.labels is None else source.labels[ids]
+        names, labels = (source.class_names, labels) if classes is None else classes
+        return ArraySource(source.images[ids], labels=labels, class_names=names)
+    return _Subset(source, ids, classes)

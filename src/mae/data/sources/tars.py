@@ -1,0 +1,225 @@
+"""Tar files as they are, WebDataset shards among them: indexed once, then read at random."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tarfile
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mae.data.decoding.header import printable
+from mae.data.sources.compressed import is_compressed_tar, refuse_compressed, unpacked
+from mae.data.sources.pack import PackSource
+from mae.data.sources.pack_index import Facts, Index, whole, write_index
+from mae.data.sources.source import EXTENSIONS, folder_classes, numbered
+from mae.data.sources.tar_members import Stored, is_hidden, is_image, list_tar, listed
+from mae.errors import ConfigError, DataError
+
+_BESIDE = ".mae-index.safetensors"
+_LABELS = (".cls", ".json")  # of a WebDataset sample
+_LARGEST_LABEL = 2**20  # bytes; a caption may stand beside it
+_RULES = 2  # of what is listed; an index made by others is made anew
+
+
+class _Image(NamedTuple):
+    name: str
+    """With the tar file before it, where a folder of them was named."""
+    path: str
+    """In its tar file."""
+    shard: int
+    offset: int
+    length: int
+    label: str | None
+
+
+def is_tars(root: Path) -> bool:
+    """Whether a path is a tar file, or a folder of such without images or folders beside.
+
+    Those in a folder may be compressed, which `open_tars` refuses.
+    """
+    if root.suffix.lower() == ".tar":
+        return root.is_file()
+    if not root.is_dir():
+        return False
+    with suppress(OSError):  # is said where the folder is listed
+        entries = [entry for entry in os.scandir(root) if not entry.name.startswith(".")]
+        ends = [os.path.splitext(entry.name)[1].lower() for entry in entries]
+        alone = not any(entry.is_dir() for entry in entries) and not EXTENSIONS & {*ends}
+        return alone and (".tar" in ends or any(is_compressed_tar(entry.name) for entry in entries))
+    return False
+
+
+def _tar_files(root: Path) -> list[Path]:
+    """List a tar file, or those of a folder sorted by name; compressed ones are refused."""
+    files = sorted(root.iterdir()) if root.is_dir() else [root]
+    tars = [path for path in files if path.suffix.lower() == ".tar"]
+    packed = [path for path in files if is_compressed_tar(path.name)]
+    refuse_compressed([path for path in packed if unpacked(path) not in tars])
+    return tars
+
+
+def open_tars(root: Path) -> PackSource:
+    """Open the pictures of a tar file, or of all in a folder.
+
+    The index that random access needs is written beside them, or, where that cannot be, in
+    `$XDG_CACHE_HOME/mae` (`~/.cache/mae`), and made anew when a tar file has changed. A picture's
+    class is what `KEY.cls` or the "label" or "cls" of `KEY.json` says, where all have one; else
+    its folder, by the rule for folders of pictures.
+
+    Raises:
+        DataError: if one cannot be read, is compressed, or none holds a picture.
+    """
+    folder = root if root.is_dir() else root.parent
+    paths = _tar_files(root)
+    try:
+        stats = [(path.name, path.stat()) for path in paths]
+    except OSError as error:
+        raise DataError(f"data: {error.filename}: {error.strerror}; check the link") from error
+    stamp = json.dumps([_RULES, [[name, s.st_size, s.st_mtime_ns] for name, s in stats]])
+    places = _places(root)
+    for place in places:
+        with suppress(DataError):
+            if Index(place).facts.stamp == stamp:
+                return PackSource(folder, place)
+    refuse_compressed(paths)
+    images, notes = _images(paths, prefixed=root.is_dir())
+    if not images:
+        raise DataError(
+            f"data: no pictures in {root}: expected members ending in "
+            f"{' '.join(sorted(EXTENSIONS))}; give the tar files that hold them"
+            + "".join(f" ({note})" for note in notes)
+        )
+    shards = tuple((name, status.st_size) for name, status in stats)
+    facts = Facts(shards, stamp=stamp, notes=tuple(notes))
+    for place in places:
+        try:
+            _write(place, images, facts)
+            return PackSource(folder, place)
+        except ConfigError:
+            if place == places[-1]:
+                raise
+    raise AssertionError("there are two places")
+
+
+def _places(root: Path) -> tuple[Path, Path]:
+    """Where an index may lie, the best first."""
+    beside = root / _BESIDE if root.is_dir() else root.with_name(f".{root.name}{_BESIDE}")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "mae")
+    digest = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:32]
+    return beside, cache / f"{digest}.safetensors"
+
+
+def _images(paths: list[Path], *, prefixed: bool) -> tuple[list[_Image], list[str]]:
+    """List the images of tar files, sorted by name, and what has to be said of them."""
+    found: list[_Image] = []
+    notes: list[str] = []
+    for shard, path in enumerate(paths):
+        prefix = f"{path.name}/" if prefixed else ""
+        try:
+            files, said = list_tar(path)
+            labels, broken = _read_labels(path, files)
+        except (OSError, tarfile.TarError) as error:
+            raise DataError(
+                f"data: {path} cannot be read as tar: {error}; put back a whole copy"
+            ) from error
+        images = [name for name in files if is_image(name)]
+        for name in images:
+            shown, label = printable(name), labels.get(_stem(name), labels.get(_key(name)))
+            found.append(_Image(prefix + shown, shown, shard, *files[name][:2], label))
+        notes += said
+        if broken:
+            notes.append(f"{path.name}: {len(broken):,} not JSON: {listed(broken)}")
+        if shared := _sharing(images, labels):
+            notes.append(
+                f"{path.name}: {len(shared):,} images have no label file of their own name and "
+                f"share that of their key, which ends at the first dot: {listed(shared)}"
+            )
+    without = [image.name for image in found if image.label is None]
+    if 0 < len(without) < len(found):
+        count = f"{len(without):,} of {len(found):,} images have no label"
+        notes.append(f"labels: {count}, so those of the others are not used: {listed(without)}")
+    return sorted(found, key=lambda image: image.name.encode()), notes
+
+
+def _read_labels(path: Path, files: dict[str, Stored]) -> tuple[dict[str, str], list[str]]:
+    """Read labels by the name of their file without its ending, and name what is not JSON."""
+    labels: dict[str, str] = {}
+    broken: list[str] = []
+    with path.open("rb") as file:
+        for name, stored in files.items():
+            end = os.path.splitext(name)[1].lower()
+            if end not in _LABELS or stored.length > _LARGEST_LABEL or is_hidden(name):
+                continue
+            file.seek(stored.offset)
+            try:
+                label = _label(file.read(stored.length), end)
+            except (ValueError, RecursionError) as error:
+                broken.append(printable(f"{name} ({error})"))
+            else:
+                labels |= {} if label is None else {_stem(name): label}
+    return labels, broken
+
+
+def _sharing(images: list[str], labels: dict[str, str]) -> list[str]:
+    """Name the images whose label is that of a key which other images have, too."""
+    counts = Counter(map(_key, images))
+    by_key = [name for name in images if _stem(name) not in labels and _key(name) in labels]
+    return [printable(name) for name in by_key if counts[_key(name)] > 1]
+
+
+def _stem(name: str) -> str:
+    return os.path.splitext(name)[0]
+
+
+def _key(name: str) -> str:
+    """Give what the members of a WebDataset sample share: all before the first dot."""
+    folder, slash, file = name.rpartition("/")
+    return folder + slash + file.partition(".")[0]
+
+
+def _label(content: bytes, end: str) -> str | None:
+    """Read a label; other content than a label is none.
+
+    Raises:
+        ValueError, RecursionError: if it is not JSON.
+    """
+    if end == ".cls":
+        return content.decode(errors="replace").strip() or None
+    values = json.loads(content)
+    label = values.get("label", values.get("cls")) if isinstance(values, dict) else None
+    return (str(label).strip() or None) if isinstance(label, int | str) else None
+
+
+def _write(place: Path, images: list[_Image], facts: Facts) -> None:
+    class_names, labels = _classes(images)
+    names = [image.name.encode() for image in images]
+    arrays: dict[str, NDArray[np.generic]] = {
+        "name_ends": np.cumsum([len(name) for name in names], dtype="<u8"),
+        "offsets": np.array([image.offset for image in images], "<u8"),
+        "shards": np.array([image.shard for image in images], "<u4"),
+        "lengths": np.array([image.length for image in images], "<u4"),
+        "names": np.frombuffer(b"".join(names), np.uint8),
+    }
+    if labels is not None:
+        arrays["labels"] = labels
+    columns = {name: whole(array) for name, array in arrays.items()}
+    write_index(place, columns, facts._replace(class_names=class_names))
+
+
+def _classes(images: list[_Image]) -> tuple[tuple[str, ...], NDArray[np.int64] | None]:
+    given = [image.label for image in images if image.label is not None]
+    if len(given) < len(images):
+        return folder_classes([image.path for image in images])
+    names, labels = numbered(given)
+    if not all(name.lstrip("-").isdecimal() for name in names):
+        return names, labels
+    # Numbers keep their order: 2 before 10.
+    order = sorted(range(len(names)), key=lambda number: int(names[number]))
+    return tuple(names[number] for number in order), np.argsort(order)[labels]

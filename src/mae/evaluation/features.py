@@ -1,0 +1,96 @@
+"""What a probe sees of a picture: pooled tokens of an encoder, or the raw pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mae.data.sources.source import ArraySource
+from mae.model.encoder import Encoder, Pool, pool_tokens
+
+Array = NDArray[np.float32]
+Labels = NDArray[np.int64]
+BATCH = 256
+
+
+class Pictures(NamedTuple):
+    """Labelled pictures in memory."""
+
+    images: Tensor
+    """n C H W of the stored type."""
+    labels: Labels
+    """n classes, from 0."""
+
+    @classmethod
+    def of(cls, source: ArraySource) -> Pictures:
+        """Take all pictures of a labelled source in memory."""
+        assert source.labels is not None
+        images = torch.from_numpy(np.array(source.images)).permute(0, 3, 1, 2)
+        return cls(images, source.labels)
+
+    def only(self, ids: NDArray[np.int64]) -> Pictures:
+        """Give some of them, in this order."""
+        return Pictures(self.images[torch.from_numpy(ids)], self.labels[ids])
+
+    def batches(self) -> tuple[Tensor, ...]:
+        """Cut the images into batches."""
+        return torch.split(self.images, BATCH)
+
+
+@torch.inference_mode()
+def encoder_features(
+    encoder: Encoder, batches: Iterable[Tensor], *, pools: Sequence[Pool]
+) -> dict[Pool, Array]:
+    """Encode whole pictures once and pool the tokens in every way asked for.
+
+    Args:
+        encoder: used in evaluation mode, on the device where it is; left as it was.
+        batches: B C H W pictures of the stored type, at least one batch.
+        pools: see `Encoder.encode`.
+
+    Returns:
+        n F float32 for each pool, rows in the order of the pictures.
+    """
+    was_training, p = encoder.training, encoder.config.patch_size
+    encoder.eval()
+    parts: dict[Pool, list[Array]] = {pool: [] for pool in pools}
+    for stored in batches:
+        images = encoder.normalize(stored.to(encoder.cls_token.device))
+        tokens = encoder(images).float()  # B 1+L D
+        grid = (images.shape[-2] // p, images.shape[-1] // p)
+        for pool in pools:
+            parts[pool].append(pool_tokens(tokens, pool=pool, grid=grid).cpu().numpy())
+    encoder.train(was_training)
+    return {pool: np.concatenate(arrays) for pool, arrays in parts.items()}
+
+
+def pixel_features(batches: Iterable[Tensor]) -> Array:
+    """Flatten pictures B C H W into n C*H*W float32; integers are scaled to [0, 1]."""
+    return np.concatenate([_scaled(images).flatten(1).cpu().numpy() for images in batches])
+
+
+def _scaled(images: Tensor) -> Tensor:
+    if images.is_floating_point():
+        return images.float()
+    return images.float() / torch.iinfo(images.dtype).max
+
+
+def standardized(train: Array, test: Array) -> tuple[Array, Array]:
+    """Centre and scale each feature by its mean and deviation on the training part alone.
+
+    Args:
+        train: n F; what is measured, in float64. A constant feature becomes 0, and says nothing.
+        test: m F.
+    """
+    mean = train.mean(axis=0, dtype=np.float64)
+    std = train.std(axis=0, dtype=np.float64)
+    # Rounding alone gives a constant feature a deviation of about 1e-7 of its size.
+    varies = std > 1e-6 * np.abs(mean)
+    scale = np.divide(1.0, std, out=np.zeros_like(std), where=varies).astype(np.float32)
+    centre = mean.astype(np.float32)
+    return (train - centre) * scale, (test - centre) * scale

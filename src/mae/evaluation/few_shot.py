@@ -1,0 +1,173 @@
+"""Fine-tuning on a few labels, in its simplest form, by the same loop as pre-training."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+import torch
+
+from mae.config.run import AugmentConfig, FinetuneConfig, OptimConfig
+from mae.data.augment.randaugment import Policy
+from mae.data.batching.batch import BatchPlan
+from mae.data.batching.loader import batches
+from mae.data.decoding.header import kind_of
+from mae.data.sources.source import ArraySource
+from mae.evaluation.evidence import Score, score
+from mae.evaluation.features import Pictures, pixel_features, standardized
+from mae.evaluation.logistic import logistic_accuracy
+from mae.evaluation.split import labels_per_class
+from mae.model.classifier import Classifier
+from mae.model.create import create
+from mae.model.encoder import Encoder
+from mae.runs.state import TrainState
+from mae.train.ema import use_average
+from mae.train.finetune_batch import soft_target_loss, tuning_batches
+from mae.train.fit import fit
+from mae.train.optim.parameter_groups import adamw, choose_trained
+from mae.train.schedule import fixed_rate_at, rate_at
+from mae.train.step import OptimiserStep
+
+FEW_SHOT = FinetuneConfig(
+    num_classes=10,
+    steps=150,
+    batch=50,
+    optim=OptimConfig(lr=0.02, betas=(0.9, 0.999), decay_tokens=False),
+    layer_decay=0.5,
+    augment=AugmentConfig(crop_scale=(1.0, 1.0), flip=0.5),
+)
+"""For a pre-trained encoder: the best of those tried on a validation part (docs/log.md)."""
+FEW_SHOT_SCRATCH = replace(FEW_SHOT, optim=replace(FEW_SHOT.optim, lr=0.01), layer_decay=0.65)
+"""For a new network, with the same steps of the same batch: likewise."""
+PER_CLASS = 10
+SEEDS = (0, 1, 2)
+
+
+class FewShot(NamedTuple):
+    """Accuracies on few labels, over the same draws of labels."""
+
+    pretrained: Score
+    scratch: Score
+    """The same network from its initial weights, for as many steps of the same batch."""
+    pixels: Score
+    """Logistic regression on raw pixels."""
+    about: str
+
+    def to_dict(self) -> dict[str, object]:
+        """Give what results.json holds."""
+        names = ("pretrained", "scratch", "pixels")
+        return {"about": self.about} | {name: getattr(self, name)._asdict() for name in names}
+
+
+def few_label_finetuning(
+    pretrained: Encoder,
+    *,
+    train: Pictures,
+    test: Pictures,
+    config: FinetuneConfig = FEW_SHOT,
+    scratch: FinetuneConfig = FEW_SHOT_SCRATCH,
+) -> FewShot:
+    """Fine-tune on 10 labels a class, three times, beside two ways without pre-training.
+
+    Each seed draws the labels, the initial weights of head and new network, order and flips.
+
+    Args:
+        pretrained: left as it was.
+        train: labelled pictures to draw from.
+        test: pictures to classify.
+        config: for the pre-trained encoder.
+        scratch: for the same network from new weights.
+
+    Raises:
+        DataError: if a class has too few labels.
+    """
+    train_x, test_x = standardized(pixel_features(train.batches()), pixel_features(test.batches()))
+    found = []
+    for seed in SEEDS:
+        ids = labels_per_class(train.labels, PER_CLASS, seed=0, draw=seed)
+        few = train.only(ids)
+        new = create(pretrained.config, seed=seed).encoder.to(pretrained.cls_token.device)
+        accuracies = [
+            finetune_accuracy(encoder, train=few, test=test, config=replace(how, seed=seed))
+            for encoder, how in ((pretrained, config), (new, scratch))
+        ]
+        pixels = logistic_accuracy(train_x[ids], few.labels, test_x, test.labels)
+        found.append((*accuracies, pixels))
+    about = (
+        f"accuracy on {len(test.labels):,} test pictures after training on {PER_CLASS} labels a "
+        f"class; mean ± deviation of {len(SEEDS)} seeds"
+    )
+    from_mae, from_new, of_pixels = map(score, zip(*found, strict=True))
+    return FewShot(from_mae, from_new, of_pixels, about)
+
+
+def finetune_accuracy(
+    encoder: Encoder, *, train: Pictures, test: Pictures, config: FinetuneConfig
+) -> float:
+    """Train a classifier as `tuned` does; give the share of the test that it gets right."""
+    model = tuned(encoder, train=train, config=config)
+    device = model.head.weight.device
+    with torch.inference_mode():
+        scores = [model(encoder.normalize(part.to(device))).cpu() for part in test.batches()]
+    return float((torch.cat(scores).argmax(dim=1).numpy() == test.labels).mean())
+
+
+def tuned(encoder: Encoder, *, train: Pictures, config: FinetuneConfig) -> Classifier:
+    """Train a classifier on a copy of the encoder.
+
+    Args:
+        encoder: left as it was; trained on the device where it is.
+        train: labelled pictures, taken whole, flipped or cropped as configured.
+        config: everything but the network, which is the encoder's; length as steps, or epochs of
+            whole batches.
+
+    Returns:
+        The classifier, in evaluation mode.
+    """
+    batch = min(config.batch, len(train.images))
+    config = replace(config, model=encoder.config, follow_weights=False, batch=batch)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
+        model = Classifier(
+            copy.deepcopy(encoder),
+            num_classes=config.num_classes,
+            pool=config.pool,
+            drop_path=config.drop_path,
+        )
+    device = encoder.cls_token.device
+    choose_trained(model.to(device).train(), config.train_blocks)
+    plan = _plan(train, config)
+    num_steps = config.steps or max(1, round(config.epochs * plan.batches_per_epoch))
+    made = batches(plan, start=0, stop=num_steps, workers=0)
+    state = TrainState(
+        model,
+        adamw(model, config.optim, layer_decay=config.layer_decay, depth=config.model.depth),
+    )
+    fit(
+        state,
+        tuning_batches(made, plan, config, start=0, device=device),
+        OptimiserStep(loss=soft_target_loss, config=config, device=device, average=config.ema),
+        num_steps=num_steps,
+        rate=lambda step: rate_at(step, num_steps=num_steps, config=config, batch=plan.batch),
+        fixed_rate=partial(fixed_rate_at, num_steps=num_steps, config=config),
+    )
+    use_average(state.optimizer)
+    return model.eval()
+
+
+def _plan(train: Pictures, config: FinetuneConfig) -> BatchPlan:
+    images = train.images.permute(0, 2, 3, 1).contiguous().numpy()  # n H W C
+    pixels, policy = config.model.pixels, config.rand_augment
+    return BatchPlan(
+        source=ArraySource(images, labels=train.labels),
+        kind=kind_of(config.model),
+        size=config.model.image_size,
+        num_patches=config.model.num_patches,
+        augment=config.augment,
+        batch=config.batch,
+        seed=config.seed,
+        num_drops=2 * config.model.depth if config.drop_path else 0,
+        policy=None if policy is None else Policy(policy, pixels.mean),
+    )

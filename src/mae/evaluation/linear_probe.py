@@ -1,0 +1,137 @@
+"""The paper's linear probe: a batch norm and a linear layer on the frozen cls token, by LARS.
+
+Source: paper, Table 10 and Appendix A.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mae.config.run import AugmentConfig, FitConfig, OptimConfig
+from mae.data.batching.batch import Batch, BatchPlan
+from mae.data.batching.loader import batches, on_device
+from mae.data.decoding.header import kind_of
+from mae.data.sources.source import Source
+from mae.model.encoder import Encoder
+from mae.runs.state import TrainState
+from mae.train.fit import Cadence, fit
+from mae.train.optim.lars import MOMENTUM, TRUST, Lars
+from mae.train.schedule import rate_at
+from mae.train.step import Metrics, OptimiserStep
+
+PROTOCOL = FitConfig(
+    epochs=90,
+    batch=16384,
+    optim=OptimConfig(lr=0.1, warmup_epochs=10, weight_decay=0.0),
+)
+"""Momentum 0.9 and the trust coefficient of 0.001 are those of `Lars`."""
+CROPS = AugmentConfig(crop_scale=(0.08, 1.0), crop_clip=True, flip=0.5)
+"""The crops of the published code (main_linprobe.py, util/crop.py): one draw, clipped."""
+NORM_EPS = 1e-6
+ENCODED = 256  # pictures encoded at a time, whatever the batch
+
+
+def linear_head(width: int, *, num_classes: int, seed: int) -> nn.Sequential:
+    """Make the head: D features to K scores."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        head = nn.Linear(width, num_classes)
+        nn.init.trunc_normal_(head.weight, std=0.01)
+    nn.init.zeros_(head.bias)
+    # Without weights of its own the norm adds no capacity: it only brings features to one scale.
+    return nn.Sequential(nn.BatchNorm1d(width, affine=False, eps=NORM_EPS), head)
+
+
+@torch.no_grad()
+def cls_features(encoder: Encoder, images: Tensor) -> Tensor:
+    """Give the cls token after the encoder's norm: B C H W of the stored type to B D float32."""
+    parts = (encoder(encoder.normalize(part))[:, 0] for part in torch.split(images, ENCODED))
+    return torch.cat([part.float() for part in parts])
+
+
+def batch_plan(
+    encoder: Encoder, source: Source, *, config: FitConfig, augment: AugmentConfig
+) -> BatchPlan:
+    """Give what the batches that a head learns from are a function of."""
+    return BatchPlan(
+        source=source,
+        kind=kind_of(encoder.config),
+        size=encoder.config.image_size,
+        num_patches=encoder.config.num_patches,
+        augment=augment,
+        batch=config.batch,
+        seed=config.seed,
+    )
+
+
+def train_head(
+    encoder: Encoder,
+    plan: BatchPlan,
+    *,
+    config: FitConfig,
+    workers: int,
+    cadences: Sequence[Cadence] = (),
+    seen: Callable[[Batch, Metrics], None] = lambda batch, metrics: None,
+) -> nn.Sequential:
+    """Train a head on the cls tokens of crops; the encoder is only ever evaluated.
+
+    The head alone is the model that is trained, so nothing can move the encoder. Its statistics
+    are of whole batches, where the published code takes those of each GPU's part.
+
+    Args:
+        encoder: on the device to train on; left as it was.
+        plan: labelled batches.
+        config: length, batch, rates and seed.
+        workers: processes that read.
+        cadences: see `fit`.
+        seen: see `fit`.
+
+    Returns:
+        The head, in evaluation mode.
+    """
+    was_training, device = encoder.training, encoder.cls_token.device
+    encoder.eval()
+    classes = len(plan.source.class_names)
+    head = linear_head(encoder.config.width, num_classes=classes, seed=config.seed).to(device)
+    num_steps = count_steps(plan, config)
+    fit(
+        TrainState(head.train(), Lars(head.parameters(), lr=config.optim.lr)),
+        on_device(batches(plan, start=0, stop=num_steps, workers=workers), device),
+        OptimiserStep(loss=_loss_on(encoder), config=config, device=device),
+        num_steps=num_steps,
+        rate=lambda step: rate_at(step, num_steps=num_steps, config=config, batch=plan.batch),
+        cadences=cadences,
+        seen=seen,
+    )
+    encoder.train(was_training)
+    return head.eval()
+
+
+def count_steps(plan: BatchPlan, config: FitConfig) -> int:
+    """Give the optimiser steps of the epochs asked for."""
+    return config.steps or max(1, round(config.epochs * plan.batches_per_epoch))
+
+
+def reach(plan: BatchPlan, config: FitConfig) -> float:
+    """Give how far LARS can move the weights in all, as a multiple of their norm.
+
+    Each step moves them by 0.001 of the rate, and momentum repeats it ten times: at the paper's
+    batch and length 200 times their norm, while with little data, and so few steps at the low
+    rate of a small batch, they stay what they were at the start.
+    """
+    num_steps = count_steps(plan, config)
+    rates = (
+        rate_at(step, num_steps=num_steps, config=config, batch=plan.batch)
+        for step in range(num_steps)
+    )
+    return TRUST / (1 - MOMENTUM) * sum(rates)
+
+
+def _loss_on(encoder: Encoder) -> Callable[[nn.Module, Batch], Tensor]:
+    return lambda head, batch: F.cross_entropy(
+        head(cls_features(encoder, batch.images)), batch.labels
+    )

@@ -1,0 +1,249 @@
+"""How fast pictures come on one core, which stage is the wall, and how many cores a GPU needs."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mae.config.run import PretrainConfig
+from mae.data.augment.crop import CROP_DRAWS, random_box, resized_crop
+from mae.data.batching.batch import (
+    BatchPlan,
+    cropped_at_once,
+    small_crops,
+    small_pictures,
+    training_batch,
+)
+from mae.data.decoding.decode import BadPicture, decode
+from mae.data.sampling.draws import Stream, uniform
+from mae.data.sources.open import Data, open_source
+from mae.data.sources.source import ArraySource
+from mae.errors import ConfigError
+from mae.planning.hardware import choose_device, cores, one_thread
+from mae.progress import Progress
+from mae.train.resolve import batch_plan, resolve
+
+GPU_RATES = {"ViT-B/16": 8460, "ViT-L/16": 3980, "ViT-H/14": 1700}
+"""Pictures of 224 x 224 a second that an H100 takes at half of its peak in bf16: an estimate."""
+
+LEAST_ROUNDS = 2
+TOGETHER = "all together"
+WAITING = ("read", "transfer")
+
+T = TypeVar("T")
+
+
+class Stage(NamedTuple):
+    """What one core does of a stage."""
+
+    name: str
+    seconds: float
+    """For one picture."""
+
+    @property
+    def rate(self) -> float:
+        """Pictures a second."""
+        return 1 / self.seconds
+
+
+class DataBench(NamedTuple):
+    """How fast pictures come."""
+
+    stages: tuple[Stage, ...]
+    whole: Stage
+    """From the disk to the batch, as the loader does it."""
+    device: str
+    asked: dict[str, float]
+    """Pictures a second that are wanted, by whom."""
+    unreadable: int
+
+    @property
+    def wall(self) -> str:
+        """The stage that takes the longest."""
+        return max(self.stages, key=lambda stage: stage.seconds).name
+
+    def cores_for(self, rate: float) -> int:
+        """Count the cores that make so many pictures a second."""
+        return math.ceil(rate / self.whole.rate)
+
+    def values(self) -> dict[str, Any]:
+        """Give everything for machines."""
+        timed = [*self.stages, self.whole]
+        return {
+            "images_per_second": {stage.name: stage.rate for stage in timed},
+            "milliseconds": {stage.name: 1000 * stage.seconds for stage in timed},
+            "wall": self.wall,
+            "device": self.device,
+            "cores": cores(),
+            "cores_needed": {name: self.cores_for(rate) for name, rate in self.asked.items()},
+            "unreadable": self.unreadable,
+        }
+
+    def rows(self) -> Iterator[tuple[str, ...]]:
+        """Give a table."""
+        total = sum(stage.seconds for stage in self.stages)
+        yield "stage", "ms a picture", "pictures/s of one core", "share"
+        for stage in self.stages:
+            yield _row(stage, f"{stage.seconds / total:.0%}")
+        yield _row(self.whole, "")
+        yield ("",)
+        yield (f"the wall is {self.wall}; this machine has {cores()} cores",)
+        for name, rate in self.asked.items():
+            yield (f"{rate:,.0f} pictures/s ({name}): {self.cores_for(rate)} cores",)
+        if self.unreadable:
+            yield (f"{self.unreadable} pictures could not be read and were left out",)
+
+
+def _row(stage: Stage, share: str) -> tuple[str, ...]:
+    return stage.name, f"{1000 * stage.seconds:.3f}", f"{stage.rate:,.0f}", share
+
+
+def bench_data(
+    data: Data,
+    config: PretrainConfig,
+    *,
+    images_per_second: float | None = None,
+    seconds: float = 10.0,
+    quiet: bool = False,
+) -> DataBench:
+    """Measure the way of the data on one core, stage by stage, in the order of the first epoch.
+
+    Every other batch is made whole instead, as the loader makes it. Reading and transfer are
+    timed by the clock, the rest by the processor.
+
+    Args:
+        data: whatever `open_source` takes.
+        config: what is done to the pictures.
+        images_per_second: rate to say the cores for; none: estimates for the published models.
+        seconds: time to measure for, about.
+        quiet: show no notes.
+
+    Raises:
+        MaeError: for whatever the user must change, in one line.
+    """
+    for name, value in (("seconds", seconds), ("images_per_second", images_per_second)):
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"{name}: expected a number above 0, got {value}")
+    with Progress(quiet=quiet) as progress, one_thread():
+        source = open_source(data, say=progress.note)
+        device = choose_device(config.device)
+        config, kind = resolve(config, source, say=progress.note)
+        plan = batch_plan(config, source, kind)
+        progress.note(f"measuring {plan.batch} pictures at a time for {seconds:g} s on one core")
+        training_batch(plan, 0)  # the first one loads libraries
+        watch, began = _Watch(), time.perf_counter()
+        for number in itertools.count():
+            if number >= 2 * LEAST_ROUNDS and time.perf_counter() - began > seconds:
+                break
+            if number % 2:
+                watch.timed(TOGETHER, partial(training_batch, plan, number))
+            else:
+                _stage_by_stage(plan, number, device, watch)
+    asked = {f"{name} on an H100, an estimate": float(rate) for name, rate in GPU_RATES.items()}
+    if images_per_second is not None:
+        asked = {"asked for": images_per_second}
+    rounds = {TOGETHER: number // 2}
+    *stages, whole = (
+        Stage(name, spent / plan.batch / rounds.get(name, number - number // 2))
+        for name, spent in sorted(watch.spent.items(), key=lambda item: item[0] == TOGETHER)
+    )
+    return DataBench(tuple(stages), whole, device.type, asked, len(watch.unreadable))
+
+
+@dataclass(slots=True)
+class _Watch:
+    """The time of each stage, in seconds, and the ids of pictures that could not be read."""
+
+    spent: dict[str, float] = field(default_factory=dict)
+    unreadable: set[int] = field(default_factory=set)
+
+    def timed(self, name: str, run: Callable[[], T]) -> T:
+        """Time something by the processor, which a busy machine does not stretch; or by the clock.
+
+        Only the clock knows of waiting for a disk or a device.
+        """
+        clock = time.perf_counter if name in WAITING else time.process_time
+        began = clock()
+        result = run()
+        self.spent[name] = self.spent.get(name, 0.0) + clock() - began
+        return result
+
+    def readable(self, ids: Sequence[int], look: Callable[[int], T]) -> dict[int, T]:
+        """Look at pictures and leave out those that cannot be read."""
+        found = {}
+        for index in ids:
+            try:
+                found[index] = look(index)
+            except BadPicture:
+                self.unreadable.add(index)
+        return found
+
+
+def _stage_by_stage(plan: BatchPlan, number: int, device: torch.device, watch: _Watch) -> None:
+    """Do what `training_batch` does of a batch, one stage for all of its pictures at a time."""
+    epoch, ids = plan.batch_ids(number)
+
+    def draw(stream: Stream, count: int) -> NDArray[np.float32]:
+        return uniform(plan.seed, epoch, ids, stream=stream, count=count)
+
+    draws, flips = draw(Stream.CROP, CROP_DRAWS), draw(Stream.FLIP, 1)[:, 0] < plan.augment.flip
+    images = list[NDArray[Any]]()
+    if cropped_at_once(plan):
+        # What lies in memory is only looked up, which is part of cutting it.
+        stage = "augment" if isinstance(plan.source, ArraySource) else "read"
+        stored, _ = watch.timed(stage, lambda: small_pictures(plan, epoch, ids, []))
+        images = [*watch.timed("augment", lambda: small_crops(plan, stored, draws, flips))]
+    else:
+        read = watch.timed("read", lambda: watch.readable(ids.tolist(), plan.source.read))
+        look = partial(watch.readable, [*read], lambda i: decode(read[i], kind=plan.kind))
+        pictures = watch.timed("decode", look)
+        places = {index: place for place, index in enumerate(ids.tolist())}
+        for index, picture in pictures.items():
+            cut = partial(_crop, plan, picture, draws[places[index]], flip=flips[places[index]])
+            images.append(watch.timed("augment", cut))
+    if not images:
+        return
+    batch = watch.timed("collate", lambda: _collated(plan, images, draw))
+    if device.type != "cpu":
+        watch.timed("transfer", lambda: _moved(batch, device))
+
+
+def _crop(
+    plan: BatchPlan, picture: NDArray[Any], draws: NDArray[np.float32], *, flip: np.bool_
+) -> NDArray[Any]:
+    how = plan.augment
+    height, width, _ = picture.shape
+    box = random_box(
+        height,
+        width,
+        draws.tolist(),
+        scale=how.crop_scale,
+        ratio=how.crop_ratio,
+        clip=how.crop_clip,
+    )
+    return resized_crop(picture, box, size=plan.size, flip=bool(flip))
+
+
+def _collated(
+    plan: BatchPlan,
+    images: Sequence[NDArray[Any]],
+    draw: Callable[[Stream, int], NDArray[np.float32]],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    noise = torch.from_numpy(draw(Stream.MASK, plan.num_patches))
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), noise
+
+
+def _moved(batch: tuple[torch.Tensor, ...], device: torch.device) -> None:
+    pinned = [value.pin_memory() if device.type == "cuda" else value for value in batch]
+    for value in pinned:
+        value.to(device, non_blocking=True)
+    torch.accelerator.synchronize(device)

@@ -1,0 +1,295 @@
+"""Packing: pictures in; shards with an index out, which a second start goes on with or adds to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from mae.data.batching.batch import Bad
+from mae.data.decoding.decode import BadPicture
+from mae.data.packing.merge import Classes, place_of
+from mae.data.packing.reencode import as_file, central_square, reduced
+from mae.data.packing.writer import MOST_BYTES, SHARD_BYTES, Packing
+from mae.data.sources.open import Data, open_source
+from mae.data.sources.pack import INDEX, UNFINISHED, Form, PackSource, open_pack
+from mae.data.sources.source import Source
+from mae.data.survey import survey
+from mae.errors import ConfigError, DataError
+from mae.evaluation.inputs import tell_unreadable
+from mae.planning.hardware import one_thread
+from mae.progress import Progress
+from mae.runs.directory import write_atomic
+from mae.runs.signals import RunLock
+
+BAD_FILES = "bad-files.tsv"
+_QUALITY = 90
+
+T = TypeVar("T")
+S = TypeVar("S")
+
+
+class Packed(NamedTuple):
+    """What a pack holds now."""
+
+    pack: str
+    pictures: int
+    added: int
+    """Of them, by this call and those before it that were stopped."""
+    unreadable: int
+    """Left out, listed in bad-files.tsv."""
+    classes: int
+    form: str
+    bytes: int
+    """Of the pictures."""
+    shards: int
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Give the lines of a table."""
+        left_out = [("unreadable", f"{self.unreadable:,}, left out")] if self.unreadable else []
+        return [
+            ("pack", self.pack),
+            ("pictures", f"{self.pictures:,}, of them {self.added:,} new; {self.form}"),
+            *left_out,
+            ("classes", f"{self.classes:,}" if self.classes else "none"),
+            ("size", f"{self.bytes / 1e6:,.1f} MB in {self.shards:,} shards"),
+        ]
+
+
+def asked_form(*, short_side: int | None, quality: int | None, raw: int | None) -> Form:
+    """Check what the pictures are to be made.
+
+    Raises:
+        ConfigError: for numbers that make no sense, or options that exclude each other.
+    """
+    if quality is not None and short_side is None:
+        raise ConfigError("quality: has no effect without --short-side; drop it, or give both")
+    if raw is not None and short_side is not None:
+        raise ConfigError("raw: excludes --short-side; give one of them")
+    for name, edge in (("short-side", short_side), ("raw", raw)):
+        if edge is not None and edge < 1:
+            raise ConfigError(f"{name}: expected at least 1 pixel, got {edge}")
+    if quality is not None and not 1 <= quality <= 100:
+        raise ConfigError(f"quality: expected 1 to 100, got {quality}")
+    if short_side is None:
+        return Form(raw=raw)
+    return Form(short_side=short_side, quality=_QUALITY if quality is None else quality)
+
+
+def pack(
+    data: Data,
+    out: str | Path,
+    *,
+    form: Form = Form(),  # noqa: B008
+    shard_bytes: int = SHARD_BYTES,
+    quiet: bool = False,
+) -> Packed:
+    """Pack pictures, go on with a pack that was stopped, or add to a finished one.
+
+    Pictures that are there already stay as they are. The new ones come under an index that
+    appears by one rename; until then the pack is what it was.
+
+    Args:
+        data: whatever can be trained on.
+        out: the folder of the pack; made if it is not there.
+        form: what the pictures are to be made; see `asked_form`.
+        shard_bytes: a shard is full with the picture that brings it there.
+        quiet: show no progress.
+
+    Raises:
+        MaeError: for whatever the user must change, in one line: also a picture that is there
+            already with other bytes or another class.
+    """
+    root = Path(out).expanduser()
+    with Progress(quiet=quiet) as progress:
+        source = open_source(data, say=progress.note)
+        _require_folder(root)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            with RunLock(root / "lock"), one_thread():
+                return _pack(source, root, form, shard_bytes, progress)
+        except OSError as error:
+            raise ConfigError(
+                f"{root}: cannot be written: {error.strerror}; make room or choose another place, "
+                "and give the same again"
+            ) from error
+
+
+def _require_folder(root: Path) -> None:
+    if root.exists() and not root.is_dir():
+        raise ConfigError(f"{root}: is a file, expected a folder to make; choose another")
+    names = {*os.listdir(root)} if root.exists() else set()
+    if names - {"lock"} and not names & {INDEX, UNFINISHED}:
+        raise ConfigError(
+            f"{root}: is not empty and not a pack: holds {sorted(names)[0]}; choose a new folder"
+        )
+
+
+def _pack(source: Source, root: Path, form: Form, shard_bytes: int, progress: Progress) -> Packed:
+    old = open_pack(root) if (root / INDEX).exists() else None
+    form = _settled(form, source, old)
+    classes = _classes(source, old)
+    names = _sorted_names(source)
+    work = hashlib.sha256(
+        json.dumps([source.fingerprint(), form, old.fingerprint() if old else ""]).encode()
+    ).hexdigest()
+    there = {} if old is None else _compare(names, source, old, progress)
+    shards = 0 if old is None else len(old.index.facts.shards)
+    with Packing(root, work=work, shards=shards, shard_bytes=shard_bytes) as packing:
+        if packing.forgot:
+            progress.note("beginning anew: the pictures are not those of the last start")
+        done = {*packing.names()}
+        if done:
+            progress.note(f"going on: {len(done):,} pictures are packed")
+        ids = [index for name, index in names if name not in done and index not in there]
+        progress.start(len(names), at=len(names) - len(ids), label="picture")
+        bad = _add(packing, source, ids, form, progress)
+        added = packing.done.rows
+        if added:
+            packing.publish(None if old is None else old.index, classes, form=form)
+        else:
+            packing.discard()
+    tell_unreadable(len(names), bad, say=progress.note)
+    if bad:
+        lines = [f"{picture.name}\t{picture.reason}\n" for picture in bad]
+        write_atomic(root / BAD_FILES, "".join(lines).encode())
+    return _packed(root, added=added, unreadable=len(bad))
+
+
+def _packed(root: Path, *, added: int, unreadable: int) -> Packed:
+    made = open_pack(root)
+    size = int(made.index.arrays["lengths"].sum(dtype="u8"))
+    shards, classes = len(made.index.facts.shards), len(made.class_names)
+    return Packed(str(root), len(made), added, unreadable, classes, made.form.about(), size, shards)
+
+
+def _settled(form: Form, source: Source, old: PackSource | None) -> Form:
+    """Give the form with the kind of raw pixels; it has to be that of the pack."""
+    if old is not None:
+        if form != old.form._replace(kind=None):
+            raise ConfigError(
+                f"pack: the pictures there are {old.form.about()}, asked for "
+                f"{form.about() if form.raw is None else f'raw {form.raw}'}; ask for the same, or "
+                "choose another folder"
+            )
+        return old.form
+    return form if form.raw is None else form._replace(kind=survey(source))
+
+
+def _classes(source: Source, old: PackSource | None) -> Classes:
+    if old is not None and (old.labels is None) != (source.labels is None):
+        have, have_not = ("has", "have none") if source.labels is None else ("has no", "have some")
+        raise DataError(
+            f"pack: it {have} classes and the new pictures {have_not}; give pictures of the same "
+            "sort, or choose another folder"
+        )
+    return Classes.together(() if old is None else old.class_names, source.class_names)
+
+
+def _sorted_names(source: Source) -> list[tuple[bytes, int]]:
+    names = sorted((source.name(index).encode(), index) for index in range(len(source)))
+    for (name, _), (following, _) in pairwise(names):
+        if name == following:
+            raise DataError(f"pack: two pictures are named {name.decode()}; rename one")
+    return names
+
+
+def _compare(
+    names: Sequence[tuple[bytes, int]], source: Source, old: PackSource, progress: Progress
+) -> dict[int, int]:
+    """Find the pictures that are in the pack already; they have to be the same.
+
+    Returns:
+        Place in the pack by id.
+    """
+    there: dict[int, int] = {}
+    place = 0
+    for name, index in names:
+        place = place_of(old.index, name, start=place)
+        if place < len(old) and old.index.name(place) == name:
+            there[index] = place
+    if there:
+        progress.note(f"{len(there):,} pictures are in the pack already; comparing them")
+        progress.start(len(there), label="picture")
+    origins = old.index.arrays.get("origins", old.index.arrays.get("sha256"))
+    assert origins is not None
+    found = in_threads(there, partial(_digest_of, source))
+    for number, (index, digest) in enumerate(zip(there, found, strict=True), start=1):
+        place, name_ = there[index], source.name(index)
+        # What cannot be read now was read once.
+        if isinstance(digest, bytes) and digest != origins[place].tobytes():
+            raise DataError(f"pack: {name_} is there with other bytes; rename one, or pack anew")
+        if source.labels is not None and old.labels is not None:
+            now = source.class_names[source.labels[index]]
+            before = old.class_names[old.labels[place]]
+            if now != before:
+                raise DataError(f"pack: {name_} is there as {before}, not as {now}; correct it")
+        progress.update(number)
+    return there
+
+
+def _digest_of(source: Source, index: int) -> bytes | None:
+    try:
+        return hashlib.sha256(as_file(source.read(index))).digest()
+    except BadPicture:
+        return None
+
+
+class _Made(NamedTuple):
+    content: bytes
+    origin: bytes
+
+
+def _add(
+    packing: Packing, source: Source, ids: Sequence[int], form: Form, progress: Progress
+) -> list[Bad]:
+    """Pack pictures in their order; return those that cannot be read."""
+    bad: list[Bad] = []
+    at = packing.done.rows
+    for number, (index, made) in enumerate(
+        zip(ids, in_threads(ids, partial(_make, source, form)), strict=True), start=1
+    ):
+        if isinstance(made, str):
+            bad.append(Bad(index, source.name(index), made))
+        else:
+            label = -1 if source.labels is None else int(source.labels[index])
+            name = source.name(index).encode()
+            packing.add(name, made.content, label=label, origin=made.origin)
+        progress.update(at + number)
+    packing.commit()
+    return bad
+
+
+def _make(source: Source, form: Form, index: int) -> _Made | str:
+    """Give what is stored of a picture, or why it cannot be read."""
+    try:
+        data = as_file(source.read(index))
+        content = data
+        if form.short_side is not None:
+            assert form.quality is not None
+            content = reduced(data, short_side=form.short_side, quality=form.quality)
+        if form.raw is not None:
+            assert form.kind is not None
+            content = central_square(data, edge=form.raw, kind=form.kind)
+    except BadPicture as error:
+        return str(error)
+    if len(content) > MOST_BYTES:
+        return f"too large ({len(content)} bytes, at most {MOST_BYTES})"
+    return _Made(content, hashlib.sha256(data).digest())
+
+
+def in_threads(items: Iterable[S], work: Callable[[S], T]) -> Iterator[T]:
+    """Give the result of each item in order, made by as many threads as there are cores.
+
+    A few are made ahead, never all: pictures may be large.
+    """
+    threads, waiting = min(16, os.cpu_count() or 1), iter(items)
+    with ThreadPoolExecutor(threads) as pool:
+        while some := list(islice(waiting, 4 * threads)):
+            yield from pool.map(work, some)

@@ -1,0 +1,75 @@
+"""Verifying a pack: every digest of its pictures and of its index, and what does not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mae.data.sources.pack import PackSource, is_pack
+from mae.errors import DataError
+from mae.jobs.data_pack import in_threads
+from mae.progress import Progress
+
+_NAMED = 5
+
+
+class Verified(NamedTuple):
+    """A pack that is whole."""
+
+    pack: str
+    pictures: int
+    bytes: int
+    fingerprint: str
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Give the lines of a table."""
+        size = f"{self.bytes / 1e6:,.1f} MB"
+        return [("whole", f"{self.pictures:,} pictures, {size}, every digest as it was packed")]
+
+
+def verify(path: str | Path, *, quiet: bool = False) -> Verified:
+    """Read a pack from the first to the last byte, and compare.
+
+    Args:
+        path: the folder of the pack.
+        quiet: show no progress, and name only the first damaged pictures.
+
+    Raises:
+        DataError: if anything is damaged; each damaged picture is noted on the way.
+    """
+    root = Path(path).expanduser()
+    if not is_pack(root):
+        raise DataError(f"data: {root} is no pack; expected a folder made by mae data pack")
+    source = PackSource(root)
+    with Progress(quiet=quiet) as progress:
+        _require_index(source, root)
+        damaged: list[str] = []
+        progress.start(len(source), label="picture")
+        for index, damage in enumerate(in_threads(range(len(source)), source.damage)):
+            if damage:
+                damaged.append(f"{source.name(index)} ({damage})")
+                progress.note(f"damaged: {damaged[-1]}")
+            progress.update(index + 1)
+    if damaged:
+        more = len(damaged) - _NAMED
+        named = "; ".join(damaged[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")
+        raise DataError(
+            f"data: {root}: {len(damaged):,} of {len(source):,} pictures are damaged: {named}; "
+            "put back whole copies of their shards, or pack again"
+        )
+    source.require_shards()  # also of one that holds no picture
+    size = int(source.index.arrays["lengths"].sum(dtype=np.uint64))
+    return Verified(str(root), len(source), size, source.fingerprint())
+
+
+def _require_index(source: PackSource, root: Path) -> None:
+    wrong = source.index.damage()
+    if not wrong and source.labels is not None:
+        low, high = int(source.labels.min()), int(source.labels.max())
+        wrong = "labels" if low < 0 or high >= len(source.class_names) else ""
+    if wrong:
+        raise DataError(
+            f"data: {source.index.path} is damaged ({wrong}); put back a whole copy, or pack again"
+        )

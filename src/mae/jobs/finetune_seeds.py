@@ -1,0 +1,105 @@
+"""Fine-tuning with several seeds: a run for each, and mean and spread of what they get right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, Unpack
+
+from mae.config.run import FinetuneConfig
+from mae.data.sources.open import data_name
+from mae.errors import ConfigError
+from mae.evaluation.evidence import Score, score
+from mae.evaluation.few_options import counted, percent
+from mae.jobs.finetune import Tuned, finetune
+from mae.weights.given import Given
+
+
+class TunedSeeds(NamedTuple):
+    """Finished runs that differ in their seed alone."""
+
+    path: Path
+    """Folder of their folders."""
+    labels: str | None
+    runs: tuple[Tuned, ...]
+
+    def scores(self) -> dict[str, Score]:
+        """Give mean and deviation of each figure."""
+        top5 = [run.top5 for run in self.runs if run.top5 is not None]
+        figures = {"top1": [run.top1 for run in self.runs], "top5": top5}
+        figures["loss"] = [run.loss for run in self.runs]
+        return {name: score(found) for name, found in figures.items() if found}
+
+    def values(self) -> dict[str, object]:
+        """Give what --json prints."""
+        found: dict[str, object] = {"path": str(self.path), "labels": self.labels}
+        for name, one in self.scores().items():
+            found |= {name: one.mean, f"{name}_spread": one.spread}
+        runs = [run.values() | {"seed": run.config.seed} for run in self.runs]
+        return found | {"seeds": [run["seed"] for run in runs], "runs": runs}
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Give the lines of a table."""
+        runs, first, found = len(self.runs), self.runs[0], self.scores()
+        shares = {name: found[key] for name, key in (("top-1", "top1"), ("top-5", "top5"))
+                  if key in found}  # fmt: skip
+        loss, spread = found["loss"].mean, found["loss"].spread
+        said = counted(first.train, first.test, labels=self.labels, runs=runs)
+        return [
+            *((name, percent(one.mean, one.spread, runs=runs)) for name, one in shares.items()),
+            ("loss", f"{loss:.4f} ± {spread:.4f}" if runs > 1 else f"{loss:.4f}"),
+            ("pictures", f"{first.classes:,} classes, {said}"),
+            *((f"seed {run.config.seed}", f"{run.top1:.1%}", str(run.path)) for run in self.runs),
+        ]
+
+
+def finetune_seeds(
+    config: FinetuneConfig,
+    *,
+    seeds: int,
+    data: str | Path,
+    weights: str | Path | None = None,
+    out: str | Path | None = None,
+    labels: str | None = None,
+    quiet: bool = False,
+    command: Sequence[str] = (),
+    based_on: str = "custom",
+    **given: Unpack[Given],
+) -> TunedSeeds:
+    """Fine-tune with several seeds in a row, or go on with where that was stopped.
+
+    Each run is the one that its seed alone would give: it has its own few labels and, where a
+    part of the data is held out for testing, its own part. Finished runs are kept, so that more
+    seeds can be added later.
+
+    Args:
+        config: its seed is the first one.
+        seeds: how many.
+        data: see `labelled`.
+        weights: whatever `load_encoder` takes.
+        out: folder of the runs, seed-0 and so on; `runs/DATA-NAME-tuned` if none.
+        labels: few labels, see `label_draws`; none: all.
+        quiet: show no progress.
+        command: the command line, for the record.
+        based_on: name of the recipe that the configuration was made from, for the record.
+        given: what the weights do not say, see `Given`.
+
+    Raises:
+        MaeError: for whatever the user must change, in one line.
+        Stopped: when asked to stop; the same call goes on from there.
+    """
+    if seeds < 1:
+        raise ConfigError(f"seeds: expected at least 1, got {seeds}")
+    folder = Path("runs", f"{data_name(data)}-tuned") if out is None else Path(out)
+    if (folder / "run.json").exists():
+        raise ConfigError(
+            f"{folder}: is a run itself, expected a folder for a run of each seed; choose another "
+            "with --out, or drop --seeds"
+        )
+    one = partial(finetune, data=data, weights=weights, labels=labels, **given)
+    said = partial(one, quiet=quiet, command=command, based_on=based_on)
+    every = range(config.seed, config.seed + seeds)
+    runs = [said(replace(config, seed=seed), out=folder / f"seed-{seed}") for seed in every]
+    return TunedSeeds(folder, labels, tuple(runs))

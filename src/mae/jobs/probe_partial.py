@@ -1,0 +1,62 @@
+"""Partial fine-tuning (paper, Figure 9): only the last blocks and the head learn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mae.data.sources.open import data_name
+from mae.errors import ConfigError
+from mae.jobs.finetune import Tuned, finetune
+from mae.recipes.catalogue import FINETUNE_FOLDER
+from mae.weights.given import Given
+
+
+def partial_probe(
+    weights: str | Path,
+    data: str | Path,
+    *,
+    blocks: float | None,
+    out: Path | None = None,
+    labels: str | None = None,
+    lr: float | None = None,
+    fields: Mapping[str, Any] | None = None,
+    given: Given | None = None,
+    quiet: bool = False,
+    command: Sequence[str] = (),
+) -> Tuned:
+    """Fine-tune the last blocks by the recipe finetune-folder, the others frozen.
+
+    Args:
+        weights: whatever `load_encoder` takes.
+        data: see `labelled`.
+        blocks: how many of the last; 0.5 for the MLP of the last one alone.
+        out: run directory; `runs/DATA-partial-BLOCKS` if none.
+        labels: few labels, see `label_draws`; none: all.
+        lr: base rate; none: that of the recipe.
+        fields: others of the recipe's fields; None leaves one as it is.
+        given: what the weights do not say.
+        quiet: show no progress.
+        command: the command line, for the record.
+
+    Raises:
+        MaeError: for whatever the user must change, in one line.
+    """
+    if blocks is None:
+        raise ConfigError("blocks: expected --blocks, as in 0.5, 1 or 4 of the last blocks")
+    changed = {name: value for name, value in (fields or {}).items() if value is not None}
+    optim = FINETUNE_FOLDER.optim if lr is None else replace(FINETUNE_FOLDER.optim, lr=lr)
+    config = replace(FINETUNE_FOLDER, train_blocks=blocks, optim=optim, **changed)
+    return finetune(
+        config,
+        data=data,
+        weights=weights,
+        out=out or Path("runs", f"{data_name(data)}-partial-{blocks:g}"),
+        labels=labels,
+        quiet=quiet,
+        command=command,
+        based_on="finetune-folder",
+        **(given or {}),
+    )

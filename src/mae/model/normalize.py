@@ -1,0 +1,57 @@
+"""Stored pixel values to what the network takes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mae.config.model import PixelConfig
+from mae.errors import DataError, ShapeError
+
+
+def normalize_pixels(images: Tensor, pixels: PixelConfig) -> Tensor:
+    """Scale stored values to [0, 1] by their range, then by mean and deviation per channel.
+
+    Args:
+        images: B C H W of the stored type (uint8, uint16 or float32).
+        pixels: range, mean and deviation.
+
+    Returns:
+        B C H W float32 on the same device.
+
+    Raises:
+        ShapeError: if the type or the channel count is not the trained one.
+    """
+    stored = str(images.dtype).removeprefix("torch.")
+    if stored != pixels.dtype or images.shape[1] != len(pixels.mean):
+        raise ShapeError(
+            f"pictures: got {images.shape[1]} channels of {stored}, expected {len(pixels.mean)} "
+            f"of {pixels.dtype} as the model was trained; convert the pictures first"
+        )
+    scale, shift = (
+        torch.tensor(values, dtype=torch.float32, device=images.device).view(1, -1, 1, 1)
+        for values in (
+            [1 / (pixels.full_range * s) for s in pixels.std],
+            [-m / s for m, s in zip(pixels.mean, pixels.std, strict=True)],
+        )
+    )
+    return images.float() * scale + shift
+
+
+def require_finite(images: Tensor) -> None:
+    """Refuse float images that hold NaN or infinity, which would spread to every feature.
+
+    Raises:
+        DataError: if there is one.
+    """
+    if not bool(images.isfinite().all()):
+        raise DataError("pictures: got NaN or infinite pixels, expected finite; clean them")
+
+
+def denormalize_pixels(images: Tensor, pixels: PixelConfig) -> Tensor:
+    """Undo mean and deviation: B C H W normalised float to [0, 1] of the stored range."""
+    std, mean = (
+        torch.tensor(values, dtype=images.dtype, device=images.device).view(1, -1, 1, 1)
+        for values in (pixels.std, pixels.mean)
+    )
+    return images * std + mean

@@ -1,0 +1,308 @@
+"""What a pre-training run needs and takes on a machine: memory, time, readers.
+
+Each line says how it is known: given, counted or from a data sheet; measured; a formula that is
+tested against what torch keeps and counts; or an estimate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from mae.config.model import ModelConfig
+from mae.config.run import PretrainConfig
+from mae.config.sizes import size_name
+from mae.model.costs import FLOAT32, kept_bytes, recomputed_bytes, step_flops
+from mae.planning.hardware import CARDS, Machine
+
+LEFT_FREE = 0.1
+"""Of the memory: for what only passes through it, and what the allocator cannot fill."""
+CORE_RATE = 700
+"""Pictures that a core reads, decodes and crops a second, JPEGs of 109 kB (docs/performance.md)."""
+
+GIVEN, SHEET, TESTED, ESTIMATE = "given", "data sheet", "formula, tested", "estimate"
+MEASURED, ELSEWHERE, UNKNOWN = "measured", "measured elsewhere", "not known"
+
+
+class Plan(NamedTuple):
+    """What a run would need and take."""
+
+    recipe: str
+    config: PretrainConfig
+    machine: Machine
+    images: int
+    images_from: str
+    parameters: int
+    state_bytes: int
+    """Of a rank: weights, gradients and moments, and frozen tables; bf16 copies of weights."""
+    rate: float
+    """Pictures a second of all ranks; nan where nobody knows."""
+    rate_basis: str
+    rate_note: str
+
+    @property
+    def share(self) -> int:
+        """Pictures of a step that a rank takes."""
+        return math.ceil(self.config.batch / self.machine.ranks)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of a picture: kept by the forward pass for the backward pass."""
+        every = self.config.checkpoint_every
+        return kept_bytes(self.config.model, **self._arithmetic, checkpoint_every=every)
+
+    @property
+    def recomputed_bytes(self) -> int:
+        """Of a picture: computed again at a time in the backward pass; 0: everything is kept."""
+        every = self.config.checkpoint_every
+        if every is None:
+            return 0
+        return recomputed_bytes(self.config.model, **self._arithmetic, checkpoint_every=every)
+
+    @property
+    def _arithmetic(self) -> dict[str, bool]:
+        half = self.config.half is not None
+        return {"half": half, "on_cpu": self.machine.device == "cpu"}
+
+    @property
+    def step_flops(self) -> int:
+        """Operations of a picture in a step, the mean of the run where its pictures grow."""
+        every = self.config.checkpoint_every
+        parts = stage_models(self.config)
+        return round(sum(share * step_flops(m, checkpoint_every=every) for m, share in parts))
+
+    @property
+    def picture_bytes(self) -> int:
+        """Of a picture in a step: what is kept, what is computed again, its normalised pixels."""
+        pixels = _values(self.config.model) * FLOAT32
+        return self.kept_bytes + self.recomputed_bytes + pixels
+
+    @property
+    def batch_bytes(self) -> int:
+        """Of the batches that lie in a rank's memory: this one, and on a GPU the next."""
+        model = self.config.model
+        stored = (
+            _values(model) * np.dtype(model.pixels.dtype).itemsize + model.num_patches * FLOAT32
+        )
+        return self.share * stored * (2 if self.machine.device == "cuda" else 1)
+
+    @property
+    def largest(self) -> int:
+        """The largest micro-batch that fits; 0: none does."""
+        return fitting(
+            self.share,
+            memory_bytes=self.machine.memory_bytes,
+            held_bytes=self.state_bytes + self.batch_bytes,
+            picture_bytes=self.picture_bytes,
+            threads=self._threads,
+        )
+
+    @property
+    def micro_batch(self) -> int:
+        """Pictures of a forward pass of a rank: the recipe's, or as equal as those that fit."""
+        return evenly(self.share, self.config.fixed_micro_batch or self.largest or 1)
+
+    @property
+    def micro_batches(self) -> int:
+        """Forward passes of a rank in a step."""
+        return math.ceil(self.share / self.micro_batch)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of a rank in a step."""
+        at_once = min(self.share, self.micro_batch * self._threads)
+        return self.state_bytes + self.batch_bytes + at_once * self.picture_bytes
+
+    @property
+    def _threads(self) -> int:
+        """Micro-batches that are in memory side by side (decision 0009)."""
+        one = self.machine.device != "cpu" or self.config.compile
+        return 1 if one else torch.get_num_threads()
+
+    @property
+    def step_seconds(self) -> float:
+        """Time of an optimiser step."""
+        return self.config.batch / self.rate
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches of an epoch."""
+        return self.images // self.config.batch
+
+    @property
+    def num_steps(self) -> int | None:
+        """Steps of the run; none where they follow from an unknown rate."""
+        config = self.config
+        if config.steps is not None:
+            return config.steps
+        if config.minutes is None:
+            return max(1, round(config.epochs * self.steps_per_epoch))
+        return None if math.isnan(self.rate) else int(60 * config.minutes / self.step_seconds)
+
+    @property
+    def hours(self) -> float:
+        """Time of the run; nan where nobody knows."""
+        if self.config.minutes is not None:
+            return self.config.minutes / 60
+        assert self.num_steps is not None
+        return self.num_steps * self.step_seconds / 3600
+
+    @property
+    def loader_cores(self) -> float:
+        """Cores that make as many pictures; nan where the rate is not known."""
+        return self.rate if math.isnan(self.rate) else math.ceil(self.rate / CORE_RATE)
+
+    def rows(self) -> Iterator[tuple[str, str, str]]:
+        """Give a table: name, value, and how it is known."""
+        yield from self._given_rows()
+        yield from self._memory_rows()
+        yield from self._time_rows()
+
+    def _given_rows(self) -> Iterator[tuple[str, str, str]]:
+        model, machine, precision = self.config.model, self.machine, self.config.precision
+        name = size_name(width=model.width, depth=model.depth, patch_size=model.patch_size)
+        size = "{} x {}".format(*model.image_size)
+        yield "recipe", f"{self.recipe}: {name} at {size}, {precision}", GIVEN
+        yield "pictures", f"{self.images:,}, {self.images_from}", GIVEN
+        each = f"{machine.memory_bytes / 2**30:,.3g} GiB"
+        peak = machine.peak_flops(precision)
+        if not math.isnan(peak):
+            each += f" and {peak / 1e12:,.4g} TFLOP/s in {precision}"
+        count = f"{machine.ranks} x " if machine.ranks > 1 else ""
+        yield "machine", f"{count}{machine.name}: {each}", SHEET if machine.elsewhere else MEASURED
+        if machine.card is not None:
+            has_bf16 = CARDS[machine.card].has_bf16
+            half = "bf16" if has_bf16 else "fp16"
+            if precision == "float32":
+                peak = machine.peak_flops(half) / machine.peak_flops(precision)
+                yield "", f"--precision {half} has {peak:.0f} times the peak", SHEET
+            elif precision == "bf16" and not has_bf16:
+                yield "", f"{machine.name} has no bf16; use --precision fp16", SHEET
+
+    def _memory_rows(self) -> Iterator[tuple[str, str, str]]:
+        config, GiB = self.config, 2**30
+        state = f"{self.parameters:,} parameters, gradients and two moments"
+        if config.half is not None:
+            state += f", {config.precision} copies"
+        yield "state", f"{self.state_bytes / GiB:.3g} GiB: {state}", TESTED
+        kept = f"{self.kept_bytes / 2**20:,.4g} MiB kept for the backward pass"
+        if self.recomputed_bytes:
+            kept += f", {self.recomputed_bytes / 2**20:,.4g} MiB computed again at a time"
+        yield "a picture", kept, TESTED
+        if not self.largest:
+            yield "micro-batch", "not one picture fits beside the state and the batch", ESTIMATE
+            return
+        free = f"{self.largest:,} fit, a tenth of the memory left free"
+        yield "micro-batch", free, ESTIMATE
+        ranks = f"{self.share:,} a rank: " if self.machine.ranks > 1 else ""
+        passes = f"{ranks}one pass"
+        if self.micro_batches > 1:
+            passes = f"{ranks}{self.micro_batches:,} passes of {self.micro_batch:,}, accumulated"
+            if config.micro_batch is None:
+                passes += f" (add --micro-batch {self.micro_batch})"
+        yield "batch", f"{config.batch:,}, {passes}", GIVEN
+        if config.fixed_micro_batch is not None and self.micro_batch > self.largest:
+            yield "", f"too many: use --micro-batch {self.largest}", ESTIMATE
+        rank = " a rank" if self.machine.ranks > 1 else ""
+        yield "memory", f"{self.memory_bytes / GiB:.3g} GiB{rank}, at least", TESTED
+
+    def _time_rows(self) -> Iterator[tuple[str, str, str]]:
+        basis = self.rate_basis
+        work = self.step_flops / 1e9
+        yield "work", f"{work:,.4g} GFLOP a picture, forward and backward", TESTED
+        if math.isnan(self.rate) or not self.largest:
+            yield "time", self.rate_note if self.largest else "none: it does not fit", UNKNOWN
+            return
+        yield "rate", f"{_few_digits(self.rate)} pictures/s: {self.rate_note}", basis
+        yield "step", f"{self.step_seconds:.3g} s", basis
+        an_hour = 3600 / (self.steps_per_epoch * self.step_seconds)
+        yield "epochs", f"{an_hour:.3g} an hour", basis
+        assert self.num_steps is not None
+        epochs = self.num_steps / self.steps_per_epoch
+        what = f"{self.num_steps:,} steps, {epochs:,.4g} epochs"
+        yield "time", f"about {hours_in_words(self.hours)}: {what}", basis
+        cores = f"{self.loader_cores:,.0f} at {CORE_RATE} JPEGs of 109 kB a second and core"
+        yield "loader cores", f"{cores}; yours: mae bench data", ELSEWHERE
+
+    def values(self) -> dict[str, Any]:
+        """Give everything for machines; none where nobody knows."""
+        known = not math.isnan(self.rate) and self.largest > 0
+        basis = {name: basis for name, _, basis in self.rows() if name}
+        return {
+            "recipe": self.recipe,
+            "images": self.images,
+            "gpu": self.machine.card,
+            "ranks": self.machine.ranks,
+            "device": self.machine.device,
+            "rank_memory_bytes": self.machine.memory_bytes,
+            "precision": self.config.precision,
+            "parameters": self.parameters,
+            "state_bytes": self.state_bytes,
+            "kept_bytes_per_picture": self.kept_bytes,
+            "recomputed_bytes_per_picture": self.recomputed_bytes,
+            "largest_micro_batch": self.largest,
+            "batch": self.config.batch,
+            "batch_per_rank": self.share,
+            "micro_batch": self.micro_batch,
+            "micro_batches": self.micro_batches,
+            "memory_bytes": self.memory_bytes,
+            "flops_per_picture": self.step_flops,
+            "images_per_second": self.rate if known else None,
+            "step_seconds": self.step_seconds if known else None,
+            "steps": self.num_steps,
+            "epochs_per_hour": (3600 / self.steps_per_epoch / self.step_seconds if known else None),
+            "hours": self.hours if known else None,
+            "loader_cores": self.loader_cores if known else None,
+            "basis": basis,
+        }
+
+
+def fitting(
+    share: int, *, memory_bytes: float, held_bytes: int, picture_bytes: int, threads: int
+) -> int:
+    """Say how many pictures fit into a pass of a rank, a tenth of its memory left free.
+
+    Args:
+        share: pictures of a step that the rank takes.
+        memory_bytes: of the rank.
+        held_bytes: of its state and batches.
+        picture_bytes: of each picture that is computed.
+        threads: micro-batches that are in memory side by side where there are several.
+    """
+    usable = (1 - LEFT_FREE) * memory_bytes
+    fit = max(0, int((usable - held_bytes) // picture_bytes))
+    return fit if fit >= share else fit // threads
+
+
+def evenly(share: int, largest: int) -> int:
+    """Give the micro-batch of as few passes as these, all as equal as can be."""
+    return math.ceil(share / math.ceil(share / largest))
+
+
+def _values(model: ModelConfig) -> int:
+    return model.num_patches * model.patch_values
+
+
+def _few_digits(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+
+
+def hours_in_words(hours: float) -> str:
+    """Say a length of time as people would."""
+    if hours < 1:
+        minutes = max(1, round(60 * hours))
+        return f"{minutes} minute{'s' * (minutes > 1)}"
+    return f"{hours:.2g} hours" if hours < 10 else f"{hours:,.0f} hours"
+
+
+def stage_models(config: PretrainConfig) -> tuple[tuple[ModelConfig, float], ...]:
+    """Give the network with the pictures of each part, and the part's share of the steps."""
+    if config.start_size is None:
+        return ((config.model, 1.0),)
+    small = dataclasses.replace(config.model, image_size=config.start_size)
+    return (small, config.start_share), (config.model, 1 - config.start_share)

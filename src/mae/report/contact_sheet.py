@@ -1,0 +1,59 @@
+"""A contact sheet: pictures of any size, type and channels, small, side by side, with names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from mae.data.audit.duplicates import reduced
+
+EDGE = 112
+"""Longest side of a picture on the sheet, in pixels."""
+COLUMNS = 8
+
+_GAP, _LINE, _LETTERS = 8, 14, 18  # pixels between cells, height of a name, letters that fit
+
+
+def thumbnail(pixels: NDArray[Any]) -> Image.Image:
+    """Reduce a picture H W C for the sheet; small ones are enlarged, each pixel a square.
+
+    Of more than three channels the first three are drawn, of two the first; brightness of other
+    than uint8 is stretched to its range.
+    """
+    H, W, C = pixels.shape
+    longest = max(H, W)
+    if longest > EDGE:
+        size = max(1, round(H * EDGE / longest)), max(1, round(W * EDGE / longest))
+        pixels = reduced(pixels, size=size)
+    else:
+        pixels = pixels.repeat(EDGE // longest, axis=0).repeat(EDGE // longest, axis=1)
+    drawn = pixels[..., [0, 0, 0] if C < 3 else [0, 1, 2]]
+    if drawn.dtype != np.uint8:
+        low, high = float(drawn.min()), float(drawn.max())
+        drawn = ((drawn - low) * (255 / max(high - low, 1e-12))).round().astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(drawn))
+
+
+def contact_sheet(pictures: Sequence[tuple[str, Image.Image]]) -> Image.Image:
+    """Put named thumbnails in rows; the end of a name that is too long is what is shown.
+
+    Args:
+        pictures: at least one, by `thumbnail`.
+    """
+    columns = min(COLUMNS, len(pictures))
+    rows = -(-len(pictures) // columns)
+    cell = EDGE + _GAP, EDGE + _LINE + _GAP
+    sheet = Image.new("RGB", (_GAP + columns * cell[0], _GAP + rows * cell[1]), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_LINE * 0.7)
+    for place, (name, picture) in enumerate(pictures):
+        row, column = divmod(place, columns)
+        left, top = _GAP + column * cell[0], _GAP + row * cell[1]
+        offset = (EDGE - picture.width) // 2, (EDGE - picture.height) // 2
+        sheet.paste(picture, (left + offset[0], top + offset[1]))
+        label = name if len(name) <= _LETTERS else "…" + name[1 - _LETTERS :]
+        draw.text((left, top + EDGE), label, fill="black", font=font)
+    return sheet

@@ -1,0 +1,221 @@
+"""The run directory: where things lie, who may go on, and files that are whole or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from platform import python_version
+from typing import Any, NamedTuple
+
+from mae.atomic import fsync_folder as fsync_folder
+from mae.atomic import write_atomic as write_atomic
+from mae.atomic import write_durably as write_durably
+from mae.atomic import write_json_atomic as write_json_atomic
+from mae.errors import ConfigError
+
+FREE_ON_RESUME = frozenset(
+    "workers device threads micro_batch checkpoint_every compile log_every_steps "
+    "save_every_steps keep keep_checkpoints tiff_pages".split()
+)
+"""Fields of a configuration that another start of the same run may change, or that follow from
+others and were not recorded at first."""
+
+_MAX_NAMED = 5
+
+
+class RunDir:
+    """The paths of a run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.record = path / "run.json"
+        self.log = path / "log.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.weights = path / "weights"
+        self.results = path / "results.json"
+        self.bad_files = path / "bad-files.tsv"
+        self.report = path / "report.html"
+        self.pictures = path / "pictures"
+        self.lock = path / "lock"
+
+
+class OpenedRun(NamedTuple):
+    """A run directory that may be written to."""
+
+    rundir: RunDir
+    record: dict[str, Any]
+    """The record in force: on a resume the first one, with the configuration as asked now."""
+    resumed: bool
+
+
+def make_run_folder(path: Path) -> RunDir:
+    """Make the folder of a run, or take one that is empty or a run's.
+
+    Raises:
+        ConfigError: if it cannot be made, or holds something that is no run; it is left as it is.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        names = sorted(os.listdir(path))
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be a run folder: {error.strerror}; choose another with --out"
+        ) from error
+    # The lock and unfinished files are what a start leaves that died before its first record.
+    strange = [name for name in names if name != "lock" and not name.startswith(".tmp-")]
+    if strange and "run.json" not in names:
+        raise ConfigError(
+            f"{path}: is not empty and not a run: holds {_some(strange)}, no run.json; "
+            "choose a new folder with --out"
+        )
+    return RunDir(path)
+
+
+def open_run(
+    path: Path,
+    *,
+    record: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
+    finished_too: bool = False,
+) -> OpenedRun:
+    """Begin a run, or go on with an unfinished one of the same configuration and data.
+
+    The caller holds the lock, so that nobody else begins it meanwhile.
+
+    Args:
+        path: the folder of the run.
+        record: what the run is; of its keys `config` (nested fields), `data` (with `fingerprint`
+            and `count`) and `finished` are looked at. Fields in `FREE_ON_RESUME` may differ.
+        defaults: the nested fields that a record may lack which an older version wrote, with
+            what they stood for then.
+        finished_too: open a finished run as well, with its record left as it is.
+
+    Raises:
+        ConfigError: for a folder that holds something else, a finished run, another
+            configuration (the difference, field by field) or other data.
+    """
+    rundir = make_run_folder(path)
+    for folder in (path, rundir.weights):
+        sweep_litter(folder)
+    asked = json.loads(json.dumps(record))
+    stored = read_record(path)
+    if stored is not None:
+        if stored.get("finished") and not finished_too:
+            raise ConfigError(
+                f"{path}: this run is finished; to train on from its weights use --init {path} "
+                "with another folder as --out"
+            )
+        _require_same_run(path, stored, asked, defaults or {})
+        if stored.get("finished"):
+            return OpenedRun(rundir, stored, resumed=True)
+        asked = {**stored, "config": asked["config"]}
+    if asked != stored:
+        write_json_atomic(rundir.record, asked)
+    return OpenedRun(rundir, asked, resumed=stored is not None)
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Read the record of the run in a folder; None if no run was begun there.
+
+    Raises:
+        ConfigError: if the record is damaged.
+    """
+    file = RunDir(path).record
+    if not file.exists():
+        return None
+    try:
+        record = json.loads(file.read_bytes())
+        return {**record, "config": {**record["config"]}, "data": {**record["data"]}}
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(
+            f"{file}: is no record of a run; restore it, or choose another folder with --out"
+        ) from None
+
+
+def _require_same_run(
+    path: Path, stored: dict[str, Any], asked: dict[str, Any], defaults: Mapping[str, Any]
+) -> None:
+    # The data before the configuration, whose pixel statistics may follow from it.
+    before, now = stored["data"], asked["data"]
+    if before["fingerprint"] != now["fingerprint"]:
+        more = now["count"] - before["count"]
+        change = f"{abs(more):,} files {'added' if more > 0 else 'removed'}"
+        raise ConfigError(
+            f"{path}: its data has changed: {change if more else 'other names or sizes'}, "
+            f"{now['count']:,} pictures, the run has {before['count']:,}; put it back as it was, "
+            "or begin a new run with --out"
+        )
+    before, now = (_compared(config) for config in (stored["config"], asked["config"]))
+    older = _compared(json.loads(json.dumps(defaults)))
+    if different := differences({**older, **before}, now):
+        raise ConfigError(
+            f"{path}: holds a run of another configuration: {different}; ask for the same, or "
+            "choose another folder with --out"
+        )
+
+
+def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the fields that may not change, those of nested mappings by dotted name."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}.{inner}": v for inner, v in _compared(value).items()}
+        elif name not in FREE_ON_RESUME:
+            flat[name] = value
+    return flat
+
+
+def differences(run: Mapping[str, object], asked: Mapping[str, object]) -> str:
+    """Say in one line where two mappings differ, the first few by name."""
+    return _some(
+        [
+            f"{name}: run has {run.get(name, 'nothing')}, asked {asked.get(name, 'nothing')}"
+            for name in {**run, **asked}
+            if run.get(name, "nothing") != asked.get(name, "nothing")
+        ]
+    )
+
+
+def _some(items: list[str]) -> str:
+    more = len(items) - _MAX_NAMED
+    return "; ".join(items[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def sweep_litter(folder: Path) -> None:
+    """Delete what interrupted writes and deletions left; the caller holds the run's lock.
+
+    `.tmp-*` and `.del-*` are ours, `.tmp??????` is what safetensors renames to its target.
+    """
+    for path in [*folder.glob(".tmp*"), *folder.glob(".del-*")]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink()
+
+
+def versions() -> dict[str, str]:
+    """Name the versions that a result may depend on, without importing any of them."""
+    names = ("mae-vision", "torch", "numpy", "pillow", "simplejpeg", "safetensors")
+    return {"python": python_version()} | {name: metadata.version(name) for name in names}
+
+
+def git_state() -> dict[str, object] | None:
+    """Name the commit of the checkout one works in and whether it has changes; None elsewhere."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "--no-optional-locks", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        return {"commit": commit, "changed": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):
+        return None

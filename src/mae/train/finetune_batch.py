@@ -1,0 +1,64 @@
+"""What fine-tuning does to a whole batch before it is split, and its loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mae.config.run import FinetuneConfig
+from mae.data.augment.mixup import mixed_images, mixing, soft_targets
+from mae.data.augment.random_erasing import erased
+from mae.data.batching.batch import Batch, BatchPlan
+from mae.model.normalize import normalize_pixels
+
+
+def tuning_batch(
+    batch: Batch, plan: BatchPlan, config: FinetuneConfig, *, step: int, device: torch.device
+) -> Batch:
+    """Normalise, erase and mix the batch of a step, on the device.
+
+    Mixing comes before micro-batches are cut, so that partners are those of the whole batch.
+
+    Args:
+        batch: stored pixels and labels.
+        plan: what it was made by.
+        config: of the run.
+        step: its number.
+        device: where the model is.
+
+    Returns:
+        The batch with normalised images and soft targets.
+    """
+    ids, (epoch, _) = batch.ids.numpy(), plan.batch_ids(step)
+    batch = batch.to(device)
+    images = normalize_pixels(batch.images, config.model.pixels)
+    if config.erase:
+        images = erased(images, ids, seed=config.seed, epoch=epoch, rate=config.erase)
+    how = mixing(config.mix, seed=config.seed, step=step, size=plan.size)
+    targets = soft_targets(
+        batch.labels, how, num_classes=config.num_classes, smoothing=config.mix.smoothing
+    )
+    return batch._replace(images=mixed_images(images, how), targets=targets)
+
+
+def tuning_batches(
+    batches: Iterable[Batch],
+    plan: BatchPlan,
+    config: FinetuneConfig,
+    *,
+    start: int,
+    device: torch.device,
+) -> Iterator[Batch]:
+    """Give `tuning_batch` of the batches from a step on."""
+    for step, batch in enumerate(batches, start=start):
+        yield tuning_batch(batch, plan, config, step=step, device=device)
+
+
+def soft_target_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Give the cross-entropy with the shares of the classes, of a batch of `tuning_batch`."""
+    scores = model(batch.images, drops=batch.drops)
+    assert batch.targets is not None
+    return F.cross_entropy(scores.float(), batch.targets)

@@ -1,0 +1,135 @@
+"""What a pre-training run takes, and whether it is too short to learn, before its first step."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from torch import nn
+
+from mae.config.run import PretrainConfig
+from mae.config.sizes import model_config
+from mae.data.batching.batch import BatchPlan
+from mae.errors import MaeError
+from mae.model.costs import step_flops
+from mae.planning.estimate import hours_in_words, stage_models
+from mae.train.resolve import Rehearsal, few_pictures, step_seconds
+from mae.train.session import RunInProgress
+
+SMALL, SMALL_SIZE = "vit-ti/16", 96
+"""Network and images that are suggested where a longer run would take more than PATIENCE."""
+PATIENCE = 1.0  # hours
+_WORTH_FLOPS, _WORTH_STEPS = 1e12, 10_000  # of a run: below both, a CPU is done in a minute
+_STEPS, _SECONDS = 2, 1.0  # that measure the rate, after one step
+_STEP_FLOPS = 1e11  # of each: enough that the update, which is made once a batch, counts little
+_OVERRIDDEN = {"epochs", "steps", "minutes", "batch", "lr", "optim.lr", "out"}
+_NETWORK = {"model", "image-size", "model.image-size"}
+_OPTION = re.compile(r"-{0,2}([A-Za-z][\w.-]*)(=.*)?", re.DOTALL)
+_VALUE = re.compile(r"[-+.\d][-+.\dex,]*")
+
+
+class Enough(NamedTuple):
+    """The shortest run that was measured to beat a random encoder (docs/log.md)."""
+
+    steps: int
+    images: int
+    batch: int
+    peak_lr: float
+
+
+ADAMW = Enough(steps=3_125, images=100_000, batch=32, peak_lr=1e-3)
+"""2026-11-24, the first search: ahead in every column, by 1.2 points at least."""
+MUON = Enough(steps=1_562, images=100_000, batch=64, peak_lr=5e-3)
+"""2026-11-26, Muon and half of the demo: ahead by 2 points at least."""
+
+
+def say_what_it_takes(
+    run: RunInProgress, plan: BatchPlan, model: nn.Module, how: Rehearsal
+) -> None:
+    """Say steps, images seen and hours, and how to learn more where that is too little.
+
+    A CPU is measured for a few seconds, if the run is worth it; on a GPU the first seconds of
+    the run tell as much.
+    """
+    config, num_steps = run.config, run.record["num_steps"]
+    assert isinstance(config, PretrainConfig)
+    rate = _images_a_second(run, config, plan, model, how)
+    images = num_steps * config.batch
+    text = f"{num_steps:,} steps of {config.batch:,} see {images:,} images"
+    if not math.isnan(rate):
+        text += f", in about {hours_in_words(images / rate / 3600)} on this machine"
+    run.progress.note(text)
+    enough = MUON if config.optim.muon else ADAMW
+    of_weights = run.record.get("init") is not None  # which know images already
+    if of_weights or (num_steps >= enough.steps and images >= enough.images):
+        return
+    run.progress.note(
+        f"notice: a network learns little in under {enough.steps:,} steps or {enough.images:,} "
+        f"images{_advice(run, config, enough, rate)}"
+    )
+
+
+def _images_a_second(
+    run: RunInProgress, config: PretrainConfig, plan: BatchPlan, model: nn.Module, how: Rehearsal
+) -> float:
+    """Give the rate of this machine; nan where it is not measured."""
+    images: int = run.record["num_steps"] * config.batch
+    if config.minutes is not None:
+        return images / (60 * config.minutes)
+    device = next(model.parameters()).device
+    work = images * sum(share * step_flops(m) for m, share in stage_models(config))
+    worth = work >= _WORTH_FLOPS or run.record["num_steps"] >= _WORTH_STEPS
+    if device.type != "cpu" or not worth:
+        return math.nan
+    few = few_pictures(config, device, flops=_STEP_FLOPS)
+    run.progress.note(f"measuring the rate of this machine, {few.batch} images a step ...")
+    few_plan = dataclasses.replace(plan, batch=few.batch)
+    try:
+        seconds = step_seconds(few, few_plan, model, how, warm=0, least=_STEPS, seconds=_SECONDS)
+    except MaeError:  # too many broken images in a row: the run itself says it
+        return math.nan
+    return few.batch / seconds
+
+
+def _advice(run: RunInProgress, config: PretrainConfig, enough: Enough, rate: float) -> str:
+    """Give the words that ask for a run like the one that was measured; none for the demo."""
+    batch = min(enough.batch, len(run.source))
+    batch = max(1, batch // config.views_per_decode) * config.views_per_decode
+    steps = max(enough.steps, math.ceil(enough.images / batch))
+    lr = enough.peak_lr * 256 / batch
+    command = run.stop.command
+    if not command:
+        peak = f"{enough.peak_lr:g} at its peak (optim.lr={lr:.3g})"
+        return f"; try batch={batch}, steps={steps} and a learning rate of {peak}"
+    if tuple(command[:2]) != ("mae", "pretrain"):
+        return ""
+    out, hours = f"{run.rundir.path}-longer", steps * batch / rate / 3600
+    options = {"batch": batch, "steps": steps, "lr": f"{lr:.3g}", "out": out}
+    dropped = set(_OVERRIDDEN)
+    work, least = step_flops(config.model), step_flops(model_config(SMALL, image_size=SMALL_SIZE))
+    if hours > PATIENCE and least < work:
+        hours *= least / work
+        options |= {"model": SMALL, "image-size": SMALL_SIZE}
+        dropped |= _NETWORK
+    added = (word for name, value in options.items() for word in (f"--{name}", str(value)))
+    takes = "" if math.isnan(rate) else f" (about {hours_in_words(hours)})"
+    return f"; try{takes}: {shlex.join([*_without(command, dropped), *added])}"
+
+
+def _without(command: Sequence[str], dropped: set[str]) -> Iterator[str]:
+    """Give the words of a command line without some options and their values."""
+    words = list(command)
+    while words:
+        word = words.pop(0)
+        match = _OPTION.fullmatch(word)
+        name = match[1].replace("_", "-") if match else ""
+        if name not in dropped or not (word.startswith("-") or "=" in word):
+            yield word
+        elif match is not None and match[2] is None and words:
+            words.pop(0)
+            while words and name in _NETWORK and _VALUE.fullmatch(words[0]):
+                words.pop(0)

@@ -1,0 +1,52 @@
+"""A run in two parts: smaller pictures first, then those of the network."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from mae.config.run import FitConfig, PretrainConfig
+from mae.data.batching.batch import Batch, BatchPlan
+from mae.data.batching.loader import batches
+from mae.planning.estimate import stage_models
+
+
+class Stage(NamedTuple):
+    """A part of a run."""
+
+    plan: BatchPlan
+    """What its batches are a function of."""
+    share: float
+    """Of the steps of the run."""
+
+
+def stages(config: FitConfig, plan: BatchPlan) -> tuple[Stage, ...]:
+    """Give the parts of a run; most have one.
+
+    The parts differ in the size of the pictures alone: order, crops, flips and the noise of a
+    patch are draws by number, and the positions of a smaller grid are resized from the network's.
+
+    Source: progressive resolution (DailyMAE, arXiv 2404.00509).
+    """
+    if not isinstance(config, PretrainConfig):
+        return (Stage(plan, 1.0),)
+    return tuple(
+        Stage(
+            dataclasses.replace(plan, size=model.image_size, num_patches=model.num_patches), share
+        )
+        for model, share in stage_models(config)
+    )
+
+
+def staged_batches(
+    config: FitConfig, plan: BatchPlan, *, start: int, num_steps: int, workers: int
+) -> Iterator[Batch]:
+    """Give the batches of a run from a step on, each of the part that it belongs to."""
+    ended, share = 0, 0.0
+    for stage in stages(config, plan):
+        began, share = ended, share + stage.share
+        ended = round(share * num_steps)
+        if start < ended:
+            first = max(start, began)
+            yield from batches(stage.plan, start=first, stop=ended, workers=workers)

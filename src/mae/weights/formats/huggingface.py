@@ -1,0 +1,274 @@
+"""The layout of Hugging Face transformers: a folder of config.json and model.safetensors.
+
+Two spellings of a block are in use, and a third is what transformers 5 writes of a decoder.
+ViTMAEForPreTraining, ViTMAEModel (an encoder, with or without `vit.`) and
+ViTForImageClassification (the cls token, classified) are read; written in the older spelling,
+which every version loads.
+
+Source: spec 5.6; names and defaults of transformers 5.24 (ViTMAEConfig, ViTImageProcessor).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from mae.config.model import ModelConfig, PixelConfig, hidden_width
+from mae.config.serialize import from_dict, to_dict
+from mae.errors import ConfigError, WeightsError
+from mae.runs.directory import write_atomic, write_json_atomic
+from mae.weights.formats.name_table import Facts, Layout, Table, spelled, split_qkv
+from mae.weights.formats.native import CONFIG, TENSORS, ClassifierDescription, Description
+
+PROCESSOR = "preprocessor_config.json"
+
+_ENCODER = {
+    "encoder.cls_token": "embeddings.cls_token",
+    "encoder.pos_embed": "embeddings.position_embeddings",
+    "encoder.patch_embed.proj": "embeddings.patch_embeddings.projection",
+    "encoder.norm": "layernorm",
+    "unused.pooler": "pooler.dense",
+}
+_DECODER = {
+    "decoder.mask_token": "decoder.mask_token",
+    "decoder.pos_embed": "decoder.decoder_pos_embed",
+    "decoder.embed": "decoder.decoder_embed",
+    "decoder.norm": "decoder.decoder_norm",
+    "decoder.pred": "decoder.decoder_pred",
+}
+_NORMS = {"norm1": "layernorm_before", "norm2": "layernorm_after"}
+_OLDER_PARTS = _NORMS | {
+    "attn.q": "attention.attention.query",
+    "attn.k": "attention.attention.key",
+    "attn.v": "attention.attention.value",
+    "attn.proj": "attention.output.dense",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
+_NEWER_PARTS = _NORMS | {
+    "attn.q": "attention.q_proj",
+    "attn.k": "attention.k_proj",
+    "attn.v": "attention.v_proj",
+    "attn.proj": "attention.o_proj",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+
+
+def _table(encoder: str, blocks: str, decoder_blocks: str, parts: Mapping[str, str]) -> Table:
+    plain = {ours: encoder + theirs for ours, theirs in _ENCODER.items()}
+    return Table(
+        plain | _DECODER | {"head": "classifier"},
+        {"encoder.blocks": encoder + blocks, "decoder.blocks": decoder_blocks},
+        parts,
+    )
+
+
+_OLDER = _table("vit.", "encoder.layer", "decoder.decoder_layers", _OLDER_PARTS)
+_BARE = _table("", "encoder.layer", "decoder.decoder_layers", _OLDER_PARTS)
+_TABLES = (
+    _OLDER,
+    # What transformers 5.24 makes of a decoder's names when it saves in the older spelling.
+    _table("vit.", "encoder.layer", "decoder.decoder_encoder.layer", _OLDER_PARTS),
+    _table("vit.", "layers", "decoder.decoder_layers", _NEWER_PARTS),
+    _BARE,
+    _table("", "layers", "decoder.decoder_layers", _NEWER_PARTS),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Config:
+    """What is read of config.json; the defaults are transformers' own."""
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: Literal["gelu"] = "gelu"
+    qkv_bias: Literal[True] = True
+    layer_norm_eps: float = 1e-12
+    image_size: tuple[int, int] = (224, 224)
+    patch_size: int = 16
+    num_channels: int = 3
+    decoder_num_attention_heads: int = 16
+    decoder_hidden_size: int = 512
+    decoder_num_hidden_layers: int = 8
+    decoder_intermediate_size: int = 2048
+    mask_ratio: float = 0.75
+    norm_pix_loss: bool = False
+
+
+def _facts(_beside: Mapping[str, Any], file: Path, _tensors: Mapping[str, Tensor]) -> Facts:
+    """Read config.json and preprocessor_config.json, which lie beside the file."""
+    said, where = _read(file.with_name(CONFIG)), file.with_name(CONFIG)
+    known = {name: said[name] for name in _Config.__dataclass_fields__ if name in said}
+    if isinstance(known.get("image_size"), int):
+        known["image_size"] = [known["image_size"]] * 2
+    if isinstance(edges := known.get("patch_size"), list) and edges == edges[:1] * 2:
+        known["patch_size"] = edges[0]
+    try:
+        config = from_dict(_Config, known, where=str(where))
+        processor = _read(file.with_name(PROCESSOR))
+        pixels = _pixels(processor, channels=config.num_channels)
+    except ConfigError as error:
+        raise WeightsError(f"{where.parent}: {error}; this model cannot be held") from error
+    # What config.json leaves out is at its default; without the file, that is a guess.
+    always: dict[str, Any] = {
+        "norm_eps": config.layer_norm_eps,
+        "normalize_target": config.norm_pix_loss,
+        **_crop_pct(processor),
+    }
+    fields, notes = dict[str, Any](always if said else {}), list[str]()
+    # Set to 0 by those who want features; nothing can be trained so.
+    if 0 < config.mask_ratio < 1:
+        fields["mask_ratio"] = config.mask_ratio
+    else:
+        notes.append(f"{where}: a mask ratio of {config.mask_ratio:g} hides nothing; assumed 0.75")
+    if said:
+        fields["num_heads"] = config.num_attention_heads
+        fields["decoder_heads"] = config.decoder_num_attention_heads
+    if "image_size" in said:
+        fields["image_size"] = config.image_size
+    if pixels is not None:
+        fields["pixels"] = pixels
+    return Facts(
+        fields, source=CONFIG, assumed=always, gelu=bool(said), pool="cls", notes=tuple(notes),
+        class_names=_class_names(said.get("id2label"), where=where),
+    )  # fmt: skip
+
+
+def _crop_pct(processor: Mapping[str, Any]) -> dict[str, float]:
+    """Read the fraction of an image that evaluation keeps; only `write` puts it there."""
+    found = processor.get("crop_pct")
+    return {"crop_pct": found} if isinstance(found, float) and 0 < found <= 1 else {}
+
+
+def _class_names(said: Any, *, where: Path) -> tuple[str, ...]:
+    if not isinstance(said, Mapping):
+        return ()
+    # By number, not as written: some files have "10" before "2".
+    numbers = [str(number) for number in range(len(said))]
+    if said.keys() != set(numbers):
+        raise WeightsError(f"{where}: id2label: expected a name for each of 0, 1 ...")
+    return tuple(str(said[number]) for number in numbers)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: cannot be read: {error}; get it again") from error
+    if not isinstance(values, dict):
+        raise WeightsError(f"{path}: expected named values, got {type(values).__name__}")
+    return values
+
+
+def _pixels(said: Mapping[str, Any], *, channels: int) -> PixelConfig | None:
+    if not said:
+        return None
+    rescaled, normalised = said.get("do_rescale", True), said.get("do_normalize", True)
+    factor = said.get("rescale_factor", 1 / 255) if rescaled else 1.0
+    ranges = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}
+    known = type(factor) is float
+    dtype = next((d for d, full in ranges.items() if known and abs(factor * full - 1) < 1e-6), None)
+    if dtype is None:
+        raise ConfigError(f"rescale_factor: expected 1/255, 1/65535 or none, got {factor!r}")
+    half = [0.5] * channels  # what ViTImageProcessor takes where it is not told
+    mean = said.get("image_mean", half) if normalised else [0.0] * channels
+    std = said.get("image_std", half) if normalised else [1.0] * channels
+    return from_dict(PixelConfig, {"dtype": dtype, "mean": mean, "std": std}, where=PROCESSOR)
+
+
+LAYOUT = Layout("huggingface", _TABLES, _facts)
+
+
+def refuses(description: Description, names: Collection[str]) -> str | None:
+    """Say why a model cannot be held, if it cannot."""
+    model = description.model
+    if model.grid[0] != model.grid[1]:
+        return f"its grid of patches is square, that of this model {model.grid}"
+    if isinstance(description, ClassifierDescription) and description.pool == "mean":
+        return "it classifies the cls token, this model the mean of the patches (fc_norm)"
+    if not any(name.startswith("decoder.") for name in names):
+        return None
+    if model.target_eps != 1e-6:
+        return f"its target has an eps of 1e-6, that of this model {model.target_eps:g}"
+    kept = int(model.num_patches * (1 - model.mask_ratio))
+    if kept != model.num_keep:
+        return (
+            f"it keeps {kept} of {model.num_patches} patches at a mask ratio of "
+            f"{model.mask_ratio}, this model {model.num_keep} (decision 0003)"
+        )
+    return None
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], *, description: Description) -> None:
+    """Write a folder that `from_pretrained` of transformers loads.
+
+    Args:
+        path: folder to make.
+        tensors: by our names.
+        description: of a model that `refuses` nothing of.
+    """
+    decodes = any(name.startswith("decoder.") for name in tensors)
+    config: dict[str, Any] = to_dict(_config(description.model))
+    config["image_size"] = config["image_size"][0]
+    if isinstance(description, ClassifierDescription):
+        kind, sort = "ViTForImageClassification", "vit"
+        labels = description.class_names
+        config["id2label"] = {str(i): name for i, name in enumerate(labels)}
+        config["label2id"] = {name: i for i, name in enumerate(labels)}
+        config = {name: v for name, v in config.items() if not name.startswith("decoder_")}
+        del config["mask_ratio"], config["norm_pix_loss"]
+    else:
+        kind, sort = ("ViTMAEForPreTraining" if decodes else "ViTMAEModel"), "vit_mae"
+    about = {"architectures": [kind], "model_type": sort, "torch_dtype": "float32"}
+    table = _BARE if kind == "ViTMAEModel" else _OLDER
+    write_json_atomic(path / CONFIG, about | config)
+    write_json_atomic(path / PROCESSOR, _processor(description.model))
+    named = spelled(table, split_qkv(tensors))
+    write_atomic(path / TENSORS, to_safetensors(named, {"format": "pt"}))
+
+
+def _config(model: ModelConfig) -> _Config:
+    return _Config(
+        hidden_size=model.width,
+        num_hidden_layers=model.depth,
+        num_attention_heads=model.num_heads,
+        intermediate_size=hidden_width(model.width, model.mlp_ratio),
+        layer_norm_eps=model.norm_eps,
+        image_size=model.image_size,
+        patch_size=model.patch_size,
+        num_channels=model.channels,
+        decoder_num_attention_heads=model.decoder_heads,
+        decoder_hidden_size=model.decoder_width,
+        decoder_num_hidden_layers=model.decoder_depth,
+        decoder_intermediate_size=hidden_width(model.decoder_width, model.mlp_ratio),
+        mask_ratio=model.mask_ratio,
+        norm_pix_loss=model.normalize_target,
+    )
+
+
+def _processor(model: ModelConfig) -> dict[str, Any]:
+    pixels, (H, W) = model.pixels, model.image_size
+    # ViTImageProcessor squashes images to the size; other readers take crop_pct as timm does.
+    kept = {} if model.crop_pct is None else {"crop_pct": model.crop_pct}
+    return kept | {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": H, "width": W},
+        "resample": 3,  # bicubic
+        "do_rescale": pixels.dtype != "float32",
+        "rescale_factor": 1 / pixels.full_range,
+        "do_normalize": True,
+        "image_mean": list(pixels.mean),
+        "image_std": list(pixels.std),
+    }

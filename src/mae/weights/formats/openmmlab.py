@@ -1,0 +1,97 @@
+"""The layout of OpenMMLab: mmselfsup 0.x and 1.x, mmpretrain 1.x. It is read, not written.
+
+`state_dict` lies beside `meta`; pre-trained, fine-tuned (mean of the patches) and linear-probe
+files differ in their heads alone. Its position tables have the row in the first half, the column
+in the second: they are loaded as they are, so nothing needs to know.
+
+Source: spec 5.7 (names only; no code is taken from there).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mae.config.model import PixelConfig
+from mae.weights.formats.name_table import Facts, Layout, Table, probe_norm
+
+_ENCODER = {
+    "encoder.cls_token": "backbone.cls_token",
+    "encoder.pos_embed": "backbone.pos_embed",
+    "encoder.patch_embed.proj": "backbone.patch_embed.projection",
+    "encoder.norm": "backbone.ln1",
+}
+_DECODER = {
+    "decoder.mask_token": "neck.mask_token",
+    "decoder.pos_embed": "neck.decoder_pos_embed",
+    "decoder.embed": "neck.decoder_embed",
+    "decoder.norm": "neck.ln1",
+    "decoder.pred": "neck.decoder_pred",
+}
+_BLOCKS = {"encoder.blocks": "backbone.layers", "decoder.blocks": "neck.decoder_blocks"}
+_PARTS = {
+    "norm1": "ln1",
+    "attn.qkv": "attn.qkv",
+    "attn.proj": "attn.proj",
+    "norm2": "ln2",
+    "mlp.fc1": "ffn.layers.0.0",
+    "mlp.fc2": "ffn.layers.1",
+}
+
+
+# Of the networks that a config names; small is 768 wide with 8 heads, unlike anybody else's.
+_HEADS_OF: Mapping[str | None, int] = {
+    "small": 8, "s": 8, "base": 12, "b": 12, "large": 16, "l": 16, "huge": 16, "h": 16,
+    "deit-tiny": 3, "deit-t": 3, "deit-small": 6, "deit-s": 6, "deit-base": 12, "deit-b": 12,
+    "mocov3-small": 12, "mocov3-s": 12,
+}  # fmt: skip
+_NUMBERS = r"[\[(]\s*(\d+\.?\d*(?:\s*,\s*\d+\.?\d*)*)\s*,?\s*[\])]"
+
+_HEADS: tuple[dict[str, str], ...] = (
+    _DECODER,
+    {"fc_norm": "backbone.fc_norm", "head": "head.head"} | probe_norm("head.bn"),  # mmselfsup 0.x
+    {"fc_norm": "backbone.ln2", "head": "head.fc"},  # mmpretrain, fine-tuned
+    {"head": "head.layers.head"} | probe_norm("neck.bn"),  # mmpretrain, linear probe
+)
+
+
+def _facts(beside: Mapping[str, Any], _file: Path, tensors: Mapping[str, Tensor]) -> Facts:
+    """Read the text of the config, which `meta` holds in most files, as far as it is plain."""
+    meta = beside.get("meta")
+    texts = [meta.get(name) for name in ("config", "cfg")] if isinstance(meta, Mapping) else []
+    text = next((text for text in texts if isinstance(text, str)), "")
+    fields: dict[str, Any] = {}
+    if (normalize := _one(r"\bnorm_pix(?:_loss)?\s*=\s*(True|False)", text)) is not None:
+        fields["normalize_target"] = normalize == "True"
+    if (heads := _one(r"\bnum_heads['\"]?\s*[=:]\s*(\d+)", text)) is not None:
+        fields["num_heads"] = int(heads)
+    elif (arch := _one(r"\barch\s*=\s*['\"]([\w-]+)['\"]", text)) in _HEADS_OF:
+        fields["num_heads"] = _HEADS_OF[arch]
+    if (heads := _one(r"\bdecoder_num_heads\s*=\s*(\d+)", text)) is not None:
+        fields["decoder_heads"] = int(heads)
+    mean, std = (_numbers(rf"\b{name}\s*=\s*{_NUMBERS}", text) for name in ("mean", "std"))
+    projection = tensors.get("encoder.patch_embed.proj.weight")
+    if projection is not None and {len(mean), len(std)} == {*projection.shape[1:2]}:
+        scale = 255 if max(std) > 1 else 1  # of stored values, or of those in [0, 1]
+        m, s = (tuple(round(value / scale, 6) for value in each) for each in (mean, std))
+        fields["pixels"] = PixelConfig(mean=m, std=s)
+    return Facts(fields, source="its config")
+
+
+def _numbers(pattern: str, text: str) -> list[float]:
+    return [float(number) for number in (_one(pattern, text) or "").split(",") if number]
+
+
+def _one(pattern: str, text: str) -> str | None:
+    """Give what a pattern finds in a text, if it finds the same everywhere."""
+    found = {match[1] for match in re.finditer(pattern, text)}
+    return found.pop() if len(found) == 1 else None
+
+
+LAYOUT = Layout(
+    "openmmlab", tuple(Table(_ENCODER | heads, _BLOCKS, _PARTS) for heads in _HEADS), _facts
+)

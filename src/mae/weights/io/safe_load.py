@@ -1,0 +1,260 @@
+"""Tensors out of files that nobody vouches for: nothing in them is executed.
+
+A file is recognised by its content. A pickle may name tensors and plain containers, and a
+published training checkpoint `argparse.Namespace` for its arguments; paths and numpy's scalars are
+passed over, as values without content; any other name is refused.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import struct
+import warnings
+import zipfile
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
+
+from mae.errors import WeightsError
+from mae.weights.given import Take
+from mae.weights.io.file_checks import (
+    Kind,
+    check_archive,
+    check_header,
+    kind_of,
+    names_in,
+    printable,
+)
+
+# What the readers of untrusted files raise for those cut short, changed or made up.
+_BROKEN = (
+    pickle.UnpicklingError, SafetensorError, zipfile.BadZipFile, struct.error, EOFError,
+    RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError,
+    ArithmeticError, MemoryError,
+)  # fmt: skip
+
+Allowed = type | tuple[type, str]
+"""A class that a pickle may name; or what stands in for the name beside it."""
+
+_NETWORKS: Mapping[Take, Sequence[str]] = {
+    "model": ("model", "state_dict"),
+    "model_ema": ("model_ema", "state_dict_ema", "ema_state_dict", "ema"),
+    "student": ("student",),
+    "teacher": ("teacher",),
+}
+"""Under which keys of a checkpoint a network lies, by what --take calls it."""
+
+_NAMESPACE = "argparse.Namespace"
+# Values of arguments and metrics, which no tensor depends on.
+_PASSED_OVER = re.compile(
+    r"pathlib\.(_local\.)?(Pure)?(Posix|Windows)?Path|numpy\.dtype|numpy\.dtypes\.\w+"
+    r"|numpy\._?core\.multiarray\.scalar"
+)
+# What PyTorch takes by itself, parts of tensors and plain containers, and files do name.
+_PLAIN = re.compile(
+    r"torch\._utils\._rebuild_\w+|torch\.(\w*Storage|storage\.\w+|Size|device|nn\.parameter\.\w+)"
+    r"|torch\.(bool|u?int\d+|b?float\w+|complex\d+|per_(tensor|channel)_\w+)"
+    r"|torch\._tensor\._rebuild_from_type_v2"
+    r"|collections\.(OrderedDict|Counter)|(builtins|__builtin__)\.(bytearray|set|complex)"
+    r"|_codecs\.encode"
+)
+# Numbers that PyTorch can look at one by one.
+_NUMBERS = re.compile(r"torch\.(bool|u?int(8|16|32|64)|b?float(8_\w+|16|32|64)|complex\d+)")
+
+
+class TensorFile(NamedTuple):
+    """What a file holds."""
+
+    tensors: dict[str, Tensor]
+    """By the file's own names; may be views of the file."""
+    beside: dict[Any, Any]
+    """What a training checkpoint holds beside the model: args, epoch ..."""
+    notes: tuple[str, ...] = ()
+    """Which of several networks was taken, and how to take another."""
+
+
+class PassedOver:
+    """A value of a pickle that is passed over: nothing of it is kept."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+def read_tensors(path: Path, *, take: Take | None = None) -> TensorFile:
+    """Read the tensors of a safetensors or PyTorch file.
+
+    Args:
+        path: the file.
+        take: which of several networks; none: the one called model.
+
+    Raises:
+        WeightsError: for a file that is neither, is damaged, or wants anything executed; for
+            several networks of which none is the model, unless one is taken.
+    """
+    try:
+        kind = kind_of(path)
+        if kind == "safetensors":
+            check_header(path)
+            require_choice(path, take)
+            found = TensorFile(load_file(path), {})
+        else:
+            found = _choose(path, _read_pickle(path, kind), take)
+    except WeightsError:
+        raise
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except _BROKEN as error:
+        why = str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
+        raise WeightsError(
+            f"{path}: is cut short or damaged ({printable(why) or type(error).__name__}); "
+            "get it again"
+        ) from error
+    _require_values(path, found.tensors)
+    return found
+
+
+def require_new(path: Path) -> None:
+    """Refuse to write where something is, or where there is no folder.
+
+    Raises:
+        WeightsError: for such a place.
+    """
+    if not path.parent.is_dir():
+        raise WeightsError(f"{path.parent}: no such folder; make it first")
+    if path.exists():
+        raise WeightsError(f"{path}: exists already; choose another name, or remove it first")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Tell whether all values are finite real numbers."""
+    if not tensor.is_floating_point():
+        return False
+    # A tenth of the time of isfinite().all(): both bounds are NaN where any value is.
+    return not tensor.numel() or all(bool(bound.isfinite()) for bound in tensor.float().aminmax())
+
+
+def _read_pickle(path: Path, kind: Kind) -> Mapping[Any, Any]:
+    if kind == "zip":
+        check_archive(path)
+    try:
+        content = _load(path, kind, allowed=[])
+    except pickle.UnpicklingError as error:
+        strange = {name for name in names_in(path, kind) if not _PLAIN.fullmatch(name)}
+        if not strange:
+            raise
+        passed_over = {name for name in strange if _PASSED_OVER.fullmatch(name)}
+        if not strange <= passed_over | {_NAMESPACE}:
+            raise WeightsError(
+                f"{path}: would run {', '.join(sorted(strange - passed_over - {_NAMESPACE})[:5])} "
+                "when opened, expected tensors and plain values only; do not open it elsewhere "
+                "unless you trust its maker"
+            ) from error
+        inert = [(PassedOver, name) for name in sorted(passed_over)]
+        content = _load(path, kind, allowed=[*[Namespace] * (_NAMESPACE in strange), *inert])
+        args = content.get("args") if isinstance(content, Mapping) else None
+        if _NAMESPACE in strange and type(args) is not Namespace:
+            raise WeightsError(
+                f"{path}: holds an {_NAMESPACE}, which is taken only as the args of a training "
+                "checkpoint"
+            ) from error
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path}: holds a {type(content).__name__}, expected named tensors")
+    return content
+
+
+def _choose(path: Path, content: Mapping[Any, Any], take: Take | None) -> TensorFile:
+    """Take one of the networks of a checkpoint, or the whole of what is no checkpoint."""
+    there: dict[str, str] = {}
+    for group, keys in _NETWORKS.items():
+        for key in keys:
+            if _is_network(content.get(key), plain=group == "model"):
+                there.setdefault(group, key)
+    if not there:
+        require_choice(path, take)
+        return TensorFile(dict(content), {})
+    default = "model" if "model" in there else next(iter(there)) if len(there) == 1 else None
+    chosen = take or default
+    if chosen is None or chosen not in there:
+        raise WeightsError(
+            f"{path}: holds {' and '.join(there.values())}, expected one of them to be "
+            f"{'chosen' if take is None else take}; give --take {' or --take '.join(there)}"
+        )
+    key = there[chosen]
+    others = [f"{other} (--take {group})" for group, other in there.items() if group != chosen]
+    note = f"{path}: took {key} of the file, left {', '.join(others)}"
+    beside = {name: value for name, value in content.items() if name != key}
+    return TensorFile(dict(content[key]), beside, (note,) if others else ())
+
+
+def _is_network(value: object, *, plain: bool) -> bool:
+    # Of the usual name, whatever lies there is looked at, and said to be wrong where it is.
+    if not isinstance(value, Mapping):
+        return False
+    return plain or any(isinstance(part, Tensor) for part in value.values())
+
+
+def require_choice(path: Path, take: Take | None) -> None:
+    """Refuse to choose where there is one network only.
+
+    Raises:
+        WeightsError: if one was asked for.
+    """
+    if take is not None:
+        raise WeightsError(f"{path}: holds one network, not several; leave --take {take} out")
+
+
+def _load(path: Path, kind: Kind, *, allowed: Sequence[Allowed]) -> object:
+    # By a name that ends in this, PyTorch takes any file for safetensors, and an open one never.
+    named = path.suffix == ".safetensors"
+    with _only(allowed), warnings.catch_warnings(), path.open("rb") as file:
+        # Advice to whoever wrote the file, before the error that says it all.
+        warnings.simplefilter("ignore")
+        return torch.load(
+            file if named else path,
+            map_location="cpu",
+            weights_only=True,
+            mmap=kind == "zip" and not named,
+        )
+
+
+@contextmanager
+def _only(allowed: Sequence[Allowed]) -> Iterator[None]:
+    """Let pickles name these classes; what else this process trusts, it trusts in other files."""
+    others = get_safe_globals()
+    clear_safe_globals()
+    add_safe_globals([*allowed])
+    try:
+        yield
+    finally:
+        # What was imported meanwhile may have said what it trusts.
+        others += [trusted for trusted in get_safe_globals() if trusted not in allowed]
+        clear_safe_globals()
+        add_safe_globals(others)
+
+
+def _require_values(path: Path, tensors: Mapping[Any, object]) -> None:
+    size = 0
+    for name, tensor in tensors.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            said = printable(repr(name) if isinstance(name, (str, int)) else type(name).__name__)
+            raise WeightsError(f"{path}: {said} is {type(tensor).__name__}, expected a tensor")
+        if len(name) > 200 or not name.isprintable():
+            raise WeightsError(f"{path}: a tensor is called {printable(name)}, expected a name")
+        if tensor.layout is not torch.strided or tensor.device.type != "cpu":
+            raise WeightsError(f"{path}: {name} is {tensor.layout} on {tensor.device}, not values")
+        if not _NUMBERS.fullmatch(str(tensor.dtype)):
+            raise WeightsError(f"{path}: {name} is of {tensor.dtype}, expected plain numbers")
+        size += tensor.nbytes
+    # One stored number can be declared as a tensor of any size.
+    if size > path.stat().st_size:
+        raise WeightsError(f"{path}: declares {size:,} bytes of tensors, more than the file has")

@@ -1,0 +1,160 @@
+"""Tensors into a module, strictly; where they do not fit, a guess why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatch
+
+import torch
+from torch import nn
+
+from mae.errors import WeightsError
+from mae.weights.io.safe_load import is_finite
+from mae.weights.read import RawWeights
+
+# What the names of other networks contain, and what these have that ours has not.
+_FOREIGN = {
+    "rel_pos": "relative positions, of a detector or BEiT",
+    "relative_position": "relative positions, of a detector or BEiT",
+    "ls1": "layer scale",
+    "gamma": "layer scale",
+    "lambda": "layer scale",
+    "dist_token": "a distillation token",
+    "distillation_token": "a distillation token",
+    "reg_token": "register tokens",
+    "register_token": "register tokens",
+    "q_norm": "norms of queries and keys",
+    "attn.norm": "norms in the attention",
+    "mlp.norm": "norms in the MLP",
+    "norm_pre": "a norm before the blocks",
+    "attn_pool": "attention pooling (global_pool map)",
+    "head_dist": "a distillation token",
+    "mlp.fc1_g": "a gated MLP (SwiGLU)",
+    "mlp.w12": "a gated MLP (SwiGLU)",
+}
+# Tensors that other networks leave out.
+_ABSENT = {
+    ".attn.qkv.bias": "no biases of queries, keys and values",
+    ".attn.proj.bias": "no biases",
+    ".norm1.bias": "norms without biases (RMS norm)",
+    ".cls_token": "no cls token",
+}
+
+
+def fill(
+    module: nn.Module,
+    raw: RawWeights,
+    *,
+    prefix: str = "",
+    expected: str = "a masked autoencoder",
+    allow_missing: tuple[str, ...] = (),
+) -> list[str]:
+    """Give a module copies of the tensors whose names begin with the prefix, as float32.
+
+    Args:
+        module: perhaps on the meta device, if nothing may be missing.
+        raw: all of its tensors with the prefix are taken, save those no autoencoder has.
+        prefix: of our names.
+        expected: what the file is asked to be, for the message.
+        allow_missing: patterns of names; tensors that match stay as they are where missing.
+
+    Returns:
+        A note that names what stayed as it was, if anything did.
+
+    Raises:
+        WeightsError: unless they are those of the module, name by name.
+    """
+    found = {
+        name: tensor
+        for name, tensor in raw.tensors.items()
+        if name.startswith(prefix) and not name.startswith("unused.")
+    }
+    wanted = {prefix + name: tensor.shape for name, tensor in module.state_dict().items()}
+    missing = [name for name in wanted if name not in found]
+    fresh = _allowed(missing, raw, patterns=allow_missing)
+    both = [name for name in wanted if name in found]
+    bent = [name for name in both if found[name].shape != wanted[name]]
+    problems = {
+        "missing": [name for name in missing if name not in fresh],
+        "unexpected": [name for name in found if name not in wanted],
+        "of another shape": bent,
+        "not finite numbers": [name for name in both if not is_finite(found[name])],
+    }
+    spelled = {
+        name: f"{raw.spell(name)} {list(found[name].shape)}, expected {list(wanted[name])}"
+        if name in bent
+        else raw.spell(name)
+        for name in wanted.keys() | found.keys()
+    }
+    said = [
+        f"{len(names)} {what} ({'; '.join(spelled[name] for name in names[:5])})"
+        for what, names in problems.items()
+        if names
+    ]
+    if said:
+        cause = guess_cause(raw, problems) or f"is it whole, and of {expected}?"
+        raise WeightsError(f"{raw.path}: {', '.join(said)}; {cause}")
+    copies = {
+        name.removeprefix(prefix): tensor.detach().to(torch.float32, copy=True).contiguous()
+        for name, tensor in found.items()
+    }
+    # Assigned, not copied into: a model on the meta device costs neither memory nor draws.
+    module.load_state_dict(copies, assign=True, strict=not fresh)
+    return [f"{len(fresh)} start fresh, as allowed: {'; '.join(map(raw.spell, fresh))}"] * any(
+        fresh
+    )
+
+
+def _allowed(missing: list[str], raw: RawWeights, *, patterns: tuple[str, ...]) -> list[str]:
+    """Choose, of what is missing, what matches a pattern; each of which must match something."""
+    by_pattern = {
+        pattern: [n for n in missing if fnmatch(n, pattern) or fnmatch(raw.spell(n), pattern)]
+        for pattern in patterns
+    }
+    for pattern, names in by_pattern.items():
+        if not names:
+            raise WeightsError(
+                f"{raw.path}: allow-missing: nothing that is missing matches {pattern!r}; missing "
+                f"are {'; '.join(map(raw.spell, missing[:5])) or 'none'}"
+            )
+    allowed = {name for names in by_pattern.values() for name in names}
+    return [name for name in missing if name in allowed]
+
+
+def foreign(raw: RawWeights, *, missing: Iterable[str], unexpected: Iterable[str]) -> str:
+    """Say what other network weights are of, by our names of what is missing and unexpected."""
+    for mark, what in _FOREIGN.items():
+        if any(mark in name for name in unexpected):
+            return f"it has {what}, which this network has not"
+    for mark, what in _ABSENT.items():
+        if any(name.endswith(mark) for name in missing):
+            if not any(name.endswith(mark) for name in raw.tensors):
+                return f"it has {what}, unlike this network"
+    return ""
+
+
+def guess_cause(raw: RawWeights, problems: Mapping[str, list[str]]) -> str:
+    """Guess why weights do not fit, or say nothing.
+
+    Args:
+        raw: the weights.
+        problems: our names of what is "missing", "unexpected" and "of another shape".
+    """
+    missing, bent = problems["missing"], problems["of another shape"]
+    if other := foreign(raw, missing=missing, unexpected=problems["unexpected"]):
+        return other
+    if "encoder.norm.weight" in missing and "fc_norm.weight" in raw.tensors:
+        return (
+            "it was fine-tuned with fc_norm in place of the encoder's norm: it is a classifier "
+            "(mae evaluate), give pre-trained weights for features"
+        )
+    if missing and len(missing) == sum(name.startswith("decoder.") for name in missing):
+        if not raw.has_decoder:
+            return "decoder: not in this file; reconstruction is not possible, features are"
+    if "encoder.patch_embed.proj.weight" in bent:
+        return "it is of another patch size or other channels"
+    if {"encoder.pos_embed", "decoder.pos_embed"} & set(bent):
+        return "it is of another picture size or patch size"
+    if "head.weight" in bent:
+        return "its head is of other classes"
+    return ""

@@ -1,0 +1,219 @@
+"""From a path to tensors by our names: which file it stands for, whose names they are.
+
+A new format is one file beside `lightly.py` (a table of names, what else its files tell) and its
+entry in `LAYOUTS`; to write it, also one in `convert.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mae.config.model import ModelConfig
+from mae.config.serialize import from_dict
+from mae.errors import ConfigError, WeightsError
+from mae.runs.checkpoint import latest_checkpoint
+from mae.runs.directory import RunDir, read_record
+from mae.weights.formats import facebook, huggingface, lightly, openmmlab
+from mae.weights.formats import native as folder
+from mae.weights.formats.name_table import Facts, Layout, find_spelling, fuse_qkv
+from mae.weights.formats.name_table import Format as Format
+from mae.weights.formats.native import (
+    CONFIG,
+    TENSORS,
+    ClassifierDescription,
+    Description,
+    parse_description,
+)
+from mae.weights.given import Take
+from mae.weights.io.hub import local
+from mae.weights.io.safe_load import TensorFile, read_tensors, require_choice
+from mae.weights.io.sharded import INDEXES, is_index, read_sharded
+
+LAYOUTS: tuple[Layout, ...] = (
+    folder.LAYOUT,
+    facebook.LAYOUT,
+    huggingface.LAYOUT,
+    openmmlab.LAYOUT,
+    lightly.LAYOUT,
+)
+
+
+class RawWeights(NamedTuple):
+    """What a path holds, before a model is made of it."""
+
+    path: Path
+    """The file with the tensors."""
+    format: Format
+    tensors: dict[str, Tensor]
+    """By our names; may be views of the file."""
+    description: Description | None
+    """What the file or its neighbour says of the model, in our own words."""
+    facts: Facts
+    """What is said without a description."""
+    spell: Callable[[str], str]
+    """From one of our names to the file's own."""
+    notes: tuple[str, ...] = ()
+    """What of the file was taken and what was not."""
+    whole_images: bool = False
+    """Whether the run that the file lies in was trained on whole images; asked only of weights
+    that do not say their `crop_pct`."""
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether any tensor is a decoder's."""
+        return any(name.startswith("decoder.") for name in self.tensors)
+
+
+def read_weights(path: str | Path, *, take: Take | None = None) -> RawWeights:
+    """Read what a path stands for: a folder, a run, a checkpoint, a file, `hf:owner/name`.
+
+    Args:
+        path: what holds the weights.
+        take: which of several networks in one file; none: the one called model.
+
+    Raises:
+        WeightsError: for a path that holds no weights, or weights that cannot be read or named.
+    """
+    file = find_file(local(path))
+    tensors, beside, notes = read_file(file, take=take)
+    raw = name_tensors(file, tensors, beside)
+    return raw._replace(notes=notes + raw.notes)
+
+
+def read_file(file: Path, *, take: Take | None = None) -> TensorFile:
+    """Read the tensors of a file, or of all files of an index, by their own names.
+
+    Raises:
+        WeightsError: if they cannot be read, or there are not several networks to take one of.
+    """
+    if not is_index(file):
+        return read_tensors(file, take=take)
+    require_choice(file, take)
+    return read_sharded(file)
+
+
+def name_tensors(
+    file: Path, tensors: Mapping[str, Tensor], beside: Mapping[Any, Any]
+) -> RawWeights:
+    """Recognise whose names the tensors of a file have, and give them ours.
+
+    Args:
+        file: what they were read from, whose neighbours are looked at.
+        tensors: by the file's own names; perhaps without values, on the meta device.
+        beside: what else the file holds.
+
+    Raises:
+        WeightsError: for unknown names, or neighbours that cannot be read.
+    """
+    spelling = find_spelling(tensors, LAYOUTS)
+    if spelling is None:
+        raise WeightsError(
+            f"{file}: holds {len(tensors)} tensors of unknown names {sorted(tensors)[:5]}, "
+            f"expected those of {', '.join(layout.name for layout in LAYOUTS)}"
+        )
+    names = spelling.to_ours(tensors)
+    ours = {name: tensors[theirs] for theirs, name in names.items()}
+    if len(ours) < len(names):
+        twice = [n for n, ours_ in names.items() if list(names.values()).count(ours_) > 1]
+        raise WeightsError(f"{file}: holds one tensor under several names: {'; '.join(twice[:4])}")
+    ours = fuse_qkv(ours, spell=spelling.to_theirs, where=str(file))
+    raw = RawWeights(file, spelling.layout.name, ours, None, Facts(), spelling.to_theirs,
+                     _outside(file, tensors, prefix=spelling.prefix))  # fmt: skip
+    if spelling.layout is folder.LAYOUT:
+        said = _neighbour(file)
+        whole = said is not None and said.model.crop_pct is None and _of_whole_images(file)
+        return raw._replace(description=said, whole_images=whole)
+    beside = {**beside, **_metadata(file)}
+    text = beside.get("mae")
+    # Anything but text is not ours, and may be nested deeper than can be shown.
+    if isinstance(text, str):
+        return raw._replace(description=parse_description(text, where=str(file)))
+    return raw._replace(facts=spelling.layout.facts(beside, file, ours))
+
+
+def _outside(file: Path, names: Iterable[str], *, prefix: str) -> tuple[str, ...]:
+    """Name the tensors that lie beside the network and not in it."""
+    left = [name for name in names if not name.startswith(prefix)]
+    if not left:
+        return ()
+    more = " ..." if len(left) > 3 else ""
+    which = f"{len(left)} tensors beside {prefix}* ({'; '.join(left[:3])}{more})"
+    return (f"{file}: left {which}: no part of the network",)
+
+
+def find_file(path: Path) -> Path:
+    """Find the file that holds the tensors of a path, or their index.
+
+    1. the file itself; 2. a folder of ours or of transformers, or a checkpoint; 3. the weights of
+    a finished run; 4. the newest checkpoint of an unfinished one.
+
+    Raises:
+        WeightsError: for a path that holds no weights.
+    """
+    if path.exists() and not path.is_dir():
+        return path
+    if not path.is_dir():
+        raise WeightsError(f"{path.absolute()}: no such file or folder")
+    run = RunDir(path)
+    for held in (path, run.weights, latest_checkpoint(run.checkpoints)):
+        for name in (TENSORS, INDEXES[0], "pytorch_model.bin", INDEXES[1]):
+            if held is not None and (held / name).is_file():
+                return held / name
+    names = ", ".join(sorted(p.name for p in path.iterdir())[:5])
+    raise WeightsError(
+        f"{path}: holds {names or 'nothing'}; expected {TENSORS}, or a run with a checkpoint"
+    )
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    """Read what a safetensors file says of itself; other files say nothing here."""
+    try:
+        with safe_open(file, "pt") as opened:
+            return dict(opened.metadata() or {})
+    except (SafetensorError, OSError):
+        return {}
+
+
+def _of_whole_images(file: Path) -> bool:
+    """Say whether a file lies in a run that was trained on whole images."""
+    folder = file.absolute().parent
+    runs = RunDir(folder.parent), RunDir(folder.parent.parent)
+    if folder not in (runs[0].weights, runs[1].checkpoints / folder.name):
+        return False
+    with suppress(ConfigError):  # a damaged record does not spoil the weights
+        record = read_record(runs[folder != runs[0].weights].path) or {"config": {}}
+        augment = record["config"].get("augment")
+        return isinstance(augment, Mapping) and augment.get("crop_scale") == [1, 1]
+    return False
+
+
+def _neighbour(file: Path) -> Description | None:
+    """Read the description that lies beside a file of ours: its own, or that of its run."""
+    config = file.with_name(CONFIG)
+    if config.is_file():
+        try:
+            text = config.read_bytes()
+        except OSError as error:
+            raise WeightsError(f"{config}: cannot be read: {error.strerror}") from error
+        return parse_description(text, where=str(config))
+    manifest = file.absolute().with_name("manifest.json")
+    if not manifest.is_file():
+        return None
+    run = manifest.parent.parent.parent
+    if hashlib.sha256(file.read_bytes()).hexdigest().encode() not in manifest.read_bytes():
+        raise WeightsError(f"{file}: is not what {manifest.name} says; name an older checkpoint")
+    record = read_record(run)
+    if record is None:
+        raise WeightsError(f"{file}: is of a run without run.json; put it back")
+    model = from_dict(ModelConfig, record["config"]["model"], where=str(RunDir(run).record))
+    if "class_names" in record:
+        names, pool = tuple(record["class_names"]), record["config"]["pool"]
+        return ClassifierDescription(model=model, class_names=names, pool=pool)
+    return Description(model=model)

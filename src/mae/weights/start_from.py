@@ -1,0 +1,76 @@
+"""Continuing from weights: what a pre-training run takes from them before it begins."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Unpack
+
+from mae.config.model import refuse_without_effect
+from mae.config.run import ModelConfig, PretrainConfig, settle_crop_pct
+from mae.config.sizes import SIZES
+from mae.errors import ConfigError
+from mae.weights.given import Given
+from mae.weights.infer_config import config_of
+from mae.weights.read import read_weights
+
+
+def require_init(config: PretrainConfig, init: str | Path | None, **given: Unpack[Given]) -> None:
+    """Refuse a configuration that has to do with weights where none are given.
+
+    Raises:
+        ConfigError: with what to give, or to drop.
+    """
+    if init is None and config.follow_weights:
+        raise ConfigError(
+            "init: expected --init, weights or a run, which this recipe takes its network from; "
+            "to start anew use the recipe folder"
+        )
+    if init is None and config.init_channels is not None:
+        raise ConfigError("init_channels: has no effect without --init; drop it")
+    if init is None:
+        refuse_without_effect("a new network", "--init", **given)
+
+
+def follow(
+    config: PretrainConfig,
+    init: str | Path,
+    *,
+    say: Callable[[str], None],
+    **given: Unpack[Given],
+) -> PretrainConfig:
+    """Take the network of a run from weights.
+
+    Where they have no decoder, it will be the one of this size, or of ViT-B.
+
+    Args:
+        config: a configuration that follows weights.
+        init: whatever `load_encoder` takes.
+        say: told what had to be assumed.
+        given: what the weights do not say, see `Given`.
+
+    Returns:
+        A configuration that says its network, so that run.json repeats the run by itself.
+
+    Raises:
+        WeightsError: for weights that cannot be read, or do not tell what they are.
+    """
+    raw = read_weights(init, take=given.get("take"))
+    stored, notes = config_of(raw, **given)
+    for note in notes:
+        say(note)
+    decoder = {} if raw.description or raw.has_decoder else _decoder_of(stored)
+    size = config.resize or stored.image_size
+    asked = {"image_size": size, "crop_pct": config.model.crop_pct}
+    model = dataclasses.replace(stored, **asked, **decoder)  # type: ignore[arg-type]
+    model = settle_crop_pct(model, config.augment, of_weights=stored)
+    return dataclasses.replace(config, model=model, follow_weights=False, resize=None)
+
+
+def _decoder_of(model: ModelConfig) -> dict[str, int]:
+    """Give the decoder that belongs to an encoder of a known size; nothing for the default."""
+    for size in SIZES.values():
+        if (size["width"], size["depth"]) == (model.width, model.depth):
+            return {name: value for name, value in size.items() if name.startswith("decoder_")}
+    return {}

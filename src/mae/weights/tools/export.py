@@ -1,0 +1,201 @@
+"""Networks for other runtimes, as ONNX or torch.export: checked against PyTorch once written."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal, NamedTuple, Unpack
+
+import torch
+from torch import Tensor
+
+from mae.config.serialize import to_dict
+from mae.errors import ConfigError, WeightsError
+from mae.weights.given import Given
+from mae.weights.io.safe_load import require_new
+from mae.weights.load import open_encoder, open_model
+from mae.weights.tools import export_graph as graph
+
+Target = Literal["onnx", "torch-export"]
+Part = Literal["encoder", "full"]
+CLOSE = 1e-4  # of the largest value, or of 1: orders of summation in float32, and no more
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
+_TIMED = 5
+
+
+class Exported(NamedTuple):
+    """What was written, and how it did beside PyTorch."""
+
+    path: str
+    to: Target
+    part: Part
+    inputs: dict[str, list[int | str]]
+    """Shape of each, by name; a text is a size that may change from call to call."""
+    outputs: dict[str, list[int | str]]
+    dynamic: bool
+    """Whether height and width may change too, and not the batch alone."""
+    largest: float
+    """Difference from PyTorch, of all values of all tries."""
+    tried: list[list[int]]
+    """Shapes of the images of these tries."""
+    bytes: int
+    seconds: float
+    """For one picture, in the runtime exported for."""
+    eager_seconds: float
+    """For one picture, in PyTorch."""
+    threads: int
+    notes: list[str]
+
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """Give the lines of a table."""
+        yield "written", self.path
+        for name, shape in self.inputs.items():
+            yield f"input {name}", f"{' x '.join(map(str, shape))} float32"
+        for name, shape in self.outputs.items():
+            yield f"output {name}", " x ".join(map(str, shape))
+        tries = ", ".join(" x ".join(map(str, shape)) for shape in self.tried)
+        yield "largest difference from PyTorch", f"{self.largest:.1e} over images of {tries}"
+        yield "size", f"{self.bytes / 1e6:,.1f} MB"
+        ours, theirs = (f"{1000 * s:,.1f} ms" for s in (self.eager_seconds, self.seconds))
+        yield "latency of one picture", f"{theirs}, PyTorch {ours} ({self.threads} threads, CPU)"
+        for note in self.notes:
+            yield "note", note
+
+
+def export(
+    weights: str | Path,
+    dst: str | Path,
+    *,
+    to: Target,
+    part: Part = "encoder",
+    dynamic: bool = False,
+    **given: Unpack[Given],
+) -> Exported:
+    """Write a network for another runtime, run it there, and compare it with PyTorch.
+
+    The batch may change from call to call; the encoder gives every token of whole pictures, the
+    full model predicts every patch and draws nothing, since noise is an input of it.
+
+    Args:
+        weights: whatever `load_encoder` takes; `load` for the full model.
+        dst: file to make, in a folder that exists; .onnx or .pt2.
+        to: "onnx" or "torch-export".
+        part: "encoder" or "full".
+        dynamic: let height and width change too; positions are then resized in the graph.
+        given: what the weights do not say, see `Given`.
+
+    Raises:
+        ConfigError: where a package that it takes is missing, or the mask ratio cannot follow
+            the size of a picture.
+        WeightsError: if the weights cannot be loaded, `dst` exists or cannot be written, or the
+            network gives other values there; then nothing is left at `dst`.
+    """
+    path = Path(dst)
+    _require_place(path, to)
+    if part == "encoder":
+        encoder, notes = open_encoder(weights, **given)
+        case = graph.of_encoder(encoder.eval(), dynamic=dynamic)
+    else:
+        model, notes = open_model(weights, **given)
+        case = graph.of_full(model.eval(), dynamic=dynamic)
+    said = json.dumps({"part": part, "model": to_dict(case.config)})
+    folder = path.with_name(f".tmp-{path.name}-{secrets.token_hex(4)}")
+    try:
+        folder.mkdir()
+        write = graph.write_onnx if to == "onnx" else graph.write_torch
+        write(case, folder / path.name, description=said)
+        found = _compared(case, folder / path.name, to=to, name=path)
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        # The values of a large ONNX file lie beside it; the file that names them comes last.
+        for file in sorted(folder.iterdir(), key=lambda file: file.name == path.name):
+            file.rename(path.with_name(file.name))
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return Exported(
+        path=str(path), to=to, part=part, inputs=case.inputs, outputs=case.outputs,
+        dynamic=dynamic, bytes=size, threads=torch.get_num_threads(), notes=notes, **found
+    )  # fmt: skip
+
+
+def _require_place(path: Path, to: Target) -> None:
+    """Refuse what cannot be written or checked, before any work is done."""
+    suffix = {"onnx": ".onnx", "torch-export": ".pt2"}[to]
+    if path.suffix != suffix:
+        raise ConfigError(f"dst: {path.name} ends in {path.suffix!r}, expected {suffix} for {to}")
+    missing = [name for name in NEEDED if find_spec(name) is None] if to == "onnx" else []
+    if missing:
+        raise ConfigError(
+            f"export: onnx takes {', '.join(missing)}; pip install 'mae-vision[export]', or use "
+            "--to torch-export, which needs nothing more"
+        )
+    for file in (path, path.with_name(f"{path.name}.data")):
+        require_new(file)
+
+
+@torch.inference_mode()
+def _compared(case: graph.Case, file: Path, *, to: Target, name: Path) -> dict[str, Any]:
+    """Run what was written beside PyTorch: batches of 1 and 3, and other sizes where they may be.
+
+    Raises:
+        WeightsError: if they differ by more than rounding.
+    """
+    run, largest, tried = _runner(file, to), 0.0, list[list[int]]()
+    for batch, grid in case.tries:
+        given = case.draw(batch, grid)
+        for ours, theirs in zip(case.eager(*given), run(*given), strict=True):
+            scale = max(1.0, float(ours.float().abs().max()))
+            largest = max(largest, float((ours.float() - theirs.float()).abs().max()) / scale)
+            if ours.dtype != theirs.dtype or not largest <= CLOSE:  # neither is NaN
+                raise WeightsError(
+                    f"{name}: not written: it gives other values than PyTorch, {largest:.1e} apart "
+                    f"for images of {tuple(given[0].shape)}; please report this"
+                )
+        tried.append([*given[0].shape])
+    one = case.draw(*case.tries[0])
+    return {
+        "largest": largest,
+        "tried": tried,
+        "seconds": _seconds(run, one),
+        "eager_seconds": _seconds(case.eager, one),
+    }
+
+
+def _runner(file: Path, to: Target) -> graph.Run:
+    if to == "torch-export":
+        module = torch.export.load(file).module()
+
+        def run_torch(*given: Tensor) -> tuple[Tensor, ...]:
+            found = module(*given)
+            return found if isinstance(found, tuple) else (found,)
+
+        return run_torch
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    names = [entry.name for entry in session.get_inputs()]
+
+    def run_onnx(*given: Tensor) -> tuple[Tensor, ...]:
+        values = {name: tensor.numpy() for name, tensor in zip(names, given, strict=True)}
+        return tuple(torch.from_numpy(found) for found in session.run(None, values))
+
+    return run_onnx
+
+
+def _seconds(run: graph.Run, given: tuple[Tensor, ...]) -> float:
+    """Measure a call: the middle one of a few, after one that is not counted."""
+    took = list[float]()
+    for _ in range(1 + _TIMED):
+        began = time.perf_counter()
+        run(*given)
+        took.append(time.perf_counter() - began)
+    return median(took[1:])

@@ -1,0 +1,73 @@
+"""A folder of ours to the Hugging Face Hub, of which it is a valid folder as it stands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mae.errors import ConfigError, WeightsError
+from mae.runs.directory import RunDir
+from mae.weights.classifier import load_classifier
+from mae.weights.formats.native import CARD, CONFIG, TENSORS, ClassifierDescription
+from mae.weights.io.hub import NAME, require_library, said_in_one_line
+from mae.weights.load import open_encoder, open_model
+from mae.weights.read import read_weights
+
+
+def push(folder: str | Path, repo: str, *, public: bool = False) -> str:
+    """Put a folder of weights, loaded once to see that it can be, on the Hub in one commit.
+
+    Args:
+        folder: of ours, or a finished run, whose weights are put there.
+        repo: owner/name; made if it is not there.
+        public: whether everyone may see it. Asked for in so many words, since it cannot be undone.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        WeightsError: if the folder cannot be loaded, or the Hub says no.
+        ConfigError: for a malformed name, a repository that is public where that was not asked
+            for, or where huggingface_hub is missing.
+    """
+    asked = NAME.fullmatch(repo)
+    if asked is None or asked["revision"]:
+        raise ConfigError(f"repo: got {repo!r}, expected owner/name")
+    require_library(repo)
+    path = _folder_of(Path(folder))
+    _require_loadable(path)
+    from huggingface_hub import HfApi
+
+    with said_in_one_line(repo):
+        api = HfApi(library_name="mae-vision")
+        api.create_repo(repo, private=not public, exist_ok=True)
+        if not public and not api.repo_info(repo).private:
+            raise ConfigError(
+                f"repo: {repo} is there and public; say --public, or choose another name"
+            )
+        api.upload_folder(
+            repo_id=repo,
+            folder_path=path,
+            allow_patterns=[CONFIG, TENSORS, CARD],
+            commit_message="Weights of mae-vision",
+        )
+    return f"https://huggingface.co/{repo}"
+
+
+def _folder_of(path: Path) -> Path:
+    for folder in (path, RunDir(path).weights):
+        if all((folder / name).is_file() for name in (CONFIG, TENSORS, CARD)):
+            return folder
+    raise WeightsError(
+        f"{path}: expected a folder of {CONFIG}, {TENSORS} and {CARD}, or a finished run; make "
+        "one of other weights by mae weights convert IN OUT --to mae"
+    )
+
+
+def _require_loadable(path: Path) -> None:
+    raw = read_weights(path)
+    if isinstance(raw.description, ClassifierDescription):
+        load_classifier(path)
+    elif raw.has_decoder:
+        open_model(path)
+    else:
+        open_encoder(path)

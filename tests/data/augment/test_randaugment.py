@@ -1,0 +1,92 @@
+"""RandAugment: timm's own operations, drawn for each picture by itself."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from PIL import Image
+from timm.data.auto_augment import rand_augment_transform
+
+from mae.data.augment.randaugment import Policy, augmented, require_policy
+from mae.data.decoding.decode import PixelKind
+from mae.errors import ConfigError
+from tests.pictures import photo
+
+PUBLISHED = Policy("rand-m9-mstd0.5-inc1", (0.485, 0.456, 0.406))
+GREY = Policy("rand-m9-mstd0.5-inc1", (0.3,))
+PICTURES = np.stack([photo(24, 40, seed=seed) for seed in range(30)])
+IDS = np.arange(30)
+
+
+def test_pictures_are_changed_as_timm_changes_them_after_the_same_seed(monkeypatch) -> None:
+    seeds: list[object] = []
+    seed_one, seed_other = random.seed, np.random.seed
+    monkeypatch.setattr(random, "seed", lambda s: (seeds.append(s), seed_one(s)))
+    monkeypatch.setattr(np.random, "seed", lambda s: (seeds.append(s), seed_other(s)))
+    found = augmented(PICTURES, PUBLISHED, IDS, seed=1, epoch=2)
+    monkeypatch.undo()
+
+    other = rand_augment_transform(
+        PUBLISHED.text,
+        {
+            "translate_const": 10,
+            "img_mean": (124, 116, 104),
+            "interpolation": Image.Resampling.BICUBIC,
+        },
+    )
+    for i, picture in enumerate(PICTURES):
+        random.seed(seeds[2 * i])
+        np.random.seed(seeds[2 * i + 1])
+        assert np.array_equal(found[i], np.asarray(other(Image.fromarray(picture))))
+    assert len({str(seed) for seed in seeds}) == 60
+
+
+def test_what_is_done_follows_from_seed_epoch_and_id_alone() -> None:
+    whole = augmented(PICTURES, PUBLISHED, IDS, seed=1, epoch=2)
+
+    part = augmented(PICTURES[10:13], PUBLISHED, IDS[10:13], seed=1, epoch=2)
+    assert np.array_equal(part, whole[10:13])
+    assert not np.array_equal(augmented(PICTURES, PUBLISHED, IDS, seed=1, epoch=3), whole)
+    assert not np.array_equal(whole, PICTURES)
+
+
+def test_a_picture_posterized_to_no_bits_is_black_with_any_pillow() -> None:
+    # Every operation happens, at magnitude 10: some of them leave 4 - 4 bits.
+    highest = Policy("rand-m10-p1-inc1", PUBLISHED.mean)
+
+    found = augmented(np.tile(PICTURES, (3, 1, 1, 1)), highest, np.arange(90), seed=0, epoch=0)
+
+    assert any(not picture.any() for picture in found)
+
+
+def test_the_global_generators_are_left_as_they_were() -> None:
+    before = random.getstate(), np.random.get_state()[1].tolist()
+
+    augmented(PICTURES, PUBLISHED, IDS, seed=1, epoch=2)
+
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+
+
+def test_grey_pictures_are_taken_by_every_operation() -> None:
+    grey = np.concatenate([PICTURES[..., :1]] * 10)
+
+    after = augmented(grey, GREY, np.arange(300), seed=1, epoch=2)
+
+    assert after.shape == (300, 24, 40, 1)
+    require_policy(GREY, PixelKind("uint8", 1))
+
+
+@pytest.mark.parametrize(
+    "kind", [PixelKind("uint16", 1), PixelKind("float32", 3), PixelKind("uint8", 4)]
+)
+def test_other_kinds_of_pictures_are_refused(kind) -> None:
+    with pytest.raises(ConfigError, match=f"got {kind.channels} channels of {kind.dtype}"):
+        require_policy(PUBLISHED, kind)
+
+
+@pytest.mark.parametrize("text", ["augmix-m3", "rand-x9", "rand-m9-mstd", "", "rand-m9-tnone"])
+def test_what_timm_does_not_understand_is_refused(text) -> None:
+    with pytest.raises(ConfigError, match="rand_augment: got .* expected timm's terms"):
+        require_policy(PUBLISHED._replace(text=text), PixelKind("uint8", 3))

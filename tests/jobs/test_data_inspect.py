@@ -1,0 +1,439 @@
+"""A folder of pictures looked at as a run would: every fact is right, and nothing is touched."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from zlib import compress, crc32
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+import mae.jobs.data_inspect as job
+from mae.cli.main import main
+from mae.data.decoding.decode import PixelKind, decode
+from mae.data.sources.source import FolderSource
+from mae.errors import ConfigError, DataError
+from mae.evaluation.labelled_data import labelled
+from mae.jobs.data_inspect import Inspected, inspect_data
+from mae.model.create import create
+from mae.train.measure import LEARNT_STEPS, Outlook, saved_bytes
+from tests.bad_pictures import BAD, MAYBE_SOUND, npy, write_bad, write_good
+from tests.data.decoding.test_tiff import tiff
+from tests.jobs.conftest import write_classes
+from tests.jobs.kill_storm import CONFIG
+from tests.model.tiny import tiny_config
+from tests.pictures import encoded, image, mixed_folder, photo, png_bomb
+from tests.report.test_page import Page
+
+RECIPE = replace(CONFIG, steps=None, epochs=20, batch=8)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand in for the measured rate: 7,200 steps an hour."""
+    monkeypatch.setattr("mae.train.measure.measured_steps", lambda *args, **more: 7200)
+
+
+def look(folder: Path, **options: Any) -> Inspected:
+    return inspect_data(folder, recipe=RECIPE, quiet=True, **options)
+
+
+def tree(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_mean_and_deviation_are_those_of_all_pixels_in_numpy(tmp_path: Path) -> None:
+    mixed_folder(tmp_path, count=16, broken=2)
+
+    values = look(tmp_path).values()
+
+    source, kind, planes = FolderSource(tmp_path), PixelKind("uint16", 3), []
+    for index in range(len(source)):
+        if source.name(index) not in values["broken"]:
+            planes.append(decode(source.read(index), kind=kind).reshape(-1, 3))
+    pixels = np.concatenate(planes).astype(np.float64)
+    assert values["mean"] == pytest.approx(pixels.mean(axis=0), rel=1e-14)
+    assert values["std"] == pytest.approx(pixels.std(axis=0), rel=1e-12)
+
+
+def test_every_fact_of_a_mixed_folder_is_said(tmp_path: Path) -> None:
+    broken = mixed_folder(tmp_path, count=40, broken=7)
+    before = tree(tmp_path)
+
+    found = look(tmp_path)
+
+    values = json.loads(json.dumps(found.values()))
+    assert (values["count"], values["looked_at"], values["readable"]) == (40, 40, 33)
+    assert sorted(values["broken"] | values["unfit"]) == sorted(broken)
+    assert list(values["unfit"].values()) == ["too large (900000000 pixels, at most 134217728)"]
+    assert sum(values["formats"].values()) == 33 and {"JPEG", "TIFF", "GIF"} < set(
+        values["formats"]
+    )
+    assert {(k["dtype"], k["channels"]) for k in values["stored_as"]} == {
+        ("uint8", 1), ("uint8", 3), ("uint16", 1),
+    }  # fmt: skip
+    assert values["heights"] == [41, 55, 75] and values["widths"][0] == 41  # some are turned
+    assert values["pretrain"]["kind"] == {"dtype": "uint16", "channels": 3}
+    assert tree(tmp_path) == before
+    text = "\n".join("  ".join(row) for row in found.rows())
+    assert all(name in text for name in broken) and "JPEG that cannot be decoded" in text
+
+
+def test_copies_look_alikes_and_flat_pictures_are_told_apart(tmp_path: Path) -> None:
+    write_good(tmp_path, count=9)
+    picture = image(60, 90, seed=77)
+    (tmp_path / "a.png").write_bytes(encoded(picture, "PNG"))
+    (tmp_path / "b.png").write_bytes(encoded(picture, "PNG"))
+    (tmp_path / "c.jpg").write_bytes(encoded(picture.resize((72, 48)), "JPEG", quality=90))
+    for number in range(2):
+        Image.new("RGB", (30 + number, 20), (90, 91, 92)).save(tmp_path / f"flat {number}.png")
+
+    values = look(tmp_path).values()
+
+    assert values["copies"] == [["a.png", "b.png"]]
+    assert values["look_alikes"] == [["a.png", "c.jpg"]]
+    assert values["nearly_constant"] == ["flat 0.png", "flat 1.png"]
+
+
+def test_what_is_never_read_of_a_file_is_said(tmp_path: Path) -> None:
+    frames = [image(20, 30, seed=seed).convert("P") for seed in range(2)]
+    (tmp_path / "a.gif").write_bytes(encoded(frames[0], "GIF", save_all=True,
+                                             append_images=frames[1:]))  # fmt: skip
+    (tmp_path / "deep.png").write_bytes(deep_colour_png(photo(20, 30).astype(np.uint16) * 257))
+    write_good(tmp_path, count=3)
+
+    values = look(tmp_path).values()
+
+    assert values["not_read"] == {
+        "frames or pages after the first": 1, "the lower 8 of 16 bits of colour PNG": 1,
+    }  # fmt: skip
+
+
+def deep_colour_png(pixels: np.ndarray) -> bytes:
+    """Encode H W 3 of 16 bits, which Pillow cannot."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", crc32(name + body))
+
+    H, W, _ = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    head = struct.pack(">IIBBBBB", W, H, 16, 2, 0, 0, 0)
+    chunks = chunk(b"IHDR", head) + chunk(b"IDAT", compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def test_splits_and_classes_are_said_as_commands_that_need_labels_say_them(tmp_path: Path) -> None:
+    for name, count in (("train", 4), ("valid", 2)):
+        write_classes(tmp_path / "in" / name, "a", "b", "c", count=count)
+
+    found = look(tmp_path / "in")
+
+    line = labelled(tmp_path / "in", seed=0).notes[0]
+    assert line.endswith("12 images in train to learn from, 6 in valid to test on; "
+                         "3 classes: a, b, c")  # fmt: skip
+    labels = next(section for section in found.sections() if section.title == "labels")
+    assert labels.rows == [("found", line)]
+    values = json.loads(json.dumps(found.values()))
+    assert values["classes"] == ["a", "b", "c"]
+    assert values["labelled"] == {"train": 12, "test": 6, "held_out": None, "notes": [line]}
+
+
+def test_why_there_are_no_labels_is_said(tmp_path: Path) -> None:
+    write_good(tmp_path, count=3)
+
+    found = look(tmp_path)
+
+    labels = next(section for section in found.sections() if section.title == "labels")
+    assert labels.rows[0][1].startswith("none: data: ") and "has no classes" in labels.rows[0][1]
+    assert found.values()["classes"] == [] and found.values()["labelled"] is None
+
+
+def test_a_sample_is_spread_evenly_and_said(tmp_path: Path) -> None:
+    write_good(tmp_path, count=30)
+
+    found = look(tmp_path, limit=6)
+
+    assert found.found.ids == [0, 5, 10, 15, 20, 25]
+    assert dict(next(found.sections()).rows)["looked at"] == "6, a sample of 30, evenly spread"
+
+
+def test_pictures_of_kinds_that_no_run_can_mix_are_looked_at_all_the_same(tmp_path: Path) -> None:
+    write_good(tmp_path, count=3)
+    np.save(tmp_path / "five.npy", photo(20, 30, channels=5))
+
+    found = look(tmp_path)
+
+    assert found.outlook is None and "images disagree" in found.refusal[0]
+    values = found.values()
+    assert values["readable"] == 4 and values["mean"] is None and values["pretrain"] is None
+
+
+def test_the_outlook_is_what_pretraining_would_do(tmp_path: Path) -> None:
+    write_good(tmp_path, count=30)
+
+    outlook = look(tmp_path).outlook
+
+    assert outlook is not None
+    assert (outlook.config.batch, outlook.steps_per_epoch, outlook.num_steps) == (8, 3, 60)
+    assert outlook.rate == 7200 * 2 / 3600
+    assert outlook.hours(20) == pytest.approx(20 * 3 * 8 / 4 / 3600)
+    assert outlook.config.model.pixels.mean == (0.485, 0.456, 0.406)
+    assert outlook.sensible_epochs == 1600  # of 3 steps each: too few pictures
+    few = dict(outlook.rows((19, 29)))
+    assert few["crops"] == "50% to 100% of the area of each picture, as 12 x 20"
+    assert "few pictures" in few["epochs"]
+
+
+def test_a_run_that_would_stop_over_broken_files_is_foretold(tmp_path: Path) -> None:
+    write_good(tmp_path, count=30)
+    write_bad(tmp_path)
+
+    rows = [text for section in look(tmp_path).sections() for _, text in section.rows]
+
+    assert (
+        "40% cannot be used, more than the 10% a run bears: mend them, set the broken ones aside "
+        "with --quarantine, or raise --max-bad"
+    ) in rows
+
+
+def test_a_batch_larger_than_the_folder_is_lowered_and_said(tmp_path: Path) -> None:
+    write_good(tmp_path, count=5)
+
+    outlook = look(tmp_path).outlook
+
+    assert outlook is not None and outlook.config.batch == 5
+    assert ("", "batch: lowered from 8 to 5, the pictures there are") in list(outlook.rows(None))
+
+
+@pytest.mark.parametrize(("per_epoch", "epochs"), [(10_000, 20), (100, 94), (1, 1600)])
+def test_epochs_make_as_many_steps_as_were_seen_to_teach(per_epoch: int, epochs: int) -> None:
+    outlook = Outlook(
+        PixelKind("uint8", 3), RECIPE, (), per_epoch, 20 * per_epoch, 9, 9, 9, "cpu", 9
+    )
+
+    assert outlook.sensible_epochs == epochs
+    assert epochs in (20, 1600) or 0 <= epochs * per_epoch - LEARNT_STEPS < per_epoch
+
+
+def test_memory_grows_with_depth_by_what_each_block_keeps() -> None:
+    kept = []
+    for depth in (2, 3, 4):
+        config = replace(tiny_config(), depth=depth)
+        images = np.zeros((2, config.channels, *config.image_size), np.uint8)
+        noise = np.random.default_rng(0).random((2, config.num_patches), np.float32)
+        kept.append(saved_bytes(create(config), *map(job_tensor, (images, noise))))
+
+    assert kept[2] - kept[1] == kept[1] - kept[0] > 0
+    D, T = config.width, config.num_keep + 1
+    assert kept[1] - kept[0] > 4 * T * D * 8  # at least both norms, qkv, heads, MLP in and out
+
+
+def job_tensor(array: np.ndarray) -> Any:
+    import torch
+
+    return torch.from_numpy(array)
+
+
+def test_the_page_shows_the_sheet_and_every_section(tmp_path: Path) -> None:
+    mixed_folder(tmp_path / "in", count=40, broken=7)
+
+    found = look(tmp_path / "in", out=tmp_path / "page.html")
+
+    page = Page(tmp_path / "page.html")
+    assert page.values("img", "src")[0].startswith("data:image/png;base64,")
+    for section in found.sections():
+        assert section.title == "pictures" or section.title[1:] in page.text
+    assert "not a picture" in page.text and "http" not in page.text.replace("http-", "")
+
+
+def test_the_sheet_draws_pictures_of_any_kind(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(10):
+        bands = photo(30 + number, 300, channels=5, seed=number).astype(np.float32)
+        how = {"photometric": "minisblack", "planarconfig": "contig"}
+        tifffile.imwrite(tmp_path / "in" / f"{number}.tif", bands, **how)
+
+    look(tmp_path / "in", out=tmp_path / "sheet.png")
+
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (8 + 8 * 120, 8 + 2 * 134)
+        assert np.asarray(sheet)[8:120, 8:120].std() > 20
+
+
+def test_nothing_is_moved_but_broken_files_and_only_when_told_to(tmp_path: Path) -> None:
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    write_good(tmp_path / "in" / "deep", count=30)
+    names = write_bad(tmp_path / "in" / "deep")
+    unfit = [name for name in names if any(word in name for word in MAYBE_SOUND)]
+    bad = [name for name in names if name not in unfit]
+    before = tree(tmp_path / "in")
+
+    look(tmp_path / "in")
+    assert tree(tmp_path / "in") == before
+
+    found = look(tmp_path / "in", quarantine=tmp_path / "aside")
+
+    assert found.moved is not None and not found.moved.left
+    assert sorted(found.moved.moved) == sorted(f"deep/{name}" for name in bad)
+    assert sorted(os.listdir(tmp_path / "aside" / "deep")) == sorted(bad)
+    assert len(tree(tmp_path / "in")) == 31 + 3  # the folder, the good ones, the unfit ones
+    values = look(tmp_path / "in").values()
+    assert values["broken"] == {} and sorted(values["unfit"]) == [f"deep/{n}" for n in unfit]
+
+
+def test_no_file_is_moved_over_another_or_from_behind_a_link(tmp_path: Path) -> None:
+    for folder in ("in", "aside", "elsewhere"):
+        (tmp_path / folder).mkdir()
+    write_good(tmp_path / "in", count=3)
+    (tmp_path / "in" / "a.jpg").write_bytes(b"new")
+    (tmp_path / "aside" / "a.jpg").write_bytes(b"old")
+    (tmp_path / "elsewhere" / "b.jpg").write_bytes(b"")
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "c.jpg").mkdir()
+    (tmp_path / "in" / "c.jpg" / "notes.txt").write_text("kept")
+
+    found = look(tmp_path / "in", quarantine=tmp_path / "aside")
+
+    assert found.moved is not None and found.moved.moved == []
+    assert set(found.moved.left) == {"a.jpg", "link/b.jpg", "c.jpg"}
+    assert (tmp_path / "aside" / "a.jpg").read_bytes() == b"old"
+    assert (tmp_path / "elsewhere" / "b.jpg").exists()
+
+
+def test_a_sound_file_that_does_not_fit_or_cannot_be_opened_is_no_broken_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    write_good(tmp_path / "in", count=20)
+    (tmp_path / "in" / "denied.png").write_bytes(encoded(image(20, 30), "PNG"))
+    np.save(tmp_path / "in" / "five.npy", photo(20, 30, channels=5))
+    real, surveyed = open, PixelKind("uint8", 3)
+
+    def denied(path: Any, *how: Any) -> Any:
+        if str(path).endswith("denied.png"):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path, *how)
+
+    monkeypatch.setattr("builtins.open", denied)
+    monkeypatch.setattr("mae.train.resolve.survey", lambda *args, **more: surveyed)
+    found = look(tmp_path / "in", quarantine=tmp_path / "aside")
+
+    values = found.values()
+    assert values["broken"] == {}
+    assert values["unfit"] == {
+        "denied.png": "permission denied", "five.npy": "5 channels in a run of 3",
+    }  # fmt: skip
+    assert not (tmp_path / "aside").exists()
+
+
+def test_sound_files_of_another_kind_are_never_moved(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_good(folder, count=30)
+    nan = np.full((20, 30), np.nan, np.float32)
+    jpeg = bytearray(encoded(image(20, 30), "JPEG"))
+    jpeg[jpeg.index(b"\xff\xc0") + 4] = 12  # bits
+    sound = {
+        "lab.tif": tiff(photo(20, 30), photometric="cielab"),
+        "labels.tif": tiff(np.full((64, 64), 70000, np.uint32)),
+        "cmyk.tif": tiff(photo(20, 30, channels=4).astype(np.uint16), photometric="separated"),
+        "twelve.jpg": bytes(jpeg),
+        "holes.tif": tiff(nan),
+        "whole.npy": npy(np.zeros((20, 30), np.int64)),
+        "first.npy": npy(np.zeros((3, 224, 224), np.uint8)),
+        "heic.jpg": b"\0\0\0\x18ftypheic" + bytes(99),
+        "avif.png": b"\0\0\0\x18ftypavif" + bytes(99),
+        "huge.png": png_bomb(12_000, 12_000),
+    }
+    for name, data in sound.items():
+        (folder / name).write_bytes(data)
+    (folder / "broken.jpg").write_bytes(encoded(image(41, 53), "JPEG")[:-300])
+
+    found = look(folder, quarantine=tmp_path / "aside")
+
+    assert found.moved is not None and found.moved.moved == ["broken.jpg"]
+    assert sorted(found.values()["unfit"]) == sorted(sound)
+
+
+def test_what_was_read_with_a_warning_is_counted_and_named(tmp_path: Path) -> None:
+    write_good(tmp_path, count=9)
+    data = encoded(image(20, 30), "JPEG")
+    place = data.index(b"\xff\xdb")
+    (tmp_path / "junk.jpg").write_bytes(data[:place] + bytes(5) + data[place:])
+
+    found = look(tmp_path)
+
+    values = found.values()
+    assert values["readable"] == 10 and values["broken"] == values["unfit"] == {}
+    assert list(values["read_with_a_warning"]) == ["junk.jpg"]
+    assert dict(next(found.sections()).rows)["with a warning"].startswith("1: ")
+    text = "\n".join("  ".join(row) for row in found.rows())
+    assert "read with a warning" in text and "extraneous bytes before marker 0xdb" in text
+
+
+@pytest.mark.parametrize("place", ["in/aside", "in", ".", "in/0000.jpg"])
+def test_a_quarantine_within_the_folder_is_refused_before_looking(
+    tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "in").mkdir()
+    write_good(tmp_path / "in", count=2)
+
+    with pytest.raises(ConfigError, match="quarantine"):
+        look(tmp_path / "in", quarantine=tmp_path / place)
+
+
+def test_arrays_are_inspected_too() -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (9, 16, 24, 1), dtype=np.uint8)
+    pictures[4] = pictures[2]
+
+    values = inspect_data(pictures, recipe=RECIPE, quiet=True).values()
+
+    assert values["copies"] == [["picture 2", "picture 4"]]
+    assert values["mean"] == [pictures.mean()]
+    assert values["std"] == pytest.approx([pictures.std()], rel=1e-14)
+
+
+def test_nothing_readable_is_said_with_the_reasons(tmp_path: Path) -> None:
+    write_bad(tmp_path)
+
+    found = look(tmp_path)
+
+    values = json.loads(json.dumps(found.values()))
+    assert values["readable"] == 0 and len(values["broken"] | values["unfit"]) == len(BAD)
+    assert found.refusal == ["none of 20 can be read"]
+    assert list(found.rows())
+
+
+def test_ctrl_c_ends_it_cleanly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    write_good(tmp_path / "in", count=9)
+    write_bad(tmp_path / "in")
+
+    def interrupted(*args: Any, **more: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job, "thumbnail", interrupted)
+    words = ["data", "inspect", str(tmp_path / "in"), "--out", str(tmp_path / "page.html"),
+             "--quarantine", str(tmp_path / "aside")]  # fmt: skip
+    assert main(words) == 130
+
+    assert capsys.readouterr().err.endswith("mae: stopped\n")
+    assert sorted(os.listdir(tmp_path)) == ["in"]
+
+
+def test_mistakes_are_said_before_looking(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"out: .*\.html or \.png"):
+        look(tmp_path, out=tmp_path / "page.pdf")
+    with pytest.raises(ConfigError, match="limit"):
+        look(tmp_path, limit=0)
+    with pytest.raises(DataError, match="no pictures"):
+        look(tmp_path)

@@ -1,0 +1,160 @@
+"""What follows from machine and pictures is settled before the first step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mae.config.run import FinetuneConfig, PretrainConfig
+from mae.data.batching.batch import training_batch
+from mae.data.decoding.decode import PixelKind
+from mae.data.sources.source import ArraySource, FolderSource
+from mae.errors import ConfigError
+from mae.model.classifier import Classifier
+from mae.model.create import create
+from mae.model.normalize import normalize_pixels
+from mae.model.patches import patchify
+from mae.planning import hardware as machines
+from mae.planning.hardware import has_bf16
+from mae.train import resolve as setup
+from mae.train.resolve import batch_plan, choose_workers, new_state, resolve, settle_precision
+from tests.model.tiny import tiny_config
+from tests.pictures import mixed_folder
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+AUTO = PretrainConfig(batch=8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> FolderSource:
+    mixed_folder(tmp_path, count=9, broken=0)
+    return FolderSource(tmp_path)
+
+
+def test_workers_are_one_a_core_where_a_gpu_trains(
+    folder: FolderSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = batch_plan(AUTO, folder, PixelKind("uint8", 3))
+    monkeypatch.setattr(setup, "cores", lambda: 5)
+    monkeypatch.setattr(setup, "_room_for_batches", lambda: 2**40)
+
+    assert choose_workers(AUTO, plan, GPU, say=str) == 5
+    assert choose_workers(AUTO, plan, CPU, say=str) == 0
+    assert choose_workers(replace(AUTO, workers=3), plan, CPU, say=str) == 3
+
+
+def test_workers_are_few_where_batches_are_larger_than_memory(
+    folder: FolderSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = batch_plan(replace(AUTO, batch=4096), folder, PixelKind("uint8", 3))
+    monkeypatch.setattr(setup, "cores", lambda: 64)
+
+    assert plan.batch_bytes == 4096 * 224 * 224 * 3
+    for gigabytes, workers in ((64, 16), (4, 3), (0.06, 1)):
+        monkeypatch.setattr(setup, "_room_for_batches", lambda room=gigabytes: room * 1e9)
+        assert choose_workers(AUTO, plan, GPU, say=str) == workers
+
+
+def test_no_worker_reads_what_is_in_memory() -> None:
+    source = ArraySource(np.zeros((9, 28, 28), dtype=np.uint8))
+
+    assert choose_workers(AUTO, batch_plan(AUTO, source, PixelKind("uint8", 1)), GPU, say=str) == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "has_bf16", "begun", "chosen"),
+    [
+        ("auto", True, None, "bf16"),
+        ("auto", False, None, "float32"),
+        ("auto", True, "float32", "float32"),
+        ("auto", False, "bf16", "bf16"),
+        ("auto", True, "fp16", "fp16"),
+        ("float32", True, "bf16", "float32"),
+        ("fp16", False, None, "fp16"),
+    ],
+)
+def test_the_precision_is_the_one_asked_for_or_begun_with_or_the_devices(
+    asked: str, *, has_bf16: bool, begun: str | None, chosen: str
+) -> None:
+    record = None if begun is None else {"config": {"precision": begun}}
+
+    config = settle_precision(
+        PretrainConfig(precision=asked),  # type: ignore[arg-type]
+        has_bf16=has_bf16,
+        begun=record,
+    )
+
+    assert config.precision == chosen
+    assert config.half == (None if chosen == "float32" else chosen)
+
+
+def test_no_cpu_is_said_to_have_bf16_and_what_is_not_settled_is_float32() -> None:
+    assert not has_bf16(CPU)
+    assert PretrainConfig().precision == "auto" and PretrainConfig().half is None
+
+
+@pytest.mark.parametrize("every", [None, 3])
+def test_every_block_is_told_what_it_keeps(every: int | None) -> None:
+    model = create(tiny_config())
+
+    new_state(model, PretrainConfig(device="cpu", checkpoint_every=every))
+    classifier = Classifier(create(tiny_config()).encoder, num_classes=4)
+    new_state(classifier, FinetuneConfig(device="cpu", checkpoint_every=every))
+
+    told = (model.encoder, model.decoder, classifier.encoder)
+    assert [part.blocks.checkpoint_every for part in told] == [every] * 3
+    assert model.state_dict().keys() == create(tiny_config()).state_dict().keys()
+
+
+def test_pictures_lie_channels_last_until_they_are_cut_into_patches(folder: FolderSource) -> None:
+    config = PretrainConfig(model=tiny_config(), batch=5)
+    kind = PixelKind("uint8", 3)
+    rows = ArraySource(np.random.default_rng(0).integers(0, 256, (9, 20, 31, 3), dtype=np.uint8))
+
+    for source in (folder, rows):
+        made = training_batch(batch_plan(config, source, kind), 0)
+        images = normalize_pixels(next(made.split(3)).images, config.model.pixels)
+
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        assert patchify(images, patch_size=4).is_contiguous()
+
+
+def test_a_batch_of_several_views_is_lowered_to_a_multiple_of_them(folder: FolderSource) -> None:
+    said: list[str] = []
+
+    config, _ = resolve(PretrainConfig(batch=16, views_per_decode=4), folder, say=said.append)
+
+    assert config.batch == 8
+    assert said == ["batch: lowered from 16 to 8, the pictures there are"]
+
+
+def test_views_that_do_not_divide_the_batch_are_refused() -> None:
+    with pytest.raises(ConfigError, match="views_per_decode: expected at least 1 that divides"):
+        PretrainConfig(batch=16, views_per_decode=3)
+
+
+def test_views_of_pictures_in_memory_are_said_to_save_nothing() -> None:
+    source = ArraySource(np.random.default_rng(0).integers(0, 256, (9, 28, 28, 3), dtype=np.uint8))
+    said: list[str] = []
+
+    resolve(PretrainConfig(batch=8, views_per_decode=4), source, say=said.append)
+
+    assert any("views_per_decode" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("text", "cores"), [("150000 100000\n", 2), ("50000 100000\n", 1), ("max 100000\n", 6), ("", 6)]
+)
+def test_cores_are_those_that_a_container_allows(
+    text: str, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpu.max").write_text(text)
+    real = machines._quota
+    monkeypatch.setattr(machines, "_quota", lambda folder: real(tmp_path))
+    monkeypatch.setattr(setup.os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+
+    assert machines.cores() == cores
