@@ -1,7 +1,7 @@
-"""The command: parse, call the verb, print. Results go to stdout, everything else to stderr.
+"""Entry point of the `mae` command: parse the words, call the verb, print the result.
 
-Under --json there is one object on stdout whatever happens: the result, or {"error", "exit_code"}
-beside the line on stderr.
+Results go to stdout, everything else to stderr. With --json, stdout always gets exactly one object:
+the result, or {"error", "exit_code"} in addition to the line on stderr.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ _FIRST_SPEAKS_S = 1.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code; errors of the user take one line."""
+    """Run the command line and return its exit code; user errors are printed as one line."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if isinstance(sys.stdout, TextIOWrapper):  # what it cannot encode is escaped, as on stderr
+    if isinstance(sys.stdout, TextIOWrapper):  # escape what cannot be encoded, as on stderr
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = _run_or_say(words)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # Whoever read the output has seen enough; Python must not find that out again on exit.
+        # The reader closed the pipe; keep Python from raising again on exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
 def _run_or_say(words: list[str]) -> int:
-    # The words may be wrong; an option stands behind its verb.
+    # The words may be invalid; an option comes after its verb.
     say = partial(_say, as_json=is_on("json", words[1:]))
     try:
         return _run(words)
@@ -75,14 +75,14 @@ def _say(message: object, code: int, *, as_json: bool) -> int:
         if as_json:
             print(json.dumps({"error": line, "exit_code": code}))
     else:
-        # torchrun ends all processes of a job when it sees that one has failed: not before the
-        # first has said why.
+        # torchrun ends all processes of a job as soon as one fails: wait until the first process
+        # has printed the reason.
         time.sleep(_FIRST_SPEAKS_S)
     return code
 
 
 def _is_first() -> bool:
-    """Whether this process speaks for all of a job; where nobody knows, everyone does."""
+    """Return whether this process prints for the job; if that is unknown, every process does."""
     try:
         return this_place().is_first
     except ConfigError:
@@ -114,7 +114,7 @@ def _run(words: list[str]) -> int:
 
 
 def _longer_names(words: list[str]) -> list[str]:
-    """Give the verbs whose first of two words this is; none where it is meant as a verb itself."""
+    """Return the two-word verbs that start with the first word, unless it is a verb itself."""
     among = [verb.name for verb in VERBS if words and verb.name.startswith(f"{words[0]} ")]
     is_verb = any(verb.name == words[0] for verb in VERBS if words)
     return [] if is_verb and " ".join(words[:2]) not in among else among
@@ -142,7 +142,7 @@ def _short_help() -> str:
 
 
 def _table(rows: Iterable[Sequence[str]]) -> str:
-    """Align columns with spaces; a row of one cell is a line of text."""
+    """Align columns with spaces; a row of one cell is a plain line of text."""
     table = list(rows)
     columns = zip_longest(*(row for row in table if len(row) > 1), fillvalue="")
     widths = [max(map(len, column)) for column in columns] or [0]

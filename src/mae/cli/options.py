@@ -1,6 +1,6 @@
-"""The options of a verb are the parameters of its function; a command line is read into them.
+"""Command-line parser: the options of a verb are the parameters of its function.
 
-A text becomes a value by the same rules everywhere, and whatever is wrong is said in one line.
+Text is converted to values by the same rules for every verb, and every error is one line.
 """
 
 from __future__ import annotations
@@ -109,12 +109,12 @@ HELP = {
     "traceback": "Show where an error came from (also MAE_TRACEBACK=1).",
     "weights": "Folder or file of weights, a run, or hf:OWNER/NAME of the Hugging Face Hub.",
 }
-"""What each parameter of a verb means; of the fields of a recipe, their docstrings say it."""
+"""Help text of each parameter of a verb; fields of a recipe use their docstrings instead."""
 
-# Fields of a recipe that are changed most stand at the top.
+# Recipe fields that are changed most often, listed first and under a short name.
 _SHORT = {"optim.lr": "lr", "model.image_size": "image-size", "model.mask_ratio": "mask-ratio",
           "model.crop_pct": "crop-pct"}  # fmt: skip
-# What follows from the pictures: --channels and --measure-pixels say what to do with those.
+# Fields determined by the images; --channels and --measure-pixels control how.
 _DERIVED = ("model.channels", "model.pixels.", "num_classes")
 SORTS: dict[str, type[FitConfig]] = {
     "pretrain": PretrainConfig,
@@ -122,33 +122,33 @@ SORTS: dict[str, type[FitConfig]] = {
     "bench": PretrainConfig,
     "finetune": FinetuneConfig,
 }
-"""Of the verbs whose options are the fields of a recipe: the sort of the recipe."""
+"""Type of the recipe, for each verb whose options are the fields of a recipe."""
 _NAMED = re.compile(r"(?P<dashes>--?)?(?P<flag>[A-Za-z][\w.-]*)(=(?P<text>.*))?", re.DOTALL)
 _NUMBER = re.compile(r"[-+.\d][-+.\dex,]*", re.IGNORECASE)
 _TRUTHS = ("true", "false", "yes", "no")
 
 
 class Option(NamedTuple):
-    """One option, or one word without a name."""
+    """One option, or one positional argument."""
 
     path: str
-    """Name of the parameter, or dotted name of a field of the recipe."""
+    """Name of the parameter, or dotted name of a recipe field."""
     flag: str
     """As typed, without the leading dashes."""
     hint: Any
     default: object
-    """`Parameter.empty` where a value must be given."""
+    """`Parameter.empty` if a value is required."""
     positional: bool = False
     many: bool = False
-    """Whether it takes every word that is left."""
+    """Whether it takes all remaining words."""
     owner: type | None = None
-    """Configuration that a field of the recipe belongs to."""
+    """Configuration class that a recipe field belongs to."""
     group: str = ""
-    """Parameter of the verb that holds several options as one dictionary, `Given`."""
+    """Parameter of the verb that takes several options as one dictionary, as `Given`."""
 
     @property
     def is_switch(self) -> bool:
-        """Whether it is only ever switched on."""
+        """Whether it is a flag without a value, off by default."""
         return self.hint is bool and self.owner is None and self.default is False
 
 
@@ -156,16 +156,16 @@ EVERYWHERE = (
     Option("json", "json", bool, default=False),
     Option("traceback", "traceback", bool, default=False),
 )
-"""What every verb takes besides the parameters of its function."""
+"""Options of every verb besides the parameters of its function."""
 
 
 def options_of(run: Callable[..., object], *, words: Sequence[str] = ()) -> list[Option]:
-    """Give what a verb takes.
+    """Return the options of a verb.
 
     Args:
-        run: its function; `**fields` stands for every field of a recipe, a `TypedDict` for an
-            option for each of its keys.
-        words: what was typed; a recipe named there gives the defaults of its fields.
+        run: its function; `**fields` stands for every field of a recipe, a `TypedDict` for one
+            option per key.
+        words: words typed by the user; a recipe named there sets the defaults of its fields.
     """
     hints, options = get_type_hints(run), []
     for name, parameter in inspect.signature(run).parameters.items():
@@ -201,13 +201,13 @@ def _recipe_options(recipe: Recipe, sort: type[FitConfig]) -> list[Option]:
 def read_words(
     words: Sequence[str], options: Sequence[Option], *, verb: str
 ) -> tuple[list[Any], dict[str, Any]]:
-    """Read the words after a verb; `--a x`, `--a=x`, `a=x` and `a = x` are the same.
+    """Parse the words after a verb; `--a x`, `--a=x`, `a=x` and `a = x` are equivalent.
 
     Returns:
-        Values without a name, in order, and values by path.
+        Positional values in order, and named values by path.
 
     Raises:
-        ConfigError: for an unknown option, a word too many or missing, or a value that is none.
+        ConfigError: for an unknown option, an extra or missing word, or an invalid value.
     """
     flags = [option for option in options if not option.positional]
     known = {o.path.replace("_", "-"): o for o in flags} | {o.flag: o for o in flags}
@@ -244,7 +244,7 @@ def read_words(
 
 
 def is_on(switch: str, words: Sequence[str]) -> bool:
-    """Whether a switch is on among words that may otherwise be wrong."""
+    """Return whether a switch is on; the other words may be invalid."""
     for word, after in pairwise([*_joined(words), ""]):
         match = _NAMED.fullmatch(word)
         if match and match["flag"] == switch and (match["dashes"] or match["text"] is not None):
@@ -253,12 +253,12 @@ def is_on(switch: str, words: Sequence[str]) -> bool:
 
 
 def nearest(name: str, known: Iterable[str], *, dashes: str = "") -> str:
-    """Give "; did you mean x?" for the nearest known name, or nothing where none is near."""
+    """Return "; did you mean x?" for the closest known name, or "" if none is close."""
     return did_you_mean(name, known).replace(" '", f" {dashes}").replace("'", "")
 
 
 def _joined(words: Sequence[str]) -> list[str]:
-    """Join `name = value`, `name= value` and `name =value` to one word."""
+    """Join `name = value`, `name= value` and `name =value` into one word."""
     joined: list[str] = []
     for word in words:
         if joined and (word.startswith("=") or joined[-1].endswith("=")):
@@ -269,7 +269,7 @@ def _joined(words: Sequence[str]) -> list[str]:
 
 
 def _taken(option: Option, rest: deque[str]) -> str:
-    """Take the words after a name that are its value."""
+    """Take the words that form the value of an option."""
     if _inner(option.hint) is bool:
         return rest.popleft() if rest and rest[0].lower() in _TRUTHS else "true"
     if get_origin(_inner(option.hint)) is tuple:
@@ -303,7 +303,7 @@ def _unnamed_values(
 
 
 def show_help(options: Sequence[Option], *, verb: str, about: str | None) -> None:
-    """Print what a verb takes, as wide as the terminal."""
+    """Print the help of a verb, as wide as the terminal."""
     import tyro
 
     docs = _field_docs()
@@ -328,7 +328,7 @@ def show_help(options: Sequence[Option], *, verb: str, about: str | None) -> Non
 
 @contextmanager
 def _plain_output() -> Iterator[None]:
-    """Hold what is printed in a file of the same encoding, which is no terminal, and print it."""
+    """Buffer the output in a non-terminal file of the same encoding, then print it."""
     held = TextIOWrapper(BytesIO(), encoding=sys.stdout.encoding, errors="backslashreplace")
     with redirect_stdout(held):
         yield
@@ -337,7 +337,7 @@ def _plain_output() -> Iterator[None]:
 
 
 def _inner(hint: Any) -> Any:
-    """Give the type of a value that is not None."""
+    """Return the type of a value that is not None."""
     options = [option for option in get_args(hint) if option is not NoneType]
     return options[0] if NoneType in get_args(hint) else hint
 
@@ -350,10 +350,10 @@ def _about(option: Option, docs: Mapping[tuple[str, str], str]) -> str:
 
 
 def _field_docs() -> dict[tuple[str, str], str]:
-    """Read the docstrings below the fields of the configurations, which Python does not keep.
+    """Read the docstrings of configuration fields from the source; Python does not keep them.
 
     Returns:
-        Docstring by names of class and field.
+        Docstring by (class name, field name).
     """
     return {
         (node.name, ast.unparse(field.target)): ast.literal_eval(doc.value)

@@ -1,4 +1,4 @@
-"""A run's loader alone, its step alone and both together, measured on throw-away weights."""
+"""Benchmark of a run: loader alone, training step alone, and both together."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ from mae.weights.given import Given
 from mae.weights.start_from import follow, require_init
 
 ROUNDS = 2
-"""Times that loader and both are measured in turn; the step is before the first and after the last,
-when no reader is there."""
+"""How often loader and both together are measured in turn; the step alone is measured before the
+first round and after the last, when no reader process runs."""
 _SLICES = 2 * ROUNDS + 2
-_FAR = 10**9  # more batches than anyone waits for
+_FAR = 10**9  # more batches than any benchmark takes
 
 
 def bench_run(
@@ -56,14 +56,14 @@ def bench_run(
     quiet: bool = False,
     **given: Unpack[Given],
 ) -> Verdict:
-    """Measure what a run's loader and step make, alone and together, and say which is the wall.
+    """Measure loader and step of a run, alone and together, and report the bottleneck.
 
     Args:
         data: whatever `open_source` takes.
         config: the run.
         recipe: its name, for messages.
-        init: weights, where the configuration takes its network from them; only that is read.
-        seconds: time to measure for, about; readers that start and the first steps come on top.
+        init: weights that the configuration takes its network from; only the network is read.
+        seconds: approximate measuring time; starting readers and the first steps is extra.
         quiet: show no notes.
         given: what the weights do not say, see `Given`.
 
@@ -85,7 +85,7 @@ def bench_run(
         config = settle_precision(config, has_bf16=has_bf16(device))
         few = few_pictures(config, device)
         plan = batch_plan(few, source, kind)
-        # As the run would choose: by what its own batches take.
+        # Chosen as the run would: from the cost of its own batches.
         whole = batch_plan(config, source, kind)
         workers = choose_workers(config, whole, device, say=progress.note)
         progress.note(f"measuring {few.batch} pictures a step for {seconds:g} s on {device}")
@@ -115,7 +115,7 @@ def bench_run(
 
 
 class _Taken(NamedTuple):
-    """Pictures a second, and how they are read."""
+    """Rates in images per second, and the cost of reading."""
 
     loader: float
     step: float
@@ -127,7 +127,7 @@ class _Taken(NamedTuple):
 def _measured(
     few: PretrainConfig, plan: BatchPlan, device: torch.device, *, workers: int, seconds: float
 ) -> _Taken:
-    """Measure each for so long, the loader and both in turn."""
+    """Measure each part for the given seconds; loader and both together alternate."""
     bad = set[int]()
 
     def seen(feed: Iterator[Batch]) -> Iterator[Batch]:
@@ -154,13 +154,13 @@ def _measured(
         alone = [rate(lambda n: step(again, n))]
         loader, both = list[float](), list[float]()
         feed = batches(plan, start=0, stop=_FAR, workers=workers)
-        # Readers that began together are done together: whole rounds are counted.
+        # Readers that start together finish together: count whole rounds.
         readers = max(1, workers)
         with closing(feed):  # type: ignore[type-var]  # a generator; ends the readers
             fed = on_device(seen(feed), device)
             for _ in range(ROUNDS):
-                # What was made ahead while nobody took it would count as speed. After the loader
-                # alone nothing is left of it.
+                # Batches made ahead while nothing consumed them would inflate the rate: discard
+                # them. After the loader alone none are left.
                 for _ in range(MADE_AHEAD * workers + (device.type == "cuda")):
                     next(fed)
                 loader.append(rate(lambda n: next(fed), rounds_of=readers))
@@ -170,11 +170,11 @@ def _measured(
 
 
 def _reading(plan: BatchPlan, *, seconds: float) -> Reading:
-    """Time this process making batches, by the clock and by the processor.
+    """Time this process making batches, in wall time and in CPU time.
 
-    Time in which others had the processor is neither work nor waiting for the source.
+    Time in which other processes had the CPU counts neither as work nor as waiting for the source.
     """
-    training_batch(plan, 0)  # the first one loads libraries
+    training_batch(plan, 0)  # the first call loads libraries
     busy, queued, began = time.process_time(), _queued_seconds(), time.perf_counter()
     done = 0
     while not done or time.perf_counter() - began < seconds:
@@ -187,7 +187,7 @@ def _reading(plan: BatchPlan, *, seconds: float) -> Reading:
 
 
 def _queued_seconds() -> float:
-    """Give the time this thread was ready and others had the processor; 0 where nobody counts."""
+    """Return the seconds this thread was runnable without a CPU; 0 where not recorded."""
     try:
         return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
     except (OSError, ValueError, IndexError):
@@ -195,7 +195,7 @@ def _queued_seconds() -> float:
 
 
 def _planned(config: PretrainConfig, source: Source, *, recipe: str, rate: float) -> Plan:
-    """Say what the whole run takes at a rate that was measured."""
+    """Plan the whole run from the measured rate."""
     trained, state = state_bytes(config)
     return Plan(
         recipe=recipe,

@@ -1,4 +1,4 @@
-"""How fast pictures come on one core, which stage is the wall, and how many cores a GPU needs."""
+"""Benchmark of data loading on one core: rate of each stage, bottleneck, cores per GPU."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from mae.progress import Progress
 from mae.train.resolve import batch_plan, resolve
 
 GPU_RATES = {"ViT-B/16": 8460, "ViT-L/16": 3980, "ViT-H/14": 1700}
-"""Pictures of 224 x 224 a second that an H100 takes at half of its peak in bf16: an estimate."""
+"""Estimated training rates of an H100 at half of its bf16 peak: 224 x 224 images per second."""
 
 LEAST_ROUNDS = 2
 TOGETHER = "all together"
@@ -43,40 +43,40 @@ T = TypeVar("T")
 
 
 class Stage(NamedTuple):
-    """What one core does of a stage."""
+    """Speed of one stage on one core."""
 
     name: str
     seconds: float
-    """For one picture."""
+    """Per image."""
 
     @property
     def rate(self) -> float:
-        """Pictures a second."""
+        """Images per second."""
         return 1 / self.seconds
 
 
 class DataBench(NamedTuple):
-    """How fast pictures come."""
+    """Speed of data loading on one core."""
 
     stages: tuple[Stage, ...]
     whole: Stage
-    """From the disk to the batch, as the loader does it."""
+    """From disk to batch, as the loader does it."""
     device: str
     asked: dict[str, float]
-    """Pictures a second that are wanted, by whom."""
+    """Required images per second, by consumer."""
     unreadable: int
 
     @property
     def wall(self) -> str:
-        """The stage that takes the longest."""
+        """Name of the slowest stage."""
         return max(self.stages, key=lambda stage: stage.seconds).name
 
     def cores_for(self, rate: float) -> int:
-        """Count the cores that make so many pictures a second."""
+        """Return the number of cores needed for this many images per second."""
         return math.ceil(rate / self.whole.rate)
 
     def values(self) -> dict[str, Any]:
-        """Give everything for machines."""
+        """Return all results for --json."""
         timed = [*self.stages, self.whole]
         return {
             "images_per_second": {stage.name: stage.rate for stage in timed},
@@ -89,7 +89,7 @@ class DataBench(NamedTuple):
         }
 
     def rows(self) -> Iterator[tuple[str, ...]]:
-        """Give a table."""
+        """Return the rows of a table."""
         total = sum(stage.seconds for stage in self.stages)
         yield "stage", "ms a picture", "pictures/s of one core", "share"
         for stage in self.stages:
@@ -115,16 +115,16 @@ def bench_data(
     seconds: float = 10.0,
     quiet: bool = False,
 ) -> DataBench:
-    """Measure the way of the data on one core, stage by stage, in the order of the first epoch.
+    """Measure data loading on one core, stage by stage, in the order of the first epoch.
 
-    Every other batch is made whole instead, as the loader makes it. Reading and transfer are
-    timed by the clock, the rest by the processor.
+    Every other batch is made in one go instead, as the loader makes it. Reading and transfer are
+    timed in wall time, the rest in CPU time.
 
     Args:
         data: whatever `open_source` takes.
-        config: what is done to the pictures.
-        images_per_second: rate to say the cores for; none: estimates for the published models.
-        seconds: time to measure for, about.
+        config: batch size, image size and augmentation.
+        images_per_second: rate to compute the cores for; none: estimates for the paper's models.
+        seconds: approximate measuring time.
         quiet: show no notes.
 
     Raises:
@@ -139,7 +139,7 @@ def bench_data(
         config, kind = resolve(config, source, say=progress.note)
         plan = batch_plan(config, source, kind)
         progress.note(f"measuring {plan.batch} pictures at a time for {seconds:g} s on one core")
-        training_batch(plan, 0)  # the first one loads libraries
+        training_batch(plan, 0)  # the first call loads libraries
         watch, began = _Watch(), time.perf_counter()
         for number in itertools.count():
             if number >= 2 * LEAST_ROUNDS and time.perf_counter() - began > seconds:
@@ -161,15 +161,15 @@ def bench_data(
 
 @dataclass(slots=True)
 class _Watch:
-    """The time of each stage, in seconds, and the ids of pictures that could not be read."""
+    """Seconds spent in each stage, and the ids of unreadable images."""
 
     spent: dict[str, float] = field(default_factory=dict)
     unreadable: set[int] = field(default_factory=set)
 
     def timed(self, name: str, run: Callable[[], T]) -> T:
-        """Time something by the processor, which a busy machine does not stretch; or by the clock.
+        """Time a call in CPU time, which other load does not change, or in wall time.
 
-        Only the clock knows of waiting for a disk or a device.
+        Stages that wait for a disk or a device need wall time.
         """
         clock = time.perf_counter if name in WAITING else time.process_time
         began = clock()
@@ -178,7 +178,7 @@ class _Watch:
         return result
 
     def readable(self, ids: Sequence[int], look: Callable[[int], T]) -> dict[int, T]:
-        """Look at pictures and leave out those that cannot be read."""
+        """Apply `look` to each image and leave out those that cannot be read."""
         found = {}
         for index in ids:
             try:
@@ -189,7 +189,7 @@ class _Watch:
 
 
 def _stage_by_stage(plan: BatchPlan, number: int, device: torch.device, watch: _Watch) -> None:
-    """Do what `training_batch` does of a batch, one stage for all of its pictures at a time."""
+    """Make a batch as `training_batch` does, but each stage for all images before the next."""
     epoch, ids = plan.batch_ids(number)
 
     def draw(stream: Stream, count: int) -> NDArray[np.float32]:
@@ -198,7 +198,7 @@ def _stage_by_stage(plan: BatchPlan, number: int, device: torch.device, watch: _
     draws, flips = draw(Stream.CROP, CROP_DRAWS), draw(Stream.FLIP, 1)[:, 0] < plan.augment.flip
     images = list[NDArray[Any]]()
     if cropped_at_once(plan):
-        # What lies in memory is only looked up, which is part of cutting it.
+        # For images in memory the lookup counts as part of cropping.
         stage = "augment" if isinstance(plan.source, ArraySource) else "read"
         stored, _ = watch.timed(stage, lambda: small_pictures(plan, epoch, ids, []))
         images = [*watch.timed("augment", lambda: small_crops(plan, stored, draws, flips))]

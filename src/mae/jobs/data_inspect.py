@@ -1,4 +1,4 @@
-"""What is in a folder of pictures: facts, faults, and what pre-training would do with it."""
+"""Inspect a data set: statistics, broken images, and what pre-training would do with it."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ from mae.runs.directory import write_atomic
 from mae.train.measure import Outlook, look_ahead, settle
 
 MOST_SHOWN = 48
-"""Pictures of the contact sheet."""
+"""Number of images on the contact sheet."""
 
-_NAME = 26  # columns of the name of a row
+_NAME = 26  # width of the first column, in characters
 
 
 class Inspected(NamedTuple):
-    """What was found, and done."""
+    """Result of an inspection."""
 
     name: str
     found: Findings
     labels: Labelled | str
-    """What commands that need labels would learn from and test on; or why they would refuse."""
+    """Training and test part for commands that need labels; or why they would refuse the data."""
     looked_at: int
     outlook: Outlook | None
-    """What the recipe would do; none where it refuses."""
+    """What the recipe would do; None where it refuses the data."""
     refusal: Sequence[str]
-    """Why it does."""
+    """Why the recipe refuses the data."""
     max_bad: float
-    """Largest share of unusable pictures that the recipe bears."""
+    """Largest fraction of unusable images that the recipe tolerates."""
     moved: Moved | None
-    """What became of broken files, if they were to be moved."""
+    """Which broken files were moved; None unless that was asked for."""
     out: Path | None
 
     def sections(self) -> Iterator[Section]:
-        """Give what there is to say, in order."""
+        """Return the sections of the report, in order."""
         images, *others = sections_of(self.found, looked_at=self.looked_at)
         yield images
         notes = [self.labels] if isinstance(self.labels, str) else self.labels.notes
@@ -79,7 +79,7 @@ class Inspected(NamedTuple):
             yield Section("set aside", moved + left or [("moved", "nothing")])
 
     def rows(self) -> Iterator[tuple[str, ...]]:
-        """Give the lines of a table."""
+        """Return the rows of a table."""
         for section in self.sections():
             yield (section.title,)
             for name, text in section.rows:
@@ -90,7 +90,7 @@ class Inspected(NamedTuple):
             yield "written", str(self.out)
 
     def values(self) -> dict[str, Any]:
-        """Give everything, for machines: all names, too."""
+        """Return all results for --json, with every name."""
         found, names = self.found, self.found.names
         sizes = np.array(found.sizes).reshape(-1, 2)
         labels = None if isinstance(self.labels, str) else self.labels
@@ -107,7 +107,7 @@ class Inspected(NamedTuple):
             "stored_as": [{**k._asdict(), "count": n} for k, n in found.kinds.items()],
             "not_read": dict(found.left_out),
             "notes": list(notes_of(found.source)),
-            "heights": [int(size[0]) for size in extremes],  # least, median, most
+            "heights": [int(size[0]) for size in extremes],  # min, median, max
             "widths": [int(size[1]) for size in extremes],
             "mean": None if found.sums is None or not found.ids else found.sums.mean,
             "std": None if found.sums is None or not found.ids else found.sums.std,
@@ -137,14 +137,16 @@ def inspect_data(
     recipe: str | PretrainConfig = "folder",
     quiet: bool = False,
 ) -> Inspected:
-    """Look at every picture as a run would: read, decode, add up; nothing is changed.
+    """Read and decode every image as a run would, and collect statistics.
+
+    Nothing is changed, except that `quarantine` moves broken files.
 
     Args:
         data: what `pretrain` takes.
-        limit: look at so many, evenly spread.
-        out: .html for everything, .png for a contact sheet.
-        quarantine: folder to move broken files of a folder to.
-        recipe: what is asked how it would go.
+        limit: number of images to inspect, evenly spread; none: all.
+        out: .html for the whole report, .png for a contact sheet.
+        quarantine: folder to move the broken files to; only for data that are a folder.
+        recipe: recipe whose outlook on the data is reported.
         quiet: show no progress.
 
     Raises:

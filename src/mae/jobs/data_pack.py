@@ -1,4 +1,4 @@
-"""Packing: pictures in; shards with an index out, which a second start goes on with or adds to."""
+"""Pack images into indexed shards; resume a stopped pack or add to a finished one."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ S = TypeVar("S")
 
 
 class Packed(NamedTuple):
-    """What a pack holds now."""
+    """Contents of a pack."""
 
     pack: str
     pictures: int
     added: int
-    """Of them, by this call and those before it that were stopped."""
+    """Of `pictures`, those added by this call and the stopped calls that it resumed."""
     unreadable: int
-    """Left out, listed in bad-files.tsv."""
+    """Number of images left out; bad-files.tsv lists them."""
     classes: int
     form: str
     bytes: int
-    """Of the pictures."""
+    """Total size of the stored images."""
     shards: int
 
     def rows(self) -> list[tuple[str, str]]:
-        """Give the lines of a table."""
+        """Return the rows of a table."""
         left_out = [("unreadable", f"{self.unreadable:,}, left out")] if self.unreadable else []
         return [
             ("pack", self.pack),
@@ -63,10 +63,10 @@ class Packed(NamedTuple):
 
 
 def asked_form(*, short_side: int | None, quality: int | None, raw: int | None) -> Form:
-    """Check what the pictures are to be made.
+    """Build the storage form of the images from the options.
 
     Raises:
-        ConfigError: for numbers that make no sense, or options that exclude each other.
+        ConfigError: for a number out of range, or options that exclude each other.
     """
     if quality is not None and short_side is None:
         raise ConfigError("quality: has no effect without --short-side; drop it, or give both")
@@ -90,21 +90,21 @@ def pack(
     shard_bytes: int = SHARD_BYTES,
     quiet: bool = False,
 ) -> Packed:
-    """Pack pictures, go on with a pack that was stopped, or add to a finished one.
+    """Pack images, resume a stopped pack, or add to a finished one.
 
-    Pictures that are there already stay as they are. The new ones come under an index that
-    appears by one rename; until then the pack is what it was.
+    Images already in the pack stay unchanged. A new index that includes the new images replaces
+    the old one by a single rename; until then the pack is unchanged.
 
     Args:
-        data: whatever can be trained on.
-        out: the folder of the pack; made if it is not there.
-        form: what the pictures are to be made; see `asked_form`.
-        shard_bytes: a shard is full with the picture that brings it there.
+        data: whatever `open_source` takes.
+        out: folder of the pack; created if missing.
+        form: how the images are stored; see `asked_form`.
+        shard_bytes: a shard is closed once it holds this many bytes.
         quiet: show no progress.
 
     Raises:
-        MaeError: for whatever the user must change, in one line: also a picture that is there
-            already with other bytes or another class.
+        MaeError: for whatever the user must change, in one line; also for an image already in
+            the pack with other bytes or another class.
     """
     root = Path(out).expanduser()
     with Progress(quiet=quiet) as progress:
@@ -170,7 +170,7 @@ def _packed(root: Path, *, added: int, unreadable: int) -> Packed:
 
 
 def _settled(form: Form, source: Source, old: PackSource | None) -> Form:
-    """Give the form with the kind of raw pixels; it has to be that of the pack."""
+    """Add the pixel kind to a raw form; require the form of the existing pack."""
     if old is not None:
         if form != old.form._replace(kind=None):
             raise ConfigError(
@@ -203,10 +203,10 @@ def _sorted_names(source: Source) -> list[tuple[bytes, int]]:
 def _compare(
     names: Sequence[tuple[bytes, int]], source: Source, old: PackSource, progress: Progress
 ) -> dict[int, int]:
-    """Find the pictures that are in the pack already; they have to be the same.
+    """Find the images already in the pack, and require bytes and class to be the same.
 
     Returns:
-        Place in the pack by id.
+        Position in the pack by image id.
     """
     there: dict[int, int] = {}
     place = 0
@@ -222,7 +222,7 @@ def _compare(
     found = in_threads(there, partial(_digest_of, source))
     for number, (index, digest) in enumerate(zip(there, found, strict=True), start=1):
         place, name_ = there[index], source.name(index)
-        # What cannot be read now was read once.
+        # An image that cannot be read now was read when it was packed.
         if isinstance(digest, bytes) and digest != origins[place].tobytes():
             raise DataError(f"pack: {name_} is there with other bytes; rename one, or pack anew")
         if source.labels is not None and old.labels is not None:
@@ -249,7 +249,7 @@ class _Made(NamedTuple):
 def _add(
     packing: Packing, source: Source, ids: Sequence[int], form: Form, progress: Progress
 ) -> list[Bad]:
-    """Pack pictures in their order; return those that cannot be read."""
+    """Pack images in order; return those that cannot be read."""
     bad: list[Bad] = []
     at = packing.done.rows
     for number, (index, made) in enumerate(
@@ -267,7 +267,7 @@ def _add(
 
 
 def _make(source: Source, form: Form, index: int) -> _Made | str:
-    """Give what is stored of a picture, or why it cannot be read."""
+    """Return the bytes to store for an image, or why it cannot be read."""
     try:
         data = as_file(source.read(index))
         content = data
@@ -285,9 +285,9 @@ def _make(source: Source, form: Form, index: int) -> _Made | str:
 
 
 def in_threads(items: Iterable[S], work: Callable[[S], T]) -> Iterator[T]:
-    """Give the result of each item in order, made by as many threads as there are cores.
+    """Yield the result of each item in order, computed by one thread per core, at most 16.
 
-    A few are made ahead, never all: pictures may be large.
+    Only a few results are computed ahead, because images may be large.
     """
     threads, waiting = min(16, os.cpu_count() or 1), iter(items)
     with ThreadPoolExecutor(threads) as pool:

@@ -1,4 +1,4 @@
-"""Verifying a pack: every digest of its pictures and of its index, and what does not fit."""
+"""Verify a pack: check every digest of its images and of its index."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NAMED = 5
 
 
 class Verified(NamedTuple):
-    """A pack that is whole."""
+    """Result for an undamaged pack."""
 
     pack: str
     pictures: int
@@ -24,20 +24,20 @@ class Verified(NamedTuple):
     fingerprint: str
 
     def rows(self) -> list[tuple[str, str]]:
-        """Give the lines of a table."""
+        """Return the rows of a table."""
         size = f"{self.bytes / 1e6:,.1f} MB"
         return [("whole", f"{self.pictures:,} pictures, {size}, every digest as it was packed")]
 
 
 def verify(path: str | Path, *, quiet: bool = False) -> Verified:
-    """Read a pack from the first to the last byte, and compare.
+    """Read a whole pack and compare every digest.
 
     Args:
-        path: the folder of the pack.
-        quiet: show no progress, and name only the first damaged pictures.
+        path: folder of the pack.
+        quiet: show no progress, and name only the first damaged images.
 
     Raises:
-        DataError: if anything is damaged; each damaged picture is noted on the way.
+        DataError: if anything is damaged; each damaged image is noted on the way.
     """
     root = Path(path).expanduser()
     if not is_pack(root):
@@ -59,7 +59,7 @@ def verify(path: str | Path, *, quiet: bool = False) -> Verified:
             f"data: {root}: {len(damaged):,} of {len(source):,} pictures are damaged: {named}; "
             "put back whole copies of their shards, or pack again"
         )
-    source.require_shards()  # also of one that holds no picture
+    source.require_shards()  # also shards that hold no image
     size = int(source.index.arrays["lengths"].sum(dtype=np.uint64))
     return Verified(str(root), len(source), size, source.fingerprint())
 

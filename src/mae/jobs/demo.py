@@ -1,4 +1,4 @@
-"""The whole story in minutes: pre-train on the built-in pictures, and show what was learnt."""
+"""The demo: pre-train on Fashion-MNIST in minutes and evaluate the result."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from mae.weights.load import open_model
 
 MOST_MINUTES = 8.0
 LABELS_PER_CLASS = 1000
-MASK_SEED = 0  # of the masks over the test pictures
+MASK_SEED = 0  # for the masks of the test images
 FEW_LABELS = {
     "pretrained": "fine-tuning the trained encoder",
     "scratch": "fine-tuning the same network from scratch",
@@ -51,22 +51,22 @@ FEW_LABELS = {
 
 
 class DemoResult(NamedTuple):
-    """What the demo found."""
+    """Run directory and results of the demo."""
 
     rundir: RunDir
     results: dict[str, Any]
 
     @property
     def exit_code(self) -> int:
-        """1 if the full demo's model is not ahead where it has to be."""
+        """1 if the model of the full demo falls short of a baseline it must beat, else 0."""
         return 1 if self.results["shortfalls"] else 0
 
     def values(self) -> dict[str, Any]:
-        """Give everything, for machines."""
+        """Return all results for --json."""
         return {"run": str(self.rundir.path), "report": str(self.rundir.report)} | self.results
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Give the tables and the next commands, for people."""
+        """Return the rows of the tables and the suggested next commands."""
         evidence, few, psnr = (self.results[k] for k in ("evidence", "few_labels", "hidden_psnr"))
         here = self.rundir.path
         return [
@@ -90,11 +90,11 @@ class DemoResult(NamedTuple):
 
 
 def demo(*, out: Path, minutes: float | None = None, quiet: bool = False) -> DemoResult:
-    """Pre-train, probe, reconstruct and report; interrupted and called again, go on.
+    """Pre-train, probe, reconstruct and report; a repeated call resumes an interrupted demo.
 
     Args:
         out: run directory; a finished one is shown again.
-        minutes: a shorter demo, whose numbers are shown without a verdict.
+        minutes: length of a shorter demo, reported without a verdict.
         quiet: show no progress.
     """
     rundir = RunDir(out)
@@ -117,7 +117,7 @@ def demo(*, out: Path, minutes: float | None = None, quiet: bool = False) -> Dem
 
 
 def _config(minutes: float | None, *, say: Callable[[str], None]) -> PretrainConfig:
-    """Give the demo's recipe, or as much of it as fits into the minutes on this machine."""
+    """Return the demo's recipe, shortened to the steps this machine makes in the minutes."""
     if minutes is not None:
         return replace(DEMO, minutes=minutes)
     source = fashion_mnist("train")
@@ -165,7 +165,7 @@ def _with_noise(images: Tensor, num_patches: int) -> Iterator[tuple[Tensor, Tens
 
 
 def _cells(scores: list[dict[str, Any]]) -> list[str]:
-    """Write accuracies, and once for the row that raw pixels do better, where they do."""
+    """Format the accuracies of a row, with one note where raw pixels do better."""
     cells = [str(Score(**(score | {"behind": False}))) for score in scores]
     behind = sum(score["behind"] for score in scores)
     return [*cells, f"{BEHIND} in {behind} of {len(scores)}" if behind else ""]

@@ -1,4 +1,4 @@
-"""Whether this machine is ready, and what to do where it is not."""
+"""Check the machine: libraries, device, threads, image decoders and disk (mae doctor)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LIBRARIES = {
     "rich": "rich",
     "timm": "",
 }
-"""Distribution and module of what is needed; timm is not imported, which takes seconds."""
+"""Import name by distribution name; timm is not imported because that takes seconds."""
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 ALLOCATORS = ("jemalloc", "tcmalloc", "mimalloc")
 LEAST_FREE_BYTES = 2 * 2**30
@@ -33,26 +33,26 @@ ANEW = f"install it anew: {INSTALL}"
 
 
 class Check(NamedTuple):
-    """One thing that was tried."""
+    """Result of one check."""
 
     name: str
     ok: bool
     found: str
-    """What there is; or what is wrong and what to do."""
+    """What was found; for a failed check, the problem and its remedy."""
     advice: str = ""
-    """What could be set to make it faster."""
+    """A setting that would make runs faster."""
 
     def row(self) -> tuple[str, str, str]:
-        """Give the line of a table."""
+        """Return the row of a table."""
         state = "advice" if self.advice else "ok"
         found = f"{self.found}; {self.advice}" if self.advice else self.found
         return self.name, state if self.ok else "PROBLEM", found
 
 
 def doctor(folder: Path = Path()) -> list[Check]:
-    """Try what a run needs: libraries, device, decoders, and the disk of a folder.
+    """Check what a run needs: libraries, device, decoders, and the disk of a folder.
 
-    Whatever is not installed is a failed check, and so is what needs it.
+    A missing library fails its own check and every check that needs it.
     """
     return [
         *(_try(name, partial(_library, name), todo=ANEW) for name in LIBRARIES),
@@ -70,7 +70,7 @@ def _try(name: str, attempt: Callable[[], str | Check], *, todo: str) -> Check:
         return found if isinstance(found, Check) else Check(name, ok=True, found=found)
     except ImportError as error:
         return Check(name, ok=False, found=f"{error}".splitlines()[0] + f"; {ANEW}")
-    except Exception as error:  # whatever goes wrong is what was looked for
+    except Exception as error:  # any failure is the result of the check
         reason = f"{error or type(error).__name__}".splitlines()[0]
         return Check(name, ok=False, found=f"{reason}; {todo}")
 
@@ -92,13 +92,13 @@ def _device() -> str:
 
 
 def _threads() -> Check:
-    """Hold torch's threads against the cores that this process may use."""
+    """Compare torch's number of threads with the cores available to this process."""
     import torch
 
     from mae.planning.hardware import cores
 
     threads, allowed, advice = torch.get_num_threads(), cores(), ""
-    if threads > allowed:  # they wait for each other: some are never there when others need them
+    if threads > allowed:  # threads without a core of their own make the others wait
         use = f"set OMP_NUM_THREADS={allowed}, or use --threads {allowed}"
         advice = f"more threads than cores: {use}"
     elif threads < allowed and (asked := os.environ.get("OMP_NUM_THREADS")):
@@ -108,10 +108,10 @@ def _threads() -> Check:
 
 
 def _allocator() -> Check:
-    """Say who gives out memory, and in pages of which size.
+    """Report the memory allocator and the setting of transparent huge pages.
 
-    There is nothing to advise: what a step spends on new pages is below what can be measured in
-    its time, and neither large pages nor memory that is kept make it faster (docs/performance.md).
+    It gives no advice: the time a step spends on new pages is too short to measure, and neither
+    huge pages nor keeping freed memory makes a step faster (docs/performance.md).
     """
     preloaded = os.environ.get("LD_PRELOAD", "")
     known = next((name for name in ALLOCATORS if name in preloaded), "the system's")
@@ -121,7 +121,7 @@ def _allocator() -> Check:
 def huge_pages(
     setting: Path = Path("/sys/kernel/mm/transparent_hugepage/enabled"),
 ) -> Literal["always", "madvise", "never"]:
-    """Say whether the system gives pages of 2 MiB: always, to those who ask, or never."""
+    """Return when the system uses 2 MiB pages: always, on request (madvise), or never."""
     try:
         chosen = re.search(r"\[(always|madvise)\]", setting.read_text())
     except OSError:

@@ -1,4 +1,4 @@
-"""Features of pictures: as an array, or as a file that a second start goes on with."""
+"""Encode images to features: as an array, or to a file with resume."""
 
 from __future__ import annotations
 
@@ -57,23 +57,22 @@ def embed(
     crop_pct: float | None = None,
     **given: Unpack[Given],
 ) -> Array:
-    """Give the features of pictures: whole, in the evaluation view, nothing drawn at random.
+    """Compute the features of whole images in the evaluation view, without randomness.
 
     Args:
         weights: as for `load_encoder`.
-        pictures: what `--data` takes (of a folder, rows in the order of its sorted paths), one
+        pictures: what `--data` takes (a folder gives rows in the order of its sorted paths), one
             Pillow image, an array or .npy of H W, H W C, N H W or N H W C, a tensor of these or of
             C H W or N C H W, a `Source`, or a sequence of paths, Pillow images, arrays and
-            tensors. An array that may be two things is an error that says what to give instead.
+            tensors. An ambiguous array is an error that says what to give instead.
         pool: see `Encoder.encode`.
-        batch: pictures encoded at a time.
+        batch: images encoded at a time.
         device: see `choose_device`.
-        crop_pct: fraction of an image that is shown, see `ModelConfig`; none: that of the weights.
+        crop_pct: fraction of an image that is kept, see `ModelConfig`; none: as in the weights.
         given: what the weights do not say, see `Given`.
 
     Returns:
-        n D float32, or n L D for "tokens". A picture that cannot be read has no row; a warning
-        names it.
+        n D float32, or n L D for "tokens". An unreadable image has no row; a warning names it.
 
     Raises:
         MaeError: for whatever the user must change, in one line.
@@ -94,7 +93,7 @@ def embed(
 
 
 class _Pictures:
-    """Pictures handed over one by one, of any sizes, as a source."""
+    """A sequence of images of any sizes as a source."""
 
     labels, class_names = None, ()
 
@@ -109,8 +108,8 @@ class _Pictures:
         if isinstance(picture, str | Path):
             return FolderSource.of_files([picture]).read(0)
         if isinstance(picture, Image.Image):
-            # Through a lossless file that knows every mode, so that a picture in memory becomes
-            # exactly what the same picture in a file becomes.
+            # Encode to a lossless format that has every mode, so that an image in memory is
+            # decoded exactly as the same image from a file.
             with pillow_faults(picture.mode), io.BytesIO() as file:
                 ImageOps.exif_transpose(picture).save(file, "TIFF")
                 return file.getvalue()
@@ -129,7 +128,7 @@ def _source_of(
     *,
     say: Callable[[str], None],
 ) -> Source:
-    """Open what is to be embedded; what an array is follows from the channels of the network."""
+    """Open the images as a source; the network's channels decide the layout of an array."""
     if isinstance(pictures, str | Path):
         path = Path(pictures).expanduser()
         if path.suffix.lower() != ".npy" or not path.is_file():
@@ -150,7 +149,7 @@ def _source_of(
 
 
 def _array_of(pictures: NDArray[Any] | Tensor, config: ModelConfig) -> NDArray[Any]:
-    """Give an array or a tensor as an array of a type that the network takes."""
+    """Convert an array or a tensor to an array of a dtype that the network takes."""
     if isinstance(pictures, Tensor):
         pictures = pictures.detach().cpu()
         pictures = (pictures.float() if pictures.is_floating_point() else pictures).numpy()
@@ -164,13 +163,13 @@ def _array_of(pictures: NDArray[Any] | Tensor, config: ModelConfig) -> NDArray[A
 
 
 def _batch(pictures: NDArray[Any] | Tensor, config: ModelConfig) -> NDArray[Any]:
-    """Give an array or a tensor as B H W C."""
+    """Convert an array or a tensor to B H W C."""
     array, is_tensor = _array_of(pictures, config), isinstance(pictures, Tensor)
     return as_batch(array, channels=config.channels, is_tensor=is_tensor)
 
 
 def _one(picture: Picture, number: int, config: ModelConfig) -> _Readable:
-    """Give one of several images; an array or a tensor as H W C."""
+    """Return one of several images, an array or a tensor converted to H W C."""
     if isinstance(picture, str | Path | Image.Image):
         return picture
     if not isinstance(picture, np.ndarray | Tensor):
@@ -190,15 +189,15 @@ class Embedded(NamedTuple):
 
     features: str
     names: str
-    """File of the names of the rows: a .tsv, or the .parquet itself."""
+    """File with the name of each row: a .tsv, or the .parquet itself."""
     pictures: int
     """Rows."""
     width: int
     unreadable: int
-    """Pictures left out, listed in a file beside the features."""
+    """Number of images left out; a file beside the features lists them."""
 
     def rows(self) -> list[tuple[str, str]]:
-        """Give the lines of a table."""
+        """Return the rows of a table."""
         shape = f"{self.pictures:,} x {self.width:,} float32"
         left_out = [("unreadable", f"{self.unreadable:,}, left out")] if self.unreadable else []
         names = [] if self.names == self.features else [("names", self.names)]
@@ -206,17 +205,17 @@ class Embedded(NamedTuple):
 
 
 class _Done(NamedTuple):
-    """How far a job came; the features so far lie in a file beside it, row by row."""
+    """Progress of a job; a file beside this record holds the features so far, row by row."""
 
     work: str
-    """Digest of what the features are a function of."""
+    """Digest of everything that determines the features."""
     pictures: int = 0
-    """Pictures seen, broken ones included."""
+    """Number of images processed, broken ones included."""
     size: int = 0
-    """Bytes of features."""
+    """Bytes of features written."""
     bad: Sequence[Bad] = ()
     warned: Sequence[Bad] = ()
-    """Read, though their files are damaged."""
+    """Images that were read although their files are damaged."""
 
 
 def embed_to_file(
@@ -227,20 +226,20 @@ def embed_to_file(
     settings: FeatureSettings = DEFAULT,
     quiet: bool = False,
 ) -> Embedded:
-    """Write the features of every picture of a folder; a second start goes on where one stopped.
+    """Write the features of every image to a file; a repeated call resumes a stopped one.
 
-    Finished batches wait in a hidden folder beside the file, until it appears whole by one
-    rename. A second start takes them over if weights, pictures and settings are the same.
+    Finished batches are kept in a hidden folder beside the file until the complete file appears
+    by one rename. A repeated call reuses them if weights, images and settings are the same.
 
     Args:
         weights: whatever `load_encoder` takes.
-        data: what `open_source` takes; a .npy also of one image H W (C).
-        out: .npy to make, the names of its rows come beside it in a .tsv; or .parquet of both.
+        data: what `open_source` takes, and a .npy of one image H W (C).
+        out: .npy to write, with the names of its rows in a .tsv beside it; or .parquet of both.
         settings: how features are computed.
         quiet: show no progress.
 
     Raises:
-        ConfigError: if `out` exists, or is of a sort or at a place that cannot be written.
+        ConfigError: if `out` exists, has another suffix, or cannot be written.
     """
     store = out.with_name(f".{out.name}.part")
     _require_target(out, store)
@@ -276,13 +275,13 @@ def _require_target(out: Path, store: Path) -> None:
 def _finish(
     store: Path, encoder: Encoder, source: Source, settings: FeatureSettings, progress: Progress
 ) -> _Done:
-    """Encode what is not there yet, each batch recorded once it is on the disk."""
+    """Encode the remaining images; record each batch once it is on disk."""
     record, pool = store / "done.json", settings.pool
     done = _taken_over(record, _work(encoder, source, settings), say=progress.note)
     progress.start(len(source), at=done.pictures, label="picture")
     rest = range(done.pictures, len(source))
     with (store / "features").open("ab") as file:
-        file.truncate(done.size)  # what a crash left of a batch that was not recorded
+        file.truncate(done.size)  # drop what a crash left of an unrecorded batch
         for got in prepared_in_batches(encoder, source, rest, batch=settings.batch):
             file.write(encoder_features(encoder, [got.images], pools=[pool])[pool].tobytes())
             file.flush()
@@ -317,7 +316,7 @@ def _taken_over(record: Path, work: str, *, say: Callable[[str], None]) -> _Done
 
 
 def _publish(store: Path, out: Path, source: Source, done: _Done) -> Embedded:
-    """Write the tables, and the features under their name once all of them are on the disk."""
+    """Write the tables; rename the features to their final name once all are on disk."""
     ids = np.delete(np.arange(len(source)), [bad.id for bad in done.bad])
     features = np.memmap(store / "features", np.float32, "r").reshape(len(ids), -1)
     columns = {"name": [source.name(i) for i in ids.tolist()]}

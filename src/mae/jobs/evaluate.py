@@ -1,4 +1,4 @@
-"""What a fine-tuned classifier gets right of a labelled folder, or of the robustness sets."""
+"""Evaluate a fine-tuned classifier on labelled images or the ImageNet robustness sets."""
 
 from __future__ import annotations
 
@@ -33,34 +33,34 @@ from mae.weights.classifier import open_classifier
 FolderSet = Literal["folder", "imagenet", "imagenet-a", "imagenet-r", "imagenet-sketch"]
 TOP = 5
 IMAGENET_CLASSES = 1000
-MOST_CLASSES = 20  # in the table on a terminal; --json and a page have all
+MOST_CLASSES = 20  # in the terminal table; --json and the HTML page list all
 MOST_MISTAKES = 5
 
 
 class Evaluation(NamedTuple):
-    """What was right of the pictures of a folder."""
+    """Scores of a classifier on labelled images."""
 
     dataset: str
     data: str
     part: str
-    """Which of the data were judged: a split, what fine-tuning held out, or all."""
+    """Which part of the data was evaluated: a split, what fine-tuning held out, or all."""
     pictures: int
-    """Judged, each once."""
+    """Evaluated, each once."""
     unreadable: tuple[str, ...]
-    """Left out."""
+    """Names of the images left out."""
     scored: str
-    """Which classes' scores were compared."""
+    """Which classes were compared."""
     top1: float
     top5: float | None
-    """None where no more than five classes were scored."""
+    """None where at most five classes were compared."""
     loss: float
     classes: tuple[ClassRow, ...]
-    """Those that were scored."""
+    """One row for each compared class."""
     mistakes: tuple[Mistake, ...]
     written: tuple[str, ...]
 
     def values(self) -> dict[str, object]:
-        """Give what --json prints."""
+        """Return the values that --json prints."""
         rows = [
             row._asdict() | {"accuracy": row.accuracy if row.pictures else None}
             for row in self.classes
@@ -69,7 +69,7 @@ class Evaluation(NamedTuple):
         return self._asdict() | {"classes": rows, "mistakes": mistakes}
 
     def facts(self) -> dict[str, str]:
-        """Give the figures by name."""
+        """Return the metrics as text, by name."""
         top5 = {} if self.top5 is None else {"top-5": f"{self.top5:.2%}"}
         out = {"unreadable": f"{len(self.unreadable):,}, left out"} if self.unreadable else {}
         figures = {"top-1": f"{self.top1:.2%}", **top5, "loss": f"{self.loss:.4f}"}
@@ -77,7 +77,7 @@ class Evaluation(NamedTuple):
         return figures | said | {"part": self.part} | out
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Give the lines of a table: the figures, the worst classes, the worst mistakes."""
+        """Return the rows of a table: metrics, worst classes, most frequent mistakes."""
         there = [row for row in self.classes if row.pictures]
         worst = sorted(there, key=lambda row: row.accuracy)[:MOST_CLASSES]
         shown = worst if len(self.classes) > MOST_CLASSES else self.classes
@@ -99,7 +99,7 @@ class Evaluation(NamedTuple):
 
 
 class Judge(NamedTuple):
-    """A classifier, and how it is asked."""
+    """A classifier with its device, batch size and progress display."""
 
     model: Classifier
     class_names: Sequence[str]
@@ -115,7 +115,7 @@ class Judge(NamedTuple):
         view: View | None = None,
         ranks: Ranks = ALONE,
     ) -> Verdicts:
-        """Judge every picture that can be read, each in one of the processes."""
+        """Classify every readable image; the processes of `ranks` split the images."""
         parts = []
         encoder = self.model.encoder
         pictures = labelled_in_batches(
@@ -131,24 +131,24 @@ class Judge(NamedTuple):
 
 
 class Question(NamedTuple):
-    """Labelled pictures and the classes among which a classifier has to choose."""
+    """Labelled images and the classes that a classifier chooses from."""
 
     source: Source
     scored: Ids
-    """Classes of the model."""
+    """Indices of the model's classes to choose from."""
     places: Ids
-    """Of each class of the source, its place among those that are scored."""
+    """Position in `scored` of each class of the source."""
     about: str
     absent: Sequence[str] = ()
-    """Classes of the model that no picture is of."""
+    """Classes of the model without any image."""
 
     def names(self, class_names: Sequence[str]) -> list[str]:
-        """Name the classes that are scored."""
+        """Return the names of the classes in `scored`."""
         return [class_names[i] for i in self.scored]
 
 
 def open_judge(weights: str | Path, settings: FeatureSettings, progress: Progress) -> Judge:
-    """Load a classifier onto its device, and say what was assumed."""
+    """Load a classifier onto its device, and report the assumptions made."""
     device = settings.checked_device()
     given = settings.given or {}
     (model, class_names), notes = open_classifier(
@@ -171,22 +171,22 @@ def evaluate(
     settings: FeatureSettings = DEFAULT,
     quiet: bool = False,
 ) -> Evaluation:
-    """Ask a classifier for the class of every picture of a folder.
+    """Classify every labelled image and compute accuracy, loss and confusion.
 
-    Of several processes that torchrun started each judges a share; all come to the same figures,
-    those of one process to the last digit, and the first writes the files.
+    Processes started by torchrun split the images; all return the same metrics, bit-identical to
+    those of one process, and the first process writes the files.
 
     Args:
         weights: folder of a fine-tuned classifier.
-        data: labelled pictures, see `scored`: of the data that the classifier was fine-tuned on
-            only those that were held out. Some of its classes may be without a picture.
-        dataset: what it is: imagenet-a and imagenet-r have 200 of 1,000 classes, among which
-            alone is chosen; the others have all classes of the classifier.
-        all_classes: choose among all classes, also for those two.
-        split: which split to score instead; "train" of the classifier's own data is what it
-            learnt from.
-        out: .png of the confusion, or .html of everything.
-        predictions: .csv or .parquet of a row a picture.
+        data: labelled images, see `scored`; of the data that the classifier was fine-tuned on,
+            only the held-out part is used. Classes without images are allowed.
+        dataset: type of the data: imagenet-a and imagenet-r restrict the choice to their 200 of
+            1,000 classes; the others use all classes of the classifier.
+        all_classes: choose among all classes, also for imagenet-a and imagenet-r.
+        split: split to evaluate instead; "train" of the classifier's own data is its training
+            set.
+        out: .png of the confusion matrix, or .html of the whole report.
+        predictions: .csv or .parquet to write, one row per image.
         settings: batch, device and view.
         quiet: show no progress.
 
@@ -246,8 +246,8 @@ def question(
     """Match the classes of a folder with those of a classifier, by name.
 
     Raises:
-        DataError: if a folder is of no class of the classifier, or, for a set with 200 of them,
-            they are not those 200.
+        DataError: if a folder matches no class of the classifier, or if the folders of
+            imagenet-a or imagenet-r are not exactly their 200 classes.
     """
     numbers = {name: number for number, name in enumerate(class_names)}
     K, unknown = len(class_names), [name for name in source.class_names if name not in numbers]

@@ -1,4 +1,4 @@
-"""ImageNet-C: the error of a classifier under 15 corruptions of five severities, and its mCE."""
+"""ImageNet-C evaluation: errors under 15 corruptions at five severities, and the mCE."""
 
 from __future__ import annotations
 
@@ -25,36 +25,36 @@ from mae.report.predictions import Predicted, require_writable, write_prediction
 
 
 class Corruption(NamedTuple):
-    """How a classifier stands one corruption."""
+    """Errors of a classifier under one corruption."""
 
     name: str
     errors: tuple[float, ...]
     """At each severity, 0 to 1."""
     ce: float
-    """Their mean, as a share of AlexNet's."""
+    """Mean of `errors` divided by the mean of AlexNet's: 1 is as good as AlexNet."""
 
 
 class Robustness(NamedTuple):
-    """How a classifier stands all of them."""
+    """Errors of a classifier under all corruptions."""
 
     data: str
     mce: float
-    """Mean of the corruption errors, as a share: 1 is AlexNet's."""
+    """Mean of the corruption errors `ce`: 1 is as good as AlexNet."""
     error: float
-    """Mean error, not divided by anything."""
+    """Mean error, 0 to 1, not divided by AlexNet's."""
     corruptions: tuple[Corruption, ...]
     pictures: int
-    """Judged, each once."""
+    """Evaluated, each once."""
     unreadable: tuple[str, ...]
-    """Left out."""
+    """Names of the images left out."""
     written: tuple[str, ...]
 
     def values(self) -> dict[str, object]:
-        """Give what --json prints."""
+        """Return the values that --json prints."""
         return self._asdict() | {"corruptions": [each._asdict() for each in self.corruptions]}
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Give the lines of a table."""
+        """Return the rows of a table."""
         out = [("unreadable", f"{len(self.unreadable):,}, left out")] if self.unreadable else []
         return [
             ("mCE", f"{100 * self.mce:.1f}", "errors divided by AlexNet's, mean of 15 corruptions"),
@@ -78,12 +78,12 @@ def evaluate_corruptions(
     settings: FeatureSettings = DEFAULT,
     quiet: bool = False,
 ) -> Robustness:
-    """Ask a classifier for the class of every picture of ImageNet-C; shared as in `evaluate`.
+    """Classify every image of ImageNet-C; several processes split the work as in `evaluate`.
 
     Args:
         weights: folder of a fine-tuned classifier.
-        data: folder of CORRUPTION/SEVERITY/CLASS/...; other corruptions than the 15 are left.
-        predictions: .csv or .parquet of a row a picture.
+        data: folder of CORRUPTION/SEVERITY/CLASS/...; corruptions other than the 15 are ignored.
+        predictions: .csv or .parquet to write, one row per image.
         settings: batch and device.
         quiet: show no progress.
 
@@ -107,7 +107,7 @@ def evaluate_corruptions(
             asked = question(source, judge.class_names, dataset="imagenet-c", all_classes=False)
             lacking += [f"{name}/{severity}"] if asked.absent else []
             label = f"{name} {severity}/{SEVERITIES}, picture"
-            # Already cut to 224 when it was corrupted: resizing would soften the corruption.
+            # ImageNet-C images are already 224 x 224: resizing would weaken the corruption.
             found = judge.verdicts(asked, label=label, view=central_pixels, ranks=ranks)
             errors.setdefault(name, []).append(1 - found.top(1))
             named = partial(_named, source, f"{name}/{severity}")
@@ -143,7 +143,7 @@ def _named(source: Source, prefix: str, index: int) -> str:
 
 
 def _require_folders(root: Path) -> None:
-    """Find all 75 folders before an hour is spent on the first of them."""
+    """Require all 75 folders before the long evaluation starts."""
     folders = [f"{name}/{severity}" for name, severity in _conditions()]
     missing = [folder for folder in folders if not (root / folder).is_dir()]
     if missing:

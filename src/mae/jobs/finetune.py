@@ -1,4 +1,4 @@
-"""Fine-tuning: weights and labelled pictures in; a run with a classifier and its score out."""
+"""Fine-tune a classifier from pre-trained weights on labelled images, and evaluate it."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ JUDGED_AT_A_TIME = 64
 
 
 class Tuned(NamedTuple):
-    """A finished fine-tuning run, and what its classifier gets right of the test pictures."""
+    """A finished fine-tuning run and the test scores of its classifier."""
 
     path: Path
     config: FinetuneConfig
@@ -91,17 +91,17 @@ class Tuned(NamedTuple):
     resumed: bool
     classes: int
     train: int
-    """Pictures learnt from."""
+    """Number of training images."""
     test: int
-    """Pictures judged, each once."""
+    """Number of test images, each evaluated once."""
     top1: float
     top5: float | None
-    """None where there are no more than five classes."""
+    """None where there are at most five classes."""
     loss: float
     model: Classifier
 
     def values(self) -> dict[str, object]:
-        """Give what --json prints."""
+        """Return the values that --json prints."""
         files, hidden = RunDir(self.path), ("path", "config", "model")
         paths = {"run": self.path, "weights": files.weights, "report": files.report}
         figures = {name: value for name, value in self._asdict().items() if name not in hidden}
@@ -109,7 +109,7 @@ class Tuned(NamedTuple):
         return {name: str(path) for name, path in paths.items()} | figures
 
     def rows(self) -> list[tuple[str, str]]:
-        """Give the lines of a table."""
+        """Return the rows of a table."""
         values = self.values()
         top5 = {} if self.top5 is None else {"top-5": f"{self.top5:.2%}"}
         figures = {"top-1": f"{self.top1:.2%}", **top5, "loss": f"{self.loss:.4f}"}
@@ -131,17 +131,17 @@ def finetune(
     based_on: str = "custom",
     **given: Unpack[Given],
 ) -> Tuned:
-    """Fine-tune a pre-trained encoder, or go on with a run of the same configuration and data.
+    """Fine-tune a pre-trained encoder, or resume a run of the same configuration and data.
 
-    An unfinished run is gone on with, a finished one is given as it is.
+    An unfinished run is resumed; a finished run is returned unchanged.
 
     Args:
         recipe: name of a recipe, or a configuration.
-        data: labelled pictures, see `labelled`.
-        weights: whatever `load_encoder` takes; none: a new network, supervised from scratch.
+        data: labelled images, see `labelled`.
+        weights: whatever `load_encoder` takes; none: a new network, trained from scratch.
         out: run directory; `runs/DATA-NAME-tuned` if none.
         labels: few labels, see `label_draws`; none: all.
-        finished_too: give a finished run as it is, instead of refusing it.
+        finished_too: return a finished run unchanged instead of refusing it.
         quiet: show no progress.
         command: the command line, for the record.
         based_on: name of the recipe that a configuration was made from, for the record.
@@ -201,7 +201,7 @@ def _divided(
     *,
     begun: Mapping[str, Any] | None,
 ) -> Labelled:
-    """Divide the data as the run did that is gone on with, or as the fine-tuning of the weights."""
+    """Split the data as the run to resume did, else as the fine-tuning of the weights did."""
     if begun is None:
         return labelled(data, seed=config.seed, tuned=tuned_on(weights))
     split = begun["data"].get("split") or {}
@@ -209,14 +209,14 @@ def _divided(
 
 
 def _split_record(parts: Labelled) -> dict[str, object] | None:
-    """Give what run.json says of what was held out; nothing of splits that were given."""
+    """Return the entry of run.json for the held-out part; None if the data came with splits."""
     if parts.held is None:
         return None
     return {**parts.held._asdict(), "names": parts.held.names_digest(parts.train.source)}
 
 
 def _tuned(opened: OpenedRun, config: FinetuneConfig, model: Classifier) -> Tuned:
-    """Give a run that has come to its end."""
+    """Return the result of a finished run."""
     record, results = opened.record, json.loads(opened.rundir.results.read_bytes())
     return Tuned(
         path=opened.rundir.path,
@@ -234,7 +234,7 @@ def _tuned(opened: OpenedRun, config: FinetuneConfig, model: Classifier) -> Tune
 
 
 def _lasting(weights: str | Path) -> str:
-    """Name weights so that a start from another folder finds them."""
+    """Name weights so that they are found from another working directory."""
     name = str(weights)
     return name if name.startswith(PREFIX) else str(Path(weights).resolve())
 
@@ -247,14 +247,14 @@ def _resolve(
     *,
     say: Callable[[str], None],
 ) -> tuple[FinetuneConfig, PixelKind]:
-    """Settle what follows from weights and pictures, and refuse what does not fit."""
+    """Settle the fields that depend on weights and images, and refuse a mismatch."""
     how: dict[str, Any] = {"max_bad": config.max_bad, "say": say}
     there = survey(source, **how)
     model = _model(config, source, there, weights, given)
     kind = kind_of(model)
     if there.channels != model.channels and (asked := asked_channels(kind)) is not None:
         there = survey(source, channels=asked, **how)
-    # Grey pictures can be shown to a network of colour, and the other way round; others cannot.
+    # Grey and RGB images can be converted to each other; other channel counts cannot.
     if there.channels != model.channels and {there.channels, model.channels} != {1, 3}:
         raise DataError(
             f"data: the pictures have {there.channels} channels, the weights take "
@@ -269,7 +269,7 @@ def _resolve(
     batch = min(config.batch, len(source))
     if batch < config.batch:
         say(f"batch: lowered from {config.batch} to {batch}, the pictures there are")
-    # From here on the network is said, so that run.json repeats the run by itself.
+    # From here on the network is explicit, so that run.json alone reproduces the run.
     said = {"model": model, "follow_weights": False, "resize": None}
     classes = len(source.class_names)
     return dataclasses.replace(config, **said, num_classes=classes, batch=batch), kind  # type: ignore[arg-type]
@@ -298,7 +298,7 @@ def _model(
 def _run_to_the_end(
     run: RunInProgress, weights: str | Path | None, test: Source, given: Given
 ) -> Classifier:
-    """Load or begin, settle the number of steps, train, judge, and write weights and report."""
+    """Load or create the state, train, evaluate, and write weights and report."""
     config, record, say = run.config, run.record, run.progress.note
     assert isinstance(config, FinetuneConfig)
     set_threads(config, record)
@@ -352,7 +352,7 @@ def _train(run: RunInProgress, state: TrainState) -> None:
 
 
 def _results(found: Verdicts, config: FinetuneConfig, test: Source) -> dict[str, object]:
-    """Give what results.json holds."""
+    """Return the contents of results.json."""
     there = {*found.ids.tolist()}
     return {
         "top1": found.top(1),

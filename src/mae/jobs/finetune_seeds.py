@@ -1,4 +1,4 @@
-"""Fine-tuning with several seeds: a run for each, and mean and spread of what they get right."""
+"""Fine-tuning with several seeds: one run per seed, and mean and spread of the scores."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from mae.weights.given import Given
 
 
 class TunedSeeds(NamedTuple):
-    """Finished runs that differ in their seed alone."""
+    """Finished runs that differ only in their seed."""
 
     path: Path
-    """Folder of their folders."""
+    """Parent folder of the run directories."""
     labels: str | None
     runs: tuple[Tuned, ...]
 
     def scores(self) -> dict[str, Score]:
-        """Give mean and deviation of each figure."""
+        """Return mean and std of each metric."""
         top5 = [run.top5 for run in self.runs if run.top5 is not None]
         figures = {"top1": [run.top1 for run in self.runs], "top5": top5}
         figures["loss"] = [run.loss for run in self.runs]
         return {name: score(found) for name, found in figures.items() if found}
 
     def values(self) -> dict[str, object]:
-        """Give what --json prints."""
+        """Return the values that --json prints."""
         found: dict[str, object] = {"path": str(self.path), "labels": self.labels}
         for name, one in self.scores().items():
             found |= {name: one.mean, f"{name}_spread": one.spread}
@@ -41,7 +41,7 @@ class TunedSeeds(NamedTuple):
         return found | {"seeds": [run["seed"] for run in runs], "runs": runs}
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Give the lines of a table."""
+        """Return the rows of a table."""
         runs, first, found = len(self.runs), self.runs[0], self.scores()
         shares = {name: found[key] for name, key in (("top-1", "top1"), ("top-5", "top5"))
                   if key in found}  # fmt: skip
@@ -68,15 +68,15 @@ def finetune_seeds(
     based_on: str = "custom",
     **given: Unpack[Given],
 ) -> TunedSeeds:
-    """Fine-tune with several seeds in a row, or go on with where that was stopped.
+    """Fine-tune with several seeds one after another, or resume a stopped call.
 
-    Each run is the one that its seed alone would give: it has its own few labels and, where a
-    part of the data is held out for testing, its own part. Finished runs are kept, so that more
-    seeds can be added later.
+    Each run equals a single run with its seed: it draws its own few labels and, where a part of
+    the data is held out for testing, its own part. Finished runs are kept, so that more seeds
+    can be added later.
 
     Args:
-        config: its seed is the first one.
-        seeds: how many.
+        config: configuration of the runs; its seed is the first one.
+        seeds: number of seeds.
         data: see `labelled`.
         weights: whatever `load_encoder` takes.
         out: folder of the runs, seed-0 and so on; `runs/DATA-NAME-tuned` if none.
@@ -88,7 +88,7 @@ def finetune_seeds(
 
     Raises:
         MaeError: for whatever the user must change, in one line.
-        Stopped: when asked to stop; the same call goes on from there.
+        Stopped: when asked to stop; the same call resumes from there.
     """
     if seeds < 1:
         raise ConfigError(f"seeds: expected at least 1, got {seeds}")

@@ -1,4 +1,4 @@
-"""Planning a pre-training run: what it would need on this machine, or on one that is elsewhere."""
+"""Plan a pre-training run: estimated memory, time and cores on this or another machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mae.train.resolve import batch_plan, few_pictures, measured_steps, resolve,
 
 IMAGENET = 1_281_167
 SHARE_OF_PEAK = 0.5
-"""Of a GPU's peak: what performance work on such steps reaches."""
+"""Fraction of a GPU's peak that optimised training steps reach."""
 
 
 def plan(
@@ -37,15 +37,15 @@ def plan(
     measure: bool = False,
     say: Callable[[str], None],
 ) -> Plan:
-    """Say what a run would need and take.
+    """Estimate the memory, time and cores of a run.
 
     Args:
         config: the run.
-        recipe: its name; those of the paper are of ImageNet-1k where nothing else is said.
-        data: whatever `open_source` takes, looked at for number, channels and type.
+        recipe: its name; a published recipe is planned for ImageNet-1k unless told otherwise.
+        data: whatever `open_source` takes; gives number, channels and dtype of the images.
         gpu: card and how many, as in h100x8; none: this machine.
-        images: number of pictures instead of `data`.
-        measure: whether to measure the rate of this machine, on steps that are thrown away.
+        images: number of images instead of `data`.
+        measure: whether to measure the rate of this machine, on steps whose result is discarded.
         say: takes one line for the user.
 
     Raises:
@@ -96,7 +96,7 @@ def plan(
 def state_bytes(config: PretrainConfig) -> tuple[int, int]:
     """Count the trained parameters, and the memory of the network and its optimiser in bytes."""
     trained, frozen = count_parameters(config.model)
-    # Autocast keeps a copy of each weight until the backward is done.
+    # Autocast keeps a copy of each weight until the backward pass is done.
     copies = 0 if config.half is None else HALF
     return trained, (BYTES_PER_PARAMETER + copies) * trained + FLOAT32 * frozen
 
@@ -109,7 +109,7 @@ def _pictures(
     images: int | None,
     say: Callable[[str], None],
 ) -> tuple[PretrainConfig, int, str]:
-    """Settle what follows from the pictures, and give their number and where it is from."""
+    """Settle the fields that depend on the images; return also their number and its source."""
     if data is not None and images is not None:
         raise ConfigError("data and images: got both, expected one of them; drop one")
     if data is not None:
@@ -130,10 +130,10 @@ def _pictures(
 
 
 def measured_rate(planned: Plan, *, say: Callable[[str], None]) -> tuple[float, int]:
-    """Measure the pictures a second of this machine on noise, as pre-training measures its own.
+    """Measure this machine's images per second on noise, with the method of pre-training.
 
     Returns:
-        The rate, and the pictures of a step that was measured; a CPU takes fewer.
+        The rate in images per second, and the images per measured step (fewer on a CPU).
     """
     given = {"batch": planned.share, "micro_batch": planned.micro_batch, "views_per_decode": 1}
     whole = dataclasses.replace(planned.config, **given)  # type: ignore[arg-type]

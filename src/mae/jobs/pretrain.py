@@ -1,4 +1,4 @@
-"""Pre-training: a recipe and pictures in; a run directory with weights and a report out."""
+"""Pre-train a masked autoencoder from a recipe and images into a run directory."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ from mae.weights.given import Given
 from mae.weights.load import initial_model, open_model
 from mae.weights.start_from import follow, require_init
 
-DRAWINGS = 8  # drawings of the fixed pictures through a run
+DRAWINGS = 8  # drawings of the fixed images during a run
 FIXED_PICTURES = 8
 
 
@@ -74,10 +74,10 @@ class Run(NamedTuple):
     config: PretrainConfig
     num_steps: int
     resumed: bool
-    """Whether it had begun before: it was gone on with, or given as it was finished."""
+    """Whether the run existed before this call: it was resumed, or already finished."""
     model: MaskedAutoencoder
     loss: float
-    """Mean over the last tenth of the steps; nan where nothing was logged."""
+    """Mean over the last tenth of the steps; NaN where nothing was logged."""
 
 
 def pretrain(
@@ -92,16 +92,16 @@ def pretrain(
     based_on: str = "custom",
     **given: Unpack[Given],
 ) -> Run:
-    """Pre-train a masked autoencoder, or go on with a run of the same configuration and data.
+    """Pre-train a masked autoencoder, or resume a run of the same configuration and data.
 
-    An unfinished run is gone on with, a finished one is given as it is.
+    An unfinished run is resumed; a finished run is returned unchanged.
 
     Args:
         recipe: name of a recipe, or a configuration.
-        data: folder of pictures, array N H W (C), a `Source`, or "fashion-mnist" (built in).
+        data: folder of images, array N H W (C), a `Source`, or "fashion-mnist" (built in).
         out: run directory; `runs/DATA-NAME` if none.
         init: weights or a run to start from; the run still begins at step 0.
-        finished_too: give a finished run as it is, instead of refusing it.
+        finished_too: return a finished run unchanged instead of refusing it.
         quiet: show no progress.
         command: the command line, for the record.
         based_on: name of the recipe that a configuration was made from, for the record.
@@ -124,7 +124,7 @@ def pretrain(
             config = follow(config, init, say=progress.note, **given)
             pixels = config.model.pixels
         config, kind = resolve(config, source, say=progress.note, known=pixels)
-        # Not before the pictures are found readable: a mistyped folder leaves nothing behind.
+        # Only after the images proved readable: a mistyped folder leaves nothing behind.
         rundir = make_run_folder(Path("runs", data_name(data)) if out is None else Path(out))
         with RunLock(rundir.lock):
             config = settled(config, rundir)
@@ -154,7 +154,7 @@ def _read(rundir: RunDir) -> MaskedAutoencoder:
 
 
 def _ended(opened: OpenedRun, config: PretrainConfig, model: MaskedAutoencoder) -> Run:
-    """Give a run that has come to its end."""
+    """Return the result of a finished run."""
     return Run(
         path=opened.rundir.path,
         config=config,
@@ -168,7 +168,7 @@ def _ended(opened: OpenedRun, config: PretrainConfig, model: MaskedAutoencoder) 
 def _run_to_the_end(
     run: RunInProgress, *, init: str | Path | None, followed: bool, **given: Unpack[Given]
 ) -> MaskedAutoencoder:
-    """Load or begin, settle the number of steps, train, and write the weights and the report."""
+    """Load or create the state, set the number of steps, train, write weights and report."""
     config, record, say = run.config, run.record, run.progress.note
     assert isinstance(config, PretrainConfig)
     set_threads(config, record)
@@ -206,7 +206,7 @@ def _train(run: RunInProgress, state: TrainState) -> None:
     num_steps, draw = settle_steps(run, plan, state.model, how), _drawing(run, plan)
     workers = choose_workers(config, plan, device, say=run.progress.note)
     if state.step == 0:
-        if not run.progress.quiet:  # it measures for a few seconds
+        if not run.progress.quiet:  # the forecast measures for a few seconds
             say_what_it_takes(run, plan, state.model, how)
         draw(state)
     feed = staged_batches(config, plan, start=state.step, num_steps=num_steps, workers=workers)
@@ -221,9 +221,9 @@ def _train(run: RunInProgress, state: TrainState) -> None:
 
 
 def _drawing(run: RunInProgress, plan: BatchPlan) -> Callable[[TrainState], None]:
-    """Give the function that draws the same few pictures, under the same masks, as training goes.
+    """Return a function that draws the same few images, under the same masks, during training.
 
-    They are whole pictures spread over the data, read once.
+    The images are whole, spread evenly over the data, and read once.
     """
     count = min(FIXED_PICTURES, len(run.source))
     ids = np.linspace(0, len(run.source) - 1, count).astype(np.int64)
@@ -239,7 +239,7 @@ def _drawing(run: RunInProgress, plan: BatchPlan) -> Callable[[TrainState], None
         assert isinstance(state.model, MaskedAutoencoder)
         try:
             save_progress_picture(state.model, shown.images, torch.from_numpy(noise), path)
-        except ConfigError as error:  # a drawing is no reason to end a training
+        except ConfigError as error:  # a failed drawing must not end the training
             run.progress.note(str(error))
 
     return draw

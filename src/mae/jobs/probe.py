@@ -1,4 +1,4 @@
-"""What an encoder's features tell about classes, beside a random encoder and the raw pixels."""
+"""k-NN and logistic-regression probes of an encoder, a random encoder and raw pixels."""
 
 from __future__ import annotations
 
@@ -31,31 +31,31 @@ from mae.model.encoder import Encoder
 from mae.parallel.processes import Ranks, open_ranks
 from mae.progress import Progress
 
-MOST_PIXEL_VALUES = 1024  # of a picture as a row of raw pixels: 32 x 32 in grey, 18 x 18 in colour
+MOST_PIXEL_VALUES = 1024  # raw-pixel features per image: 32 x 32 in grey, 18 x 18 in colour
 
 
 class Method(NamedTuple):
-    """A way to classify by features."""
+    """A classifier on features."""
 
     name: str
     accuracy: Callable[..., float]
-    """Of training features and classes, test features and classes; 0 to 1. Of several processes
-    each is told as `ranks` with whom it shares the test features."""
+    """Accuracy, 0 to 1, from training features and classes, test features and classes. With several
+    processes, `ranks` names those that split the test features."""
 
 
 def choose_method(
     name: Literal["knn", "linear"], *, k: int | None, temperature: float | None = None, seed: int
 ) -> Method:
-    """Choose between the vote of the k nearest neighbours and logistic regression.
+    """Choose between k-NN and logistic regression.
 
     Args:
-        name: which.
-        k: neighbours; none: the usual number.
-        temperature: of their votes; none: the usual one.
-        seed: key of the part on which logistic regression chooses its regularisation.
+        name: name of the method.
+        k: number of neighbours; none: NEIGHBOURS.
+        temperature: temperature of the neighbours' votes; none: TEMPERATURE.
+        seed: seed of the validation part on which logistic regression chooses its regularisation.
 
     Raises:
-        ConfigError: for a number that the method does not use, or a temperature of nothing.
+        ConfigError: for an option that the method does not use, or an invalid temperature.
     """
     if name == "linear":
         refuse_without_effect("linear", "knn", k=k, temperature=temperature)
@@ -68,29 +68,29 @@ def choose_method(
 
 
 class Probe(NamedTuple):
-    """Share of the test pictures that were classified correctly, mean and deviation of all runs."""
+    """Accuracy on the test images, 0 to 1, mean and std over all runs."""
 
     method: str
     pool: str
     trained: float
     random: float
-    """The same network, untrained."""
+    """Of the same network, untrained."""
     pixels: float
-    """Raw pixels of the same view."""
+    """Of raw pixels of the same view."""
     pixels_size: tuple[int, int]
     classes: int
     train: int
-    """Pictures learnt from."""
+    """Number of training images."""
     test: int
     labels: str | None = None
-    """How few labels were asked for; none: all."""
+    """The few labels that were asked for; None: all."""
     runs: int = 1
     trained_spread: float = 0.0
     random_spread: float = 0.0
     pixels_spread: float = 0.0
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """Give the lines of a table."""
+        """Return the rows of a table."""
         others = (("raw pixels", self.pixels), ("random encoder", self.random))
         behind = [f"behind {name}" for name, other in others if self.trained < other]
         size = "at {} x {}".format(*self.pixels_size)
@@ -121,19 +121,19 @@ def probe(
     seed: int = 0,
     quiet: bool = False,
 ) -> Probe:
-    """Classify test pictures by features that are standardised on the pictures learnt from.
+    """Classify test images by features standardised on the training images.
 
-    Several processes that torchrun started share the pictures, then the test features, and come
-    to the figures of one process to the last digit.
+    Processes started by torchrun split the images, then the test features; the accuracies are
+    bit-identical to those of one process.
 
     Args:
         weights: whatever `load_encoder` takes.
         data: see `labelled`.
         method: how to classify.
         settings: how features are computed.
-        few: how many labels are learnt from.
-        seed: key of the held-out pictures, the few labels and the random encoder. A fine-tuned
-            classifier's own data are divided as its run did: the others it has learnt from.
+        few: how many labels to train on.
+        seed: seed of the held-out images, the few labels and the random encoder. A fine-tuned
+            classifier's own data are split as in its run, whose training images it has seen.
         quiet: show no progress.
 
     Raises:
@@ -179,7 +179,7 @@ def probe(
 def _accuracies(
     method: Method, known: _Seen, *, asked: _Seen, names: Sequence[str], ranks: Ranks
 ) -> list[float]:
-    """Learn once from every kind of features."""
+    """Return the accuracy of each type of features."""
     require_classes(names, known.labels)
     shared = {"ranks": ranks} if ranks.place.world_size > 1 else {}
     kinds = map(standardized, known.features, asked.features)
@@ -188,12 +188,12 @@ def _accuracies(
 
 class _Seen(NamedTuple):
     features: tuple[Array, ...]
-    """n F each: of every encoder, and the raw pixels."""
+    """n F each: one array per encoder, then the raw pixels."""
     labels: Labels
     ids: Ids
 
     def only(self, ids: Ids) -> _Seen:
-        """Give what was seen of some pictures."""
+        """Return the rows of some images."""
         rows = np.isin(self.ids, ids)
         return _Seen(tuple(f[rows] for f in self.features), self.labels[rows], self.ids[rows])
 
@@ -213,7 +213,7 @@ def _look(
         encoders[0], *part, batch=settings.batch, progress=progress, label=label, ranks=ranks
     ):
         seen = [encoder_features(encoder, [got.images], pools=[pool])[pool] for encoder in encoders]
-        # Scaling is left to the standardisation, which takes it out again.
+        # No scaling: the standardisation would undo it.
         pixels = pixel_features([F.adaptive_avg_pool2d(got.images.float(), size)])
         pieces.append((*seen, pixels, got.labels, got.ids))
     everyones = [piece for each in ranks.gathered(pieces) for piece in each]
@@ -223,7 +223,7 @@ def _look(
 
 
 def _pixels_size(encoder: Encoder) -> tuple[int, int]:
-    """Give the size at which a picture is a row of raw pixels."""
+    """Return the image size of the raw-pixel features."""
     (height, width), channels = encoder.config.image_size, encoder.config.channels
     factor = min(1.0, math.sqrt(MOST_PIXEL_VALUES / (channels * height * width)))
     return max(1, int(height * factor)), max(1, int(width * factor))

@@ -1,4 +1,4 @@
-"""The linear probe by the paper's protocol: what a head on the frozen encoder gets right."""
+"""Linear probing with the paper's protocol: train a linear head on the frozen encoder."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from mae.weights.given import Given
 
 TOP = 5
 LEAST_REACH = 1.0
-TEST_BATCH = 64  # pictures encoded at a time
+TEST_BATCH = 64  # images encoded at a time
 
 
 class PaperProbe(NamedTuple):
-    """What the heads got right of the test pictures, mean and deviation of all runs."""
+    """Accuracy of the linear heads on the test images, mean and std over all runs."""
 
     top1: float
     top5: float | None
@@ -54,15 +54,15 @@ class PaperProbe(NamedTuple):
     base_lr: float
     peak_lr: float
     steps: int
-    """Of each run."""
+    """Steps of each run."""
     seeds: tuple[int, ...]
-    """Of initial weights, order and crops of each run; the labels are those of one seed."""
+    """One per run, for initial weights, order and crops; all runs use the labels of one seed."""
     labels: str | None
     top1_spread: float
     top5_spread: float
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """Give the lines of a table."""
+        """Return the rows of a table."""
         runs = len(self.seeds)
         counts = counted(self.train, self.test, labels=self.labels, runs=runs)
         made = (
@@ -82,10 +82,10 @@ class PaperProbe(NamedTuple):
 def paper_config(
     *, epochs: float | None, batch: int | None, lr: float | None, seed: int, device: str
 ) -> FitConfig:
-    """Give the protocol with what was changed of it; the warm-up keeps its share of the epochs.
+    """Return the protocol with some values changed; warm-up keeps its fraction of the epochs.
 
     Raises:
-        ConfigError: for a value that cannot be.
+        ConfigError: for an invalid value.
     """
     optim = PROTOCOL.optim
     given = PROTOCOL.epochs if epochs is None else epochs
@@ -118,8 +118,8 @@ def paper_probe(
         weights: whatever `load_encoder` takes.
         data: see `labelled`.
         config: length, batch, rates, device, and the seed of everything.
-        crop_pct: fraction of a test image that is shown, see `ModelConfig`; none: as the weights.
-        few: how many labels are learnt from; each run has a seed of its own, also with all.
+        crop_pct: fraction of a test image that is kept, see `ModelConfig`; none: as in the weights.
+        few: how many labels to train on; each run has its own seed, even with all labels.
         given: what the weights do not say.
         quiet: show no progress.
 
@@ -143,13 +143,13 @@ def paper_probe(
 
 class _Asked(NamedTuple):
     tokens: Array
-    """n D."""
+    """Shape (n, D)."""
     labels: Labels
     ids: Ids
 
 
 def _cls_tokens(encoder: Encoder, part: Part, progress: Progress) -> _Asked:
-    """Encode the test pictures once, for every run."""
+    """Encode the test images once for all runs."""
     look = partial(labelled_in_batches, batch=TEST_BATCH, progress=progress, label="test picture")
     pieces = [
         (encoder_features(encoder, [got.images], pools=["cls"])["cls"], got.labels, got.ids)
@@ -165,7 +165,7 @@ def _plan(encoder: Encoder, source: Source, config: FitConfig, *, run: int) -> B
 
 
 def _tell(plan: BatchPlan, config: FitConfig, *, say: Callable[[str], None]) -> None:
-    """Say what was lowered, and where the protocol cannot work."""
+    """Report a lowered batch size, and a learning rate too low to train with."""
     if plan.batch < config.batch:
         say(f"batch: lowered from {config.batch:,} to {plan.batch:,}, the pictures there are")
     if (far := reach(plan, config)) < LEAST_REACH:
@@ -179,7 +179,7 @@ def _tell(plan: BatchPlan, config: FitConfig, *, say: Callable[[str], None]) -> 
 def _train(
     encoder: Encoder, plan: BatchPlan, config: FitConfig, progress: Progress
 ) -> nn.Sequential:
-    """Train the head of a run, naming each unreadable picture once."""
+    """Train the head of a run, naming each unreadable image once."""
     named: set[str] = set()
 
     def show(state: TrainState, metrics: Metrics) -> None:

@@ -1,4 +1,4 @@
-"""Partial fine-tuning (paper, Figure 9): only the last blocks and the head learn."""
+"""Partial fine-tuning (He et al. 2021, Figure 9): train only the last blocks and the head."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def partial_probe(
     quiet: bool = False,
     command: Sequence[str] = (),
 ) -> Tuned:
-    """Fine-tune the last blocks by the recipe finetune-folder, the others frozen.
+    """Fine-tune the last blocks with the recipe finetune-folder; the others are frozen.
 
     Args:
         weights: whatever `load_encoder` takes.
         data: see `labelled`.
-        blocks: how many of the last; 0.5 for the MLP of the last one alone.
+        blocks: number of last blocks to train; 0.5: only the MLP of the last one.
         out: run directory; `runs/DATA-partial-BLOCKS` if none.
         labels: few labels, see `label_draws`; none: all.
         lr: base rate; none: that of the recipe.
-        fields: others of the recipe's fields; None leaves one as it is.
+        fields: other fields of the recipe to change; None leaves a field unchanged.
         given: what the weights do not say.
         quiet: show no progress.
         command: the command line, for the record.

@@ -1,4 +1,4 @@
-"""Where two recipes or runs differ: field by field, with the source of each number."""
+"""Compare two recipes or runs field by field, with the source of each value."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mae.runs.directory import RunDir, read_record
 
 
 class Difference(NamedTuple):
-    """A number that two have differently, and where each has it from."""
+    """A field whose value differs, with both values and their sources."""
 
     field: str
     a: object
@@ -27,19 +27,19 @@ class Difference(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Two recipes or runs, and where they differ."""
+    """Two recipes or runs and their differences."""
 
     a: str
     b: str
     differences: tuple[Difference, ...]
 
     def values(self) -> dict[str, Any]:
-        """Give everything for machines."""
+        """Return all differences for --json."""
         rows = [difference._asdict() for difference in self.differences]
         return {"a": self.a, "b": self.b, "identical": not rows, "differences": rows}
 
     def rows(self) -> Iterator[tuple[str, ...]]:
-        """Give a table; below the two values stand their sources, in brackets."""
+        """Return the rows of a table; the sources stand in brackets below the values."""
         if not self.differences:
             yield (f"{self.a} and {self.b} are identical",)
             return
@@ -52,7 +52,7 @@ class Comparison(NamedTuple):
 
 
 class _Side(NamedTuple):
-    """One of the two."""
+    """One side of a comparison."""
 
     name: str
     sort: str
@@ -61,14 +61,14 @@ class _Side(NamedTuple):
 
 
 def diff(a: str, b: str) -> Comparison:
-    """Compare two recipes or runs field by field, and the numbers that follow from the fields.
+    """Compare two recipes or runs: their fields, and values derived from the fields.
 
     Args:
         a: name of a recipe, or folder of a run.
         b: the same.
 
     Raises:
-        ConfigError: for an unknown name, or a pre-training beside a fine-tuning.
+        ConfigError: for an unknown name, or for pre-training compared with fine-tuning.
     """
     sides = one, two = _side(a), _side(b)
     if type(one.config) is not type(two.config):
@@ -86,7 +86,7 @@ def diff(a: str, b: str) -> Comparison:
 
 
 _RESOLVED = {"peak lr": "optim.lr * batch / 256"}
-"""What follows from the fields, and how."""
+"""Derived values, with their formulas."""
 
 
 def _side(name: str) -> _Side:
@@ -101,7 +101,7 @@ def _side(name: str) -> _Side:
 
 
 def _run_side(name: str, record: Mapping[str, Any]) -> _Side:
-    """Read a run; a number it has from its recipe keeps the source it has there."""
+    """Read a run; values unchanged from its recipe keep the recipe's sources."""
     finetuning = "num_classes" in record["config"]
     where = str(RunDir(Path(name)).record)
     config = from_dict(
@@ -129,14 +129,14 @@ def _value(config: FitConfig, path: str) -> Any:
 
 
 def _same(a: object, b: object) -> bool:
-    """Compare values; the dust of a computed number is no difference."""
+    """Compare values; floats may differ by a rounding error."""
     if isinstance(a, float) and isinstance(b, float):
         return math.isclose(a, b, rel_tol=1e-12)
     return a == b
 
 
 def _text(value: object) -> str:
-    """Write a value as the options take it."""
+    """Format a value as the command line takes it."""
     if isinstance(value, tuple):
         return " ".join(map(_text, value))
     if isinstance(value, bool):

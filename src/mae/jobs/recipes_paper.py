@@ -1,4 +1,4 @@
-"""The published results on the command line: each beside the commands that would reproduce it."""
+"""List published results with the commands that would reproduce them (mae recipes paper)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WIDTHS = (14, 30, 9, 21, 14)
 
 
 def paper_values(built: Collection[str]) -> dict[str, Any]:
-    """Give the published results for machines.
+    """Return the published results as JSON-ready values.
 
     Args:
         built: verbs that this version has.
@@ -31,7 +31,7 @@ def paper_values(built: Collection[str]) -> dict[str, Any]:
 
 
 def paper_rows(built: Collection[str]) -> Iterator[tuple[str, ...]]:
-    """Give the published results as lines for people.
+    """Return the published results as rows of text.
 
     Args:
         built: verbs that this version has.
@@ -54,6 +54,6 @@ def paper_rows(built: Collection[str]) -> Iterator[tuple[str, ...]]:
 
 
 def not_built(built: Collection[str]) -> list[str]:
-    """Name the verbs of the commands that this version does not have."""
+    """List the verbs of the reproduction commands that this version lacks."""
     verbs = Counter(command.split()[1] for score in SCORES for command in score.commands)
     return [verb for verb in verbs if verb not in built]

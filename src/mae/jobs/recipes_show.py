@@ -1,4 +1,4 @@
-"""Recipes on the command line: listed, shown, read back from a file, changed field by field."""
+"""List recipes, write them as TOML, read them back, and override single fields."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _LENGTHS = ("epochs", "steps", "minutes")
 
 
 def recipe_rows() -> list[dict[str, str]]:
-    """List the recipes: sort, name, what it is, where its numbers come from, published result."""
+    """List the recipes: type, name, description, source of the numbers, published result."""
     names = ("sort", "name", "about", "source", "expected")
     return [{name: str(getattr(r, name)) for name in names} for r in RECIPES]
 
 
 def recipe_toml(recipe: Recipe) -> str:
-    """Write a recipe as a file that `--config` takes back."""
+    """Write a recipe as TOML that `--config` reads."""
     facts = (recipe.about, f"source: {recipe.source}", f"expected: {recipe.expected}")
     elsewhere = (f"source of {path}: {source}" for path, source in recipe.sources.items())
     head = "".join(f"# {line}\n" for line in (*facts, *elsewhere, recipe.command))
@@ -44,14 +44,14 @@ def configured(
     file: Path | None = None,
     fields: Mapping[str, object],
 ) -> ConfigT:
-    """Settle a configuration: the recipe, over it a file, over both single fields.
+    """Build a configuration: the recipe, overridden by a file, then by single fields.
 
     Args:
         recipe: name of the recipe.
-        sort: what it has to be one for.
+        sort: required type of its configuration.
         file: TOML or JSON of the same fields, all or a few; or the run.json of a run.
-        fields: values by dotted name; a length (epochs, steps, minutes) takes the place of
-            another one, and `model`, a name as in "vit-b/16", that of the fields it settles.
+        fields: values by dotted name; a length (epochs, steps, minutes) replaces any other
+            length, and `model`, a name as in "vit-b/16", replaces the fields it determines.
 
     Raises:
         ConfigError: for an unknown recipe, key or value.
@@ -80,7 +80,7 @@ def configured(
 
 
 def _meant(name: str, sort: type[PretrainConfig] | type[FinetuneConfig]) -> str | None:
-    """Give the option that was meant by a word in the place of a recipe; None where none is."""
+    """Guess the option meant by a word in place of a recipe; None if there is no guess."""
     path, option = Path(name).expanduser(), None
     with suppress(ConfigError):
         size_fields(name)
@@ -95,7 +95,7 @@ def _meant(name: str, sort: type[PretrainConfig] | type[FinetuneConfig]) -> str 
 
 
 def read_fields(file: Path) -> dict[str, Any]:
-    """Read fields from TOML, where "none" stands for none, or from JSON.
+    """Read fields from TOML, where the text "none" stands for None, or from JSON.
 
     Raises:
         ConfigError: if the file cannot be read or is neither.
@@ -117,11 +117,11 @@ def read_fields(file: Path) -> dict[str, Any]:
 
 
 def to_toml(values: Mapping[str, Any], *, table: str = "") -> str:
-    """Write nested values as TOML, which has no null: none is written as text."""
+    """Write nested values as TOML; it has no null, so None is written as the text "none"."""
     lines = [f"[{table}]"] if table else []
     nested = {name: value for name, value in values.items() if isinstance(value, Mapping)}
     plain = {name: value for name, value in values.items() if name not in nested}
-    # What JSON writes of texts, numbers, true, false and lists of them is TOML as well.
+    # JSON of strings, numbers, booleans and lists of them is valid TOML, too.
     lines += [f"{n} = {json.dumps('none' if v is None else v)}" for n, v in plain.items()]
     dotted = f"{table}." if table else ""
     tables = [to_toml(value, table=f"{dotted}{name}") for name, value in nested.items()]

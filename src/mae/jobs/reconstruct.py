@@ -1,4 +1,4 @@
-"""Pictures of one's own, masked and rebuilt, as a drawing that says what it shows."""
+"""Reconstruct masked images and draw the results as a .png or an .html page."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ from mae.weights.load import open_model
 
 
 class Reconstructed(NamedTuple):
-    """A drawing of pictures that a model rebuilt."""
+    """A drawing of images that a model reconstructed."""
 
     out: Path
     names: tuple[str, ...]
-    """The pictures drawn, in order."""
+    """The images drawn, in order."""
     bad: dict[str, str]
-    """Why a picture could not be read, by its name."""
+    """Reason why an image could not be read, by image name."""
     caption: str
-    """What is drawn, where that is not simply what the model predicts."""
+    """What is drawn where it differs from the model's plain prediction."""
     psnr: dict[str, float]
-    """dB, of the model and of the baselines."""
+    """PSNR in dB of the model and of the baselines, by name."""
     about: str
     """What was measured."""
 
     def rows(self) -> list[tuple[str, str]]:
-        """Give the lines of a table."""
+        """Return the rows of a table."""
         drawn = ("reconstructions", f"{self.out}  {len(self.names)} pictures")
         scores = [(name, f"{psnr:.1f} dB") for name, psnr in self.psnr.items()]
         bad = [("unreadable", f"{name}: {reason}") for name, reason in self.bad.items()]
@@ -72,17 +72,17 @@ def reconstruct(
     quiet: bool = False,
     **given: Unpack[Given],
 ) -> Reconstructed:
-    """Hide patches of pictures, have them rebuilt, and draw both.
+    """Mask patches of images, reconstruct them, and draw both.
 
     Args:
         weights: whatever `mae.load` takes; they need a decoder.
-        pictures: picture files, and folders of which some pictures are taken.
+        pictures: image files, and folders from each of which some images are taken.
         out: .png, or .html for a page with the measured errors.
-        mask_ratio: share of the patches that is hidden; as in training if none.
+        mask_ratio: fraction of the patches that is hidden; none: as in training.
         seed: key of the masks.
-        count: pictures of each folder, evenly spread.
+        count: number of images from each folder, evenly spread.
         device: see `choose_device`.
-        crop_pct: fraction of an image that is shown, see `ModelConfig`; none: that of the weights.
+        crop_pct: fraction of an image that is kept, see `ModelConfig`; none: as in the weights.
         quiet: show no notes.
         given: what the weights do not say, see `Given`.
 
@@ -118,7 +118,7 @@ def reconstruct(
 def _read(
     pictures: Sequence[str | Path], model: MaskedAutoencoder, *, count: int
 ) -> tuple[Tensor, list[str], dict[str, str]]:
-    """Read the pictures as the model was trained on them: B C H W of the stored type."""
+    """Read the images in the format the model was trained on: B C H W of the stored dtype."""
     images, names = [], []
     bad: dict[str, str] = {}
     for path in pictures:

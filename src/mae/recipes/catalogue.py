@@ -1,8 +1,7 @@
-"""The recipes: our own runs as named values, those of others, and how one is found.
+"""The recipe catalogue: recipes of this project, published recipes, and lookup by name.
 
-Those of others stand in `published/`; here are ours, and how one is found. A recipe of your own
-is the `run.json` of a run, a TOML file of the same fields (`--config`), or options on the command
-line.
+The published recipes are defined in `pretraining` and `finetuning`. A custom recipe is the
+`run.json` of a run, a TOML file of the same fields (`--config`), or options on the command line.
 """
 
 from __future__ import annotations
@@ -32,16 +31,16 @@ ConfigT = TypeVar("ConfigT", bound=FitConfig)
 FOLDER = PretrainConfig(
     model=model_config("vit-s/16"),
     epochs=200,
-    # Few pictures make few steps of a large batch, and steps matter most (docs/log.md). The rate
-    # lies between the paper's rule and what the demo's batch of 32 likes best; it is not tuned.
+    # Few images give few steps of a large batch, and steps matter most (docs/log.md). The rate
+    # lies between the paper's rule and the best rate of the demo at batch 32; it is not tuned.
     batch=128,
     micro_batch=64,
     optim=OptimConfig(lr=6e-4, warmup_epochs=10, decay_tokens=False),
     augment=AugmentConfig(crop_scale=(0.2, 1.0), flip=0.5),
 )
 
-# Weights that know pictures already need fewer steps, and a large rate would undo what they know:
-# a quarter of the passes and of the rate of `folder`. Not tuned (docs/continue.md).
+# Pre-trained weights need fewer steps, and a large rate would undo what they learned: a quarter of
+# the epochs and of the rate of `folder`. Not tuned (docs/continue.md).
 CONTINUE = dataclasses.replace(
     FOLDER,
     model=ModelConfig(),
@@ -50,7 +49,7 @@ CONTINUE = dataclasses.replace(
     optim=OptimConfig(lr=1.5e-4, warmup_epochs=5, decay_tokens=False),
 )
 
-# Chosen on a validation part of the built-in pictures; what was tried stands in docs/log.md.
+# Chosen on a validation part of Fashion-MNIST; docs/log.md lists what was tried.
 DEMO = PretrainConfig(
     model=model_config(
         "vit-ti/4",
@@ -72,7 +71,7 @@ DEMO = PretrainConfig(
     save_every_steps=1000,
 )
 
-# The published fine-tuning of ViT-B, gentler on few pictures: a smaller batch makes more steps.
+# The published fine-tuning of ViT-B, adapted to few images: a smaller batch gives more steps.
 FINETUNE_FOLDER = FinetuneConfig(
     follow_weights=True,
     epochs=50,
@@ -125,7 +124,7 @@ def find_recipe(name: str) -> Recipe:
     """Find a recipe by its name.
 
     Raises:
-        ConfigError: if there is none; names the nearest.
+        ConfigError: if there is none; the message suggests the closest name.
     """
     for recipe in RECIPES:
         if recipe.name == name:
@@ -136,10 +135,10 @@ def find_recipe(name: str) -> Recipe:
 
 
 def find_config(name: str, sort: type[ConfigT]) -> ConfigT:
-    """Find the configuration of a recipe of one sort.
+    """Find the configuration of a recipe of one type.
 
     Raises:
-        ConfigError: if there is no such recipe, or it is of another sort.
+        ConfigError: if there is no such recipe, or it is of another type.
     """
     recipe = find_recipe(name)
     if isinstance(recipe.config, sort):

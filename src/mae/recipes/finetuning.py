@@ -1,6 +1,6 @@
-"""Fine-tuning as others ran it: paper, published code and OpenMMLab, which disagree.
+"""Published fine-tuning recipes: the paper, its official code, and OpenMMLab.
 
-A name begins with its source; docs/recipes.md shows where they differ.
+The three disagree: a name begins with its source, and docs/recipes.md shows the differences.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mae.recipes.recipe import MODEL_NAMES, MODELS, NOT_FP16, Recipe
 
 
 class _Sized(NamedTuple):
-    """What depends on the size of the network."""
+    """Values that depend on the size of the network."""
 
     lr: float
     layer_decay: float
@@ -28,13 +28,13 @@ _PAPER = {
     "l": _Sized(1e-3, 0.75, 0.1, 50),
     "h": _Sized(1e-3, 0.75, 0.2, 50),
 }
-# mmpretrain's absolute rates at batch 1024 (2e-3, 4e-3, 4e-3) are the same numbers.
+# mmpretrain's absolute rates at batch 1024 (2e-3, 4e-3, 4e-3) are the same base rates.
 _FACEBOOK = {
     "b": _Sized(5e-4, 0.65, 0.1, 100),
     "l": _Sized(1e-3, 0.75, 0.2, 50),
     "h": _Sized(1e-3, 0.75, 0.3, 50),
 }
-# Here the rate is 1e-3 * 1024 / 256, twice that of the published code.
+# mmselfsup: the peak rate is 1e-3 * 1024 / 256, twice that of the official code.
 _SEED = _Sized(1e-3, 0.65, 0.1, 100)
 
 _FACEBOOK_BASE = FinetuneConfig(
@@ -115,7 +115,7 @@ def _sized(
 
 
 class _Source(NamedTuple):
-    """One source's fine-tuning of every size, and at 448."""
+    """Fine-tuning of every model size by one source, and of ViT-H at 448."""
 
     prefix: str
     base: FinetuneConfig
@@ -124,9 +124,9 @@ class _Source(NamedTuple):
     scores: Mapping[str, str]
     sources: Mapping[str, str]
     at_448: Mapping[str, str]
-    """What else is to be said of the sources at 448."""
+    """Additional sources of the recipe at 448."""
     crop_pct_448: float | None = None
-    """Fraction of an image that is evaluated at 448; none: all, as in the published code."""
+    """Fraction of an image that is evaluated at 448; None: all, as in the official code."""
 
 
 _SOURCES = (

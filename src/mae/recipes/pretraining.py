@@ -1,6 +1,6 @@
-"""Pre-training as others ran it: the paper, its published code, OpenMMLab.
+"""Published pre-training recipes: the paper, its official code, and OpenMMLab.
 
-A field whose number comes from elsewhere than the rest of its recipe says from where.
+The `sources` of a recipe name the fields whose value is from another source than the rest.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PAPER_ABLATION_L = replace(
     PAPER_B, epochs=800, model=model_config("vit-l/16", normalize_target=False)
 )
 
-# OpenMMLab leaves cls and mask token undecayed and starts the warm-up above zero.
+# OpenMMLab does not decay cls and mask token and starts the warm-up above zero.
 SEED_B_400 = replace(
     PAPER_B, epochs=400, optim=replace(PAPER_B.optim, warmup_start=1e-4, decay_tokens=False)
 )
@@ -92,7 +92,7 @@ def _seed_and_paper() -> Iterator[Recipe]:
 
 def _mmpretrain() -> Iterator[Recipe]:
     for size, epochs, scores in _MMPRETRAIN_SCORES:
-        # The 800-epoch files alone start the warm-up lower.
+        # Only the 800-epoch files start the warm-up lower.
         start = 1e-9 if epochs == 800 else 1e-4
         config = replace(SEED_B_400, model=model_config(MODELS[size]), epochs=epochs)
         yield Recipe(
@@ -105,7 +105,7 @@ def _mmpretrain() -> Iterator[Recipe]:
         )
 
 
-# Source: spec 4.6.
+# Source: OpenMMLab mmpretrain, configs/mae; the second score of b 300: mmselfsup 1.x, metafile.
 _MMPRETRAIN_SCORES = (
     ("b", 300, "83.1 or 82.8 % fine-tuned, 60.8 % linear"),
     ("b", 400, "83.3 % fine-tuned, 62.5 % linear"),

@@ -1,4 +1,4 @@
-"""A recipe: a configuration with a name, and the source of each of its numbers."""
+"""The Recipe class: a named configuration with the source of each value."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 from mae.config.run import FinetuneConfig, PretrainConfig
 
 OURS = "this project"
-# What a machine or a folder of pictures decides; no publication says it.
+# Fields that depend on the machine or the images; no publication specifies them.
 _OUR_FIELDS = frozenset(
     "steps minutes micro_batch checkpoint_every seed precision compile device threads workers "
     "save_every_steps log_every_steps keep keep_checkpoints max_bad channels measure_pixels "
@@ -20,29 +20,29 @@ _OUR_FIELDS = frozenset(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """A named run."""
+    """A named configuration and its sources."""
 
     name: str
     about: str
-    """One line: what it is and what it is for."""
+    """One line: what it is and what it is used for."""
     source: str
-    """Where its numbers come from."""
+    """Where its values come from."""
     expected: str
-    """Published result, never one of ours."""
+    """Published result, never one measured in this project."""
     config: PretrainConfig | FinetuneConfig
     sources: Mapping[str, str] = field(default_factory=dict)
-    """By field, or group of fields, where it is not `source`."""
+    """Source by field, or by group of fields, where it differs from `source`."""
     pretrained: bool = True
     """Whether a fine-tuning recipe starts from weights."""
 
     @property
     def sort(self) -> Literal["pre-training", "fine-tuning"]:
-        """What it trains."""
+        """Type of training."""
         return "fine-tuning" if isinstance(self.config, FinetuneConfig) else "pre-training"
 
     @property
     def command(self) -> str:
-        """The command that runs it."""
+        """Command line that runs the recipe."""
         if self.name == "demo":
             return "mae demo"
         if self.sort == "pre-training":
@@ -51,7 +51,7 @@ class Recipe:
         return f"mae finetune {self.name} --data DIR{' --weights W' if self.pretrained else ''}"
 
     def source_of(self, path: str) -> str:
-        """Say where the number of a field comes from.
+        """Return the source of a field's value.
 
         Args:
             path: dotted name of the field.
@@ -64,5 +64,5 @@ class Recipe:
 
 MODELS = {"b": "vit-b/16", "l": "vit-l/16", "h": "vit-h/14"}
 MODEL_NAMES = {"b": "ViT-B/16", "l": "ViT-L/16", "h": "ViT-H/14"}
-# The published code and mmpretrain used fp16 with a scaler; here that is asked for.
+# The official code and mmpretrain used fp16 with a scaler; here it is an option.
 NOT_FP16 = f"{OURS}; the source used fp16 with a scaler (--precision fp16)"

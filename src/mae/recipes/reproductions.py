@@ -1,4 +1,4 @@
-"""What the published code and others report of the paper's runs, with the commands of it here."""
+"""Results reported by the official code, OpenMMLab and ViTDet, with commands to reproduce."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _RELEASED = {
     "l": (85.952, 97.570, 0.646),
     "h": (86.928, 98.088, 0.584),
 }
-# Mean and deviation of 4 fine-tuning seeds, and the time of one.
+# Mean and std over 4 fine-tuning seeds, and the time of one.
 _SEEDS = {
     "b": (83.57, 0.08, "7 h 11 min on 32 V100"),
     "l": (85.87, 0.07, "8 h 52 min on 32 V100"),
@@ -68,7 +68,7 @@ def _published_code() -> Iterator[Score]:
     )
 
 
-# Size, epochs, linear (none for H), fine-tuned.
+# Size, epochs, linear % (None for H), fine-tuned %.
 _MMPRETRAIN = (
     ("b", 300, 60.8, 83.1),
     ("b", 400, 62.5, 83.3),

@@ -1,7 +1,7 @@
-"""The tables of the paper as data: each number with the commands that would reproduce it here.
+"""Results from the tables of He et al. 2021, with the commands that would reproduce them.
 
-Only what was checked against the paper's text. Rows of other methods (DINO, MoCo v3, BEiT, iGPT)
-are left out, since nothing here runs them. The paper's numbers are typed off its tables.
+The numbers are copied from the tables and checked against the text of the paper. Rows of other
+methods (DINO, MoCo v3, BEiT, iGPT) are left out, since nothing here runs them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _ablated(run: str, options: str = "") -> tuple[str, ...]:
     )
 
 
-# Table, what, fine-tuned, linear, and the options that make it, or what it would need.
+# Table, setting, fine-tuned %, linear %, options that reproduce it or the missing feature.
 _ABLATIONS = (
     ("1a", "decoder of 1 block", 84.8, 65.5, "--model.decoder-depth 1"),
     ("1a", "decoder of 2 blocks", 84.9, 70.0, "--model.decoder-depth 2"),
@@ -84,7 +84,7 @@ def _table_1_and_figures() -> Iterator[Score]:
         )
 
 
-# What, model, fine-tuned, hours on 128 TPU-v3 cores, depth of the decoder or nothing.
+# Setting, model, fine-tuned %, hours on 128 TPU-v3 cores, depth of the decoder or None.
 _HOURS = (
     ("mask tokens in the encoder", "l", 84.2, 42.4, None),
     ("decoder of 8 blocks", "l", 84.9, 15.4, 8),
@@ -114,7 +114,7 @@ def _table_2() -> Iterator[Score]:
 
 
 def _full(size: str) -> tuple[str, str]:
-    """Pre-train and fine-tune as Table 3 does, by the notes written for those weights."""
+    """Return the commands for Table 3; fine-tuning follows the FINETUNE.md of those weights."""
     run = f"paper-vit-{size}"
     return pretrain_command(run, run), finetune_command(f"facebook-ft-vit-{size}", run)
 
@@ -151,7 +151,7 @@ def _table_3() -> Iterator[Score]:
         yield Score("Table 3, A.2", "from scratch", MODEL_NAMES[size], values, commands)
 
 
-# Of B and L.
+# Scores of ViT-B and ViT-L.
 _DENSE = (
     (
         "supervised",
@@ -194,7 +194,7 @@ _TABLE_6 = {
     "h": (79.3, 83.0, 85.7, 65.9, 59.8),
     "h-448": (83.4, 86.8, 88.3, 66.8, 60.3),
 }
-# Box AP and mIoU are those of B and L alone.
+# Box AP and mIoU exist only for ViT-B and ViT-L.
 _TABLE_7: tuple[tuple[str, tuple[float, ...], tuple[float, ...], tuple[float, ...]], ...] = (
     ("plain pixels", (83.3, 49.5, 48.0), (85.1, 52.8, 51.8), (86.2,)),
     ("normalised pixels", (83.6, 50.3, 48.1), (85.9, 53.3, 53.6), (86.9,)),

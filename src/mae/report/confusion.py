@@ -1,4 +1,4 @@
-"""What a classifier takes for what: a picture of the confusion, and a page around it."""
+"""Confusion matrix of a classifier, as an image and as an HTML page."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from mae.report.page import html_page, html_table
 
 Counts = NDArray[np.int64]
 
-EDGE = 600  # pixels, where there are fewer classes than that
-LIGHT, DARK = (247, 246, 243), (11, 66, 120)  # of no picture, and of all of a class
+EDGE = 600  # pixels; larger if there are more classes than that
+LIGHT, DARK = (247, 246, 243), (11, 66, 120)  # colours of no image, and of all images of a class
 CAPTION = (
     "Rows: the class; columns: what it was taken for; both in the order of the table. The darker, "
     "the larger the share of the row, by its root, so that rare mistakes are seen."
@@ -25,17 +25,17 @@ CAPTION = (
 
 
 class Mistake(NamedTuple):
-    """One class taken for another."""
+    """One class mistaken for another."""
 
     name: str
     taken_for: str
     times: int
     share: float
-    """Of the pictures of the class."""
+    """Fraction of the images of the class, 0 to 1."""
 
 
 def confusion_picture(counts: Counts) -> Image.Image:
-    """Draw a square of cells, a row for each class.
+    """Draw the confusion matrix as a square of cells, one row per class.
 
     Args:
         counts: K K, see `Verdicts.confusion`.
@@ -49,7 +49,7 @@ def confusion_picture(counts: Counts) -> Image.Image:
 
 
 def worst_mistakes(counts: Counts, names: Sequence[str], *, most: int) -> list[Mistake]:
-    """Give the most frequent confusions, at most so many, of equal ones the earlier classes."""
+    """Return the `most` most frequent confusions; ties in the order of the classes."""
     wrong = np.where(np.eye(len(counts), dtype=bool), 0, counts)
     sizes, found = counts.sum(axis=1), []
     for place in np.argsort(-wrong, axis=None, kind="stable")[:most].tolist():
@@ -62,13 +62,13 @@ def worst_mistakes(counts: Counts, names: Sequence[str], *, most: int) -> list[M
 def evaluation_page(
     title: str, facts: Mapping[str, str], counts: Counts, names: Sequence[str]
 ) -> bytes:
-    """Make a page that needs no other file: figures, confusion, mistakes, every class.
+    """Make a self-contained HTML page: metrics, confusion matrix, mistakes, every class.
 
     Args:
-        title: what was evaluated.
-        facts: what is said first, by name.
+        title: title of the page.
+        facts: metrics to show first, by name.
         counts: K K, see `Verdicts.confusion`.
-        names: K.
+        names: names of the K classes.
     """
     return html_page(title, _body(facts, counts, names))
 

@@ -1,4 +1,4 @@
-"""A contact sheet: pictures of any size, type and channels, small, side by side, with names."""
+"""Contact sheet: named thumbnails of images of any size, dtype and channels."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from PIL import Image, ImageDraw, ImageFont
 from mae.data.audit.duplicates import reduced
 
 EDGE = 112
-"""Longest side of a picture on the sheet, in pixels."""
+"""Longest side of an image on the sheet, in pixels."""
 COLUMNS = 8
 
 _GAP, _LINE, _LETTERS = 8, 14, 18  # pixels between cells, height of a name, letters that fit
 
 
 def thumbnail(pixels: NDArray[Any]) -> Image.Image:
-    """Reduce a picture H W C for the sheet; small ones are enlarged, each pixel a square.
+    """Reduce an image H W C for the sheet; small images are enlarged by repeating pixels.
 
-    Of more than three channels the first three are drawn, of two the first; brightness of other
-    than uint8 is stretched to its range.
+    The first three of more than three channels are drawn, and the first of two. Values of any
+    dtype but uint8 are stretched from their own range to 0 to 255.
     """
     H, W, C = pixels.shape
     longest = max(H, W)
@@ -39,10 +39,10 @@ def thumbnail(pixels: NDArray[Any]) -> Image.Image:
 
 
 def contact_sheet(pictures: Sequence[tuple[str, Image.Image]]) -> Image.Image:
-    """Put named thumbnails in rows; the end of a name that is too long is what is shown.
+    """Arrange named thumbnails in rows; a name that is too long is cut at its start.
 
     Args:
-        pictures: at least one, by `thumbnail`.
+        pictures: names and images made by `thumbnail`, at least one.
     """
     columns = min(COLUMNS, len(pictures))
     rows = -(-len(pictures) // columns)

@@ -1,4 +1,4 @@
-"""What is in a folder of pictures, said in sections of two columns: as text, or as a page."""
+"""Report on a data set in two-column sections, as text or as an HTML page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mae.report.figures import element, number, png_data_uri
 from mae.report.page import html_page, html_table
 
 MOST_NAMED = 5
-"""Pictures named of each sort of trouble; `--json` has all."""
+"""Images named for each type of problem; `--json` lists all."""
 
 _SHAPES = (
     (0.5, "narrower than 1:2"), (0.8, "upright, 1:2 to 4:5"), (1.25, "nearly square, 4:5 to 5:4"),
@@ -24,18 +24,18 @@ _SHAPES = (
 
 
 class Section(NamedTuple):
-    """Some facts under a title."""
+    """A title with rows of name and text."""
 
     title: str
     rows: list[tuple[str, str]]
 
 
 def sections_of(found: Findings, *, looked_at: int) -> Iterator[Section]:
-    """Say what was found, in the order of importance.
+    """Describe the findings, the most important first.
 
     Args:
-        found: after the last picture.
-        looked_at: readable or not.
+        found: findings after the last image.
+        looked_at: number of images inspected, readable or not.
     """
     yield Section("pictures", list(_overview(found, looked_at)))
     if found.ids:
@@ -134,7 +134,7 @@ def _bytes(count: float) -> str:
 
 
 def pictures_page(title: str, sheet: Image.Image | None, sections: Iterable[Section]) -> bytes:
-    """Make a page that needs no other file: the contact sheet, then every section."""
+    """Make a self-contained HTML page: the contact sheet, then every section."""
     return html_page(title, _body(sheet, sections))
 
 

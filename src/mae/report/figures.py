@@ -1,6 +1,6 @@
-"""Charts and pictures that a page can hold without a file beside it: elements, SVG, data URIs.
+"""HTML elements, SVG line charts and images as data URIs for self-contained pages.
 
-Pages are built as element trees, so that whatever a file name holds is escaped where it stands.
+Pages are built as element trees, so that text such as file names is always escaped.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from xml.etree.ElementTree import Element
 
 from PIL import Image
 
-WIDTH, LEFT, RIGHT = 520, 58, 14  # of the view box, and the room beside the plot
-TOP, BASE = 30, 230  # where the plot begins and ends
+WIDTH, LEFT, RIGHT = 520, 58, 14  # width of the view box, margins of the plot
+TOP, BASE = 30, 230  # vertical extent of the plot
 MOST_POINTS = 400
 DASHES = ("", "7 4", "2 3", "9 3 2 3", "14 4", "4 2 1 2")
-"""How lines differ besides their colour; the style sheet names as many colours (s0, s1 ...)."""
+"""Dash patterns of the lines; the style sheet defines as many colours (s0, s1 ...)."""
 
 
 def element(tag: str, /, *content: Element | str | None, **attributes: object) -> Element:
-    """Make an HTML or SVG element from texts and elements; None is left out.
+    """Make an HTML or SVG element from texts and elements; None is skipped.
 
     Args:
         tag: name of the element.
-        content: what it holds, in order.
-        attributes: `class_` stands for class, `stroke_width` for stroke-width; None leaves out.
+        content: texts and child elements, in order.
+        attributes: `class_` sets class, `stroke_width` sets stroke-width; None is skipped.
     """
     made = Element(
         tag,
@@ -45,14 +45,14 @@ def element(tag: str, /, *content: Element | str | None, **attributes: object) -
 
 
 def png_bytes(image: Image.Image) -> bytes:
-    """Encode a picture as PNG."""
+    """Encode an image as PNG."""
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
 
 
 def png_data_uri(image: Image.Image) -> str:
-    """Encode a picture as the address of an <img> that needs no file."""
+    """Encode an image as a PNG data URI for an <img>."""
     return "data:image/png;base64," + base64.b64encode(png_bytes(image)).decode()
 
 
@@ -61,15 +61,15 @@ class Series(NamedTuple):
 
     name: str
     points: Sequence[tuple[float, float]]
-    """(x, y) by ascending x from 0, finite."""
+    """(x, y), finite, by ascending x >= 0."""
 
 
 def line_chart(series: Sequence[Series], x_label: str, y_label: str) -> Element:
-    """Draw lines over a common x axis as an <svg> that follows the page's colours.
+    """Draw lines over a common x axis as an <svg> with the colours of the page.
 
     Args:
-        series: at least one, each with at least one point; where there are more points than can
-            be told apart, neighbours are averaged.
+        series: at least one, each with at least one point; of more than MOST_POINTS points,
+            neighbours are averaged.
         x_label: name and unit of x.
         y_label: name and unit of y.
     """
@@ -103,7 +103,7 @@ def _scale(low: float, high: float, start: float, end: float) -> Callable[[float
 
 
 def _line(places: Sequence[tuple[float, float]], index: int) -> Element:
-    # Ends where it is once more: one point alone is then a line without length, and so a dot.
+    # The last point is repeated, so that a single point is drawn as a dot.
     path = "L".join(f"{x} {y}" for x, y in [*places, places[-1]])
     look = index % len(DASHES)
     dash = DASHES[look] or None
@@ -111,14 +111,14 @@ def _line(places: Sequence[tuple[float, float]], index: int) -> Element:
 
 
 def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Average neighbours until there are few enough to be told apart."""
+    """Average neighbours so that at most MOST_POINTS points remain."""
     size = -(-len(points) // MOST_POINTS)
     groups = [points[start : start + size] for start in range(0, len(points), size)]
     return [(fmean(x for x, _ in group), fmean(y for _, y in group)) for group in groups]
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Give about five round numbers that enclose low and high."""
+    """Return about five round numbers that enclose low and high."""
     span = (high - low) or abs(high) or 1.0
     size: float = 10.0 ** math.floor(math.log10(span / 4))
     step = next(m * size for m in (1, 2, 5, 10) if m * size * 5.5 >= span)
@@ -127,7 +127,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def number(value: float) -> str:
-    """Write a number with three or four digits: 0.0123, 1,234, 1.235 M."""
+    """Format a number with three or four digits: 0.0123, 1,234, 1.235 M."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= max(size, 1e5):
             return f"{value / size:.4g} {unit}"

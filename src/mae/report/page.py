@@ -1,4 +1,4 @@
-"""One offline HTML page of a run, or of several side by side."""
+"""Offline HTML report of one run, or of several runs side by side."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from mae.runs.directory import write_atomic
 
 MOST_DRAWINGS = 8
 MOST_BAD_NAMED = 20
-FILM_WIDTH = 928  # pixels; wider drawings are reduced, the page has no room for more
+FILM_WIDTH = 928  # pixels, the width of the page; wider drawings are reduced
 
 
 def write_report(run: Path, *more: Path, out: Path | None = None) -> Path:
-    """Write the page of a run, finished or not, or of several compared.
+    """Write the report of a run, finished or not, or the comparison of several.
 
     Args:
         run: a run directory.
-        more: others to compare it with.
-        out: by default the run's report.html, and `comparison.html` here for several.
+        more: other run directories to compare it with.
+        out: path to write; none: the run's report.html, or for several runs `comparison.html` in
+            the working directory.
 
     Returns:
         The path written.
 
     Raises:
-        ConfigError: for a folder that is no run, or a page that cannot be written.
+        ConfigError: for a folder that is not a run, or a page that cannot be written.
     """
     first, *others = (read_run(path) for path in (run, *more))
     if others:
@@ -46,7 +47,7 @@ def write_report(run: Path, *more: Path, out: Path | None = None) -> Path:
 
 
 def html_page(title: str, body: Iterable[Element]) -> bytes:
-    """Put elements into a page that needs no other file."""
+    """Put elements into a self-contained HTML page."""
     style = resources.files("mae.report").joinpath("page.css").read_text("utf-8")
     head = element(
         "head",
@@ -57,12 +58,12 @@ def html_page(title: str, body: Iterable[Element]) -> bytes:
     )
     page = element("html", head, element("body", element("h1", title), *body), lang="en")
     text = "<!doctype html>\n" + tostring(page, encoding="unicode", method="html") + "\n"
-    # A file name may hold bytes that are no text; the page should not be lost over one.
+    # A file name may hold bytes that cannot be encoded; it must not prevent the page.
     return text.encode("utf-8", errors="replace")
 
 
 def _story(run: RunFacts) -> Iterable[Element]:
-    """Tell one run from top to bottom."""
+    """Build the body of the report of one run."""
     yield element("p", _status(run))
     facts = (element("div", element("dt", k), element("dd", v)) for k, v in headline(run).items())
     yield element("dl", *facts, class_="facts")
@@ -76,7 +77,7 @@ def _story(run: RunFacts) -> Iterable[Element]:
 
 
 def _comparison(runs: Sequence[RunFacts]) -> Iterable[Element]:
-    """Show several runs side by side."""
+    """Build the body of the comparison of several runs."""
     facts = [headline(run) for run in runs]
     rows = [(name, *(each[name] for each in facts)) for name in facts[0]]
     yield html_table("", ["", *(run.name for run in runs)], rows)
@@ -84,7 +85,7 @@ def _comparison(runs: Sequence[RunFacts]) -> Iterable[Element]:
 
 
 def _section(title: str, content: Iterable[Element]) -> Iterable[Element]:
-    """Put what there is under a title; nothing where there is nothing."""
+    """Put content under a title; yield nothing without content."""
     found = list(content)
     if found:
         yield element("section", element("h2", title), *found)
@@ -100,7 +101,7 @@ def _status(run: RunFacts) -> str:
 
 
 def _charts(runs: Sequence[RunFacts]) -> Iterable[Element]:
-    """Draw loss and rate over the pictures seen, which runs of other batch sizes share."""
+    """Plot loss and learning rate over images seen, comparable across batch sizes."""
     charts = []
     for field, y_label in (
         ("loss", _loss_label(runs)),
@@ -120,7 +121,7 @@ def _loss_label(runs: Sequence[RunFacts]) -> str:
 
 
 def _film(run: RunFacts) -> Iterable[Element]:
-    """Show the fixed pictures: what they are, what is seen, and the prediction as it grew."""
+    """Show the fixed images: original, masked, and the prediction during training."""
     paths = evenly(sorted(run.files.pictures.glob(f"step-{'[0-9]' * 8}.png")), MOST_DRAWINGS)
     if not paths:
         return
@@ -140,7 +141,7 @@ def _film(run: RunFacts) -> Iterable[Element]:
 
 
 def _evidence(run: RunFacts) -> Iterable[Element]:
-    """Show every table that results.json holds, and where the verdict falls short."""
+    """Show the shortfalls and every table of results.json."""
     path = run.files.results
     results = json.loads(path.read_bytes()) if path.exists() else {}
     for line in results.get("shortfalls", []):
@@ -149,7 +150,7 @@ def _evidence(run: RunFacts) -> Iterable[Element]:
 
 
 def results_table(results: Mapping[str, Any]) -> Element:
-    """Lay out what was measured: rows of scores under columns, of one number, or named scores."""
+    """Lay out results: rows of scores in columns, rows of one number, or named scores."""
     columns: Sequence[str] = results.get("columns", [])
     if columns:
         rows = [(row["name"], *row["scores"]) for row in results["rows"]]
@@ -163,7 +164,7 @@ def results_table(results: Mapping[str, Any]) -> Element:
 
 
 def _score(score: Any) -> Element | str:
-    """Write a number, or an accuracy with its spread; behind raw pixels is said in words."""
+    """Format a number, or an accuracy with its spread, marked if behind raw pixels."""
     if not isinstance(score, Mapping):
         return f"{score:.1f}"
     spread = f"\u00a0±\u00a0{100 * score['spread']:.1f}" if score["spread"] else ""
@@ -183,7 +184,7 @@ def _bad_files(run: RunFacts) -> Iterable[Element]:
 
 
 def _commands(run: RunFacts) -> Iterable[Element]:
-    """Give the commands that go on from here, as they can be typed."""
+    """Show the commands to continue with, ready to be typed."""
     here, record = shlex.quote(run.name), run.record
     made_by = shlex.join(record.get("command", [])) or "mae.pretrain(...)  # in Python"
     yield element("p", "Made by this command, which goes on where an unfinished run stopped:")
@@ -215,7 +216,7 @@ def _versions(run: RunFacts) -> Iterable[Element]:
 def html_table(
     caption: str, head: Sequence[str], rows: Iterable[Sequence[Element | str]]
 ) -> Element:
-    """Lay out rows whose first cell names them."""
+    """Build a table; the first cell of each row is its header."""
     body = (
         element("tr", element("th", first, scope="row"), *(element("td", cell) for cell in cells))
         for first, *cells in rows

@@ -1,4 +1,4 @@
-"""Tables as .parquet, the one place that knows pyarrow."""
+"""Write .parquet tables with pyarrow, the only module that imports it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from mae.errors import ConfigError
 from mae.evaluation.features import Array
 
 ENDING = ".parquet"
-ROWS = 10_000  # of features at a time: those of ViT-L take 41 MB
+ROWS = 10_000  # rows of features per write: 41 MB for ViT-L
 
 
 def require_pyarrow(option: str, *, instead: str) -> None:
-    """Refuse to begin what could not be written in the end.
+    """Check before any work that pyarrow is installed.
 
     Raises:
-        ConfigError: where pyarrow is missing.
+        ConfigError: if pyarrow is missing.
     """
     if find_spec("pyarrow") is None:
         raise ConfigError(
@@ -27,7 +27,7 @@ def require_pyarrow(option: str, *, instead: str) -> None:
 
 
 def write_columns(file: IO[bytes], columns: Mapping[str, Sequence[object]]) -> None:
-    """Write columns of equal length, of texts or numbers."""
+    """Write columns of text or numbers, all of the same length."""
     import pyarrow
     import pyarrow.parquet
 
@@ -35,12 +35,12 @@ def write_columns(file: IO[bytes], columns: Mapping[str, Sequence[object]]) -> N
 
 
 def write_features(file: IO[bytes], columns: Mapping[str, Sequence[str]], features: Array) -> None:
-    """Write the columns, and after them a row of features as one cell each.
+    """Write the columns, then one column with a row of features per cell.
 
     Args:
-        file: open for writing, and left open.
+        file: open for writing; it is left open.
         columns: n texts each.
-        features: n D, also of a file that is larger than the memory.
+        features: n D; may be a memory map larger than the memory.
     """
     import pyarrow
     import pyarrow.parquet

@@ -1,4 +1,4 @@
-"""Predictions as a table on the disk, a row a picture: .csv, or .parquet where pyarrow is."""
+"""Write predictions as .csv or .parquet (with pyarrow), one row per image."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ COLUMNS = ("name", "class", "predicted", "probability", "rank", "loss")
 
 
 class Predicted(NamedTuple):
-    """Verdicts and the names they are written with."""
+    """Predictions with the names of images and classes."""
 
     found: Verdicts
     name: Callable[[int], str]
-    """Of a picture, by id."""
+    """Returns the name of an image by its id."""
     classes: Sequence[str]
 
     def rows(self) -> list[tuple[str, str, str, float, int, float]]:
-        """Give a row a picture; rank 1 is a right prediction."""
+        """Return one row per image; rank 1 is a correct prediction."""
         columns = zip(*(column.tolist() for column in self.found), strict=True)
         return [
             (self.name(i), self.classes[label], self.classes[said], probability, rank + 1, loss)
@@ -34,10 +34,10 @@ class Predicted(NamedTuple):
 
 
 def require_writable(path: Path | None) -> None:
-    """Refuse a file of predictions that could not be written, before any work is done.
+    """Check before any work that a file of predictions can be written.
 
     Raises:
-        ConfigError: for another ending, or a .parquet without pyarrow.
+        ConfigError: for another suffix, or for .parquet without pyarrow.
     """
     if path is None:
         return
@@ -48,7 +48,7 @@ def require_writable(path: Path | None) -> None:
 
 
 def write_predictions(path: Path, parts: Sequence[Predicted]) -> None:
-    """Write the rows of all parts, whole or not at all."""
+    """Write the rows of all parts atomically."""
     rows = [row for part in parts for row in part.rows()]
     content = _parquet(rows) if path.suffix == ENDING else _csv(rows)
     write_atomic(path, content)

@@ -1,4 +1,4 @@
-"""Reconstructions as pictures: what is drawn, and said about what is drawn."""
+"""Draw reconstructions: original, masked, predicted and pasted images, with captions."""
 
 from __future__ import annotations
 
@@ -30,33 +30,33 @@ STAGES = {
     "prediction": "prediction of every patch",
     "pasted": "prediction, visible patches pasted",
 }
-"""The four drawings of a picture, in order, and what they are called."""
+"""The four stages drawn of each image, in order, with their labels."""
 
 GREY = 128  # hidden patches
-LEAST_EDGE = 112  # smaller pictures are enlarged, each pixel a square
+LEAST_EDGE = 112  # smaller images are enlarged by repeating pixels
 GAP = 4
 LINE, LETTER = 15, 7  # height of a line and width of a letter of the caption
 
 
 class Panels(NamedTuple):
-    """Reconstructions, ready to be put side by side."""
+    """Drawn reconstructions and their caption."""
 
     cells: Pixels
-    """B 4 H W 3: each picture in the four stages."""
+    """B 4 H W 3: each image in the four stages."""
     caption: str
-    """What is drawn, where that is not the plain pixels of the model."""
+    """What is drawn where it differs from the pixels that the model predicts."""
 
 
 def reconstruction_panels(model: MaskedAutoencoder, images: Tensor, *, noise: Tensor) -> Panels:
-    """Rebuild the hidden patches of pictures and draw every stage.
+    """Reconstruct the masked patches of images and draw every stage.
 
     Args:
         model: on any device.
-        images: B C H W of the stored type.
+        images: B C H W of the stored dtype.
         noise: B L; see `MaskedAutoencoder.reconstruct`.
 
     Raises:
-        ShapeError: for pictures or noise that do not fit the model.
+        ShapeError: for images or noise that do not fit the model.
     """
     config, device = model.config, next(model.parameters()).device
     normalized = model.normalize(images.to(device))
@@ -68,14 +68,14 @@ def reconstruction_panels(model: MaskedAutoencoder, images: Tensor, *, noise: Te
     stored = images.float() / config.pixels.full_range
     original, prediction = _for_display(stored, predicted.cpu(), config)
     is_hidden = result.mask.cpu().view(-1, *grid).numpy().repeat(p, 1).repeat(p, 2)[..., None]
-    # Chosen among drawn pixels, so that a visible one is the original's to the last bit.
+    # Select drawn pixels, so that visible patches equal the original bit by bit.
     masked = np.where(is_hidden, np.uint8(GREY), original)
     pasted = np.where(is_hidden, prediction, original)
     return Panels(np.stack([original, masked, prediction, pasted], axis=1), caption_of(config))
 
 
 def _for_display(stored: Tensor, predicted: Tensor, config: ModelConfig) -> tuple[Pixels, Pixels]:
-    """Turn two B C H W in [0, 1] into B H W 3 pixels, on the scale of the first."""
+    """Convert two B C H W in [0, 1] to B H W 3 pixels, both scaled to the range of the first."""
     C = config.channels
     shown = [0, 0, 0] if C < 3 else [0, 1, 2]
     stored, predicted = stored[:, shown], predicted[:, shown]
@@ -86,7 +86,7 @@ def _for_display(stored: Tensor, predicted: Tensor, config: ModelConfig) -> tupl
 
     def pixels(values: Tensor) -> Pixels:
         scaled = (values - low) / (high - low).clamp_min(1e-12) * 255
-        # A model that diverged is drawn, too.
+        # A diverged model may predict NaN; draw it as 0.
         whole = scaled.nan_to_num(0.0).clamp(0, 255).round().to(torch.uint8)
         return whole.permute(0, 2, 3, 1).numpy()
 
@@ -94,7 +94,7 @@ def _for_display(stored: Tensor, predicted: Tensor, config: ModelConfig) -> tupl
 
 
 def caption_of(config: ModelConfig) -> str:
-    """Say where a drawing is not simply the pixels that a model predicts."""
+    """Describe where a drawing differs from the pixels that a model predicts."""
     said = []
     if config.normalize_target:
         said.append(
@@ -111,13 +111,13 @@ def caption_of(config: ModelConfig) -> str:
 
 
 def evenly(items: Sequence[Item], most: int) -> list[Item]:
-    """Choose at most so many, evenly spread, with the first and the last."""
+    """Choose at most `most` items, evenly spread, including the first and the last."""
     count = min(most, len(items))
     return [items[round(i * (len(items) - 1) / max(1, count - 1))] for i in range(count)]
 
 
 def tile(cells: Pixels) -> Image.Image:
-    """Put cells R K H W 3 in rows and columns, small ones enlarged, each with a gap after it."""
+    """Tile cells R K H W 3 in R rows and K columns with gaps; small cells are enlarged."""
     scale = -(-LEAST_EDGE // min(cells.shape[2:4]))
     cells = cells.repeat(scale, axis=2).repeat(scale, axis=3)
     R, K, H, W, _ = cells.shape
@@ -128,7 +128,7 @@ def tile(cells: Pixels) -> Image.Image:
 
 
 def reconstruction_strip(panels: Panels) -> Image.Image:
-    """Draw a row of four for each picture, explained within the picture."""
+    """Draw one row of four stages per image, with the caption below."""
     sheet = tile(panels.cells)
     said = f"From left to right: {'; '.join(STAGES.values())}. {panels.caption}"
     lines = wrap(said, sheet.width // LETTER)
@@ -144,13 +144,13 @@ def reconstruction_strip(panels: Panels) -> Image.Image:
 def save_progress_picture(
     model: MaskedAutoencoder, images: Tensor, noise: Tensor, path: Path
 ) -> None:
-    """Draw pictures as a model sees them at this moment: a column each, a row for each stage.
+    """Draw the current reconstructions of images: one column per image, one row per stage.
 
     Args:
-        model: as it is in training; left as it was.
-        images: B C H W of the stored type.
+        model: model in training; it is left unchanged.
+        images: B C H W of the stored dtype.
         noise: B L.
-        path: PNG to write, whole or not at all; its folder is made.
+        path: PNG to write atomically; its folder is created.
 
     Raises:
         ConfigError: if it cannot be written.
@@ -160,10 +160,10 @@ def save_progress_picture(
 
 
 def read_stages(path: Path) -> dict[str, Image.Image]:
-    """Read a progress picture back, cut into its stages.
+    """Read a progress image and cut it into its stages.
 
     Raises:
-        DataError: if it is no picture.
+        DataError: if it is not an image.
     """
     try:
         with Image.open(path) as sheet:

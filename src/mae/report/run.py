@@ -1,4 +1,4 @@
-"""What a run directory says about its run at this moment, finished or not."""
+"""Read the record and log of a run directory, finished or not."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from mae.train.meter import losses, running_mean
 
 
 class RunFacts(NamedTuple):
-    """A run as its files tell it."""
+    """Record, configuration and log of a run."""
 
     files: RunDir
     record: dict[str, Any]
     config: PretrainConfig | FinetuneConfig
     rows: list[dict[str, Any]]
-    """Logged steps, without the skipped ones."""
+    """Logged steps without the skipped ones."""
 
     @property
     def name(self) -> str:
-        """The run's folder, as it was given: two runs may have folders of one name."""
+        """Path of the run as given, since two runs may have folders of the same name."""
         return str(self.files.path)
 
     @property
@@ -37,9 +37,9 @@ class RunFacts(NamedTuple):
         return int(self.rows[-1]["step"]) if self.rows else 0
 
     def curve(self, field: str) -> list[tuple[float, float]]:
-        """Give (images seen, value) where the value is a finite number; of the loss, its mean.
+        """Return (images seen, value) for each finite value; for the loss, its running mean.
 
-        That is the running mean, as the live line of the run showed it.
+        It is the same running mean that the progress line of the run shows.
         """
         batch = self.config.batch
         if field == "loss":
@@ -57,7 +57,7 @@ def read_run(path: Path) -> RunFacts:
     """Read a run directory.
 
     Raises:
-        ConfigError: if it is no run, or its record cannot be read.
+        ConfigError: if it is not a run, or its record cannot be read.
     """
     files, record = RunDir(path), read_record(path)
     if record is None:
@@ -72,7 +72,7 @@ def read_run(path: Path) -> RunFacts:
 
 
 def headline(run: RunFacts) -> dict[str, str]:
-    """Give what one asks for first, as text by name."""
+    """Return the key facts of a run as text, by name."""
     config, model, data = run.config, run.config.model, run.record["data"]
     H, W = model.image_size
     images, seconds = run.step * config.batch, sum(row.get("seconds", 0) for row in run.rows)

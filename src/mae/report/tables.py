@@ -1,4 +1,4 @@
-"""Columns of text whose cells are broken over several lines where they are too wide."""
+"""Wrap text tables and shell commands to the width of a terminal."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 
 WIDTH = 100
-"""Columns of a terminal that everything fits in."""
+"""Width of the output, in characters."""
 
 
 def wrapped(cells: Sequence[str], widths: Sequence[int]) -> Iterator[tuple[str, ...]]:
-    """Break a row into as many as its tallest cell needs; line ends in a cell are kept."""
+    """Wrap the cells of a row over several rows; line breaks within a cell are kept."""
     columns = [
         [part for line in cell.split("\n") for part in textwrap.wrap(line, width) or [""]]
         for cell, width in zip(cells, widths, strict=True)
@@ -21,7 +21,7 @@ def wrapped(cells: Sequence[str], widths: Sequence[int]) -> Iterator[tuple[str, 
 
 
 def command_lines(command: str, *, indent: str) -> Iterator[str]:
-    """Break a command into lines that a shell takes back; an option stays with its value."""
+    """Wrap a command into lines a shell accepts; an option stays with its value."""
     together = re.sub(r"(--\S+) (?!--)", "\\1\0", command)
     parts = textwrap.wrap(
         together,

@@ -1,4 +1,4 @@
-"""All verbs of the command, in the groups that its help shows."""
+"""Registry of all verbs of the `mae` command, in the groups of its help."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mae.cli.verbs.weights import (
 
 
 class Verb(NamedTuple):
-    """One thing the command does."""
+    """A verb of the command and its function."""
 
     name: str
     run: Callable[..., Shown]

@@ -1,4 +1,4 @@
-"""The verbs about pictures themselves: what a folder holds, packs, how fast they are read."""
+"""Verbs for image data: inspect, pack, verify, and benchmark loading."""
 
 from __future__ import annotations
 

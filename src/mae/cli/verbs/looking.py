@@ -1,4 +1,4 @@
-"""The verbs that show what is there: reports, recipes, this machine."""
+"""Verbs that report: run reports, recipes, plans, and the machine check."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a verb shows, for people and for machines.
+"""The result type of verbs: a table for people and values for --json.
 
-A verb is a function: its parameters are the options, its docstring is the help, and it imports
-its job, and torch with it, only when it runs.
+A verb is a function: its parameters are the options, its docstring is the help. It imports its
+job, and with it torch, only when it runs.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ Pool = Literal["mean", "cls", "grid"]
 HeadPool = Literal["mean", "cls"]
 
 ON_RANKS = frozenset(("probe", "evaluate"))
-"""Verbs that may be started as several processes of one job."""
+"""Verbs that may run as several processes of one job."""
 
 
 class Shown(NamedTuple):
-    """What a verb has to show."""
+    """Result of a verb."""
 
     values: Mapping[str, object]
-    """For machines."""
+    """Printed with --json."""
     rows: Iterable[Sequence[str]]
-    """For people, a table."""
+    """Printed as a table."""
     exit_code: int = 0
 
 
@@ -32,5 +32,5 @@ class _Result(Protocol):
 
 
 def shown(result: _Result) -> Shown:
-    """Show a result that has rows and fields."""
+    """Convert a result with rows and fields."""
     return Shown(result._asdict(), result.rows())

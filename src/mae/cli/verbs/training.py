@@ -1,4 +1,4 @@
-"""The verbs that train: the demo, pre-training, fine-tuning."""
+"""Verbs that train: demo, pretrain, finetune."""
 
 from __future__ import annotations
 

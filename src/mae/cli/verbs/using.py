@@ -1,4 +1,4 @@
-"""The verbs that use weights on pictures: probe, evaluate, reconstruct, embed."""
+"""Verbs that apply weights to images: probe, evaluate, reconstruct, embed."""
 
 from __future__ import annotations
 

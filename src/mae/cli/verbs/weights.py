@@ -1,4 +1,4 @@
-"""The verbs about files of weights."""
+"""Verbs for weight files: inspect, convert, diff, export, push."""
 
 from __future__ import annotations
 
