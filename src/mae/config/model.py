@@ -1,7 +1,7 @@
-"""What a network is and what its pixels mean: frozen values, checked when they are made.
+"""Model and pixel configuration: frozen, validated dataclasses.
 
-Numbers that follow from others (patches, what is kept) are properties or functions of them, so
-that they cannot disagree. The field docstrings are the help texts of the command line.
+Derived values (number of patches, patches kept) are properties or functions, so that they cannot
+disagree with the fields. The field docstrings are the help texts of the command line.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def require(fact: bool, name: str, value: object, allowed: str) -> None:  # noqa: FBT001
-    """Refuse the value of a field unless the fact holds, with what is allowed.
+    """Validate a field: raise unless `fact` holds, with the allowed values in the message.
 
     Raises:
-        ConfigError: if it does not.
+        ConfigError: if `fact` is false.
     """
     if not fact:
         raise ConfigError(f"{name}: expected {allowed}, got {value!r}")
@@ -140,14 +140,14 @@ class ModelConfig:
 
     @property
     def num_keep(self) -> int:
-        """Patches the encoder sees in training, K."""
+        """Visible patches in training, K."""
         return self.num_keep_of(self.num_patches)
 
     def num_keep_of(self, num_patches: int) -> int:
-        """Patches the encoder sees of an image of another size.
+        """Visible patches of an image with `num_patches` patches.
 
         Raises:
-            ShapeError: if the image is too small to show one and hide one.
+            ShapeError: if the image is too small to keep one patch and hide one.
         """
         keep = num_keep(num_patches, self.mask_ratio)
         if not 0 < keep < num_patches:
@@ -164,10 +164,10 @@ class ModelConfig:
 
 
 def published_crop_pct(image_size: tuple[int, int]) -> float:
-    """Give the fraction of an image that the published evaluation keeps: 224 of 256, or all.
+    """Return the fraction of an image that the published evaluation keeps: 224 / 256, or all.
 
     Args:
-        image_size: height and width that the network takes.
+        image_size: input height and width of the network.
 
     Source: published code, util/datasets.py: 224 / 256 up to 224 pixels, 1.0 above.
     """
@@ -175,19 +175,19 @@ def published_crop_pct(image_size: tuple[int, int]) -> float:
 
 
 def num_keep(num_patches: int, mask_ratio: float) -> int:
-    """Count the visible patches: the published floor, guarded against float dust.
+    """Count the visible patches: the published floor, guarded against rounding errors.
 
-    `int(100 * (1 - 0.9))` is 9, since 1 - 0.9 is 0.0999...98; a ten-thousandth of a patch is
-    added before the floor, so that 10 are kept (decision 0003).
+    `int(100 * (1 - 0.9))` is 9, since 1 - 0.9 is 0.0999...98; 1e-4 is added before the floor, so
+    that 10 are kept (docs/decisions/0003-floor-with-guard.md).
     """
     return math.floor(num_patches * (1 - mask_ratio) + 1e-4)
 
 
 def hidden_width(width: int, mlp_ratio: float) -> int:
-    """Count the hidden units of an MLP: the published floor, guarded against float dust.
+    """Count the hidden units of an MLP: the published floor, guarded against rounding errors.
 
-    `int(448 * (488 / 448))` is 487; a millionth of a unit is added before the floor, so that the
-    ratio of any two whole numbers gives back the second.
+    `int(448 * (488 / 448))` is 487; 1e-6 is added before the floor, so that a ratio computed from
+    two whole numbers gives back the hidden width.
     """
     return math.floor(width * mlp_ratio + 1e-6)
 
@@ -197,7 +197,7 @@ def _nearest(size: int, patch_size: int) -> int:
 
 
 def refuse_without_effect(here: str, there: str, **given: object) -> None:
-    """Refuse options that were given and that nothing would come of.
+    """Refuse options that were given and have no effect.
 
     Raises:
         ConfigError: for the first value that is not None.

@@ -1,7 +1,7 @@
-"""Runs described by frozen values, checked when they are made.
+"""Training run configuration: frozen, validated dataclasses.
 
-Numbers that follow from others (the peak learning rate, the share of the warm-up) are properties
-or functions of them, so that they cannot disagree. The field docstrings are the help texts of the
+Derived values (the peak learning rate, the fraction of the warm-up) are properties or functions,
+so that they cannot disagree with the fields. The field docstrings are the help texts of the
 command line.
 """
 
@@ -80,7 +80,7 @@ class OptimConfig:
         require(clip is None or clip > 0, "optim.clip_norm", clip, "above 0")
 
     def peak_lr(self, batch: int) -> float:
-        """Scale the base rate linearly by the batch (paper, Table 8)."""
+        """Scale the base learning rate linearly by the batch (He et al. 2021, Table 8)."""
         return self.lr * batch / 256
 
 
@@ -161,7 +161,7 @@ class FitConfig:
 
     @property
     def warmup_share(self) -> float:
-        """Share of the run that is warm-up."""
+        """Fraction of the run that is warm-up."""
         return min(1.0, self.optim.warmup_epochs / self.epochs)
 
 

@@ -1,4 +1,4 @@
-"""Configurations from and to plain values: JSON, TOML and the text of options; strictly."""
+"""Strict conversion of configurations from and to JSON, TOML and option text."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ConfigT = TypeVar("ConfigT", bound="DataclassInstance")
 
 
 def to_dict(config: DataclassInstance) -> dict[str, Any]:
-    """Turn a configuration into what JSON holds: nested dicts, lists, numbers, text."""
+    """Convert a configuration to JSON values: nested dicts, lists, numbers, strings."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     return plain
 
@@ -39,9 +39,9 @@ def from_dict(cls: type[ConfigT], values: Mapping[str, object], *, where: str) -
     """Build a configuration from plain nested values, strictly: the inverse of `to_dict`.
 
     Args:
-        cls: the configuration's class; fields that `values` leaves out keep their defaults.
+        cls: the configuration's class; fields missing in `values` keep their defaults.
         values: nested mappings of field names to plain values.
-        where: what the values come from, for messages.
+        where: origin of the values, for messages.
 
     Raises:
         ConfigError: for an unknown or missing key, or a value of another type.
@@ -50,7 +50,7 @@ def from_dict(cls: type[ConfigT], values: Mapping[str, object], *, where: str) -
 
 
 def field_types(cls: type[DataclassInstance], *, prefix: str = "") -> dict[str, Any]:
-    """Give the type of each field by dotted name, those of nested configurations included."""
+    """Return the type of each field by dotted name, including nested configurations."""
     types: dict[str, Any] = {}
     for name, hint in get_type_hints(cls).items():
         nested = dataclasses.is_dataclass(hint)
@@ -59,7 +59,7 @@ def field_types(cls: type[DataclassInstance], *, prefix: str = "") -> dict[str, 
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Give "; did you mean 'x'?" for the nearest known name, or nothing where none is near."""
+    """Return "; did you mean 'x'?" for the nearest known name, or "" where none is near."""
     names = list(known)
     same_end = [k for k in names if k.rpartition(".")[2] == name.rpartition(".")[2]]
     near = difflib.get_close_matches(name, names, n=1) or same_end
@@ -67,13 +67,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def coerce_text(hint: Any, text: str, *, name: str) -> object:
-    """Read the text of an option as the type of a field.
+    """Parse the text of an option as the type of a field.
 
     Several numbers are separated by spaces, commas or an x (224x160); "none" stands for None, as
     does "auto" where a whole number is optional.
 
     Raises:
-        ConfigError: if the text is no such value.
+        ConfigError: if the text cannot be parsed as that type.
     """
     try:
         return _convert(hint, _parse(hint, text), name=name)
@@ -82,7 +82,7 @@ def coerce_text(hint: Any, text: str, *, name: str) -> object:
 
 
 def _parse(hint: Any, text: str) -> object:
-    """Read text as far as it goes; what is not understood stays text, for `_convert` to refuse."""
+    """Parse text where possible; anything else stays a string, which `_convert` rejects."""
     options = get_args(hint)
     if NoneType in options:
         inner = _not_none(hint)

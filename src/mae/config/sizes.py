@@ -1,4 +1,4 @@
-"""The published sizes, and two without a published decoder, by name."""
+"""Named model sizes, vit-ti to vit-h; vit-ti and vit-s have no published decoder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIZES: dict[str, dict[str, int]] = {
 
 
 def size_fields(name: str) -> dict[str, int]:
-    """Give the fields of `ModelConfig` that a name settles: patch, widths, depths and heads.
+    """Return the fields of `ModelConfig` that a name sets: patch, widths, depths and heads.
 
     Args:
         name: size and patch edge, as in "vit-b/16".
@@ -43,13 +43,13 @@ def size_fields(name: str) -> dict[str, int]:
 def model_config(
     name: str, *, image_size: int | tuple[int, int] = 224, channels: int = 3, **fields: object
 ) -> ModelConfig:
-    """Name a configuration: vit-{ti,s,b,l,h}/PATCH.
+    """Create a configuration from a name: vit-{ti,s,b,l,h}/PATCH.
 
     Args:
         name: size and patch edge, as in "vit-b/16".
         image_size: edge, or height and width, in pixels.
-        channels: channels of a picture; 3 are scaled by ImageNet's mean and deviation, others
-            by one half each.
+        channels: channels of an image; 3 use ImageNet's mean and std, any other number uses 0.5
+            for both.
         fields: other fields of `ModelConfig`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The paper on one screen: mask, encode, decode, loss."""
+"""The masked autoencoder: mask, encode, decode, reconstruction loss."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mae.model.patches import patch_grid, patchify, unpatchify
 
 
 class Output(NamedTuple):
-    """What a training forward gives."""
+    """Output of a training forward pass."""
 
     loss: Tensor
     """Mean squared error over the hidden patches, a scalar."""
@@ -26,7 +26,7 @@ class Output(NamedTuple):
 
 
 class Reconstruction(NamedTuple):
-    """What the model believes the hidden patches to be."""
+    """Predicted patches and the images filled in with them."""
 
     pred: Tensor
     """B L P: every patch predicted, in target space (normalised per patch if so trained)."""
@@ -37,7 +37,7 @@ class Reconstruction(NamedTuple):
 
 
 class MaskedAutoencoder(nn.Module):
-    """Masked autoencoder (He et al. 2021): encode what is visible, rebuild what is hidden."""
+    """Masked autoencoder (He et al. 2021): encode visible patches, reconstruct hidden ones."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class MaskedAutoencoder(nn.Module):
         self.decoder = Decoder(config)
 
     def forward(self, images: Tensor, *, noise: Tensor) -> Output:
-        """Give the loss of rebuilding the patches that `noise` hides.
+        """Return the reconstruction loss of the patches hidden by `noise`.
 
         Args:
             images: B C H W float, normalised; H and W multiples of the patch size.
@@ -60,14 +60,15 @@ class MaskedAutoencoder(nn.Module):
         latent = self.encoder(images, masking.ids_keep)  # B 1+K D
         pred = self.decoder(latent, masking, grid=grid)  # B L-K P
         target = self.target(gather(self.patches(images), masking.ids_hidden))  # B L-K P
-        # Each image hides the same number, so the plain mean is the published masked mean.
-        # Under autocast the prediction is bf16; the error is taken in the target's float32.
+        # Each image hides the same number, so the plain mean equals the published masked mean.
+        # Under autocast the prediction is bf16; the error is computed in the target's float32.
         return Output((pred.to(target.dtype) - target).square().mean(), masking.mask)
 
     def target(self, patches: Tensor) -> Tensor:
-        """Give what is to be predicted: pixels, normalised by their own patch if so configured.
+        """Return the target: pixels, with `normalize_target` normalised per patch.
 
-        Source: paper, section 3; the variance is the unbiased one and eps is in the root (FB).
+        Source: He et al. 2021, section 3; as in the published code (models_mae.py), the variance
+        is unbiased and eps is inside the square root.
         """
         if not self.config.normalize_target:
             return patches
@@ -75,7 +76,7 @@ class MaskedAutoencoder(nn.Module):
         return (patches - mean) / (variance + self.config.target_eps).sqrt()
 
     def to_pixels(self, pred: Tensor, *, patches: Tensor) -> Tensor:
-        """Undo `target`: predictions B L P as pixels, given the patches they stand for."""
+        """Invert `target`: predictions B L P to pixels, given the true patches B L P."""
         if not self.config.normalize_target:
             return pred
         variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
@@ -85,10 +86,10 @@ class MaskedAutoencoder(nn.Module):
     def reconstruct(
         self, images: Tensor, *, noise: Tensor | None = None, mask: Tensor | None = None
     ) -> Reconstruction:
-        """Rebuild the patches hidden by `noise`, or exactly those that a `mask` names.
+        """Reconstruct the patches hidden by `noise` or by an explicit `mask`.
 
-        A model of normalised pixels predicts each patch up to its mean and deviation; the
-        filled-in images then take both from the hidden patch itself. Say so where it is shown.
+        A model trained on normalised pixels predicts each patch up to its mean and std; the
+        filled-in images take both from the hidden patch itself. State this beside the images.
 
         Args:
             images: B C H W float, normalised.
@@ -96,7 +97,7 @@ class MaskedAutoencoder(nn.Module):
             mask: B L or B h w bool, True = hidden; images may hide different numbers.
 
         Raises:
-            ShapeError: for a wrong size, or a mask that hides all or nothing of an image.
+            ShapeError: for a wrong size, or a mask that hides all or none of an image's patches.
             DataError: for non-finite pixels.
         """
         if (noise is None) == (mask is None):
@@ -128,7 +129,7 @@ class MaskedAutoencoder(nn.Module):
         return Reconstruction(pred, hidden, self._fill(images, pred, hidden, grid=grid))
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Scale stored pixel values B C H W to what the network takes, on their own device."""
+        """Normalise stored pixel values B C H W for the network, on their own device."""
         return self.encoder.normalize(images)
 
     def patches(self, images: Tensor) -> Tensor:
@@ -136,7 +137,7 @@ class MaskedAutoencoder(nn.Module):
         return patchify(images, patch_size=self.config.patch_size)
 
     def grid_of(self, images: Tensor, *, per_patch: Tensor) -> tuple[int, int]:
-        """Give the patch grid of images, checking that noise or mask has a value per patch."""
+        """Return the patch grid of images; check that noise or mask has one value per patch."""
         grid = patch_grid(images, patch_size=self.config.patch_size)
         expected = (len(images), grid[0] * grid[1])
         if per_patch.shape != expected:
@@ -149,7 +150,7 @@ class MaskedAutoencoder(nn.Module):
     def predict(
         self, images: Tensor, order: Tensor, *, num_keep: int, grid: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """Predict every patch from the `num_keep` patches of the smallest `order`, B L.
+        """Predict every patch from the `num_keep` patches with the smallest `order`, B L.
 
         Returns:
             B L P in target space, and B L bool, True where hidden.

@@ -1,4 +1,4 @@
-"""A classifier on a pre-trained encoder."""
+"""Image classifier on a pre-trained encoder."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from mae.model.transformer import drop_scales
 
 
 class Classifier(nn.Module):
-    """One pooled token, a norm, a linear head.
+    """Encoder, pooling, norm and linear head.
 
-    With "mean", the encoder's own last norm is left out and a new one comes after the mean of
-    the patch tokens; with "cls", the cls token comes through the encoder's norm, which is kept.
-    The head starts near zero.
+    With "mean", a new norm after the mean of the patch tokens replaces the encoder's last norm;
+    with "cls", the encoder's norm is kept and applied to the cls token. The head is initialised
+    near zero.
 
-    Source: spec 3.1, published code and timm's `global_pool` "avg" and "token".
+    Source: published code, models_vit.py and main_finetune.py; timm's `global_pool` "avg" and
+    "token".
     """
 
     def __init__(
@@ -36,19 +37,19 @@ class Classifier(nn.Module):
         self.encoder = encoder
         if pool == "mean":
             self.encoder.norm = nn.Identity()  # type: ignore[assignment]
-        # The identity has no tensors, so the names are the published ones for both.
+        # The identity has no tensors, so both pools keep the published names.
         self.fc_norm = nn.LayerNorm(width, eps=eps) if pool == "mean" else nn.Identity()
         self.head = Linear(width, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=2e-5)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, images: Tensor, *, drops: Tensor | None = None) -> Tensor:
-        """Give class scores.
+        """Return class scores.
 
         Args:
             images: B C H W float, normalised.
-            drops: B 2*depth uniform in [0, 1), which branches are dropped in training (see
-                `drop_scales`); None: none.
+            drops: B 2*depth uniform in [0, 1), draws that select the branches dropped in training
+                (see `drop_scales`); None: none.
 
         Returns:
             B num_classes.

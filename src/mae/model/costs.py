@@ -1,7 +1,7 @@
-"""What a training step costs, from the shapes alone: parameters, arithmetic, bytes kept.
+"""Parameters, FLOPs and activation bytes of a training step, computed from shapes.
 
-Each term stands for a tensor or a matrix product of this room's modules and changes with them;
-tests hold the sums against what torch counts.
+Each term corresponds to a tensor or a matrix product of the modules in `mae.model` and has to
+change with them; tests compare the sums with torch's counts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ FLOAT32, HALF = 4, 2  # bytes
 
 
 def count_parameters(config: ModelConfig) -> tuple[int, int]:
-    """Count the trained parameters, and those of the frozen tables of positions."""
+    """Count the trained parameters, and those of the frozen position tables."""
     D, E, P = config.width, config.decoder_width, config.patch_values
     encoder = D + (P + 1) * D + config.depth * _block_parameters(D, config.mlp_ratio) + 2 * D
     decoder = (D + 1) * E + E + config.decoder_depth * _block_parameters(E, config.mlp_ratio)
@@ -30,13 +30,13 @@ def _block_parameters(width: int, mlp_ratio: float) -> int:
 
 
 def step_flops(config: ModelConfig, *, checkpoint_every: int | None = None) -> int:
-    """Count the operations of forward and backward of one image, two a multiply-accumulate.
+    """Count the FLOPs of forward and backward of one image, two per multiply-accumulate.
 
     Norms, softmax, GELU and the optimiser are not counted.
 
     Args:
         config: the network.
-        checkpoint_every: blocks of a run that the backward computes again (see `Blocks`).
+        checkpoint_every: blocks of a segment that the backward pass recomputes (see `Blocks`).
     """
     D, E, K, P = config.width, config.decoder_width, config.num_keep, config.patch_values
     hidden = config.num_patches - K
@@ -50,13 +50,13 @@ def step_flops(config: ModelConfig, *, checkpoint_every: int | None = None) -> i
     macs = projection + encoder + decoder + (1 + K) * D * E + hidden * E * P
     again = 0
     if checkpoint_every is not None:
-        # All but the last product of each run, whose value nobody needs.
+        # All but the last product of each segment, whose value is not needed.
         of_encoder, of_decoder = D * hidden_width(D, ratio), E * hidden_width(E, ratio)
         ends = (_runs(config.depth, checkpoint_every) * (1 + K) * of_encoder
                 + (_runs(config.decoder_depth, checkpoint_every) - 1) * T * of_decoder
                 + hidden * of_decoder)  # fmt: skip
         again = encoder + decoder - ends
-    # The backward multiplies twice, but pixels need no gradient.
+    # The backward pass has two products for each of the forward; pixels need no gradient.
     return 2 * (3 * macs - projection + again)
 
 
@@ -73,13 +73,13 @@ def _block_macs(T: int, width: int, *, mlp_ratio: float, first: int = 0) -> int:
 def kept_bytes(
     config: ModelConfig, *, half: bool, on_cpu: bool, checkpoint_every: int | None = None
 ) -> int:
-    """Count the bytes of one image that the forward keeps for the backward.
+    """Count the bytes of one image that the forward pass keeps for the backward pass.
 
     Args:
         config: the network.
         half: whether the forward runs under autocast to bf16 or fp16; residuals stay float32.
-        on_cpu: whether attention of few tokens is written out (`attend`).
-        checkpoint_every: blocks of a run of which only the input is kept (see `Blocks`).
+        on_cpu: whether attention of few tokens uses explicit products (`attend`).
+        checkpoint_every: blocks of a segment of which only the input is kept (see `Blocks`).
     """
     D, E, K, P = config.width, config.decoder_width, config.num_keep, config.patch_values
     value, hidden = HALF if half else FLOAT32, config.num_patches - K
@@ -90,20 +90,20 @@ def kept_bytes(
         T = 1 + config.num_patches
         blocks += _runs(config.decoder_depth, checkpoint_every) * T * E * FLOAT32
     norms = _norm_bytes(1 + K, D, value=value) + _norm_bytes(hidden, E, value=value)
-    # The pixels that are projected, and the errors that are squared.
+    # The input of the patch projection, and the errors before squaring.
     return K * P * value + blocks + norms + hidden * P * FLOAT32
 
 
 def classifier_bytes(
     config: ModelConfig, *, half: bool, on_cpu: bool, checkpoint_every: int | None = None
 ) -> int:
-    """Count what a classifier on the encoder keeps of one image, and computes again at a time.
+    """Count the bytes of one image that a classifier keeps, including one recomputed segment.
 
     Args:
-        config: the network, of which every patch is visible.
-        half: as of `kept_bytes`.
-        on_cpu: as of `kept_bytes`.
-        checkpoint_every: as of `kept_bytes`.
+        config: the network; every patch is visible.
+        half: see `kept_bytes`.
+        on_cpu: see `kept_bytes`.
+        checkpoint_every: see `kept_bytes`.
     """
     T, value = 1 + config.num_patches, HALF if half else FLOAT32
     ratio, heads = config.mlp_ratio, config.num_heads
@@ -112,7 +112,7 @@ def classifier_bytes(
     if checkpoint_every is not None:
         inputs = _runs(config.depth, checkpoint_every) * T * config.width * FLOAT32
         blocks = inputs + min(checkpoint_every, config.depth) * block
-    # With the last norm, which is there where the cls token is classified.
+    # Includes the encoder's last norm, which exists for pool "cls".
     norm = _norm_bytes(T, config.width, value=value)
     return config.num_patches * config.patch_values * value + blocks + norm
 
@@ -120,13 +120,13 @@ def classifier_bytes(
 def recomputed_bytes(
     config: ModelConfig, *, half: bool, on_cpu: bool, checkpoint_every: int
 ) -> int:
-    """Count the bytes of one image that the backward computes again at a time: the largest run.
+    """Count the bytes of one image in the largest segment that the backward pass recomputes.
 
     Args:
         config: the network.
-        half: as of `kept_bytes`.
-        on_cpu: as of `kept_bytes`.
-        checkpoint_every: blocks of a run.
+        half: see `kept_bytes`.
+        on_cpu: see `kept_bytes`.
+        checkpoint_every: blocks of a segment.
     """
     sides = _bytes_by_block(config, value=HALF if half else FLOAT32, on_cpu=on_cpu)
     return max(
@@ -139,7 +139,7 @@ def recomputed_bytes(
 def _bytes_by_block(
     config: ModelConfig, *, value: int, on_cpu: bool
 ) -> tuple[list[int], list[int]]:
-    """Count what each block of encoder and decoder keeps of one image."""
+    """Count the bytes of one image that each block of encoder and decoder keeps."""
     K, T, heads = config.num_keep, 1 + config.num_patches, config.decoder_heads
     given: dict[str, Any] = {"mlp_ratio": config.mlp_ratio, "value": value, "on_cpu": on_cpu}
     encoder = [_block_bytes(1 + K, config.width, heads=config.num_heads, **given)] * config.depth
@@ -149,7 +149,7 @@ def _bytes_by_block(
 
 
 def _norm_bytes(T: int, width: int, *, value: int) -> int:
-    """Count what a layer norm keeps: its input, mean and deviation; and what is made of it."""
+    """Count the bytes that a layer norm keeps: its input, mean and std; and its output."""
     return T * width * FLOAT32 + 2 * T * FLOAT32 + T * width * value
 
 

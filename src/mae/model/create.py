@@ -1,4 +1,4 @@
-"""New models, initialised as published."""
+"""Create new masked autoencoders with the published initialization."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ def create(
     channels: int = 3,
     seed: int = 0,
 ) -> MaskedAutoencoder:
-    """Make a new masked autoencoder, initialised as published.
+    """Create a new masked autoencoder with the published initialisation.
 
     Args:
-        model: "vit-{ti,s,b,l,h}/PATCH", or a `ModelConfig`, which then says everything.
+        model: "vit-{ti,s,b,l,h}/PATCH", or a `ModelConfig`, which overrides the other sizes.
         image_size: edge, or height and width, in pixels.
-        channels: channels of a picture.
-        seed: key of the initial weights; the global generator is left as it was.
+        channels: channels of an image.
+        seed: seed of the initial weights; the global generator is not changed.
 
     Raises:
         ConfigError: for an unknown name.
-        ShapeError: for a size the patch does not divide.
+        ShapeError: for a size not divisible by the patch size.
     """
     config = (
         model

@@ -1,4 +1,4 @@
-"""The decoder: a light ViT that meets the mask tokens for the first time."""
+"""The MAE decoder: a lightweight ViT over visible and mask tokens."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from mae.model.transformer import Blocks, init_published
 class Decoder(nn.Module):
     """Predict the pixels of patches from the latent of the visible ones.
 
-    Tokens stay in the shuffled order (cls, visible, hidden) throughout: attention does not see
-    the order, only the positions that are added, so nothing needs to be unshuffled to predict.
+    Tokens stay in the shuffled order (cls, visible, hidden): attention depends on the added
+    positions and not on the order, so tokens need no unshuffling
+    (docs/decisions/0002-shuffled-decoder.md).
 
-    Source: paper, section 3 and Appendix A.1; initialised as published (spec 1.4).
+    Source: He et al. 2021, section 3 and Appendix A.1; initialised as in the published code
+    (models_mae.py).
     """
 
     pos_embed: nn.Parameter
@@ -47,7 +49,7 @@ class Decoder(nn.Module):
 
         Args:
             latent: B 1+K D, the encoder's output, cls first.
-            masking: which patches the latent holds.
+            masking: the visible and hidden patches.
             grid: patches along height and width.
 
         Returns:
@@ -67,7 +69,7 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """Run the blocks over cls, visible and mask tokens, in this order: B 1+L-first E.
 
-        The last block gives only the tokens that are predicted; the others are attended to.
+        The last block returns only the tokens from `first` on; it attends to all of them.
         """
         B, num_hidden = masking.ids_hidden.shape
         ids = torch.cat([masking.ids_keep, masking.ids_hidden], dim=1)  # B L
@@ -76,6 +78,6 @@ class Decoder(nn.Module):
         ).expand(B, -1, -1)  # B 1+L E
         places = torch.cat([positions[:, :1], gather(positions[:, 1:], ids)], dim=1)
         hidden = self.mask_token.expand(B, num_hidden, -1)
-        # Under autocast the embedding is bf16; the sum with the float32 positions is not.
+        # Under autocast the embedding is bf16; its sum with the float32 positions is float32.
         tokens = torch.cat([self.embed(latent), hidden.to(latent.dtype)], dim=1) + places
         return self.blocks(tokens, first=first)  # type: ignore[no-any-return]

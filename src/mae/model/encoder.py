@@ -1,4 +1,4 @@
-"""The encoder: a plain ViT that is given only the patches it may see."""
+"""The MAE encoder: a plain ViT over the visible patches, with feature pooling."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ POOL_GRID = 3  # cells along each side of the "grid" pool
 
 
 class PatchEmbed(nn.Module):
-    """Linear projection of flattened patches, its weight stored as the published convolution."""
+    """Linear projection of flattened patches; its weight is stored as a convolution's."""
 
     def __init__(self, patch_size: int, *, channels: int, width: int) -> None:
         super().__init__()
-        # The convolution is the container of the published names, shapes and bias init;
-        # projecting after the gather needs a matrix product instead of its forward.
+        # The convolution provides the published names, shapes and bias init. Its forward is not
+        # used: gathered patches are projected by a matrix product.
         self.proj = nn.Conv2d(channels, width, kernel_size=patch_size, stride=patch_size)
         nn.init.xavier_uniform_(self.proj.weight.view(width, -1))
 
@@ -41,7 +41,8 @@ class PatchEmbed(nn.Module):
 class Encoder(nn.Module):
     """A ViT over the visible patches and a cls token.
 
-    Source: paper, section 3 and Appendix A.1; initialised as published (spec 1.4).
+    Source: He et al. 2021, section 3 and Appendix A.1; initialised as in the published code
+    (models_mae.py).
     """
 
     pos_embed: nn.Parameter
@@ -70,15 +71,15 @@ class Encoder(nn.Module):
         """Encode the patches named by `ids_keep`, or every patch.
 
         Args:
-            images: B C H W float, normalised; any size that the patch divides.
+            images: B C H W float, normalised; any size divisible by the patch size.
             ids_keep: B K int64, or None for all patches in row-major order.
-            scales: B 2*depth, of the residual branches (stochastic depth), or None for 1.
+            scales: B 2*depth, factors of the residual branches (stochastic depth), None for 1.
 
         Returns:
             B 1+K D after the last norm, cls first.
 
         Raises:
-            ShapeError: for a wrong channel count or a size the patch does not divide.
+            ShapeError: for a wrong channel count or a size not divisible by the patch size.
         """
         p = self.config.patch_size
         grid = patch_grid(images, patch_size=p)
@@ -92,7 +93,7 @@ class Encoder(nn.Module):
         positions = self.positions(grid)  # 1 1+L D
         places = positions[:, 1:].expand(B, -1, -1)
         if ids_keep is not None:
-            # Gathered before the projection: hidden pixels are never even multiplied.
+            # Gather before the projection, so that hidden patches are not computed.
             patches, places = gather(patches, ids_keep), gather(places, ids_keep)
         visible = self.patch_embed(patches) + places  # B K D
         cls = (self.cls_token + positions[:, :1]).expand(B, -1, -1)
@@ -100,16 +101,16 @@ class Encoder(nn.Module):
         return self.norm(self.blocks(tokens, scales=scales))  # type: ignore[no-any-return]
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
-        """Give the position table for a grid, resized in 2-D where it is not the trained one."""
+        """Return the position table for a grid, resized in 2-D for any but the trained grid."""
         return resize_positions(self.pos_embed, grid_from=self.config.grid, grid_to=grid)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Scale stored pixel values B C H W to what the network takes, on their own device."""
+        """Normalise stored pixel values B C H W for the network, on their own device."""
         return normalize_pixels(images, self.config.pixels)
 
     @torch.inference_mode()
     def encode(self, images: Tensor, *, pool: Pool = "mean") -> Tensor:
-        """Give features of whole pictures: every patch visible, nothing drawn at random.
+        """Return features of whole images: every patch visible, no randomness.
 
         Args:
             images: B C H W; uint8 or uint16 as read from a file, or float already normalised.

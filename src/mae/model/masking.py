@@ -1,4 +1,4 @@
-"""Which patches are seen: a function of noise that the caller gives."""
+"""Random masking of patches from given noise."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from torch import Tensor
 
 
 class Masking(NamedTuple):
-    """Which patches of each image are seen and which are hidden."""
+    """The visible and hidden patches of each image."""
 
     ids_keep: Tensor
-    """B K int64: the visible patches, in the order the encoder sees them."""
+    """B K int64: the visible patches, in the order of the encoder's tokens."""
     ids_hidden: Tensor
     """B L-K int64: the hidden patches, in the order the decoder predicts them."""
     ids_restore: Tensor
-    """B L int64: the place of each patch in (visible, hidden); the inverse permutation."""
+    """B L int64: the index of each patch in (visible, hidden); the inverse permutation."""
     mask: Tensor
     """B L bool: True where hidden."""
 
 
 def random_masking(noise: Tensor, *, num_keep: int) -> Masking:
-    """Keep the `num_keep` patches of smallest noise in each image.
+    """Keep the `num_keep` patches with the smallest noise in each image.
 
     Args:
-        noise: B L, any real numbers; ties keep the patch that comes first.
+        noise: B L, any real numbers; of tied patches the first is kept.
         num_keep: visible patches K of each image.
 
-    Source: paper, section 3 ("shuffle, then keep the first part of the list").
+    Source: He et al. 2021, section 3 ("Simple implementation": shuffle, keep the first part).
     """
-    # A stable sort, so that processors of every kind agree on ties.
+    # A stable sort, so that all devices agree on ties.
     ids_shuffle = noise.argsort(dim=1, stable=True)  # B L
     ids_restore = ids_shuffle.argsort(dim=1)  # B L
     return Masking(
@@ -41,5 +41,5 @@ def random_masking(noise: Tensor, *, num_keep: int) -> Masking:
 
 
 def gather(tokens: Tensor, ids: Tensor) -> Tensor:
-    """Take the tokens named by `ids`: B T D and B K give B K D."""
+    """Select tokens by index: B T D and B K to B K D."""
     return tokens.gather(1, ids.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))

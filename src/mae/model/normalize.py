@@ -1,4 +1,4 @@
-"""Stored pixel values to what the network takes."""
+"""Normalize stored pixel values for the network, and back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mae.errors import DataError, ShapeError
 
 
 def normalize_pixels(images: Tensor, pixels: PixelConfig) -> Tensor:
-    """Scale stored values to [0, 1] by their range, then by mean and deviation per channel.
+    """Scale stored values to [0, 1] by their range, then normalise by mean and std per channel.
 
     Args:
         images: B C H W of the stored type (uint8, uint16 or float32).
@@ -20,7 +20,7 @@ def normalize_pixels(images: Tensor, pixels: PixelConfig) -> Tensor:
         B C H W float32 on the same device.
 
     Raises:
-        ShapeError: if the type or the channel count is not the trained one.
+        ShapeError: if type or channel count differ from those the model was trained on.
     """
     stored = str(images.dtype).removeprefix("torch.")
     if stored != pixels.dtype or images.shape[1] != len(pixels.mean):
@@ -39,10 +39,10 @@ def normalize_pixels(images: Tensor, pixels: PixelConfig) -> Tensor:
 
 
 def require_finite(images: Tensor) -> None:
-    """Refuse float images that hold NaN or infinity, which would spread to every feature.
+    """Raise if float images contain NaN or infinity, which would spread to every feature.
 
     Raises:
-        DataError: if there is one.
+        DataError: for any non-finite value.
     """
     if not bool(images.isfinite().all()):
         raise DataError("pictures: got NaN or infinite pixels, expected finite; clean them")

@@ -1,4 +1,4 @@
-"""Linear layers, by whichever matrix product of torch's is faster on this processor."""
+"""Linear layers that use oneDNN matrix products on CPUs with AVX-512."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 
 class Linear(nn.Linear):
-    """Torch's linear layer; the same parameters, names and numbers up to rounding."""
+    """Drop-in `torch.nn.Linear`: same parameters, names and results up to rounding."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Transform the last axis: ... I to ... O."""
@@ -21,10 +21,11 @@ class Linear(nn.Linear):
 def linear(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Multiply the last axis by a weight O I and add a bias O: ... I to ... O.
 
-    On a CPU with AVX-512 the float32 products go to oneDNN, where torch would ask MKL, which
-    uses half of the width of a processor that is not Intel's (decision 0017). Everything else,
-    and whatever is traced, goes to torch. `torch.backends.mkldnn.set_flags(False)` turns it off,
-    for gradients of gradients and `torch.func`, which it does not have.
+    On a CPU with AVX-512, float32 products use oneDNN instead of torch's default MKL, which uses
+    only half the vector width on processors other than Intel's
+    (docs/decisions/0017-products-by-onednn.md). All other and all traced calls use `F.linear`.
+    The oneDNN path supports neither double backward nor `torch.func`;
+    `torch.backends.mkldnn.set_flags(False)` disables it.
     """
     if not _by_onednn(tokens, weight):
         return F.linear(tokens, weight, bias)
@@ -46,7 +47,7 @@ def _by_onednn(tokens: Tensor, weight: Tensor) -> bool:
 
 
 class _OneDnnLinear(torch.autograd.Function):
-    """Three products, each by oneDNN: the output, and the gradients of rows and weight."""
+    """Linear layer by oneDNN: the output, and the gradients of rows and weight."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -69,8 +70,8 @@ class _OneDnnLinear(torch.autograd.Function):
 def _weight_gradient(grad: Tensor, rows: Tensor) -> Tensor:
     """Multiply the transpose of M O by M I: O I."""
     (M, O), I = grad.shape, rows.shape[1]  # noqa: E741
-    # What stands left is copied transposed: the narrower one, where the result is the smaller
-    # thing to turn.
+    # oneDNN copies the transposed left factor: put the narrower one left where transposing the
+    # result costs less.
     if M * (O - I) > O * I:
         return _product(rows.t(), grad.t()).t().contiguous()
     return _product(grad.t(), rows.t())
@@ -78,5 +79,5 @@ def _weight_gradient(grad: Tensor, rows: Tensor) -> Tensor:
 
 def _product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
     """Multiply M I by the transpose of O I: M O."""
-    # The operation that torch's own compiler writes for a linear layer; nothing is fused into it.
+    # The operator that torch.compile emits for a linear layer; here without fusion.
     return torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Images as sequences of flattened patches, and back."""
+"""Convert images to sequences of flattened patches and back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def patch_grid(images: Tensor, *, patch_size: int) -> tuple[int, int]:
     """Count the patches of images B C H W along height and width.
 
     Raises:
-        ShapeError: for another number of axes, or a size that the patch does not divide.
+        ShapeError: for another number of axes, or a size not divisible by the patch size.
     """
     if images.ndim != 4:
         raise ShapeError(
@@ -39,7 +39,7 @@ def patchify(images: Tensor, *, patch_size: int) -> Tensor:
     Raises:
         ShapeError: if `p` does not divide H or W, or `images` has other axes.
 
-    Source: paper, section 3; the order of the published targets (golden test).
+    Source: He et al. 2021, section 3; the order of the published code's targets (golden test).
     """
     (h, w), p = patch_grid(images, patch_size=patch_size), patch_size
     B, C, _, _ = images.shape
@@ -47,7 +47,7 @@ def patchify(images: Tensor, *, patch_size: int) -> Tensor:
 
 
 def unpatchify(patches: Tensor, *, patch_size: int, grid: tuple[int, int]) -> Tensor:
-    """Put a row-major sequence of flattened patches together again: the inverse of `patchify`.
+    """Reassemble images from a row-major sequence of flattened patches: inverse of `patchify`.
 
     Args:
         patches: B L P with L = h*w and P = p*p*C.

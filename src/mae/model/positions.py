@@ -1,8 +1,8 @@
-"""Sine-cosine positions of a patch grid of any shape.
+"""Sine-cosine position tables for patch grids of any shape, and their resizing.
 
-Column first, as published: the first half of the width encodes the column, the second the row.
-Other libraries carry tables with the halves swapped, so a table is stored with the weights and
-loaded, and computed only for a new model.
+As in the published code, the first half of the width encodes the column, the second the row.
+Other libraries swap the halves, so the table is stored with the weights and loaded from them; it
+is computed only for a new model.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def sincos_positions(width: int, grid: tuple[int, int]) -> Tensor:
-    """Compute the position table of an h x w grid, with a zero row for cls first.
+    """Compute the position table of an h x w grid, starting with a zero row for cls.
 
     Args:
         width: token width D, a multiple of 4.
@@ -22,7 +22,7 @@ def sincos_positions(width: int, grid: tuple[int, int]) -> Tensor:
     Returns:
         1 1+L D float32, computed in float64: sin and cos of the column, then of the row.
 
-    Source: paper, Appendix A.1; layout of the published table (golden test).
+    Source: He et al. 2021, Appendix A.1; layout of the published table (golden test).
     """
     h, w = grid
     rows = torch.arange(h, dtype=torch.float64).repeat_interleave(w)  # L
@@ -44,13 +44,13 @@ def resize_positions(
 
     Args:
         table: 1 1+L D, cls row first.
-        grid_from: grid the table was made for.
-        grid_to: grid wanted; the same grid gives the table back untouched.
+        grid_from: grid of the table.
+        grid_to: target grid; the same grid returns the table unchanged.
 
-    Source: the published interpolation (golden test).
+    Source: published code, util/pos_embed.py (golden test).
     """
-    # A grid that is a variable of an exported graph is not compared, which would fix it: resized
-    # to its own size a table is what it was, bit for bit.
+    # A symbolic grid of an exported graph is not compared: the comparison would specialise it.
+    # Resizing a table to its own size returns it bit for bit.
     if isinstance(grid_to[0], int) and grid_from == grid_to:
         return table
     (h, w), D = grid_from, table.shape[-1]

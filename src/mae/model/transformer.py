@@ -1,6 +1,6 @@
-"""The one transformer block of the project: pre-norm, fused qkv, exact GELU.
+"""Transformer blocks shared by encoder and decoder: pre-norm, fused qkv, exact GELU.
 
-Sub-names are the published ones (`norm1, attn.qkv, attn.proj, norm2, mlp.fc1, mlp.fc2`).
+Submodule names are those of timm (`norm1, attn.qkv, attn.proj, norm2, mlp.fc1, mlp.fc2`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from mae.config.model import hidden_width
 from mae.model.onednn_linear import Linear
 
-# Up to here a CPU is faster with the products written out than with torch's fused kernel
-# (decision 0008); both give the same numbers up to rounding.
+# Up to this many tokens, explicit products are faster on a CPU than torch's fused kernel
+# (docs/decisions/0008-attention-of-few-tokens.md); both agree up to rounding.
 FEW_TOKENS = 64
 
 
@@ -28,7 +28,7 @@ class Attention(nn.Module):
         self.proj = Linear(width, width)
 
     def forward(self, tokens: Tensor, *, first: int = 0) -> Tensor:
-        """Mix the tokens of each image: B T D to B T-first D, all of them attended to."""
+        """Attend from the tokens from `first` on to all tokens: B T D to B T-first D."""
         B, T, D = tokens.shape
         qkv = self.qkv(tokens).reshape(B, T, 3, self.num_heads, D // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # B heads T d each
@@ -37,9 +37,9 @@ class Attention(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Mix values by scaled dot products: three times B heads T d to B heads T d."""
+    """Scaled dot-product attention: q, k and v, B heads T d each, to B heads T d."""
     T = k.shape[2]
-    # A number that is a variable of an exported graph is not compared, which would bound it.
+    # A symbolic T of an exported graph is not compared: the comparison would add a guard.
     if q.device.type == "cpu" and isinstance(T, int) and T <= FEW_TOKENS:
         shares: Tensor = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1)
         return shares.matmul(v)
@@ -55,7 +55,7 @@ class Mlp(nn.Module):
         self.fc2 = Linear(hidden, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Transform each token by itself: B T D to B T D."""
+        """Transform each token independently: B T D to B T D."""
         return self.fc2(F.gelu(self.fc1(tokens)))  # type: ignore[no-any-return]
 
 
@@ -70,12 +70,12 @@ class Block(nn.Module):
         self.mlp = Mlp(width, hidden=hidden_width(width, mlp_ratio))
 
     def forward(self, tokens: Tensor, *, first: int = 0, scales: Tensor | None = None) -> Tensor:
-        """Attend to all tokens, then transform those from `first` on: B T D to B T-first D.
+        """Attend to all tokens, return those from `first` on: B T D to B T-first D.
 
         Args:
             tokens: B T D.
-            first: tokens before it are attended to and not transformed.
-            scales: B 2, by which what attention and MLP add is multiplied (see `drop_scales`).
+            first: tokens before this index are attended to but not returned.
+            scales: B 2, factors of the attention and MLP branches (see `drop_scales`).
         """
         mixed = self.attn(self.norm1(tokens), first=first)
         tokens = tokens[:, first:] + (mixed if scales is None else mixed * scales[:, 0, None, None])
@@ -84,12 +84,14 @@ class Block(nn.Module):
 
 
 class Blocks(nn.ModuleList):
-    """Transformer blocks one after the other, of which training may keep less in memory."""
+    """A sequence of transformer blocks with optional activation checkpointing."""
 
     checkpoint_every: int | None = None
-    """Blocks of a run, of which only the input is kept for the backward pass; None: everything.
+    """Blocks of a segment of which only the input is kept for the backward pass; None: no
+    checkpointing.
 
-    It changes memory and time and no number, so it is no part of the network and not in its file.
+    It changes memory and time but not the results, so it is not part of `ModelConfig` or of
+    weight files.
     """
 
     def __init__(
@@ -101,18 +103,18 @@ class Blocks(nn.ModuleList):
         )
 
     def forward(self, tokens: Tensor, *, first: int = 0, scales: Tensor | None = None) -> Tensor:
-        """Take tokens through all blocks: B T D to B T-first D.
+        """Apply all blocks: B T D to B T-first D.
 
         Args:
             tokens: B T D.
-            first: tokens before it are attended to by the last block and not transformed there.
-            scales: B 2*depth, of the residual branches (see `Block`).
+            first: tokens before this index are attended to but not returned by the last block.
+            scales: B 2*depth, factors of the residual branches (see `Block`).
         """
         every = self.checkpoint_every
         if every is None or not (self.training and torch.is_grad_enabled()):
             return self._run(tokens, 0, len(self), first=first, scales=scales)
         for start in range(0, len(self), every):
-            # Nothing in a block is drawn at random, so no generator's state has to be kept.
+            # Blocks draw no random numbers, so no generator state has to be preserved.
             tokens = checkpoint(
                 self._run, tokens, start, start + every, first=first, scales=scales,
                 use_reentrant=False, preserve_rng_state=False,
@@ -129,7 +131,7 @@ class Blocks(nn.ModuleList):
 
 
 def drop_scales(draws: Tensor, *, rate: float) -> Tensor:
-    """Turn draws into what each residual branch is multiplied by: 0 or 1 / keep probability.
+    """Turn random draws into factors of the residual branches: 0 or 1 / keep probability.
 
     Args:
         draws: B 2*depth, uniform in [0, 1): attention and MLP of each block.
@@ -146,9 +148,10 @@ def drop_scales(draws: Tensor, *, rate: float) -> Tensor:
 
 
 def init_published(module: nn.Module) -> None:
-    """Initialise linear layers and norms as published: Xavier uniform, zero bias; 1 and 0.
+    """Initialise linear layers by Xavier uniform with zero bias, layer norms by 1 and 0.
 
-    The fused qkv is one (3D, D) matrix to Xavier, as published, not three (D, D) ones.
+    As in the published code, the fan of the fused qkv is that of one (3D, D) matrix, not of three
+    (D, D) ones.
     """
     for part in module.modules():
         if isinstance(part, nn.Linear):

@@ -1,4 +1,4 @@
-"""Which is the wall of a run, its loader or its step, how long it takes, and what would help."""
+"""Find the bottleneck of a run, loader or step, with its duration and advice."""
 
 from __future__ import annotations
 
@@ -13,67 +13,67 @@ from mae.planning.estimate import Plan, hours_in_words
 from mae.planning.hardware import cores
 
 WAITS = 0.1
-"""Share of the time spent waiting for pictures from which on the loader is worth a word."""
-_SHARED = 0.8  # of what both would make if they did not disturb each other
-_KEPT_EDGE = 256 / 224  # short side of a stored picture over the edge of its crops, as published
+"""Fraction of the time spent waiting for images above which the loader gets advice."""
+_SHARED = 0.8  # of the throughput without mutual interference
+_KEPT_EDGE = 256 / 224  # short side of a stored image over the edge of its crops, as published
 
 
 class Reading(NamedTuple):
-    """What one process takes to make a picture."""
+    """Time of one process to read and prepare an image."""
 
     seconds: float
     busy_seconds: float
-    """Of the processor; the rest is waiting for the source."""
+    """CPU time; the rest is waiting for the source."""
 
     @property
     def waits(self) -> bool:
-        """Whether most of it is waiting."""
+        """Whether most of the time is waiting."""
         return self.busy_seconds < self.seconds / 2
 
 
 class Verdict(NamedTuple):
-    """What a run's loader and step make, in pictures a second, alone and together."""
+    """Throughput of a run's loader and step in images per second, alone and together."""
 
     loader: float
     step: float
     both: float
     pictures: int
-    """Of a step that was measured; a CPU takes fewer than the run does."""
+    """Images of a measured step; on a CPU fewer than a step of the run has."""
     workers: int
     threads: int
     reading: Reading
     planned: Plan
-    """The whole run at the rate of both together."""
+    """The whole run at the throughput of both together."""
     largest: int
-    """Micro-batch that fits, by the formula of `mae plan`."""
+    """Largest micro-batch that fits, by the formula of `mae plan`."""
     in_memory: bool
     unreadable: int
     others: float = 0.0
-    """Threads of other work that there were for each processor of a CPU meanwhile."""
+    """Other runnable threads per processor of a CPU during the measurement."""
 
     @property
     def wall(self) -> str:
-        """Say which of the two is slower."""
+        """Name the slower of the two: "loader" or "step"."""
         return "loader" if self.loader < self.step else "step"
 
     @property
     def waiting(self) -> float:
-        """Share of the time of both that the step waits for pictures."""
+        """Fraction of the time that the step waits for images, with both running."""
         return max(0.0, 1 - self.both / self.step)
 
     @property
     def readers_needed(self) -> int:
-        """Processes that make what the step takes."""
+        """Reader processes needed to keep up with the step."""
         return math.ceil(self.step * self.reading.seconds)
 
     @property
     def cores_needed(self) -> float:
-        """Cores that those keep busy."""
+        """Cores that these reader processes keep busy."""
         return self.step * self.reading.busy_seconds
 
     @property
     def sentence(self) -> str:
-        """The verdict in a line."""
+        """The verdict in one line."""
         ratio = self.loader / self.step
         if self.wall == "loader":
             return f"the loader is the wall: it makes {ratio:.2g} of what the step takes"
@@ -81,7 +81,7 @@ class Verdict(NamedTuple):
         return f"the step is the wall: the loader makes {times} times what it takes"
 
     def advice(self) -> Iterator[str]:
-        """Give what would help, as far as it follows from what was measured or counted."""
+        """Yield advice that follows from what was measured or counted."""
         config = self.planned.config
         asked = config.fixed_micro_batch or config.batch
         if not self.largest:
@@ -152,7 +152,7 @@ class Verdict(NamedTuple):
             yield f"a pass of more pictures fits (formula): use --micro-batch {most}"
 
     def rows(self) -> Iterator[tuple[str, ...]]:
-        """Give a table, the verdict, the time of the run and what would help."""
+        """Yield the rows of a table, the verdict, the time of the run and advice."""
         config, machine = self.planned.config, self.planned.machine
         readers = f"{self.workers} workers" if self.workers else "the training process reads"
         how = f"steps of {self.pictures:,} on {machine.device} in {config.precision}"
@@ -182,7 +182,7 @@ class Verdict(NamedTuple):
         return line
 
     def values(self) -> dict[str, Any]:
-        """Give everything for machines."""
+        """Return all values for JSON."""
         config = self.planned.config
         return {
             "images_per_second": {"loader": self.loader, "step": self.step, "both": self.both},
@@ -208,7 +208,7 @@ class Verdict(NamedTuple):
 
 
 def is_in_memory(source: Source) -> bool:
-    """Whether pictures lie there decoded."""
+    """Return whether the source holds decoded images in memory."""
     return isinstance(source, ArraySource)
 
 

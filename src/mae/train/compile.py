@@ -1,4 +1,4 @@
-"""Forward and backward compiled, where a compiler is there and does it; else as they are."""
+"""Compile the loss with torch.compile, with a fallback to eager execution."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ from mae.train.step import Loss, OptimiserStep
 
 
 def compiled_loss(run: RunInProgress, state: TrainState, plan: BatchPlan, how: Rehearsal) -> Loss:
-    """Give the loss of a run, compiled if that is asked for and works.
+    """Return the loss of a run, compiled if requested and possible.
 
-    The loss as a function is compiled, not the model, whose names and weights stay its own. The
-    shapes are those of the run, so the sizes of its micro-batches, two at most, are compiled and
-    tried here, before the first step: a compiler that is missing or fails is one line, and nothing
-    is lost. No CUDA graphs: their outputs are overwritten by the next replay, and with them the
-    gradients that micro-batches add up.
+    The loss function is compiled, not the model, so parameter names do not change. The shapes of
+    the run are static: the sizes of its micro-batches, two at most, are compiled and tried here,
+    before the first step. If the compiler is missing or fails, one line is printed and the run
+    continues in eager mode. CUDA graphs are not used: a replay would overwrite the gradients that
+    micro-batches accumulate.
 
     Args:
-        run: its micro-batch is settled.
-        state: before a step; its gradients are thrown away.
-        plan: what its batches are made by.
-        how: the loss, and what is done to a batch before.
+        run: the run, with a fixed micro-batch.
+        state: training state before a step; its gradients are discarded.
+        plan: defines the batches.
+        how: loss and preparation of a batch.
     """
     config, device = run.config, device_of(state)
     if not is_compiled(config, device):
         return how.loss
-    # What earlier runs of the process compiled counts against the most that torch compiles.
+    # Compilations of earlier runs in this process count towards torch's recompile limit.
     torch.compiler.reset()
     try:
-        # A part that could not be compiled would be a surprise: then rather all as it is.
+        # fullgraph: a graph break means fallback to eager, not partial compilation.
         loss: Loss = torch.compile(how.loss, fullgraph=True, dynamic=False)
         step = OptimiserStep(loss=loss, config=config, device=device)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what compilers warn of is not the user's doing
+            warnings.simplefilter("ignore")  # compiler warnings are not actionable for the user
             for part in _parts(config, plan, how, device):
                 step.rehearse(state.model, part)
     except torch.cuda.OutOfMemoryError:
         raise
-    except RuntimeError as error:  # the compilers' own errors, and a program they cannot start
+    except RuntimeError as error:  # errors of the compiler, or a missing compiler program
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         run.progress.note(f"compile: not done, the run goes on without it: {reason[:200]}")
         return how.loss
@@ -57,14 +57,14 @@ def compiled_loss(run: RunInProgress, state: TrainState, plan: BatchPlan, how: R
 
 
 def is_compiled(config: FitConfig, device: torch.device) -> bool:
-    """Say whether a run would be: if asked for, or left open, on a GPU."""
+    """Return whether a run is compiled: as configured, by default on a GPU."""
     return device.type == "cuda" if config.compile is None else config.compile
 
 
 def _parts(
     config: FitConfig, plan: BatchPlan, how: Rehearsal, device: torch.device
 ) -> Iterator[Batch]:
-    """Make a micro-batch of each size that a step has, and of each size of its pictures."""
+    """Yield a micro-batch of each micro-batch size and each image size of the run."""
     whole = config.fixed_micro_batch or config.batch
     for stage in stages(config, plan):
         for size in {min(whole, config.batch), config.batch % whole} - {0}:

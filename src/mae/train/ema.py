@@ -1,4 +1,4 @@
-"""A moving average of the trained weights, kept where checkpoints find it: beside the moments."""
+"""Exponential moving average of the weights, stored in the optimizer state."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ AVERAGE = "average"
 @contextmanager
 @torch.no_grad()
 def averaging(optimizer: torch.optim.Optimizer, *, decay: float | None) -> Iterator[None]:
-    """Follow the parameters by an average while the optimiser steps in here.
+    """Update the average after the optimiser steps inside this context.
 
-    The average starts at the weights before the first step; each step adds 1 - decay of the new
-    ones.
+    The average starts at the weights before the first step; each step computes
+    decay * average + (1 - decay) * weights.
 
     Args:
         optimizer: its state holds the average of each parameter.
-        decay: share of the average that is kept; none: no average.
+        decay: factor of the average in each step; none: no average.
     """
     if decay is None:
         yield
         return
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    # Not into the state before the first step, which the optimiser takes for made once it is.
+    # Stored only after the first step: the optimiser takes a nonempty state as initialised.
     before = {p: p.clone() for p in parameters if AVERAGE not in optimizer.state.get(p, {})}
     yield
     for parameter in parameters:

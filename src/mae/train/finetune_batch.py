@@ -1,4 +1,4 @@
-"""What fine-tuning does to a whole batch before it is split, and its loss."""
+"""Fine-tuning batches (normalize, random erasing, Mixup/CutMix) and their soft-target loss."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ def tuning_batch(
 ) -> Batch:
     """Normalise, erase and mix the batch of a step, on the device.
 
-    Mixing comes before micro-batches are cut, so that partners are those of the whole batch.
+    The batch is mixed before it is split into micro-batches, so that images mix with partners
+    from the whole batch.
 
     Args:
         batch: stored pixels and labels.
-        plan: what it was made by.
-        config: of the run.
-        step: its number.
-        device: where the model is.
+        plan: the plan of the batch.
+        config: configuration of the run.
+        step: number of the step.
+        device: device of the model.
 
     Returns:
         The batch with normalised images and soft targets.
@@ -52,13 +53,13 @@ def tuning_batches(
     start: int,
     device: torch.device,
 ) -> Iterator[Batch]:
-    """Give `tuning_batch` of the batches from a step on."""
+    """Apply `tuning_batch` to each of the batches from a step on."""
     for step, batch in enumerate(batches, start=start):
         yield tuning_batch(batch, plan, config, step=step, device=device)
 
 
 def soft_target_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Give the cross-entropy with the shares of the classes, of a batch of `tuning_batch`."""
+    """Return the cross-entropy with the soft targets of a batch from `tuning_batch`."""
     scores = model(batch.images, drops=batch.drops)
     assert batch.targets is not None
     return F.cross_entropy(scores.float(), batch.targets)

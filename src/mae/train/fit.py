@@ -1,4 +1,4 @@
-"""The loop: batch, step, what is due. Pre-training and fine-tuning share it."""
+"""The training loop shared by pre-training and fine-tuning."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ MOST_BAD_IN_A_ROW = 5
 
 
 class Cadence(NamedTuple):
-    """Something to do every so many steps, and after the last one."""
+    """A callback every `every` steps and after the last one."""
 
     every: int
     act: Callable[[TrainState, Metrics], None]
     first: bool = False
-    """Whether it is due after the first step of the run as well."""
+    """Whether to call it after the first step of the run as well."""
 
 
 def fit(
@@ -35,26 +35,27 @@ def fit(
     seen: Callable[[Batch, Metrics], None] = lambda batch, metrics: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Train from `state.step` to `num_steps`, or until asked to stop between two steps.
+    """Train from `state.step` to `num_steps`, or until `stop` returns true after a step.
 
     Args:
-        state: what training changes; it is advanced in place.
+        state: training state, updated in place.
         batches: the batches from `state.step` on, one for each step.
         step: updates the parameters by one batch.
         num_steps: optimiser steps of the whole run.
-        rate: learning rate of a step, a function of progress alone.
-        fixed_rate: the part of it that the scales of parameter groups leave alone.
-        cadences: what is due when; each also after the last step.
-        seen: told of every batch after its step (broken pictures, skipped steps).
-        stop: asked after every step.
+        rate: learning rate by step.
+        fixed_rate: part of the learning rate that the `scale` of a parameter group does not
+            change, by step.
+        cadences: periodic callbacks; each is also called after the last step.
+        seen: called with every batch after its step (unreadable images, skipped steps).
+        stop: called after every step; true stops training.
 
     Raises:
-        TrainingError: after five steps in a row whose loss or gradient was not finite.
+        TrainingError: after five steps in a row with a non-finite loss or gradient.
     """
     with step.side_by_side():
         for batch in batches:
             metrics = step(state, batch, lr=rate(state.step), fixed_lr=fixed_rate(state.step))
-            state.step += 1  # a skipped step counts: it moves position and rate, not parameters
+            state.step += 1  # skipped steps count: data and rate advance, parameters do not
             bad = not (metrics.finite or metrics.overflow)
             state.bad_in_a_row = 0 if metrics.finite else state.bad_in_a_row + bad
             seen(batch, metrics)

@@ -1,4 +1,4 @@
-"""What a pre-training run takes, and whether it is too short to learn, before its first step."""
+"""Estimate the duration of a pre-training run and warn if it is too short to learn."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from mae.train.resolve import Rehearsal, few_pictures, step_seconds
 from mae.train.session import RunInProgress
 
 SMALL, SMALL_SIZE = "vit-ti/16", 96
-"""Network and images that are suggested where a longer run would take more than PATIENCE."""
+"""Network and image size to suggest where a longer run would take more than PATIENCE."""
 PATIENCE = 1.0  # hours
-_WORTH_FLOPS, _WORTH_STEPS = 1e12, 10_000  # of a run: below both, a CPU is done in a minute
-_STEPS, _SECONDS = 2, 1.0  # that measure the rate, after one step
-_STEP_FLOPS = 1e11  # of each: enough that the update, which is made once a batch, counts little
+_WORTH_FLOPS, _WORTH_STEPS = 1e12, 10_000  # of a run: below both, a CPU finishes within a minute
+_STEPS, _SECONDS = 2, 1.0  # to measure the rate, after one step
+_STEP_FLOPS = 1e11  # of each: enough to make the update, once per batch, negligible
 _OVERRIDDEN = {"epochs", "steps", "minutes", "batch", "lr", "optim.lr", "out"}
 _NETWORK = {"model", "image-size", "model.image-size"}
 _OPTION = re.compile(r"-{0,2}([A-Za-z][\w.-]*)(=.*)?", re.DOTALL)
@@ -33,7 +33,7 @@ _VALUE = re.compile(r"[-+.\d][-+.\dex,]*")
 
 
 class Enough(NamedTuple):
-    """The shortest run that was measured to beat a random encoder (docs/log.md)."""
+    """The shortest run measured to beat a random encoder (docs/log.md)."""
 
     steps: int
     images: int
@@ -50,10 +50,10 @@ MUON = Enough(steps=1_562, images=100_000, batch=64, peak_lr=5e-3)
 def say_what_it_takes(
     run: RunInProgress, plan: BatchPlan, model: nn.Module, how: Rehearsal
 ) -> None:
-    """Say steps, images seen and hours, and how to learn more where that is too little.
+    """Print steps, images seen and hours, with a suggestion where the run is too short to learn.
 
-    A CPU is measured for a few seconds, if the run is worth it; on a GPU the first seconds of
-    the run tell as much.
+    On a CPU the rate is measured for a few seconds if the run is long enough; on a GPU the first
+    seconds of the run show it.
     """
     config, num_steps = run.config, run.record["num_steps"]
     assert isinstance(config, PretrainConfig)
@@ -64,7 +64,7 @@ def say_what_it_takes(
         text += f", in about {hours_in_words(images / rate / 3600)} on this machine"
     run.progress.note(text)
     enough = MUON if config.optim.muon else ADAMW
-    of_weights = run.record.get("init") is not None  # which know images already
+    of_weights = run.record.get("init") is not None  # pre-trained already
     if of_weights or (num_steps >= enough.steps and images >= enough.images):
         return
     run.progress.note(
@@ -76,7 +76,7 @@ def say_what_it_takes(
 def _images_a_second(
     run: RunInProgress, config: PretrainConfig, plan: BatchPlan, model: nn.Module, how: Rehearsal
 ) -> float:
-    """Give the rate of this machine; nan where it is not measured."""
+    """Return the rate of this machine in images per second; nan where it is not measured."""
     images: int = run.record["num_steps"] * config.batch
     if config.minutes is not None:
         return images / (60 * config.minutes)
@@ -90,13 +90,13 @@ def _images_a_second(
     few_plan = dataclasses.replace(plan, batch=few.batch)
     try:
         seconds = step_seconds(few, few_plan, model, how, warm=0, least=_STEPS, seconds=_SECONDS)
-    except MaeError:  # too many broken images in a row: the run itself says it
+    except MaeError:  # too many unreadable images in a row: the run itself reports it
         return math.nan
     return few.batch / seconds
 
 
 def _advice(run: RunInProgress, config: PretrainConfig, enough: Enough, rate: float) -> str:
-    """Give the words that ask for a run like the one that was measured; none for the demo."""
+    """Suggest a command or settings like those of the measured run; "" for the demo."""
     batch = min(enough.batch, len(run.source))
     batch = max(1, batch // config.views_per_decode) * config.views_per_decode
     steps = max(enough.steps, math.ceil(enough.images / batch))
@@ -121,7 +121,7 @@ def _advice(run: RunInProgress, config: PretrainConfig, enough: Enough, rate: fl
 
 
 def _without(command: Sequence[str], dropped: set[str]) -> Iterator[str]:
-    """Give the words of a command line without some options and their values."""
+    """Yield the words of a command line without some options and their values."""
     words = list(command)
     while words:
         word = words.pop(0)

@@ -1,4 +1,4 @@
-"""What a recipe would do with pictures, by the same functions that pre-training begins with."""
+"""Preview a pre-training recipe on given data: steps, memory and time."""
 
 from __future__ import annotations
 
@@ -25,59 +25,59 @@ from mae.train.resolve import batch_plan, count_steps, measured_steps, resolve, 
 LEARNT_STEPS = 9_360
 """Steps after which the demo's features beat raw pixels (docs/log.md)."""
 LONGEST = 1600
-"""Most epochs that the paper trained (Figure 7)."""
+"""Longest training of the paper in epochs (He et al. 2021, Figure 7)."""
 BYTES_PER_PARAMETER = 16
-"""Of float32: the weight, its gradient and two moments."""
+"""In float32: the weight, its gradient and two moments."""
 
-_MEASURED = 2  # pictures a step, where a CPU's rate is measured
+_MEASURED = 2  # images per step when the rate of a CPU is measured
 
 
 class Outlook(NamedTuple):
-    """What a recipe would do."""
+    """Predicted steps, memory and time of a recipe."""
 
     kind: PixelKind
     config: PretrainConfig
-    """As it would be run."""
+    """The resolved configuration of the run."""
     notes: Sequence[str]
-    """What pre-training would say to begin with."""
+    """Notes that pre-training would print at its start."""
     steps_per_epoch: int
     num_steps: int
     parameters: int
     bytes_per_picture: float
-    """Kept by the forward pass for the backward pass."""
+    """Bytes that the forward pass keeps for the backward pass."""
     at_once: int
-    """Pictures in a forward pass, those of micro-batches side by side together."""
+    """Images in memory at a time, summed over parallel micro-batches."""
     device: str
     rate: float
-    """Images a second, measured here; nan if it could not be."""
+    """Measured images per second; nan if the measurement failed."""
     waiting: float = 0.0
-    """Threads of other work that there were for each processor of a CPU meanwhile."""
+    """Other runnable threads per processor of a CPU during the measurement."""
 
     @property
     def sensible_epochs(self) -> int:
-        """Epochs that make as many steps as the demo took to learn, within what was published."""
+        """Epochs for at least `LEARNT_STEPS` steps, limited to the paper's longest training."""
         needed = math.ceil(LEARNT_STEPS / self.steps_per_epoch)
         return min(max(round(self.config.epochs), needed), max(LONGEST, round(self.config.epochs)))
 
     @property
     def state_bytes(self) -> int:
-        """Memory of the network and its optimiser."""
+        """Memory of the network and its optimiser in bytes."""
         return BYTES_PER_PARAMETER * self.parameters
 
     @property
     def memory_bytes(self) -> float:
-        """Least memory of the network and a step."""
+        """Minimum memory of the network and a step in bytes."""
         return self.state_bytes + self.at_once * self.bytes_per_picture
 
     def hours(self, epochs: float) -> float:
-        """Time of so many epochs at the measured rate."""
+        """Hours of that many epochs at the measured rate."""
         return epochs * self.steps_per_epoch * self.config.batch / self.rate / 3600
 
     def rows(self, median_size: tuple[int, int] | None) -> Iterator[tuple[str, str]]:
-        """Give what it says, for people.
+        """Yield rows (name, text) to print.
 
         Args:
-            median_size: height and width of the pictures, to hold the crops against.
+            median_size: median height and width of the images, to compare with the crops.
         """
         yield from self._input_rows(median_size)
         yield "batch", f"{self.config.batch:,}"
@@ -131,7 +131,7 @@ class Outlook(NamedTuple):
             yield "", f"too long: {self.waiting:.1f} others waited for each processor meanwhile"
 
     def values(self) -> dict[str, Any]:
-        """Give what it says, for machines."""
+        """Return the values for JSON."""
         config = self.config
         return {
             "kind": self.kind._asdict(),
@@ -159,7 +159,7 @@ def _down(edge: int, patch_size: int) -> int:
 def settle(
     config: PretrainConfig, source: Source
 ) -> tuple[tuple[PretrainConfig, PixelKind] | None, list[str]]:
-    """Settle a recipe as pre-training does; None, with the reason as a note, where it refuses."""
+    """Resolve a recipe as pre-training does; None, with the reason as a note, on an error."""
     notes: list[str] = []
     try:
         return resolve(config, source, say=notes.append), notes
@@ -175,14 +175,14 @@ def look_ahead(
     notes: Sequence[str],
     say: Callable[[str], None],
 ) -> Outlook:
-    """Say what a settled recipe would do, after some steps that are thrown away.
+    """Predict steps, memory and time of a resolved recipe, from measured and discarded steps.
 
     Args:
-        config: by `settle`.
-        kind: by `settle`.
-        source: the pictures.
-        notes: by `settle`.
-        say: takes one line for the user.
+        config: from `settle`.
+        kind: from `settle`.
+        source: the images.
+        notes: from `settle`.
+        say: prints one line for the user.
     """
     plan = batch_plan(config, source, kind)
     model = create(config.model, seed=config.seed)
@@ -201,7 +201,7 @@ def look_ahead(
         kept = saved_bytes(model, batch.images, batch.noise)
         steps_an_hour = measured_steps(few, few_plan, minutes=60, model=model)
         rate = steps_an_hour * few.batch / 3600
-    except MaeError as error:  # too many pictures in a row are broken
+    except MaeError as error:  # too many unreadable images in a row
         say(str(error))
         kept = rate = math.nan
     return Outlook(
@@ -220,7 +220,7 @@ def look_ahead(
 
 
 def others_waiting() -> float:
-    """Give the threads of other work that there are for each processor."""
+    """Return the number of other runnable threads per processor."""
     processors = os.cpu_count() or 1
     return max(0.0, os.getloadavg()[0] - torch.get_num_threads()) / processors
 
@@ -228,16 +228,16 @@ def others_waiting() -> float:
 def saved_bytes(
     model: MaskedAutoencoder, images: Tensor, noise: Tensor, *, half: bool = False
 ) -> float:
-    """Measure what the forward pass of a training step keeps for the backward pass.
+    """Measure the bytes that the forward pass of a training step keeps for the backward pass.
 
     Args:
-        model: on the CPU; its sizes are the same everywhere.
+        model: the model, on the CPU; sizes are the same on every device.
         images: B C H W of the stored type.
         noise: B L.
-        half: whether under autocast to bf16, which also keeps a copy of each weight.
+        half: whether to run under autocast to bf16, which also keeps a copy of each weight.
 
     Returns:
-        Bytes of a picture, parameters not counted.
+        Bytes per image, without parameters.
     """
 
     def compute() -> Tensor:
@@ -249,7 +249,7 @@ def saved_bytes(
 def kept_for_backward(
     model: nn.Module, compute: Callable[[], Tensor], *, half: bool = False
 ) -> int:
-    """Measure the bytes that a model's forward pass keeps for the backward, parameters aside."""
+    """Measure the bytes that a forward pass keeps for the backward pass, without parameters."""
     own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
     kept: dict[int, int] = {}
 
@@ -257,10 +257,10 @@ def kept_for_backward(
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # itself it would hold its own graph, which nothing frees then
+        return tensor.detach()  # the tensor itself would keep its own graph alive
 
     saving = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with saving, torch.autocast("cpu", torch.bfloat16, half):
         loss = compute()
-    assert loss.grad_fn is not None  # what it keeps is alive, so no address came twice
+    assert loss.grad_fn is not None  # saved tensors are still alive, so addresses are unique
     return sum(kept.values())

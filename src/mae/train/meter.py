@@ -1,4 +1,4 @@
-"""What a run tells about itself between two rows of its log."""
+"""Training metrics for the log: loss, throughput and memory."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from mae.train.step import Metrics
 
 
 class StateBytes(NamedTuple):
-    """Memory of the parts of a state, after a step."""
+    """Memory of the parts of a training state after a step."""
 
     weight_bytes: int
     gradient_bytes: int
     moment_bytes: int
 
     def said(self, peak: int) -> str:
-        """Say the parts of a peak; what is left is pictures, and what a pass keeps of them."""
+        """Describe the parts of a peak; the remainder is images and their activations."""
         gib = [f"{count / 2**30:.2f}" for count in (peak, *self, peak - sum(self))]
         names = "memory: {} GiB at the peak: weights {}, gradients {}, moments {}, pictures {}"
         return names.format(*gib)
 
 
 def state_bytes(state: TrainState) -> StateBytes:
-    """Count the bytes of weights, gradients and moments, averages of weights among these."""
+    """Count the bytes of weights, gradients and moments; moments include averaged weights."""
     parameters = list(state.model.parameters())
     moments = (v for values in state.optimizer.state.values() for v in values.values())
     return StateBytes(
@@ -42,18 +42,18 @@ def state_bytes(state: TrainState) -> StateBytes:
 
 
 RECENT = 10
-"""The running mean of the loss is that over the last tenth of the steps so far."""
+"""The running mean of the loss covers the last tenth of the steps so far."""
 
 
 def running_mean(points: Sequence[tuple[float, float]]) -> float:
-    """Give the mean of the last tenth of a curve, the one figure that is shown for its end.
+    """Return the mean of the last tenth of a curve.
 
     Args:
         points: (x, mean of y since the point before) by ascending x from 0, x in steps or
-            images. Of a point that reaches back beyond the last tenth, all counts.
+            images. A point that starts before the last tenth counts in full.
 
     Returns:
-        nan where there is no point.
+        The mean; nan where there is no point.
     """
     total = weight = 0.0
     end = points[-1][0] if points else 0.0
@@ -67,19 +67,19 @@ def running_mean(points: Sequence[tuple[float, float]]) -> float:
 
 
 def losses(rows: Iterable[Mapping[str, Any]]) -> list[tuple[float, float]]:
-    """Give (step, loss) of the rows of a log whose loss is a finite number."""
+    """Return (step, loss) of the rows of a log with a finite loss."""
     found = ((row["step"], row.get("loss")) for row in rows)
     return [(step, loss) for step, loss in found if loss is not None and math.isfinite(loss)]
 
 
 class Meter:
-    """Sum the loss on the device and the time on the host; read both when a row is due.
+    """Accumulate the loss on the device and times on the host, read when a log row is due.
 
-    As a number, it is the running mean of the loss.
+    `float()` of a meter is the running mean of the loss.
 
     Args:
-        rows: what an earlier start logged.
-        step: where the run stands.
+        rows: log rows of earlier starts of the run.
+        step: step at which training continues.
     """
 
     def __init__(self, rows: Iterable[Mapping[str, Any]] = (), *, step: int = 0) -> None:
@@ -99,7 +99,7 @@ class Meter:
         self._loss: torch.Tensor | float = 0.0
 
     def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Pass batches on, timing how long each was waited for."""
+        """Yield the batches and measure the time spent waiting for them."""
         iterator = iter(batches)
         while True:
             began = time.perf_counter()
@@ -110,7 +110,7 @@ class Meter:
             yield batch
 
     def add(self, batch: Batch, metrics: Metrics) -> None:
-        """Count a step; nothing is read back from the device."""
+        """Count a step, without reading from the device."""
         self._step += 1
         self._images += len(batch.ids)
         if metrics.finite:
@@ -118,11 +118,11 @@ class Meter:
             self._loss = self._loss + metrics.loss
 
     def row(self, metrics: Metrics) -> dict[str, float | None]:
-        """Give the means since the last row, and begin anew.
+        """Return the means since the last row and reset.
 
         Returns:
-            loss (mean over the steps that updated; None if there was none), lr, grad_norm (of
-            the last step; None if not finite), images_per_second, data_seconds (waited for the
+            loss (mean over steps with an update; None if there was none), lr, grad_norm (of the
+            last step; None if not finite), images_per_second, data_seconds (waiting for the
             loader), seconds, memory_bytes (peak of the device, or of the process on a CPU).
         """
         seconds = time.perf_counter() - self._began
@@ -146,7 +146,7 @@ class Meter:
 
 
 def peak_memory() -> int:
-    """Give the peak so far: of the GPU's memory, or of the process where there is none."""
+    """Return the peak memory so far in bytes: of the GPU, or of the process without one."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-"""The micro-batch that fits: by the formula of the plan, and on a GPU by trying it."""
+"""Automatic micro-batch size, from a memory formula and by trial on a GPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mae.train.resolve import Rehearsal, device_of
 from mae.train.session import RunInProgress
 from mae.train.step import OptimiserStep
 
-_CGROUP = Path("/sys/fs/cgroup/memory.max")  # what a container may take
+_CGROUP = Path("/sys/fs/cgroup/memory.max")  # memory limit of a container
 
 
 def settle_micro_batch(
@@ -34,12 +34,12 @@ def settle_micro_batch(
     plan: BatchPlan,
     how: Rehearsal = Rehearsal(),  # noqa: B008
 ) -> RunInProgress:
-    """Turn a micro-batch of "auto" into a number, which the record keeps for a resume.
+    """Replace a micro-batch of "auto" by a number and store it in the run's record.
 
-    A resume takes the same one, since sums in another order have other last bits.
+    A resumed run uses the same number: another order of summation changes the last bits.
 
     Raises:
-        ConfigError: if not one picture fits.
+        ConfigError: if not a single image fits.
     """
     config, record = run.config, run.record
     if config.micro_batch != "auto":
@@ -61,7 +61,7 @@ def _largest(
     largest: int | None = guess
     if device.type == "cuda":
         fits = partial(fits_here, config, state, training_batch(plan, 0), how)
-        # Where the formula says that none does, trying tells.
+        # Try one image even where the formula says that none fits.
         largest = largest_that_fits(fits, start=evenly(config.batch, max(1, guess)))
     if not largest:
         raise ConfigError(
@@ -79,17 +79,17 @@ def fitting_by_formula(
     *,
     memory_bytes: float,
 ) -> int:
-    """Say how many pictures fit into a pass, by what the network's shapes keep; 0: none.
+    """Estimate how many images fit into one pass from the shapes of the network; 0: none.
 
     Args:
-        config: of the run.
-        model: the network, of which the device has at least the weights already.
-        device: where it is.
-        memory_bytes: of the device, for all that a step takes.
+        config: configuration of the run.
+        model: the network; the device already holds at least its weights.
+        device: device of the model.
+        memory_bytes: memory of the device available to a step.
     """
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    # The weight, its gradient, two moments, perhaps an average; and its copy in half precision.
+    # Weight, gradient, two moments, optional average; and the half-precision copy of the weight.
     averaged = isinstance(config, FinetuneConfig) and config.ema is not None
     each = (5 if averaged else 4) * FLOAT32 + (0 if config.half is None else HALF)
     stored, picture = _picture_bytes(config, on_cpu=device.type == "cpu")
@@ -103,14 +103,14 @@ def fitting_by_formula(
 
 
 def _picture_bytes(config: PretrainConfig | FinetuneConfig, *, on_cpu: bool) -> tuple[int, int]:
-    """Count a picture of the batch that lies on the device, and one that is computed."""
+    """Count the bytes of an image stored on the device, and of one in the forward pass."""
     model, every = config.model, config.checkpoint_every
     values = model.num_patches * model.patch_values
     how = {"half": config.half is not None, "on_cpu": on_cpu}
-    # A GPU has the next batch as well.
+    # A GPU also holds the next batch.
     stored = values * np.dtype(model.pixels.dtype).itemsize * (1 if on_cpu else 2)
     if isinstance(config, FinetuneConfig):
-        # The whole batch is normalised, and mixed with itself, before it is cut.
+        # The whole batch is normalised and mixed before it is split.
         picture = classifier_bytes(model, **how, checkpoint_every=every)
         return stored + 2 * values * FLOAT32, picture
     kept = kept_bytes(model, **how, checkpoint_every=every) + values * FLOAT32
@@ -118,7 +118,7 @@ def _picture_bytes(config: PretrainConfig | FinetuneConfig, *, on_cpu: bool) -> 
 
 
 def largest_that_fits(fits: Callable[[int], bool], *, start: int) -> int | None:
-    """Halve a number of pictures until it fits; None if not even one does."""
+    """Halve the number of images until it fits; None if not even one does."""
     count = start
     while count:
         if fits(count):
@@ -134,17 +134,17 @@ def fits_here(
     how: Rehearsal,
     count: int,
 ) -> bool:
-    """Compute a micro-batch beside all that a step keeps, and forget it; say if there was room.
+    """Return whether a micro-batch of `count` images fits, by a trial forward and backward pass.
 
-    Nothing of the state changes. The steps before the first have no gradients, and an optimiser
-    that has not updated yet no moments: room for both is taken.
+    The state does not change. Memory for gradients and moments is allocated where the state has
+    none yet.
 
     Args:
-        config: of the run.
-        state: before a step.
-        stored: the pictures of a whole step, on the host.
-        how: what is done with them.
-        count: pictures of the micro-batch.
+        config: configuration of the run.
+        state: training state before a step.
+        stored: the images of a whole step, on the host.
+        how: loss and preparation of a batch.
+        count: images of the micro-batch.
     """
     device, optimizer = device_of(state), state.optimizer
     plain = dataclasses.replace(config, micro_batch=count)
@@ -155,9 +155,9 @@ def fits_here(
         if not optimizer.state:
             trained = [p for p in state.model.parameters() if p.requires_grad]
             room += [torch.empty_like(p) for p in trained for _ in range(3 if averaged else 2)]
-        room.append(stored.to(device))  # the next batch, which is copied meanwhile
+        room.append(stored.to(device))  # the next batch, copied during the step
         part = next(how.prepare(stored.to(device), 0).split(count))
-        for _ in range(2):  # the second time beside the gradients of the first
+        for _ in range(2):  # the second time with the gradients of the first
             step.rehearse(state.model, part)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -171,15 +171,15 @@ def fits_here(
 
 
 def free() -> None:
-    """Give back to the card what nothing refers to."""
+    """Collect garbage and release unused cached memory of the GPU."""
     gc.collect()
     torch.cuda.empty_cache()
 
 
 def free_bytes(device: torch.device) -> float:
-    """Give the memory of a device that nothing else has: of a CPU, what caches give back too."""
+    """Return the available memory of a device in bytes; on a CPU including reclaimable caches."""
     if device.type == "cuda":
-        # What torch holds of it is ours as well.
+        # Memory reserved by torch's allocator is available to this process.
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()

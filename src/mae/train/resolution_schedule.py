@@ -1,4 +1,4 @@
-"""A run in two parts: smaller pictures first, then those of the network."""
+"""Progressive image resolution: a first stage at smaller images, then the network's size."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from mae.planning.estimate import stage_models
 
 
 class Stage(NamedTuple):
-    """A part of a run."""
+    """A stage of a run."""
 
     plan: BatchPlan
-    """What its batches are a function of."""
+    """Defines its batches."""
     share: float
-    """Of the steps of the run."""
+    """Fraction of the steps of the run."""
 
 
 def stages(config: FitConfig, plan: BatchPlan) -> tuple[Stage, ...]:
-    """Give the parts of a run; most have one.
+    """Return the stages of a run, usually one.
 
-    The parts differ in the size of the pictures alone: order, crops, flips and the noise of a
-    patch are draws by number, and the positions of a smaller grid are resized from the network's.
+    Stages differ only in image size: order, crops, flips and patch noise are counter-based random
+    draws, and the positions of a smaller grid are resized from the network's.
 
     Source: progressive resolution (DailyMAE, arXiv 2404.00509).
     """
@@ -42,7 +42,7 @@ def stages(config: FitConfig, plan: BatchPlan) -> tuple[Stage, ...]:
 def staged_batches(
     config: FitConfig, plan: BatchPlan, *, start: int, num_steps: int, workers: int
 ) -> Iterator[Batch]:
-    """Give the batches of a run from a step on, each of the part that it belongs to."""
+    """Yield the batches of a run from a step on, each at the image size of its stage."""
     ended, share = 0, 0.0
     for stage in stages(config, plan):
         began, share = ended, share + stage.share

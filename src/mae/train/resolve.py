@@ -1,4 +1,4 @@
-"""What a run needs settled before its first step."""
+"""Resolve a run's configuration before its first step: pixels, precision, workers, steps."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ from mae.train.step import Loss, OptimiserStep, pretraining_loss
 
 ConfigT = TypeVar("ConfigT", PretrainConfig, FinetuneConfig)
 
-RATE_STEPS, RATE_SECONDS = 10, 3.0  # the least of both measures the rate for --minutes
-WARM_SECONDS = 1.0  # not counted: the first steps allocate, and wait for caches to fill
-_PROBED_FLOPS = 2e10  # of a step whose rate is measured on a CPU: a fraction of a second
+RATE_STEPS, RATE_SECONDS = 10, 3.0  # at least both, to measure the rate for --minutes
+WARM_SECONDS = 1.0  # not counted: the first steps allocate memory and fill caches
+_PROBED_FLOPS = 2e10  # of a step measured on a CPU: a fraction of a second
 
 
 def resolve(
@@ -48,14 +48,14 @@ def resolve(
     say: Callable[[str], None],
     known: PixelConfig | None = None,
 ) -> tuple[PretrainConfig, PixelKind]:
-    """Settle what follows from the pictures: channels, type, scaling, and a batch that fits.
+    """Set the fields that follow from the images: channels, type, scaling, and a batch that fits.
 
-    The fraction of an image that evaluation keeps follows from the crops. A scaling that is known
-    already is kept where it is of pictures of this kind.
+    `crop_pct` follows from the crops. A `known` scaling is kept where it was made for images of
+    this kind.
     """
     kind = survey(source, channels=config.channels, max_bad=config.max_bad, say=say)
     if config.channels is not None and config.channels != kind.channels:
-        # Grey pictures can be asked for as colour, and the other way round; other counts cannot.
+        # Grey images can be read as colour and colour as grey; other counts cannot be converted.
         if {config.channels, kind.channels} != {1, 3}:
             raise ConfigError(
                 f"channels: asked for {config.channels}, but the pictures have {kind.channels}; "
@@ -78,7 +78,7 @@ def resolve(
 
 
 def pixels_of(source: Source, kind: PixelKind, *, measured: bool = False) -> PixelConfig:
-    """Give the scaling of pixels: ImageNet's for colour, else, or if asked for, as measured."""
+    """Return the pixel scaling: ImageNet's for colour, else or with `measured` as measured."""
     if kind.channels == 3 and not measured:
         return PixelConfig(dtype=kind.dtype)
     mean, std = measure_pixels(source, kind=kind)
@@ -88,7 +88,7 @@ def pixels_of(source: Source, kind: PixelKind, *, measured: bool = False) -> Pix
 def batch_plan(
     config: PretrainConfig | FinetuneConfig, source: Source, kind: PixelKind
 ) -> BatchPlan:
-    """Give what the training batches of a run are a function of."""
+    """Return the plan that defines the training batches of a run."""
     plan = BatchPlan(
         source=source,
         kind=kind,
@@ -110,7 +110,7 @@ def batch_plan(
 
 
 def new_state(model: nn.Module, config: PretrainConfig | FinetuneConfig) -> TrainState:
-    """Make a state at step 0 on the device that the configuration asks for."""
+    """Create the training state at step 0 on the configured device."""
     device = choose_device(config.device)
     model = model.to(device).train()
     for part in model.modules():
@@ -126,21 +126,21 @@ def new_state(model: nn.Module, config: PretrainConfig | FinetuneConfig) -> Trai
 
 
 def device_of(state: TrainState) -> torch.device:
-    """Give the device a state lives on."""
+    """Return the device of a training state."""
     return next(state.model.parameters()).device
 
 
 def settle_precision(
     config: ConfigT, *, has_bf16: bool, begun: Mapping[str, Any] | None = None
 ) -> ConfigT:
-    """Turn a precision of "auto" into one, before anything is recorded.
+    """Replace a precision of "auto" by bf16 or float32, before anything is recorded.
 
-    Never into fp16, whose range is short and whose loss has to be scaled: that is asked for.
+    "auto" never selects fp16, which has a short range and needs loss scaling.
 
     Args:
-        config: whose other precisions stay.
-        has_bf16: whether the device does.
-        begun: record of the run that is gone on with, whose precision is kept.
+        config: any other precision is kept.
+        has_bf16: whether the device supports bf16.
+        begun: record of the run to resume, whose precision is kept.
     """
     if config.precision != "auto":
         return config
@@ -152,11 +152,11 @@ def settle_precision(
 def choose_workers(
     config: FitConfig, plan: BatchPlan, device: torch.device, *, say: Callable[[str], None]
 ) -> int:
-    """Choose how many processes read: none where the images are in memory or a CPU trains.
+    """Choose the number of reader processes: 0 where images are in memory or a CPU trains.
 
-    Else one a core, up to 16, as long as the batches that they make ahead take at most a quarter
-    of the memory and half of what is left of the part that processes share. None, and that is
-    said, where this script cannot have any.
+    Otherwise one per core, up to 16, while the prefetched batches take at most a quarter of the
+    memory and half of the free shared memory. 0, with a note, where the calling script cannot
+    start processes.
     """
     workers = config.workers
     if workers is None:
@@ -171,22 +171,22 @@ def choose_workers(
 
 
 def _room_for_batches() -> int:
-    """Give the bytes that batches made ahead may take."""
+    """Return the bytes available to prefetched batches."""
     room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
-    shared = Path("/dev/shm")  # where Linux keeps what processes share; 64 MB in many containers
+    shared = Path("/dev/shm")  # shared memory on Linux; 64 MB in many containers
     return min(room, shutil.disk_usage(shared).free // 2) if shared.is_dir() else room
 
 
 class Rehearsal(NamedTuple):
-    """How a step of a run is made, to measure how long it takes."""
+    """Loss and batch preparation of a run's step, to measure its time."""
 
     loss: Loss = pretraining_loss
     prepare: Callable[[Batch, int], Batch] = lambda batch, step: batch
-    """Changes the batch of a step before it is split."""
+    """Transforms the batch of a step before it is split."""
 
 
 def measuring(minutes: float) -> str:
-    """Say that the rate is about to be measured, in which nothing is seen to happen."""
+    """Return a note that the rate is being measured, which shows no progress."""
     least = WARM_SECONDS + RATE_SECONDS
     return f"measuring the rate for {least:g} s or more: how many steps {minutes:g} minutes hold"
 
@@ -197,7 +197,7 @@ def count_steps(
     model: nn.Module,
     how: Rehearsal = Rehearsal(),  # noqa: B008
 ) -> int:
-    """Give the optimiser steps of the run, which --epochs, --steps or --minutes ask for."""
+    """Return the optimiser steps of the run, from --epochs, --steps or --minutes."""
     if config.steps is not None:
         return config.steps
     if config.minutes is not None:
@@ -213,7 +213,7 @@ def measured_steps(
     model: nn.Module,
     how: Rehearsal = Rehearsal(),  # noqa: B008
 ) -> int:
-    """Measure the rate on throw-away steps and give the steps that fit into the minutes."""
+    """Measure the rate on discarded steps and return the steps that fit into the minutes."""
     seconds = step_seconds(config, plan, model, how)
     return max(1, int(minutes * 60 / seconds))
 
@@ -228,16 +228,16 @@ def step_seconds(
     least: int = RATE_STEPS,
     seconds: float = RATE_SECONDS,
 ) -> float:
-    """Measure how long a step takes, on steps that are thrown away; the mean of a run's parts.
+    """Measure the seconds of a step on discarded steps; the mean over a run's stages.
 
     Args:
-        config: of the run.
-        plan: what its batches are made by.
-        model: before the run; it stays as it is.
-        how: what is done in a step.
-        warm: seconds that do not count, at least one step.
-        least: steps of each part that count.
-        seconds: least time of each part.
+        config: configuration of the run.
+        plan: defines the batches.
+        model: the model before the run; not changed.
+        how: loss and preparation of a batch.
+        warm: warm-up in seconds, at least one step.
+        least: minimum number of measured steps of each stage.
+        seconds: minimum time of each stage.
     """
     with throw_away_steps(config, model, how) as step:
 
@@ -257,8 +257,8 @@ def throw_away_steps(
     model: nn.Module,
     how: Rehearsal = Rehearsal(),  # noqa: B008
 ) -> Iterator[Callable[[Batch, int], object]]:
-    """Give a function that makes a step of a batch and its number as training would."""
-    # A copy: without a warm-up, the very first rate already changes the weights.
+    """Yield a function (batch, step number) that runs a training step on a copy of the model."""
+    # A copy: without a warm-up, even the first step changes the weights.
     state = new_state(copy.deepcopy(model), config)
     step = OptimiserStep(loss=how.loss, config=config, device=device_of(state))
     rate = rate_at(0, num_steps=100, config=config, batch=config.batch)
@@ -273,13 +273,13 @@ def times_a_second(
     seconds: float,
     finish: Callable[[], object] = lambda: None,
 ) -> float:
-    """Do something with 0, 1, 2 and so on, and give how often a second it was done.
+    """Call `act` with 0, 1, 2 and so on, and return the calls per second.
 
     Args:
-        act: what is done.
-        least: times, unless they take more than ten times the seconds.
-        seconds: least time.
-        finish: waits for what may not be done yet.
+        act: function to time.
+        least: minimum number of calls, unless they take more than ten times `seconds`.
+        seconds: minimum time.
+        finish: waits for asynchronous work.
     """
     began, done, passed = time.perf_counter(), 0, 0.0
     while (done < least or passed < seconds) and passed <= 10 * seconds:
@@ -293,15 +293,15 @@ def times_a_second(
 def few_pictures(
     config: PretrainConfig, device: torch.device, *, flops: float | None = None
 ) -> PretrainConfig:
-    """Lower the batch of a step that is measured: a CPU would take minutes over a large one.
+    """Lower the batch of a measured step: a CPU would take minutes for a large one.
 
-    As many micro-batches are side by side as in the whole batch.
+    The number of parallel micro-batches stays that of the whole batch.
 
     Args:
-        config: of the run.
-        device: another than a CPU takes the whole batch.
-        flops: operations of a step, at most, if two images are not more; none: as few as tell
-            how fast a step is.
+        config: configuration of the run.
+        device: any device but a CPU measures the whole batch.
+        flops: upper bound of the operations of a step, of at least two images; none: a default
+            that takes a fraction of a second.
     """
     if device.type != "cpu":
         return config

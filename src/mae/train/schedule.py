@@ -1,4 +1,4 @@
-"""Learning rate and cadences as functions of progress."""
+"""Learning-rate schedule and logging intervals as functions of progress."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def learning_rate(
     min_lr: float = 0.0,
     warmup_start: float = 0.0,
 ) -> float:
-    """Give the rate at a fractional epoch: linear warm-up, then half a cosine.
+    """Return the learning rate at a fractional epoch: linear warm-up, then half a cosine.
 
     Args:
         epoch: progress, 0 to `epochs`.
@@ -24,9 +24,9 @@ def learning_rate(
         warmup_epochs: length of the warm-up.
         peak_lr: rate at the end of the warm-up.
         min_lr: rate at the end of the run.
-        warmup_start: share of the peak at which the warm-up starts.
+        warmup_start: fraction of the peak at which the warm-up starts.
 
-    Source: paper, Table 8; the published curve (golden test).
+    Source: He et al. 2021, Table 8; the curve of the published code (golden test).
     """
     if epoch < warmup_epochs:
         return peak_lr * (warmup_start + (1 - warmup_start) * epoch / warmup_epochs)
@@ -37,7 +37,7 @@ def learning_rate(
 
 
 def rate_at(step: int, *, num_steps: int, config: FitConfig, batch: int) -> float:
-    """Give the rate of an optimiser step; the warm-up keeps its share of any length."""
+    """Return the learning rate of an optimiser step; the warm-up scales with the run's length."""
     optim = config.optim
     return learning_rate(
         step / num_steps,
@@ -50,10 +50,11 @@ def rate_at(step: int, *, num_steps: int, config: FitConfig, batch: int) -> floa
 
 
 def fixed_rate_at(step: int, *, num_steps: int, config: FitConfig) -> float:
-    """Give the part of `rate_at` that is the same for every layer, whatever its layer decay.
+    """Return the part of `rate_at` that layer decay does not scale.
 
-    A group of scale s is trained at fixed + s * (rate - fixed). Where `min_lr` is scaled, nothing
-    is fixed: s * rate. Where it is not, that is min_lr + (s * peak - min_lr) * (1 + cos) / 2.
+    A group of scale s has the learning rate fixed + s * (rate - fixed). With `min_lr_scaled`, the
+    fixed part is 0 and this is s * rate; without, it is
+    min_lr + (s * peak - min_lr) * (1 + cos) / 2.
     """
     if config.optim.min_lr_scaled:
         return 0.0
@@ -67,14 +68,14 @@ def fixed_rate_at(step: int, *, num_steps: int, config: FitConfig) -> float:
 
 
 LOG_ROWS = 200
-"""Rows of a log, about, whatever the length of the run."""
+"""Approximate rows of a log, for a run of any length."""
 
 
 def log_every(num_steps: int) -> int:
-    """Give the steps between two rows of the log of a run, where nobody asked for another."""
+    """Return the default number of steps between two rows of the log."""
     return max(1, round(num_steps / LOG_ROWS))
 
 
 def due(step: int, every: int, last: int) -> bool:
-    """Say whether something done every `every` steps, and at the last one, is due after `step`."""
+    """Return whether a callback every `every` steps, and after the last one, is due at `step`."""
     return step % every == 0 or step == last

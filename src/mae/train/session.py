@@ -1,4 +1,4 @@
-"""A run in progress: what pre-training and fine-tuning share from the first record to the last."""
+"""Lifecycle of a training run: record, resume, log, checkpoints and finish."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ _AS_BEGUN = ("log_every_steps", "keep", "keep_checkpoints")
 
 
 class RunInProgress(NamedTuple):
-    """What a run in progress consists of, besides its state."""
+    """A run in progress, without its training state."""
 
     rundir: RunDir
     config: PretrainConfig | FinetuneConfig
@@ -72,12 +72,12 @@ class RunInProgress(NamedTuple):
 
 
 def refuse_in_readers(verb: str) -> None:
-    """Refuse to start a run in a process that is importing the script which started it.
+    """Refuse to start a run in a child process that is importing the main script.
 
-    A reader of ours ends quietly: the process that started it says why.
+    A reader process of this package exits silently; its parent reports the reason.
 
     Raises:
-        ConfigError: with the cure, in a process that others started.
+        ConfigError: in any other child process, with a fix.
     """
     leave_if_reader()
     if getattr(multiprocessing.current_process(), "_inheriting", False):
@@ -95,7 +95,7 @@ def first_record(
     data: dict[str, Any],
     **more: object,
 ) -> dict[str, Any]:
-    """Give what run.json holds when a run begins."""
+    """Return the contents of run.json when a run begins."""
     return {
         "recipe": recipe,
         "config": to_dict(config),
@@ -109,9 +109,9 @@ def first_record(
 
 
 def defaults_of(config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
-    """Give what the fields stand for that the run.json of an older version lacks: defaults.
+    """Return default values for fields that the run.json of an older version lacks.
 
-    Of the view in evaluation, which no step of training depends on, what is asked for now.
+    `crop_pct` is the value given now: no training step depends on it.
     """
     plain = to_dict(type(config)())
     plain["model"]["crop_pct"] = config.model.crop_pct
@@ -121,7 +121,7 @@ def defaults_of(config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
 def data_record(
     data: Data, source: Source, kind: PixelKind, *, judged_on: Source | None = None
 ) -> dict[str, Any]:
-    """Give what run.json says of the pictures, the fingerprint of those judged on as well."""
+    """Return the entry of run.json on the images; `judged_on` adds its fingerprint."""
     prints = [part.fingerprint() for part in (source, judged_on) if part is not None]
     return {
         "path": str(Path(data).resolve()) if isinstance(data, str | Path) else data_name(data),
@@ -132,11 +132,11 @@ def data_record(
 
 
 def settled(config: ConfigT, rundir: RunDir) -> ConfigT:
-    """Settle what a run takes from its beginning, if it has begun; the caller holds its lock.
+    """Take over the fields that a resumed run keeps from its start; the caller holds its lock.
 
-    That is the precision, and fields that nobody asks otherwise: a run of an earlier version
-    keeps the rows of its log and the checkpoints that were usual then. Of a finished run, the
-    checkpoints that a crash kept from being removed are removed.
+    These are the precision, and the fields in `_AS_BEGUN` that are left at their defaults: a run
+    of an earlier version keeps its log interval and its checkpoint settings. Checkpoints of a
+    finished run that a crash left behind are removed.
     """
     begun = read_record(rundir.path)
     config = settle_precision(config, has_bf16=has_bf16(choose_device(config.device)), begun=begun)
@@ -146,7 +146,7 @@ def settled(config: ConfigT, rundir: RunDir) -> ConfigT:
     unasked = [name for name in _AS_BEGUN if getattr(config, name) == getattr(usual, name)]
     as_begun = {name: stored[name] for name in unasked if name in stored}
     config = dataclasses.replace(config, **as_begun)
-    # Earlier versions kept them, and said nothing of it.
+    # Earlier versions kept checkpoints and did not record this.
     if begun.get("finished") and not stored.get("keep_checkpoints", True):
         _drop_checkpoints(config, rundir)
     return config
@@ -158,10 +158,10 @@ def _drop_checkpoints(config: FitConfig, rundir: RunDir) -> None:
 
 
 def require_same_start(opened: OpenedRun, asked: Mapping[str, object], key: str) -> None:
-    """Refuse a finished run that started from other weights than are asked for now.
+    """Refuse a finished run that started from other weights than those given now.
 
     Raises:
-        ConfigError: with both.
+        ConfigError: if they differ, with both.
     """
     if different := differences(*({key: r.get(key)} for r in (opened.record, asked))):
         raise ConfigError(
@@ -171,7 +171,7 @@ def require_same_start(opened: OpenedRun, asked: Mapping[str, object], key: str)
 
 
 def settle_steps(run: RunInProgress, plan: BatchPlan, model: nn.Module, how: Rehearsal) -> int:
-    """Give the steps of a run, which are fixed when it begins and recorded."""
+    """Return the steps of a run, fixed and recorded when it begins."""
     config, record = run.config, run.record
     if "num_steps" not in record:
         if config.minutes is not None:
@@ -182,23 +182,23 @@ def settle_steps(run: RunInProgress, plan: BatchPlan, model: nn.Module, how: Reh
 
 
 def finish(run: RunInProgress, model: nn.Module, *, written: nn.Module) -> None:
-    """Record that a run is finished, last of all; then its checkpoints have served.
+    """Verify the written weights, record the run as finished, then remove its checkpoints.
 
-    A start after a crash before the record writes the weights once more, from the last
-    checkpoint; one after it finds a finished run and removes what is left of the checkpoints.
+    After a crash before the record is written, a restart writes the weights again from the last
+    checkpoint; after a later crash, it removes the remaining checkpoints.
 
     Args:
-        run: its weights are on the disk.
-        model: what came out, on the CPU.
-        written: the same, read back.
+        run: the run; its weights are on the disk.
+        model: the trained model, on the CPU.
+        written: the model read back from the disk.
 
     Raises:
-        TrainingError: if what was read is not what was written.
+        TrainingError: if the weights read back differ from the model's.
     """
     found = written.state_dict()
     wrong = [n for n, t in model.state_dict().items() if not torch.equal(t, found[n])]
     if wrong:
-        (run.rundir.weights / TENSORS).unlink(missing_ok=True)  # the last checkpoint is right
+        (run.rundir.weights / TENSORS).unlink(missing_ok=True)  # the last checkpoint is intact
         raise TrainingError(
             f"{run.rundir.weights}: {len(wrong)} tensors are not what was written, {wrong[:5]}; "
             "check the disk, and give the same command again, which writes them from the last "
@@ -210,7 +210,7 @@ def finish(run: RunInProgress, model: nn.Module, *, written: nn.Module) -> None:
 
 
 def set_threads(config: PretrainConfig | FinetuneConfig, record: dict[str, Any]) -> None:
-    """Use the threads asked for, else those the run began with: they are part of bitwise."""
+    """Set the number of threads, as given or as the run began: results depend on it bitwise."""
     threads = config.threads or record.get("threads")
     if threads:
         torch.set_num_threads(threads)
@@ -219,9 +219,9 @@ def set_threads(config: PretrainConfig | FinetuneConfig, record: dict[str, Any])
 
 @contextmanager
 def tf32_beside(half: str | None, device: torch.device) -> Iterator[None]:
-    """On a GPU, round the factors of float32 products to TF32 where the forward is in half.
+    """On a GPU, use TF32 for float32 matrix products in a run in half precision.
 
-    A run in float32 stays what it says.
+    A run in float32 keeps full float32 products.
     """
     before = torch.get_float32_matmul_precision()
     rounded = half is not None and device.type == "cuda"
@@ -241,19 +241,19 @@ def train_run(
     batches_per_epoch: int,
     draw: Cadence | None = None,
 ) -> None:
-    """Train to the last step: log, save, witness what is broken, stop when asked to.
+    """Train to the last step: log, save checkpoints, report unreadable images, stop on request.
 
     Args:
         run: its record holds the number of steps.
-        state: where it stands.
+        state: training state to continue from.
         step: updates the parameters by one batch.
         feed: the batches from `state.step` on.
-        batches_per_epoch: for the log.
-        draw: something to draw as training goes, which the caller has done before the first step.
+        batches_per_epoch: batches of an epoch, for the log.
+        draw: callback that draws during training; the caller has drawn before the first step.
 
     Raises:
-        TrainingError: if it cannot go on, with the last good checkpoint.
-        Stopped: when asked to stop, after saving the state.
+        TrainingError: if training cannot continue, with the last good checkpoint.
+        Stopped: after a stop request, once the state is saved.
     """
     config, rundir, num_steps = run.config, run.rundir, run.record["num_steps"]
     log = LogWriter(rundir.log, say=run.progress.note)
@@ -262,7 +262,7 @@ def train_run(
     meter = Meter(read_rows(rundir.log), step=state.step)
     device, began = device_of(state), state.step
     told = device.type != "cuda"
-    if device.type == "cuda":  # what was only tried is no part of the run
+    if device.type == "cuda":  # exclude the memory of trial steps
         torch.cuda.reset_peak_memory_stats(device)
 
     def seen(batch: Batch, metrics: Metrics) -> None:
@@ -326,7 +326,7 @@ def _last_good(rundir: RunDir) -> str:
 
 
 class _Witness:
-    """Write down skipped steps and broken pictures, and stop when too many are broken."""
+    """Log skipped steps and unreadable images, and stop when too many are unreadable."""
 
     def __init__(self, run: RunInProgress, log: LogWriter) -> None:
         self._run = run
@@ -349,14 +349,14 @@ class _Witness:
             )
 
     def tell(self) -> None:
-        """Say how many images were read with a warning."""
+        """Report how many images were read with a warning."""
         if count := self._bad_files.read:
             said = f"{count:,} read with a warning; see {self._run.rundir.bad_files}"
             self._run.progress.note(said)
 
 
 class _Saver:
-    """Save checkpoints; a full disk is said and retried at the next cadence, three times."""
+    """Save checkpoints; a failed save is reported and retried at the next interval, three times."""
 
     def __init__(self, run: RunInProgress) -> None:
         self._run = run

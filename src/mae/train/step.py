@@ -1,4 +1,4 @@
-"""One optimiser step over exactly one global batch."""
+"""Optimizer step over one global batch, split into micro-batches."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from mae.runs.state import TrainState
 from mae.train.ema import averaging
 
 Loss = Callable[[nn.Module, Batch], Tensor]
-"""Gives the mean loss of a (micro-)batch that lies on the model's device."""
+"""Returns the mean loss of a (micro-)batch on the model's device."""
 
 
 class Metrics(NamedTuple):
-    """What a step tells; tensors stay on the device until a log is due."""
+    """Metrics of a step; tensors stay on the device until a log row is due."""
 
     loss: Tensor
     grad_norm: Tensor
     lr: float
     finite: bool
     overflow: bool = False
-    """Whether fp16 alone is to blame for what is not finite: the next scale is smaller."""
+    """Whether only the fp16 loss scale caused non-finite gradients; the next scale is smaller."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -45,20 +45,21 @@ class OptimiserStep:
 
     @contextmanager
     def side_by_side(self) -> Iterator[None]:
-        """On a CPU, compute the micro-batches of every step in here in threads of their own.
+        """On a CPU, compute the micro-batches of each step in parallel threads.
 
-        That beats cutting each operation into pieces (decision 0009). Which thread is ready first
-        changes nothing: gradients are added in the order of the micro-batches.
+        This is faster than parallelising each operation
+        (docs/decisions/0009-micro-batches-side-by-side.md). The result does not depend on timing:
+        gradients are added in the order of the micro-batches.
         """
         batch, micro_batch = self.config.batch, self.config.fixed_micro_batch
         threads = torch.get_num_threads()
         at_once = min(threads, -(-batch // (micro_batch or batch)))
-        # What is compiled is compiled for all threads, and for one caller.
+        # A compiled function uses all threads and supports a single caller.
         if self.device.type != "cpu" or at_once == 1 or self.config.compile:
             yield
             return
-        # The setting is partly torch's and partly each thread's own. This thread has to wait
-        # quietly as well: OpenMP's helpers spin for a while after every operation they share.
+        # The thread count is partly global and partly per thread. It is lowered in this thread
+        # too: OpenMP's worker threads spin for a while after every parallel operation.
         settle = partial(torch.set_num_threads, threads // at_once)
         settle()
         try:
@@ -71,15 +72,14 @@ class OptimiserStep:
     def __call__(
         self, state: TrainState, batch: Batch, *, lr: float, fixed_lr: float = 0.0
     ) -> Metrics:
-        """Update the parameters at this rate, unless loss or gradient is not finite.
+        """Update the parameters at learning rate `lr`, unless loss or gradient is not finite.
 
-        The rate of a group of parameters is multiplied by its `scale`, where it has one, but for
-        the part of it that is fixed.
+        The learning rate of a group with a `scale` is fixed_lr + scale * (lr - fixed_lr).
         """
         model, optimizer = state.model, state.optimizer
         for group in optimizer.param_groups:
             group["lr"] = fixed_lr + (lr - fixed_lr) * group.get("scale", 1.0)
-        # As a factor, so that micro-batches in threads share no scaler.
+        # A plain factor, so that threads do not share the scaler.
         one = torch.ones((), device=self.device)
         factor = one if state.scaler is None else state.scaler.scale(one)
         optimizer.zero_grad(set_to_none=True)
@@ -96,7 +96,7 @@ class OptimiserStep:
             state.scaler.unscale_(optimizer)
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         grad_norm = torch.nn.utils.get_total_norm(gradients)
-        # The one value read back per step, before the update (design 4.5).
+        # The only device-to-host read per step, before the update.
         finite = bool(total.isfinite() & grad_norm.isfinite())
         if finite:
             if self.config.optim.clip_norm is not None:
@@ -107,20 +107,20 @@ class OptimiserStep:
                 optimizer.step()
         overflow = False
         if state.scaler is not None:
-            # A loss that is finite and a scale that can still shrink: no fault of the run.
+            # Finite loss and a scale that can still shrink: an overflow of fp16, not divergence.
             overflow = not finite and bool(total.isfinite() & (factor > 1))
             state.scaler.update()
         return Metrics(total, grad_norm, lr, finite, overflow)
 
     def rehearse(self, model: nn.Module, part: Batch) -> None:
-        """Add the gradients of a micro-batch to the parameters', as a step does before it updates.
+        """Accumulate the gradients of a micro-batch without an update.
 
-        It changes nothing else; the caller throws them away.
+        Nothing else changes; the caller discards the gradients.
         """
         self._share(model, part, of=len(part.ids)).backward()  # type: ignore[no-untyped-call]
 
     def _share(self, model: nn.Module, part: Batch, *, of: int) -> Tensor:
-        """Give what a micro-batch, perhaps a smaller last one, adds to the mean of the batch."""
+        """Return the loss of a micro-batch, weighted by its fraction of the batch."""
         half = torch.float16 if self.config.half == "fp16" else torch.bfloat16
         with torch.autocast(self.device.type, half, self.config.half is not None):
             loss = self.loss(model, part.to(self.device))
@@ -129,7 +129,7 @@ class OptimiserStep:
     def _spread(
         self, pool: ThreadPoolExecutor, model: nn.Module, parts: Sequence[Batch], *, factor: Tensor
     ) -> Tensor:
-        """Fill in the gradients of the micro-batches and give their loss."""
+        """Compute the micro-batches in threads, accumulate their gradients, return their loss."""
         parameters = [p for p in model.parameters() if p.requires_grad]
         whole = sum(len(part.ids) for part in parts)
 
@@ -144,7 +144,7 @@ class OptimiserStep:
                 if gradient is None:
                     continue
                 if parameter.grad is None:
-                    # As `backward` leaves it: the fused optimiser walks memory, not strides.
+                    # Contiguous as after `backward`: the fused optimiser ignores strides.
                     parameter.grad = gradient.contiguous()
                 else:
                     parameter.grad += gradient
@@ -152,6 +152,6 @@ class OptimiserStep:
 
 
 def pretraining_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Give the reconstruction loss of a batch of stored pixels."""
+    """Return the reconstruction loss of a batch of stored pixels."""
     images = model.normalize(batch.images)  # type: ignore[operator]
     return model(images, noise=batch.noise).loss  # type: ignore[no-any-return]

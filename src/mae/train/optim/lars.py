@@ -1,4 +1,4 @@
-"""LARS (You, Gitman and Ginsburg 2017): SGD whose step is scaled to the size of each matrix."""
+"""LARS optimizer (You, Gitman and Ginsburg 2017)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ TRUST, MOMENTUM = 0.001, 0.9
 
 
 class Lars(torch.optim.Optimizer):
-    """Give each matrix a step of `TRUST` of its own norm, whatever the norm of its gradient.
+    """SGD with momentum that scales the step of each matrix to `TRUST` times its norm.
 
-    Vectors (biases, norms) take plain steps of SGD with momentum and are never decayed. A matrix
-    of zeros, or a gradient of zeros, is not scaled.
+    Vectors (biases, norms) take plain SGD steps with momentum and are never decayed. The step is
+    not scaled where the matrix or its update is all zeros.
 
     Args:
-        params: what is trained.
-        lr: learning rate, which the loop sets before each step.
-        momentum: share of the last update that is kept.
+        params: the trained parameters.
+        lr: learning rate, set by the training loop before each step.
+        momentum: factor of the momentum buffer in each step.
         weight_decay: added to the gradient of matrices before it is scaled.
 
-    Source: paper, Table 10; the published steps (golden test).
+    Source: He et al. 2021, Table 10; matches the steps of the published code (golden test).
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Lars(torch.optim.Optimizer):
                 if parameter.grad is None:
                     continue
                 update = _scaled(parameter, group["weight_decay"])
-                # A rate that changes moves the whole sum, not only what is added to it.
+                # The learning rate scales the whole momentum buffer, not each added update.
                 total = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
                 total.mul_(group["momentum"]).add_(update)
                 parameter.add_(total, alpha=-group["lr"])
@@ -56,5 +56,5 @@ def _scaled(parameter: nn.Parameter, weight_decay: float) -> Tensor:
         return parameter.grad
     update = parameter.grad + weight_decay * parameter
     size, change = torch.linalg.vector_norm(parameter), torch.linalg.vector_norm(update)
-    # A tensor all the way: reading the norms back would stop the host in every step.
+    # Kept as tensors: reading the norms back would synchronise with the device in every step.
     return update * torch.where((size > 0) & (change > 0), TRUST * size / change, 1.0)

@@ -1,4 +1,4 @@
-"""Muon (Jordan 2024): the step of a matrix has all its singular values near one."""
+"""Muon optimizer (Jordan et al. 2024) for the matrices of blocks, AdamW for the rest."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ import torch
 from torch import Tensor, nn
 
 STEPS = 5
-"""Of the iteration that evens the singular values."""
+"""Number of Newton-Schulz iterations."""
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of its polynomial s (a + b s^2 + c s^4), which takes 0.01 to 1 to near 1 in that many steps."""
+"""(a, b, c) of s (a + b s^2 + c s^4), which maps 0.01 to 1 to near 1 in `STEPS` iterations."""
 MOMENTUM = 0.95
 
 
 class Muon(torch.optim.AdamW):
-    """Even the singular values of each step of the matrices marked; AdamW updates the rest.
+    """Orthogonalize the updates of marked matrices; update all other parameters by AdamW.
 
-    A group whose `parts` is not 0 holds matrices, each of that many side by side (3 in a fused
-    query, key and value); it uses `lr` and `weight_decay`. Every other group is AdamW's. Steps
-    have the root mean square of AdamW's, so that rate and weight decay mean the same in both.
+    Groups with nonzero `parts` hold matrices that are each split into that many parts (3 for a
+    fused query, key and value); they use `lr` and `weight_decay`. AdamW updates every other
+    group. Muon's steps have the root mean square of AdamW's, so learning rate and weight decay
+    have the same meaning in both.
 
     Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024; the
     root mean square by Liu et al., arXiv 2502.16982, section 2.2. Beyond the paper.
@@ -48,31 +49,31 @@ class Muon(torch.optim.AdamW):
                 for part, update in zip(*both, strict=True):
                     turned = (t if t.shape[0] <= t.shape[1] else t.mT for t in (part, update))
                     alike[tuple(sorted(part.shape))].append((*turned, group["lr"]))
-        # Those of one shape in one product: many small ones would take three times as long.
+        # Batch matrices of the same shape: separate small products take three times as long.
         for (_, longer), steps in alike.items():
             parts, updates, rates = zip(*steps, strict=True)
             for part, update, rate in zip(parts, evened(torch.stack(updates)), rates, strict=True):
-                # Singular values of one make a root mean square of sqrt(1 / longer side).
+                # With all singular values at 1, the root mean square is sqrt(1 / longer side).
                 part.add_(update, alpha=-0.2 * rate * math.sqrt(longer))
 
     def _ahead(self, parameter: nn.Parameter, gradient: Tensor) -> Tensor:
-        """Add a gradient to the momentum, and give where that goes, as Nesterov has it."""
+        """Add a gradient to the momentum and return the Nesterov update."""
         state = self.state[parameter]
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
-            state["step"] = torch.zeros(())  # not used, but loading looks for AdamW's
+            state["step"] = torch.zeros(())  # unused, but loading expects AdamW's "step"
         return gradient.lerp(state["momentum"].lerp_(gradient, 1 - MOMENTUM), MOMENTUM)
 
 
 def evened(matrices: Tensor) -> Tensor:
-    """Bring the singular values of matrices near to one, and keep their directions.
+    """Orthogonalize matrices by Newton-Schulz iterations: all singular values near 1.
 
     Args:
-        matrices: K m n with m <= n. Multiplied in bf16 where the device is fast at it, which is
-            exact enough for a direction.
+        matrices: K m n with m <= n. Multiplied in bf16 where the device has fast bf16 products;
+            the lower precision is sufficient here.
 
     Returns:
-        K m n of the same type; zeros where there is nothing but zeros.
+        K m n of the same type; a matrix of zeros stays zero.
     """
     a, b, c = COEFFICIENTS
     norms = torch.linalg.matrix_norm(matrices, keepdim=True)

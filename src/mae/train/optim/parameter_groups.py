@@ -1,4 +1,4 @@
-"""AdamW with the published parameter groups, Muon if asked for, and what is trained at all."""
+"""Optimizer construction: AdamW or Muon, parameter groups, layer decay and frozen parameters."""
 
 from __future__ import annotations
 
@@ -23,24 +23,25 @@ def parameter_groups(
 ) -> list[dict[str, object]]:
     """Group the trainable parameters by weight decay and by the scale of their learning rate.
 
-    Norms and biases (one dimension) are never decayed. Whether the cls and mask tokens and
-    trained positions are differs between the published PyTorch code (pre-training: yes,
-    fine-tuning: no) and the OpenMMLab recipes (no).
+    Norms and biases (one dimension) are never decayed. The published PyTorch code decays the cls
+    and mask tokens and trained positions in pre-training and not in fine-tuning; the OpenMMLab
+    recipes never decay them.
 
     Args:
-        model: whatever is trained.
-        weight_decay: of the parameters that are decayed.
-        decay_tokens: whether tokens are.
-        layer_decay: factor of the rate from each encoder block to the one before it.
-        depth: encoder blocks; of no effect where `layer_decay` is 1.
-        muon: whether the matrices of blocks have groups of their own, for `Muon`.
+        model: the model to train.
+        weight_decay: weight decay of the decayed parameters.
+        decay_tokens: whether to decay the cls and mask tokens and trained positions.
+        layer_decay: factor of the learning rate from each encoder block to the one before it.
+        depth: number of encoder blocks; no effect where `layer_decay` is 1.
+        muon: whether to put the matrices of blocks into groups of their own, for `Muon`.
 
     Returns:
-        Groups with `params`, `weight_decay`, `scale`, by which the learning rate of every step is
-        multiplied (but for its fixed part, `fixed_rate_at`), and `parts`: how many matrices each
-        is to Muon, 0 where AdamW updates it.
+        Groups with `params`, `weight_decay`, `scale`, the factor of the learning rate in every
+        step (except of its fixed part, `fixed_rate_at`), and `parts`, the number of matrices that
+        Muon splits each parameter into, 0 where AdamW updates it.
 
-    Source: spec, section 2 ("no-wd set") and 3.1 ("layer decay").
+    Source: published code, main_pretrain.py and util/lr_decay.py; He et al. 2021, Table 9
+    (layer-wise decay).
     """
     groups: dict[tuple[float, bool, int], list[nn.Parameter]] = {
         (1.0, True, 0): [],
@@ -68,7 +69,7 @@ def parameter_groups(
 
 
 def layer_of(name: str, *, depth: int) -> int:
-    """Number the layer of a parameter: 0 embeds, 1 to `depth` are blocks, the rest comes last."""
+    """Number the layer of a parameter: 0 for embeddings, 1 to `depth` for blocks, then the rest."""
     _, _, own = name.rpartition("encoder.")
     if own.startswith("blocks."):
         return int(own.split(".")[1]) + 1
@@ -78,9 +79,9 @@ def layer_of(name: str, *, depth: int) -> int:
 def adamw(
     model: nn.Module, optim: OptimConfig, *, layer_decay: float = 1.0, depth: int = 0
 ) -> torch.optim.AdamW:
-    """Make the optimiser; the fused kernel updates all parameters of a group in one call.
+    """Create the optimiser, with the fused AdamW kernel.
 
-    Where `optim.muon` says so, the matrices of blocks are updated by Muon.
+    With `optim.muon`, Muon updates the matrices of blocks.
     """
     groups = parameter_groups(
         model,
@@ -95,14 +96,16 @@ def adamw(
 
 
 def choose_trained(classifier: Classifier, train_blocks: float | None) -> None:
-    """Say which parameters are trained, in place.
+    """Set `requires_grad` of each parameter for full or partial fine-tuning, in place.
 
     Args:
-        classifier: its head and last norm, which the paper's Figure 9 leaves open, always are.
-        train_blocks: last blocks that are, 0.5 for the MLP of the last one with its norm; none:
-            everything, the positions too.
+        classifier: its head and last norm are always trained; the paper does not specify the
+            last norm.
+        train_blocks: number of last blocks to train, 0.5 for the MLP of the last one with its
+            norm; none: everything, including the positions.
 
-    Source: spec 3.1 (positions are trained) and 3.2; paper, Figure 9.
+    Source: He et al. 2021, section 4.3 and Figure 9; published code, models_vit.py (positions
+    are trained).
     """
     classifier.requires_grad_(True)  # noqa: FBT003
     if train_blocks is None:
