@@ -272,7 +272,7 @@ class FinetuneConfig(FitConfig):
 
 
 def _require_one_network(config: PretrainConfig | FinetuneConfig) -> None:
-    """Refuse a network, or a size of its pictures, that is said where it has no effect."""
+    """Refuse a network or an image size that has no effect."""
     if config.resize is not None and not config.follow_weights:
         raise ConfigError(
             "resize: has no effect without follow_weights; give model.image_size instead"
@@ -287,16 +287,16 @@ def _require_one_network(config: PretrainConfig | FinetuneConfig) -> None:
 def settle_crop_pct(
     model: ModelConfig, augment: AugmentConfig, *, of_weights: ModelConfig | None = None
 ) -> ModelConfig:
-    """Fix the fraction of an image that evaluation keeps, so that it travels with the weights.
+    """Set `crop_pct`, the fraction of an image that evaluation keeps, to store it in the weights.
 
-    In this order: what the model says already; 1.0 if training shows whole images (`crop_scale`
-    1 1), so that evaluation enlarges and cuts nothing; that of the weights a run follows, if the
-    image size is theirs; as published.
+    In this order: the model's own value; 1.0 if training uses whole images (`crop_scale` 1 1), so
+    that evaluation does not crop; the value of the initial weights, if the image size is the
+    same; the published value.
 
     Args:
         model: its `crop_pct` may be None.
         augment: the crops of training.
-        of_weights: the network of the weights that are followed, if any.
+        of_weights: the network of the initial weights, if any.
     """
     if model.crop_pct is not None:
         return model

@@ -9,7 +9,7 @@ from mae.errors import ConfigError
 
 _DECODER = {"decoder_width": 512, "decoder_depth": 8, "decoder_heads": 16}
 
-# Source: spec 1.1 (B, L, H); Ti and S have no published decoder (design, section 2).
+# Source: published code, models_mae.py (B, L, H); Ti and S have no published decoder.
 SIZES: dict[str, dict[str, int]] = {
     "vit-ti": {"width": 192, "depth": 12, "num_heads": 3, "decoder_width": 192,
                "decoder_depth": 4, "decoder_heads": 6},

@@ -1,4 +1,4 @@
-"""What kind of pixels a whole source has, and their mean and standard deviation."""
+"""Survey a source for its pixel type, channels, mean and std."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ def survey(
     max_bad: float = 0.1,
     say: Callable[[str], None] = say_nothing,
 ) -> PixelKind:
-    """Decide the one kind of pixels of a run from the headers of its images.
+    """Choose the pixel kind of a run from the headers of its images.
 
-    Most images decide: whether they are grey and colour (any colour makes 3 channels) or of
-    another number of channels, and whether they are integers (any 16 bits make uint16) or floats.
-    The others will be left out, as unreadable ones are.
+    The majority decides between grey and colour (any colour image makes 3 channels) or another
+    number of channels, and between integers (any 16-bit image makes uint16) and floats. Images of
+    any other kind are left out, as unreadable ones are.
 
     Args:
         source: the images.
-        channels: what the user asks for, if they do, which decides where any image has them; see
+        channels: requested by the user, if at all; chosen if any image has this many. See
             `header.read_kind`.
-        limit: headers read at most, evenly spread over the source.
+        limit: maximum number of headers read, evenly spread over the source.
         max_bad: the largest fraction that may be left out.
-        say: takes one line for the user that names what is left out.
+        say: called with one line for the user that names what is left out.
     Raises:
-        DataError: where no header can be read, or more would have to be left out.
+        DataError: if no header can be read, or more than `max_bad` would be left out.
     """
     kinds = _sampled(source, limit, lambda index: _stored_kind(source, index, channels))
     colours = _most([_colour(kind.channels) for kind in kinds.values()], wanted=channels)
@@ -69,12 +69,12 @@ def survey(
 
 
 def _colour(channels: int) -> int:
-    """Give the channels that stand for all that can be mixed: grey can be shown as colour."""
+    """Map 1 channel to 3, since grey and colour images can be mixed; keep other counts."""
     return 3 if channels == 1 else channels
 
 
 def _most(values: Sequence[int], *, wanted: int | None = None) -> int:
-    """Give the wanted value if it is there, else the most frequent, of equals the larger."""
+    """Return the wanted value if present, else the most frequent; ties go to the larger."""
     counts = Counter(values)
     if wanted is not None and _colour(wanted) in counts:
         return _colour(wanted)
@@ -82,7 +82,7 @@ def _most(values: Sequence[int], *, wanted: int | None = None) -> int:
 
 
 def _kinds_named(source: Source, kinds: Mapping[int, PixelKind]) -> str:
-    """Say how many images are of each kind, the first few by name."""
+    """Describe how many images have each kind, naming the first few."""
     names: dict[PixelKind, list[str]] = {}
     for index, kind in kinds.items():
         names.setdefault(kind, []).append(source.name(index))
@@ -107,19 +107,19 @@ def _stored_kind(source: Source, index: int, channels: int | None) -> PixelKind:
 def measure_pixels(
     source: Source, *, kind: PixelKind, limit: int = 1000
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Measure mean and standard deviation of each channel, on the scale of `PixelConfig`.
+    """Measure mean and std of each channel, on the scale of `PixelConfig`.
 
-    Every picture counts alike whatever its size, as in training; unreadable ones are passed over.
+    Every image has equal weight whatever its size, as in training; unreadable ones are skipped.
 
     Args:
-        source: the pictures.
-        kind: what they are decoded to.
-        limit: pictures read at most, evenly spread over the source.
+        source: the images.
+        kind: type and channels to decode to.
+        limit: maximum number of images read, evenly spread over the source.
 
     Returns:
-        Mean and deviation; the deviation of a channel that never varies is 1.
+        Mean and std; the std of a constant channel is 1.
     Raises:
-        DataError: where none can be read.
+        DataError: if no image can be read.
     """
 
     def moments(index: int) -> NDArray[np.float64]:
@@ -133,10 +133,11 @@ def measure_pixels(
 
 
 def _mean(pixels: NDArray[Any], full: float, power: int) -> NDArray[np.float64]:
-    """Give the mean power of each channel of n C values, to the last bit what numpy's mean gives.
+    """Return the mean power of each channel of n C values, bit-identical to numpy's mean.
 
-    That halves a sum as here, at places that 8 divides; so runs go on that were begun when the
-    whole was added up at once, and needed many times its memory.
+    numpy's pairwise summation splits a sum the same way, at multiples of 8. Bit-identical
+    results let runs resume that started when the whole array was summed at once, which needed
+    many times its memory.
     """
 
     def total(channel: int, start: int, count: int) -> np.float64:
@@ -152,7 +153,7 @@ def _mean(pixels: NDArray[Any], full: float, power: int) -> NDArray[np.float64]:
 
 
 def _sampled(source: Source, limit: int, look: Callable[[int], T]) -> dict[int, T]:
-    """Look at some pictures, evenly spread; those that cannot be read are passed over."""
+    """Apply `look` to evenly spread images and skip those that cannot be read."""
     count = min(len(source), limit)
     found: dict[int, T] = {}
     faults: list[str] = []

@@ -1,4 +1,4 @@
-"""Find the splits and classes of labelled data, by names, before anything large is opened."""
+"""Discover the splits and classes of labelled data from file and folder names."""
 
 from __future__ import annotations
 
@@ -40,37 +40,37 @@ from mae.data.sources.tars import is_tars
 from mae.errors import DataError
 from mae.evaluation.few_labels import Ids
 
-MOST_NAMED = 10  # classes in the line that says what was found
+MOST_NAMED = 10  # classes in the line on the data found
 
-_NAMED_LISTS = (".csv", ".tsv")  # of a folder; a train.txt beside folders is often no list
+_NAMED_LISTS = (".csv", ".tsv")  # in a folder; a train.txt is often not an image list
 
 Opener = Callable[[], Source]
 
 
 class Split(NamedTuple):
-    """A split that is not opened yet."""
+    """A split, not yet opened."""
 
     name: str
     open: Opener
 
 
 class Found(NamedTuple):
-    """Either a whole, which is not divided, or splits; a whole may be a split to learn from."""
+    """Either an undivided data set (`whole`) or splits; `whole` may be a training split."""
 
     where: str
     whole: Opener | None
     splits: Mapping[Kind, Split] = {}
     left: Sequence[str] = ()
-    """What lies beside them and is not used."""
+    """Names of unused splits and folders beside them."""
     note: str = ""
 
     def without(self, *kinds: Kind) -> Found:
-        """Name the splits that are not used as left."""
+        """Add the splits of other kinds than `kinds` to `left`."""
         unused = [split.name for kind, split in self.splits.items() if kind not in kinds]
         return self._replace(left=[*unused, *self.left])
 
     def notes(self, line: str, source: Source, *more: str | None) -> tuple[str, ...]:
-        """Give the line, with the classes and what is left; then what else is to be said."""
+        """Return the line with classes and unused parts, followed by further notes."""
         names = source.class_names
         left = f"; not used: {', '.join(self.left)}" if self.left else ""
         classes = f"{len(names):,} {'class' if len(names) == 1 else 'classes'}"
@@ -79,16 +79,16 @@ class Found(NamedTuple):
 
 
 def some(names: Sequence[str], most: int) -> str:
-    """Name the first few."""
+    """Join the first `most` names and count the rest."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
 def find_labelled(data: str | Path) -> Found:
-    """Find out what data are: a whole of classes, or splits of such.
+    """Discover whether data are one set of classes or splits of it.
 
     Raises:
-        DataError: for a split beside the classes that it holds.
+        DataError: for a split folder beside the class folders it contains.
     """
     root = Path(data).expanduser()
     if data == BUILT_IN and not root.exists():
@@ -108,9 +108,9 @@ def find_labelled(data: str | Path) -> Found:
 
 
 def class_folders(root: Path) -> Source:
-    """Open a folder of one folder per class, a list, or a pack or tar files that have labels.
+    """Open a folder with one folder per class, a list, or a pack or tar files with labels.
 
-    It may be of one class alone; classes without a picture are not among its classes.
+    A single class is allowed; classes without images are left out.
 
     Raises:
         DataError: if there are no classes.
@@ -125,7 +125,7 @@ def class_folders(root: Path) -> Source:
 
 
 def _of_list(path: Path) -> Found:
-    """Give a list with those for testing beside it; by itself if it is one for testing."""
+    """Return a list with the test lists beside it, or alone if it is a test list itself."""
     whole = Found(str(path), partial(class_folders, path))
     if split_kind(path.stem) in ("val", "test"):
         return whole
@@ -135,13 +135,13 @@ def _of_list(path: Path) -> Found:
 
 
 def _of_lists(folder: Path) -> Found | None:
-    """Give the lists of a folder, if one is to learn from."""
+    """Return the lists of a folder, if one is a training list."""
     lists = _lists(folder, _NAMED_LISTS)
     return _listed(folder, lists) if "train" in lists else None
 
 
 def _lists(folder: Path, endings: Sequence[str]) -> dict[Kind, list[Path]]:
-    """Find the lists in a folder that are named as splits, the best of each kind first."""
+    """Find the lists in a folder that are named like splits, best match of each kind first."""
     found: dict[Kind, list[Path]] = {}
     with suppress(OSError):
         for path in sorted(folder.iterdir(), key=lambda path: (len(path.stem), path.name)):
@@ -165,7 +165,7 @@ def _listed(folder: Path, lists: Mapping[Kind, Sequence[Path]]) -> Found:
 
 
 def _has_labels(path: Path) -> bool:
-    """Whether lines of a list have two cells; what cannot be read is said later."""
+    """Return whether lines of a list have labels; read errors are reported later."""
     with suppress(DataError):
         return any(len(row) > 1 for row in read_rows(path)[0])
     return True
@@ -173,7 +173,7 @@ def _has_labels(path: Path) -> bool:
 
 def _of_folders(root: Path) -> Found:
     whole = Found(str(root), partial(class_folders, root))
-    with suppress(OSError):  # is said where the folder is searched for pictures
+    with suppress(OSError):  # reported when the folder is searched for images
         with os.scandir(root) as entries:
             names = sorted(e.name for e in entries if e.name[0] != "." and e.is_dir())
         inside = {name: _look(root / name) for name in names}
@@ -183,7 +183,7 @@ def _of_folders(root: Path) -> Found:
 
 
 def _look(folder: Path) -> Inside:
-    """Look into a folder of the first level, no further than its name makes necessary."""
+    """List a first-level folder, only as far as its name requires."""
     if is_pack(folder):
         return Inside(closed=True)
     folders, loose = set[str](), False
@@ -207,7 +207,7 @@ def _sorted_out(
     inside: Mapping[str, Inside],
     opener: Callable[[str], Opener],
 ) -> Found:
-    """Give the splits, or the whole with what is doubtful about it."""
+    """Return the splits, or the whole with a note on any ambiguity."""
     if splits is None:
         if (name := split_beside_classes(inside)) is not None:
             raise DataError(
@@ -228,7 +228,7 @@ def _sorted_out(
 
 
 def _in_archive(where: str, source: Source) -> Found:
-    """Find splits among the names in a pack or tar files, or among those of the tar files."""
+    """Find splits in the names inside a pack or tar files, or in the names of the tar files."""
     names = _names(source)
     shards = {top: _shard_kind(top) for top in {name.partition("/")[0] for name in names}}
     if all(shard.lower().endswith(".tar") for shard in shards):
@@ -237,7 +237,7 @@ def _in_archive(where: str, source: Source) -> Found:
             return Found(where, None, _by_shard(source, names, shards))
         names = [name.partition("/")[2] for name in names]
     names = _without_common_folder(names)
-    # Labels of their own, as of WebDataset, are not called as any folder.
+    # Labels stored in the archive, as in WebDataset, differ from all folder names.
     folders = {name.rpartition("/")[0] for name in names}
     own = not {*source.class_names} <= {part for folder in folders for part in folder.split("/")}
     tops = np.array([name.partition("/")[0] for name in names])
@@ -278,14 +278,14 @@ def _names(source: Source) -> list[str]:
 
 
 def _without_common_folder(names: list[str]) -> list[str]:
-    """Leave out a folder that all folders lie in, as `tar` of one folder makes it."""
+    """Strip a common top folder, as `tar` of a single folder creates it."""
     while len({n.partition("/")[0] for n in names}) == 1 and all(n.count("/") > 1 for n in names):
         names = [name.partition("/")[2] for name in names]
     return names
 
 
 def _by_folder(source: Source, ids: Ids, paths: Sequence[str], *, where: str) -> Source:
-    """Give pictures with the first folder of their paths as classes, one at least."""
+    """Return images with the first folder of their paths as classes, at least one class."""
     if not all("/" in path for path in paths):
         raise DataError(
             f"data: {where} has no classes; expected every picture in one of at least two folders, "
@@ -295,7 +295,7 @@ def _by_folder(source: Source, ids: Ids, paths: Sequence[str], *, where: str) ->
 
 
 def _compact(source: Source, ids: Ids) -> Source:
-    """Give pictures with the classes that they have, and no others."""
+    """Return images with only the classes that occur among them."""
     if source.labels is None:
         raise DataError("data: some pictures have no label; expected one for each")
     there, labels = np.unique(source.labels[ids], return_inverse=True)

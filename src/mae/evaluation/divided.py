@@ -1,4 +1,4 @@
-"""What is held out of labelled images for testing, and what a fine-tuned classifier held out."""
+"""Held-out test sets of labelled images, including those recorded by a fine-tuning run."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ TEST_SHARE = 0.2
 
 
 class Held(NamedTuple):
-    """A part of each class that is held out for testing."""
+    """A fraction of each class held out for testing."""
 
     seed: int
     share: float = TEST_SHARE
 
     def divide(self, source: Source) -> tuple[Ids, Ids]:
-        """Give the ids to learn from and those held out, ascending.
+        """Return the training ids and the held-out ids, ascending.
 
-        An image that a list names several times is taken once: its copies could lie in both.
+        Duplicates in a list are dropped: copies of an image could be in both parts.
 
         Raises:
             DataError: if no class has two images.
@@ -48,31 +48,31 @@ class Held(NamedTuple):
         return ids[~held], ids[held]
 
     def names_digest(self, source: Source) -> str:
-        """Digest the names of those held out: the same in a folder and in a pack of it."""
+        """Hash the names of the held-out images: equal for a folder and a pack of it."""
         names = [source.name(i) for i in self.divide(source)[1].tolist()]
         return hashlib.sha256("\0".join(names).encode()).hexdigest()
 
     def about(self) -> str:
-        """Say it in a few words."""
+        """Describe it in a few words."""
         return f"{self.share:.0%} of each class held out for testing, seed {self.seed}"
 
 
 class TunedOn(NamedTuple):
-    """The labelled images of a fine-tuning run, as the run or its classifier records them."""
+    """The labelled images of a fine-tuning run, as recorded by the run or its classifier."""
 
     path: str
-    """Where they were."""
+    """Path of the data during the run."""
     learnt: str
-    """Fingerprint of those learnt from."""
+    """Fingerprint of the training images."""
     tested: str
-    """Fingerprint of those tested on."""
+    """Fingerprint of the test images."""
     held: Held
-    """How those were held out; older runs do not say whether they were, nor by which share."""
+    """How the test images were held out; older runs do not record this."""
     names: str = ""
-    """Digest of the names of those held out; of older runs none."""
+    """Hash of the names of the held-out images; empty for older runs."""
 
     def division(self, source: Source) -> tuple[Ids, Ids] | None:
-        """Give the run's own ids to learn from and to test on; None if it divided other images."""
+        """Return the run's training and test ids; None if the run used other images."""
         with suppress(DataError):
             learnt, tested = self.held.divide(source)
             if subset(source, tested).fingerprint() == self.tested:
@@ -80,12 +80,12 @@ class TunedOn(NamedTuple):
         return None
 
     def warning(self, data: str | Path, source: Source, *, whole: bool) -> str | None:
-        """Say that images to test on are those that the run learnt from, or may be.
+        """Return a warning if the run was trained on the test images, or may have been.
 
         Args:
-            data: what they are called.
-            source: the images.
-            whole: whether nobody has divided them, so that they may be both parts of the run's.
+            data: name of the data.
+            source: the test images.
+            whole: whether the data are undivided, so that they may contain both parts of the run.
         """
         if source.fingerprint() == self.learnt:
             return f"{data}: the classifier was fine-tuned on these images"
@@ -107,10 +107,10 @@ class TunedOn(NamedTuple):
 
 
 def tuned_on(weights: str | Path | None) -> TunedOn | None:
-    """Find the labelled images that a classifier was fine-tuned on; None where nothing tells.
+    """Find the labelled images that a classifier was fine-tuned on; None without a record.
 
-    What its folder records comes first: that may have been copied away from its run. Whatever is
-    wrong with the weights is left to those who load them.
+    The record in the folder of the weights has precedence over that of the run, as the folder may
+    have been copied. Errors in the weights are reported when they are loaded.
     """
     if weights is None:
         return None
@@ -136,7 +136,7 @@ def _read(data: Any, runs: list[Mapping[str, Any]]) -> TunedOn | None:
         return None
     split = data.get("split")
     if not isinstance(split, Mapping):
-        # Before this was recorded, it was the seed of the run.
+        # Older versions did not record the seed of the split and used that of the run.
         same = [run for run in runs if run["data"].get("fingerprint") == data["fingerprint"]]
         split = {} if not same else {"seed": same[0]["config"].get("seed", 0)}
     held = Held(int(split.get("seed", 0)), float(split.get("share", TEST_SHARE)))

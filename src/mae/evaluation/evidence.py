@@ -1,7 +1,8 @@
-"""The evidence: what a few simple readers get out of the features, beside the same without them.
+"""Compare trained features with raw pixels and an untrained encoder by simple probes.
 
-Every row is read in the same way: standardised on the training part, k-NN, logistic regression on
-all of its labels and on a few labels a class. Raw pixels and the untrained encoder set the bar.
+Every row is evaluated in the same way: features standardised on the training part, k-NN, logistic
+regression on all labels and on a few labels per class. Raw pixels and the untrained encoder are
+the baselines.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Score(NamedTuple):
     spread: float = 0.0
     """Standard deviation over the draws of labels; 0 for one."""
     behind: bool = False
-    """Whether raw pixels do better."""
+    """Whether raw pixels have a higher accuracy."""
 
     def __str__(self) -> str:
         spread = f" ± {100 * self.spread:.1f}" if self.spread else ""
@@ -40,7 +41,7 @@ class Score(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One kind of features and what each reader gets out of them."""
+    """One type of features and its score by each probe."""
 
     name: str
     scores: tuple[Score, ...]
@@ -54,12 +55,12 @@ class EvidenceTable(NamedTuple):
     about: str
 
     def to_dict(self) -> dict[str, object]:
-        """Give what results.json holds."""
+        """Return the contents of results.json."""
         rows = [{"name": r.name, "scores": [s._asdict() for s in r.scores]} for r in self.rows]
         return {"about": self.about, "columns": list(self.columns), "rows": rows}
 
     def headline(self) -> tuple[Row, Row, Row]:
-        """Give raw pixels, the untrained and the trained encoder, both pooled by grid."""
+        """Return the rows of raw pixels, the untrained and the trained encoder, pooled by grid."""
         return self.rows[0], self.rows[1], self.rows[1 + len(POOLS)]
 
 
@@ -71,14 +72,14 @@ def evidence_table(
     init_seed: int,
     say: Callable[[str], None] = lambda text: None,
 ) -> EvidenceTable:
-    """Compare an encoder with raw pixels and with itself before training.
+    """Compare an encoder with raw pixels and with the same encoder before training.
 
     Args:
-        trained: the encoder in question.
-        train: pictures with labels; at least 250 a class.
-        test: pictures that nothing was trained or chosen on.
-        init_seed: key of the untrained encoder; of the run, to start where it started.
-        say: told the name of each row before it is worked on.
+        trained: the trained encoder.
+        train: labelled images; at least 250 per class.
+        test: images not used for training or model selection.
+        init_seed: seed of the untrained encoder; that of the run gives its initial weights.
+        say: called with the name of each row before it is computed.
 
     Raises:
         DataError: if a class has too few labels.
@@ -127,14 +128,14 @@ def _candidates(
 
 
 def score(accuracies: Sequence[float], bar: Score | None = None) -> Score:
-    """Sum up the accuracies of one or several draws, beside those of raw pixels if given."""
+    """Return mean and std of the accuracies of the draws, compared with raw pixels if given."""
     mean = float(np.mean(accuracies))
     spread = float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else 0.0
     return Score(mean, spread, bar is not None and mean < bar.mean)
 
 
 class Verdict(NamedTuple):
-    """Whether the training shows in the table, and where it does not."""
+    """Whether the trained encoder is ahead in the table, and where it is not."""
 
     ahead: bool
     shortfalls: tuple[str, ...]
@@ -142,9 +143,9 @@ class Verdict(NamedTuple):
 
 
 def ahead_everywhere(table: EvidenceTable) -> Verdict:
-    """Judge the trained encoder, pooled by grid.
+    """Check that the trained encoder, pooled by grid, is ahead of the baselines.
 
-    It must be ahead of the untrained one in every column, and of raw pixels in the logistic
+    It must be ahead of the untrained encoder in every column, and of raw pixels in the logistic
     probe on all labels.
     """
     pixels, untrained, trained = table.headline()

@@ -1,4 +1,4 @@
-"""What a probe sees of a picture: pooled tokens of an encoder, or the raw pixels."""
+"""Features for probes: pooled encoder tokens or raw pixels, standardized."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BATCH = 256
 
 
 class Pictures(NamedTuple):
-    """Labelled pictures in memory."""
+    """Labelled images in memory."""
 
     images: Tensor
     """n C H W of the stored type."""
@@ -28,17 +28,17 @@ class Pictures(NamedTuple):
 
     @classmethod
     def of(cls, source: ArraySource) -> Pictures:
-        """Take all pictures of a labelled source in memory."""
+        """Return all images of a labelled source in memory."""
         assert source.labels is not None
         images = torch.from_numpy(np.array(source.images)).permute(0, 3, 1, 2)
         return cls(images, source.labels)
 
     def only(self, ids: NDArray[np.int64]) -> Pictures:
-        """Give some of them, in this order."""
+        """Select images by index, in this order."""
         return Pictures(self.images[torch.from_numpy(ids)], self.labels[ids])
 
     def batches(self) -> tuple[Tensor, ...]:
-        """Cut the images into batches."""
+        """Split the images into batches."""
         return torch.split(self.images, BATCH)
 
 
@@ -46,15 +46,15 @@ class Pictures(NamedTuple):
 def encoder_features(
     encoder: Encoder, batches: Iterable[Tensor], *, pools: Sequence[Pool]
 ) -> dict[Pool, Array]:
-    """Encode whole pictures once and pool the tokens in every way asked for.
+    """Encode whole images once and pool the tokens in each of the given ways.
 
     Args:
-        encoder: used in evaluation mode, on the device where it is; left as it was.
-        batches: B C H W pictures of the stored type, at least one batch.
+        encoder: used in evaluation mode, on its own device; not changed.
+        batches: B C H W images of the stored type, at least one batch.
         pools: see `Encoder.encode`.
 
     Returns:
-        n F float32 for each pool, rows in the order of the pictures.
+        n F float32 for each pool, rows in the order of the images.
     """
     was_training, p = encoder.training, encoder.config.patch_size
     encoder.eval()
@@ -70,7 +70,7 @@ def encoder_features(
 
 
 def pixel_features(batches: Iterable[Tensor]) -> Array:
-    """Flatten pictures B C H W into n C*H*W float32; integers are scaled to [0, 1]."""
+    """Flatten images B C H W into n C*H*W float32; integers are scaled to [0, 1]."""
     return np.concatenate([_scaled(images).flatten(1).cpu().numpy() for images in batches])
 
 
@@ -81,15 +81,15 @@ def _scaled(images: Tensor) -> Tensor:
 
 
 def standardized(train: Array, test: Array) -> tuple[Array, Array]:
-    """Centre and scale each feature by its mean and deviation on the training part alone.
+    """Centre and scale each feature by its mean and std on the training part alone.
 
     Args:
-        train: n F; what is measured, in float64. A constant feature becomes 0, and says nothing.
+        train: n F; mean and std are computed in float64. A constant feature becomes 0.
         test: m F.
     """
     mean = train.mean(axis=0, dtype=np.float64)
     std = train.std(axis=0, dtype=np.float64)
-    # Rounding alone gives a constant feature a deviation of about 1e-7 of its size.
+    # Rounding gives a constant feature an std of about 1e-7 of its magnitude.
     varies = std > 1e-6 * np.abs(mean)
     scale = np.divide(1.0, std, out=np.zeros_like(std), where=varies).astype(np.float32)
     centre = mean.astype(np.float32)

@@ -1,4 +1,4 @@
-"""Few labels: a seeded choice that is the same for everyone, and can be handed on as a file."""
+"""Reproducible few-label subsets: seeded choice, .csv export and import."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mae.runs.directory import write_atomic
 
 Ids = NDArray[np.int64]
 CHOICE = ".csv"
-"""Ending of a file that holds a choice."""
+"""File extension of a saved choice."""
 COLUMNS = ("draw", "name", "class")
 
 _SHARE = re.compile(r"(?P<percent>\d+(\.\d+)?)\s*%")
@@ -27,18 +27,18 @@ _COUNT = re.compile(r"(?P<count>\d+)\s*/\s*class")
 
 
 class FewLabels(NamedTuple):
-    """How many labels are asked for: one of the two."""
+    """Number of labels to use: one of the two fields."""
 
     share: float | None = None
-    """Of each class, above 0 and at most 1; at least one picture of each."""
+    """Fraction of each class, above 0 and at most 1; at least one image of each."""
     per_class: int | None = None
 
 
 def parse_few(text: str) -> FewLabels:
-    """Read "1%" or "10/class".
+    """Parse "1%" or "10/class".
 
     Raises:
-        ConfigError: for anything else, no labels at all, or more than all.
+        ConfigError: for any other text, 0 labels or more than 100%.
     """
     if found := _SHARE.fullmatch(text.strip()):
         share = float(found["percent"]) / 100
@@ -55,21 +55,21 @@ def parse_few(text: str) -> FewLabels:
 def choose_labels(
     labels: Ids, spec: str | FewLabels, *, seed: int, draw: int = 0, names: Sequence[str] = ()
 ) -> Ids:
-    """Choose few pictures of each class, as a function of (labels, seed, draw).
+    """Choose few images of each class, as a pure function of (labels, seed, draw).
 
     Args:
         labels: n classes.
-        spec: as `parse_few` takes or gives it.
-        seed: key of the choice.
-        draw: number of the choice; different draws are independent.
-        names: of the classes, for messages.
+        spec: text for `parse_few`, or its result.
+        seed: seed of the choice.
+        draw: number of the draw; different draws are independent.
+        names: class names for messages.
 
     Returns:
         Positions in `labels`, ascending.
 
     Raises:
-        ConfigError: for a text that asks for nothing.
-        DataError: if a class has fewer labels than are asked for.
+        ConfigError: for a text that `parse_few` rejects.
+        DataError: if a class has fewer labels than requested.
     """
     few = parse_few(spec) if isinstance(spec, str) else spec
     if few.share is not None:
@@ -82,11 +82,11 @@ def label_draws(source: Source, text: str, *, among: Ids, seed: int, runs: int |
     """Choose few labels for several runs, or read an earlier choice.
 
     Args:
-        source: labelled pictures.
-        text: as `parse_few` takes it, or a .csv that `write_choice` made.
-        among: ids that may be learnt from.
-        seed: key of the choice.
-        runs: draws to make, one if none; a .csv holds its own.
+        source: labelled images.
+        text: text for `parse_few`, or a .csv written by `write_choice`.
+        among: ids of the training images.
+        seed: seed of the choice.
+        runs: number of draws, none: one; must be none for a .csv, which holds its own.
 
     Returns:
         Ids of each draw, ascending.
@@ -102,10 +102,10 @@ def label_draws(source: Source, text: str, *, among: Ids, seed: int, runs: int |
 
 
 def write_choice(path: Path, source: Source, draws: Sequence[Ids]) -> None:
-    """Write a .csv of the pictures chosen in each draw, by name and class.
+    """Write a .csv of the images chosen in each draw, by name and class.
 
     Raises:
-        ConfigError: for another ending, or a file that cannot be written.
+        ConfigError: for another file extension, or a file that cannot be written.
     """
     if path.suffix != CHOICE:
         raise ConfigError(f"labels_out: {path} ends in {path.suffix!r}, expected {CHOICE}")
@@ -120,19 +120,19 @@ def write_choice(path: Path, source: Source, draws: Sequence[Ids]) -> None:
 
 
 def read_choice(path: Path, source: Source, *, among: Ids) -> list[Ids]:
-    """Read a choice back, as ids of a source.
+    """Read a saved choice as ids of a source.
 
     Args:
-        path: what `write_choice` made, or any .csv with its columns.
-        source: where the pictures are, with labels.
-        among: ids that may be learnt from, the others are for testing.
+        path: file of `write_choice`, or any .csv with its columns.
+        source: labelled images.
+        among: ids of the training images; all others are for testing.
 
     Returns:
         The ids of each draw, ascending.
 
     Raises:
-        DataError: for a missing or damaged file, or a picture that is not there, of another
-            class, or for testing.
+        DataError: for a missing or damaged file, or an image that is missing, of another class,
+            or for testing.
     """
     draws: dict[int, list[int]] = {}
     numbers = {source.name(i): i for i in range(len(source))}

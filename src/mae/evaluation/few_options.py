@@ -1,4 +1,4 @@
-"""What every probe shares: few labels, several runs, and options that would have no effect."""
+"""Few-label options shared by all probes, and formatting of their results."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from mae.evaluation.few_labels import CHOICE, Ids, label_draws, write_choice
 
 
 class FewSettings(NamedTuple):
-    """Learning from a few of the labels, in several draws."""
+    """Options of learning from few labels, in several draws."""
 
     labels: str | None = None
     """See `label_draws`; none: all labels."""
     labels_out: Path | None = None
-    """.csv to write the choice to."""
+    """.csv file for the choice."""
     runs: int | None = None
-    """Draws; none: one."""
+    """Number of draws; none: one."""
 
     def draws(
         self, source: Source, among: Ids, *, seed: int, say: Callable[[str], None]
     ) -> list[Ids]:
-        """Choose the pictures to learn from in each run, and write them down if asked to.
+        """Choose the training images of each run, and write them to `labels_out` if given.
 
         Args:
-            source: labelled pictures.
-            among: ids that may be learnt from.
-            seed: key of the choice.
-            say: told what was chosen.
+            source: labelled images.
+            among: ids of the training images.
+            seed: seed of the choice.
+            say: called with a line on the choice.
 
         Raises:
-            ConfigError: for a setting without effect, or no run at all.
+            ConfigError: for a setting without effect, or less than one run.
         """
         if self.runs is not None and self.runs < 1:
             raise ConfigError(f"seeds: expected at least 1, got {self.runs}")
@@ -54,12 +54,12 @@ ALL = FewSettings()
 
 
 def percent(mean: float, spread: float, *, runs: int) -> str:
-    """Write a share, with its deviation where there are several runs."""
+    """Format a fraction in percent, with its std where there are several runs."""
     return f"{mean:.1%} ± {100 * spread:.1f}" if runs > 1 else f"{mean:.1%}"
 
 
 def counted(train: int, test: int, *, labels: str | None, runs: int) -> str:
-    """Say how many pictures were learnt from and tested on."""
+    """Describe the number of training and test images."""
     few = [labels] if labels is not None else []
     notes = [*few, f"mean ± deviation of {runs} runs"] if runs > 1 else few
     said = f" ({', '.join(notes)})" if notes else ""

@@ -1,4 +1,4 @@
-"""Fine-tuning on a few labels, in its simplest form, by the same loop as pre-training."""
+"""Few-shot fine-tuning of a pre-trained encoder, compared with training from scratch."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ FEW_SHOT = FinetuneConfig(
     layer_decay=0.5,
     augment=AugmentConfig(crop_scale=(1.0, 1.0), flip=0.5),
 )
-"""For a pre-trained encoder: the best of those tried on a validation part (docs/log.md)."""
+"""For a pre-trained encoder: the best settings on a validation part (docs/log.md)."""
 FEW_SHOT_SCRATCH = replace(FEW_SHOT, optim=replace(FEW_SHOT.optim, lr=0.01), layer_decay=0.65)
-"""For a new network, with the same steps of the same batch: likewise."""
+"""For a new network, with the same steps and batch: chosen in the same way."""
 PER_CLASS = 10
 SEEDS = (0, 1, 2)
 
@@ -56,7 +56,7 @@ class FewShot(NamedTuple):
     about: str
 
     def to_dict(self) -> dict[str, object]:
-        """Give what results.json holds."""
+        """Return the contents of results.json."""
         names = ("pretrained", "scratch", "pixels")
         return {"about": self.about} | {name: getattr(self, name)._asdict() for name in names}
 
@@ -69,16 +69,17 @@ def few_label_finetuning(
     config: FinetuneConfig = FEW_SHOT,
     scratch: FinetuneConfig = FEW_SHOT_SCRATCH,
 ) -> FewShot:
-    """Fine-tune on 10 labels a class, three times, beside two ways without pre-training.
+    """Fine-tune on 10 labels per class with three seeds, beside two baselines.
 
-    Each seed draws the labels, the initial weights of head and new network, order and flips.
+    The baselines are the same network from scratch and logistic regression on raw pixels. Each
+    seed determines the labels, the initial weights of head and new network, order and flips.
 
     Args:
-        pretrained: left as it was.
-        train: labelled pictures to draw from.
-        test: pictures to classify.
-        config: for the pre-trained encoder.
-        scratch: for the same network from new weights.
+        pretrained: the pre-trained encoder; not changed.
+        train: labelled images to draw from.
+        test: images to classify.
+        config: settings for the pre-trained encoder.
+        scratch: settings for the same network from new weights.
 
     Raises:
         DataError: if a class has too few labels.
@@ -106,7 +107,7 @@ def few_label_finetuning(
 def finetune_accuracy(
     encoder: Encoder, *, train: Pictures, test: Pictures, config: FinetuneConfig
 ) -> float:
-    """Train a classifier as `tuned` does; give the share of the test that it gets right."""
+    """Train a classifier with `tuned` and return its test accuracy, 0 to 1."""
     model = tuned(encoder, train=train, config=config)
     device = model.head.weight.device
     with torch.inference_mode():
@@ -118,10 +119,10 @@ def tuned(encoder: Encoder, *, train: Pictures, config: FinetuneConfig) -> Class
     """Train a classifier on a copy of the encoder.
 
     Args:
-        encoder: left as it was; trained on the device where it is.
-        train: labelled pictures, taken whole, flipped or cropped as configured.
-        config: everything but the network, which is the encoder's; length as steps, or epochs of
-            whole batches.
+        encoder: not changed; the copy is trained on its device.
+        train: labelled images, whole, flipped or cropped as configured.
+        config: settings, of which the network is replaced by the encoder's; length in steps, or
+            in epochs of whole batches.
 
     Returns:
         The classifier, in evaluation mode.

@@ -1,4 +1,4 @@
-"""Features of pictures, a few at a time: what embedding and probing share."""
+"""Image batches for embedding and probing: settings, evaluation view, unreadable images."""
 
 from __future__ import annotations
 
@@ -35,28 +35,28 @@ class FeatureSettings(NamedTuple):
     pool: Pool = "mean"
     """See `Encoder.encode`."""
     batch: int = 64
-    """Pictures encoded at a time."""
+    """Images encoded at a time."""
     device: str = "auto"
     """See `choose_device`."""
     crop_pct: float | None = None
-    """Fraction of an image that is shown, see `ModelConfig`; none: that of the weights."""
+    """Fraction of an image to keep, see `ModelConfig`; none: that of the weights."""
     given: Given | None = None
-    """What the weights do not say."""
+    """Facts that the weight file does not record."""
     head_pool: HeadPool | None = None
-    """What a classifier's head takes, where its file does not say."""
+    """Pooling of a classifier's head, where its file does not record it."""
 
     def checked_device(self) -> torch.device:
-        """Give the device, once the settings are found to be possible.
+        """Validate the settings and return the device.
 
         Raises:
-            ConfigError: for a batch of nothing, or a device this machine does not have.
+            ConfigError: for a batch below 1, or a device this machine does not have.
         """
         if self.batch < 1:
             raise ConfigError(f"batch: expected at least 1, got {self.batch}")
         return choose_device(self.device)
 
     def at(self, place: Place) -> FeatureSettings:
-        """Give each of several processes on a machine a GPU of its own, unless one is named.
+        """Assign each of several processes on a machine its own GPU, unless one is named.
 
         Raises:
             ConfigError: where there are fewer GPUs than processes.
@@ -80,7 +80,7 @@ DEFAULT = FeatureSettings()
 def open_for_features(
     weights: str | Path, settings: FeatureSettings, *, say: Callable[[str], None]
 ) -> Encoder:
-    """Load an encoder onto its device, and say what was taken, left and assumed."""
+    """Load an encoder onto its device, and report what was loaded, ignored and assumed."""
     device = settings.checked_device()
     given = settings.given or {}
     encoder, notes = open_encoder(weights, crop_pct=settings.crop_pct, **given)
@@ -91,7 +91,7 @@ def open_for_features(
 
 
 def tell_view(model: ModelConfig, *, say: Callable[[str], None]) -> None:
-    """Say which fraction of an image is shown, where the weights do not."""
+    """Report the assumed `crop_pct` where the weights do not record it."""
     if model.crop_pct is None:
         assumed = published_crop_pct(model.image_size)
         say(f"crop_pct: not said by the weights; assumed {assumed:g}, as published (--crop-pct)")
@@ -106,10 +106,10 @@ def prepared_in_batches(
     view: View | None = None,
     place: Place = ALONE.place,
 ) -> Iterator[Prepared]:
-    """Read pictures as the pixels an encoder was trained on, in its evaluation view or another.
+    """Read images in the format an encoder was trained on, in its evaluation view or another.
 
-    Several processes share whole batches: the features of a picture may differ in the last bit
-    with the number of pictures beside it.
+    Several processes divide the work by whole batches: the features of an image may differ in
+    the last bit with the size of its batch.
     """
     config = encoder.config
     kind = kind_of(config)
@@ -123,7 +123,7 @@ def _own_batches(ids: Sequence[int], *, batch: int, place: Place) -> Sequence[Se
 
 
 class Looked(NamedTuple):
-    """Some labelled pictures in the evaluation view."""
+    """A batch of labelled images in the evaluation view."""
 
     images: Tensor
     """B C H W of the stored type."""
@@ -144,10 +144,10 @@ def labelled_in_batches(
     view: View | None = None,
     ranks: Ranks = ALONE,
 ) -> Iterator[Looked]:
-    """Read labelled pictures as `prepared_in_batches` does, and show how far it is.
+    """Read labelled images as `prepared_in_batches` does, with a progress display.
 
-    Those that cannot be read are left out and, in the end, said; if all are, it is an error.
-    Each of several processes reads its share, and they meet in the end.
+    Unreadable images are skipped and reported at the end; if all are unreadable, it is an error.
+    Each of several processes reads its part, and they synchronise at the end.
     """
     assert source.labels is not None
     bad: list[Bad] = []
@@ -171,9 +171,9 @@ def labelled_in_batches(
 def tell_unreadable(
     count: int, bad: Sequence[Bad], warned: Sequence[Bad] = (), *, say: Callable[[str], None]
 ) -> None:
-    """Say in a line each which images could not be read, and which were with a warning.
+    """Report the unreadable images and those read with a warning, in one line each.
 
-    The first few are named.
+    The first three are named.
 
     Raises:
         DataError: if none could be read.

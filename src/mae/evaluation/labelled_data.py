@@ -1,4 +1,4 @@
-"""What a user names as labelled data: its splits, its classes, and what is held out."""
+"""Load labelled data and divide it into training and test images."""
 
 from __future__ import annotations
 
@@ -20,58 +20,59 @@ from mae.evaluation.few_labels import Ids
 
 
 class Part(NamedTuple):
-    """Some pictures of a labelled source."""
+    """A subset of a labelled source."""
 
     source: Source
     ids: Ids
 
     def as_source(self) -> Source:
-        """Give them as a source of their own."""
+        """Return the subset as a source."""
         return subset(self.source, self.ids)
 
 
 class Labelled(NamedTuple):
-    """Pictures to learn from and pictures to test on, of the same classes."""
+    """Training and test images of the same classes."""
 
     train: Part
     test: Part
     held: Held | None
-    """How the latter were held out; None where they are a split of their own."""
+    """How the test images were held out; None where they are a split of their own."""
     notes: tuple[str, ...]
-    """First what was found, in one line; then what a user should know of it."""
+    """One line on the data found, then warnings for the user."""
 
     def values(self) -> dict[str, object]:
-        """Give the counts and the notes, for machines."""
+        """Return the counts and the notes for JSON."""
         counts = {"train": len(self.train.ids), "test": len(self.test.ids)}
         held = None if self.held is None else self.held._asdict()
         return {**counts, "held_out": held, "notes": list(self.notes)}
 
 
 class Scored(NamedTuple):
-    """Pictures to test a classifier on; they may lack some of its classes."""
+    """Test images of a classifier; some of its classes may be missing."""
 
     source: Source
     part: str
-    """Which of the data they are."""
+    """Name of the part of the data."""
     notes: tuple[str, ...]
-    """As of `Labelled`."""
+    """See `Labelled`."""
 
 
 def labelled(data: str | Path, *, seed: int, tuned: TunedOn | None = None) -> Labelled:
-    """Find labelled pictures and divide them.
+    """Find labelled images and divide them into training and test images.
 
     Args:
-        data: "fashion-mnist" (built in); or a folder with a split to learn from and one to test
-            on, by any usual name (`train/` and `val/`, `valid/`, `dev/` or `test/`, see
-            `find_splits`; of several the validation split), each of one folder per class; or a
-            folder of one folder per class, of which a fifth of each class is held out; or a .csv
-            of path,label, or a folder with train.csv, with val.csv or test.csv beside it. A pack,
-            or tar files with labels, may stand for any of these folders.
-        seed: key of what is held out.
-        tuned: the weights' own fine-tuning: of its data, what it held out is.
+        data: one of "fashion-mnist" (built in); a folder with a training and a test split by any
+            usual name (`train/` and `val/`, `valid/`, `dev/` or `test/`, see `find_splits`; the
+            validation split if there are several), each with one folder per class; a folder with
+            one folder per class, of which a fifth of each class is held out; a .csv of
+            path,label, or a folder with train.csv, with val.csv or test.csv beside it. A pack or
+            tar files with labels can replace any of these folders.
+        seed: seed of the held-out images.
+        tuned: the fine-tuning of the weights; on the same data, its held-out images are used.
 
     Raises:
-        DataError: if there are no classes, one alone, an empty one, or others for testing.
+        DataError: for no classes, a single class, an empty class, or test classes that the
+            training images do not have.
     """
     found = find_labelled(data)
     if found.whole is not None:
@@ -109,7 +110,7 @@ def labelled(data: str | Path, *, seed: int, tuned: TunedOn | None = None) -> La
 
 
 def _divided(found: Found, source: Source, held: Held, tuned: TunedOn | None) -> Labelled:
-    """Hold out a part of each class: of a classifier's own data the part that it never saw."""
+    """Hold out a part of each class; on a classifier's own data, the part it was not tuned on."""
     why, warning = "", None
     own = None if tuned is None else tuned.division(source)
     if own is not None and tuned is not None:
@@ -123,13 +124,13 @@ def _divided(found: Found, source: Source, held: Held, tuned: TunedOn | None) ->
 
 
 def scored(data: str | Path, *, split: Kind | None, tuned: TunedOn | None) -> Scored:
-    """Find the pictures to test a classifier on.
+    """Find the test images of a classifier.
 
     Args:
-        data: as of `labelled`; of splits, the one for validation, else the one for testing.
-        split: another split; of the data that the classifier was fine-tuned on, "train" is what
-            it learnt from.
-        tuned: its fine-tuning: of the same data only what that held out is tested on.
+        data: see `labelled`; of splits, the validation split, else the test split.
+        split: another split; on the data of the classifier's fine-tuning, "train" selects its
+            training images.
+        tuned: the classifier's fine-tuning; on the same data, only its held-out images are used.
 
     Raises:
         DataError: if there are no classes.
@@ -157,7 +158,7 @@ def scored(data: str | Path, *, split: Kind | None, tuned: TunedOn | None) -> Sc
 def _part_of_own(
     found: Found, source: Source, own: tuple[Ids, Ids], held: Held, *, trained: bool
 ) -> Scored:
-    """Give what fine-tuning held out of the classifier's own data, or what it did not."""
+    """Return the held-out images of the classifier's own data, or its training images."""
     source = subset(source, own[0 if trained else 1])
     name, share = ("train", 1 - held.share) if trained else ("test", held.share)
     part = f"{name} part ({share:.0%} of each class, seed {held.seed})"
@@ -167,10 +168,10 @@ def _part_of_own(
 
 
 def _require_split(split: Kind, found: Found) -> None:
-    """Refuse a split that there is not.
+    """Raise for a missing split.
 
     Raises:
-        ConfigError: with those that there are.
+        ConfigError: if the split is missing, with the available ones.
     """
     if split not in found.splits:
         there = ", ".join(found.splits) or "none, and fine-tuning did not divide these images"
@@ -189,7 +190,7 @@ def _named(found: Found, split: Split) -> str:
 
 
 def _numbered_as(source: Source, other: Source) -> Source:
-    """Give the labels the numbers that another source's classes have."""
+    """Renumber the labels by the class numbers of another source."""
     if source.class_names == other.class_names:
         return source
     places = np.array([other.class_names.index(name) for name in source.class_names])
@@ -199,7 +200,7 @@ def _numbered_as(source: Source, other: Source) -> Source:
 
 
 def _overlap(train: Source, test: Source, *, names: tuple[str, str]) -> str | None:
-    """Say how many files two lists both name."""
+    """Return a note on the files that both lists name, if any."""
     if not isinstance(train, FolderSource) or not isinstance(test, FolderSource):
         return None
     paths = {os.path.abspath(train.path(i)) for i in range(len(train))}
@@ -213,7 +214,7 @@ def _overlap(train: Source, test: Source, *, names: tuple[str, str]) -> str | No
 
 
 def _to_learn_from(source: Source, where: str) -> Source:
-    """Refuse pictures of one class alone, and folders of classes that are empty."""
+    """Refuse data of a single class, and empty class folders."""
     if len(source.class_names) < 2:
         raise DataError(
             f"data: {where} has one class alone, {source.class_names[0]}; expected every picture "
@@ -227,10 +228,10 @@ def _to_learn_from(source: Source, where: str) -> Source:
 
 
 def require_classes(names: Sequence[str], labels: Labels) -> None:
-    """Refuse to learn from pictures that leave a class out.
+    """Raise if a class has no images.
 
     Raises:
-        DataError: for the first class without a picture.
+        DataError: for the first class without images.
     """
     for number in sorted({*range(len(names))} - {*labels.tolist()}):
         raise DataError(f"data: no picture of class {names[number]} can be read")

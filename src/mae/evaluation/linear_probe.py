@@ -1,6 +1,6 @@
-"""The paper's linear probe: a batch norm and a linear layer on the frozen cls token, by LARS.
+"""Linear probe of the paper: batch norm and linear layer on the frozen cls token, with LARS.
 
-Source: paper, Table 10 and Appendix A.1.
+Source: He et al. 2021, Table 10 and Appendix A.1.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ PROTOCOL = FitConfig(
 CROPS = AugmentConfig(crop_scale=(0.08, 1.0), crop_clip=True, flip=0.5)
 """The crops of the published code (main_linprobe.py, util/crop.py): one draw, clipped."""
 NORM_EPS = 1e-6
-ENCODED = 256  # pictures encoded at a time, whatever the batch
+ENCODED = 256  # images encoded at a time, whatever the batch
 
 
 def linear_head(width: int, *, num_classes: int, seed: int) -> nn.Sequential:
-    """Make the head: D features to K scores."""
+    """Create the head: D features to K scores."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         head = nn.Linear(width, num_classes)
         nn.init.trunc_normal_(head.weight, std=0.01)
     nn.init.zeros_(head.bias)
-    # Without weights of its own the norm adds no capacity: it only brings features to one scale.
+    # The norm has no trainable weights: it only standardises the features.
     return nn.Sequential(nn.BatchNorm1d(width, affine=False, eps=NORM_EPS), head)
 
 
 @torch.no_grad()
 def cls_features(encoder: Encoder, images: Tensor) -> Tensor:
-    """Give the cls token after the encoder's norm: B C H W of the stored type to B D float32."""
+    """Return the cls token after the encoder's norm: B C H W (stored type) to B D float32."""
     parts = (encoder(encoder.normalize(part))[:, 0] for part in torch.split(images, ENCODED))
     return torch.cat([part.float() for part in parts])
 
@@ -56,7 +56,7 @@ def cls_features(encoder: Encoder, images: Tensor) -> Tensor:
 def batch_plan(
     encoder: Encoder, source: Source, *, config: FitConfig, augment: AugmentConfig
 ) -> BatchPlan:
-    """Give what the batches that a head learns from are a function of."""
+    """Return the plan that defines the training batches of a head."""
     return BatchPlan(
         source=source,
         kind=kind_of(encoder.config),
@@ -77,16 +77,16 @@ def train_head(
     cadences: Sequence[Cadence] = (),
     seen: Callable[[Batch, Metrics], None] = lambda batch, metrics: None,
 ) -> nn.Sequential:
-    """Train a head on the cls tokens of crops; the encoder is only ever evaluated.
+    """Train a head on the cls tokens of crops, with the encoder frozen.
 
-    The head alone is the model that is trained, so nothing can move the encoder. Its statistics
-    are of whole batches, where the published code takes those of each GPU's part.
+    Only the head is passed to the optimiser. Its batch norm uses the statistics of whole batches;
+    the published code uses those of each GPU's part.
 
     Args:
-        encoder: on the device to train on; left as it was.
-        plan: labelled batches.
-        config: length, batch, rates and seed.
-        workers: processes that read.
+        encoder: on the device to train on; not changed.
+        plan: defines the labelled batches.
+        config: length, batch, learning rates and seed.
+        workers: number of reader processes.
         cadences: see `fit`.
         seen: see `fit`.
 
@@ -112,16 +112,16 @@ def train_head(
 
 
 def count_steps(plan: BatchPlan, config: FitConfig) -> int:
-    """Give the optimiser steps of the epochs asked for."""
+    """Return the optimiser steps of the configured steps or epochs."""
     return config.steps or max(1, round(config.epochs * plan.batches_per_epoch))
 
 
 def reach(plan: BatchPlan, config: FitConfig) -> float:
-    """Give how far LARS can move the weights in all, as a multiple of their norm.
+    """Return the largest total change of the weights by LARS, as a multiple of their norm.
 
-    Each step moves them by 0.001 of the rate, and momentum repeats it ten times: at the paper's
-    batch and length 200 times their norm, while with little data, and so few steps at the low
-    rate of a small batch, they stay what they were at the start.
+    Each step changes them by 0.001 times the learning rate, and momentum multiplies this by ten.
+    At the paper's batch and length the total is 200 times their norm; with little data, and so
+    few steps at the low learning rate of a small batch, they stay near their initial values.
     """
     num_steps = count_steps(plan, config)
     rates = (

@@ -1,7 +1,7 @@
-"""Multinomial logistic regression on features that are computed once.
+"""Multinomial logistic regression on precomputed features.
 
-A quick stand-in for the published linear probe: convex, so there is no schedule to tune, and
-one strength of regularisation to choose, on a held-out part of the training rows.
+A fast alternative to the published linear probe: convex, so without a schedule to tune; the only
+hyperparameter is the regularisation strength, chosen on a held-out part of the training rows.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from mae.evaluation.features import Array, Labels
 from mae.evaluation.split import held_out
 
 STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
-"""Of the regularisation, tried in this order."""
+"""Regularisation strengths, tried in this order."""
 VALIDATION_SHARE = 0.2
 MAX_ITERATIONS = 300
-TOLERANCE = 1e-4  # of the scaled gradient; ten times less moves no accuracy by 0.1 %
+TOLERANCE = 1e-4  # of the scaled gradient; a tenth of it changes no accuracy by 0.1 %
 
 
 class Logistic(NamedTuple):
@@ -33,13 +33,13 @@ class Logistic(NamedTuple):
     """K."""
 
     def scores(self, features: Tensor) -> Tensor:
-        """Give class scores: n F to n K."""
-        # Much faster than the other order of the product, for few classes.
+        """Return class scores: n F to n K."""
+        # For few classes, much faster than features @ weight.T.
         return (self.weight @ features.T).T + self.bias
 
 
 class LinearProbe(NamedTuple):
-    """What a probe predicts, and the strength it chose."""
+    """Predictions of a probe and its chosen regularisation strength."""
 
     predicted: Labels
     """m classes."""
@@ -58,19 +58,19 @@ def fit_logistic(
     """Minimise mean cross-entropy + l2/2 times the squared weights (not the biases), by L-BFGS.
 
     Args:
-        features: n F float32 or float64, which is kept; fastest along their principal axes.
+        features: n F float32 or float64, the dtype of the result; fastest along principal axes.
         labels: n classes, from 0.
         num_classes: K.
-        l2: above 0; 1 / (C n) in scikit-learn's terms.
-        start: weights to start from; zeros without.
-        tolerance: largest gradient at the end, for features scaled to unit curvature.
+        l2: regularisation strength above 0; equals 1 / (C n) of scikit-learn.
+        start: initial weights; zeros without.
+        tolerance: largest final gradient, for features scaled to unit curvature.
     """
     if start is None:
         start = Logistic(
             features.new_zeros(num_classes, features.shape[1]), features.new_zeros(num_classes)
         )
-    # A quarter of the mean square bounds the curvature of the loss: dividing by its root gives
-    # every feature about the same, and L-BFGS a third of the steps.
+    # A quarter of the mean square bounds the curvature of the loss. Dividing by its root gives
+    # all features similar curvature, and L-BFGS needs a third of the steps.
     scale = (features.square().mean(dim=0) / 4 + l2).rsqrt()  # F
     scaled = features * scale
     weight = (start.weight / scale).requires_grad_()
@@ -98,10 +98,10 @@ def fit_logistic(
 def strong_to_weak(
     features: Tensor, labels: Tensor, *, num_classes: int
 ) -> Iterator[tuple[float, Logistic]]:
-    """Fit at every strength, from strong to weak, each fit starting from the one before.
+    """Fit at every strength, from strong to weak, each fit initialised by the previous one.
 
-    From zeros, a weak fit of few rows stops at the first weights that tell the rows apart, which
-    may be far from the smallest ones that do.
+    Initialised by zeros, a weakly regularised fit of few rows stops at the first weights that
+    separate the rows, which may be far from the smallest such weights.
     """
     model = None
     for l2 in STRENGTHS:
@@ -110,9 +110,9 @@ def strong_to_weak(
 
 
 def choose_l2(features: Tensor, labels: Tensor, *, num_classes: int, seed: int) -> float:
-    """Choose the strength of least cross-entropy on a fifth of the rows, fitted on the others.
+    """Choose the strength with the least cross-entropy on a held-out fifth of the rows.
 
-    Weaker ones are tried until the cross-entropy grows.
+    Weaker strengths are tried until the cross-entropy grows.
     """
     held = torch.from_numpy(held_out(labels.numpy(), VALIDATION_SHARE, seed=seed))
     chosen, least = STRENGTHS[0], math.inf
@@ -131,7 +131,7 @@ def linear_probe(train_x: Array, train_y: Labels, test_x: Array, *, seed: int = 
         train_x: n F, standardised.
         train_y: n classes, from 0.
         test_x: m F, standardised by the training part.
-        seed: key of the held-out part.
+        seed: seed of the held-out part.
     """
     labels, axes = torch.from_numpy(train_y), _principal_axes(torch.from_numpy(train_x))
     features = torch.from_numpy(train_x) @ axes
@@ -144,10 +144,10 @@ def linear_probe(train_x: Array, train_y: Labels, test_x: Array, *, seed: int = 
 
 
 def _principal_axes(features: Tensor) -> Tensor:
-    """Give the axes F A in which the rows n F vary, A = min(n, F).
+    """Return the principal axes F A of the rows n F, A = min(n, F).
 
-    A rotation changes neither loss nor penalty, only the speed; along axes in which no row
-    varies the best weight is 0, so that few rows need few axes.
+    A rotation changes neither loss nor penalty, only the speed. Along axes without variance the
+    best weight is 0, so few rows need few axes.
     """
     n, num_features = features.shape
     axes: Tensor = torch.linalg.eigh(features.T @ features).eigenvectors  # F F, weakest first
@@ -157,5 +157,5 @@ def _principal_axes(features: Tensor) -> Tensor:
 def logistic_accuracy(
     train_x: Array, train_y: Labels, test_x: Array, test_y: Labels, *, seed: int = 0
 ) -> float:
-    """Share of the test rows that `linear_probe` gets right, 0 to 1."""
+    """Return the accuracy of `linear_probe` on the test rows, 0 to 1."""
     return float((linear_probe(train_x, train_y, test_x, seed=seed).predicted == test_y).mean())

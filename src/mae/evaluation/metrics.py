@@ -1,7 +1,7 @@
-"""What a classifier says of each picture, and the figures that follow: one row a picture.
+"""Classification metrics: accuracy, cross-entropy and confusion from per-image predictions.
 
-Every figure is computed from the rows, so each picture counts once, whatever the batch and
-however many processes share the work: their rows are put together.
+Every metric is computed from one row per image, so each image counts once, for any batch size and
+number of processes: the rows of all processes are concatenated.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ Ids = NDArray[np.int64]
 
 
 class Verdicts(NamedTuple):
-    """What was said of n pictures."""
+    """Predictions for n images."""
 
     ids: Ids
-    """n: which pictures."""
+    """n: ids of the images."""
     labels: Ids
     """n: their classes."""
     predicted: Ids
-    """n: the class of highest score, the first of equal ones."""
+    """n: the class with the highest score, the first of tied ones."""
     ranks: Ids
-    """n: classes ahead of the right one; 0 where the prediction is right."""
+    """n: number of classes ranked above the right one; 0 for a right prediction."""
     probabilities: NDArray[np.float64]
-    """n: of the predicted class."""
+    """n: probability of the predicted class."""
     losses: NDArray[np.float64]
     """n: cross-entropy."""
 
@@ -39,7 +39,7 @@ class Verdicts(NamedTuple):
         return len(self.ids)
 
     def top(self, k: int) -> float:
-        """Share of the pictures whose class is among the k highest scores."""
+        """Top-k accuracy: fraction of the images whose class is among the k highest scores."""
         return float((self.ranks < k).mean())
 
     @property
@@ -48,21 +48,21 @@ class Verdicts(NamedTuple):
         return float(self.losses.mean())
 
     def confusion(self, num_classes: int) -> Ids:
-        """Count K K: rows are the classes, columns what was predicted."""
+        """Return the confusion matrix K K: rows are true classes, columns predicted ones."""
         cells = np.bincount(self.labels * num_classes + self.predicted, minlength=num_classes**2)
         return cells.reshape(num_classes, num_classes)
 
 
 def verdicts(scores: Tensor, *, labels: Ids, ids: Ids) -> Verdicts:
-    """Judge the scores of some pictures.
+    """Compute predictions, ranks and losses from class scores.
 
     Args:
         scores: B K, before the softmax.
         labels: B classes, 0 to K - 1.
-        ids: B.
+        ids: B ids of the images.
 
     Raises:
-        WeightsError: for scores that are no numbers, of which no class would be the highest.
+        WeightsError: for non-finite scores.
     """
     scores = scores.detach().double().cpu()
     if not bool(scores.isfinite().all()):
@@ -82,10 +82,10 @@ def verdicts(scores: Tensor, *, labels: Ids, ids: Ids) -> Verdicts:
 
 
 def joined(parts: Sequence[Verdicts]) -> Verdicts:
-    """Put parts together, in the order of the ids: of batches, or of processes.
+    """Concatenate the predictions of batches or processes, ordered by id.
 
     Args:
-        parts: at least one, of different pictures.
+        parts: at least one, of disjoint images.
     """
     whole = Verdicts(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
     order = whole.ids.argsort(kind="stable")
@@ -93,22 +93,22 @@ def joined(parts: Sequence[Verdicts]) -> Verdicts:
 
 
 class ClassRow(NamedTuple):
-    """How the pictures of one class fared."""
+    """Results of the images of one class."""
 
     name: str
     pictures: int
     right: int
     mistaken_for: str
-    """Most frequent wrong prediction; nothing where all are right."""
+    """Most frequent wrong prediction; empty where all are right."""
 
     @property
     def accuracy(self) -> float:
-        """Share that was right; NaN without a picture."""
+        """Fraction of right predictions; NaN without images."""
         return self.right / self.pictures if self.pictures else float("nan")
 
 
 def class_rows(confusion: Ids, names: Sequence[str]) -> list[ClassRow]:
-    """Give a row for each class, in their order.
+    """Return a row for each class, in order.
 
     Args:
         confusion: K K, see `Verdicts.confusion`.

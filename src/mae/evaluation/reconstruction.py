@@ -1,4 +1,4 @@
-"""How well hidden patches are rebuilt, beside two ways that know nothing of pictures."""
+"""PSNR of reconstructed hidden patches, beside bilinear in-fill and mean-colour baselines."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from mae.model.patches import unpatchify
 
 MODEL, IN_FILL, MEAN_COLOUR = "model", "bilinear in-fill", "mean colour"
 ROUNDS = 10  # of smoothing; on Fashion-MNIST worth 1.4 dB, 20 more another 0.2 dB
-LEAST_ERROR = 1e-12  # 120 dB: perfection stays a number
+LEAST_ERROR = 1e-12  # 120 dB, so that a perfect reconstruction has a finite PSNR
 
 
 class HiddenPsnr(NamedTuple):
-    """The model first, then the baselines."""
+    """PSNR of hidden pixels, for the model first, then the baselines."""
 
     psnr: dict[str, float]
-    """dB by name, of the mean squared error over all hidden pixels of all pictures."""
+    """PSNR in dB by name, from the mean squared error over all hidden pixels of all images."""
     about: str
 
     def to_dict(self) -> dict[str, object]:
-        """Give what results.json holds."""
+        """Return the contents of results.json."""
         rows = [{"name": name, "psnr": psnr} for name, psnr in self.psnr.items()]
         return {"about": self.about, "rows": rows}
 
 
 @torch.inference_mode()
 def hidden_psnr(model: MaskedAutoencoder, batches: Iterable[tuple[Tensor, Tensor]]) -> HiddenPsnr:
-    """Compare what the model draws into hidden patches with the pictures.
+    """Compute the PSNR of the reconstructed hidden patches and of the baselines.
 
-    Where the model predicts normalised patches, its drawing takes mean and deviation from the
-    hidden patch itself; the in-fill is then given both too, and mean colour the mean.
+    If the model predicts normalised patches, its reconstruction takes mean and std from the
+    hidden patch itself; the in-fill then uses both too, and mean colour the mean.
 
     Args:
-        model: used in evaluation mode; left as it was.
-        batches: stored pictures B C H W and noise B L that hides patches.
+        model: used in evaluation mode; not changed.
+        batches: stored images B C H W and noise B L that hides patches.
     """
     device, was_training = model.encoder.cls_token.device, model.training
     model.eval()
@@ -68,7 +68,7 @@ def hidden_psnr(model: MaskedAutoencoder, batches: Iterable[tuple[Tensor, Tensor
 
 
 def _hidden_pixels(mask: Tensor, *, model: MaskedAutoencoder, images: Tensor) -> Tensor:
-    """Spread a mask B L over the pixels: B 1 H W bool."""
+    """Expand a patch mask B L to pixels: B 1 H W bool."""
     p = model.config.patch_size
     return unpatchify(
         mask[..., None].expand(-1, -1, p * p),
@@ -78,7 +78,7 @@ def _hidden_pixels(mask: Tensor, *, model: MaskedAutoencoder, images: Tensor) ->
 
 
 def _shown(images: Tensor, *, model: MaskedAutoencoder) -> Tensor:
-    """Give pixels as they are shown, 0 to 1."""
+    """Return displayable pixels, 0 to 1."""
     return denormalize_pixels(images, model.config.pixels).clamp(0, 1)
 
 
@@ -92,22 +92,22 @@ def _baselines(
         yield MEAN_COLOUR, colour[:, :, None, None].expand_as(images)
         return
     patches, (H, W), p = model.patches(images), images.shape[2:], model.config.patch_size
-    flat = torch.zeros_like(patches)  # the mean of each patch, once the patch's own is given
+    flat = torch.zeros_like(patches)  # becomes the mean of each patch in `to_pixels`
     for name, pred in ((IN_FILL, model.target(model.patches(in_fill))), (MEAN_COLOUR, flat)):
         guess = model.to_pixels(pred, patches=patches)
         yield name, unpatchify(guess, patch_size=p, grid=(H // p, W // p))
 
 
 def fill_in(images: Tensor, hidden: Tensor) -> Tensor:
-    """Draw a smooth surface through the visible pixels.
+    """Fill hidden pixels by smooth interpolation of the visible ones.
 
-    Visible pixels are averaged two by two, again and again, until every cell holds some; on the
-    way back each level is enlarged bilinearly into the holes, and the holes are smoothed by
-    averaging each pixel's four neighbours a few times.
+    Visible pixels are averaged over 2 x 2 cells recursively, until every cell contains some. Then
+    each level is upsampled bilinearly into the holes of the next finer one, and the holes are
+    smoothed by averaging each pixel's four neighbours `ROUNDS` times.
 
     Args:
-        images: B C H W float; what is hidden is not looked at.
-        hidden: B 1 H W bool; images wholly hidden become 0.
+        images: B C H W float; hidden values are ignored.
+        hidden: B 1 H W bool; fully hidden images become 0.
 
     Returns:
         B C H W, equal to `images` where visible.
@@ -120,8 +120,8 @@ def fill_in(images: Tensor, hidden: Tensor) -> Tensor:
         F.avg_pool2d(plane, 2, ceil_mode=True, count_include_pad=False)
         for plane in ((~hidden).to(images.dtype), images)
     )
-    coarse = fill_in(sums / shares.clamp_min(0.1), shares == 0)  # a share is 1/4 at least, or 0
-    # Twice its size, then cut: an odd edge must not stretch the surface.
+    coarse = fill_in(sums / shares.clamp_min(0.1), shares == 0)  # each is 0 or at least 1/4
+    # Upsample to twice the size, then crop: an odd edge must not stretch the surface.
     h, w = coarse.shape[2:]
     surface = F.interpolate(coarse, size=(2 * h, 2 * w), mode="bilinear")[..., :H, :W]
     for _ in range(ROUNDS):

@@ -1,4 +1,4 @@
-"""The robustness sets of the paper's Table 13: which classes they ask for, and the mCE."""
+"""ImageNet robustness sets (He et al. 2021, Table 13): class lists and mCE."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from mae.errors import ConfigError
 
 SEVERITIES = 5
 
-# Source: spec 7; error of AlexNet, the mean of five severities, from the public evaluation code.
+# Error of AlexNet, mean of five severities. Source: hendrycks/robustness, the evaluation code of
+# ImageNet-C (Hendrycks and Dietterich 2019).
 ALEXNET_ERRORS = {
     "gaussian_noise": 0.886428,
     "shot_noise": 0.894468,
@@ -30,11 +31,11 @@ ALEXNET_ERRORS = {
     "pixelate": 0.717840,
     "jpeg_compression": 0.606500,
 }
-"""The 15 corruptions of ImageNet-C by folder, and what their errors are divided by."""
+"""The 15 corruptions of ImageNet-C by folder, with the AlexNet errors that normalise them."""
 
 
 def corruption_error(errors: Sequence[float], corruption: str) -> float:
-    """Give the error of a corruption as a share of AlexNet's.
+    """Return the error of a corruption divided by AlexNet's.
 
     Args:
         errors: at each of the five severities, 0 to 1.
@@ -45,7 +46,7 @@ def corruption_error(errors: Sequence[float], corruption: str) -> float:
 
 
 def mean_corruption_error(errors: Mapping[str, Sequence[float]]) -> float:
-    """Give the mCE as a share: the mean of the 15 corruption errors (Hendrycks et al. 2019).
+    """Return the mCE as a fraction: mean of the 15 corruption errors (Hendrycks et al. 2019).
 
     Args:
         errors: at each of the five severities, for each of `ALEXNET_ERRORS`.
@@ -54,12 +55,12 @@ def mean_corruption_error(errors: Mapping[str, Sequence[float]]) -> float:
 
 
 def set_classes(which: Literal["imagenet-a", "imagenet-r"]) -> list[int]:
-    """Give the 200 of the 1,000 ImageNet classes that a set has pictures of, ascending.
+    """Return the 200 of the 1,000 ImageNet classes in a robustness set, ascending.
 
-    The list is timm's, read where timm lies without importing it.
+    The list is read from the files of timm, without importing it.
 
     Raises:
-        ConfigError: without timm.
+        ConfigError: if timm is not installed.
     """
     spec = find_spec("timm")
     name = f"{which.replace('-', '_')}_indices.txt"

@@ -14,7 +14,7 @@ def normalize_pixels(images: Tensor, pixels: PixelConfig) -> Tensor:
 
     Args:
         images: B C H W of the stored type (uint8, uint16 or float32).
-        pixels: range, mean and deviation.
+        pixels: range, mean and std.
 
     Returns:
         B C H W float32 on the same device.
@@ -49,7 +49,7 @@ def require_finite(images: Tensor) -> None:
 
 
 def denormalize_pixels(images: Tensor, pixels: PixelConfig) -> Tensor:
-    """Undo mean and deviation: B C H W normalised float to [0, 1] of the stored range."""
+    """Undo mean and std: B C H W normalised float to [0, 1] of the stored range."""
     std, mean = (
         torch.tensor(values, dtype=images.dtype, device=images.device).view(1, -1, 1, 1)
         for values in (pixels.std, pixels.mean)

@@ -1,4 +1,4 @@
-"""Mean and deviation of each channel over all pixels of many pictures, added up one by one."""
+"""Streaming per-channel mean and std over the pixels of many images."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from mae.data.decoding.strips import row_strips
 
 
 class ChannelSums:
-    """What mean and deviation over every pixel follow from; the pictures need not be kept.
+    """Running sums that give mean and std over every pixel without keeping the images.
 
-    Integers are added as integers, so the result is that of all pixels at once to the last bit.
-    Floats keep mean and squared deviations, merged as Chan, Golub and LeVeque (1983) do, since a
-    sum of squares would lose the deviation of values far from 0.
+    Integers are summed as integers, so the result is bit-identical to one pass over all pixels.
+    Floats keep the mean and the sum of squared deviations, merged as in Chan, Golub and LeVeque
+    (1983), since a plain sum of squares would lose the std of values far from 0.
     """
 
     def __init__(self, channels: int) -> None:
@@ -58,20 +58,20 @@ class ChannelSums:
 
     @property
     def mean(self) -> list[float]:
-        """Mean of each channel, of stored values."""
+        """Mean of each channel, in stored units."""
         if not self._integers:
             return list(map(float, self._mean))
         return [total / self._count for total in self._sums]
 
     @property
     def std(self) -> list[float]:
-        """Standard deviation of each channel, of stored values."""
+        """Std of each channel, in stored units."""
         if not self._integers:
             return list(map(float, np.sqrt(self._deviations / self._count)))
         return _deviations(self._count, self._sums, self._squares)
 
 
 def _deviations(count: int, sums: Sequence[int], squares: Sequence[int]) -> list[float]:
-    # Divided once, at the end: the difference of the two large integers is still exact.
+    # Divide once, at the end: the difference of the two large integers is still exact.
     pairs = zip(sums, squares, strict=True)
     return [((count * square - total**2) / count**2) ** 0.5 for total, square in pairs]

@@ -1,4 +1,4 @@
-"""Pictures that are the same: by what their files hold, or by how they look from afar."""
+"""Find duplicate images by file content and near-duplicates by appearance."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from mae.data.augment.crop import resized_crop
 from mae.data.decoding.strips import row_strips
 
 MOST_APART = 7
-"""Bits of brightness in which two pictures that look alike may differ, of 128."""
+"""Maximum number of the 128 brightness bits in which two look-alike images may differ."""
 
-_GRID = 3  # cells along each side, of three pixels of a picture seen from afar
-_SHADE = 12  # of 255, at most between any two shades of pictures that look alike
-_MARGIN = 0.03  # of its range; smaller steps are as likely noise, and count as none
-_BYTES = 16  # of a look that are bits of brightness
-_BANDS = 8  # of 16 bits: pictures at most 7 bits apart agree in one of them
-_MOST_COMPARED = 64  # pictures after each that agree in a band; a bound on the work
+_GRID = 3  # cells along each side of the reduced image, each 3 x 3 pixels
+_SHADE = 12  # of 255: maximum difference between any two shades of look-alike images
+_MARGIN = 0.03  # fraction of the brightness range; smaller steps may be noise and are ignored
+_BYTES = 16  # of a look that hold brightness bits
+_BANDS = 8  # of 16 bits: images at most 7 bits apart agree in at least one band
+_MOST_COMPARED = 64  # following images with the same band; bounds the work
 
 
 def digest_of(data: bytes | NDArray[Any]) -> bytes:
-    """Digest a file, or pixels with their shape and type, to 16 bytes."""
+    """Hash a file, or pixels with their shape and type, to 16 bytes."""
     if isinstance(data, bytes):
         return hashlib.blake2b(data, digest_size=16).digest()
     digest = hashlib.blake2b(f"{data.shape} {data.dtype.str}".encode(), digest_size=16)
@@ -33,17 +33,17 @@ def digest_of(data: bytes | NDArray[Any]) -> bytes:
 
 
 def look_of(pixels: NDArray[Any]) -> bytes:
-    """Give 124 bytes of H W C pixels that another size or compression hardly changes.
+    """Compute a 124-byte perceptual hash of H W C pixels, robust to resizing and compression.
 
-    Of a picture reduced to 9 x 9, 128 bits say where brightness rises to the right, and where
-    downwards; 81 bytes are its brightness, 27 the first three channels of a 3 x 3 grid.
+    The image is reduced to 9 x 9: 128 bits mark where brightness rises to the right and
+    downwards, 81 bytes are its brightness, 27 the first three channels of a 3 x 3 grid.
     """
     C = pixels.shape[2]
     edge = 3 * _GRID
     small = reduced(pixels, size=(edge, edge)).astype(np.float64)
     if pixels.dtype.kind == "u":
         small *= 255 / np.iinfo(pixels.dtype).max
-    else:  # of floats only the range of the picture itself is known
+    else:  # floats: only the range of the image itself is known
         small = (small - small.min()) * (255 / max(float(np.ptp(small)), 1e-12))
     grey = small.mean(axis=2)
     margin = _MARGIN * np.ptp(grey)
@@ -55,9 +55,9 @@ def look_of(pixels: NDArray[Any]) -> bytes:
 
 
 def reduced(pixels: NDArray[Any], *, size: tuple[int, int]) -> NDArray[Any]:
-    """Resize a whole image H W C to one not larger, each strip first in width, then all in height.
+    """Shrink an image H W C: first the width strip by strip, then the height of the whole.
 
-    That is the order of `resized_crop` as well.
+    `resized_crop` uses the same order.
     """
     strips = list(row_strips(pixels.shape))
     if len(strips) > 1:
@@ -71,7 +71,7 @@ def reduced(pixels: NDArray[Any], *, size: tuple[int, int]) -> NDArray[Any]:
 
 
 def same(digests: Sequence[bytes]) -> list[list[int]]:
-    """Give the positions of equal digests, group by group, in order."""
+    """Group the positions of equal digests, in order."""
     groups: dict[bytes, list[int]] = {}
     for place, digest in enumerate(digests):
         groups.setdefault(digest, []).append(place)
@@ -79,13 +79,13 @@ def same(digests: Sequence[bytes]) -> list[list[int]]:
 
 
 def alike(looks: Sequence[bytes]) -> list[list[int]]:
-    """Give the positions of pictures that look alike, group by group, in order.
+    """Group the positions of images that look alike, in order.
 
-    Two looks are compared only if they agree in one of eight bands of 16 bits, which all do that
-    differ in so few; a chain of pictures each like the next is one group.
+    Two looks are compared only if they agree in one of eight bands of 16 bits; any two that
+    differ in at most `MOST_APART` bits do. A chain of images, each like the next, is one group.
 
     Args:
-        looks: by `look_of`.
+        looks: results of `look_of`.
     """
     if len(looks) < 2:
         return []
@@ -113,7 +113,7 @@ def alike(looks: Sequence[bytes]) -> list[list[int]]:
 def _close_pairs(
     bits: NDArray[np.uint8], shades: NDArray[np.int16], band: NDArray[np.uint16]
 ) -> Iterator[tuple[int, int]]:
-    """Give the pairs that agree in a band and differ little altogether."""
+    """Yield the pairs that agree in a band and differ little overall."""
     order = np.argsort(band, kind="stable")
     keys = band[order]
     for ahead in range(1, min(_MOST_COMPARED, len(order) - 1) + 1):
@@ -121,7 +121,7 @@ def _close_pairs(
         if not len(agreeing):
             return
         first, second = order[agreeing], order[agreeing + ahead]
-        # Counted by unpacking: numpy has a count of bits only from 2.0 on.
+        # Unpack to count bits: np.bitwise_count needs numpy 2.0.
         apart = np.unpackbits(bits[first] ^ bits[second], axis=1).sum(axis=1)
         between = np.abs(shades[first] - shades[second]).max(axis=1)
         near = (apart <= MOST_APART) & (between <= _SHADE)

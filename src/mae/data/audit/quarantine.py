@@ -1,4 +1,4 @@
-"""Broken picture files set aside: by rename, by the same relative path, never over another file."""
+"""Move broken image files to a quarantine folder without overwriting."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from mae.errors import ConfigError
 
 
 class Moved(NamedTuple):
-    """What became of files that were to be set aside."""
+    """Result of moving files to quarantine."""
 
     moved: list[str]
     left: dict[str, str]
-    """Why a file is where it was, by its name."""
+    """Reason why a file was not moved, by name."""
 
 
 def require_place(root: Path, place: Path) -> None:
-    """Refuse a place that files of a folder cannot be set aside to, before anything is done.
+    """Check, before any file moves, that files of `root` can be moved to `place`.
 
     Raises:
-        ConfigError: if it lies in the folder, or the other way round, on another disk, or is a
+        ConfigError: if one folder contains the other, `place` is on another disk, or it is a
             file.
     """
     there, here = place.resolve(), root.resolve()
@@ -42,15 +42,15 @@ def require_place(root: Path, place: Path) -> None:
 
 
 def set_aside(root: Path, names: Sequence[str], place: Path) -> Moved:
-    """Move files out of a folder.
+    """Move files out of a folder by rename, keeping their relative paths.
 
-    What lies behind a link out of the folder, a folder that is not empty, and whatever is there
-    already are left where they are.
+    Files behind a link that leads out of the folder, folders that are not empty, and files whose
+    target already exists are not moved.
 
     Args:
         root: the folder.
         names: paths relative to it.
-        place: another folder, by `require_place`; made if need be.
+        place: target folder that passed `require_place`; created if missing.
     """
     result, here = Moved([], {}), root.resolve()
     for name in names:

@@ -1,4 +1,4 @@
-"""What is found in pictures that are looked at one by one: facts, sums, and why some are broken."""
+"""Collect audit findings of a source: formats, sizes, statistics and broken images."""
 
 from __future__ import annotations
 
@@ -17,51 +17,51 @@ from mae.data.decoding.decode import BadPicture, PixelKind, UnfitPicture, decode
 from mae.data.decoding.header import Facts, asked_channels, pixel_dtype, read_facts
 from mae.data.sources.source import Source
 
-_FLAT = 0.05  # of the deviation of all pixels; a picture below it is nearly constant
-_GONE = (errno.ENOENT, errno.ELOOP)  # what a link to nothing, or in a circle, says
+_FLAT = 0.05  # fraction of the std of all pixels; an image below it is nearly constant
+_GONE = (errno.ENOENT, errno.ELOOP)  # errors of a dangling or circular link
 
 
 class Fault(NamedTuple):
-    """A picture that could not be used."""
+    """An image that could not be used."""
 
     id: int
     name: str
     reason: str
     broken: bool
-    """Whether the file itself is to blame: not the kind of the others, a library, or the disk."""
+    """Whether the file itself is damaged, as opposed to a kind mismatch, a library or the disk."""
 
     @property
     def sort(self) -> str:
-        """The reason without its particulars."""
+        """The type of fault: the reason without its details."""
         return self.reason.partition(" (")[0]
 
 
 @dataclass(kw_only=True, slots=True)
 class Findings:
-    """What the pictures looked at so far are.
+    """Findings on the images audited so far.
 
-    Lists of the readable ones go together: place by place they speak of the same picture.
+    The lists of readable images are parallel: equal positions refer to the same image.
     """
 
     source: Source
     kind: PixelKind | None
-    """What a run decodes to; None where the pictures have no kind in common."""
+    """Kind that a run decodes to; None if the images have no common kind."""
     sums: ChannelSums | None = None
     ids: list[int] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
-    """Height and width, upright."""
+    """Height and width after the EXIF orientation."""
     digests: list[bytes] = field(default_factory=list)
     looks: list[bytes] = field(default_factory=list)
     deviations: list[float] = field(default_factory=list)
-    """Largest deviation of a channel, of the whole range or of all pixels' deviation."""
+    """Largest std over the channels of each image, in stored units."""
     formats: Counter[str] = field(default_factory=Counter)
     kinds: Counter[PixelKind] = field(default_factory=Counter)
-    """As stored."""
+    """Kinds as stored, before conversion."""
     left_out: Counter[str] = field(default_factory=Counter)
-    """What files hold and nobody reads."""
+    """Content of files that is never read."""
     faults: list[Fault] = field(default_factory=list)
     warned: dict[int, str] = field(default_factory=dict)
-    """What is wrong with the files of readable ones, by id."""
+    """Damage in the files of readable images, by id."""
     bytes: int = 0
 
     def __post_init__(self) -> None:
@@ -69,10 +69,10 @@ class Findings:
             self.sums = ChannelSums(self.kind.channels)
 
     def look_at(self, index: int) -> NDArray[Any] | None:
-        """Read and decode a picture and note what it is.
+        """Read and decode an image and record its properties.
 
         Returns:
-            Its pixels H W C, as a run would see them; None if it cannot be used.
+            Its pixels H W C, as a run would decode them; None if it cannot be used.
         """
         try:
             data = self.source.read(index)
@@ -108,30 +108,31 @@ class Findings:
         self.faults.append(Fault(index, self.source.name(index), str(error), broken))
 
     def warnings(self) -> list[Fault]:
-        """Give the readable images whose files are damaged."""
+        """Return the readable images whose files are damaged."""
         name = self.source.name
         return [Fault(i, name(i), text, broken=False) for i, text in self.warned.items()]
 
     @property
     def names(self) -> list[str]:
-        """Names of the readable ones."""
+        """Names of the readable images."""
         return [self.source.name(index) for index in self.ids]
 
     def nearly_constant(self) -> list[int]:
-        """Give the places of pictures that vary less than a twentieth of what all pixels do."""
+        """Return the positions of images whose std is at most 5 % of that of all pixels."""
         if self.sums is None or not self.ids:
             return []
         limit = _FLAT * max(self.sums.std)
         return [place for place, own in enumerate(self.deviations) if own <= limit]
 
     def copies(self) -> list[list[int]]:
-        """Give the places of pictures of the same bytes, group by group."""
+        """Group the positions of byte-identical images."""
         return same(self.digests)
 
     def look_alikes(self) -> list[list[int]]:
-        """Give the places of pictures that look alike without being copies, group by group.
+        """Group the positions of images that look alike without being copies.
 
-        Of copies the first stands for all; nearly constant ones all look alike, and are left out.
+        Of each group of copies only the first is compared. Nearly constant images all look alike
+        and are left out.
         """
         left_out = set(self.nearly_constant())
         left_out.update(place for group in self.copies() for place in group[1:])

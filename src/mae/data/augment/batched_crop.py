@@ -1,4 +1,4 @@
-"""Crops of a batch of equal-size pictures all at once, by weights of each picture's own."""
+"""Batched bicubic resized crops of equal-size uint8 images."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _UNIT = 2**15  # weights are multiples of 1 / _UNIT
-# Values of the pictures taken at a time: between two passes they stay in a core's cache, and small
-# blocks are taken from the heap, where larger ones are mapped anew each time, page by page.
+# Image values processed at a time: few enough to stay in a core's cache between the two passes, and
+# for the allocator to use the heap instead of mapping fresh pages each time.
 _AT_A_TIME = 2**17
 
 
 class Taps(NamedTuple):
-    """Which stored pixels of a line make each wanted pixel, and how much of each."""
+    """Source pixels and weights of each output pixel along one axis."""
 
     places: Tensor
-    """B wanted t, int64; a place that counts nothing lies in the box as well."""
+    """B wanted t, int64; places of weight 0 lie in the box as well."""
     weights: Tensor
     """B wanted t, float32 multiples of 2^-15 that sum to one."""
 
     def some(self, which: slice, device: torch.device) -> Taps:
-        """Give those of some pictures, on a device."""
+        """Return the taps of a slice of images, on a device."""
         return Taps(*(value[which].to(device) for value in self))
 
 
@@ -37,11 +37,11 @@ def resized_crops(
     size: tuple[int, int],
     flips: NDArray[np.bool_],
 ) -> NDArray[np.uint8]:
-    """Cut a box out of each of many equal-size pictures, resize it and mirror some.
+    """Crop a box from each of a batch of equal-size images, resize it and mirror some.
 
-    Each picture has weights of its own, horizontal pass first. They are multiples of 2^-15 that
-    sum to one and each pass is rounded to uint8, so every partial sum is exact in float32 (24
-    bits) and the result is the same on any machine, device and number of threads.
+    Each image has its own weights; the horizontal pass comes first. Weights are multiples of
+    2^-15 that sum to one and each pass is rounded to uint8, so every partial sum is exact in
+    float32 (24 bits) and the result is the same on any machine, device and number of threads.
 
     Args:
         pictures: B H W C.
@@ -63,25 +63,25 @@ def resized_crops(
 def crops_on_device(
     pictures: Tensor, boxes: NDArray[np.int64], *, size: tuple[int, int], flips: NDArray[np.bool_]
 ) -> Tensor:
-    """Do the same with pictures on any device, where the results stay; B H W C and B h w C."""
+    """Run `resized_crops` on a tensor of any device: B H W C to B h w C on that device."""
     (B, H, W, C), device = pictures.shape, pictures.device
     crops = torch.empty(B, *size, C, dtype=torch.uint8, device=device)
     count = max(1, _AT_A_TIME // (max(H, size[0]) * max(W, size[1]) * C))
-    before = np.arange(B) % count  # pictures whose lines come first among those taken at a time
+    before = np.arange(B) % count  # position of each image among those processed at a time
     columns = bicubic_taps(boxes[:, 1] + before * W, boxes[:, 3], wanted=size[1], flips=flips)
     rows = bicubic_taps(boxes[:, 0] + before * H, boxes[:, 2], wanted=size[0])
     for start in range(0, B, count):
         some = slice(start, start + count)
         resized = _resized(pictures[some], rows.some(some, device), columns.some(some, device))
-        crops[some] = resized.short()  # torch turns floats into bytes three times as slowly
+        crops[some] = resized.short()  # torch converts floats to uint8 three times as slowly
     return crops
 
 
 def _resized(pictures: Tensor, rows: Taps, columns: Taps) -> Tensor:
-    """Resize some pictures; B h w C float32 from 0 to 255, of which the whole part counts."""
+    """Resize images: B h w C float32 in [0, 255], to be truncated to integers."""
     B, H, W, C = pictures.shape
     h, w = rows.places.shape[1], columns.places.shape[1]
-    # What is weighted are long lines of memory, so the axis of each pass comes to the front.
+    # The weighted sums run over long contiguous lines, so each pass moves its axis to the front.
     lines = pictures.view(B, H, W * C).float().transpose(1, 2).reshape(B, W, C * H)
     passed = _pass(lines, columns).floor_()  # B w C*H
     lines = passed.view(B, w * C, H).transpose(1, 2).reshape(B, H, w * C)
@@ -89,9 +89,10 @@ def _resized(pictures: Tensor, rows: Taps, columns: Taps) -> Tensor:
 
 
 def _pass(lines: Tensor, taps: Taps) -> Tensor:
-    """Weigh lines B stored n to B wanted n; add a half, to round half up as Pillow, and clamp.
+    """Compute weighted sums of lines, B stored n to B wanted n; add 0.5 and clamp.
 
-    The places of the taps are those among the lines of all B.
+    Truncating the result then rounds half up, as Pillow does. The places of the taps index the
+    lines of all B images.
     """
     B, stored, n = lines.shape
     places, weights = (value.flatten(0, 1) for value in taps)
@@ -108,18 +109,18 @@ def bicubic_taps(
     wanted: int,
     flips: NDArray[np.bool_] | None = None,
 ) -> Taps:
-    """Give the taps of a box, as Pillow chooses them.
+    """Compute the bicubic taps of each box along one axis, as Pillow does.
 
-    Its kernel is cubic convolution with a = -0.5, stretched where it shrinks, cut at the ends of
+    The kernel is cubic convolution with a = -0.5, widened when it downsamples, cut at the ends of
     the box and normalised.
 
     Args:
         starts: B, first pixel of the box.
         lengths: B, pixels of the box.
         wanted: pixels of the result.
-        flips: B, True where the result is turned round.
+        flips: B, True where the result is reversed.
     """
-    sorts, sort = np.unique(lengths, return_inverse=True)  # few in a batch of small pictures
+    sorts, sort = np.unique(lengths, return_inverse=True)  # few in a batch of small images
     step = (sorts / wanted)[:, None]  # sorts 1
     stretch = np.maximum(step, 1)
     centres = (np.arange(wanted) + 0.5) * step  # sorts wanted, from the start of the box
@@ -129,7 +130,7 @@ def bicubic_taps(
     near, far = (1.5 * x - 2.5) * x * x + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2
     weights = np.where(x < 1, near, far) * (taps < sorts[:, None, None])
     units = np.rint(weights * (_UNIT / weights.sum(axis=-1, keepdims=True)))
-    # The pixel under the centre, the heaviest, takes what rounding left over.
+    # The pixel under the centre, which has the largest weight, absorbs the rounding error.
     line, place = np.ogrid[: len(sorts), :wanted]
     heaviest = (np.floor(centres) - first).astype(np.int64)
     units[line, place, heaviest] += _UNIT - units.sum(axis=-1)

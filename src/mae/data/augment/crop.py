@@ -1,8 +1,8 @@
-"""Where a picture is cut and how the cut is resized: pure functions of given draws.
+"""Crop boxes and bicubic resized crops as pure functions of given draws.
 
 Every crop equals Pillow's `crop(box).resize(size, BICUBIC)`, horizontal pass first, to 50 dB or
-better: one picture of any size and type through torch's antialiased bicubic kernel here, which
-keeps uint8; a batch of equal-size uint8 pictures in `weighted`.
+better. This module crops one image of any size and type with torch's antialiased bicubic kernel,
+which supports uint8; `batched_crop` crops a batch of equal-size uint8 images.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from torch.nn import functional as F
 from mae.config.model import published_crop_pct
 
 Box = Sequence[int] | NDArray[np.int64]
-"""Top, left, height and width in pixels, inside the picture."""
+"""Top, left, height and width in pixels, inside the image."""
 
 _ATTEMPTS = 10
 _BICUBIC = Image.Resampling.BICUBIC
-_MOST_WASTE = 4  # resized pixels for each that is kept; photographs have 1.3 to 2.5
+_MOST_WASTE = 4  # resized pixels per pixel kept; photographs have 1.3 to 2.5
 CROP_DRAWS = 2 * _ATTEMPTS + 2
-"""Uniform draws a crop needs: area and ratio of each attempt, then top and left."""
+"""Uniform draws per crop: area and ratio of each attempt, then top and left."""
 
 
 def crop_boxes(
@@ -38,7 +38,7 @@ def crop_boxes(
     ratio: tuple[float, float],
     clip: bool = False,
 ) -> NDArray[np.int64]:
-    """Choose a random crop of each picture, the box of `random_box` bit for bit.
+    """Choose a random crop of each image; the boxes are bit-identical to those of `random_box`.
 
     Args:
         heights: B, pixels.
@@ -55,12 +55,12 @@ def crop_boxes(
         return np.stack([np.zeros_like(heights)] * 2 + [heights, widths], axis=1)
     boxes = np.empty((len(draws), 4), dtype=np.int64)
     low, high = math.log(ratio[0]), math.log(ratio[1])
-    rest = np.arange(len(draws))  # what has no box yet
+    rest = np.arange(len(draws))  # indices without a box yet
     for attempt in range(_ATTEMPTS):
         H, W, drawn = heights[rest], widths[rest], draws[rest].astype(np.float64)
         area = H * W * (scale[0] + drawn[:, attempt] * (scale[1] - scale[0]))
         exponent = low + drawn[:, _ATTEMPTS + attempt] * (high - low)
-        aspect = np.array([math.exp(x) for x in exponent.tolist()])  # numpy's differs in a bit
+        aspect = np.array([math.exp(x) for x in exponent.tolist()])  # np.exp differs in the last bit
         w, h = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
         if clip:
             w, h = np.clip(w, 1, W), np.clip(h, 1, H)
@@ -87,12 +87,12 @@ def random_box(
 ) -> tuple[int, int, int, int]:
     """Choose a random crop, as torchvision's RandomResizedCrop does.
 
-    Ten attempts draw an area and a ratio of the sides (uniform in its logarithm); the first that
-    fits is placed at random. Where none fits, the largest centred crop of an allowed ratio is
-    taken. A scale of (1, 1) keeps the whole picture, whatever its shape.
+    Ten attempts draw an area and an aspect ratio (uniform in its logarithm); the first that fits
+    is placed at random. If none fits, the largest centred crop of an allowed ratio is used. A
+    scale of (1, 1) keeps the whole image, whatever its shape.
 
-    Plain numbers, not arrays: a photograph is read alone, and numpy takes ten times as long for
-    one (measured).
+    It uses plain numbers instead of arrays: photographs are cropped one at a time, and numpy
+    takes ten times as long for one (measured).
 
     Args:
         height: pixels.
@@ -100,9 +100,9 @@ def random_box(
         draws: CROP_DRAWS, uniform in [0, 1).
         scale: smallest and largest share of the area.
         ratio: smallest and largest width over height.
-        clip: cut the first draw to the sides of the image instead of drawing again, as the
-            published linear probe does (util/crop.py). Its crops are larger: of an image of
-            375 x 500 and a scale of 0.08 to 1, 52.0 % of the area on average, not 43.5 %.
+        clip: clip the first draw to the sides of the image instead of drawing again, as the
+            published linear probe does (util/crop.py). Its crops are larger: 52.0 % of the area
+            on average instead of 43.5 %, for a 375 x 500 image and a scale of 0.08 to 1.
 
     Returns:
         Top, left, height, width.
@@ -126,14 +126,14 @@ def random_box(
 def central_pixels_box(
     height: int, width: int, *, size: tuple[int, int]
 ) -> tuple[int, int, int, int]:
-    """Choose the centre of a picture, pixel for pixel: what was already cut is not resized again.
+    """Choose the centre of an image without resizing it, for images that are already cropped.
 
-    Of a picture smaller than the size, the largest centred part of its shape is enlarged.
+    If an image is smaller than `size`, its largest centred box of that shape is chosen instead.
 
     Args:
         height: pixels.
         width: pixels.
-        size: height and width the part will have.
+        size: height and width of the result.
 
     Returns:
         Top, left, height, width.
@@ -146,17 +146,17 @@ def central_pixels_box(
 def evaluation_view(
     picture: NDArray[Any], *, size: tuple[int, int], crop_pct: float | None = None
 ) -> NDArray[Any]:
-    """Show an image undisturbed: resize its short side, then cut out the centre.
+    """Resize the short side of an image, then crop the centre.
 
     Equal to torchvision's `Resize(int(edge / crop_pct), BICUBIC)` and `CenterCrop(edge)` on a
     Pillow image to 60 dB or better (69 to 80 dB on photographs, no value more than 2 apart).
-    Where height and width differ, the image is resized as little as lets both sides cover
+    If `size` is not square, the image is resized just enough for both sides to cover
     `int(side / crop_pct)`. A smaller image is enlarged.
 
     Args:
         picture: H W C; uint8, uint16 or float32.
         size: height and width of the result.
-        crop_pct: fraction of the resized image that is kept; none: as published for the size.
+        crop_pct: fraction of each resized side that is kept; None: as published for `size`.
 
     Returns:
         h w C of the same type, contiguous, never a view.
@@ -176,9 +176,9 @@ def evaluation_view(
 def _resized_sides(
     height: int, width: int, *, size: tuple[int, int], crop_pct: float
 ) -> tuple[int, int]:
-    """Give height and width of the whole resized image, rounded as torchvision rounds them."""
+    """Return height and width of the whole resized image, rounded as torchvision rounds them."""
     h, w = int(size[0] / crop_pct), int(size[1] / crop_pct)
-    if h * width >= w * height:  # the height takes the larger factor
+    if h * width >= w * height:  # the height needs the larger factor
         return h, int(h * width / height)
     return int(w * height / width), w
 
@@ -190,9 +190,9 @@ def _resized_middle(
     resized: tuple[int, int],
     size: tuple[int, int],
 ) -> NDArray[Any]:
-    """Resize only the part of a long image that is cut out, by Pillow's box of fractions.
+    """Resize only the cropped part of an elongated image, using Pillow's fractional box.
 
-    The whole of 1 x 65,535 pixels, its height resized to 256, would be 4.3 billion pixels.
+    An image of 1 x 65,535 pixels, resized whole to a height of 256, would have 4.3 billion.
     """
     sides = zip(picture.shape[:2], resized, corner, size, strict=True)
     (y, top, bottom), (x, left, right) = (_taken_part(*side) for side in sides)
@@ -200,7 +200,7 @@ def _resized_middle(
     part = part.astype(np.float32) if part.dtype == np.uint16 else part
     for channel in range(part.shape[2]):
         plane = Image.fromarray(np.ascontiguousarray(part[..., channel]))
-        # One pass a call, horizontal first: in one call Pillow chooses the order by its cost.
+        # One pass per call, horizontal first: in a single call Pillow chooses the order by cost.
         plane = plane.resize((w, plane.height), _BICUBIC, box=(left, 0, right, plane.height))
         planes.append(np.asarray(plane.resize(size[::-1], _BICUBIC, box=(0, top, w, bottom))))
     middle = np.stack(planes, axis=-1)
@@ -208,15 +208,15 @@ def _resized_middle(
 
 
 def _taken_part(stored: int, resized: int, start: int, count: int) -> tuple[slice, float, float]:
-    """Give the stored pixels that `count` resized ones are made of, and their box among these."""
+    """Return the stored pixels that `count` resized ones depend on, and the box within them."""
     low, high = start * stored / resized, (start + count) * stored / resized
-    reach = 2 * max(1.0, stored / resized) + 1  # of the bicubic kernel, and one to spare
+    reach = 2 * max(1.0, stored / resized) + 1  # of the bicubic kernel, plus one
     first, last = max(0, math.floor(low - reach)), min(stored, math.ceil(high + reach))
     return slice(first, last), low - first, high - first
 
 
 def central_pixels(picture: NDArray[Any], *, size: tuple[int, int]) -> NDArray[Any]:
-    """Show the centre of an image pixel for pixel, see `central_pixels_box`."""
+    """Crop the centre of an image, see `central_pixels_box`."""
     box = central_pixels_box(*picture.shape[:2], size=size)
     return resized_crop(picture, box, size=size)
 
@@ -224,7 +224,7 @@ def central_pixels(picture: NDArray[Any], *, size: tuple[int, int]) -> NDArray[A
 def resized_crop(
     picture: NDArray[Any], box: Box, *, size: tuple[int, int], flip: bool = False
 ) -> NDArray[Any]:
-    """Cut a box out of a picture and resize it; nothing outside the box is seen.
+    """Crop a box from an image and resize it; pixels outside the box have no influence.
 
     Args:
         picture: H W C; uint8, uint16 or float32.
@@ -240,11 +240,11 @@ def resized_crop(
     if crop.dtype == np.uint16:
         wide = resized_crop(crop.astype(np.float32), (0, 0, height, width), size=size, flip=flip)
         return _as_uint16(wide)
-    if not (crop.flags.c_contiguous and crop.flags.writeable):  # torch takes no other memory
+    if not (crop.flags.c_contiguous and crop.flags.writeable):  # torch requires it
         crop = crop.copy()
     pixels = torch.from_numpy(crop)
-    # The axis of the batch comes first of all: torch knows HWC memory, which it resizes three times
-    # as fast and mirrors fifteen times, only by a stride of the batch that spans a picture.
+    # Add the batch axis first: torch recognises channels-last memory, which it resizes three times
+    # and mirrors fifteen times as fast, only if the batch stride spans a whole image.
     planes = pixels[None].permute(0, 3, 1, 2)  # 1 C h w
     if (height, width) != size:
         planes = _resize(planes, size)
@@ -262,6 +262,6 @@ def _as_uint16(values: NDArray[Any]) -> NDArray[Any]:
 def _resize(planes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     if planes.dtype == torch.uint8 and planes.shape[1] <= 4:
         return F.interpolate(planes, size=size, mode="bicubic", antialias=True)
-    # torch 2.14 garbles other results that are one pixel wide in HWC memory.
+    # torch 2.14 garbles other results that are one pixel wide in channels-last memory.
     apart = planes.contiguous().transpose(0, 1)
     return F.interpolate(apart, size=size, mode="bicubic", antialias=True).transpose(0, 1)

@@ -1,4 +1,4 @@
-"""From the file of a picture to the random crops of it that a batch shows."""
+"""Decode an image file once and cut its random crops."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mae.config.run import AugmentConfig
 from mae.data.augment.crop import Box, random_box, resized_crop
 from mae.data.decoding.decode import PixelKind, decode, jpeg_head, say_nothing
 
-_SCALES = (8, 4, 2)  # a JPEG's blocks of 8 x 8 decode to 1, 2 and 4 pixels each way as well
+_SCALES = (8, 4, 2)  # JPEG blocks of 8 x 8 can also be decoded to 1, 2 or 4 pixels per side
 
 
 def random_crops(
@@ -25,10 +25,10 @@ def random_crops(
     augment: AugmentConfig,
     warn: Callable[[str], None] = say_nothing,
 ) -> list[NDArray[Any]]:
-    """Decode a picture once and cut as many crops out of it as there are draws.
+    """Decode an image once and cut one crop per row of draws.
 
-    With `scaled_decode`, a JPEG is decoded at the smallest scale at which no crop has to be
-    enlarged, and the boxes are moved onto whole pixels of that scale.
+    With `scaled_decode`, a JPEG is decoded at the smallest scale at which no crop is upsampled, and
+    the boxes are rounded to whole pixels of that scale.
 
     Args:
         data: an encoded file, or pixels H W or H W C.
@@ -36,13 +36,13 @@ def random_crops(
         flips: V, True where the crop is mirrored.
         kind: type and channels of the crops.
         size: height and width of the crops.
-        augment: how large a crop is.
+        augment: scale and ratio of the crops.
         warn: see `decode`.
 
     Returns:
         V arrays h w C.
     Raises:
-        BadPicture: with the reason, for what cannot be read.
+        BadPicture: with the reason, if the image cannot be read.
     """
 
     def boxes_in(height: int, width: int) -> list[Box]:
@@ -59,11 +59,11 @@ def random_crops(
         shrink, whole = 1, None
     else:
         whole = head.height, head.width
-        # Turned, an edge of fewer pixels than the scale comes first and would shift all others.
+        # Once rotated, an incomplete block would come first and shift all other pixels.
         divided = whole if head.turned else (0, 0)
         shrink = crop_scale(boxes_in(*whole), size=size, divided=divided)
     pixels = decode(data, kind=kind, shrink=shrink, warn=warn)
-    if whole is None or pixels.shape[:2] == whole:  # a few JPEGs decode in one size only
+    if whole is None or pixels.shape[:2] == whole:  # a few JPEGs decode at full size only
         boxes = boxes_in(pixels.shape[0], pixels.shape[1])
     else:
         boxes = [tuple(side // shrink for side in box) for box in boxes_in(*whole)]
@@ -74,12 +74,12 @@ def random_crops(
 def crop_scale(
     boxes: Sequence[Box], *, size: tuple[int, int], divided: tuple[int, int] = (0, 0)
 ) -> int:
-    """Give the most, of 8, 4, 2 and 1, that a picture can be shrunk by with no box below the size.
+    """Return the largest factor of 8, 4, 2 and 1 that shrinks no box below `size`.
 
     Args:
         boxes: of every view.
         size: height and width of the crops.
-        divided: sides that it has to divide.
+        divided: sides that the factor must divide.
     """
     room = min(side // wanted for box in boxes for side, wanted in zip(box[2:], size, strict=True))
     fits = (scale for scale in _SCALES if scale <= room and not any(s % scale for s in divided))

@@ -1,7 +1,8 @@
-"""Mixup, CutMix and smoothed labels over a whole batch: pure functions of (seed, step).
+"""Batch-wise mixup, CutMix and label smoothing as pure functions of (seed, step).
 
-One share and one box a batch, partners from the batch turned round, the share corrected for the
-box, as timm's batch mode. A batch is mixed before it is split, so micro-batches change nothing.
+As in timm's batch mode, a batch has one fraction and one box, each image is mixed with its partner
+in the reversed batch, and the fraction is corrected for the clipped box. A batch is mixed before
+it is split, so the result does not depend on micro-batches.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ class Mixing(NamedTuple):
     """How a batch is mixed."""
 
     share: float
-    """What is left of each picture, and of its label; 1: nothing is mixed."""
+    """Fraction kept of each image and of its label; 1: nothing is mixed."""
     box: tuple[int, int, int, int] | None
-    """Top, bottom, left, right of what comes from the partner; None: pixels are averaged."""
+    """Top, bottom, left, right of the partner's part; None: pixels are averaged."""
 
 
 def mixing(config: MixConfig, *, seed: int, step: int, size: tuple[int, int]) -> Mixing:
     """Draw how the batch of a step is mixed.
 
     Args:
-        config: what is drawn from.
+        config: probabilities and parameters of the draws.
         seed: key of the run.
         step: number of the batch.
-        size: height and width of the pictures.
+        size: height and width of the images.
 
     Source: timm's Mixup with mode "batch"; mixup (Zhang et al. 2018), CutMix (Yun et al. 2019).
     """
@@ -47,12 +48,12 @@ def mixing(config: MixConfig, *, seed: int, step: int, size: tuple[int, int]) ->
 
 
 def cut_box(share: float, *, size: tuple[int, int], centre: tuple[float, float]) -> Mixing:
-    """Give the box of CutMix and the share of the picture that it really leaves.
+    """Compute the box of CutMix and the fraction of the image outside it, after clipping.
 
     Args:
-        share: of the picture that is to be left.
+        share: fraction of the image to keep.
         size: height and width.
-        centre: of the box, as shares of the two; what lies outside the picture is cut off.
+        centre: of the box, as fractions of height and width; the box is clipped to the image.
     """
     ends = []
     for edge, at in zip(size, centre, strict=True):
@@ -64,7 +65,7 @@ def cut_box(share: float, *, size: tuple[int, int], centre: tuple[float, float])
 
 
 def mixed_images(images: Tensor, how: Mixing) -> Tensor:
-    """Mix every picture with its partner, the batch turned round: B C H W float to the same."""
+    """Mix every image with its partner in the reversed batch: B C H W float to the same."""
     if how.share == 1:
         return images
     if how.box is None:
@@ -76,6 +77,6 @@ def mixed_images(images: Tensor, how: Mixing) -> Tensor:
 
 
 def soft_targets(labels: Tensor, how: Mixing, *, num_classes: int, smoothing: float) -> Tensor:
-    """Give the share of each class: B int64 to B num_classes float32, smoothed, then mixed."""
+    """Return class probabilities, smoothed, then mixed: B int64 to B num_classes float32."""
     own = F.one_hot(labels, num_classes).float() * (1 - smoothing) + smoothing / num_classes
     return own * how.share + own.flip(0) * (1 - how.share)

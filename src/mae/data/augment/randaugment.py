@@ -1,6 +1,7 @@
-"""RandAugment (Cubuk et al. 2020) as timm has it, of each picture a function of (seed, epoch, id).
+"""RandAugment (Cubuk et al. 2020) by timm, deterministic in (seed, epoch, id).
 
-timm draws from the two global generators; they are seeded for each picture and restored.
+timm draws from the global generators of `random` and numpy; both are seeded for each image and
+restored afterwards.
 """
 
 from __future__ import annotations
@@ -23,24 +24,24 @@ from mae.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# timm passes over what it does not understand, so that a typing error would go unseen.
+# timm ignores terms it does not know, so a typing error would go unnoticed.
 _POLICY = re.compile(r"rand(-(m|n|mmax|inc)\d+|-(mstd|p)\d+(\.\d+)?)*")
 
 
 class Policy(NamedTuple):
-    """What is done to pictures."""
+    """A RandAugment policy and its fill colour."""
 
     text: str
-    """In timm's terms, as in rand-m9-mstd0.5-inc1."""
+    """In timm's syntax, such as rand-m9-mstd0.5-inc1."""
     mean: tuple[float, ...]
-    """Of each channel, 0 to 1: what is filled in where a picture is moved away."""
+    """Fill value of each channel, 0 to 1, for pixels outside a transformed image."""
 
 
 def require_policy(policy: Policy, kind: PixelKind) -> None:
-    """Refuse a policy that timm does not have, or pictures that it cannot be applied to.
+    """Check that timm knows a policy and can apply it to images of a kind.
 
     Raises:
-        ConfigError: in one line.
+        ConfigError: if it does not, with a message of one line.
     """
     if kind.dtype != "uint8" or kind.channels not in (1, 3):
         raise ConfigError(
@@ -66,7 +67,7 @@ def augmented(
     seed: int,
     epoch: int,
 ) -> NDArray[np.uint8]:
-    """Change each picture by operations of its own: B H W C to the same, a copy."""
+    """Apply separately drawn operations to each image: B H W C to a copy of the same shape."""
     transform = _transform(policy, images.shape[1:3])
     changed = np.empty_like(images)
     with _generators_kept():
@@ -102,9 +103,9 @@ def _transform(policy: Policy, size: tuple[int, int]) -> Callable[[Any], Any]:
 def _posterized(
     posterize: Callable[..., Image.Image], picture: Image.Image, bits: int, **settings: object
 ) -> Image.Image:
-    """Posterize as timm does, which at the highest magnitude leaves no bits.
+    """Posterize as timm does, which keeps 0 bits at the highest magnitude.
 
-    Newer versions of Pillow refuse that; the picture is black, as it was in older ones.
+    Newer versions of Pillow refuse 0 bits; the result is black, as in older versions.
     """
     if bits > 0:
         return posterize(picture, bits, **settings)

@@ -1,7 +1,7 @@
-"""Random erasing: a rectangle of some pictures becomes noise; a function of (seed, epoch, id).
+"""Random erasing (Zhong et al. 2020), deterministic in (seed, epoch, id).
 
-Source: Zhong et al. 2020, as timm's mode "pixel": N(0, 1) after normalisation, one rectangle of 2
-to 33 % of the area.
+As in timm's mode "pixel", one rectangle of 2 to 33 % of the area is filled with N(0, 1) noise after
+normalisation.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from mae.data.sampling.draws import Stream, generator, uniform
 
 _ATTEMPTS = 10
 _AREA, _RATIO = (0.02, 1 / 3), (0.3, 1 / 0.3)
-_DRAWS = 2 * _ATTEMPTS + 3  # area and ratio of each attempt; whether at all, top, left
+_DRAWS = 2 * _ATTEMPTS + 3  # area and ratio of each attempt; whether to erase, top, left
 
 
 def erase_boxes(
     ids: NDArray[np.int64], *, seed: int, epoch: int, rate: float, size: tuple[int, int]
 ) -> list[tuple[int, int, int, int] | None]:
-    """Choose what is erased of each picture.
+    """Choose the rectangle to erase from each image.
 
     Args:
         ids: B.
         seed: key of the run.
         epoch: pass over the data.
-        rate: probability that a picture is erased at all.
+        rate: probability that an image is erased.
         size: height and width.
 
     Returns:
-        B: top, left, height, width; None where nothing is, or no attempt of ten fits.
+        B: top, left, height, width; None if nothing is erased or none of ten attempts fits.
     """
     draws = uniform(seed, epoch, ids, stream=Stream.ERASE, count=_DRAWS).astype(np.float64)
     H, W = size
@@ -54,9 +54,9 @@ def erase_boxes(
 
 
 def erased(images: Tensor, ids: NDArray[np.int64], *, seed: int, epoch: int, rate: float) -> Tensor:
-    """Erase a rectangle of some pictures: B C H W float, normalised, to the same.
+    """Erase a rectangle from some images: B C H W float, normalised, to the same shape.
 
-    Arguments are those of `erase_boxes`.
+    See `erase_boxes` for the arguments.
     """
     C, H, W = images.shape[1:]
     images = images.clone()

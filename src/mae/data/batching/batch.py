@@ -1,4 +1,4 @@
-"""Whole batches as a pure function of (source, seed, step)."""
+"""Build training batches as a pure function of (source, seed, step)."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from mae.errors import DataError
 
 
 class View(Protocol):
-    """Makes what a network is shown of an image in evaluation."""
+    """A function that makes the evaluation view of an image."""
 
     def __call__(self, picture: NDArray[Any], *, size: tuple[int, int]) -> NDArray[Any]:
-        """Return h w C of H W C, of the same type."""
+        """Return the view h w C of an image H W C, of the same type."""
 
 
-_REPLACEMENTS = 100  # pictures tried in place of a broken one
-_SMALL = 32  # pixels; larger pictures are cropped faster one by one (measured, 3 channels)
+_REPLACEMENTS = 100  # candidates tried in place of a broken image
+_SMALL = 32  # pixels; larger images are cropped faster one by one (measured, 3 channels)
 
 
 class Bad(NamedTuple):
-    """A picture that could not be read."""
+    """An image that could not be read."""
 
     id: int
     name: str
@@ -47,15 +47,15 @@ class Bad(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What is found in the files of a batch while it is made."""
+    """Damage found in the files of a batch while it is made."""
 
     bad: list[Bad]
     warned: list[Bad]
-    """Read all the same; the reason is what is wrong with the file."""
+    """Images that were read although their file is damaged as the reason says."""
 
 
 class Batch(NamedTuple):
-    """The pictures of one step, before the device."""
+    """The images of one step, before they move to the device."""
 
     images: Tensor
     """B C H W of the stored type."""
@@ -64,23 +64,23 @@ class Batch(NamedTuple):
     ids: Tensor
     """B int64 sample ids, the keys of every draw."""
     labels: Tensor
-    """B int64, of the pictures shown; -1 where there is none."""
+    """B int64, of the images shown; -1 for none."""
     bad: tuple[Bad, ...] = ()
-    """Pictures found broken while making this batch; others stand in for them."""
+    """Images found broken while making this batch, which other images replace."""
     drops: Tensor | None = None
     """B 2*depth float32 in [0, 1): the only randomness of stochastic depth."""
     targets: Tensor | None = None
-    """B classes float32: share of each class, where labels are smoothed or mixed."""
+    """B classes float32: class probabilities, if labels are smoothed or mixed."""
     warned: tuple[Bad, ...] = ()
     """Images that were read, and what is wrong with their files."""
 
     def split(self, size: int) -> Iterator[Batch]:
-        """Cut into micro-batches of at most `size` pictures."""
+        """Cut into micro-batches of at most `size` images."""
         for start in range(0, len(self.ids), size):
             yield self.each(itemgetter(slice(start, start + size)))._replace(bad=(), warned=())
 
     def to(self, device: torch.device) -> Batch:
-        """Move to a device without waiting for it; the ids, which are keys, stay on the host."""
+        """Move to a device without blocking; the ids, which are keys, stay on the host."""
         return self.each(lambda t: t.to(device, non_blocking=True))._replace(ids=self.ids)
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
@@ -90,7 +90,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchPlan:
-    """Everything a training batch depends on besides its number."""
+    """Everything that a training batch depends on besides its step."""
 
     source: Source
     kind: PixelKind
@@ -105,26 +105,26 @@ class BatchPlan:
     policy: Policy | None = None
     """RandAugment, after crop and flip; not with several views."""
     views_per_decode: int = 1
-    """V: times that a batch shows each of its pictures, B / V of them.
+    """V: views per image in a batch, which holds B / V images.
 
-    V epochs are gone through at once, in the order of the first: a picture is decoded once and
-    shown V times, cropped, mirrored and masked as each of the V epochs would have it. They hold
-    the views that they hold otherwise, in another order and in as many steps.
+    V epochs run at once, in the order of the first: an image is decoded once and shown V times,
+    cropped, mirrored and masked as in each of the V epochs. Together they hold the same views as
+    without it, in another order and in as many steps.
     """
 
     @property
     def batches_per_epoch(self) -> int:
-        """Whole batches of an epoch; the remainder falls off, as published."""
+        """Whole batches per epoch; the remainder is dropped, as published."""
         return len(self.source) // self.batch
 
     @property
     def batch_bytes(self) -> int:
-        """Memory of the pictures of a batch."""
+        """Memory of the images of a batch, in bytes."""
         pixel = np.dtype(self.kind.dtype).itemsize * self.kind.channels
         return self.batch * self.size[0] * self.size[1] * pixel
 
     def batch_ids(self, step: int) -> tuple[int, NDArray[np.int64]]:
-        """Give the (first) epoch of a step and the ids of its pictures, each once."""
+        """Return the (first) epoch of a step and the ids of its images, each once."""
         views = self.views_per_decode
         passed, place = divmod(step, views * self.batches_per_epoch)
         count = self.batch // views
@@ -134,12 +134,12 @@ class BatchPlan:
 
 
 def training_batch(plan: BatchPlan, step: int, *, room: NDArray[Any] | None = None) -> Batch:
-    """Make the batch of a step: order, crop, flip and mask noise all follow from its ids.
+    """Make the batch of a step: order, crop, flip and mask noise all depend on its ids only.
 
     Args:
-        plan: what the batch is a function of.
-        step: its number.
-        room: B h w C of the plan, where the crops are written; memory of their own otherwise.
+        plan: everything else that the batch depends on.
+        step: number of the batch.
+        room: B h w C, the output buffer of the crops; None allocates one.
     """
     first, ids = plan.batch_ids(step)
     epochs = range(first, first + plan.views_per_decode)
@@ -183,11 +183,11 @@ def _read_crops(
     found: Found,
     room: NDArray[Any] | None,
 ) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Read pictures one by one, so that one at a time lies decoded in memory.
+    """Read images one by one, so that only one decoded image is in memory.
 
     Returns:
-        Crops B h w C, view by view, and for each id that of the picture that is shown, whose
-        class it is.
+        Crops B h w C, view by view, and for each id the id of the image shown, which gives the
+        label.
     """
     shown = ids.copy()
     shape = len(draws), *plan.size, plan.kind.channels
@@ -203,7 +203,7 @@ def _read_crops(
 
 
 def cropped_at_once(plan: BatchPlan) -> bool:
-    """Whether the pictures lie there as equal arrays that are cropped fastest all at once."""
+    """Whether the images are stored as equal-size arrays that are cropped fastest as a batch."""
     match plan.source:
         case ArraySource(images=images):
             edge, kind = (
@@ -221,10 +221,10 @@ def cropped_at_once(plan: BatchPlan) -> bool:
 def small_pictures(
     plan: BatchPlan, epoch: int, ids: NDArray[np.int64], bad: list[Bad]
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Give the pictures of a batch that `cropped_at_once`, and the ids of those that are shown.
+    """Read the images of a batch for which `cropped_at_once` is true.
 
     Returns:
-        B H W C, and B; others stand in for broken ones.
+        Images B H W C and the ids B of those shown; broken images are replaced.
     """
     if isinstance(plan.source, ArraySource):
         return plan.source.images.astype(np.uint8, copy=False)[ids], ids
@@ -240,7 +240,7 @@ def small_crops(
     draws: NDArray[np.float32],
     flips: NDArray[np.bool_],
 ) -> NDArray[np.uint8]:
-    """Cut the crops of small pictures all at once: B H W C to B h w C, view by view."""
+    """Crop small images as a batch: B H W C to B h w C, view by view."""
     H, W = pictures.shape[1:3]
     sides = np.full(len(draws), H), np.full(len(draws), W)
     how = plan.augment
@@ -259,10 +259,10 @@ def _read_or_replace(
     cut: Callable[..., list[NDArray[Any]]],
     found: Found,
 ) -> tuple[list[NDArray[Any]], int]:
-    """Read a picture, or the first readable of those drawn for (seed, epoch, its id).
+    """Read an image, or the first readable replacement drawn for (seed, epoch, id).
 
     Returns:
-        Its crops and the id of the picture that is shown.
+        The crops and the id of the image shown.
     """
     for candidate in _candidates(plan, epoch, index):
         name = plan.source.name
@@ -287,12 +287,12 @@ def _candidates(plan: BatchPlan, epoch: int, index: int) -> Iterator[int]:
 
 
 class Prepared(NamedTuple):
-    """Whole pictures in the deterministic evaluation view."""
+    """Images in the deterministic evaluation view."""
 
     images: Tensor
-    """B C H W of the stored type; broken pictures are left out, never replaced."""
+    """B C H W of the stored type; broken images are left out, not replaced."""
     ids: Tensor
-    """B int64: which of the source these are."""
+    """B int64: ids of these images in the source."""
     bad: tuple[Bad, ...]
     warned: tuple[Bad, ...] = ()
     """Images that were read, and what is wrong with their files."""
@@ -306,14 +306,14 @@ def prepared(
     size: tuple[int, int],
     view: View = evaluation_view,
 ) -> Prepared:
-    """Read whole images for evaluation, with nothing drawn at random.
+    """Read images for evaluation, without randomness.
 
     Args:
         source: the images.
-        ids: which of them.
+        ids: of the images to read.
         kind: type and channels to deliver.
         size: height and width to deliver.
-        view: what is shown of an image.
+        view: makes the evaluation view of an image.
     """
     images, kept = [], []
     bad, warned = Found([], [])
@@ -333,5 +333,5 @@ def prepared(
 
 
 def channels_first(images: NDArray[Any]) -> Tensor:
-    """View B H W C memory as B C H W; the copy waits for the device."""
+    """View B H W C memory as B C H W; the device makes the contiguous copy."""
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)

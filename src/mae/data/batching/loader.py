@@ -1,4 +1,4 @@
-"""Batches by number, made here or by worker processes; position is arithmetic."""
+"""Load training batches by step, in this process or in reader processes."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from mae.data.batching.shared_memory import Slots
 from mae.errors import MaeError
 
 MADE_AHEAD = 2
-"""Batches that every reader process may have made before they are asked for."""
+"""Batches that each reader process may prefetch."""
 
-_HELD = 4  # batches beside those, which the training process works with
+_HELD = 4  # further batches, in use by the training process
 
 
 def batches(plan: BatchPlan, *, start: int, stop: int, workers: int) -> Iterator[Batch]:
-    """Give the batches of steps `start` to `stop`, the same whatever the worker count.
+    """Yield the batches of steps `start` to `stop`; they do not depend on the worker count.
 
     Args:
-        plan: what the batches are a function of.
+        plan: everything that the batches depend on besides their steps.
         start: first step.
         stop: one after the last step.
-        workers: processes that read (decision 0016); 0 reads here. They start by spawn, so a
-            script that calls this needs its `if __name__ == "__main__":`.
+        workers: number of reader processes (decision 0016); 0 reads in this process. They start
+            by spawn, so a script that calls this needs `if __name__ == "__main__":`.
 
     Raises:
-        UnguardedScript: if a script has none.
-        DataError: if no image in a row of many can be read.
+        UnguardedScript: if the script has no such guard.
+        DataError: if an image and all its replacements cannot be read.
         TrainingError: if a reader fails.
     """
     if workers == 0:
@@ -51,19 +51,19 @@ def batches(plan: BatchPlan, *, start: int, stop: int, workers: int) -> Iterator
     loader = DataLoader(
         reader,
         batch_size=None,  # "sample" k is the batch of task k
-        # Asked for the next task whenever one is sent: only then is it known which slot is free.
+        # A generator: each task takes a free slot only when it is sent.
         sampler=((step, slots.take()) for step in range(start, stop)),
         collate_fn=as_it_is,
         num_workers=workers,
         multiprocessing_context=readers,
         worker_init_fn=start_reader,
         prefetch_factor=MADE_AHEAD,
-        # A generator of its own: the loader would else draw a seed from torch's global one.
+        # Without a generator, the loader would draw a seed from torch's global one.
         generator=torch.Generator().manual_seed(plan.seed),
     )
     made: list[Any] = []
-    # Readers ignore SIGTERM, by which Python ends them at its exit: where this is still held then,
-    # letting go of them is what ends them.
+    # Readers ignore SIGTERM, which Python sends them at exit: if this generator still exists then,
+    # dropping the iterator is what ends them.
     let_go = partial(_let_go, made)
     atexit.register(let_go)
     try:
@@ -77,17 +77,17 @@ def batches(plan: BatchPlan, *, start: int, stop: int, workers: int) -> Iterator
             raise
     finally:
         atexit.unregister(let_go)
-        # An error that somebody keeps would keep them too.
+        # A stored exception would keep the readers alive, too.
         for iterator in made:
             iterator._shutdown_workers()
-    if failure is not None:  # raised out here, it holds no traceback of torch's
+    if failure is not None:  # raised here, its traceback has no frames of torch
         raise failure
 
 
 def _let_go(made: list[Any]) -> None:
-    """End the readers, and wait for the threads that sent them their tasks.
+    """End the readers, and wait for the threads that send them their tasks.
 
-    Stopped by Python's exit in the middle, a thread would leave a semaphore that is warned of.
+    If Python's exit interrupted such a thread, it would leak a semaphore, with a warning.
     """
     made.clear()
     for thread in threading.enumerate():
@@ -96,7 +96,7 @@ def _let_go(made: list[Any]) -> None:
 
 
 def _received(slots: Slots, sent: Batch | Sent | MaeError) -> Batch:
-    """Put together what came by two ways."""
+    """Assemble a batch from its slot and its other fields; raise an error that was sent."""
     if isinstance(sent, MaeError):
         raise sent
     if isinstance(sent, Batch):
@@ -106,9 +106,9 @@ def _received(slots: Slots, sent: Batch | Sent | MaeError) -> Batch:
 
 
 def on_device(feed: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """Give batches on the device; a GPU copies each while it computes with the one before.
+    """Yield batches on the device; a GPU copies each while it computes with the previous one.
 
-    Other devices get them as they are: the step moves its micro-batches.
+    On other devices, batches pass through unchanged: the training step moves its micro-batches.
     """
     if device.type != "cuda":
         yield from feed
@@ -124,14 +124,14 @@ def on_device(feed: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
 
 
 def _pinned(feed: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """Give batches in pinned memory, where a thread puts each while the one before is used.
+    """Yield batches in pinned memory; a thread pins each while the previous one is used.
 
-    Only from there can a copy go on beside the step.
+    Only copies from pinned memory can overlap with the training step.
     """
 
     def begin() -> None:
         torch.cuda.set_device(device)
-        torch.set_num_threads(1)  # as torch's own loader does: a copy needs no more
+        torch.set_num_threads(1)  # as torch's own loader does; enough for a copy
 
     with ThreadPoolExecutor(1, initializer=begin) as thread:
         begun: Future[Batch] | None = None
@@ -146,17 +146,17 @@ def _pinned(feed: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
 def _copy(
     pinned: Batch, device: torch.device, side: torch.cuda.Stream
 ) -> tuple[Batch, torch.cuda.Event]:
-    """Begin to copy a batch on a stream beside that of the step."""
+    """Start to copy a batch on a side stream."""
     with torch.cuda.stream(side):
         return pinned.to(device), side.record_event()
 
 
 def _handed_over(batch: Batch, copied: torch.cuda.Event, device: torch.device) -> Batch:
-    """Make the stream of the step wait for this copy, not for the next one, which has begun."""
+    """Make the current stream wait for this copy, but not for the next one, already started."""
     stream = torch.cuda.current_stream(device)
     stream.wait_event(copied)
     for value in batch:
         if isinstance(value, torch.Tensor) and value.is_cuda:
-            # Its memory belongs to the other stream, which must not use it again too early.
+            # Its memory belongs to the side stream, which must not reuse it too early.
             value.record_stream(stream)
     return batch

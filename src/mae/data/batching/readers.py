@@ -1,4 +1,4 @@
-"""Reader processes: how they start, what they are sent, and what is said when one ends early."""
+"""Reader processes that make batches: start, tasks and failures."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ T = TypeVar("T")
 
 _NAME = "mae reader"
 _CAME_AGAIN = 78
-"""Exit code of a reader that, importing the script, came to the call that started it."""
+"""Exit code of a reader that reached the call that started it while importing the script."""
 
 
 class UnguardedScript(ConfigError, SystemExit):
     """A script that starts readers has no `if __name__ == "__main__":`.
 
-    Uncaught, it ends the script in one line, as `sys.exit` does: no line of the traceback would be
-    about the mistake.
+    Uncaught, it ends the script with one line, as `sys.exit` does, since the traceback would not
+    show the mistake.
     """
 
     def __init__(self, message: str) -> None:
@@ -44,25 +44,25 @@ class UnguardedScript(ConfigError, SystemExit):
 
 
 class Readers(SpawnContext):
-    """Starts readers by spawn, and knows how they ended."""
+    """Spawn context that starts readers and records how they ended."""
 
     def __init__(self) -> None:
         super().__init__()
         self._started: list[SpawnProcess] = []
 
     def Process(self, *args: Any, **options: Any) -> SpawnProcess:  # type: ignore[override]
-        """Make a process whose name tells it that it reads, before it imports the script."""
+        """Make a process whose name marks it as a reader before it imports the script."""
         process = SpawnProcess(*args, **(options | {"name": _NAME}))
         self._started.append(process)
         return process
 
     def failure(self) -> ConfigError | TrainingError | None:
-        """Give the error that stands for the first reader that failed, if any has."""
+        """Return the error of the first reader that failed; None if none has."""
         codes = [process.exitcode for process in self._started if process.exitcode]
         if not codes:
             return None
         if _CAME_AGAIN in codes:
-            # A thread that ended by SystemExit would end without a word.
+            # In another thread, SystemExit would pass without a message.
             in_main = threading.current_thread() is threading.main_thread()
             return (UnguardedScript if in_main else ConfigError)(
                 "readers: each reader process imports this script and came to the same call "
@@ -80,9 +80,9 @@ class Readers(SpawnContext):
 
 
 def leave_if_reader() -> None:
-    """End this process, quietly, if it is a reader that has come to this call by its import.
+    """Exit silently if this process is a reader that reached this call while importing the script.
 
-    The process that started it says what is wrong, once for all readers.
+    The process that started it reports the error, once for all readers.
     """
     process = multiprocessing.current_process()
     if process.name == _NAME and getattr(process, "_inheriting", False):
@@ -90,10 +90,10 @@ def leave_if_reader() -> None:
 
 
 def why_no_readers(source: Source) -> str | None:
-    """Say why readers cannot start from this script; None where they can.
+    """Return why readers cannot start from this script; None if they can.
 
-    A reader imports the script by its file. Without a file (`python -c`, notebooks) it imports
-    nothing, which is fine unless the source is a class of that script.
+    A reader imports the script from its file. Without a file (`python -c`, notebooks) it imports
+    nothing, which works unless the class of the source is defined in that script.
     """
     main = sys.modules["__main__"]
     file = getattr(main, "__file__", None)
@@ -108,27 +108,28 @@ def why_no_readers(source: Source) -> str | None:
 
 
 class Sent(NamedTuple):
-    """A batch on its way from the process that made it."""
+    """A batch as a reader process sends it."""
 
     slot: int
-    """Where its crops are."""
+    """Slot that holds its crops."""
     rest: tuple[Any, ...]
-    """Its other fields, arrays for tensors."""
+    """Its other fields, with arrays in place of tensors."""
 
 
 class Reader(Dataset[Batch | Sent | MaeError]):
-    """Makes batches in a process of its own.
+    """Dataset that makes batches in a reader process.
 
-    Spawn writes what a process is given into a pipe and waits until it is read. So the plan, whose
-    names of images would fill the pipe (64 KiB), travels in a file without a name: readers start
-    side by side, and one that ends while it imports the script leaves nobody waiting for ever.
+    Spawn writes the arguments of a process into a pipe and blocks until they are read. The image
+    names of a plan would fill the pipe (64 KiB), so the plan is sent in an unnamed temporary file:
+    readers start in parallel, and one that dies while it imports the script cannot block the
+    training process forever.
     """
 
     def __init__(self, plan: BatchPlan, slots: Slots) -> None:
         """Write the plan to a temporary file.
 
         Raises:
-            DataError: if there is no room for it.
+            DataError: if it cannot be written.
         """
         self._plan, self._slots = plan, slots
         try:
@@ -158,15 +159,15 @@ class Reader(Dataset[Batch | Sent | MaeError]):
             self._plan = pickle.loads(content)
 
     def __getitem__(self, task: tuple[int, int | None]) -> Batch | Sent | MaeError:
-        """Make the batch of a step: the crops into a slot, the rest as small arrays beside them.
+        """Make the batch of a step: crops in a slot, the other fields as small arrays.
 
-        Torch would share every tensor by a file of its own and a greeting over a socket, which
-        takes longer than to send a small one as it is. An error of the data is given, since torch
-        would raise it as the text of a traceback.
+        Torch would share every tensor through its own file and a socket handshake, which takes
+        longer than to send a small one directly. Errors are returned instead of raised, since
+        torch would raise them again with the text of a traceback.
         """
         step, slot = task
         try:
-            if slot is None:  # the user holds them all: so it goes as torch sends it
+            if slot is None:  # the caller holds all slots: torch sends the batch
                 return training_batch(self._plan, step)
             _, *rest = training_batch(self._plan, step, room=self._slots.room(slot))
         except MaeError as error:
@@ -175,14 +176,14 @@ class Reader(Dataset[Batch | Sent | MaeError]):
 
 
 def as_it_is(made: T) -> T:
-    """Collate nothing: what a reader makes is a batch."""
+    """Return a batch without collating."""
     return made
 
 
 def start_reader(worker: int) -> None:
-    """Leave signals to the training process, which saves and then ends the readers."""
+    """Ignore signals; the training process handles them, saves and then ends the readers."""
     for name in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(name, signal.SIG_IGN)
-    # Nothing is left to do at its end, and threads of queues that still run then can abort it.
+    # No cleanup is needed at exit, and queue threads that still run then can abort the process.
     atexit.register(os._exit, 0)
     torch.set_num_threads(1)

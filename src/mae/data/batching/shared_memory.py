@@ -1,4 +1,4 @@
-"""Memory that reader processes fill with crops, used again once nobody holds the batch."""
+"""Shared-memory slots for batches, reused once a batch is released."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from mae.data.batching.batch import BatchPlan
 
 
 class Slots:
-    """Room for the crops of some batches, mapped by every process that it is sent to.
+    """Shared memory for the crops of several batches, mapped by every process that receives it.
 
-    Its pages are mapped once by each process, where memory of a batch's own would be mapped and
-    cleared anew for every batch, and handed over through a socket (decision 0016).
+    Each process maps its pages once. Separate memory for every batch would be mapped and cleared
+    each time, and passed through a socket (decision 0016).
     """
 
     def __init__(self, plan: BatchPlan, *, count: int) -> None:
-        """Take the memory for so many batches of a plan."""
+        """Allocate memory for `count` batches of a plan."""
         self._shape = (plan.batch, *plan.size, plan.kind.channels)
         self._dtype = np.dtype(plan.kind.dtype)
-        # `share_memory_` would copy, and so take the pages of slots that are never needed.
+        # `share_memory_` would copy, and so touch the pages of slots that are never used.
         shared = torch.UntypedStorage._new_shared(count * plan.batch_bytes)  # type: ignore[no-untyped-call]
         self._memory = torch.empty(0, dtype=torch.uint8).set_(shared).view(count, -1)
         self._free = deque(range(count))
 
     def take(self) -> int | None:
-        """Reserve a slot; None where every one is in use."""
+        """Reserve a slot; None if all are in use."""
         return self._free.pop() if self._free else None
 
     def room(self, slot: int) -> NDArray[Any]:
@@ -39,7 +39,7 @@ class Slots:
         return values.reshape(self._shape)
 
     def lend(self, slot: int) -> NDArray[Any]:
-        """Do the same, and free the slot when the last view of this array is gone."""
+        """View the memory of a slot, and free it when the last view of this array is gone."""
         lent = self.room(slot)
         weakref.finalize(lent, self._free.append, slot).atexit = False
         return lent

@@ -1,4 +1,4 @@
-"""Which axes of an array are images, height, width and channels: settled, or asked."""
+"""Resolve the axis order of image arrays, or reject ambiguous shapes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def channels_first(shape: tuple[int, ...]) -> bool:
 
 
 def require_channels_last(shape: tuple[int, ...]) -> None:
-    """Refuse an array that is hardly B H W or B H W C, where nothing tells the channels.
+    """Reject an array that is unlikely to be B H W or B H W C, without a known channel count.
 
     Raises:
-        DataError: for one image H W C, B C H W and C H W, with what to give instead.
+        DataError: for one image H W C, B C H W and C H W, with the conversion to apply.
     """
     if len(shape) == 4:
         if channels_first(shape[1:]):
@@ -35,15 +35,15 @@ def require_channels_last(shape: tuple[int, ...]) -> None:
 def as_batch(
     array: NDArray[np.generic], *, channels: int, is_tensor: bool = False
 ) -> NDArray[np.generic]:
-    """Give one image or several as B H W C, by the channels that a network takes.
+    """Convert one or several images to B H W C, given the input channels of a network.
 
     Args:
         array: H W, H W C, B H W or B H W C.
-        channels: of the network.
-        is_tensor: it may be C H W or B C H W, too.
+        channels: input channels of the network.
+        is_tensor: whether C H W and B C H W are accepted, too.
 
     Raises:
-        DataError: where channels come first in what is no tensor, or an array may be two things.
+        DataError: if channels come first in an array that is no tensor, or the order is ambiguous.
     """
     shape = array.shape
     if len(shape) == 2:
@@ -73,15 +73,15 @@ def as_batch(
 def as_image(
     array: NDArray[np.generic], *, channels: int, is_tensor: bool = False
 ) -> NDArray[np.generic]:
-    """Give what is known to be one image as H W C, by the channels that a network takes.
+    """Convert a single image to H W C, given the input channels of a network.
 
     Args:
         array: H W, H W C or 1 H W.
-        channels: of the network.
-        is_tensor: it may be C H W, too.
+        channels: input channels of the network.
+        is_tensor: whether C H W is accepted, too.
 
     Raises:
-        DataError: for anything else; for C H W with what to give instead.
+        DataError: for any other shape; for C H W with the conversion to apply.
     """
     shape = array.shape
     if len(shape) == 2:

@@ -1,4 +1,4 @@
-"""Bytes of an image file to pixels of one kind."""
+"""Decode image files to pixels of one kind."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from mae.data.decoding.strips import row_strips
 
 FULL_RANGE: dict[PixelDtype, float] = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}
 _ORIENTATION = 0x0112  # an EXIF tag
-# Markers of a JPEG: APP1, fill bytes, and those that have no length or no place in a head.
+# JPEG markers: APP1, fill bytes, and those without a length or not allowed in a header.
 _UNUSUAL = frozenset((0xE1, 0xFF, 0x00, 0x01, *range(0xD0, 0xDA)))
-_SCAN = 0xDA  # the marker of what follows the head
-_SEGMENT = struct.Struct(">BBH")  # 0xFF, marker, and bytes to the next segment
-_LUMA = (19595, 38470, 7471)  # ITU-R 601-2 in units of 2^-16, as Pillow turns RGB to grey
+_SCAN = 0xDA  # start of scan, which ends the header
+_SEGMENT = struct.Struct(">BBH")  # 0xFF, marker, bytes to the next segment
+_LUMA = (19595, 38470, 7471)  # ITU-R 601-2 luma in units of 2^-16, as in Pillow
 
 
 def say_nothing(line: str) -> None:
-    """Drop a line for the user."""
+    """Discard a message for the user."""
 
 
 def decode(
@@ -40,24 +40,24 @@ def decode(
     shrink: int = 1,
     warn: Callable[[str], None] = say_nothing,
 ) -> NDArray[Any]:
-    """Decode an image to pixels of exactly the kind of the run.
+    """Decode an image to pixels of exactly the given kind.
 
-    Grey is replicated to 3 channels, colour is reduced to its luma for 1; integers are scaled by
-    their full range. Alpha is dropped, the EXIF orientation applied, of an animation the first
-    frame taken.
+    Grey is replicated to 3 channels and colour is reduced to luma for 1; integers are scaled by
+    their full range. Alpha is dropped, the EXIF orientation is applied, and an animation gives its
+    first frame.
 
     Args:
         data: an encoded file, or pixels H W or H W C.
-        kind: type and channels to deliver; of a `PagesKind`, as many grey pages are channels.
-        shrink: 2, 4 or 8 for so much less of height and width, rounded up. Only a JPEG is
-            shrunk, and none of CMYK or of an unknown sampling; anything else comes whole.
-        warn: takes what is wrong with a file whose pixels are sound, in one line.
+        kind: type and channels to deliver; a `PagesKind` reads grey TIFF pages as channels.
+        shrink: 2, 4 or 8 to divide height and width by it, rounded up. Only JPEGs are shrunk,
+            except CMYK and unsupported subsampling; other images keep their size.
+        warn: called with one line on damage that does not affect the pixels.
 
     Returns:
         H W C.
     Raises:
-        BadPicture: with the reason, for what cannot be read; an `UnfitPicture` for what is sound
-            but does not fit the kind, or needs a library that is not there.
+        BadPicture: with the reason, if the image cannot be read; an `UnfitPicture` if it is valid
+            but does not fit the kind or needs a library that is not installed.
     """
     if isinstance(data, bytes):
         pixels = _decode_file(data, kind, shrink=shrink, warn=warn)
@@ -76,7 +76,7 @@ def _decode_file(
             if (plain := jpeg.strictly_decoded(data, space, size, shrink=shrink)) is not None:
                 return plain
         except ValueError:
-            pass  # damage is looked at once more below, and named
+            pass  # damage is diagnosed and reported below
     file, channels = io.BytesIO(data), header.asked_channels(kind)
     split = header.is_deep_grey_alpha(data)
     with header.pillow_faults(file_format):
@@ -99,9 +99,9 @@ def _decode_file(
                     pixels = _decode_opened_jpeg(data, picture, space, shrink=shrink, warn=warn)
                 else:
                     pixels = _by_pillow(picture, split=split)
-            # Asked after loading: a TIFF is then upright already, and says so.
+            # Read after loading: Pillow has then rotated a TIFF and reset its tag.
             orientation = _orientation(picture)
-        del picture  # Pillow's copy of the pixels goes before one more is made to turn them
+        del picture  # free Pillow's copy of the pixels before rotation makes another
         return _upright(pixels, orientation)
 
 
@@ -122,7 +122,7 @@ def _decode_opened_jpeg(
     inks = _decode_jpeg(data, "CMYK", size, shrink=1, warn=warn)
     if inks is None:
         return _by_pillow(picture)
-    np.invert(inks, out=inks)  # as Pillow takes every CMYK JPEG to be meant
+    np.invert(inks, out=inks)  # as Pillow does for every CMYK JPEG
     return _by_pillow(Image.frombuffer("CMYK", picture.size, inks, "raw", "CMYK", 0, 1))
 
 
@@ -134,7 +134,7 @@ def _decode_jpeg(
     shrink: int,
     warn: Callable[[str], None],
 ) -> NDArray[np.uint8] | None:
-    """Decode strictly, or without what is damaged in the head and reaches no pixel."""
+    """Decode strictly, or without damaged header parts that do not affect the pixels."""
     try:
         return jpeg.strictly_decoded(data, space, size, shrink=shrink)
     except ValueError as error:
@@ -146,10 +146,10 @@ def _decode_jpeg(
 
 
 def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Give height and width of a JPEG that needs no look by Pillow, which costs as 4 % of a crop.
+    """Return height and width of a plain JPEG, to skip Pillow, which costs 4 % of a crop.
 
-    That is one whose head holds nothing but tables and frame: an orientation stands in an APP1
-    segment (EXIF or XMP), and whatever is unusual has to be judged by Pillow.
+    The header of a plain JPEG has no APP1 segment (EXIF or XMP), which may hold an orientation,
+    and no unusual markers; Pillow examines all others. None if the JPEG is not plain.
     """
     place = 2
     try:
@@ -167,20 +167,20 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 class JpegHead(NamedTuple):
-    """What the head of a JPEG says of its size."""
+    """Size and orientation from the header of a JPEG."""
 
     height: int
-    """Once it is upright, as the width."""
+    """Height after the EXIF orientation, as is `width`."""
     width: int
     turned: bool
-    """Whether it has to be turned or mirrored to be upright."""
+    """Whether the EXIF orientation rotates or mirrors the image."""
 
 
 def jpeg_head(data: bytes) -> JpegHead | None:
-    """Read the head of a JPEG; None of any other file.
+    """Read the header of a JPEG; None for any other file.
 
     Raises:
-        BadPicture: if the head makes no sense.
+        BadPicture: if the header is invalid.
     """
     if header.format_of(data[:16]) != "JPEG":
         return None
@@ -196,11 +196,12 @@ def jpeg_head(data: bytes) -> JpegHead | None:
 
 
 def _by_pillow(picture: Image.Image, *, split: bool = False) -> NDArray[Any]:
-    """Give the pixels of an opened image, H W [C], a few rows at a time.
+    """Load the pixels of an opened image, H W [C], a few rows at a time.
 
     Args:
-        picture: bytes become grey or RGB; 16 bits and floats stay, which convert() would clip.
-        split: by `header.grey_alpha_as_bytes`, whose first two bytes are the grey.
+        picture: 8-bit modes become grey or RGB; 16 bits and floats, which convert() would clip,
+            are kept.
+        split: whether it is from `header.grey_alpha_as_bytes`, with grey in R and G.
     """
     picture.load()
     kind, bits = header.picture_kind(picture), tiff.bits_of(picture)
@@ -228,7 +229,7 @@ def _by_pillow(picture: Image.Image, *, split: bool = False) -> NDArray[Any]:
 
 
 def _unsigned(pixels: NDArray[Any]) -> NDArray[Any]:
-    """Keep integers of other types as uint16, of one byte as uint8, where they fit; floats stay."""
+    """Cast integers to uint16, or of one byte to uint8, if the values fit; keep floats."""
     if pixels.dtype.kind not in "iu" or pixels.dtype == np.uint8:
         return pixels
     one_byte = pixels.dtype.itemsize == 1
@@ -244,12 +245,12 @@ def _unsigned(pixels: NDArray[Any]) -> NDArray[Any]:
 def _orientation(picture: Image.Image) -> int:
     try:
         return int(picture.getexif().get(_ORIENTATION, 1))
-    except Exception:  # damaged EXIF raises nearly anything, and does not spoil the pixels
+    except Exception:  # damaged EXIF raises nearly any exception, but the pixels are intact
         return 1
 
 
 def _upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Turn H W [C] pixels as the EXIF orientation (1 to 8) asks."""
+    """Apply an EXIF orientation (1 to 8) to pixels H W [C]."""
     if orientation in (5, 6, 7, 8):
         pixels = np.swapaxes(pixels, 0, 1)
     if orientation in (3, 4, 7, 8):
@@ -260,7 +261,7 @@ def _upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 
 def _converted(pixels: NDArray[Any], kind: PixelKind) -> NDArray[Any]:
-    """Give H W C the type and the channels of a kind, a few rows at a time."""
+    """Convert H W C to the type and channels of a kind, a few rows at a time."""
 
     def convert(part: NDArray[Any]) -> NDArray[Any]:
         return _with_channels(_with_dtype(part, kind), kind)
@@ -270,7 +271,7 @@ def _converted(pixels: NDArray[Any], kind: PixelKind) -> NDArray[Any]:
         return convert(pixels)
     if (pixels.dtype, pixels.shape[2]) == (np.dtype(kind.dtype), kind.channels):
         for rows in strips:
-            convert(pixels[rows])  # refuses values that are not finite
+            convert(pixels[rows])  # raises for values that are not finite
         return pixels
     whole = np.empty((*pixels.shape[:2], kind.channels), kind.dtype)
     for rows in strips:
@@ -279,7 +280,7 @@ def _converted(pixels: NDArray[Any], kind: PixelKind) -> NDArray[Any]:
 
 
 def _with_dtype(pixels: NDArray[Any], kind: PixelKind) -> NDArray[Any]:
-    """Scale stored values to the run's type: integers by their full range, floats as they are."""
+    """Convert values to the type of a kind: scale integers by their full range, keep floats."""
     found, wanted = header.pixel_dtype(pixels.dtype), kind.dtype
     if found == "float32":
         if wanted != "float32":
@@ -290,7 +291,7 @@ def _with_dtype(pixels: NDArray[Any], kind: PixelKind) -> NDArray[Any]:
             raise UnfitPicture("values that are not finite")
         return values
     if found == wanted:
-        return pixels.astype(wanted, copy=False)  # the machine's byte order
+        return pixels.astype(wanted, copy=False)  # to native byte order
     if wanted == "float32":
         return pixels.astype(np.float32) / np.float32(FULL_RANGE[found])
     if wanted == "uint16":
@@ -308,7 +309,7 @@ def _with_channels(pixels: NDArray[Any], kind: PixelKind) -> NDArray[Any]:
         if kind.dtype == "float32":
             exact: NDArray[np.float64] = pixels.astype(np.float64) @ np.array(_LUMA)[:, None]
             return (exact / 65536).astype(np.float32)
-        luma = np.full((*pixels.shape[:2], 1), 1 << 15, np.uint32)  # a half, to round
+        luma = np.full((*pixels.shape[:2], 1), 1 << 15, np.uint32)  # 0.5, to round
         for channel, weight in enumerate(_LUMA):
             luma += np.multiply(pixels[..., channel, None], weight, dtype=np.uint32)
         return (luma >> np.uint32(16)).astype(kind.dtype)

@@ -1,7 +1,7 @@
-"""What a picture file says about itself, read from its head before its pixels are decoded.
+"""Read format, size and pixel kind from image headers without decoding.
 
-Magic bytes decide what a file is, whatever its name: text called `x.jpg` never reaches a decoder,
-and neither does a file of a few bytes that claims to be gigapixels large.
+Magic bytes decide the format, not the file name. Text called `x.jpg`, or a file of a few bytes that
+claims to be gigapixels large, never reaches a decoder.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from mae.data.decoding.arrays import channels_first
 from mae.errors import DataError
 
 MAX_PIXELS = 2**27
-"""Largest picture that is decoded, in pixels; Pillow refuses by itself a third above it."""
+"""Largest image that is decoded, in pixels; Pillow itself refuses above 4/3 of it."""
 
-_MAX_CHANNELS = 64  # more in an array is taken for an axis in the wrong place
-_MAX_BYTES = 2**32  # of decoded pixels: deflated, a small file can claim any number of them
-_LONGEST_REASON = 200  # letters of a decoder's own words
-_HEAD_BYTES = 2**18  # of a JPEG that is looked at for its process: profiles come before
+_MAX_CHANNELS = 64  # more suggest a wrong axis order
+_MAX_BYTES = 2**32  # of decoded pixels: a small compressed file can claim any number
+_LONGEST_REASON = 200  # characters of a decoder's message
+_HEAD_BYTES = 2**18  # searched for the frame header of a JPEG: profiles come before it
 _MAGIC = re.compile(
     rb"(?P<JPEG>\xff\xd8\xff)|(?P<PNG>\x89PNG\r\n\x1a\n)|(?P<TIFF>II[*+]\0|MM\0[*+])"
     rb"|(?P<GIF>GIF8[79]a)|(?P<BMP>BM)|(?P<WEBP>RIFF....WEBP)|(?P<NPY>\x93NUMPY)",
@@ -43,19 +43,19 @@ _ELSEWHERE = re.compile(
     rb"|(?P<PSD>8BPS)|(?P<OpenEXR>\x76\x2f\x31\x01)|(?P<DDS>DDS )|(?P<Netpbm>P[1-6]\s)",
     re.DOTALL,
 )
-"""Formats of sound images that are not read."""
+"""Valid image formats that are not supported."""
 
 for _decoder in ("PIL", "tifffile"):
-    # What they log of damaged files would land on stderr; a handler of the caller's still sees it.
+    # Keep their logs of damaged files off stderr; handlers of the caller still receive them.
     logging.getLogger(_decoder).addHandler(logging.NullHandler())
 
 
 class BadPicture(DataError):
-    """A picture that cannot be read; the message is the reason alone, the caller has the name."""
+    """An image that cannot be read; the message is the reason only, the caller adds the name."""
 
 
 class UnfitPicture(BadPicture):
-    """A picture that may be sound, but that this run, or this installation, cannot take."""
+    """An image that may be valid, but that this run or this installation does not support."""
 
 
 class PixelKind(NamedTuple):
@@ -66,65 +66,65 @@ class PixelKind(NamedTuple):
 
 
 class PagesKind(PixelKind):
-    """A kind whose channels were asked for: as many grey pages of a TIFF are channels."""
+    """A kind whose channels are the grey pages of a TIFF, as many as requested."""
 
     __slots__ = ()
 
 
 def kind_of(model: ModelConfig) -> PixelKind:
-    """Give the kind of images that a network was trained on.
+    """Return the pixel kind that a network was trained on.
 
-    Older weights do not say whether pages were asked for; where they take other than 1 or 3
-    channels, nothing else would fit them.
+    Older weights do not record whether TIFF pages were read as channels; with other than 1 or 3
+    channels, it is assumed.
     """
     pages = model.pixels.tiff_pages or model.channels not in (1, 3)
     return (PagesKind if pages else PixelKind)(model.pixels.dtype, model.channels)
 
 
 def asked_channels(kind: PixelKind | None) -> int | None:
-    """Give how many pages of a TIFF are channels of an image, for `read_facts`."""
+    """Return the number of TIFF pages to read as channels, or None, for `read_facts`."""
     return kind.channels if isinstance(kind, PagesKind) else None
 
 
 _MODES: dict[str, PixelKind] = {
     **dict.fromkeys(("1", "L", "LA"), PixelKind("uint8", 1)),
     **dict.fromkeys(("P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr"), PixelKind("uint8", 3)),
-    # Pillow gives 16 signed and 32 bits as I; decoding refuses values that 16 bits cannot hold.
+    # Pillow's mode I holds signed 16 and 32 bits; decoding rejects values beyond 16 unsigned bits.
     **dict.fromkeys(("I", "I;16", "I;16B", "I;16L", "I;16N"), PixelKind("uint16", 1)),
     "F": PixelKind("float32", 1),
 }
 
 
 class Facts(NamedTuple):
-    """What the head of a file says."""
+    """Facts from the header of a file."""
 
     format: str
-    """As Pillow names it, or NPY."""
+    """Pillow's name of the format, or NPY."""
     kind: PixelKind
     left_out: str = ""
-    """What is in the file and never read."""
+    """Content of the file that is never read."""
 
 
-_SHALLOW = ("RGB", "RGBA")  # modes of PNG that Pillow reads as 8 bits whatever is stored
-_GREY_ALPHA = (16, 4)  # bits and colour type of a PNG that Pillow takes for colour of 8 bits
+_SHALLOW = ("RGB", "RGBA")  # PNG modes that Pillow always reads as 8 bits
+_GREY_ALPHA = (16, 4)  # bits and colour type of PNGs that Pillow reads as 8-bit colour
 
 
 def read_kind(file: BinaryIO, *, channels: int | None = None) -> PixelKind:
-    """Read what pixels a file holds from its head.
+    """Read the pixel kind of a file from its header.
 
     Args:
         file: an encoded image.
-        channels: what the user asks for, if they do; a TIFF of so many grey pages has them then,
-            and the kind is a `PagesKind`.
+        channels: requested by the user, if at all; the pages of a TIFF with this many grey pages
+            are then its channels, and the kind is a `PagesKind`.
 
     Raises:
-        BadPicture: for what is no image, or one of more than `MAX_PIXELS` pixels.
+        BadPicture: if the file is no image, or has more than `MAX_PIXELS` pixels.
     """
     return read_facts(file, channels=channels).kind
 
 
 def read_facts(file: BinaryIO, *, channels: int | None = None) -> Facts:
-    """Read what a file says of itself, by the rules and with the errors of `read_kind`."""
+    """Read format, kind and left-out content of a file; arguments and errors as in `read_kind`."""
     head = file.read(32)
     file_format = format_of(head)
     file.seek(0)
@@ -149,7 +149,7 @@ def read_facts(file: BinaryIO, *, channels: int | None = None) -> Facts:
 
 @contextmanager
 def opened(file: BinaryIO, file_format: str) -> Iterator[Image.Image | None]:
-    """Open a picture by Pillow without decoding it; None for a TIFF that Pillow does not know."""
+    """Open an image with Pillow without decoding it; None for a TIFF unknown to Pillow."""
     try:
         picture = Image.open(file, formats=(file_format,))
     except UnidentifiedImageError:
@@ -168,11 +168,11 @@ def opened(file: BinaryIO, file_format: str) -> Iterator[Image.Image | None]:
 def layout_beyond_pillow(
     file: BinaryIO, picture: Image.Image | None, *, channels: int | None
 ) -> tiff.Layout | None:
-    """Give the layout of a TIFF that Pillow would not read in full; None for any other picture.
+    """Return the layout of a TIFF that Pillow would not read in full; None for any other image.
 
     Args:
-        file: what was opened.
-        picture: by `opened`.
+        file: the open file.
+        picture: result of `opened`.
         channels: see `read_kind`.
     """
     if picture is not None:
@@ -188,21 +188,21 @@ def layout_beyond_pillow(
 
 
 def is_deep_grey_alpha(head: bytes) -> bool:
-    """Tell a PNG of grey with alpha of 16 bits by its first 26 bytes."""
+    """Whether the first 26 bytes are those of a 16-bit grey PNG with alpha."""
     return head[:4] == b"\x89PNG" and tuple(head[24:26]) == _GREY_ALPHA
 
 
 def grey_alpha_as_bytes(data: bytes) -> bytes:
-    """Call the two 16-bit values of each pixel of such a PNG four of 8 bits, R, G, B and alpha.
+    """Relabel a 16-bit grey-alpha PNG as 8-bit RGBA: the four bytes of a pixel become R, G, B, A.
 
-    Filters and interlacing know whole pixels only, so nothing else in the file changes.
+    Filters and interlacing work on whole pixels, so nothing else in the file changes.
     """
-    head = data[12:24] + bytes((8, 6)) + data[26:29]  # from the chunk's name to its end
+    head = data[12:24] + bytes((8, 6)) + data[26:29]  # chunk type and data
     return data[:12] + head + zlib.crc32(head).to_bytes(4, "big") + data[33:]
 
 
 def _layout_kind(layout: tiff.Layout) -> PixelKind:
-    # As for Pillow's mode I: decoding refuses values that 8 or 16 bits without a sign cannot hold.
+    # As for Pillow's mode I: decoding rejects values beyond 8 or 16 unsigned bits.
     dtype = layout.dtype
     if dtype.kind in "iu":
         dtype = np.dtype(np.uint8 if dtype.itemsize == 1 else np.uint16)
@@ -211,7 +211,7 @@ def _layout_kind(layout: tiff.Layout) -> PixelKind:
 
 
 def format_of(head: bytes) -> str:
-    """Name the format, as Pillow does, from the first bytes of a file."""
+    """Return Pillow's name of the format, from the first bytes of a file."""
     found = _MAGIC.match(head)
     if found is None or found.lastgroup is None:
         if (other := _ELSEWHERE.match(head)) is not None and other.lastgroup is not None:
@@ -223,10 +223,10 @@ def format_of(head: bytes) -> str:
 
 @contextmanager
 def pillow_faults(file_format: str) -> Iterator[None]:
-    """Turn whatever a decoder raises on a damaged file into a BadPicture; its warnings go nowhere.
+    """Convert every decoder exception to a BadPicture and suppress warnings.
 
-    Everything is caught: OSError, SyntaxError, ValueError, struct.error, IndexError, KeyError,
-    TypeError, MemoryError and more come out of damaged files.
+    Every exception is caught: damaged files raise OSError, SyntaxError, ValueError, struct.error,
+    IndexError, KeyError, TypeError, MemoryError and more.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -245,9 +245,9 @@ def pillow_faults(file_format: str) -> Iterator[None]:
             ) from error
         except Exception as error:
             reason = _in_one_line(error)
-            if isinstance(error, UnidentifiedImageError):  # its message has an address
+            if isinstance(error, UnidentifiedImageError):  # its message contains a memory address
                 reason = "its header makes no sense, or is of an unknown sort"
-            # A decoder that says so is not faced with damage.
+            # An unsupported feature is not damage.
             fault = UnfitPicture if reason.lower().startswith("unsupported") else BadPicture
             raise fault(f"{file_format} that cannot be decoded ({reason})") from error
 
@@ -259,14 +259,14 @@ def _in_one_line(error: Exception) -> str:
 
 @contextmanager
 def libtiff_heard(file_format: str, warn: Callable[[str], None]) -> Iterator[None]:
-    """Take what libtiff says while Pillow decodes: of pixels as an error, else as a warning.
+    """Handle libtiff's messages while Pillow decodes: errors for pixel data, else warnings.
 
     Args:
-        file_format: nothing is done for others than TIFF.
-        warn: takes one line.
+        file_format: formats other than TIFF are ignored.
+        warn: called with one line.
 
     Raises:
-        BadPicture: with libtiff's first message of the pixels.
+        BadPicture: with libtiff's first message about pixel data.
     """
     if file_format != "TIFF":
         yield
@@ -290,7 +290,7 @@ def _told(messages: Sequence[str]) -> str:
 
 
 def picture_kind(picture: Image.Image) -> PixelKind:
-    """Give the kind of a picture that Pillow opened but has not decoded; refuse a too large one."""
+    """Return the kind of an image that Pillow opened but has not decoded; reject too large ones."""
     _check_size(picture.height, picture.width)
     if picture.mode not in _MODES:
         raise UnfitPicture(f"pixels of mode {picture.mode}, expected grey, colour or palette")
@@ -298,7 +298,7 @@ def picture_kind(picture: Image.Image) -> PixelKind:
 
 
 def npy_kind(file: BinaryIO) -> PixelKind:
-    """Read the header of a .npy file; refuse what is not H W or H W C, or too large."""
+    """Read the header of a .npy file; reject arrays that are not H W or H W C, or too large."""
     version = npy.read_magic(file)
     if version != (1, 0):
         raise UnfitPicture(f"NPY of version {version}, expected 1.0")
@@ -324,10 +324,10 @@ def _check_size(height: int, width: int, *, bytes_per_pixel: int = 1) -> None:
 
 
 def pixel_dtype(dtype: DTypeLike) -> PixelDtype:
-    """Name the type that stored values are kept in.
+    """Return the pixel type for a stored dtype.
 
     Raises:
-        BadPicture: for anything but uint8, uint16 and floating point.
+        BadPicture: for any dtype but uint8, uint16 and floating point.
     """
     found = np.dtype(dtype)
     if found.kind == "f":
@@ -338,5 +338,5 @@ def pixel_dtype(dtype: DTypeLike) -> PixelDtype:
 
 
 def printable(text: str) -> str:
-    """Escape what cannot be printed on one line: breaks, tabs, bytes that are no UTF-8."""
+    """Escape unprintable characters: line breaks, tabs, bytes that are not UTF-8."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

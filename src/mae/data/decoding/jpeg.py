@@ -1,4 +1,4 @@
-"""JPEG: strict decoding, damage in the head that reaches no pixel, and files of other processes."""
+"""Strict JPEG decoding, header repair and detection of unsupported variants."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 # Markers (ITU-T T.81, table B.1).
 _TABLES = (0xC4, 0xCC, 0xDB, 0xDD)  # Huffman, arithmetic, quantization, restart interval
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}  # of JPEG-LS the last
-_DECODED = (0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA)  # what libjpeg-turbo knows
-_PASSED_OVER = frozenset((*range(0xE0, 0xF0), 0xFE, 0xDC))  # applications, comments, lines
-_LONE = frozenset((0x01, *range(0xD0, 0xD8)))  # without a length
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}  # the last is JPEG-LS
+_DECODED = (0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA)  # supported by libjpeg-turbo
+_PASSED_OVER = frozenset((*range(0xE0, 0xF0), 0xFE, 0xDC))  # APPn, comment, number of lines
+_LONE = frozenset((0x01, *range(0xD0, 0xD8)))  # without a length field
 _SCAN = 0xDA
 _START = b"\xff\xd8"
 _JFIF = b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0"
@@ -26,13 +26,13 @@ class _Segment(NamedTuple):
     marker: int
     body: bytes
     end: int
-    """Where the next segment begins."""
+    """Offset of the next segment."""
 
 
 def _segments(data: bytes) -> Iterator[_Segment]:
-    """Give the segments of the head, the header of the first scan last, as libjpeg finds them.
+    """Yield the header segments up to the first scan header, as libjpeg finds them.
 
-    Bytes between segments are passed over. It ends early where a segment makes no sense.
+    Bytes between segments are skipped. Iteration stops at an invalid segment.
     """
     place, marker = 2, 0
     while marker != _SCAN:
@@ -53,13 +53,13 @@ def _segments(data: bytes) -> Iterator[_Segment]:
 
 
 def without_damaged_head(data: bytes) -> bytes | None:
-    """Rewrite a JPEG so that its head holds nothing but what its pixels depend on.
+    """Rewrite a JPEG so that its header holds only what the pixels depend on.
 
-    libjpeg warns of bytes between segments, of a damaged profile, of an unknown version of JFIF
-    and of a scan header that no sequential file needs, and reads the same pixels without them.
+    libjpeg warns about bytes between segments, a damaged profile, an unknown JFIF version and a
+    scan header that is invalid in sequential files, but decodes the same pixels without them.
 
     Returns:
-        None where the head itself cannot be followed.
+        The rewritten file; None if the header cannot be parsed.
     """
     kept, frame = [_START], 0
     for marker, body, end in _segments(data):
@@ -82,10 +82,10 @@ def _segment(marker: int, body: bytes) -> bytes:
 
 
 def other_process(data: bytes) -> str:
-    """Say what keeps a sound JPEG from being decoded; nothing for a usual or damaged one.
+    """Return why a valid JPEG is not supported; "" for a supported or damaged one.
 
     Args:
-        data: the file, or its head.
+        data: the file, or its header.
     """
     for marker, body, _ in _segments(data):
         if marker in _FRAMES and len(body) >= 6:
@@ -102,22 +102,22 @@ def other_process(data: bytes) -> str:
 def strictly_decoded(
     data: bytes, space: str, size: tuple[int, int], *, shrink: int = 1
 ) -> NDArray[np.uint8] | None:
-    """Decode a JPEG unless libjpeg warns of anything: Pillow lets most damage pass.
+    """Decode a JPEG and fail on any libjpeg warning; Pillow ignores most damage.
 
     Args:
         data: the file.
         space: RGB, GRAY, or CMYK for a file of four components.
         size: its height and width.
-        shrink: 2, 4 or 8 for so much less of both, rounded up.
+        shrink: 2, 4 or 8 to divide both sides by it, rounded up.
 
     Returns:
-        H W C; None of a file whose sampling the decoder does not know.
+        H W C; None for chroma subsampling that the decoder does not support.
     Raises:
         ValueError: with libjpeg's warning or error.
     """
     height, width = (-(-side // shrink) for side in size)
     try:
-        # The smallest scale that has as many rows and columns.
+        # The smallest scale with at least this many rows and columns.
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
             data, space, min_height=height, min_width=width
         )

@@ -1,4 +1,4 @@
-"""What libtiff says of a file while Pillow decodes it; on its own it prints that to stderr."""
+"""Capture libtiff error messages while Pillow decodes, instead of on stderr."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from functools import cache
 from PIL import _imaging
 
 _HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p)
-_LONGEST = 500  # bytes of a message
+_LONGEST = 500  # bytes per message
 _OF_TAGS = re.compile(r"\w*(Directory|Field|Fetch|Tag|DirEntry)\w*:")
 
 
 class _Thread(threading.local):
-    """The messages of the file that this thread decodes, if it decodes one."""
+    """Messages about the file that this thread is decoding; None if it is not."""
 
     messages: list[str] | None = None
 
@@ -27,9 +27,9 @@ _thread = _Thread()
 
 @contextmanager
 def messages_caught() -> Iterator[list[str]]:
-    """Collect libtiff's errors in this thread; those of other threads go where they went.
+    """Collect libtiff's errors of this thread; other threads keep the previous handler.
 
-    Where Pillow was built so that the library cannot be found, nothing is collected.
+    Nothing is collected if libtiff cannot be found, which depends on how Pillow was built.
     """
     _listen()
     before = _thread.messages
@@ -42,15 +42,15 @@ def messages_caught() -> Iterator[list[str]]:
 
 
 def in_the_pixels(message: str) -> bool:
-    """Tell whether a message is of pixels: what is wrong with other tags changes none."""
+    """Whether a message is about pixel data; errors in tags do not change pixels."""
     return _OF_TAGS.match(message) is None
 
 
 @cache
 def _listen() -> object:
-    """Have libtiff call us, for as long as the process lives."""
+    """Install the error handler of libtiff for the lifetime of the process."""
     try:
-        # The library is looked for among those that Pillow's module is linked to.
+        # Find libtiff among the libraries that Pillow's module is linked to.
         library = ctypes.CDLL(_imaging.__file__)
         set_handler, vsnprintf = library.TIFFSetErrorHandler, ctypes.CDLL(None).vsnprintf
     except (AttributeError, OSError, TypeError):  # linked statically, or not a Unix
@@ -71,4 +71,4 @@ def _listen() -> object:
 
     heard = _HANDLER(hear)
     before = set_handler(ctypes.cast(heard, ctypes.c_void_p))
-    return heard  # kept by the cache: libtiff has only its address
+    return heard  # the cache keeps it alive: libtiff has only its address

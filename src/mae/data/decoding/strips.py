@@ -1,4 +1,4 @@
-"""Large images a few rows at a time, so that no temporary is as large as the image."""
+"""Split large images into row strips to bound temporary memory."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 
 VALUES = 2**20
-"""Values of a strip."""
+"""Approximate number of values per strip."""
 
 
 def row_strips(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Give the rows of an array H ..., in slices of about `VALUES` values; of a small one all."""
+    """Yield row slices of an array H ... with about `VALUES` values each; one for a small array."""
     height = shape[0]
     rows = max(1, VALUES * height // max(1, int(np.prod(shape, dtype=np.int64))))
     for top in range(0, height, rows):

@@ -1,8 +1,8 @@
-"""TIFF files that Pillow cannot read in full: any number of bands, deep colour, pages as channels.
+"""Read TIFFs beyond Pillow: any number of bands, deep colour, pages as channels.
 
-Pillow reads the others. What is opened here needs tifffile, the extra `tiff`; files compressed by
-LZW, PackBits, JPEG and the like need imagecodecs beside it. Colour that is converted nowhere is
-refused: it would be read as other pixels.
+Pillow reads all others. This module needs tifffile, from the extra `tiff`, and imagecodecs for
+files compressed by LZW, PackBits, JPEG and the like. Colour spaces without a conversion are rejected, since
+their pixels would be wrong.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from mae.data.decoding.strips import row_strips
 DESCRIPTION, SAMPLES, ORIENTATION, BITS = 270, 277, 274, 258  # TIFF tags
 _PHOTOMETRIC, _EXTRA, _SAMPLE_FORMAT, _COMPRESSION = 262, 338, 339, 259
 _COEFFICIENTS, _SUBSAMPLING, _REFERENCE, _INKS, _PLANES = 529, 530, 532, 332, 284
-_ALPHA = (1, 2)  # extra samples that are transparency
-_ASSOCIATED = 1  # colours are multiplied by it
+_ALPHA = (1, 2)  # extra samples that hold alpha
+_ASSOCIATED = 1  # premultiplied alpha
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
 _READ = (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE)  # of any depth
 _COLOURS = {
@@ -40,7 +40,7 @@ _BY_PILLOW: Mapping[tuple[int, int], tuple[int, ...]] = {
     (_CMYK, _UNSIGNED): (8,),
     (_YCBCR, _UNSIGNED): (8,),
 }
-"""Bits of a value that Pillow reads as they are meant, by photometric interpretation and type."""
+"""Bits per value that Pillow reads correctly, by photometric interpretation and sample format."""
 
 _CHANNELS = re.compile(r'^ImageJ=.*^channels=(\d+)|<OME\b.*?\bSizeC="(\d+)"', re.M | re.S)
 _SEQUENCE = re.compile(
@@ -49,28 +49,28 @@ _SEQUENCE = re.compile(
 
 
 class Layout(NamedTuple):
-    """What a file holds, before its pixels are read."""
+    """Size, channels and type of a TIFF, read from its tags."""
 
     height: int
     width: int
     channels: int
-    """Bands that are not transparency, colours of a palette, or pages that are channels."""
+    """Number of bands without alpha, of palette colours, or of pages read as channels."""
     dtype: np.dtype[Any]
     orientation: int
-    """As EXIF counts it, 1 to 8."""
+    """EXIF orientation, 1 to 8."""
     pages: bool
-    """Whether pages are channels only because so many were asked for."""
+    """Whether pages are channels only because the user asked for this number."""
 
 
 def beyond_pillow(picture: Image.Image, *, channels: int | None) -> bool:
-    """Tell whether Pillow would drop bands, bits, or pages that are channels, or change values.
+    """Whether Pillow would drop bands, bits, or pages that are channels, or change values.
 
     Args:
         picture: a TIFF that Pillow has opened.
-        channels: as many grey pages are channels: what the user asks for, if they do.
+        channels: requested by the user, if at all; this many grey pages are then channels.
 
     Raises:
-        NotImplementedError: for colour that is converted nowhere.
+        NotImplementedError: for colour spaces without a conversion.
     """
     tags: Any = getattr(picture, "tag_v2", {})
     bands, photometric = tags.get(SAMPLES, 1), tags.get(_PHOTOMETRIC, _WHITE_IS_ZERO)
@@ -101,9 +101,9 @@ def _unknown(photometric: int, bits: int) -> NotImplementedError:
 
 
 def _require_usual(tags: Mapping[int, Any]) -> None:
-    """Refuse YCbCr that Pillow would convert by other numbers than the file gives.
+    """Reject YCbCr that Pillow would convert with other coefficients than those of the file.
 
-    Those of JPEG compression are converted by libtiff.
+    libtiff converts JPEG-compressed YCbCr correctly.
     """
     if tags.get(_COMPRESSION) in (6, 7):
         return
@@ -120,7 +120,7 @@ def _require_usual(tags: Mapping[int, Any]) -> None:
 
 
 class _Page(NamedTuple):
-    """What pages that are channels have in common."""
+    """Properties that pages must share to be channels."""
 
     size: tuple[int, ...]
     photometric: int
@@ -134,7 +134,7 @@ def _pages_of(picture: Image.Image) -> Iterator[_Page]:
     for place in range(getattr(picture, "n_frames", 1)):
         try:
             picture.seek(place)
-        except SyntaxError:  # of a mode that Pillow does not know
+        except SyntaxError:  # of a mode unknown to Pillow
             yield _Page((), -1, 0, 0, 0)
             break
         tags: Any = picture.tag_v2  # type: ignore[attr-defined]
@@ -150,7 +150,7 @@ def _pages_of(picture: Image.Image) -> Iterator[_Page]:
 
 
 def _are_channels(pages: Iterator[_Page]) -> bool:
-    """Tell whether pages can be channels: equal, grey, and not said to be slices or times."""
+    """Whether pages can be channels: equal, grey, and not described as slices or time points."""
     described, *others = pages
     first = described._replace(description="")
     return (
@@ -162,13 +162,13 @@ def _are_channels(pages: Iterator[_Page]) -> bool:
 
 
 def bits_of(picture: Image.Image) -> int:
-    """Give the bits of a value of a TIFF that Pillow has opened; of another image 0."""
+    """Return the bits per value of a TIFF that Pillow has opened; 0 for other formats."""
     tags: Any = getattr(picture, "tag_v2", {})
     return int(max(tags.get(BITS, (1,)))) if picture.format == "TIFF" else 0
 
 
 def to_full_range(pixels: NDArray[Any], *, bits: int) -> NDArray[Any]:
-    """Scale unsigned values of fewer bits than 8, or than 16, to all 8 or 16; others stay."""
+    """Scale unsigned values of 1 to 7 bits to 8, and of 9 to 15 to 16; keep others."""
     if pixels.dtype.kind != "u" or not (0 < bits < 8 or 8 < bits < 16):
         return pixels
     full = 255 if bits < 8 else 65535
@@ -177,16 +177,16 @@ def to_full_range(pixels: NDArray[Any], *, bits: int) -> NDArray[Any]:
 
 
 def read_layout(file: BinaryIO, *, channels: int | None) -> Layout:
-    """Read what a file holds from its tags.
+    """Read the layout of a TIFF from its tags.
 
     Args:
         file: a TIFF.
-        channels: what the user asks for, if they do; see `beyond_pillow`.
+        channels: requested by the user, if at all; see `beyond_pillow`.
 
     Raises:
-        ModuleNotFoundError: without tifffile, with the command that installs it.
-        NotImplementedError: for colour or types that are read nowhere.
-        Exception: whatever damage makes tifffile raise.
+        ModuleNotFoundError: if tifffile is missing, with the command that installs it.
+        NotImplementedError: for unsupported colour spaces or types.
+        Exception: any exception that tifffile raises for a damaged file.
     """
     with _opened(file) as tiff:
         page, planes = tiff.pages[0], _planes(tiff, channels)
@@ -203,10 +203,10 @@ def read_layout(file: BinaryIO, *, channels: int | None) -> Layout:
 
 
 def read_pixels(file: BinaryIO, *, channels: int | None) -> NDArray[Any]:
-    """Read the pixels H W C by the rules of `read_layout`.
+    """Read the pixels H W C that `read_layout` describes.
 
-    Palettes are looked up, min-is-white is inverted, and 1 to 15 bits become the whole of 8 or 16;
-    else values are as stored.
+    Palettes are looked up, min-is-white is inverted, and 1 to 15 bits are scaled to the full range
+    of 8 or 16; other values are returned as stored.
     """
     with _opened(file) as tiff:
         planes = [_values(tiff.pages[place]) for place in _planes(tiff, channels) or [0]]
@@ -214,11 +214,11 @@ def read_pixels(file: BinaryIO, *, channels: int | None) -> NDArray[Any]:
 
 
 def _values(frame: Any) -> NDArray[Any]:
-    page = frame.keyframe  # which says what all pages of a series have in common
+    page = frame.keyframe  # holds what all pages of a series have in common
     _require_readable(page)
     try:
         pixels: NDArray[Any] = frame.asarray()
-    except (KeyError, ValueError, NotImplementedError) as error:  # which depends on the version
+    except (KeyError, ValueError, NotImplementedError) as error:  # depends on the version
         if "imagecodecs" in str(error):
             plain = page.compression == 1
             name = f"{page.bitspersample} bits a value" if plain else page.compression.name
@@ -246,7 +246,7 @@ def _values(frame: Any) -> NDArray[Any]:
 
 
 def _unmultiplied(pixels: NDArray[Any], *, alpha: NDArray[Any]) -> NDArray[Any]:
-    """Undo the product with alpha, where it is not 0, as Pillow does for 8 bits."""
+    """Divide premultiplied pixels by alpha where it is not 0, as Pillow does for 8 bits."""
     whole = np.empty_like(pixels)
     for rows in row_strips(pixels.shape):
         part, by = pixels[rows], alpha[rows]
@@ -286,18 +286,18 @@ def _require_readable(page: Any) -> None:
 
 
 def _bands(page: Any) -> list[int]:
-    """Give the bands of a page that are not transparency."""
+    """Return the bands of a page without alpha."""
     first_extra = page.samplesperpixel - len(page.extrasamples)
     alphas = {first_extra + i for i, sort in enumerate(page.extrasamples) if sort in _ALPHA}
     return [band for band in range(page.samplesperpixel) if band not in alphas]
 
 
 def _planes(tiff: Any, channels: int | None) -> list[int]:
-    """Give the pages that are the channels of one picture; none where the first page is all.
+    """Return the pages that are the channels of one image; empty if the first page is the image.
 
-    ImageJ and OME say which pages are channels: of the first slice and time they are taken. A file
-    that does not say so is one picture only if it has just as many grey pages, equal ones, as the
-    user asks for channels.
+    ImageJ and OME metadata declare which pages are channels; those of the first slice and time
+    point are used. Without metadata, pages are channels only if they are grey and equal, and as
+    many as the channels requested by the user.
     """
     page = tiff.pages[0]
     if page.samplesperpixel > 1:

@@ -1,4 +1,4 @@
-"""How the index of a pack takes in what was added: part by part, by the order of the names."""
+"""Merge new images into a pack index in chunks, sorted by name."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ PartOfOld = Callable[[int, int], NDArray[Any]]
 
 
 class Classes(NamedTuple):
-    """The classes of old and new pictures together; no names where there are none."""
+    """Merged classes of old and new images; no names if there are no classes."""
 
     names: tuple[str, ...] = ()
     old: NDArray[np.int64] = np.zeros(0, np.int64)
-    """Number of each class of the old pictures among all."""
+    """Merged class number of each old class."""
     new: NDArray[np.int64] = np.zeros(0, np.int64)
-    """The same of the new ones."""
+    """Merged class number of each new class."""
 
     @classmethod
     def together(cls, old: Sequence[str], new: Sequence[str]) -> Classes:
@@ -39,7 +39,7 @@ class Classes(NamedTuple):
 
 
 def place_of(index: Index, name: bytes, *, start: int = 0) -> int:
-    """Find the first picture, from `start` on, whose name is not before a name."""
+    """Find the first image, from `start` on, whose name is not less than `name`."""
     return bisect_left(range(len(index)), name, lo=start, key=index.name)
 
 
@@ -51,14 +51,14 @@ def merged(
     *,
     origins: bool,
 ) -> dict[str, Column]:
-    """Give the columns of an index of old and new pictures, made as they are written.
+    """Return the columns of the merged index, computed lazily as they are written.
 
     Args:
-        old: the index so far; not changed.
+        old: the existing index, not modified; None if there is none.
         rows: n `ROW`, sorted by name; none of the names is in the old index.
-        names: their names, one after the other.
-        classes: their and the old classes.
-        origins: whether digests of what the pictures were made from are kept.
+        names: their names, concatenated.
+        classes: the merged classes.
+        origins: whether digests of the original files are kept.
     """
     ends = np.cumsum(rows["name_length"], dtype=np.int64)
     starts = ends - rows["name_length"]
@@ -102,7 +102,7 @@ def merged(
 
 
 def _places(old: Index | None, names: Iterable[bytes]) -> NDArray[np.int64]:
-    """Find before which of the old pictures each of the new ones comes."""
+    """Find the position among the old images at which each new one is inserted."""
     places, start = [], 0
     for name in names:
         start = 0 if old is None else place_of(old, name, start=start)

@@ -1,4 +1,4 @@
-"""Pictures made smaller before they are packed."""
+"""Shrink and re-encode images before packing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mae.data.decoding.decode import PixelKind, decode
 
 
 def as_file(data: bytes | NDArray[Any]) -> bytes:
-    """Give a picture as a file: pixels as .npy, a file as it is."""
+    """Return an image as file content: pixels as .npy, a file unchanged."""
     if isinstance(data, bytes):
         return data
     file = io.BytesIO()
@@ -24,12 +24,12 @@ def as_file(data: bytes | NDArray[Any]) -> bytes:
 
 
 def reduced(data: bytes, *, short_side: int, quality: int) -> bytes:
-    """Reduce the shorter side of a picture and store it as JPEG; a small one stays as it is.
+    """Shrink the shorter side of an image and encode it as JPEG; keep a small one unchanged.
 
-    What a JPEG cannot hold (16 bits, floats, other than 1 or 3 channels) is stored as .npy.
+    Images that JPEG does not support (16 bits, floats, other than 1 or 3 channels) become .npy.
 
     Raises:
-        BadPicture: if it cannot be read.
+        BadPicture: if the image cannot be read.
     """
     kind = header.read_kind(io.BytesIO(data))
     pixels = decode(data, kind=kind)
@@ -46,10 +46,10 @@ def reduced(data: bytes, *, short_side: int, quality: int) -> bytes:
 
 
 def central_square(data: bytes, *, edge: int, kind: PixelKind) -> bytes:
-    """Give the largest centred square of a picture, resized, as .npy.
+    """Return the largest centred square of an image, resized, as .npy.
 
     Raises:
-        BadPicture: if it cannot be read, or does not fit the kind.
+        BadPicture: if the image cannot be read or does not fit the kind.
     """
     pixels = decode(data, kind=kind)
     H, W, _ = pixels.shape

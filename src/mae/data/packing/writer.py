@@ -1,12 +1,11 @@
-"""A pack in the making: shards that grow, and a record of what of them is on the disk.
+"""Write packs crash-safely: append-only tar shards and a progress record.
 
-Shards are plain tar files, so that nothing but `tar` is needed to get the pictures out again. Those
-of a finished pack are never written to: what is added goes into new ones. Beside them, while the
-work goes on, lies a folder:
+Shards are plain tar files, so `tar` alone can extract the images. Shards of a finished pack are
+never modified; added images go into new ones. While a pack is written, its folder also has:
 
-    .packing/rows        a `ROW` for each picture, in the order of the shards
-    .packing/names       their names, one after the other
-    .packing/done.json   `Done`: how much of all files is on the disk; the rest is litter
+    .packing/rows        a `ROW` for each image, in the order of the shards
+    .packing/names       their names, concatenated
+    .packing/done.json   `Done`: how much of each file is on the disk; the rest is discarded
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ from mae.data.sources.pack_index import Facts, Index, write_index
 
 SHARD_BYTES = 2**30
 MOST_BYTES = 2**31 - 2**12
-"""Of one picture: the kernel reads no more at once."""
+"""Maximum size of an image: one read system call returns no more."""
 
-_BLOCK = 512  # tar files consist of such
+_BLOCK = 512  # bytes; unit of tar files
 _END = bytes(2 * _BLOCK)
 _COMMIT_BYTES, _COMMIT_SECONDS = 2**26, 1.0
 
@@ -47,31 +46,31 @@ ROW = np.dtype(
         ("origin", "u1", 32),
     ]
 )
-"""A picture that is packed; the label is that of the source it came from, -1 where it has none."""
+"""A packed image; the label is that of its source, -1 for none."""
 
 
 class Done(NamedTuple):
-    """How much is on the disk."""
+    """Progress that is safely on the disk."""
 
     work: str
-    """Digest of what is being packed, and into what."""
+    """Digest of the source and the form of the pack."""
     rows: int = 0
     name_bytes: int = 0
     shard: int = 0
-    """Number of the shard that grows."""
+    """Number of the shard being written."""
     shard_bytes: int = 0
 
 
 class Packing:
-    """Append pictures; what a kill leaves half-written is cut off by the next start.
+    """Append images to a pack; a restart truncates whatever a kill left half-written.
 
-    The caller holds the lock of the pack.
+    The caller must hold the lock of the pack.
 
     Args:
         root: the folder of the pack.
-        work: another work than that of the last start begins anew.
-        shards: finished ones, which are left alone.
-        shard_bytes: a shard is full with the picture that brings it there.
+        work: digest of the work; if it differs from the last start, packing starts over.
+        shards: number of finished shards, which are not modified.
+        shard_bytes: size from which a shard is full.
     """
 
     def __init__(
@@ -82,7 +81,7 @@ class Packing:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._record = self._folder / "done.json"
         self.forgot = False
-        """Whether there is work of an earlier start that is not this one's."""
+        """Whether progress of an earlier start was discarded because it does not match."""
         self.done = self._taken_over(work)
         self._cut_off()
         self._rows = (self._folder / "rows").open("ab")
@@ -98,13 +97,13 @@ class Packing:
             file.close()
 
     def names(self) -> list[bytes]:
-        """Give the names of what is packed."""
+        """Return the names of the packed images."""
         blob = (self._folder / "names").read_bytes()
         ends = np.cumsum(self._read_rows()["name_length"], dtype=np.int64).tolist()
         return [blob[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
     def add(self, name: bytes, content: bytes, *, label: int, origin: bytes) -> None:
-        """Append a picture, whose name is new; it is on the disk after the next `commit`."""
+        """Append an image with a new name; it is on the disk after the next `commit`."""
         if self._shard.tell() >= self._shard_bytes:
             self._end_shard()
         member = tarfile.TarInfo(name.decode(errors="surrogateescape"))
@@ -125,7 +124,7 @@ class Packing:
             self.commit()
 
     def commit(self) -> None:
-        """Bring everything to the disk, and then record that it is there."""
+        """Flush everything to the disk, then record the progress."""
         for file in (self._shard, self._names, self._rows):
             file.flush()
             os.fsync(file.fileno())
@@ -136,13 +135,13 @@ class Packing:
         self._committed = time.monotonic()
 
     def publish(self, old: Index | None, classes: Classes, *, form: Form) -> None:
-        """Write the index of all pictures, old and new, and end the work."""
+        """Write the index of all images, old and new, and finish packing."""
         self._end_shard()
         shards = [] if old is None else list(old.facts.shards)
         for number in range(self._shards, self.done.shard):
             path = self._shard_path(number)
             shards.append((path.name, path.stat().st_size))
-        # A picture that only a later start could read comes after those of an earlier one.
+        # Not yet sorted: a restart appends images that an earlier start could not read.
         names, rows = self.names(), self._read_rows()
         order = sorted(range(len(names)), key=names.__getitem__)
         blob = np.frombuffer(b"".join(names[i] for i in order), np.uint8)
@@ -152,10 +151,10 @@ class Packing:
         self.discard()
 
     def discard(self) -> None:
-        """End the work; what of it is not in the index is removed."""
-        self._record.unlink(missing_ok=True)  # first of all what says that there is something
+        """Stop packing and remove everything that is not in the index."""
+        self._record.unlink(missing_ok=True)  # first, so that no record outlives its files
         shutil.rmtree(self._folder)
-        self._shard_path(self.done.shard).unlink(missing_ok=True)  # has no picture yet
+        self._shard_path(self.done.shard).unlink(missing_ok=True)  # has no image yet
 
     def _end_shard(self) -> None:
         self.commit()
@@ -184,7 +183,7 @@ class Packing:
         return anew if self.forgot else found
 
     def _cut_off(self) -> None:
-        """Remove whatever was written but not recorded."""
+        """Remove data that was written but not recorded."""
         for path in self.root.glob("shard-*.tar"):
             number = path.stem.removeprefix("shard-")
             if number.isdecimal() and int(number) > self.done.shard:

@@ -1,7 +1,7 @@
-"""Every random choice as a pure function of (seed, epoch, sample id, stream).
+"""Counter-based random numbers, pure functions of (seed, epoch, sample id, stream).
 
-Counter-based and vectorised over a batch: no generator, no state, nothing to save or replay.
-A draw does not depend on the worker, the rank, the batch or what was drawn before.
+Draws are vectorised over a batch and stateless, so there is nothing to save or replay. They do not
+depend on the worker, the rank, the batch or earlier draws.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def splitmix64(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Mix 64 bits (Steele, Lea and Flood 2014): a bijection in which every bit matters."""
-    z = keys + _GOLDEN  # arrays wrap around silently, as wanted
+    """Hash 64-bit keys with SplitMix64 (Steele, Lea and Flood 2014), a bijection."""
+    z = keys + _GOLDEN  # arrays wrap around silently, as intended
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
@@ -43,7 +43,7 @@ def splitmix64(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 @lru_cache(maxsize=64)
 def stream_key(seed: int, epoch: int, *, stream: Stream) -> np.uint64:
-    """Hash what is common to a batch into one key."""
+    """Hash seed, epoch and stream, which a batch has in common, into one key."""
     key = splitmix64(np.array([seed], dtype=np.uint64))
     for part in (epoch, int(stream)):
         key = splitmix64(key ^ np.uint64(part))
@@ -72,7 +72,7 @@ def uniform(
 
 
 def generator(seed: int, epoch: int, sample: int, *, stream: Stream) -> np.random.Generator:
-    """Make a generator of one sample's own, for draws that are not uniform or not counted."""
+    """Make a generator for one sample, for draws that are not uniform or of unknown number."""
     keys = np.array([sample], dtype=np.int64).astype(np.uint64)
     key = splitmix64(keys ^ stream_key(seed, epoch, stream=stream))
     return np.random.Generator(np.random.PCG64(int(key[0])))

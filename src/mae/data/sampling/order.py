@@ -1,4 +1,4 @@
-"""Which sample comes when: a permutation that is computed, not stored."""
+"""Epoch shuffling by a computed permutation with constant memory."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from numpy.typing import NDArray
 from mae.data.sampling.draws import Stream, splitmix64, stream_key
 
 _ROUNDS = 6  # even: both halves are mixed in turn
-_DRAWN_BELOW = 30  # samples; halves of so few bits are mixed unevenly (decision 0006)
+_DRAWN_BELOW = 30  # samples; Feistel halves of so few bits mix unevenly (decision 0006)
 
 
 def shuffled(positions: NDArray[np.int64], *, n: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """Map places in an epoch to sample ids.
 
-    A keyed Feistel network permutes the smallest power of two that holds `n`, and a value
-    that falls outside walks on along its cycle, so the map is a permutation of `range(n)` with
-    constant memory and random access, the same for 10^3 and 10^10 samples. Fewer than 30 samples
-    are sorted by a hash of each instead: every order is equally likely (decision 0006).
+    A keyed Feistel network permutes [0, 2^bits), the smallest such range that holds `n`, and is
+    applied again to values outside `range(n)` (cycle walking). The map is a permutation of
+    `range(n)` with random access and the same constant memory for 10^3 and 10^10 samples. Fewer
+    than 30 samples are sorted by their hashes instead, which makes every order equally likely
+    (decision 0006).
 
     Args:
         positions: places in [0, n), any shape.
         n: samples in the data.
         seed: key of the run.
-        epoch: pass over the data; each has an order of its own.
+        epoch: pass over the data; each has its own order.
 
     Returns:
         Sample ids in [0, n), same shape.
@@ -41,7 +42,7 @@ def shuffled(positions: NDArray[np.int64], *, n: int, seed: int, epoch: int) -> 
 
 
 def drawn_orders(keys: NDArray[np.uint64], *, n: int) -> NDArray[np.int64]:
-    """Draw an order of few samples for each key, every one equally likely: sort their hashes.
+    """Draw a uniformly random order of a few samples for each key by sorting hashes.
 
     Args:
         keys: K hashes, each of one epoch.
@@ -57,7 +58,7 @@ def drawn_orders(keys: NDArray[np.uint64], *, n: int) -> NDArray[np.int64]:
 def _feistel(
     values: NDArray[np.uint64], *, bits: int, keys: NDArray[np.uint64]
 ) -> NDArray[np.uint64]:
-    """Permute [0, 2^bits): each half is mixed with a hash of the other, in turn."""
+    """Permute [0, 2^bits): XOR each half with a hash of the other, in turn."""
     low = np.uint64(bits // 2)
     high_mask, low_mask = (np.uint64((1 << b) - 1) for b in (bits - bits // 2, bits // 2))
     left, right = values >> low, values & low_mask

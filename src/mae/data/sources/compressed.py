@@ -1,4 +1,4 @@
-"""Compressed files, which cannot be read at random: refused with a command that unpacks them."""
+"""Reject compressed files, which lack random access, with an unpack command."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def is_compressed_tar(name: str) -> bool:
 
 
 def unpacked(path: Path) -> Path:
-    """Give the path that the content of a compressed file gets."""
+    """Return the path for the unpacked content of a compressed file."""
     if is_compressed_tar(path.name):
         return path.with_name(_TAR.sub(".tar", path.name))
     if path.suffix.lower() in _ENDINGS:
@@ -35,10 +35,10 @@ def unpacked(path: Path) -> Path:
 
 
 def refuse_compressed(paths: Sequence[Path]) -> None:
-    """Refuse compressed files; their first bytes decide, whatever their names.
+    """Reject compressed files, recognised by their first bytes, not their names.
 
     Raises:
-        DataError: for the first, with the command that unpacks it.
+        DataError: for the first compressed file, with the command that unpacks it.
     """
     heads = {path: _head(path) for path in paths}
     known = tuple(_TOOLS)
@@ -62,5 +62,5 @@ def _head(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             return file.read(8)
-    except OSError:  # is said by what reads it
+    except OSError:  # reported when the file is read
         return b""

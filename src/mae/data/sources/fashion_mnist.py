@@ -1,9 +1,9 @@
-"""The built-in pictures: Fashion-MNIST (Xiao et al. 2017, MIT licence), pixel for pixel.
+"""Built-in Fashion-MNIST images (Xiao et al. 2017, MIT licence), lossless.
 
-All 10,000 test pictures, and the first 30,000 of the 60,000 training pictures in their order.
-The file is xz: the labels of the test and then the training pictures, a byte each; then the
-pictures, sorted stably by label and each transposed, which packs 2 % tighter than by rows.
-`scripts/pack_fashion_mnist.py` makes it.
+The package has all 10,000 test images and the first 30,000 of the 60,000 training images, in the
+original order. The xz file holds the labels of the test and then the training images, a byte each,
+followed by the images, stably sorted by label and transposed, which compresses 2 % better than row
+order. `scripts/pack_fashion_mnist.py` creates it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _REINSTALL = "Install the package again"
 
 
 def fashion_mnist(split: Split) -> ArraySource:
-    """Give the built-in pictures: 28 x 28, one channel, uint8, with labels; kept in memory.
+    """Return the built-in images: 28 x 28, one channel, uint8, with labels, cached in memory.
 
     Raises:
         DataError: if the packed file is missing or damaged.
@@ -55,10 +55,10 @@ def _everything() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 def unpack(packed: bytes) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Decode the packed file to pictures B 28 28 and labels B, test before training, read-only.
+    """Decode the packed file to images B 28 28 and labels B, test before training, read-only.
 
     Raises:
-        DataError: if anything in it is not as it was made.
+        DataError: if the content does not match `DIGEST`.
     """
     try:
         content = lzma.decompress(packed)

@@ -1,4 +1,4 @@
-"""The cells of lists of images: which separator, heading and columns a list has."""
+"""Parse image lists: detect separator, heading and columns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mae.data.sources.source import EXTENSIONS, path_of
 from mae.errors import DataError
 
 LISTS = (".csv", ".tsv", ".txt", ".lst")
-"""Endings of file names that are taken for lists, in lower case."""
+"""File name extensions of lists, in lower case."""
 
 _BLANK = " "
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", _BLANK: "blanks"}
@@ -25,15 +25,15 @@ _LABELS = frozenset(("label", "labels", "class", "class_name", "target", "catego
 def read_rows(path: Path) -> tuple[list[list[str]], list[str]]:
     """Read the lines of a list as [path, label] or [path].
 
-    The files that exist decide: the separator is the first of comma, semicolon, tab and blank (the
-    last one in a line) for which a cell of line 1 or 2 is a file, and that is the column of the
-    paths. Line 1 is a heading if no cell of it is a file or is named like one.
+    Existing files decide: the separator is the first of comma, semicolon, tab and blank (the last
+    one in a line) for which a cell of line 1 or 2 is a file, and the column of that cell holds the
+    paths. Line 1 is a heading if none of its cells is a file or is named like one.
 
     Returns:
-        A row for each line, empty for a blank one and for a heading; and what was guessed.
+        A row for each line, empty for a blank line and for a heading; and notes on guesses.
     Raises:
-        DataError: if it cannot be read, or the first lines name no file, or columns beside path
-            and label have no heading that tells the label.
+        DataError: if the list cannot be read, its first lines name no file, or there are more than
+            two columns and no heading identifies the label.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -66,7 +66,7 @@ def _split(text: str, separator: str) -> Iterator[list[str]]:
 
 
 def _file_cell(folder: Path, row: Sequence[str]) -> int | None:
-    """Give the first cell that is a file in the folder of the list."""
+    """Return the first cell that is a file, relative to the folder of the list."""
     for place, cell in enumerate(row):
         name = path_of(cell)
         if any(os.path.isfile(folder / each) for each in (name, name.strip()) if each):
@@ -77,7 +77,7 @@ def _file_cell(folder: Path, row: Sequence[str]) -> int | None:
 def _in_order(
     path: Path, rows: list[list[str]], separator: str
 ) -> tuple[list[list[str]], list[str]]:
-    """Take the columns of path and label, in this order."""
+    """Select the columns of path and label, in this order."""
     line, row = next((line, row) for line, row in enumerate(rows) if row)
     heading, notes = [cell.strip() for cell in row], []
     if _file_cell(path.parent, row) is not None or any(map(_like_a_file, row)):
@@ -105,7 +105,7 @@ def _in_order(
 
 
 def _columns(path: Path, line: int, row: Sequence[str], heading: Sequence[str]) -> list[int]:
-    """Give the column of the paths and, if there is one, that of the labels."""
+    """Return the column of the paths and, if there is one, that of the labels."""
     paths = _file_cell(path.parent, row) or 0
     others = [column for column in range(len(row)) if column != paths]
     if len(others) > 1:

@@ -1,4 +1,4 @@
-"""Lists of images: lines of path,label, or of paths alone."""
+"""Read image lists with lines of path,label or path."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from mae.errors import DataError
 
 
 def read_list(path: Path) -> FolderSource:
-    """Open the pictures that a list names, in its order.
+    """Open the images that a list names, in the order of its lines.
 
     Args:
-        path: UTF-8 text of an image a line, by the rules of CSV, in all lines or none with its
-            label; paths are relative to the folder of the list. See `read_rows` for the other
-            separators, headings and columns that are understood. Blanks at both ends of a label
-            are cut, those of a path where no file is called so.
+        path: UTF-8 CSV with one image per line, with labels in all lines or none; paths are
+            relative to the folder of the list. See `read_rows` for other supported separators,
+            headings and columns. Blanks around labels are stripped, those around a path only if
+            no file has the unstripped name.
 
     Returns:
-        The images, one for each line; `notes` says if lines name an image again.
+        The images, one for each line; `notes` reports lines that repeat an image.
 
     Raises:
-        DataError: if it cannot be read, names nothing, a picture is missing, a line has other
-            cells than the others, or two lines give one image different labels.
+        DataError: if the list cannot be read or is empty, an image is missing, the number of
+            cells differs between lines, or two lines give an image different labels.
     """
     rows, notes = read_rows(path)
     named = [row for row in rows if row]
@@ -48,7 +48,7 @@ def read_list(path: Path) -> FolderSource:
 
 
 def _named_again(path: Path, lines: Sequence[tuple[int, str, str]], *, labelled: bool) -> list[str]:
-    """Say how many lines name an image that an earlier one names; refuse another label for it."""
+    """Report how many lines repeat an earlier image; reject differing labels."""
     first: dict[str, tuple[int, str]] = {}
     again: list[tuple[int, int, str]] = []
     for number, name, label in lines:

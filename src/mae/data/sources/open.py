@@ -1,4 +1,4 @@
-"""What a user names as data, as a source."""
+"""Open user-specified data as a source."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from mae.errors import DataError
 BUILT_IN = "fashion-mnist"
 
 Data = str | Path | NDArray[np.generic] | Source
-"""A path (a folder of images, a pack, a list, a .tar or a folder of such, a .npy of N H W (C), one
-image), "fashion-mnist" (the built-in images), an array N H W (C), or a `Source`."""
+"""A path (a folder of images, a pack, a list, a .tar or a folder of .tar files, a .npy of N H W
+(C), one image), "fashion-mnist" (the built-in images), an array N H W (C), or a `Source`."""
 
 
 def open_source(data: Data, *, say: Callable[[str], None] | None = None) -> Source:
     """Open data for training.
 
     Args:
-        data: what a user named.
-        say: takes what was guessed or left out, a line each; without it, `notes_of` has them.
+        data: path, array, source or name of the built-in images.
+        say: called with each note on what was guessed or left out; `notes_of` returns them, too.
 
     Raises:
-        DataError: for a path that is missing, damaged or holds no images, and for what is no data.
+        DataError: if a path is missing, damaged or holds no images, or `data` has another type.
     """
     source = _open(data)
     if say is not None:
@@ -64,7 +64,7 @@ def _open(data: Data) -> Source:
 
 
 def _open_file(path: Path) -> Source:
-    """Open a file that is not a tar file by its ending."""
+    """Open a file other than a tar file by its extension."""
     refuse_compressed([path])
     end = path.suffix.lower()
     if end in LISTS:
@@ -80,7 +80,7 @@ def _open_file(path: Path) -> Source:
 
 
 def _checked(source: Source) -> Source:
-    """Refuse what is no source, before something of it is asked for in vain."""
+    """Reject objects that are no source."""
     if not (hasattr(source, "read") and hasattr(source, "fingerprint")):
         found = type(source)
         raise DataError(
@@ -91,5 +91,5 @@ def _checked(source: Source) -> Source:
 
 
 def data_name(data: Data) -> str:
-    """Name data as a folder of results would be named."""
+    """Return a name for data, for use in result folders."""
     return Path(data).resolve().name if isinstance(data, str | Path) else "array"

@@ -1,4 +1,4 @@
-"""Pictures in shards with an index: random access by `pread`, whatever their number."""
+"""Read packs: images in tar shards with an index and random access by `pread`."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from mae.data.sources.pack_index import Index
 from mae.errors import DataError
 
 INDEX = "index.safetensors"
-"""File by which a pack is recognised."""
+"""Index file, which identifies a pack."""
 UNFINISHED = ".packing"
-"""Folder that a pack has while it is made or added to."""
+"""Folder that exists while a pack is written or extended."""
 
 _MOST_OPEN = 256  # files
 
 
 class Form(NamedTuple):
-    """What the pictures of a pack are: by default the files they were made from, byte for byte."""
+    """How the images of a pack are stored: by default as the original files, byte for byte."""
 
     short_side: int | None = None
-    """Pixels that the shorter side of a larger picture was reduced to."""
+    """Pixels that the shorter side of larger images was reduced to."""
     quality: int | None = None
-    """Of the JPEG it was then stored as."""
+    """JPEG quality of the reduced images."""
     raw: int | None = None
-    """Edge of the square of pixels that is stored of each picture."""
+    """Edge of the square of raw pixels stored for each image."""
     kind: PixelKind | None = None
-    """Of those pixels."""
+    """Kind of the raw pixels."""
 
     def about(self) -> str:
-        """Say it in a few words."""
+        """Describe the form in a few words."""
         if self.raw is not None:
             assert self.kind is not None
             return f"raw {self.kind.dtype}, {self.raw} x {self.raw} x {self.kind.channels}"
@@ -45,7 +45,7 @@ class Form(NamedTuple):
 
 
 class _Shard:
-    """An open file; it closes when nobody holds it any more, whichever thread that was."""
+    """An open file that closes when its last reference is gone, in whichever thread."""
 
     def __init__(self, path: str) -> None:
         self.descriptor = os.open(path, os.O_RDONLY)
@@ -56,20 +56,20 @@ class _Shard:
 
 
 class PackSource:
-    """The pictures of a pack, or of tar files and an index of them.
+    """The images of a pack, or of indexed tar files.
 
-    Ids are places in the bytewise order of the names, as those of a folder are, so a run on a
-    folder and one on its pack of originals see the same. Travels to another process as two paths.
+    Ids are positions in the bytewise order of the names, as in a folder, so runs on a folder and
+    on its pack of originals are identical. Pickled as two paths.
     """
 
     def __init__(self, root: str | Path, index: str | Path | None = None) -> None:
-        """Open an index; shards are opened when they are read.
+        """Open an index; shards are opened on first read.
 
         Args:
             root: the folder of the shards.
-            index: if it is not `index.safetensors` there.
+            index: path of the index; None: `index.safetensors` in `root`.
         Raises:
-            DataError: if the index is not there, damaged or of another version.
+            DataError: if the index is missing, damaged or of another version.
         """
         self._root = os.path.expanduser(root)
         self._index = Index(Path(self._root, INDEX) if index is None else Path(index))
@@ -90,29 +90,29 @@ class PackSource:
 
     @property
     def index(self) -> Index:
-        """The index, for those that add to a pack."""
+        """The index, for code that adds to the pack."""
         return self._index
 
     def read(self, index: int) -> bytes | NDArray[np.generic]:
-        """Return the stored file of a picture, or its pixels H W C where they are stored raw.
+        """Return the stored file of an image, or its pixels H W C if stored raw.
 
         Raises:
-            BadPicture: if its shard is gone or too short.
+            BadPicture: if its shard is missing or too short.
         """
         data = self.stored(index)
         if self.form.kind is None or self.form.raw is None:
             return data
         shape = (self.form.raw, self.form.raw, self.form.kind.channels)
         dtype = np.dtype(self.form.kind.dtype)
-        start = len(data) - int(np.prod(shape)) * dtype.itemsize  # behind the header of a .npy
+        start = len(data) - int(np.prod(shape)) * dtype.itemsize  # after the .npy header
         return np.frombuffer(data, dtype, offset=start).reshape(shape)
 
     def stored(self, index: int) -> bytes:
-        """Return the bytes of a picture as they lie in its shard, with the errors of `read`."""
+        """Return the bytes of an image as stored in its shard; errors as in `read`."""
         shard, length = int(self._shards[index]), int(self._lengths[index])
         try:
-            # Held by name: another thread may have put its own in its place by now, and an open
-            # file that nobody holds closes under the read.
+            # Keep a reference: another thread may evict the file meanwhile, which would close it
+            # during the read.
             file = self._file(shard)
             data = os.pread(file.descriptor, length, int(self._offsets[index]))
         except OSError as error:
@@ -123,7 +123,7 @@ class PackSource:
         return data
 
     def damage(self, index: int) -> str:
-        """Compare a picture with its digest; return what is wrong with it, or nothing."""
+        """Verify an image against its digest; return the damage, or "" if there is none."""
         if self._digests is None:
             raise DataError("data: these tar files have no digests to verify; pack them")
         try:
@@ -136,18 +136,18 @@ class PackSource:
         return f"{place}: other bytes than were packed"
 
     def name(self, index: int) -> str:
-        """Return the name of a picture."""
+        """Return the name of an image."""
         return self._index.name(index).decode(errors="backslashreplace")
 
     def fingerprint(self) -> str:
-        """Give the digest of which pictures these are, which the index holds."""
+        """Return the digest that identifies these images, stored in the index."""
         return self._index.fingerprint
 
     def require_shards(self) -> None:
-        """Look whether every shard is there and long enough.
+        """Check that every shard exists and is long enough.
 
         Raises:
-            DataError: for the first that is not.
+            DataError: for the first that does not.
         """
         for name, size in self._index.facts.shards:
             path = os.path.join(self._root, name)
@@ -180,7 +180,7 @@ def is_pack(root: str | Path) -> bool:
     """Whether a folder is a pack.
 
     Raises:
-        DataError: if it would be one, but was never finished.
+        DataError: if it is a pack that was never finished.
     """
     if os.path.exists(os.path.join(root, INDEX)):
         return True
@@ -192,10 +192,10 @@ def is_pack(root: str | Path) -> bool:
 
 
 def open_pack(root: str | Path) -> PackSource:
-    """Open a pack whose shards are all there.
+    """Open a pack and check that all its shards exist.
 
     Raises:
-        DataError: if it is none, or incomplete, damaged or of another version.
+        DataError: if it is no pack, incomplete, damaged or of another version.
     """
     source = PackSource(root)
     source.require_shards()

@@ -1,19 +1,19 @@
-"""The index of a pack: where each picture lies, as arrays that are mapped and never loaded.
+"""Memory-mapped index of the images in a pack.
 
-One safetensors file, which any reader of that format opens. Of n pictures, in the bytewise order
-of their names:
+The index is one safetensors file, readable by any reader of that format. For n images, in the
+bytewise order of their names, it holds:
 
     name_ends  n uint64       where each name ends in `names`
-    offsets    n uint64       first byte of the picture in its shard
-    labels     n int64        class; only where there are classes
+    offsets    n uint64       first byte of the image in its shard
+    labels     n int64        class; only if there are classes
     shards     n uint32       number of the shard
-    lengths    n uint32       bytes of the picture
-    names      uint8          all names, UTF-8, one after the other
-    sha256     n 32 uint8     of the stored bytes; not of tar files that others made
-    origins    n 32 uint8     of the bytes a picture was made from; only where it was re-encoded
+    lengths    n uint32       bytes of the image
+    names      uint8          all names, UTF-8, concatenated
+    sha256     n 32 uint8     of the stored bytes; absent for tar files not made by mae
+    origins    n 32 uint8     of the original bytes; only if images were re-encoded
 
-Its metadata hold the `Facts` as JSON. A process that reads pictures touches a few pages of it, so
-its memory does not grow with the number of pictures.
+Its metadata hold the `Facts` as JSON. Reading images touches only a few pages of the index, so the
+memory of a process does not grow with the number of images.
 """
 
 from __future__ import annotations
@@ -38,30 +38,30 @@ _DTYPES = {"U64": "<u8", "I64": "<i8", "U32": "<u4", "U8": "u1"}
 _SORTS = {np.dtype(dtype): sort for sort, dtype in _DTYPES.items()}
 _NEEDED = ("name_ends", "offsets", "shards", "lengths", "names")
 _WHAT_PICTURES = ("name_ends", "names", "labels", "lengths", "sha256")
-_UNKNOWN = "0" * 64  # as long as the digest that takes its place
-_LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
-CHUNK = 2**20  # pictures handled at a time where a whole index is read or written
+_UNKNOWN = "0" * 64  # placeholder as long as a digest
+_LARGEST_HEADER = 100_000_000  # bytes; limit of the safetensors format
+CHUNK = 2**20  # images per chunk when a whole index is read or written
 
 
 class Facts(NamedTuple):
-    """What an index says besides its arrays."""
+    """Metadata of an index besides its arrays."""
 
     shards: tuple[tuple[str, int], ...]
-    """Name and size of each file; a pack's may be longer, since an end follows the pictures."""
+    """Name and size of each file; shards of a pack may be longer, by the end-of-archive blocks."""
     class_names: tuple[str, ...] = ()
     form: Mapping[str, Any] = {}
-    """How the pictures were changed; of a pack."""
+    """How the images of a pack were changed, see `Form`."""
     stamp: str = ""
-    """What was indexed; of tar files that others made."""
+    """State of the indexed tar files, for those not made by mae."""
     notes: tuple[str, ...] = ()
-    """What has to be said of the images each time they are used."""
+    """Notes on the images to show whenever they are used."""
 
 
 class Index:
-    """An index on the disk, mapped.
+    """A memory-mapped index.
 
     Raises:
-        DataError: if there is none, it is damaged, or of another version.
+        DataError: if it is missing, damaged or of another version.
     """
 
     def __init__(self, path: Path) -> None:
@@ -98,23 +98,23 @@ class Index:
                 f"data: {path} is damaged ({error}); pack the pictures again"
             ) from error
         self.fingerprint: str = metadata["fingerprint"]
-        """Digest of which pictures these are: of names, contents and labels, not of places."""
+        """Digest that identifies the images: of names, contents and labels, not of locations."""
         self._ends, self._names = self.arrays["name_ends"], self.arrays["names"]
 
     def __len__(self) -> int:
         return len(self._ends)
 
     def name(self, index: int) -> bytes:
-        """Give the name of a picture, UTF-8."""
+        """Return the name of an image, UTF-8."""
         start = int(self._ends[index - 1]) if index else 0
         return self._names[start : int(self._ends[index])].tobytes()
 
     def part(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Read the items of an array from `start` to `stop`, for those that read all of it."""
+        """Read the items of an array from `start` to `stop` from disk; for sequential reads."""
         return self._places[name].part(self.path, start, stop)
 
     def damage(self) -> str:
-        """Compare each array with its digest; return the names of those that differ."""
+        """Verify each array against its digest; return the names of those that differ."""
         wrong = []
         for name, array in self.arrays.items():
             digest = hashlib.sha256()
@@ -126,7 +126,7 @@ class Index:
 
 
 class Column(NamedTuple):
-    """An array that is to be written, part by part."""
+    """An array to be written in parts."""
 
     shape: tuple[int, ...]
     dtype: DTypeLike
@@ -134,13 +134,13 @@ class Column(NamedTuple):
 
 
 def whole(array: NDArray[Any]) -> Column:
-    """Give an array as a column."""
+    """Wrap an array as a column."""
     return Column(array.shape, array.dtype, _chunks(array))
 
 
 def write_index(path: Path, columns: Mapping[str, Column], facts: Facts) -> None:
-    """Write an index, which appears whole by one rename; nothing but a part is held in memory."""
-    # Wide types first, so that each array begins at a multiple of its item.
+    """Write an index atomically, with one part of a column in memory at a time."""
+    # Wide types first, so that each array is aligned to its item size.
     names = sorted(columns, key=lambda name: -np.dtype(columns[name].dtype).itemsize)
     digests = dict.fromkeys(names, _UNKNOWN)
     with appearing(path) as file:
@@ -187,7 +187,7 @@ def _fingerprint(class_names: Iterable[str], digests: Mapping[str, str]) -> str:
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """Read the header and where the arrays begin."""
+    """Read the header and the offset of the arrays."""
     try:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
@@ -204,7 +204,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 class _Place:
-    """Where an array lies in the file, as its header says it."""
+    """Location of an array in the file, from the header."""
 
     def __init__(self, at: int, *, dtype: str, shape: list[int], data_offsets: list[int]) -> None:
         begin, end = data_offsets
@@ -214,12 +214,12 @@ class _Place:
             raise ValueError("its header makes no sense")
 
     def array(self, mapped: mmap.mmap) -> NDArray[Any]:
-        if not self.count:  # nothing may begin behind the end
+        if not self.count:  # np.frombuffer rejects an offset at the end
             return np.zeros(self.shape, self.dtype)
         return np.frombuffer(mapped, self.dtype, self.count, self.begin).reshape(self.shape)
 
     def part(self, path: Path, start: int, stop: int) -> NDArray[Any]:
-        """Read some items by themselves: one after the other is quicker so than page by page."""
+        """Read some items with file I/O, faster than page faults for sequential access."""
         inner = self.shape[1:]
         width = math.prod(inner)
         count, offset = (stop - start) * width, start * width * self.dtype.itemsize
@@ -227,10 +227,9 @@ class _Place:
 
 
 def _mapped(path: Path) -> mmap.mmap:
-    """Map a file for looking at a few places of it.
+    """Map a file for random access.
 
-    Without the advice each look would read what lies around it as well: 4 MB on some disks, where
-    a page is wanted.
+    Without MADV_RANDOM, each page fault would also read ahead, 4 MB on some disks.
     """
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

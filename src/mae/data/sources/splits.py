@@ -1,6 +1,6 @@
-"""Which folders of the first level are splits of a data set (train, val, test), and which classes.
+"""Detect train, val and test splits among the first-level folders of a data set.
 
-The rules see names only, so that they are the same for folders, packs, tar files and lists.
+The rules use names only, so they are the same for folders, packs, tar files and lists.
 """
 
 from __future__ import annotations
@@ -21,44 +21,44 @@ _NAME = re.compile(
 
 
 class Inside(NamedTuple):
-    """What a folder of the first level holds."""
+    """Content of a first-level folder."""
 
     folders: frozenset[str] = frozenset()
     loose: bool = False
-    """Whether images lie in it directly."""
+    """Whether it directly contains images."""
     closed: bool = False
-    """Whether it is a pack or holds tar files, whose classes are no folders."""
+    """Whether it is a pack or holds tar files, whose classes are not folders."""
 
     @property
     def holds_classes(self) -> bool:
-        """Whether it can be a split."""
+        """Whether it holds classes, so that it can be a split."""
         return self.closed or bool(self.folders)
 
 
 class Splits(NamedTuple):
-    """Which folders are the splits."""
+    """The split folders of a data set."""
 
     parts: dict[Kind, str]
-    """One folder of each kind, at most."""
+    """At most one folder for each kind of split."""
     left: tuple[str, ...]
     """The other folders."""
     guess: str = ""
-    """What was decided although no name says it."""
+    """Note on splits that were guessed without a name."""
 
 
 def split_kind(name: str) -> Kind | None:
-    """Give the kind of split that a name is usual for, in any case; None for any other name.
+    """Return the kind of split that a name denotes, ignoring case; None for any other name.
 
     A word (train, training, val, valid, validation, dev, eval, test, testing ...) may be followed
-    by "set", "data", "images" or "split", and by anything that begins with no letter: `train2017`,
-    `Test_images`. So `trains` and `valley` are no splits.
+    by "set", "data", "images" or "split", and then by any suffix that does not start with a letter:
+    `train2017`, `Test_images`. `trains` and `valley` are not splits.
     """
     match = _NAME.fullmatch(name)
     return None if match is None else cast(Kind, match.lastgroup)
 
 
 def inside_of(paths: Sequence[str]) -> dict[str, Inside]:
-    """Give what the folders of the first level hold, from the relative paths of all images."""
+    """Return the content of the first-level folders, from the relative paths of all images."""
     folders: dict[str, set[str]] = {}
     loose = set[str]()
     for folder in {path.rpartition("/")[0] for path in paths}:
@@ -80,14 +80,14 @@ def splits_of(paths: Sequence[str]) -> Splits | None:
 
 
 def find_splits(inside: Mapping[str, Inside], size: Callable[[str], int]) -> Splits | None:
-    """Decide which folders of the first level are splits; None if they are classes.
+    """Decide which first-level folders are splits; None if they are classes.
 
-    They are splits if all are named as such; if one is named for training and holds folders; or
-    if all hold the same folders and nothing else, and there are two or one is named as a split.
+    They are splits if all have names of splits; if one has a name for training and holds folders;
+    or if all hold the same folders and nothing else, and there are two or one has a split name.
 
     Args:
-        inside: what each folder holds.
-        size: number of images in one, asked only where the names do not decide.
+        inside: content of each folder.
+        size: returns the number of images in a folder; called only if names do not decide.
     """
     kinds = {name: split_kind(name) for name in inside}
     named = [name for name in inside if kinds[name]]
@@ -108,7 +108,7 @@ def find_splits(inside: Mapping[str, Inside], size: Callable[[str], int]) -> Spl
 
 
 def _guessed(parts: dict[Kind, str], unnamed: list[str], size: Callable[[str], int]) -> str:
-    """Add folders that no name tells to the splits that are missing, and say so."""
+    """Assign folders without a split name to missing splits; return a note on the guess."""
     said = []
     if "train" not in parts and unnamed:
         parts["train"] = max(sorted(unnamed), key=size)
@@ -122,7 +122,7 @@ def _guessed(parts: dict[Kind, str], unnamed: list[str], size: Callable[[str], i
 
 
 def same_folders(inside: Mapping[str, Inside]) -> bool:
-    """Whether all folders hold nothing but folders of the same names; one may lack a few.
+    """Whether all folders hold only folders of the same names; some may be missing in one.
 
     Folders that hold splits themselves (`class/train`, `class/test`) do not count.
     """
@@ -136,7 +136,7 @@ def same_folders(inside: Mapping[str, Inside]) -> bool:
 
 
 def split_beside_classes(inside: Mapping[str, Inside]) -> str | None:
-    """Name a folder called as a split that holds the folders it lies beside."""
+    """Return a folder with a split name that holds folders named like its siblings, if any."""
     for name, each in inside.items():
         if split_kind(name) and len(each.folders & {*inside}) > 1:
             return name

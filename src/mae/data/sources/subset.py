@@ -1,4 +1,4 @@
-"""Some pictures of a source, as a source."""
+"""Subset of the images of a source."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mae.data.sources.source import ArraySource, Source
 
 Classes = tuple[tuple[str, ...], NDArray[np.int64]]
-"""Names of classes, and the number of each image."""
+"""Class names, and the class number of each image."""
 
 
 class _Subset:
@@ -38,15 +38,15 @@ class _Subset:
 
 
 def subset(source: Source, ids: NDArray[np.int64], *, classes: Classes | None = None) -> Source:
-    """Give the pictures of some ids, in their order, with their names, labels and classes.
+    """Return a source of the images of `ids`, in order, with their names, labels and classes.
 
-    Every id of it is a position in `ids`. Pictures in memory stay there: the array is copied, so
-    that their batches are made as quickly as before.
+    Ids of the subset are positions in `ids`. For images in memory the array is copied, so that
+    batches are made as fast as before.
 
     Args:
-        source: the pictures.
-        ids: those to give.
-        classes: names, and the number of each of `ids`, in place of those of the source.
+        source: the images.
+        ids: of the images to keep.
+        classes: class names and the class number of each of `ids`, to replace those of `source`.
     """
     whole = len(ids) == len(source) and np.array_equal(ids, np.arange(len(source)))
     if whole and classes is None:

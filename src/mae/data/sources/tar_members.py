@@ -1,4 +1,4 @@
-"""What a tar file holds: where each file in it begins and ends, links resolved."""
+"""List tar members with their byte ranges and resolved links."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import NamedTuple, TypeAlias
 
 from mae.data.sources.source import EXTENSIONS
 
-_LONGEST = 2**32  # bytes; an index holds lengths in 32 bits
+_LONGEST = 2**32  # bytes; an index stores lengths in 32 bits
 _MOST_LINKS = 40  # followed for one name, as Linux does
-_NAMED = 3  # in a note
+_NAMED = 3  # maximum number of names in a note
 
 
 class Stored(NamedTuple):
-    """Where the bytes of a file lie in a tar file."""
+    """Byte range of a file in a tar file."""
 
     offset: int
     length: int
     fault: str = ""
-    """Why they cannot be read from there, if so."""
+    """Why it cannot be read; "" if it can."""
 
 
 class Listing(NamedTuple):
-    """The files of a tar file by path, whatever they are, and what has to be said of it."""
+    """All files of a tar file by path, and notes on it."""
 
     files: dict[str, Stored]
     notes: list[str]
@@ -36,11 +36,11 @@ _Folder: TypeAlias = "dict[str, Stored | str | _Folder]"  # a str is a symbolic 
 
 
 def list_tar(path: Path) -> Listing:
-    """List the files of a tar file, and those that links in it lead to under each of their names.
+    """List the files of a tar file; links are listed as the files that they resolve to.
 
-    A link to a folder gives the files of that folder, as on a disk. Of several members of one
-    path the last counts, as it does to `tar`. A link that leads to nothing in the tar file, a
-    sparse member and one of 4 GiB or more have no place; images among them stand in the notes.
+    A link to a folder lists the files of that folder, as on a disk. Of several members with the
+    same path the last one is used, as by `tar`. Links that lead to nothing in the tar file, sparse
+    members and members of 4 GiB or more are left out; notes name the images among them.
 
     Raises:
         OSError, tarfile.TarError: if it cannot be read as an uncompressed tar file.
@@ -49,7 +49,7 @@ def list_tar(path: Path) -> Listing:
     repeated: dict[str, None] = {}
     with tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape") as tar:
         while (member := tar.next()) is not None:
-            tar.members = []  # type: ignore[attr-defined]  # it would keep them all
+            tar.members = []  # type: ignore[attr-defined]  # it would keep all members
             name = member.name.removeprefix("./")
             if _add(root, name, member) and is_image(name):
                 repeated[name] = None
@@ -70,23 +70,23 @@ def list_tar(path: Path) -> Listing:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Name the first few, and count the others."""
+    """Join the first few names, and count the others."""
     more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
 
 
 def is_image(name: str) -> bool:
-    """Whether a file is taken for an image by its name."""
+    """Whether the name of a file is that of an image."""
     return os.path.splitext(name)[1].lower() in EXTENSIONS and not is_hidden(name)
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file is passed over, as on a disk."""
+    """Whether a file is hidden and therefore skipped, as on a disk."""
     return os.path.basename(name).startswith(".")
 
 
 def _add(root: _Folder, name: str, member: tarfile.TarInfo) -> bool:
-    """Put a member into the tree; return whether it takes the place of a file or link."""
+    """Add a member to the tree; return whether it replaces a file or link."""
     *above, last = name.split("/")
     folder = root
     for part in above:
@@ -115,7 +115,7 @@ def _add(root: _Folder, name: str, member: tarfile.TarInfo) -> bool:
 
 
 def _linked(root: _Folder, name: str) -> Stored | str:
-    """Give what a hard link names: a member that came before it, as it was then."""
+    """Resolve a hard link to an earlier member, in its state at that point."""
     node: Stored | str | _Folder | None = root
     for part in name.removeprefix("./").split("/"):
         node = node.get(part) if isinstance(node, dict) else None
@@ -124,7 +124,7 @@ def _linked(root: _Folder, name: str) -> Stored | str:
 
 
 def _walk(root: _Folder) -> Iterator[tuple[str, Stored]]:
-    """Give every file by its path; a link back to a folder that it lies in ends there."""
+    """Yield every file with its path; do not follow links back to a containing folder."""
     rest: list[tuple[str, list[_Folder], tuple[_Folder, ...]]] = [("", [root], (root,))]
     while rest:
         prefix, trail, above = rest.pop()
@@ -145,11 +145,11 @@ def _follow(trail: list[_Folder], target: str) -> Stored | list[_Folder] | None:
     """Resolve a symbolic link.
 
     Args:
-        trail: the folders from the root to the one that the link lies in.
-        target: a path relative to that.
+        trail: the folders from the root to the one that contains the link.
+        target: a path relative to that folder.
 
     Returns:
-        A file, or the folders from the root to the one it leads to; None for nothing.
+        A file, or the folders from the root to the target folder; None if there is no target.
     """
     if target.startswith("/"):
         return None

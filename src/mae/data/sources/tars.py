@@ -1,4 +1,4 @@
-"""Tar files as they are, WebDataset shards among them: indexed once, then read at random."""
+"""Random access to existing tar files, such as WebDataset shards, by an index."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from mae.data.sources.tar_members import Stored, is_hidden, is_image, list_tar, 
 from mae.errors import ConfigError, DataError
 
 _BESIDE = ".mae-index.safetensors"
-_LABELS = (".cls", ".json")  # of a WebDataset sample
-_LARGEST_LABEL = 2**20  # bytes; a caption may stand beside it
-_RULES = 2  # of what is listed; an index made by others is made anew
+_LABELS = (".cls", ".json")  # extensions of label files of a WebDataset sample
+_LARGEST_LABEL = 2**20  # bytes; the file may also hold a caption
+_RULES = 2  # version of the listing rules; an index of another version is rebuilt
 
 
 class _Image(NamedTuple):
     name: str
-    """With the tar file before it, where a folder of them was named."""
+    """Prefixed with the tar file if a folder of tar files was opened."""
     path: str
-    """In its tar file."""
+    """Path in its tar file."""
     shard: int
     offset: int
     length: int
@@ -40,15 +40,15 @@ class _Image(NamedTuple):
 
 
 def is_tars(root: Path) -> bool:
-    """Whether a path is a tar file, or a folder of such without images or folders beside.
+    """Whether a path is a tar file, or a folder of tar files without images or folders.
 
-    Those in a folder may be compressed, which `open_tars` refuses.
+    Tar files in a folder may be compressed; `open_tars` rejects those.
     """
     if root.suffix.lower() == ".tar":
         return root.is_file()
     if not root.is_dir():
         return False
-    with suppress(OSError):  # is said where the folder is listed
+    with suppress(OSError):  # reported when the folder is listed
         entries = [entry for entry in os.scandir(root) if not entry.name.startswith(".")]
         ends = [os.path.splitext(entry.name)[1].lower() for entry in entries]
         alone = not any(entry.is_dir() for entry in entries) and not EXTENSIONS & {*ends}
@@ -57,7 +57,7 @@ def is_tars(root: Path) -> bool:
 
 
 def _tar_files(root: Path) -> list[Path]:
-    """List a tar file, or those of a folder sorted by name; compressed ones are refused."""
+    """Return a tar file, or those of a folder sorted by name; reject compressed ones."""
     files = sorted(root.iterdir()) if root.is_dir() else [root]
     tars = [path for path in files if path.suffix.lower() == ".tar"]
     packed = [path for path in files if is_compressed_tar(path.name)]
@@ -66,15 +66,15 @@ def _tar_files(root: Path) -> list[Path]:
 
 
 def open_tars(root: Path) -> PackSource:
-    """Open the pictures of a tar file, or of all in a folder.
+    """Open the images of a tar file, or of all tar files in a folder.
 
-    The index that random access needs is written beside them, or, where that cannot be, in
-    `$XDG_CACHE_HOME/mae` (`~/.cache/mae`), and made anew when a tar file has changed. A picture's
-    class is what `KEY.cls` or the "label" or "cls" of `KEY.json` says, where all have one; else
-    its folder, by the rule for folders of pictures.
+    The index for random access is written next to them or, if that fails, in
+    `$XDG_CACHE_HOME/mae` (`~/.cache/mae`), and rebuilt when a tar file changes. The class of an
+    image is the content of `KEY.cls`, or "label" or "cls" in `KEY.json`, if all images have one;
+    else its folder, by the rules of `folder_classes`.
 
     Raises:
-        DataError: if one cannot be read, is compressed, or none holds a picture.
+        DataError: if one cannot be read or is compressed, or none holds an image.
     """
     folder = root if root.is_dir() else root.parent
     paths = _tar_files(root)
@@ -109,7 +109,7 @@ def open_tars(root: Path) -> PackSource:
 
 
 def _places(root: Path) -> tuple[Path, Path]:
-    """Where an index may lie, the best first."""
+    """Return the possible locations of an index, the preferred one first."""
     beside = root / _BESIDE if root.is_dir() else root.with_name(f".{root.name}{_BESIDE}")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "mae")
     digest = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:32]
@@ -117,7 +117,7 @@ def _places(root: Path) -> tuple[Path, Path]:
 
 
 def _images(paths: list[Path], *, prefixed: bool) -> tuple[list[_Image], list[str]]:
-    """List the images of tar files, sorted by name, and what has to be said of them."""
+    """List the images of tar files, sorted by name, and notes on them."""
     found: list[_Image] = []
     notes: list[str] = []
     for shard, path in enumerate(paths):
@@ -149,7 +149,7 @@ def _images(paths: list[Path], *, prefixed: bool) -> tuple[list[_Image], list[st
 
 
 def _read_labels(path: Path, files: dict[str, Stored]) -> tuple[dict[str, str], list[str]]:
-    """Read labels by the name of their file without its ending, and name what is not JSON."""
+    """Read labels, keyed by file name without extension, and list files that are not valid JSON."""
     labels: dict[str, str] = {}
     broken: list[str] = []
     with path.open("rb") as file:
@@ -168,7 +168,7 @@ def _read_labels(path: Path, files: dict[str, Stored]) -> tuple[dict[str, str], 
 
 
 def _sharing(images: list[str], labels: dict[str, str]) -> list[str]:
-    """Name the images whose label is that of a key which other images have, too."""
+    """Return the images that share the label of their key with other images."""
     counts = Counter(map(_key, images))
     by_key = [name for name in images if _stem(name) not in labels and _key(name) in labels]
     return [printable(name) for name in by_key if counts[_key(name)] > 1]
@@ -179,13 +179,13 @@ def _stem(name: str) -> str:
 
 
 def _key(name: str) -> str:
-    """Give what the members of a WebDataset sample share: all before the first dot."""
+    """Return the key of a WebDataset sample: the path up to the first dot of the file name."""
     folder, slash, file = name.rpartition("/")
     return folder + slash + file.partition(".")[0]
 
 
 def _label(content: bytes, end: str) -> str | None:
-    """Read a label; other content than a label is none.
+    """Read a label; None if the content has none.
 
     Raises:
         ValueError, RecursionError: if it is not JSON.
@@ -220,6 +220,6 @@ def _classes(images: list[_Image]) -> tuple[tuple[str, ...], NDArray[np.int64] |
     names, labels = numbered(given)
     if not all(name.lstrip("-").isdecimal() for name in names):
         return names, labels
-    # Numbers keep their order: 2 before 10.
+    # Sort numeric names by value: 2 before 10.
     order = sorted(range(len(names)), key=lambda number: int(names[number]))
     return tuple(names[number] for number in order), np.argsort(order)[labels]
