@@ -1,6 +1,6 @@
-"""Masked autoencoders: mask, encode the visible patches, rebuild the hidden pixels.
+"""Public API of mae: masked autoencoders for images.
 
-The public names; each is imported when it is first used, so that `import mae` is instant.
+Each public name is imported on first use, so that `import mae` is fast.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used (PEP 562)."""
+    """Import a public name on first use (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module 'mae' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)

@@ -1,4 +1,4 @@
-"""The command as a module: python -m mae, or torchrun -m mae."""
+"""Entry point for `python -m mae` and `torchrun -m mae`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: on the disk first, under their name by one rename after."""
+"""Atomic, fsynced file writes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mae.errors import ConfigError
 
 @contextmanager
 def appearing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that readers, and whoever comes after a crash, see whole or not at all.
+    """Open a file for an atomic write: readers see the complete file or none, even after a crash.
 
-    It appears when the block ends, or never: of a block that raises, nothing is left. Its folder
-    is made, and its mode is what the umask gives.
+    The file appears when the block ends; if the block raises, nothing is left. The parent folder
+    is created, and the file mode follows the umask.
 
     Raises:
         ConfigError: if the disk is full or the folder cannot be written to.
@@ -42,18 +42,18 @@ def appearing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file by `appearing`."""
+    """Write a file atomically, see `appearing`."""
     with appearing(path) as file:
         file.write(content)
 
 
 def write_json_atomic(path: Path, value: object) -> None:
-    """Write a JSON file by `appearing`."""
+    """Write a JSON file atomically, see `appearing`."""
     write_atomic(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Write a file whose content is on the disk when this returns; its name need not be."""
+    """Write a file and fsync its content; its directory entry is not fsynced."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()
@@ -61,7 +61,7 @@ def write_durably(path: Path, content: bytes) -> None:
 
 
 def fsync_folder(path: Path) -> None:
-    """Make the names in a folder durable: a rename survives a power cut only after this."""
+    """Fsync a folder, without which a rename in it may not survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

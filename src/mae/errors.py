@@ -1,12 +1,14 @@
-"""What can go wrong, said in one line: what was wrong, what was got, what to do.
+"""Exception classes of mae, with the exit codes of the command line.
+
+Each message is one line: what was wrong, what was found, what to do.
 
 MaeError                 exit code 2: the user must change something
 ├── ConfigError          a recipe, option or configuration key that cannot be used
-├── ShapeError           a tensor or picture size the model cannot take
-├── DataError            a folder, picture or array that cannot be read
+├── ShapeError           a tensor or image size the model does not accept
+├── DataError            a folder, image or array that cannot be read
 ├── WeightsError         weights that do not fit, or are not what they claim
 ├── CheckpointError      exit code 1: no usable checkpoint is left in a run
-├── RankError            exit code 1: another process of a job on several ranks is lost
+├── RankError            exit code 1: another process of a distributed job is lost
 └── TrainingError        exit code 1: the training itself failed
 """
 
@@ -15,11 +17,11 @@ from __future__ import annotations
 from typing import ClassVar
 
 INSTALL = "pip install --force-reinstall mae-vision"
-"""Installs what is missing of the libraries that everything needs."""
+"""Command that reinstalls the package with its required dependencies."""
 
 
 class MaeError(ValueError):
-    """Base of every error a user can cause or mend."""
+    """Base class of the errors that a user can cause or fix."""
 
     exit_code: ClassVar[int] = 2
 
@@ -29,11 +31,11 @@ class ConfigError(MaeError):
 
 
 class ShapeError(MaeError):
-    """A tensor or picture size that the model cannot take."""
+    """A tensor or image size that the model does not accept."""
 
 
 class DataError(MaeError):
-    """A folder, picture or array that cannot be read."""
+    """A folder, image or array that cannot be read."""
 
 
 class WeightsError(MaeError):
@@ -47,12 +49,12 @@ class CheckpointError(MaeError):
 
 
 class RankError(MaeError):
-    """Another process of a job on several ranks is lost."""
+    """Another process of a distributed job is lost."""
 
     exit_code: ClassVar[int] = 1
 
 
 class TrainingError(MaeError):
-    """The training itself failed: non-finite losses, a full disk, too many broken pictures."""
+    """The training itself failed: non-finite losses, a full disk, too many broken images."""
 
     exit_code: ClassVar[int] = 1

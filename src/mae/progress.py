@@ -1,4 +1,4 @@
-"""How a job shows where it is: a live line on a terminal, plain lines elsewhere, all on stderr."""
+"""Progress reporting on stderr: a live line on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Self, SupportsFloat
 if TYPE_CHECKING:
     from rich.live import Live
 
-LINE_SECONDS = 10.0  # between plain lines; the first comes after one second
+LINE_SECONDS = 10.0  # between plain lines; the first is printed after one second
 LIVE_SECONDS = 0.1
-WINDOW_SECONDS = 30.0  # the rate is that of about this long
+WINDOW_SECONDS = 30.0  # the rate is averaged over about this time
 
 
 class Progress:
-    """Tell rate, numbers and time left, and notes in between; quiet: nothing at all.
+    """Show rate, metrics and time left, with notes in between; if quiet, show nothing.
 
-    Numbers may be tensors: they are read only when they are shown.
+    Metrics may be tensors: they are read only when they are shown.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
-        # A terminal that can redraw a line, and nobody asked for plain output.
+        # Redraw only on a capable terminal, and not if plain output is requested.
         plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") in ("dumb", "unknown")
         self._redraws = not quiet and not plain and sys.stderr.isatty()
         self._live: Live | None = None
@@ -43,7 +43,7 @@ class Progress:
         return self._quiet
 
     def note(self, text: str) -> None:
-        """Say something in a line of its own."""
+        """Print a note on its own line."""
         if self._live is not None:
             self._live.console.print(text, soft_wrap=True)
         elif not self._quiet:
@@ -52,7 +52,7 @@ class Progress:
     def start(
         self, total: int, *, at: int = 0, images_per_step: int = 1, label: str = "step"
     ) -> None:
-        """Begin to count steps, `at` of which are done already."""
+        """Start counting `total` steps, of which `at` are already done."""
         self.__exit__()
         self._total, self._images_per_step, self._label = total, images_per_step, label
         self._interval = LIVE_SECONDS if self._redraws else LINE_SECONDS
@@ -63,7 +63,7 @@ class Progress:
             self._live = _live_line()
 
     def update(self, step: int, **numbers: SupportsFloat) -> None:
-        """Tell that `step` steps are done, shown when it is time or the last one."""
+        """Record that `step` steps are done; shown at each interval and after the last step."""
         now = time.monotonic()
         if self._quiet or (now < self._due and step < self._total):
             return
@@ -89,7 +89,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """Write a time as 0:42, 12:05 or 3:05:00."""
+    """Format a duration as 0:42, 12:05 or 3:05:00."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
@@ -99,11 +99,11 @@ def _live_line() -> Live:
     from rich.console import Console
     from rich.live import Live
 
-    # Without a thread of its own it draws only in update(), never in the middle of a save; stdout
-    # is left alone, since results go there.
+    # Without a refresh thread it draws only in update(), never during a save. stdout is not
+    # redirected, since results are printed there.
     console = Console(stderr=True, markup=False, highlight=False)
     live = Live(console=console, auto_refresh=False, redirect_stdout=False)
     live.start()
-    # A second Ctrl-C ends the process at once, which leaves a hidden cursor hidden.
+    # A second Ctrl-C ends the process at once, which would leave a hidden cursor hidden.
     console.show_cursor()
     return live

@@ -1,10 +1,10 @@
-"""Several processes of one job: the place of this one, its share, and what all of them found.
+"""Distributed evaluation across processes: rank lookup and gathering of results.
 
-A job that knows ranks is the same program in each process: everyone reads the same arguments,
-does its share, hands over what it found, and goes on with what everyone found. So each comes to
-the same figures, and the first alone writes and speaks.
+Every rank runs the same program with the same arguments, computes its part, gathers the results
+of all ranks, and continues with them. All ranks therefore reach the same figures, and only rank 0
+writes and prints.
 
-Torch is imported where it is needed: the command asks for its place before it.
+Torch is imported lazily, since the command line reads its rank before importing torch.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ from mae.errors import ConfigError, MaeError, RankError
 T = TypeVar("T")
 
 TIMEOUT_S = 1800.0
-"""How long a process waits for the others before it gives them up."""
+"""Seconds that a process waits for the others before raising an error."""
 _NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _MEETING = ("MASTER_ADDR", "MASTER_PORT")
 
 
 class Place(NamedTuple):
-    """Which of the processes of a job this is."""
+    """Rank of this process in a job."""
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
-    """Number among those of the same machine: the GPU it uses."""
+    """Rank within the machine, which is the index of the GPU it uses."""
 
     @property
     def is_first(self) -> bool:
-        """Whether it is the one that writes and speaks."""
+        """Whether this is rank 0, which writes and prints."""
         return self.rank == 0
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """Give every world_size-th item, from its own rank on: each belongs to one process."""
+        """Return the items of this rank: every world_size-th, starting at its rank."""
         return items[self.rank :: self.world_size]
 
 
 def this_place() -> Place:
-    """Read from the environment, as torchrun sets it, which process this is.
+    """Read the rank of this process from the environment variables set by torchrun.
 
     Raises:
-        ConfigError: for several processes of which not everything is said.
+        ConfigError: if WORLD_SIZE is above 1 and another variable is missing or malformed.
     """
     if os.environ.get("WORLD_SIZE", "") in ("", "1"):
         return Place()
@@ -64,10 +64,10 @@ def this_place() -> Place:
 
 
 def require_alone(what: str) -> None:
-    """Refuse several processes for work that one of them does.
+    """Require a single process, for work that is not distributed.
 
     Raises:
-        ConfigError: with the cure.
+        ConfigError: if there are several; the message says what to do.
     """
     if (world_size := this_place().world_size) > 1:
         raise ConfigError(
@@ -77,10 +77,10 @@ def require_alone(what: str) -> None:
 
 
 class Ranks:
-    """The processes of a job, which meet whenever they gather something.
+    """The processes of a job, synchronised at each gather.
 
-    An error of one is handed over in place of what it found, and raised in all of them: nobody
-    waits for one that has given up, and the first can say what was wrong.
+    An error in one process is gathered in place of its result and raised in all of them, so that
+    none waits for a failed process and rank 0 can report the error.
     """
 
     def __init__(self, place: Place) -> None:
@@ -88,19 +88,20 @@ class Ranks:
         self._parted = False
 
     def gathered(self, mine: T) -> list[T]:
-        """Give what each process found, in the order of ranks, to all of them.
+        """Gather the results of all processes, in rank order, in every process.
 
         Args:
-            mine: what this one found, of any size: arrays, numbers, texts, or tuples of such.
+            mine: result of this process, of any size: arrays, numbers, strings, or tuples of
+                them.
 
         Raises:
-            MaeError: that of the first process that met one.
+            MaeError: the error of the lowest rank that has one.
             RankError: if a process is lost.
         """
         return [mine] if self.place.world_size == 1 else self._meet(mine)
 
     def part(self, error: MaeError | None) -> None:
-        """Meet once more, when all work is done or an error has ended it.
+        """Synchronise a last time, after all work is done or an error has ended it.
 
         Raises:
             MaeError: as `gathered`.
@@ -114,7 +115,7 @@ class Ranks:
 
         found: list[Any] = [None] * self.place.world_size
         try:
-            # Pickled: the other processes are this same program, started by the same person.
+            # Pickle is safe here: the other processes run the same program for the same user.
             dist.all_gather_object(found, mine)
         except RuntimeError as error:
             self._parted = True
@@ -127,21 +128,21 @@ class Ranks:
 
 
 ALONE = Ranks(Place())
-"""One process, whose share is everything."""
+"""A job of one process."""
 
 
 @contextmanager
 def open_ranks(*, timeout_s: float = TIMEOUT_S) -> Iterator[Ranks]:
-    """Meet the other processes of a job that torchrun started; alone, do nothing.
+    """Initialise the process group of a job started by torchrun; do nothing for one process.
 
-    What lies in host memory is gathered by gloo, also where there are GPUs; beside it NCCL stands
-    ready for what lies on them.
+    Objects in host memory are gathered by gloo, also where there are GPUs; NCCL is initialised
+    for tensors on GPUs.
 
     Args:
-        timeout_s: how long to wait for another process, here and whenever something is gathered.
+        timeout_s: seconds to wait for another process, here and at each gather.
 
     Raises:
-        MaeError: of any of the processes, in all of them; only what is raised inside counts.
+        MaeError: raised inside the block by any process; raised again in all of them.
         RankError: if a process is lost.
     """
     place = this_place()
@@ -151,8 +152,8 @@ def open_ranks(*, timeout_s: float = TIMEOUT_S) -> Iterator[Ranks]:
     import torch
     import torch.distributed as dist
 
-    # First imported while there is a group (torch._dynamo does it), its functions keep the group
-    # by their defaults, and with it threads of gloo that abort the process when it ends.
+    # If this module is first imported while a group exists (torch._dynamo does that), its default
+    # arguments keep the group alive, and with it gloo threads that abort the process at exit.
     import torch.distributed.nn.functional
 
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"

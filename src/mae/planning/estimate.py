@@ -1,7 +1,7 @@
-"""What a pre-training run needs and takes on a machine: memory, time, readers.
+"""Estimate memory, time and data loading cores of a pre-training run.
 
-Each line says how it is known: given, counted or from a data sheet; measured; a formula that is
-tested against what torch keeps and counts; or an estimate.
+Each row names its basis: given, counted or from a data sheet; measured; a formula tested against
+the memory and FLOPs that torch reports; or an estimate.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from mae.model.costs import FLOAT32, kept_bytes, recomputed_bytes, step_flops
 from mae.planning.hardware import CARDS, Machine
 
 LEFT_FREE = 0.1
-"""Of the memory: for what only passes through it, and what the allocator cannot fill."""
+"""Fraction of the memory left free for temporary tensors and allocator fragmentation."""
 CORE_RATE = 700
-"""Pictures that a core reads, decodes and crops a second, JPEGs of 109 kB (docs/performance.md)."""
+"""Images per second that a core reads, decodes and crops (109 kB JPEGs, docs/performance.md)."""
 
 GIVEN, SHEET, TESTED, ESTIMATE = "given", "data sheet", "formula, tested", "estimate"
 MEASURED, ELSEWHERE, UNKNOWN = "measured", "measured elsewhere", "not known"
 
 
 class Plan(NamedTuple):
-    """What a run would need and take."""
+    """Estimated requirements of a run."""
 
     recipe: str
     config: PretrainConfig
@@ -39,26 +39,26 @@ class Plan(NamedTuple):
     images_from: str
     parameters: int
     state_bytes: int
-    """Of a rank: weights, gradients and moments, and frozen tables; bf16 copies of weights."""
+    """Per rank: weights, gradients, moments, fixed position tables, half-precision copies."""
     rate: float
-    """Pictures a second of all ranks; nan where nobody knows."""
+    """Images per second over all ranks; nan if unknown."""
     rate_basis: str
     rate_note: str
 
     @property
     def share(self) -> int:
-        """Pictures of a step that a rank takes."""
+        """Images per rank and step."""
         return math.ceil(self.config.batch / self.machine.ranks)
 
     @property
     def kept_bytes(self) -> int:
-        """Of a picture: kept by the forward pass for the backward pass."""
+        """Activation bytes per image kept for the backward pass."""
         every = self.config.checkpoint_every
         return kept_bytes(self.config.model, **self._arithmetic, checkpoint_every=every)
 
     @property
     def recomputed_bytes(self) -> int:
-        """Of a picture: computed again at a time in the backward pass; 0: everything is kept."""
+        """Bytes per image recomputed at a time in the backward pass; 0 without recomputation."""
         every = self.config.checkpoint_every
         if every is None:
             return 0
@@ -71,20 +71,20 @@ class Plan(NamedTuple):
 
     @property
     def step_flops(self) -> int:
-        """Operations of a picture in a step, the mean of the run where its pictures grow."""
+        """FLOPs per image in a step, averaged over the run if the image size grows."""
         every = self.config.checkpoint_every
         parts = stage_models(self.config)
         return round(sum(share * step_flops(m, checkpoint_every=every) for m, share in parts))
 
     @property
     def picture_bytes(self) -> int:
-        """Of a picture in a step: what is kept, what is computed again, its normalised pixels."""
+        """Bytes per image in a step: kept and recomputed activations, and normalised pixels."""
         pixels = _values(self.config.model) * FLOAT32
         return self.kept_bytes + self.recomputed_bytes + pixels
 
     @property
     def batch_bytes(self) -> int:
-        """Of the batches that lie in a rank's memory: this one, and on a GPU the next."""
+        """Bytes of the batches in the memory of a rank: the current one, and on GPU the next."""
         model = self.config.model
         stored = (
             _values(model) * np.dtype(model.pixels.dtype).itemsize + model.num_patches * FLOAT32
@@ -93,7 +93,7 @@ class Plan(NamedTuple):
 
     @property
     def largest(self) -> int:
-        """The largest micro-batch that fits; 0: none does."""
+        """The largest micro-batch that fits; 0 if none does."""
         return fitting(
             self.share,
             memory_bytes=self.machine.memory_bytes,
@@ -104,39 +104,39 @@ class Plan(NamedTuple):
 
     @property
     def micro_batch(self) -> int:
-        """Pictures of a forward pass of a rank: the recipe's, or as equal as those that fit."""
+        """Images per forward pass of a rank: the recipe's, or an even split that fits."""
         return evenly(self.share, self.config.fixed_micro_batch or self.largest or 1)
 
     @property
     def micro_batches(self) -> int:
-        """Forward passes of a rank in a step."""
+        """Forward passes per rank and step."""
         return math.ceil(self.share / self.micro_batch)
 
     @property
     def memory_bytes(self) -> int:
-        """Of a rank in a step."""
+        """Bytes per rank during a step."""
         at_once = min(self.share, self.micro_batch * self._threads)
         return self.state_bytes + self.batch_bytes + at_once * self.picture_bytes
 
     @property
     def _threads(self) -> int:
-        """Micro-batches that are in memory side by side (decision 0009)."""
+        """Micro-batches in memory at the same time (decision 0009)."""
         one = self.machine.device != "cpu" or self.config.compile
         return 1 if one else torch.get_num_threads()
 
     @property
     def step_seconds(self) -> float:
-        """Time of an optimiser step."""
+        """Seconds per optimizer step."""
         return self.config.batch / self.rate
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches of an epoch."""
+        """Full batches per epoch."""
         return self.images // self.config.batch
 
     @property
     def num_steps(self) -> int | None:
-        """Steps of the run; none where they follow from an unknown rate."""
+        """Steps of the run; None if they depend on an unknown rate."""
         config = self.config
         if config.steps is not None:
             return config.steps
@@ -146,7 +146,7 @@ class Plan(NamedTuple):
 
     @property
     def hours(self) -> float:
-        """Time of the run; nan where nobody knows."""
+        """Hours of the run; nan if unknown."""
         if self.config.minutes is not None:
             return self.config.minutes / 60
         assert self.num_steps is not None
@@ -154,11 +154,11 @@ class Plan(NamedTuple):
 
     @property
     def loader_cores(self) -> float:
-        """Cores that make as many pictures; nan where the rate is not known."""
+        """Cores needed to load images at this rate; nan if the rate is unknown."""
         return self.rate if math.isnan(self.rate) else math.ceil(self.rate / CORE_RATE)
 
     def rows(self) -> Iterator[tuple[str, str, str]]:
-        """Give a table: name, value, and how it is known."""
+        """Yield the table rows: name, value, basis."""
         yield from self._given_rows()
         yield from self._memory_rows()
         yield from self._time_rows()
@@ -230,7 +230,7 @@ class Plan(NamedTuple):
         yield "loader cores", f"{cores}; yours: mae bench data", ELSEWHERE
 
     def values(self) -> dict[str, Any]:
-        """Give everything for machines; none where nobody knows."""
+        """Return all values for JSON; None if unknown."""
         known = not math.isnan(self.rate) and self.largest > 0
         basis = {name: basis for name, _, basis in self.rows() if name}
         return {
@@ -265,14 +265,14 @@ class Plan(NamedTuple):
 def fitting(
     share: int, *, memory_bytes: float, held_bytes: int, picture_bytes: int, threads: int
 ) -> int:
-    """Say how many pictures fit into a pass of a rank, a tenth of its memory left free.
+    """Return how many images fit into one forward pass, leaving a tenth of the memory free.
 
     Args:
-        share: pictures of a step that the rank takes.
-        memory_bytes: of the rank.
-        held_bytes: of its state and batches.
-        picture_bytes: of each picture that is computed.
-        threads: micro-batches that are in memory side by side where there are several.
+        share: images per rank and step.
+        memory_bytes: memory of the rank.
+        held_bytes: bytes of its state and batches.
+        picture_bytes: bytes per image in the pass.
+        threads: micro-batches in memory at the same time, if there are several.
     """
     usable = (1 - LEFT_FREE) * memory_bytes
     fit = max(0, int((usable - held_bytes) // picture_bytes))
@@ -280,7 +280,7 @@ def fitting(
 
 
 def evenly(share: int, largest: int) -> int:
-    """Give the micro-batch of as few passes as these, all as equal as can be."""
+    """Return the micro-batch that splits `share` evenly into the fewest passes of `largest`."""
     return math.ceil(share / math.ceil(share / largest))
 
 
@@ -293,7 +293,7 @@ def _few_digits(rate: float) -> str:
 
 
 def hours_in_words(hours: float) -> str:
-    """Say a length of time as people would."""
+    """Format hours as rounded minutes or hours."""
     if hours < 1:
         minutes = max(1, round(60 * hours))
         return f"{minutes} minute{'s' * (minutes > 1)}"
@@ -301,7 +301,7 @@ def hours_in_words(hours: float) -> str:
 
 
 def stage_models(config: PretrainConfig) -> tuple[tuple[ModelConfig, float], ...]:
-    """Give the network with the pictures of each part, and the part's share of the steps."""
+    """Return the model config for each image size of the run, with its fraction of the steps."""
     if config.start_size is None:
         return ((config.model, 1.0),)
     small = dataclasses.replace(config.model, image_size=config.start_size)

@@ -1,4 +1,4 @@
-"""Machines to plan for: this one, and common GPUs by name with memory and peak."""
+"""Hardware detection, and data-sheet specifications of common GPUs."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from mae.errors import ConfigError
 
 
 class Card(NamedTuple):
-    """A GPU as its maker describes it."""
+    """Data-sheet specification of a GPU."""
 
     memory_gib: float
-    """What programs get of it, a little less than what it is sold as."""
+    """Usable memory, slightly less than the advertised size."""
     half_tflops: float
-    """Peak of dense matrix products in bf16, or fp16 where there is no bf16."""
+    """Peak of dense matrix products in bf16, or in fp16 for GPUs without bf16."""
     float32_tflops: float
     """Peak in float32 without TF32, which training does not use."""
     has_bf16: bool = True
 
 
-# Source: the makers' data sheets; of boards where there are several, the fastest. Sums in
-# float32, nothing sparse.
+# Source: the vendors' data sheets; the fastest board where there are several. Dense, with float32
+# accumulation.
 CARDS = {
     "a100": Card(79, 312, 19.5),
     "h100": Card(79, 989, 67),
@@ -40,25 +40,25 @@ CARDS = {
     "rtx3090": Card(23.5, 71, 35.6),
     "v100": Card(31.5, 125, 15.7, has_bf16=False),
 }
-MOST = 4096  # cards of one job that are believed
+MOST = 4096  # maximum number of GPUs accepted for one job
 
 
 class Machine(NamedTuple):
-    """What computes: so many ranks, each with its own memory."""
+    """A machine: a number of ranks, each with its own memory."""
 
     name: str
     ranks: int
     device: str
     """cpu, cuda or mps."""
     memory_bytes: float
-    """Of a rank."""
+    """Per rank."""
     card: str | None = None
-    """In `CARDS`; none: its peak is not known."""
+    """Key in `CARDS`; None if the peak is unknown."""
     elsewhere: bool = False
     has_bf16: bool = False
 
     def peak_flops(self, precision: str) -> float:
-        """Give the operations a second of a rank at its peak; nan where nobody knows."""
+        """Return the peak FLOP/s of a rank; nan if unknown."""
         if self.card is None:
             return math.nan
         card = CARDS[self.card]
@@ -66,7 +66,7 @@ class Machine(NamedTuple):
 
 
 def this_machine(device: str) -> Machine:
-    """Say what computes here.
+    """Describe the current machine for a device.
 
     Raises:
         ConfigError: for a device this machine does not have.
@@ -82,7 +82,7 @@ def this_machine(device: str) -> Machine:
 
 
 def machine_of(text: str) -> Machine:
-    """Read the machine that a card and a number stand for: h100x8.
+    """Parse a machine specification of GPU and count, such as h100x8.
 
     Raises:
         ConfigError: as `find_cards`.
@@ -94,10 +94,10 @@ def machine_of(text: str) -> Machine:
 
 
 def find_cards(text: str) -> tuple[str, int]:
-    """Read a card and how many: h100, or h100x8.
+    """Parse GPU name and count: h100, or h100x8.
 
     Raises:
-        ConfigError: for an unknown card or no number; names the nearest.
+        ConfigError: for an unknown GPU or a malformed count; suggests the closest name.
     """
     asked = text.lower()
     if asked in CARDS:
@@ -113,13 +113,13 @@ def find_cards(text: str) -> tuple[str, int]:
 
 
 def card_named(device: str) -> str | None:
-    """Find the card that a driver calls by a longer name ("NVIDIA H100 80GB HBM3")."""
+    """Find the key in `CARDS` for a driver's device name ("NVIDIA H100 80GB HBM3")."""
     words = re.split(r"[^a-z0-9]+", device.lower().replace("rtx ", "rtx"))
     return next((name for name in CARDS if name in words), None)
 
 
 def choose_device(name: str) -> torch.device:
-    """Turn "auto" into the best device there is.
+    """Return the device of a name; "auto" selects the best one available.
 
     Raises:
         ConfigError: for a device this machine does not have.
@@ -140,16 +140,16 @@ def choose_device(name: str) -> torch.device:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Say whether a device multiplies bf16 itself, as GPUs do from Ampere on.
+    """Return whether a device has native bf16 matrix products (NVIDIA Ampere or newer).
 
-    Older ones, of which torch says that they support it, imitate it more slowly than float32.
+    Torch also reports support for older GPUs, but emulates it there, slower than float32.
     """
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 @contextmanager
 def use_threads(count: int | None) -> Iterator[None]:
-    """Give torch so many threads for a while; none: as many as it has."""
+    """Set the number of torch threads within a block; None keeps the current number."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -159,12 +159,12 @@ def use_threads(count: int | None) -> Iterator[None]:
 
 
 def one_thread() -> AbstractContextManager[None]:
-    """Keep torch to one thread, where one core is measured or every core has a thread of ours."""
+    """Limit torch to one thread, to measure one core or to run one worker per core."""
     return use_threads(1)
 
 
 def cores() -> int:
-    """Count the cores that this process may use: a container may allow fewer than there are."""
+    """Count the cores available to this process, respecting affinity and container limits."""
     allowed = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         allowed = len(os.sched_getaffinity(0))
@@ -172,7 +172,7 @@ def cores() -> int:
 
 
 def _quota(folder: Path) -> float:
-    """Give the processor time a second that a container's group of processes (cgroup v2) gets."""
+    """Return the CPU quota of the container in cores (cgroup v2); infinity without a limit."""
     try:
         most, period = (folder / "cpu.max").read_text().split()
         return math.inf if most == "max" else int(most) / int(period)

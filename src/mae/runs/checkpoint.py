@@ -1,13 +1,13 @@
-"""Checkpoints: folders that appear whole by one rename, and are believed only after a check.
+"""Save and load training checkpoints atomically, verified by sha256.
 
     step-00001230/model.safetensors       parameters and buffers by name
-                 /optimizer.safetensors   "exp_avg.NAME" ...: the optimiser's state by parameter
-                 /state.json              step, bad_in_a_row, scaler, versions, what the caller adds
+                 /optimizer.safetensors   "exp_avg.NAME" ...: optimizer state by parameter
+                 /state.json              step, bad_in_a_row, scaler, versions, caller's extras
                  /manifest.json           size and sha256 of the other three
 
-`step-` and a number is always complete. `.tmp-*` is being written, `.del-*` is being deleted,
-`step-*.bad` was found damaged. Which one is the newest is found by looking. Whoever saves or loads
-holds the run's lock.
+A `step-N` folder is always complete. `.tmp-*` is being written, `.del-*` is being deleted, and
+`step-*.bad` was found damaged. The newest checkpoint is found by listing the folder. The caller
+must hold the run's lock to save or load.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ _MANIFEST = "manifest.json"
 
 
 class NotSaved(TrainingError):
-    """A checkpoint could not be written; the older ones are whole and training may go on."""
+    """A checkpoint could not be written; older ones are intact and training may continue."""
 
 
 def save_checkpoint(
     folder: Path, state: TrainState, *, extra: Mapping[str, object], keep: int
 ) -> Path:
-    """Write the state as `folder/step-N`, durable when this returns, and drop the oldest ones.
+    """Write the state durably as `folder/step-N` and delete the oldest checkpoints.
 
     Args:
-        folder: the run's checkpoints; made if it is not there.
-        state: not changed. A step that is saved already is not written again.
-        extra: JSON values, given back by `load_checkpoint`.
-        keep: checkpoints to keep, at least 2.
+        folder: checkpoint folder of the run; created if missing.
+        state: not changed. A step that is already saved is not written again.
+        extra: JSON values, returned by `load_checkpoint`.
+        keep: number of checkpoints to keep, at least 2.
 
     Raises:
-        NotSaved: for a disk that is full or cannot be written to; nothing is left of the attempt.
+        NotSaved: if the disk is full or not writable; partial files are removed.
         TrainingError: if a parameter or buffer is not finite.
     """
     path = folder / f"step-{state.step:08d}"
@@ -58,7 +58,7 @@ def save_checkpoint(
         return path
     _require_finite(state)
     model, moments = state.model.state_dict(), _moments(state)
-    # The headers and the two JSON files are small beside a megabyte.
+    # The headers and the two JSON files take much less than a megabyte.
     needed = sum(t.nbytes for t in (*model.values(), *moments.values())) + 2**20
     record = {"step": state.step, "bad_in_a_row": state.bad_in_a_row, "versions": versions()}
     if state.scaler is not None:
@@ -66,7 +66,7 @@ def save_checkpoint(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         disk = shutil.disk_usage(folder)
-        # Some network file systems know no sizes and report 0 of 0.
+        # Some network file systems do not report sizes: 0 of 0.
         if disk.total and disk.free < needed:
             raise OSError("no space left")
         _write(path, model, moments, {**record, "extra": dict(extra)})
@@ -82,18 +82,18 @@ def save_checkpoint(
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Delete the checkpoints of a run that needs them no more, and the folder if it is empty then.
+    """Delete the checkpoints of a run that no longer needs them, and the folder if then empty.
 
-    What cannot be deleted stays: the caller has recorded that nobody reads it any more.
+    What cannot be deleted is left: the caller has recorded that it is no longer needed.
     """
-    _delete(folder, folder.glob("step-*"))  # damaged ones that were set aside as well
+    _delete(folder, folder.glob("step-*"))  # including damaged ones (.bad)
     with suppress(OSError):
         folder.rmdir()
 
 
 def _delete(folder: Path, checkpoints: Iterable[Path]) -> None:
     for old in checkpoints:
-        # What cannot be deleted now is tried again after the next save.
+        # Deletion is retried after the next save.
         with suppress(OSError):
             old.rename(old.with_name(f".del-{old.name}-{secrets.token_hex(4)}"))
     sweep_litter(folder)
@@ -102,22 +102,23 @@ def _delete(folder: Path, checkpoints: Iterable[Path]) -> None:
 def load_checkpoint(
     folder: Path, state: TrainState, *, say: Callable[[str], None]
 ) -> dict[str, Any] | None:
-    """Set the state to the newest checkpoint that is whole; nothing is applied unverified.
+    """Restore the state from the newest intact checkpoint, after verifying it.
 
-    Damaged ones that are newer are renamed to `step-N.bad`. Litter of interrupted writes goes.
+    Newer checkpoints that are damaged are renamed to `step-N.bad`. Leftovers of interrupted
+    writes are deleted.
 
     Args:
-        folder: the run's checkpoints; need not exist.
-        state: a state of the same model and optimiser; changed in place.
-        say: takes one line for the user on each damaged checkpoint.
+        folder: checkpoint folder of the run; need not exist.
+        state: a state of the same model and optimizer; changed in place.
+        say: called with one line for the user for each damaged checkpoint.
 
     Returns:
-        What `save_checkpoint` got as `extra`; None, and the state as it was, if there is no
+        The `extra` passed to `save_checkpoint`; None, with the state unchanged, if there is no
         checkpoint.
 
     Raises:
-        CheckpointError: if there are checkpoints and all are damaged; they stay as they are.
-        WeightsError: if a whole one is of another model.
+        CheckpointError: if all existing checkpoints are damaged; they are left unchanged.
+        WeightsError: if an intact checkpoint belongs to another model.
     """
     sweep_litter(folder)
     damaged: dict[Path, str] = {}
@@ -151,7 +152,7 @@ def load_checkpoint(
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """Find the newest complete checkpoint, unverified; None if there is none."""
+    """Find the newest complete checkpoint without verifying it; None if there is none."""
     return next(iter(_complete(folder)), None)
 
 
@@ -176,7 +177,7 @@ def _require_finite(state: TrainState) -> None:
 
 
 def _moments(state: TrainState) -> dict[str, Tensor]:
-    """Name each tensor of the optimiser's state by its kind and its parameter."""
+    """Return the optimizer state tensors, named by kind and parameter."""
     return {
         f"{kind}.{name}": tensor
         for name, parameter in state.model.named_parameters()
@@ -187,10 +188,10 @@ def _moments(state: TrainState) -> dict[str, Tensor]:
 def _write(
     path: Path, model: dict[str, Tensor], moments: dict[str, Tensor], record: dict[str, object]
 ) -> None:
-    """Write the files and their manifest elsewhere, and let them appear as `path` at once."""
+    """Write the files and their manifest to a temporary folder, then rename it to `path`."""
     temporary = path.with_name(f".tmp-{path.name}-{secrets.token_hex(4)}")
     temporary.mkdir()
-    # As bytes: `save_file` gives the file mode 0600, and the digest would read it again.
+    # As bytes: `save_file` sets file mode 0600, and the digest would need to read the file again.
     manifest: dict[str, object] = {}
     makers: dict[str, Callable[[], bytes]] = {
         _MODEL: lambda: save(model),
@@ -202,7 +203,7 @@ def _write(
         content = make()
         write_durably(temporary / name, content)
         manifest[name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    # The order makes it durable: contents, then their names, then the one rename, then its name.
+    # Durability depends on this order: file contents, their names, the rename, the new name.
     fsync_folder(temporary)
     temporary.rename(path)
     fsync_folder(path.parent)
@@ -210,10 +211,10 @@ def _write(
 
 
 def _damage(path: Path) -> str:
-    """Say what is wrong with a checkpoint on disk; nothing if it is as it was written."""
+    """Describe the damage of a checkpoint on disk; empty if it is as it was written."""
     try:
         manifest = json.loads((path / _MANIFEST).read_bytes())
-        # Desktops and network file systems leave hidden files of their own.
+        # Desktops and network file systems may add hidden files.
         found = {p.name for p in path.iterdir() if not p.name.startswith(".")} - {_MANIFEST}
         if not found == set(manifest) == {_MODEL, _OPTIMIZER, _STATE}:
             return f"holds {sorted(found)}, its manifest names {sorted(manifest)}"
@@ -227,7 +228,7 @@ def _damage(path: Path) -> str:
         step = json.loads((path / _STATE).read_bytes())["step"]
         return "" if step == _step(path) else f"is of step {step}"
     except PermissionError as error:
-        # No damage: falling back would throw progress away.
+        # Not damage: falling back to an older checkpoint would lose progress.
         raise CheckpointError(
             f"{error.filename}: cannot be read; give yourself the right"
         ) from error
@@ -248,7 +249,7 @@ def _apply(state: TrainState, model: dict[str, Tensor], moments: dict[str, Tenso
     by_parameter: dict[str, dict[str, Tensor]] = {}
     for moment, tensor in moments.items():
         kind, _, name = moment.partition(".")
-        # A copy, since the loaded tensor may be a view of the file, which is deleted one day.
+        # A copy, since the loaded tensor may be a view of the file, which is deleted later.
         by_parameter.setdefault(name, {})[kind] = tensor.clone()
     names = {parameter: name for name, parameter in state.model.named_parameters()}
     ordered = [names[p] for group in state.optimizer.param_groups for p in group["params"]]
@@ -261,7 +262,7 @@ def _apply(state: TrainState, model: dict[str, Tensor], moments: dict[str, Tenso
 
 
 def _set_aside(path: Path) -> Path:
-    """Rename a damaged checkpoint, so that its step can be written again."""
+    """Rename a damaged checkpoint so that its step can be saved again."""
     aside = path.with_name(f"{path.name}.bad")
     if aside.exists():
         aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.bad")

@@ -1,4 +1,4 @@
-"""The run directory: where things lie, who may go on, and files that are whole or absent."""
+"""Run directory: paths, creation, resume checks and the run record."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ FREE_ON_RESUME = frozenset(
     "workers device threads micro_batch checkpoint_every compile log_every_steps "
     "save_every_steps keep keep_checkpoints tiff_pages".split()
 )
-"""Fields of a configuration that another start of the same run may change, or that follow from
-others and were not recorded at first."""
+"""Configuration fields that may change on resume, or that are derived from others and were not
+recorded by older versions."""
 
 _MAX_NAMED = 5
 
@@ -46,19 +46,20 @@ class RunDir:
 
 
 class OpenedRun(NamedTuple):
-    """A run directory that may be written to."""
+    """A run directory opened for writing."""
 
     rundir: RunDir
     record: dict[str, Any]
-    """The record in force: on a resume the first one, with the configuration as asked now."""
+    """The effective record: on resume the stored one, with the current configuration."""
     resumed: bool
 
 
 def make_run_folder(path: Path) -> RunDir:
-    """Make the folder of a run, or take one that is empty or a run's.
+    """Create the folder of a run, or use one that is empty or already a run.
 
     Raises:
-        ConfigError: if it cannot be made, or holds something that is no run; it is left as it is.
+        ConfigError: if it cannot be created, or holds anything other than a run; it is left
+            unchanged.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -67,7 +68,7 @@ def make_run_folder(path: Path) -> RunDir:
         raise ConfigError(
             f"{path}: cannot be a run folder: {error.strerror}; choose another with --out"
         ) from error
-    # The lock and unfinished files are what a start leaves that died before its first record.
+    # A start that died before writing its record leaves the lock and unfinished files.
     strange = [name for name in names if name != "lock" and not name.startswith(".tmp-")]
     if strange and "run.json" not in names:
         raise ConfigError(
@@ -84,21 +85,22 @@ def open_run(
     defaults: Mapping[str, Any] | None = None,
     finished_too: bool = False,
 ) -> OpenedRun:
-    """Begin a run, or go on with an unfinished one of the same configuration and data.
+    """Start a run, or resume an unfinished one with the same configuration and data.
 
-    The caller holds the lock, so that nobody else begins it meanwhile.
+    The caller must hold the lock, so that no other process starts the run.
 
     Args:
         path: the folder of the run.
-        record: what the run is; of its keys `config` (nested fields), `data` (with `fingerprint`
-            and `count`) and `finished` are looked at. Fields in `FREE_ON_RESUME` may differ.
-        defaults: the nested fields that a record may lack which an older version wrote, with
-            what they stood for then.
-        finished_too: open a finished run as well, with its record left as it is.
+        record: description of the run. Only the keys `config` (nested fields), `data` (with
+            `fingerprint` and `count`) and `finished` are checked. Fields in `FREE_ON_RESUME`
+            may differ.
+        defaults: nested fields that may be missing from a record written by an older version,
+            with the values that applied then.
+        finished_too: also open a finished run, leaving its record unchanged.
 
     Raises:
-        ConfigError: for a folder that holds something else, a finished run, another
-            configuration (the difference, field by field) or other data.
+        ConfigError: for a folder that holds anything else, a finished run, another configuration
+            (lists the differing fields) or other data.
     """
     rundir = make_run_folder(path)
     for folder in (path, rundir.weights):
@@ -121,7 +123,7 @@ def open_run(
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """Read the record of the run in a folder; None if no run was begun there.
+    """Read the record of the run in a folder; None if there is no run.
 
     Raises:
         ConfigError: if the record is damaged.
@@ -141,7 +143,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
 def _require_same_run(
     path: Path, stored: dict[str, Any], asked: dict[str, Any], defaults: Mapping[str, Any]
 ) -> None:
-    # The data before the configuration, whose pixel statistics may follow from it.
+    # Check the data before the configuration, since pixel statistics may be derived from it.
     before, now = stored["data"], asked["data"]
     if before["fingerprint"] != now["fingerprint"]:
         more = now["count"] - before["count"]
@@ -161,7 +163,7 @@ def _require_same_run(
 
 
 def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the fields that may not change, those of nested mappings by dotted name."""
+    """Return the fields that must not change, flattened to dotted names."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, Mapping):
@@ -172,7 +174,7 @@ def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(run: Mapping[str, object], asked: Mapping[str, object]) -> str:
-    """Say in one line where two mappings differ, the first few by name."""
+    """Describe in one line where two mappings differ, naming the first few fields."""
     return _some(
         [
             f"{name}: run has {run.get(name, 'nothing')}, asked {asked.get(name, 'nothing')}"
@@ -188,9 +190,9 @@ def _some(items: list[str]) -> str:
 
 
 def sweep_litter(folder: Path) -> None:
-    """Delete what interrupted writes and deletions left; the caller holds the run's lock.
+    """Delete leftovers of interrupted writes and deletions; the caller must hold the run's lock.
 
-    `.tmp-*` and `.del-*` are ours, `.tmp??????` is what safetensors renames to its target.
+    `.tmp-*` and `.del-*` are from mae; `.tmp??????` is the temporary name used by safetensors.
     """
     for path in [*folder.glob(".tmp*"), *folder.glob(".del-*")]:
         if path.is_dir():
@@ -201,13 +203,13 @@ def sweep_litter(folder: Path) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Name the versions that a result may depend on, without importing any of them."""
+    """Return the versions of Python and the packages that affect results, without imports."""
     names = ("mae-vision", "torch", "numpy", "pillow", "simplejpeg", "safetensors")
     return {"python": python_version()} | {name: metadata.version(name) for name in names}
 
 
 def git_state() -> dict[str, object] | None:
-    """Name the commit of the checkout one works in and whether it has changes; None elsewhere."""
+    """Return the git commit of the working directory and whether it has changes; None outside."""
 
     def git(*arguments: str) -> str:
         command = ["git", "--no-optional-locks", *arguments]

@@ -1,4 +1,4 @@
-"""The two lists a run writes as it goes: a row a logged step, and the broken pictures."""
+"""Training log (JSON lines) and list of unreadable images of a run."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of a log, those of skipped steps left out; none where there is no log."""
-    # What follows the last line end is a row that is being written, or was torn by a crash.
+    """Read the rows of a log except those of skipped steps; empty if there is no log."""
+    # Text after the last line end is a row still being written, or truncated by a crash.
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     return [row for row in map(json.loads, lines) if "skipped" not in row]
 
 
 class LogWriter:
-    """Append one JSON object a line; each row is whole or absent, and readable at once.
+    """Append one JSON object per line; each row is complete or absent, and readable at once.
 
-    A row that cannot be written is dropped and said, once until rows fit again: a log is no
-    reason to end a training.
+    A row that cannot be written is dropped instead of ending the training. The user is notified
+    once, and again only after rows could be written in between.
 
     Args:
-        path: the log file; made by the first row.
-        say: takes one line for the user.
+        path: the log file; created by the first row.
+        say: called with one line for the user.
     """
 
     def __init__(self, path: Path, *, say: Callable[[str], None]) -> None:
@@ -33,14 +33,14 @@ class LogWriter:
         self._failing = False
 
     def append(self, row: Mapping[str, object]) -> None:
-        """Write one row, whose `step` is at least that of the row before."""
+        """Write one row, whose `step` is at least that of the previous row."""
         reason = _append(self.path, json.dumps(row).encode() + b"\n")
         if reason and not self._failing:
             self._say(f"{self.path.name}: {reason}; rows are dropped until they can be written")
         self._failing = bool(reason)
 
     def truncate_after(self, step: int) -> None:
-        """Drop the rows after `step`, which will be made again, and a line that a crash tore."""
+        """Drop the rows after `step`, which will be written again, and any truncated line."""
         if not self.path.exists():
             return
         with self.path.open("rb+") as file:
@@ -53,17 +53,18 @@ class LogWriter:
 
 
 READ = "read with a warning: "
-"""What the reason of an image begins with that was read all the same."""
+"""Prefix of the reason of an image that was read despite damage."""
 
 
 class BadFiles:
-    """The unreadable images of a run as `name<TAB>reason` lines, each name once.
+    """List of the unreadable images of a run, as `name<TAB>reason` lines with each name once.
 
-    Images that were read though their files are damaged are listed as well, and not counted: their
-    reason begins with `READ`. Names and reasons are printable: a source escapes breaks and tabs.
+    Images that were read although their files are damaged are listed but not counted; their
+    reason begins with `READ`. Names and reasons are printable: sources escape line breaks and
+    tabs.
 
     Args:
-        path: the list, made by the first picture; names an earlier start left are taken over.
+        path: the list file, created by the first image; existing entries are kept.
     """
 
     def __init__(self, path: Path) -> None:
@@ -71,7 +72,7 @@ class BadFiles:
         content = path.read_text() if path.exists() else ""
         whole = content[: content.rfind("\n") + 1]
         if whole != content:
-            path.write_text(whole)  # without the line that a crash tore
+            path.write_text(whole)  # without a line truncated by a crash
         self._names: set[str] = set()
         self._read: set[str] = set()
         for line in whole.splitlines():
@@ -83,13 +84,13 @@ class BadFiles:
 
     @property
     def read(self) -> int:
-        """How many were read with a warning."""
+        """Number of images read with a warning."""
         return len(self._read)
 
     def add(self, name: str, reason: str) -> bool:
-        """Append a picture unless it is listed; return whether it was new.
+        """Append an image unless it is listed; return whether it was new.
 
-        A line that cannot be written is tried again when the picture comes again.
+        A line that cannot be written is retried when the image is added again.
         """
         return self._add(self._names, name, reason)
 
@@ -106,7 +107,7 @@ class BadFiles:
 
 
 def _append(path: Path, line: bytes) -> str:
-    """Append the whole line or nothing; return why it could not be, nothing if it could."""
+    """Append the whole line or nothing; return the reason for a failure, empty on success."""
     try:
         with path.open("ab", buffering=0) as file:
             start = file.seek(0, os.SEEK_END)
@@ -119,7 +120,7 @@ def _append(path: Path, line: bytes) -> str:
 
 
 def _step_of(line: bytes) -> float:
-    """Read the step of a row; a torn line comes after every step."""
+    """Return the step of a row; infinity for a truncated line."""
     try:
         return float(json.loads(line)["step"]) if line.endswith(b"\n") else float("inf")
     except (ValueError, TypeError, KeyError):

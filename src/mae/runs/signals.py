@@ -1,4 +1,4 @@
-"""Stopping when asked and one writer at a time: signals and the lock of a run."""
+"""Stop signals of a job and the lock file of a run directory."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ from typing import IO, Self
 from mae.errors import ConfigError
 
 REQUEUE = 75
-"""Exit code after SIGTERM or SIGUSR1: stopped with the state saved, run me again (EX_TEMPFAIL)."""
+"""Exit code after SIGTERM or SIGUSR1: the state is saved and the job can be requeued
+(EX_TEMPFAIL)."""
 INTERRUPTED = 130
-"""Exit code after Ctrl-C: the same, as shells write it (128 + SIGINT)."""
+"""Exit code after Ctrl-C, with the state saved (128 + SIGINT, as in shells)."""
 
 FINISHING = "finishing this step, then saving"
-"""What a run does between a signal and its end."""
+"""Message for what a run does between a signal and its exit."""
 
 _EXIT_CODES = {
     signal.SIGTERM: REQUEUE,
     signal.SIGUSR1: REQUEUE,
     signal.SIGINT: INTERRUPTED,
 }
-# `timeout` signals its child and then the child's whole group: two deliveries of one wish,
-# microseconds apart. No one presses Ctrl-C twice that fast.
+# `timeout` signals its child and then the child's process group, so one request is delivered
+# twice within microseconds. Nobody presses Ctrl-C twice that fast.
 _SAME_WISH_S = 0.2
 
 
 class Stopped(Exception):
-    """The run was asked to stop, and its state is saved."""
+    """The run stopped on request, with its state saved."""
 
     def __init__(self, message: str, *, exit_code: int) -> None:
         super().__init__(message)
@@ -45,23 +46,24 @@ class Stopped(Exception):
 
 
 class StopSignal:
-    """Turn SIGTERM, SIGUSR1 and Ctrl-C into a request that the loop answers between two steps.
+    """Turn SIGTERM, SIGUSR1 and Ctrl-C into a stop request that the loop checks between steps.
 
-    Each signal is acknowledged on standard error at once, by a thread of its own: Python runs
-    signal handlers only between two calls, and a backward pass of a large batch is one call. A
-    second signal ends the process at once: nothing is saved, and nothing is half-written, since
-    a checkpoint appears by one rename. Outside the main thread, where Python allows no handlers,
-    it does nothing.
+    A separate thread acknowledges each signal on stderr at once: Python runs signal handlers only
+    between two calls, and the backward pass of a large batch is one call. A second signal ends
+    the process at once: nothing is saved, and nothing is half-written, since a checkpoint appears
+    by one rename. Outside the main thread, where Python allows no signal handlers, this does
+    nothing.
 
     Args:
-        doing: what is done before the process stops; empty: there is nothing to save, and
-            `Stopped` is raised from wherever the main thread is. It changes as a job goes on.
-        command: the command that goes on from there; empty: a call from Python.
+        doing: message for what happens before the process stops. If empty, there is nothing to
+            save, and `Stopped` is raised at the current point of the main thread. It changes
+            during a job.
+        command: the command that resumes the job; empty for a call from Python.
     """
 
     def __init__(self, doing: str = FINISHING, *, command: Sequence[str] = ()) -> None:
         self.requested: int | None = None
-        """Exit code to stop with; none while nobody asked."""
+        """Exit code of the requested stop; None if no stop was requested."""
         self.doing = doing
         self.command = command
         self._requested_at = 0.0
@@ -74,7 +76,7 @@ class StopSignal:
             self._reading, self._writing = os.pipe()
             for end in (self._reading, self._writing):
                 os.set_blocking(end, False)
-            # The kernel's signal becomes a byte at once, whatever the main thread is doing.
+            # The signal is written to the pipe at once, whatever the main thread is doing.
             self._previous_fd = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
             for number in _EXIT_CODES:
                 self._previous[number] = signal.signal(number, self._receive)
@@ -86,7 +88,7 @@ class StopSignal:
         if not self._previous:
             return
         for number, handler in self._previous.items():
-            # None stands for a handler that was not set from Python and cannot be set again.
+            # None means a handler that was not installed from Python and cannot be restored.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # type: ignore[arg-type]
         self._previous.clear()
         signal.set_wakeup_fd(self._previous_fd)
@@ -95,14 +97,14 @@ class StopSignal:
         os.close(self._reading)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal in the main thread, where alone an exception can be raised."""
+        """Handle a signal in the main thread, the only one that can raise `Stopped` in the job."""
         self._read()
         if self.requested is not None and not self.doing and not self._raised:
             self._raised = True
             raise self.stopped("stopped before training")
 
     def stopped(self, where: str) -> Stopped:
-        """Give what to raise where a run stops, with the way to go on at its end."""
+        """Return the exception for a stopped run; its message ends with how to resume."""
         assert self.requested is not None
         again = f"to go on: {shlex.join(self.command)}"
         if not self.command:
@@ -116,14 +118,14 @@ class StopSignal:
             pass
 
     def _read(self) -> bool:
-        """Take note of the signals that came, each once; return False after the last."""
-        with self._lock:  # whoever reads a signal has answered it when the other gets here
+        """Handle each pending signal once; return False when the pipe is closed."""
+        with self._lock:  # a signal read by one thread is handled before the other continues
             try:
                 numbers = os.read(self._reading, 64)
             except BlockingIOError:  # the other thread was faster
                 return True
             for number in numbers:
-                if number in _EXIT_CODES:  # of other handlers in the process, there are bytes too
+                if number in _EXIT_CODES:  # the pipe also receives signals of other handlers
                     self._answer(signal.Signals(number))
             return bool(numbers)
 
@@ -138,22 +140,23 @@ class StopSignal:
 
 
 def _tell(line: str) -> None:
-    """Write a line to standard error past Python's buffer, which may be in use at this moment."""
+    """Write a line to stderr, bypassing Python's buffer, which may be in use."""
     with suppress(OSError):
-        # A terminal shows the keys that were pressed, and perhaps a live line.
+        # The terminal's current line may show ^C or the live progress line.
         start = "\n" if os.isatty(2) else ""
         os.write(2, f"{start}mae: {line}\n".encode())
 
 
 class RunLock:
-    """Hold the lock of a run directory; the kernel frees it however the process ends.
+    """Exclusive lock of a run directory; the kernel releases it however the process ends.
 
     Args:
-        path: the lock file, in a folder that exists. It stays when the lock is freed: deleting
-            it would let a third process lock a new file while a second waits on the old one.
+        path: the lock file, in an existing folder. The file remains after the lock is released:
+            deleting it would let a third process lock a new file while a second waits on the
+            old one.
 
     Raises:
-        ConfigError: on entering, if another process holds it, named by host and pid.
+        ConfigError: on entry, if another process holds the lock; names its host and pid.
     """
 
     def __init__(self, path: Path) -> None:
@@ -175,7 +178,7 @@ class RunLock:
                 f"{self.path}: cannot be locked: {error.strerror}; choose a folder with --out that "
                 "you may write to, on a file system with locks"
             ) from error
-        # The content only serves the message above; a full disk is met, and said, elsewhere.
+        # The content is used only in the message above; a full disk is reported elsewhere.
         with suppress(OSError):
             self._file.truncate(0)
             self._file.write(f"process {os.getpid()} on {socket.gethostname()}")

@@ -1,4 +1,4 @@
-"""What a training step changes, and nothing else."""
+"""Mutable training state: model, optimizer, step and loss scaler."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import nn
 
 @dataclass
 class TrainState:
-    """The model, its optimiser and where the run stands."""
+    """The model, its optimizer and the progress of the run."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     step: int = 0
-    """Optimiser steps taken; a skipped step counts."""
+    """Optimizer steps taken, including skipped ones."""
     bad_in_a_row: int = 0
-    """Steps just skipped because the loss or the gradient was not finite."""
+    """Most recent consecutive steps skipped because the loss or gradient was not finite."""
     scaler: torch.amp.GradScaler | None = None
-    """What scales the loss in fp16."""
+    """Loss scaler for fp16."""

@@ -44,7 +44,7 @@ def crop_boxes(
         heights: B, pixels.
         widths: B, pixels.
         draws: B CROP_DRAWS, uniform in [0, 1).
-        scale: smallest and largest share of the area.
+        scale: smallest and largest fraction of the area.
         ratio: smallest and largest width over height.
         clip: see `random_box`.
 
@@ -60,7 +60,7 @@ def crop_boxes(
         H, W, drawn = heights[rest], widths[rest], draws[rest].astype(np.float64)
         area = H * W * (scale[0] + drawn[:, attempt] * (scale[1] - scale[0]))
         exponent = low + drawn[:, _ATTEMPTS + attempt] * (high - low)
-        aspect = np.array([math.exp(x) for x in exponent.tolist()])  # np.exp differs in the last bit
+        aspect = np.array([math.exp(x) for x in exponent.tolist()])  # np.exp differs in a bit
         w, h = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
         if clip:
             w, h = np.clip(w, 1, W), np.clip(h, 1, H)
@@ -98,7 +98,7 @@ def random_box(
         height: pixels.
         width: pixels.
         draws: CROP_DRAWS, uniform in [0, 1).
-        scale: smallest and largest share of the area.
+        scale: smallest and largest fraction of the area.
         ratio: smallest and largest width over height.
         clip: clip the first draw to the sides of the image instead of drawing again, as the
             published linear probe does (util/crop.py). Its crops are larger: 52.0 % of the area

@@ -1,8 +1,8 @@
 """Read TIFFs beyond Pillow: any number of bands, deep colour, pages as channels.
 
 Pillow reads all others. This module needs tifffile, from the extra `tiff`, and imagecodecs for
-files compressed by LZW, PackBits, JPEG and the like. Colour spaces without a conversion are rejected, since
-their pixels would be wrong.
+files compressed by LZW, PackBits, JPEG and the like. Unsupported colour spaces are
+rejected, since their pixels would be wrong.
 """
 
 from __future__ import annotations
