@@ -5,7 +5,7 @@ ViTMAEForPreTraining, ViTMAEModel (an encoder, with or without `vit.`) and
 ViTForImageClassification (the cls token, classified) are read; written in the older spelling,
 which every version loads.
 
-Source: spec 5.6; names and defaults of transformers 5.24 (ViTMAEConfig, ViTImageProcessor).
+Source: names and defaults of transformers 5.24 (ViTMAEConfig, ViTImageProcessor).
 """
 
 from __future__ import annotations

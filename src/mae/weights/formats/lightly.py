@@ -3,7 +3,7 @@
 A module with `backbone` and `decoder`, whatever it is wrapped in, or the state dict of either
 alone (that of a decoder has the published names). It is read, not written.
 
-Source: spec 5.4; names of lightly 1.6.0 (MaskedVisionTransformerTIMM, MAEDecoderTIMM).
+Source: names of lightly 1.6.0 (MaskedVisionTransformerTIMM, MAEDecoderTIMM).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 files differ in their heads alone. Its position tables have the row in the first half, the column
 in the second: they are loaded as they are, so nothing needs to know.
 
-Source: spec 5.7 (names only; no code is taken from there).
+Source: mmselfsup 0.x and 1.x, mmpretrain 1.x (names only; no code is taken from there).
 """
 
 from __future__ import annotations

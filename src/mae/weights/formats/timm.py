@@ -2,7 +2,7 @@
 
 Read as the published layout, whose names it shares; this writes it. There is no decoder.
 
-Source: spec 5.3; timm 1.0.31, VisionTransformer.
+Source: timm 1.0.31, VisionTransformer.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from mae.weights.io.sharded import is_index
 from mae.weights.read import Format, RawWeights, find_file, name_tensors, read_file
 
 # The first digits of the md5 of each published file, by size and whether it is fine-tuned.
-# Source: spec 4.6, [FB] README and FINETUNE.md.
+# Source: README.md and FINETUNE.md of the published code.
 _DIGESTS = {
     ("base", "pretrain"): "8cad7c",
     ("large", "pretrain"): "b8b06e",
