@@ -1,4 +1,4 @@
-"""Weights for pictures of another size or channel count: new tensors, a function of the old ones.
+"""Resize weights for another image size or channel count.
 
 A rule says how pictures of the new channels are shown to a network of the old ones, and how its
 prediction is read back; both are matrices, multiplied into the weights (decision 0013).

@@ -1,4 +1,4 @@
-"""Classifiers to and from the disk: a folder of ours, or a published fine-tuned file; strictly."""
+"""Save and load classifiers: our folders and published fine-tuned files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user may say of weights where their file does not: the options shared by all who load.
+"""Options for what a weights file does not say, shared by every loader.
 
 Whatever is neither in the file nor given here is assumed, and printed each time.
 """

@@ -1,4 +1,4 @@
-"""What a network is: from its tensors, from what its file says, and from who uses it.
+"""Infer the network's configuration from tensors, files and options.
 
 What none of them says is assumed and printed; `Known` keeps for each field how it is known.
 """

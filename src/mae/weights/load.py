@@ -1,4 +1,4 @@
-"""Models from weights, strictly: what is missing or left over is named, or it is an error."""
+"""Load models from weights, strictly: missing or left-over tensors are an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tensors into a module, strictly; where they do not fit, a guess why."""
+"""Load a state dict strictly, and guess the cause where it does not fit."""
 
 from __future__ import annotations
 

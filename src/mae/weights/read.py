@@ -1,4 +1,4 @@
-"""From a path to tensors by our names: which file it stands for, whose names they are.
+"""Read a checkpoint: find the file, recognise its format, rename its tensors to ours.
 
 A new format is one file beside `lightly.py` (a table of names, what else its files tell) and its
 entry in `LAYOUTS`; to write it, also one in `convert.py`.

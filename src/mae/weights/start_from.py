@@ -1,4 +1,4 @@
-"""Continuing from weights: what a pre-training run takes from them before it begins."""
+"""Start pre-training from weights: what a run takes from them."""
 
 from __future__ import annotations
 

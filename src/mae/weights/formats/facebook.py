@@ -3,7 +3,7 @@
 timm's ViT files have the same names for the encoder. `head.*` and `fc_norm.*` are a classifier's;
 of a linear probe, `head` is a batch norm and a layer.
 
-Source: the published code, models_mae.py and util/misc.py (names only; no code is taken from there).
+Source: the published code, models_mae.py and util/misc.py (names only, no code).
 """
 
 from __future__ import annotations

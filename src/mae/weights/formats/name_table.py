@@ -1,4 +1,4 @@
-"""What a format of weights is: tables of names beside ours, and what else its files tell."""
+"""Name tables of weights formats, and the facts that their files hold."""
 
 from __future__ import annotations
 

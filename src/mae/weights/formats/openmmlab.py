@@ -1,4 +1,4 @@
-"""The layout of OpenMMLab: mmselfsup 0.x and 1.x, mmpretrain 1.x. It is read, not written.
+"""The layout of OpenMMLab (mmselfsup 0.x and 1.x, mmpretrain 1.x), read only.
 
 `state_dict` lies beside `meta`; pre-trained, fine-tuned (mean of the patches) and linear-probe
 files differ in their heads alone. Its position tables have the row in the first half, the column

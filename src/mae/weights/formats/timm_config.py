@@ -1,4 +1,4 @@
-"""The config.json of timm's Hub folders: what of a vision transformer its tensors do not tell.
+"""Read config.json of timm's Hub folders: heads, eps, pooling, pixel scaling.
 
 timm itself is asked what it builds of the architecture and its arguments, one block of it, so that
 no list of names or defaults is kept here. What has no place in our network is refused by the name

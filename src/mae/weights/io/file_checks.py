@@ -1,4 +1,4 @@
-"""What a file is and claims to be, told from its bytes before any reader believes it."""
+"""Identify a weights file from its bytes before any reader opens it."""
 
 from __future__ import annotations
 

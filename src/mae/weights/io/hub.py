@@ -1,4 +1,4 @@
-"""Weights on the Hugging Face Hub, where `hf:owner/name` asks for it and nowhere else.
+"""Fetch weights from the Hugging Face Hub, only where `hf:owner/name` asks for it.
 
 huggingface_hub fetches into its own cache, and gives what is there when the Hub cannot be asked.
 """

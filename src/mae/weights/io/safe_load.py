@@ -1,4 +1,4 @@
-"""Tensors out of files that nobody vouches for: nothing in them is executed.
+"""Load tensors from untrusted files without executing code.
 
 A file is recognised by its content. A pickle may name tensors and plain containers, and a
 published training checkpoint `argparse.Namespace` for its arguments; paths and numpy's scalars are

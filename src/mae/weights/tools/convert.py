@@ -1,4 +1,4 @@
-"""From one layout to another, with a proof that the model is the same."""
+"""Convert weights between formats, and prove that the model is the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two weights side by side: which tensors differ, by how much, and whether both do the same."""
+"""Compare two weights: which tensors differ, by how much, and whether outputs agree."""
 
 from __future__ import annotations
 

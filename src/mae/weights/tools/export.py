@@ -1,4 +1,4 @@
-"""Networks for other runtimes, as ONNX or torch.export: checked against PyTorch once written."""
+"""Export networks as ONNX or torch.export, checked against PyTorch once written."""
 
 from __future__ import annotations
 

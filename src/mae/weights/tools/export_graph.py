@@ -1,4 +1,4 @@
-"""Networks as graphs that other runtimes read: what goes in, what comes out, which sizes change."""
+"""Exportable graphs of networks: inputs, outputs and dynamic sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a file or folder of weights holds, without making a model of it."""
+"""Inspect a weights file or folder without building a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder of ours to the Hugging Face Hub, of which it is a valid folder as it stands."""
+"""Push one of our folders to the Hugging Face Hub."""
 
 from __future__ import annotations
 
