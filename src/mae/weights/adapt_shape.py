@@ -1,7 +1,7 @@
-"""Resize weights for another image size or channel count.
+"""Adapt weights to another image size or number of channels.
 
-A rule says how pictures of the new channels are shown to a network of the old ones, and how its
-prediction is read back; both are matrices, multiplied into the weights (decision 0013).
+A rule maps images with the new channels to the input of the old network, and its prediction back
+to the new channels. Both maps are matrices, multiplied into the weights (decision 0013).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mae.model.positions import resize_positions
 
 
 class Adapted(NamedTuple):
-    """Tensors that fit another model, and a line for each thing that was changed."""
+    """Tensors that fit another model, and one note per change."""
 
     tensors: dict[str, Tensor]
     notes: list[str]
@@ -32,17 +32,17 @@ def adapt(
     to: ModelConfig,
     rule: ChannelRule | None = None,
 ) -> Adapted:
-    """Make tensors of a model fit one that differs in picture size or channels.
+    """Adapt the tensors of a model to one that differs in image size or channels.
 
     Args:
-        tensors: by our names; those of a shape that the old model has not are left as they are.
+        tensors: by mae's names; tensors whose shape does not match the old model are unchanged.
         image_size: height and width of the old model.
-        channels: of the old model.
-        to: the new model; of the same patch and widths.
-        rule: for other channels; none: "repeat".
+        channels: number of channels of the old model.
+        to: the new model; patch size and widths must be the same.
+        rule: how to change the number of channels; None means "repeat".
 
     Raises:
-        ConfigError: for a rule that has no effect or no meaning here.
+        ConfigError: for a rule that has no effect or cannot be applied.
     """
     p, made, notes = to.patch_size, dict(tensors), list[str]()
     grid = (image_size[0] // p, image_size[1] // p)
@@ -75,31 +75,32 @@ def adapt(
 
 
 def adapt_projection(weight: Tensor, *, channels: int, rule: ChannelRule) -> Tensor:
-    """Give a patch projection for pictures of other channels.
+    """Adapt a patch projection to another number of channels.
 
     Args:
         weight: D C p p.
-        channels: of the new pictures.
+        channels: number of channels of the new images.
         rule: see `shown`.
 
     Returns:
-        D `channels` p p float32: of a new picture what the old gives of it `shown`.
+        D `channels` p p float32. Applied to a new image, it equals the old projection applied to
+        that image mapped by `shown`.
     """
     matrix = shown(weight.shape[1], channels, rule=rule)
     return torch.einsum("dcij,cn->dnij", weight.float(), matrix)
 
 
 def adapt_head(values: Tensor, *, channels_from: int, channels: int, rule: ChannelRule) -> Tensor:
-    """Give a prediction head for pictures of other channels.
+    """Adapt a prediction head to another number of channels.
 
     Args:
-        values: P E, its weight, or P, its bias; P in the order row, column, channel.
-        channels_from: of the old pictures.
-        channels: of the new pictures.
+        values: weight of shape P E, or bias of shape P; P in the order row, column, channel.
+        channels_from: number of channels of the old images.
+        channels: number of channels of the new images.
         rule: see `read_back`.
 
     Returns:
-        The same with P of the new channels, float32.
+        The same tensor with P for the new channels, float32.
     """
     matrix = read_back(channels_from, channels, rule=rule)
     places = values.float().reshape(-1, channels_from, *values.shape[1:])  # p*p C (E)
@@ -107,27 +108,29 @@ def adapt_head(values: Tensor, *, channels_from: int, channels: int, rule: Chann
 
 
 def shown(old: int, new: int, *, rule: ChannelRule) -> Tensor:
-    """Say how a picture of `new` channels is shown to a network of `old` ones.
+    """Return the matrix that maps an image of `new` channels to the `old` input channels.
 
-    "repeat": each old channel is the mean of the new ones c, c + old, c + 2 old ..., or, where
-    there are fewer, a copy of the new channel c mod `new`. "mean": each old channel is the mean of
-    all new ones. "zero": the first are the old ones, and the network does not see the rest.
+    "repeat": each old channel c is the mean of the new channels c, c + old, c + 2 old ..., or, if
+    there are fewer new channels, a copy of the new channel c mod `new`. "mean": each old channel
+    is the mean of all new ones. "zero": the first new channels are the old ones, and the network
+    ignores the rest.
 
     Returns:
-        `old` x `new`; the rows sum to 1, so that grey stays as bright as it was.
+        `old` x `new`; each row sums to 1, so that grey keeps its brightness.
 
     Raises:
-        ConfigError: for "zero" with fewer channels than before, which would lose some.
+        ConfigError: for "zero" with fewer channels than before, which would drop some.
     """
     matrix = _copies(old, new, rule=rule)
     return matrix / matrix.sum(dim=1, keepdim=True)
 
 
 def read_back(old: int, new: int, *, rule: ChannelRule) -> Tensor:
-    """Say how a prediction of `old` channels is read as one of `new` ones: the way back of `shown`.
+    """Return the matrix that maps a prediction of `old` channels to `new` ones, reversing `shown`.
 
-    "repeat": each new channel is the old channel c mod `old`, or the mean of those shown to it.
-    "mean": the mean of all old ones. "zero": the first are the old ones, the rest is predicted 0.
+    "repeat": each new channel c is the old channel c mod `old`, or the mean of the old channels
+    that `shown` copies from it. "mean": each is the mean of all old ones. "zero": the first are
+    the old ones, and the rest are predicted as 0.
 
     Returns:
         `new` x `old`.
@@ -137,7 +140,7 @@ def read_back(old: int, new: int, *, rule: ChannelRule) -> Tensor:
 
 
 def _copies(old: int, new: int, *, rule: ChannelRule) -> Tensor:
-    """Say which new channels an old one has to do with: `old` x `new` of 0 and 1."""
+    """Return which new channels each old one corresponds to: `old` x `new` of 0 and 1."""
     if rule == "mean":
         return torch.ones(old, new)
     if rule == "zero":

@@ -1,4 +1,4 @@
-"""Save and load classifiers: our folders and published fine-tuned files."""
+"""Save and load fine-tuned classifiers, and initialise fine-tuning from weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from mae.weights.read import RawWeights, read_weights
 _EXPECTED = "a classifier, with fc_norm (mean of the patches) or the encoder's norm (cls token)"
 
 HeadPool = Literal["mean", "cls"]
-"""What a head classifies."""
+"""Pooled feature that a head classifies."""
 
 _NETWORK = ("patch_size", "width", "depth", "num_heads", "mlp_ratio")
 
@@ -38,7 +38,7 @@ class LoadedClassifier(NamedTuple):
 
     model: Classifier
     class_names: tuple[str, ...]
-    """In the order of the scores; numbers where the file names none."""
+    """In the order of the scores; numbers if the file has no names."""
 
 
 def save_classifier(
@@ -48,13 +48,13 @@ def save_classifier(
     class_names: Sequence[str],
     facts: Mapping[str, object] | None = None,
 ) -> Path:
-    """Write a classifier as a folder that describes itself; files of an earlier one are replaced.
+    """Save a classifier as a self-describing folder, replacing the files of an earlier one.
 
     Args:
         classifier: on any device; not changed.
-        folder: made if it is not there.
+        folder: created if missing.
         class_names: in the order of the scores.
-        facts: where the weights come from, as JSON values.
+        facts: provenance of the weights, as JSON values.
 
     Raises:
         ConfigError: if it cannot be written.
@@ -76,19 +76,19 @@ def load_classifier(
     crop_pct: float | None = None,
     **given: Unpack[Given],
 ) -> LoadedClassifier:
-    """Load a classifier: a folder of ours, a run, or a file of the published layout.
+    """Load a classifier from a mae folder, a run, or a file in another supported layout.
 
-    What was assumed goes to stderr.
+    Assumptions are printed to stderr.
 
     Args:
-        path: what holds it.
-        pool: what it classifies, where its file does not say.
-        crop_pct: see `ModelConfig`; none: what the file says.
-        given: what else the file does not say, see `Given`; the rest is assumed.
+        path: folder, run or file of the weights.
+        pool: pooled feature that the head classifies, if the file does not say.
+        crop_pct: see `ModelConfig`; None uses the value of the file.
+        given: other settings that the file does not say, see `Given`; the rest is assumed.
 
     Raises:
-        WeightsError: for weights without a head, or anything missing, left over, of another
-            shape or not finite; for a head that classifies what ours do not.
+        WeightsError: for weights without a head; for tensors that are missing, unexpected, of
+            another shape or not finite; for a head with an unsupported pooling.
     """
     loaded, notes = open_classifier(path, pool=pool, crop_pct=crop_pct, **given)
     for note in notes:
@@ -103,7 +103,7 @@ def open_classifier(
     crop_pct: float | None = None,
     **given: Unpack[Given],
 ) -> tuple[LoadedClassifier, list[str]]:
-    """Load a classifier as `load_classifier` does; the notes say what was assumed."""
+    """Load a classifier like `load_classifier`, and return the assumptions as notes."""
     raw = read_weights(path, take=given.get("take"))
     raw = raw._replace(tensors=_folded(raw.tensors))
     head = raw.tensors.get("head.weight")
@@ -112,7 +112,7 @@ def open_classifier(
             f"{raw.path}: has no classifier's head (head.weight), expected fine-tuned weights; "
             "fine-tune them first (mae finetune), or use mae probe"
         )
-    # Of the encoder by itself: what a decoder leaves open is no question, but left over below.
+    # The encoder alone, so that unknown decoder settings do not matter; `fill` rejects a decoder.
     encoder = _encoder_of(raw)
     config, notes = config_of(encoder, crop_pct=crop_pct, **given)
     own, assumed = _pool_of(raw, pool)
@@ -122,7 +122,7 @@ def open_classifier(
         known = guesses(encoder, read_fields(encoder, **given), more=more)
         notes = [*raw.notes, *raw.facts.notes, *known]
     if own == "cls" and "encoder.norm.weight" not in raw.tensors:
-        # The same function: of one token, a norm before or after it is taken.
+        # Equivalent: the norm of one token is the same before and after it is selected.
         renamed = {n.replace("fc_norm.", "encoder.norm."): t for n, t in raw.tensors.items()}
         raw = raw._replace(tensors=renamed)
     names = _names_of(raw, num_classes=len(head))
@@ -133,9 +133,10 @@ def open_classifier(
 
 
 def _folded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Fold the batch norm of a linear probe into the layer that follows it.
+    """Fold the batch norm of a linear probe into the linear layer after it.
 
-    It has no weights of its own and an eps of 1e-6, in the published code and in OpenMMLab's.
+    The batch norm has no affine parameters and an eps of 1e-6, in facebookresearch/mae and in
+    OpenMMLab.
     """
     mean, var = (tensors.get(f"head.bn.running_{name}") for name in ("mean", "var"))
     weight, bias = (tensors.get(f"head.{name}") for name in ("weight", "bias"))
@@ -150,7 +151,7 @@ def _folded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _pool_of(raw: RawWeights, pool: HeadPool | None) -> tuple[HeadPool, bool]:
-    """Give what is classified, and whether that is a guess from the norm that is there."""
+    """Return the pooling of a head, and whether it was guessed from the norm in the file."""
     described = isinstance(raw.description, ClassifierDescription)
     said = raw.description.pool if described else raw.facts.pool  # type: ignore[union-attr]
     if said is not None and said not in ("mean", "cls"):
@@ -172,7 +173,7 @@ def _pool_of(raw: RawWeights, pool: HeadPool | None) -> tuple[HeadPool, bool]:
 
 
 def _names_of(raw: RawWeights, *, num_classes: int) -> tuple[str, ...]:
-    """Give the names of the classes: numbers where there are none."""
+    """Return the class names, or numbers if there are none."""
     if isinstance(raw.description, ClassifierDescription):
         names = raw.description.class_names
     else:
@@ -188,18 +189,18 @@ def _names_of(raw: RawWeights, *, num_classes: int) -> tuple[str, ...]:
 def initial_classifier(
     path: str | Path | None, config: FinetuneConfig, **given: Unpack[Given]
 ) -> tuple[Classifier, list[str]]:
-    """Start fine-tuning: an encoder from weights with a new head, or a new encoder as well.
+    """Create the initial classifier of fine-tuning: a new head on loaded or new encoder weights.
 
     Args:
-        path: as for `load_encoder`; none: new weights by the seed.
-        config: its model, as `model_to_tune` gives it, says the size of the pictures.
+        path: as for `load_encoder`; None initialises the encoder from the seed.
+        config: its `model` must come from `model_to_tune` and sets the image size.
         given: as for `load_encoder`.
 
     Returns:
-        The classifier, and notes on what was taken, left, resized or assumed.
+        The classifier, and notes on what was loaded, skipped, resized or assumed.
 
     Raises:
-        WeightsError: for anything missing, left over, of another shape or not finite.
+        WeightsError: for tensors that are missing, unexpected, of another shape or not finite.
     """
     new = create(config.model, seed=config.seed).encoder
     with torch.random.fork_rng(devices=[]):
@@ -211,7 +212,7 @@ def initial_classifier(
         return model, []
     whole = read_weights(path, take=given.get("take"))
     raw = _encoder_of(whole)
-    # Of weights for the mean of the patches, the encoder's norm is left; it may be there or not.
+    # Mean pooling replaces the encoder's norm by fc_norm, so the file may or may not have it.
     left = {"encoder.norm.weight", "encoder.norm.bias"} if config.pool == "mean" else set[str]()
     raw = raw._replace(tensors={n: t for n, t in raw.tensors.items() if n not in left})
     known = read_fields(raw, **given)
@@ -231,15 +232,15 @@ def initial_classifier(
 def model_to_tune(
     path: str | Path, config: FinetuneConfig, *, num_classes: int, **given: Unpack[Given]
 ) -> ModelConfig:
-    """Give the network to fine-tune: that of the recipe, as far as weights may differ from it.
+    """Return the model config to fine-tune, combined from the recipe and the weights.
 
-    Channels, the scaling of pixels and the eps of norms are those of the weights, and with
-    `follow_weights` everything is, save the size of the pictures where another is asked for. The
-    fraction of an image that evaluation keeps is settled, see `settle_crop_pct`.
+    Channels, pixel scaling and norm eps are those of the weights. With `follow_weights`, all
+    other fields are too, except an image size set by `resize`. `crop_pct` is resolved by
+    `settle_crop_pct`.
 
     Raises:
-        WeightsError: if the weights are of another network than the recipe's, or have a head of
-            more classes than the data.
+        WeightsError: if the weights have another network than the recipe, or a head with more
+            classes than the data.
     """
     whole = read_weights(path, take=given.get("take"))
     if (known := len(whole.tensors.get("head.bias", ()))) > num_classes:
@@ -268,6 +269,6 @@ def model_to_tune(
 
 
 def _encoder_of(raw: RawWeights) -> RawWeights:
-    """Keep the encoder's tensors: a decoder or another head is left."""
+    """Keep only the tensors of the encoder."""
     own = {name: tensor for name, tensor in raw.tensors.items() if name.startswith("encoder.")}
     return raw._replace(tensors=own)

@@ -1,6 +1,6 @@
-"""Options for what a weights file does not say, shared by every loader.
+"""User options for loading weights whose files do not fully describe the network.
 
-Whatever is neither in the file nor given here is assumed, and printed each time.
+A setting that is neither in the file nor given here is assumed, and the assumption is printed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ Take = Literal["model", "model_ema", "student", "teacher"]
 
 
 class Given(TypedDict, total=False):
-    """Keyword arguments of every function that loads weights; None is the same as left out."""
+    """Keyword arguments of every function that loads weights; None means not given."""
 
     heads: int | None
     """Encoder attention heads."""
@@ -21,7 +21,7 @@ class Given(TypedDict, total=False):
     norm_eps: float | None
     """Added to the variance in every layer norm."""
     grid: tuple[int, int] | None
-    """Patches along height and width of the images that the positions are for."""
+    """Patches along height and width of the images that the position embeddings are for."""
     mean: tuple[float, ...] | None
     """Mean of each channel after scaling to [0, 1]."""
     std: tuple[float, ...] | None
@@ -29,7 +29,7 @@ class Given(TypedDict, total=False):
     normalize_target: bool | None
     """Whether the decoder predicts pixels normalised by their patch."""
     take: Take | None
-    """Which of several networks in one file."""
+    """Network to load from a file with several."""
 
 
 OPTIONS: Mapping[str, str] = {
@@ -42,11 +42,11 @@ OPTIONS: Mapping[str, str] = {
     "normalize_target": "--normalize-target",
     "pool": "--pool",
 }
-"""The option that overrides what is assumed of a field."""
+"""Command-line option that overrides the assumed value of a field."""
 
 
 def network_fields(given: Given) -> dict[str, Any]:
-    """Give what was said of the network by the names of its fields, and mean, std and grid."""
+    """Return the given settings by `ModelConfig` field name, and mean, std and grid."""
     said = {name: value for name, value in given.items() if value is not None and name != "take"}
     if "heads" in said:
         said["num_heads"] = said.pop("heads")

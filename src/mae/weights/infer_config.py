@@ -1,6 +1,7 @@
-"""Infer the network's configuration from tensors, files and options.
+"""Infer the model config of weights from tensor shapes, file metadata and user options.
 
-What none of them says is assumed and printed; `Known` keeps for each field how it is known.
+Fields that none of them determines are assumed and reported; `Known` records the source of each
+field.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from mae.weights.load_state import foreign
 from mae.weights.read import RawWeights
 
 _PUBLISHED = [model_config(f"{name}/16") for name in SIZES]
-# The small network of OpenMMLab and of timm before 0.4: as wide as ViT-B, with heads of 96.
+# ViT-Small of OpenMMLab and of timm before 0.4: as wide as ViT-B, with 8 heads of width 96.
 _OTHERS = {(768, 8, 2304): 8}
 
 SQUARE = "by its shapes, assumed square"
@@ -28,26 +29,26 @@ ASSUMED = "assumed"
 
 
 class Known(NamedTuple):
-    """What is known of a network."""
+    """Inferred fields of a network and their sources."""
 
     fields: dict[str, Any]
-    """Fields of `ModelConfig`; heads that nothing tells are left out."""
+    """Fields of `ModelConfig`, without numbers of heads that are unknown."""
     how: dict[str, str]
-    """How each is known: described, by its shapes, by config.json, as given, assumed."""
+    """Source of each field: described, by its shapes, by config.json, as given, assumed."""
     unsaid: tuple[str, ...] = ()
-    """What is assumed: names of fields, mean and std instead of pixels, and gelu."""
+    """Names of the assumed fields, with mean and std instead of pixels, and gelu."""
 
 
 def read_fields(raw: RawWeights, **given: Unpack[Given]) -> Known:
-    """Find out what network the weights are of.
+    """Infer the network of the weights.
 
-    A description says everything. Without one, sizes follow from the tensors; the rest from what
-    lies beside them, from what is given, or else as it usually is.
+    A description determines every field. Without one, sizes follow from the tensors; other fields
+    come from the metadata of the file, the given options, or the usual defaults, in this order.
 
     Raises:
-        WeightsError: if a tensor that tells a size is missing or has no such shape, if patches
-            that make no square are not described, if what is given contradicts the file or has
-            no effect, or if a description is of another network.
+        WeightsError: if a tensor that determines a size is missing or malformed, if the patch
+            grid is not square and its size is unknown, if an option contradicts the file or has
+            no effect, or if the description does not match the tensors.
     """
     asked = network_fields(given)
     if raw.description is not None:
@@ -83,15 +84,15 @@ def read_fields(raw: RawWeights, **given: Unpack[Given]) -> Known:
 def config_of(
     raw: RawWeights, *, crop_pct: float | None = None, **given: Unpack[Given]
 ) -> tuple[ModelConfig, list[str]]:
-    """Give the configuration of what was read, and a note on whatever had to be assumed.
+    """Return the model config of the weights, and notes on the assumptions made.
 
     Args:
         raw: the weights.
-        crop_pct: fraction of an image that evaluation keeps, instead of what the file says.
-        given: what the file does not say.
+        crop_pct: fraction of an image that evaluation keeps; overrides the file.
+        given: settings that the file does not say.
 
     Raises:
-        WeightsError: where neither file nor caller tells a field, or the two disagree.
+        WeightsError: if a field is unknown, or if file and caller disagree.
     """
     known = read_fields(raw, **given)
     if raw.description is not None:
@@ -111,7 +112,7 @@ def config_of(
 def _with_crop_pct(
     raw: RawWeights, model: ModelConfig, given: float | None, notes: list[str]
 ) -> tuple[ModelConfig, list[str]]:
-    """Set the fraction of an image that evaluation keeps, if it is given or the run tells it."""
+    """Set `crop_pct` if it is given or follows from the run."""
     if given is not None:
         return replace(model, crop_pct=given), notes
     if model.crop_pct is None and raw.whole_images:
@@ -129,13 +130,13 @@ def guesses(
     options: Mapping[str, str] = OPTIONS,
     more: Iterable[str] = (),
 ) -> list[str]:
-    """Say in one line what is assumed of weights, each with the option that overrides it.
+    """Describe the assumptions in one line, each with the option that overrides it.
 
     Args:
         raw: the weights.
-        known: as `read_fields` gives it; or of the fields that take the place of its guesses.
-        options: by the names of fields.
-        more: guesses besides, in words.
+        known: result of `read_fields`, or one with other values for the assumed fields.
+        options: command-line options by field name.
+        more: further assumptions, as text.
     """
     values, parts = known.fields, []
     for name in known.unsaid:
@@ -159,7 +160,7 @@ def guesses(
 
 
 def _by_shapes(raw: RawWeights, *, grid: tuple[int, int] | None) -> dict[str, Any]:
-    """Read the sizes of a network from its tensors."""
+    """Infer the sizes of a network from its tensor shapes."""
     width, channels, patch_size, across = _shape(raw, "encoder.patch_embed.proj.weight", ndim=4)
     if patch_size != across:
         raise WeightsError(
@@ -196,7 +197,7 @@ def _by_shapes(raw: RawWeights, *, grid: tuple[int, int] | None) -> dict[str, An
 
 
 def _usual(raw: RawWeights, by_shape: Mapping[str, Any]) -> dict[str, Any]:
-    """Give what is assumed of the fields that shapes do not tell."""
+    """Return the default values of the fields that shapes do not determine."""
     D, E = by_shape["width"], by_shape.get("decoder_width")
     own = (D, by_shape["depth"], round(D * by_shape["mlp_ratio"]))
     usual: dict[str, Any] = {
@@ -215,7 +216,7 @@ def _usual(raw: RawWeights, by_shape: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _pixels(channels: int, asked: Mapping[str, Any]) -> PixelConfig:
-    """Give the scaling of pixels, ImageNet's for three channels, as far as it is not given."""
+    """Return the given pixel scaling, with defaults (ImageNet's for three channels)."""
     usual = PixelConfig()
     if channels != len(usual.mean):
         usual = PixelConfig(mean=(0.5,) * channels, std=(0.5,) * channels)
@@ -223,7 +224,7 @@ def _pixels(channels: int, asked: Mapping[str, Any]) -> PixelConfig:
 
 
 def _require_agreement(raw: RawWeights, asked: Mapping[str, Any], said: Mapping[str, Any]) -> None:
-    """Refuse what is given where the file says otherwise, or where it has no effect."""
+    """Reject options that contradict the file or have no effect."""
     unused = asked.keys() & {"decoder_heads", "normalize_target"}
     if unused and not raw.has_decoder:
         raise WeightsError(
@@ -245,7 +246,7 @@ def _require_agreement(raw: RawWeights, asked: Mapping[str, Any], said: Mapping[
 
 
 def _require_held(raw: RawWeights, model: ModelConfig) -> None:
-    """Refuse a description of other sizes than the tensors', before a huge network is made."""
+    """Reject a description that does not match the tensors, before allocating the network."""
     D, C, p, _ = _shape(raw, "encoder.patch_embed.proj.weight", ndim=4)
     hidden, _ = _shape(raw, "encoder.blocks.0.mlp.fc1.weight", ndim=2)
     L = _shape(raw, "encoder.pos_embed", ndim=3)[1] - 1
@@ -281,7 +282,7 @@ def _shape(raw: RawWeights, name: str, *, ndim: int) -> tuple[int, ...]:
 
 
 def _foreign(raw: RawWeights) -> str:
-    """Name tensors of another network, where their sizes cannot be read as those of ours."""
+    """Describe tensors of an unsupported network, whose sizes cannot be inferred."""
     unknown = [name for name in raw.tensors if name.startswith(NOWHERE)]
     is_encoder = "encoder.patch_embed.proj.weight" in raw.tensors
     absent = ["encoder.cls_token"] * (is_encoder and "encoder.cls_token" not in raw.tensors)
@@ -296,5 +297,5 @@ def _foreign(raw: RawWeights) -> str:
 
 
 def _depth(raw: RawWeights, prefix: str) -> int:
-    # Distinct numbers, not the largest one: a gap then shows as missing and left-over blocks.
+    # Count distinct numbers: a gap then shows up as missing and unexpected blocks.
     return len({name.split(".")[2] for name in raw.tensors if name.startswith(prefix)})

@@ -1,4 +1,4 @@
-"""Load models from weights, strictly: missing or left-over tensors are an error."""
+"""Load models from weights strictly, reporting missing and unexpected tensors."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from mae.weights.infer_config import ASSUMED, Known, config_of, guesses, read_fi
 from mae.weights.load_state import fill
 from mae.weights.read import RawWeights, read_weights
 
-# Fields of a model that a new run may change although it starts from weights.
+# Model fields that a new run may change when it starts from weights.
 _FREE = {"image_size", "channels", "mask_ratio", "normalize_target", "target_eps", "pixels",
          "crop_pct"}  # fmt: skip
 
-# Where the configuration of a run says what weights do not.
+# Options of a run that set fields unknown from the weights.
 _OF_RUN = {
     "num_heads": "--model.num-heads",
     "decoder_heads": "--model.decoder-heads",
     "norm_eps": "--model.norm-eps",
 }
 
-# Groups of tensors that may be left, and why.
+# Groups of tensors that may be skipped, and why.
 _LEFT = {
     "decoder": "only reconstruction needs it",
     "head": "it is a classifier's",
@@ -46,7 +46,7 @@ ModelT = TypeVar("ModelT", bound=nn.Module, covariant=True)
 
 
 class Loaded(NamedTuple, Generic[ModelT]):
-    """A model and, one line each, what was left out and what had to be assumed."""
+    """A model, and notes on what was skipped and assumed."""
 
     model: ModelT
     notes: list[str]
@@ -55,17 +55,18 @@ class Loaded(NamedTuple, Generic[ModelT]):
 def load(
     path: str | Path, *, allow_missing: Iterable[str] = (), **given: Unpack[Given]
 ) -> MaskedAutoencoder:
-    """Load encoder and decoder; what was taken, left and assumed goes to stderr.
+    """Load encoder and decoder; notes on what was loaded, skipped and assumed go to stderr.
 
     Args:
-        path: folder of ours or of transformers, run, checkpoint, a file of any known layout, or
+        path: folder of mae or transformers, run, checkpoint, file in a supported layout, or
             `hf:owner/name`.
-        allow_missing: patterns of names, the file's or ours (`decoder.norm.*`); what is missing
-            and matches one starts fresh, and is named.
-        given: what the file does not say, see `Given`; the rest is assumed.
+        allow_missing: patterns of tensor names, in the file's or mae's naming
+            (`decoder.norm.*`). Missing tensors that match are initialised and reported.
+        given: settings that the file does not say, see `Given`; the rest is assumed.
 
     Raises:
-        WeightsError: for anything else missing, left over, of another shape or not finite.
+        WeightsError: for other tensors that are missing, unexpected, of another shape or not
+            finite.
     """
     return _said(open_model(path, allow_missing=allow_missing, **given))
 
@@ -73,9 +74,9 @@ def load(
 def load_encoder(
     path: str | Path, *, allow_missing: Iterable[str] = (), **given: Unpack[Given]
 ) -> Encoder:
-    """Load the encoder alone; what was taken, left and assumed goes to stderr.
+    """Load the encoder alone; notes on what was loaded, skipped and assumed go to stderr.
 
-    Arguments and errors are those of `load`; a decoder or a classifier's head is left.
+    Arguments and errors are those of `load`; a decoder or a classifier's head is skipped.
     """
     return _said(open_encoder(path, allow_missing=allow_missing, **given))
 
@@ -87,7 +88,7 @@ def open_model(
     allow_missing: Iterable[str] = (),
     **given: Unpack[Given],
 ) -> Loaded[MaskedAutoencoder]:
-    """Load encoder and decoder; the notes say what was taken, left and assumed."""
+    """Load encoder and decoder, with notes on what was loaded, skipped and assumed."""
     raw, allowed = read_weights(path, take=given.get("take")), tuple(allow_missing)
     if not raw.has_decoder and not allowed:
         raise WeightsError(
@@ -112,10 +113,10 @@ def open_encoder(
     allow_missing: Iterable[str] = (),
     **given: Unpack[Given],
 ) -> Loaded[Encoder]:
-    """Load the encoder alone; the notes say what was taken, left and assumed."""
+    """Load the encoder alone, with notes on what was loaded, skipped and assumed."""
     raw, allowed = read_weights(path, take=given.get("take")), tuple(allow_missing)
     own = {name: tensor for name, tensor in raw.tensors.items() if name.startswith("encoder.")}
-    # By itself, so that what a decoder leaves open is not asked for.
+    # The encoder's tensors only, so that unknown decoder settings are not required.
     config, notes = config_of(raw._replace(tensors=own), crop_pct=crop_pct, **given)
     with torch.device("meta"):
         encoder = Encoder(config)
@@ -129,7 +130,7 @@ def open_encoder(
 
 
 def taken_note(raw: RawWeights, config: ModelConfig, *, taken: Sequence[str]) -> str:
-    """Say which groups of tensors were taken, and of what network."""
+    """Describe which groups of tensors were loaded, and the network."""
     groups = [name.partition(".")[0] for name in raw.tensors]
     held = [group for group in taken if group in groups]
     number = sum(group in held for group in groups)
@@ -138,7 +139,7 @@ def taken_note(raw: RawWeights, config: ModelConfig, *, taken: Sequence[str]) ->
 
 
 def left_notes(raw: RawWeights, *, taken: Collection[str]) -> list[str]:
-    """Say, group by group, what was left and why nobody misses it."""
+    """Describe each group of skipped tensors, and why it is not needed."""
     groups = [name.partition(".")[0] for name in raw.tensors]
     left = sorted(set(groups) - set(taken))
     return [
@@ -155,21 +156,21 @@ def initial_model(
     followed: bool = False,
     **given: Unpack[Given],
 ) -> Loaded[MaskedAutoencoder]:
-    """Start a new training from weights; an encoder alone gets a fresh decoder.
+    """Create the initial model of a training run from weights, with a new decoder if there is none.
 
     Args:
         path: as for `load`.
-        config: the model to train; its sizes must be those of the weights, while its image
-            size, channels, mask ratio and target need not be.
-        seed: key of a fresh decoder.
-        init_channels: what weights of other channels become, see `adapt`.
-        followed: whether the configuration was made from these weights, and it was said what of
-            it is assumed; else what they do not say is as the configuration says.
+        config: the model to train. Its sizes must match the weights; image size, channels, mask
+            ratio and target may differ.
+        seed: seed of a new decoder.
+        init_channels: how to adapt weights with another number of channels, see `adapt`.
+        followed: whether the config was made from these weights and its assumptions are already
+            reported. Otherwise, fields that the weights do not say are taken from the config.
         given: see `load`.
 
     Raises:
-        WeightsError: if the weights are of another model.
-        ConfigError: for a rule of channels that has no effect or no meaning.
+        WeightsError: if the weights belong to another model.
+        ConfigError: for a channel rule that has no effect or cannot be applied.
     """
     raw = read_weights(path, take=given.get("take"))
     known = read_fields(raw, **given)
@@ -203,7 +204,7 @@ def initial_model(
 
 
 def _as_the_run(raw: RawWeights, known: Known, config: ModelConfig) -> list[str]:
-    """Say what weights do not say and a run's own configuration does, of what it may not change."""
+    """Describe the fixed fields that are unknown from the weights and taken from the run."""
     names = [name for name in known.unsaid if name in _OF_RUN or name in ("image_size", "gelu")]
     fields = known.fields | {name: getattr(config, name) for name in _OF_RUN}
     return guesses(raw, Known(fields, {}, tuple(names)), options={**OPTIONS, **_OF_RUN})

@@ -1,4 +1,4 @@
-"""Load a state dict strictly, and guess the cause where it does not fit."""
+"""Load tensors into a module strictly, with a likely cause in the error message."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mae.errors import WeightsError
 from mae.weights.io.safe_load import is_finite
 from mae.weights.read import RawWeights
 
-# What the names of other networks contain, and what these have that ours has not.
+# Marks in tensor names of unsupported networks, and the feature that each indicates.
 _FOREIGN = {
     "rel_pos": "relative positions, of a detector or BEiT",
     "relative_position": "relative positions, of a detector or BEiT",
@@ -32,7 +32,7 @@ _FOREIGN = {
     "mlp.fc1_g": "a gated MLP (SwiGLU)",
     "mlp.w12": "a gated MLP (SwiGLU)",
 }
-# Tensors that other networks leave out.
+# Tensors that unsupported networks lack.
 _ABSENT = {
     ".attn.qkv.bias": "no biases of queries, keys and values",
     ".attn.proj.bias": "no biases",
@@ -49,20 +49,20 @@ def fill(
     expected: str = "a masked autoencoder",
     allow_missing: tuple[str, ...] = (),
 ) -> list[str]:
-    """Give a module copies of the tensors whose names begin with the prefix, as float32.
+    """Load float32 copies of the tensors whose names start with the prefix into a module.
 
     Args:
-        module: perhaps on the meta device, if nothing may be missing.
-        raw: all of its tensors with the prefix are taken, save those no autoencoder has.
-        prefix: of our names.
-        expected: what the file is asked to be, for the message.
-        allow_missing: patterns of names; tensors that match stay as they are where missing.
+        module: may be on the meta device if no tensor may be missing.
+        raw: all tensors with the prefix are loaded, except those of unused layers.
+        prefix: prefix of mae's tensor names.
+        expected: type of weights expected, for the error message.
+        allow_missing: patterns of names; missing tensors that match keep their current values.
 
     Returns:
-        A note that names what stayed as it was, if anything did.
+        A note that names the tensors that kept their values; empty if there are none.
 
     Raises:
-        WeightsError: unless they are those of the module, name by name.
+        WeightsError: for tensors that are missing, unexpected, of another shape or not finite.
     """
     found = {
         name: tensor
@@ -98,7 +98,7 @@ def fill(
         name.removeprefix(prefix): tensor.detach().to(torch.float32, copy=True).contiguous()
         for name, tensor in found.items()
     }
-    # Assigned, not copied into: a model on the meta device costs neither memory nor draws.
+    # Assigned, not copied: a model on the meta device needs no memory and no random numbers.
     module.load_state_dict(copies, assign=True, strict=not fresh)
     return [f"{len(fresh)} start fresh, as allowed: {'; '.join(map(raw.spell, fresh))}"] * any(
         fresh
@@ -106,7 +106,7 @@ def fill(
 
 
 def _allowed(missing: list[str], raw: RawWeights, *, patterns: tuple[str, ...]) -> list[str]:
-    """Choose, of what is missing, what matches a pattern; each of which must match something."""
+    """Return the missing names that match a pattern; each pattern must match at least one."""
     by_pattern = {
         pattern: [n for n in missing if fnmatch(n, pattern) or fnmatch(raw.spell(n), pattern)]
         for pattern in patterns
@@ -122,7 +122,7 @@ def _allowed(missing: list[str], raw: RawWeights, *, patterns: tuple[str, ...]) 
 
 
 def foreign(raw: RawWeights, *, missing: Iterable[str], unexpected: Iterable[str]) -> str:
-    """Say what other network weights are of, by our names of what is missing and unexpected."""
+    """Describe the unsupported network that missing and unexpected names (in mae's) indicate."""
     for mark, what in _FOREIGN.items():
         if any(mark in name for name in unexpected):
             return f"it has {what}, which this network has not"
@@ -134,11 +134,11 @@ def foreign(raw: RawWeights, *, missing: Iterable[str], unexpected: Iterable[str
 
 
 def guess_cause(raw: RawWeights, problems: Mapping[str, list[str]]) -> str:
-    """Guess why weights do not fit, or say nothing.
+    """Guess why weights do not fit; empty if there is no guess.
 
     Args:
         raw: the weights.
-        problems: our names of what is "missing", "unexpected" and "of another shape".
+        problems: mae's names of tensors that are "missing", "unexpected" and "of another shape".
     """
     missing, bent = problems["missing"], problems["of another shape"]
     if other := foreign(raw, missing=missing, unexpected=problems["unexpected"]):

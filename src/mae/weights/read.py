@@ -1,7 +1,7 @@
-"""Read a checkpoint: find the file, recognise its format, rename its tensors to ours.
+"""Read weights of any supported format into tensors with mae's names.
 
-A new format is one file beside `lightly.py` (a table of names, what else its files tell) and its
-entry in `LAYOUTS`; to write it, also one in `convert.py`.
+To add a format, add a file next to `formats/lightly.py` (name table and metadata reader) and its
+entry in `LAYOUTS`; to write it as well, add an entry in `tools/convert.py`.
 """
 
 from __future__ import annotations
@@ -46,40 +46,40 @@ LAYOUTS: tuple[Layout, ...] = (
 
 
 class RawWeights(NamedTuple):
-    """What a path holds, before a model is made of it."""
+    """Weights read from a path, before a model is built."""
 
     path: Path
     """The file with the tensors."""
     format: Format
     tensors: dict[str, Tensor]
-    """By our names; may be views of the file."""
+    """By mae's names; may be views of the file."""
     description: Description | None
-    """What the file or its neighbour says of the model, in our own words."""
+    """Description of the model in mae's own format, in or next to the file."""
     facts: Facts
-    """What is said without a description."""
+    """Metadata of other formats, used without a description."""
     spell: Callable[[str], str]
-    """From one of our names to the file's own."""
+    """Translates one of mae's names to the file's."""
     notes: tuple[str, ...] = ()
-    """What of the file was taken and what was not."""
+    """What was loaded from the file and what was skipped."""
     whole_images: bool = False
-    """Whether the run that the file lies in was trained on whole images; asked only of weights
-    that do not say their `crop_pct`."""
+    """Whether the file belongs to a run trained on whole images; determined only for weights
+    without a `crop_pct`."""
 
     @property
     def has_decoder(self) -> bool:
-        """Whether any tensor is a decoder's."""
+        """Whether any tensor belongs to a decoder."""
         return any(name.startswith("decoder.") for name in self.tensors)
 
 
 def read_weights(path: str | Path, *, take: Take | None = None) -> RawWeights:
-    """Read what a path stands for: a folder, a run, a checkpoint, a file, `hf:owner/name`.
+    """Read weights from a folder, a run, a checkpoint, a file or `hf:owner/name`.
 
     Args:
-        path: what holds the weights.
-        take: which of several networks in one file; none: the one called model.
+        path: location of the weights.
+        take: network to load from a file with several; None loads the one named model.
 
     Raises:
-        WeightsError: for a path that holds no weights, or weights that cannot be read or named.
+        WeightsError: for a path without weights, or weights that cannot be read or recognised.
     """
     file = find_file(local(path))
     tensors, beside, notes = read_file(file, take=take)
@@ -88,10 +88,10 @@ def read_weights(path: str | Path, *, take: Take | None = None) -> RawWeights:
 
 
 def read_file(file: Path, *, take: Take | None = None) -> TensorFile:
-    """Read the tensors of a file, or of all files of an index, by their own names.
+    """Read the tensors of a file, or of all files of an index, with their original names.
 
     Raises:
-        WeightsError: if they cannot be read, or there are not several networks to take one of.
+        WeightsError: if they cannot be read, or if `take` is given for a single network.
     """
     if not is_index(file):
         return read_tensors(file, take=take)
@@ -102,15 +102,15 @@ def read_file(file: Path, *, take: Take | None = None) -> TensorFile:
 def name_tensors(
     file: Path, tensors: Mapping[str, Tensor], beside: Mapping[Any, Any]
 ) -> RawWeights:
-    """Recognise whose names the tensors of a file have, and give them ours.
+    """Detect the layout of the tensors of a file and rename them to mae's names.
 
     Args:
-        file: what they were read from, whose neighbours are looked at.
-        tensors: by the file's own names; perhaps without values, on the meta device.
-        beside: what else the file holds.
+        file: the file they were read from; config files next to it are read.
+        tensors: by the file's names; may be on the meta device.
+        beside: other contents of the file.
 
     Raises:
-        WeightsError: for unknown names, or neighbours that cannot be read.
+        WeightsError: for unknown names, or config files that cannot be read.
     """
     spelling = find_spelling(tensors, LAYOUTS)
     if spelling is None:
@@ -132,14 +132,14 @@ def name_tensors(
         return raw._replace(description=said, whole_images=whole)
     beside = {**beside, **_metadata(file)}
     text = beside.get("mae")
-    # Anything but text is not ours, and may be nested deeper than can be shown.
+    # A non-string value was not written by mae, and may be nested too deeply to print.
     if isinstance(text, str):
         return raw._replace(description=parse_description(text, where=str(file)))
     return raw._replace(facts=spelling.layout.facts(beside, file, ours))
 
 
 def _outside(file: Path, names: Iterable[str], *, prefix: str) -> tuple[str, ...]:
-    """Name the tensors that lie beside the network and not in it."""
+    """Return a note on tensors that are not part of the network."""
     left = [name for name in names if not name.startswith(prefix)]
     if not left:
         return ()
@@ -149,13 +149,13 @@ def _outside(file: Path, names: Iterable[str], *, prefix: str) -> tuple[str, ...
 
 
 def find_file(path: Path) -> Path:
-    """Find the file that holds the tensors of a path, or their index.
+    """Find the file, or the index of the files, that holds the tensors of a path.
 
-    1. the file itself; 2. a folder of ours or of transformers, or a checkpoint; 3. the weights of
-    a finished run; 4. the newest checkpoint of an unfinished one.
+    In this order: 1. the file itself; 2. the tensors in a folder of mae or transformers, or in a
+    checkpoint; 3. the weights of a finished run; 4. the newest checkpoint of an unfinished run.
 
     Raises:
-        WeightsError: for a path that holds no weights.
+        WeightsError: for a path without weights.
     """
     if path.exists() and not path.is_dir():
         return path
@@ -173,7 +173,7 @@ def find_file(path: Path) -> Path:
 
 
 def _metadata(file: Path) -> dict[str, str]:
-    """Read what a safetensors file says of itself; other files say nothing here."""
+    """Read the metadata of a safetensors file; empty for other files."""
     try:
         with safe_open(file, "pt") as opened:
             return dict(opened.metadata() or {})
@@ -182,12 +182,12 @@ def _metadata(file: Path) -> dict[str, str]:
 
 
 def _of_whole_images(file: Path) -> bool:
-    """Say whether a file lies in a run that was trained on whole images."""
+    """Return whether a file belongs to a run that was trained on whole images."""
     folder = file.absolute().parent
     runs = RunDir(folder.parent), RunDir(folder.parent.parent)
     if folder not in (runs[0].weights, runs[1].checkpoints / folder.name):
         return False
-    with suppress(ConfigError):  # a damaged record does not spoil the weights
+    with suppress(ConfigError):  # the weights are usable with a damaged record
         record = read_record(runs[folder != runs[0].weights].path) or {"config": {}}
         augment = record["config"].get("augment")
         return isinstance(augment, Mapping) and augment.get("crop_scale") == [1, 1]
@@ -195,7 +195,7 @@ def _of_whole_images(file: Path) -> bool:
 
 
 def _neighbour(file: Path) -> Description | None:
-    """Read the description that lies beside a file of ours: its own, or that of its run."""
+    """Read the description next to a file of mae, or that of its run."""
     config = file.with_name(CONFIG)
     if config.is_file():
         try:

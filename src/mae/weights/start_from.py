@@ -1,4 +1,4 @@
-"""Start pre-training from weights: what a run takes from them."""
+"""Configure a pre-training run from initial weights."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from mae.weights.read import read_weights
 
 
 def require_init(config: PretrainConfig, init: str | Path | None, **given: Unpack[Given]) -> None:
-    """Refuse a configuration that has to do with weights where none are given.
+    """Reject settings that need initial weights if none are given.
 
     Raises:
-        ConfigError: with what to give, or to drop.
+        ConfigError: with the option to add or to drop.
     """
     if init is None and config.follow_weights:
         raise ConfigError(
@@ -40,21 +40,22 @@ def follow(
     say: Callable[[str], None],
     **given: Unpack[Given],
 ) -> PretrainConfig:
-    """Take the network of a run from weights.
+    """Set the network of a run from weights.
 
-    Where they have no decoder, it will be the one of this size, or of ViT-B.
+    If the weights have no decoder, the run gets the decoder for this encoder size, or that of
+    ViT-B.
 
     Args:
-        config: a configuration that follows weights.
-        init: whatever `load_encoder` takes.
-        say: told what had to be assumed.
-        given: what the weights do not say, see `Given`.
+        config: a config with `follow_weights`.
+        init: any path that `load_encoder` accepts.
+        say: called with each assumption.
+        given: settings that the weights do not say, see `Given`.
 
     Returns:
-        A configuration that says its network, so that run.json repeats the run by itself.
+        A config with explicit network fields, so that run.json alone reproduces the run.
 
     Raises:
-        WeightsError: for weights that cannot be read, or do not tell what they are.
+        WeightsError: for weights that cannot be read or whose network cannot be inferred.
     """
     raw = read_weights(init, take=given.get("take"))
     stored, notes = config_of(raw, **given)
@@ -69,7 +70,7 @@ def follow(
 
 
 def _decoder_of(model: ModelConfig) -> dict[str, int]:
-    """Give the decoder that belongs to an encoder of a known size; nothing for the default."""
+    """Return the decoder fields for an encoder of a known size; empty for the default."""
     for size in SIZES.values():
         if (size["width"], size["depth"]) == (model.width, model.depth):
             return {name: value for name, value in size.items() if name.startswith("decoder_")}

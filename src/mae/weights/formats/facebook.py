@@ -1,9 +1,11 @@
-"""The published PyTorch layout: encoder names bare, decoder names with `decoder_`.
+"""Checkpoint layout of the published PyTorch MAE (facebookresearch/mae).
 
-timm's ViT files have the same names for the encoder. `head.*` and `fc_norm.*` are a classifier's;
-of a linear probe, `head` is a batch norm and a layer.
+Encoder names have no prefix, decoder names start with `decoder_`. timm's ViT files use the same
+names for the encoder. `head.*` and `fc_norm.*` belong to a classifier; in a linear probe, `head`
+is a batch norm followed by a linear layer.
 
-Source: the published code, models_mae.py and util/misc.py (names only, no code).
+Source: github.com/facebookresearch/mae, models_mae.py and util/misc.py (names only; no code is
+copied).
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ TABLE = Table(ENCODER | DECODER | {"fc_norm": "fc_norm", "head": "head"}, BLOCKS
 _PROBED = Table(ENCODER | probe_norm("head.0") | {"head": "head.1"}, BLOCKS, SAME_PARTS)
 
 
-# The networks of the published scripts, which their arguments name.
+# Model names in the arguments of the published scripts.
 _NETWORK = re.compile(
     r"(?P<mae>mae_)?vit_(?P<size>base|large|huge)_patch(14|16)(?(mae)(_dec512d8b)?)"
 )
@@ -48,18 +50,18 @@ _WIDTHS = {"base": 768, "large": 1024, "huge": 1280}
 
 
 def to_ours(name: str) -> str | None:
-    """Rename a tensor of the published layout: blocks.0.norm1.bias, mask_token ..."""
+    """Translate a name of the published layout to mae's: blocks.0.norm1.bias, mask_token ..."""
     return TABLE.inverse().translate(name)
 
 
 def to_theirs(name: str) -> str:
-    """Rename one of our tensors: encoder.blocks.0.norm1.bias, decoder.mask_token ..."""
+    """Translate a name of mae to the published layout: encoder.blocks.0.norm1.bias ..."""
     return TABLE.translate(name) or name
 
 
 def _facts(beside: Mapping[str, Any], file: Path, tensors: Mapping[str, Tensor]) -> Facts:
-    """Read the config.json of timm, or the `args` of the published training script."""
-    # By the names that timm writes: any other file may lie beside a configuration by chance.
+    """Read timm's config.json, or the `args` of the published training script."""
+    # Only next to the file names that timm writes: a config.json may be next to another by chance.
     if file.name.startswith(("model", "pytorch_model")):
         found = timm_config.read(file.with_name(timm_config.CONFIG), tensors)
         if found is not None:
@@ -84,20 +86,20 @@ LAYOUT = Layout("facebook", (TABLE, _PROBED), _facts)
 
 
 def refuses(description: Description, _names: Collection[str]) -> str | None:
-    """Say why a model cannot be held, if it cannot."""
+    """Return why this layout cannot hold a model; None if it can."""
     if description.model.norm_eps != 1e-6:
         return f"its norms add 1e-6, those of this model {description.model.norm_eps:g}"
     return None
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], *, said: str) -> None:
-    """Write a `.pth` that the published code and timm load, with our description beside.
+    """Write a `.pth` that the published code and timm load, with mae's description included.
 
     Args:
         path: file to write.
-        tensors: by our names.
-        said: the JSON of `folder.Description`, so that reading it back need not guess.
+        tensors: by mae's names.
+        said: JSON of `native.Description`, so that no field is guessed on reading it back.
     """
-    # To an open file: of a name, torch makes that of the archive, which must not be empty.
+    # To an open file: from a path, torch derives the archive name, which must not be empty.
     with path.open("wb") as file:
         torch.save({"model": spelled(TABLE, tensors), "mae": said}, file)

@@ -1,9 +1,9 @@
-"""The layout of Hugging Face transformers: a folder of config.json and model.safetensors.
+"""Hugging Face transformers layout: a folder of config.json and model.safetensors.
 
-Two spellings of a block are in use, and a third is what transformers 5 writes of a decoder.
-ViTMAEForPreTraining, ViTMAEModel (an encoder, with or without `vit.`) and
-ViTForImageClassification (the cls token, classified) are read; written in the older spelling,
-which every version loads.
+Blocks have two naming schemes, and transformers 5 writes decoders in a third. Readable are
+ViTMAEForPreTraining, ViTMAEModel (an encoder, with or without the prefix `vit.`) and
+ViTForImageClassification (on the cls token). Written is the older scheme, which every version
+loads.
 
 Source: names and defaults of transformers 5.24 (ViTMAEConfig, ViTImageProcessor).
 """
@@ -74,7 +74,7 @@ _OLDER = _table("vit.", "encoder.layer", "decoder.decoder_layers", _OLDER_PARTS)
 _BARE = _table("", "encoder.layer", "decoder.decoder_layers", _OLDER_PARTS)
 _TABLES = (
     _OLDER,
-    # What transformers 5.24 makes of a decoder's names when it saves in the older spelling.
+    # Decoder names that transformers 5.24 writes when it saves in the older scheme.
     _table("vit.", "encoder.layer", "decoder.decoder_encoder.layer", _OLDER_PARTS),
     _table("vit.", "layers", "decoder.decoder_layers", _NEWER_PARTS),
     _BARE,
@@ -84,7 +84,7 @@ _TABLES = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Config:
-    """What is read of config.json; the defaults are transformers' own."""
+    """Fields read from config.json; the defaults are those of transformers."""
 
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -105,7 +105,7 @@ class _Config:
 
 
 def _facts(_beside: Mapping[str, Any], file: Path, _tensors: Mapping[str, Tensor]) -> Facts:
-    """Read config.json and preprocessor_config.json, which lie beside the file."""
+    """Read config.json and preprocessor_config.json next to the file."""
     said, where = _read(file.with_name(CONFIG)), file.with_name(CONFIG)
     known = {name: said[name] for name in _Config.__dataclass_fields__ if name in said}
     if isinstance(known.get("image_size"), int):
@@ -118,14 +118,14 @@ def _facts(_beside: Mapping[str, Any], file: Path, _tensors: Mapping[str, Tensor
         pixels = _pixels(processor, channels=config.num_channels)
     except ConfigError as error:
         raise WeightsError(f"{where.parent}: {error}; this model cannot be held") from error
-    # What config.json leaves out is at its default; without the file, that is a guess.
+    # Fields missing from config.json have their defaults; without the file, these are guesses.
     always: dict[str, Any] = {
         "norm_eps": config.layer_norm_eps,
         "normalize_target": config.norm_pix_loss,
         **_crop_pct(processor),
     }
     fields, notes = dict[str, Any](always if said else {}), list[str]()
-    # Set to 0 by those who want features; nothing can be trained so.
+    # Often set to 0 for feature extraction; training needs a value above 0.
     if 0 < config.mask_ratio < 1:
         fields["mask_ratio"] = config.mask_ratio
     else:
@@ -144,7 +144,7 @@ def _facts(_beside: Mapping[str, Any], file: Path, _tensors: Mapping[str, Tensor
 
 
 def _crop_pct(processor: Mapping[str, Any]) -> dict[str, float]:
-    """Read the fraction of an image that evaluation keeps; only `write` puts it there."""
+    """Read `crop_pct`, which only `write` adds to the file."""
     found = processor.get("crop_pct")
     return {"crop_pct": found} if isinstance(found, float) and 0 < found <= 1 else {}
 
@@ -152,7 +152,7 @@ def _crop_pct(processor: Mapping[str, Any]) -> dict[str, float]:
 def _class_names(said: Any, *, where: Path) -> tuple[str, ...]:
     if not isinstance(said, Mapping):
         return ()
-    # By number, not as written: some files have "10" before "2".
+    # In numeric order: some files have "10" before "2".
     numbers = [str(number) for number in range(len(said))]
     if said.keys() != set(numbers):
         raise WeightsError(f"{where}: id2label: expected a name for each of 0, 1 ...")
@@ -181,7 +181,7 @@ def _pixels(said: Mapping[str, Any], *, channels: int) -> PixelConfig | None:
     dtype = next((d for d, full in ranges.items() if known and abs(factor * full - 1) < 1e-6), None)
     if dtype is None:
         raise ConfigError(f"rescale_factor: expected 1/255, 1/65535 or none, got {factor!r}")
-    half = [0.5] * channels  # what ViTImageProcessor takes where it is not told
+    half = [0.5] * channels  # default of ViTImageProcessor
     mean = said.get("image_mean", half) if normalised else [0.0] * channels
     std = said.get("image_std", half) if normalised else [1.0] * channels
     return from_dict(PixelConfig, {"dtype": dtype, "mean": mean, "std": std}, where=PROCESSOR)
@@ -191,7 +191,7 @@ LAYOUT = Layout("huggingface", _TABLES, _facts)
 
 
 def refuses(description: Description, names: Collection[str]) -> str | None:
-    """Say why a model cannot be held, if it cannot."""
+    """Return why this layout cannot hold a model; None if it can."""
     model = description.model
     if model.grid[0] != model.grid[1]:
         return f"its grid of patches is square, that of this model {model.grid}"
@@ -214,9 +214,9 @@ def write(path: Path, tensors: Mapping[str, Tensor], *, description: Description
     """Write a folder that `from_pretrained` of transformers loads.
 
     Args:
-        path: folder to make.
-        tensors: by our names.
-        description: of a model that `refuses` nothing of.
+        path: folder to create.
+        tensors: by mae's names.
+        description: of a model for which `refuses` returns None.
     """
     decodes = any(name.startswith("decoder.") for name in tensors)
     config: dict[str, Any] = to_dict(_config(description.model))
@@ -259,7 +259,7 @@ def _config(model: ModelConfig) -> _Config:
 
 def _processor(model: ModelConfig) -> dict[str, Any]:
     pixels, (H, W) = model.pixels, model.image_size
-    # ViTImageProcessor squashes images to the size; other readers take crop_pct as timm does.
+    # ViTImageProcessor resizes without cropping; other readers use crop_pct as timm does.
     kept = {} if model.crop_pct is None else {"crop_pct": model.crop_pct}
     return kept | {
         "image_processor_type": "ViTImageProcessor",

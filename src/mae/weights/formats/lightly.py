@@ -1,7 +1,7 @@
-"""The layout of lightly 1.6: timm's encoder within a backbone, the published decoder beside it.
+"""Checkpoint layout of lightly 1.6 (read only).
 
-A module with `backbone` and `decoder`, whatever it is wrapped in, or the state dict of either
-alone (that of a decoder has the published names). It is read, not written.
+timm's encoder is inside `backbone`, and `decoder` has the published names. Readable are a module
+with both, in any wrapper, or the state dict of either alone.
 
 Source: names of lightly 1.6.0 (MaskedVisionTransformerTIMM, MAEDecoderTIMM).
 """
@@ -21,7 +21,7 @@ from mae.weights.formats.name_table import Facts, Layout, Table
 def _table(backbone: str, decoder: str) -> Table:
     plain = {ours: f"{backbone}vit.{theirs}" for ours, theirs in ENCODER.items()}
     plain |= {ours: decoder + theirs for ours, theirs in DECODER.items()}
-    # A mask token of the encoder and the head of the ViT within, which take no part in MAE.
+    # The mask token of the encoder and the head of timm's ViT, which MAE does not use.
     unused = {"unused.mask_token": f"{backbone}mask_token", "unused.head": f"{backbone}vit.head"}
     blocks = {
         "encoder.blocks": f"{backbone}vit.{BLOCKS['encoder.blocks']}",
@@ -31,7 +31,7 @@ def _table(backbone: str, decoder: str) -> Table:
 
 
 def _facts(_beside: Mapping[str, Any], _file: Path, _tensors: Mapping[str, Tensor]) -> Facts:
-    # As in lightly's examples.
+    # The target in lightly's examples.
     return Facts(assumed={"normalize_target": False})
 
 

@@ -1,4 +1,4 @@
-"""Name tables of weights formats, and the facts that their files hold."""
+"""Name tables and metadata types shared by all weight formats."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ from mae.errors import WeightsError
 
 Format = Literal["mae", "facebook", "huggingface", "openmmlab", "lightly"]
 
-# What a name is given to that stands in no table: nothing of ours begins so, whence it is left
-# over in every model.
+# Prefix for names that are in no table. No name of mae starts with it, so such a tensor is
+# unexpected in every model.
 NOWHERE = "encoder.?"
 
-# What torch puts before the names of a part that is compiled, sharded or checkpointed.
+# Name segments that torch adds for compiled, sharded or checkpointed modules.
 _WRAPPERS = re.compile(
     r"(^|\.)(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+"
 )
 
 PARTS = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
-"""Layers of a block, by our names."""
+"""Layers of a block, by mae's names."""
 
 
 def probe_norm(prefix: str) -> dict[str, str]:
-    """Give the names of a linear probe's batch norm, which a format puts behind a prefix."""
+    """Return the name table of a linear probe's batch norm, under a format's prefix."""
     names = ("running_mean", "running_var", "num_batches_tracked")
     return {f"head.bn.{name}": f"{prefix}.{name}" for name in names}
 
 
 class Table(NamedTuple):
-    """Our names beside a format's, without the `.weight` and `.bias` of layers."""
+    """Translation from mae's names to a format's, without `.weight` and `.bias`."""
 
     plain: Mapping[str, str]
     """Parameters and layers: encoder.cls_token, encoder.norm, head ..."""
     blocks: Mapping[str, str]
-    """What comes before the number of a block: encoder.blocks, decoder.blocks."""
+    """Prefixes before the number of a block: encoder.blocks, decoder.blocks."""
     parts: Mapping[str, str]
-    """Layers of a block; attn.q, attn.k and attn.v where the format keeps them apart."""
+    """Layers of a block; attn.q, attn.k and attn.v if the format stores them separately."""
 
     def inverse(self) -> Table:
-        """Give the table of the other direction."""
+        """Return the table of the inverse translation."""
         return Table(*({theirs: ours for ours, theirs in part.items()} for part in self))
 
     def translate(self, name: str) -> str | None:
-        """Give the other name of a tensor, or nothing where the table does not have it."""
+        """Translate the name of a tensor; None if the table does not have it."""
         if name in self.plain:
             return self.plain[name]
         layer, _, kind = name.rpartition(".")
@@ -65,54 +65,54 @@ class Table(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What is known of a network from what lies beside its tensors."""
+    """Facts about a network from metadata in or next to its weights."""
 
     fields: Mapping[str, Any] = {}
-    """Fields of `ModelConfig` that are said."""
+    """Known fields of `ModelConfig`."""
     source: str = ""
-    """What says them: config.json, the args of a training run ..."""
+    """Their source: config.json, the args of a training run ..."""
     assumed: Mapping[str, Any] = {}
-    """Fields that are not said, as they usually are in this format."""
+    """Usual values in this format for fields that are not known."""
     gelu: bool = False
-    """Whether the exact GELU, the only activation there is here, is said."""
+    """Whether the metadata confirms the exact GELU, the only supported activation."""
     pool: str | None = None
-    """What a head classifies, where that is said: mean, cls, or what no classifier here does."""
+    """Pooling of the head if known: mean, cls, or an unsupported one."""
     notes: tuple[str, ...] = ()
-    """What else had to be assumed."""
+    """Further assumptions."""
     class_names: tuple[str, ...] = ()
-    """Of a classifier, in the order of its scores."""
+    """Class names of a classifier, in the order of its scores."""
 
 
 class Layout(NamedTuple):
-    """A format that is read."""
+    """A format that can be read."""
 
     name: Format
     tables: tuple[Table, ...]
-    """Its spellings; that which explains most names of a file is taken."""
+    """Its naming schemes; the one that matches most names of a file is used."""
     facts: Callable[[Mapping[str, Any], Path, Mapping[str, Tensor]], Facts] = (
         lambda _beside, _file, _tensors: Facts()
     )
-    """Read what lies beside the tensors: of what else the file holds, its path, and the tensors
-    by our names."""
+    """Reads the metadata, given the other contents of the file, its path, and the tensors by mae's
+    names."""
 
 
 class Spelling(NamedTuple):
-    """How one file spells our names."""
+    """Naming scheme of one file."""
 
     layout: Layout
     table: Table
     prefix: str
-    """Before the names of the file, where a wrapper put it: module. ..."""
+    """Prefix added to the names by a wrapper: module. ..."""
 
     def to_ours(self, names: Iterable[str]) -> dict[str, str]:
-        """Give our name for each of the file's that has the prefix."""
+        """Return mae's name for each name of the file that has the prefix."""
         table = self.table.inverse()
         inside = [name for name in names if name.startswith(self.prefix)]
         found = {name: table.translate(_bare(name, self.prefix)) for name in inside}
         return {name: ours or NOWHERE + name for name, ours in found.items()}
 
     def to_theirs(self, name: str) -> str:
-        """Spell one of our names as the file does."""
+        """Translate one of mae's names to the file's."""
         if name.startswith(NOWHERE):
             return name.removeprefix(NOWHERE)
         if theirs := self.table.translate(name):
@@ -122,7 +122,7 @@ class Spelling(NamedTuple):
 
 
 def find_spelling(names: Iterable[str], layouts: Iterable[Layout]) -> Spelling | None:
-    """Find the spelling that explains most names of a file, if it is at least half of them."""
+    """Find the naming scheme that matches most names of a file, if at least half of them."""
     given = list(names)
     best, most = None, max(1, len(given) / 2)
     for layout in layouts:
@@ -137,33 +137,33 @@ def find_spelling(names: Iterable[str], layouts: Iterable[Layout]) -> Spelling |
 
 
 def _prefixes(names: list[str]) -> list[str]:
-    """List what may be a wrapper's, longest first: the segments that most names begin with."""
+    """List candidate wrapper prefixes, longest first: those of more than half of the names."""
     counts = Counter[str]()
     for name in names:
         segments = name.split(".")[:-1]
         counts.update(f"{'.'.join(segments[: n + 1])}." for n in range(len(segments)))
-    # Most, not all: a loss with weights of its own may lie beside the network.
+    # More than half, not all: a file may also hold, for example, a loss with weights.
     found = [prefix for prefix, count in counts.items() if 2 * count > len(names)]
     return [*sorted(found, key=len, reverse=True), ""]
 
 
 def _bare(name: str, prefix: str) -> str:
-    """Drop a prefix, and what compiling or sharding a part puts into the middle of a name."""
+    """Remove a prefix, and the segments that compiling or sharding adds within a name."""
     return _WRAPPERS.sub(r"\1", name.removeprefix(prefix))
 
 
 def split_names(name: str) -> list[str]:
-    """Name the query, key and value of a fused layer: attn.qkv.bias to attn.q.bias ..."""
+    """Return the query, key and value names of a fused layer: attn.qkv.bias to attn.q.bias ..."""
     return [name.replace(".attn.qkv.", f".attn.{part}.") for part in "qkv"]
 
 
 def fuse_qkv(
     tensors: Mapping[str, Tensor], *, spell: Callable[[str], str], where: str
 ) -> dict[str, Tensor]:
-    """Stack queries, keys and values into one matrix, rows in this order.
+    """Concatenate query, key and value weights into one matrix, rows in this order.
 
     Raises:
-        WeightsError: where one is missing, or they differ in shape.
+        WeightsError: if one is missing, or they differ in shape.
     """
     fused: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -187,7 +187,7 @@ def fuse_qkv(
 
 
 def split_qkv(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Cut each fused matrix into queries, keys and values: the inverse of `fuse_qkv`."""
+    """Split each fused matrix into query, key and value: the inverse of `fuse_qkv`."""
     split: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if ".attn.qkv." in name:
@@ -198,6 +198,6 @@ def split_qkv(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def spelled(table: Table, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename our tensors by a table that has all of them."""
+    """Rename tensors from mae's names by a table; names not in the table are dropped."""
     found = {table.translate(name): tensor for name, tensor in tensors.items()}
     return {name: tensor for name, tensor in found.items() if name is not None}

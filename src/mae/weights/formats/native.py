@@ -1,7 +1,8 @@
-"""Our own format: a folder of config.json, model.safetensors and README.md (a model card).
+"""Native weight format: a folder of config.json, model.safetensors and README.md.
 
-It is a valid Hugging Face Hub folder. The tensors are the state dict of `MaskedAutoencoder`, or
-only its `encoder.` part; the configuration says what they mean.
+The folder is a valid Hugging Face Hub repository; README.md is its model card. The tensors are
+the state dict of `MaskedAutoencoder`, of its `encoder.` part only, or of `Classifier`;
+config.json describes the network and its pixels.
 """
 
 from __future__ import annotations
@@ -38,33 +39,34 @@ LAYOUT = Layout("mae", (Table(*({name: name for name in n} for n in (_PLAIN, _BL
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Description:
-    """What config.json holds."""
+    """Contents of config.json."""
 
     format: Literal["mae"] = "mae"
     format_version: Literal[1] = 1
     library: str = field(default_factory=lambda: f"mae-vision {metadata.version('mae-vision')}")
-    """Name and version of what wrote it."""
+    """Name and version of the library that wrote it."""
     model: ModelConfig
-    """The network and what its pixels mean."""
+    """The network and its pixel scaling."""
     facts: dict[str, object] = field(default_factory=dict)
-    """Where the weights come from: recipe, data, steps ..."""
+    """Provenance of the weights: recipe, data, steps ..."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassifierDescription(Description):
-    """What config.json holds of a classifier."""
+    """Contents of config.json for a classifier."""
 
     class_names: tuple[str, ...]
     """In the order of the scores."""
     pool: Literal["mean", "cls"]
-    """What is classified."""
+    """Pooled feature that the head classifies."""
 
 
 def parse_description(text: str | bytes, *, where: str) -> Description:
-    """Read a description from JSON, strictly.
+    """Parse a description from JSON strictly.
 
     Raises:
-        WeightsError: for another library's, a newer one, or one with unknown or missing keys.
+        WeightsError: for the config of another library, a newer version, or unknown or missing
+            keys.
     """
     try:
         values = json.loads(text)
@@ -78,7 +80,7 @@ def parse_description(text: str | bytes, *, where: str) -> Description:
 
 
 def tensors_of(model: MaskedAutoencoder | Encoder | Classifier) -> dict[str, Tensor]:
-    """Give the tensors of a model by their full names, on the CPU."""
+    """Return the tensors of a model by their full names, on the CPU."""
     prefix = "encoder." if isinstance(model, Encoder) else ""
     return {prefix + name: t.cpu().contiguous() for name, t in model.state_dict().items()}
 
@@ -89,12 +91,12 @@ def save(
     *,
     facts: Mapping[str, object] | None = None,
 ) -> Path:
-    """Write a model as a folder that describes itself; files of an earlier one are replaced.
+    """Save a model as a self-describing folder, replacing the files of an earlier one.
 
     Args:
-        model: autoencoder, or an encoder by itself.
-        folder: made if it is not there.
-        facts: where the weights come from, as JSON values (recipe, data, steps, license ...).
+        model: an autoencoder, or an encoder alone.
+        folder: created if missing.
+        facts: provenance of the weights, as JSON values (recipe, data, steps, license ...).
 
     Raises:
         ConfigError: if it cannot be written.
@@ -104,10 +106,10 @@ def save(
 
 
 def write_folder(path: Path, description: Description, tensors: dict[str, Tensor]) -> Path:
-    """Write the three files of a folder of ours; the tensors lie on the CPU."""
+    """Write the three files of a native folder; the tensors must be on the CPU."""
     write_json_atomic(path / CONFIG, to_dict(description))
     write_atomic(path / CARD, _card(description).encode())
-    # Last, since a folder counts as weights when its tensors are there.
+    # Last, since a folder is recognised as weights by its tensors.
     write_atomic(path / TENSORS, to_safetensors(tensors, {"format": "pt"}))
     return path
 

@@ -1,10 +1,10 @@
-"""The layout of OpenMMLab (mmselfsup 0.x and 1.x, mmpretrain 1.x), read only.
+"""Checkpoint layout of OpenMMLab: mmselfsup 0.x and 1.x, mmpretrain 1.x (read only).
 
-`state_dict` lies beside `meta`; pre-trained, fine-tuned (mean of the patches) and linear-probe
-files differ in their heads alone. Its position tables have the row in the first half, the column
-in the second: they are loaded as they are, so nothing needs to know.
+A file holds `state_dict` and `meta`. Pre-trained, fine-tuned (mean of the patches) and
+linear-probe files differ only in their heads. The position embeddings encode the row in the first
+half and the column in the second; they are loaded unchanged, so this needs no conversion.
 
-Source: mmselfsup 0.x and 1.x, mmpretrain 1.x (names only; no code is taken from there).
+Source: mmselfsup and mmpretrain of OpenMMLab (names only; no code is copied).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _PARTS = {
 }
 
 
-# Of the networks that a config names; small is 768 wide with 8 heads, unlike anybody else's.
+# Heads by the name of the network in a config; small is 768 wide with 8 heads, only in OpenMMLab.
 _HEADS_OF: Mapping[str | None, int] = {
     "small": 8, "s": 8, "base": 12, "b": 12, "large": 16, "l": 16, "huge": 16, "h": 16,
     "deit-tiny": 3, "deit-t": 3, "deit-small": 6, "deit-s": 6, "deit-base": 12, "deit-b": 12,
@@ -60,7 +60,7 @@ _HEADS: tuple[dict[str, str], ...] = (
 
 
 def _facts(beside: Mapping[str, Any], _file: Path, tensors: Mapping[str, Tensor]) -> Facts:
-    """Read the text of the config, which `meta` holds in most files, as far as it is plain."""
+    """Read literal settings from the config text that most files hold in `meta`."""
     meta = beside.get("meta")
     texts = [meta.get(name) for name in ("config", "cfg")] if isinstance(meta, Mapping) else []
     text = next((text for text in texts if isinstance(text, str)), "")
@@ -76,7 +76,7 @@ def _facts(beside: Mapping[str, Any], _file: Path, tensors: Mapping[str, Tensor]
     mean, std = (_numbers(rf"\b{name}\s*=\s*{_NUMBERS}", text) for name in ("mean", "std"))
     projection = tensors.get("encoder.patch_embed.proj.weight")
     if projection is not None and {len(mean), len(std)} == {*projection.shape[1:2]}:
-        scale = 255 if max(std) > 1 else 1  # of stored values, or of those in [0, 1]
+        scale = 255 if max(std) > 1 else 1  # for pixel values in [0, 255], or in [0, 1]
         m, s = (tuple(round(value / scale, 6) for value in each) for each in (mean, std))
         fields["pixels"] = PixelConfig(mean=m, std=s)
     return Facts(fields, source="its config")
@@ -87,7 +87,7 @@ def _numbers(pattern: str, text: str) -> list[float]:
 
 
 def _one(pattern: str, text: str) -> str | None:
-    """Give what a pattern finds in a text, if it finds the same everywhere."""
+    """Return the match of a pattern in a text if all matches are equal, else None."""
     found = {match[1] for match in re.finditer(pattern, text)}
     return found.pop() if len(found) == 1 else None
 

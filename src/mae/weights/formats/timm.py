@@ -1,6 +1,6 @@
-"""The layout of timm's vision transformers: the published encoder names, in one safetensors file.
+"""Write timm vision transformer weights: one safetensors file without a decoder.
 
-Read as the published layout, whose names it shares; this writes it. There is no decoder.
+The names are those of the published layout, so `facebook.py` reads these files.
 
 Source: timm 1.0.31, VisionTransformer.
 """
@@ -20,19 +20,19 @@ from mae.weights.formats.native import Description
 
 
 def refuses(description: Description, names: Collection[str]) -> str | None:
-    """Say why a model cannot be held, if it cannot."""
+    """Return why this layout cannot hold a model; None if it can."""
     if any(name.startswith("decoder.") for name in names):
         return "it has no decoder; give --encoder-only to leave it"
     return facebook.refuses(description, names)
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], *, said: str) -> None:
-    """Write a file that `load_state_dict` of timm's model takes strictly.
+    """Write a file that the strict `load_state_dict` of timm's model accepts.
 
     Args:
-        path: file to write; timm tells safetensors by the end of its name.
-        tensors: by our names.
-        said: the JSON of `folder.Description`, as metadata, which timm does not read.
+        path: file to write; timm recognises safetensors by the suffix.
+        tensors: by mae's names.
+        said: JSON of `native.Description`, written as metadata, which timm ignores.
     """
     named = spelled(facebook.TABLE, tensors)
     write_atomic(path, to_safetensors(named, {"format": "pt", "mae": said}))

@@ -1,8 +1,8 @@
-"""Read config.json of timm's Hub folders: heads, eps, pooling, pixel scaling.
+"""Read the model config from config.json of timm's Hub folders.
 
-timm itself is asked what it builds of the architecture and its arguments, one block of it, so that
-no list of names or defaults is kept here. What has no place in our network is refused by the name
-of the argument.
+timm builds one block of the architecture with the arguments of the file, and the result is
+inspected, so that no list of names or defaults is needed here. An argument that the network of
+mae does not support is rejected by name.
 
 Source: timm 1.0.31, models/_hub.py (save_config_for_hf) and models/vision_transformer.py.
 """
@@ -28,18 +28,18 @@ from mae.weights.formats.name_table import Facts
 
 CONFIG = "config.json"
 
-_LARGEST = 2**16  # of any whole number among the arguments
+_LARGEST = 2**16  # limit of integer arguments
 
 
 def read(config: Path, tensors: Mapping[str, Tensor]) -> Facts | None:
-    """Read what the configuration says; nothing where there is none, or one of somebody else.
+    """Read the config; None if it does not exist or was not written by timm.
 
     Args:
-        config: perhaps not there.
-        tensors: by our names, whose shapes are the sizes of the network.
+        config: path of config.json; need not exist.
+        tensors: by mae's names; their shapes give the sizes of the network.
 
     Raises:
-        WeightsError: for a network that ours cannot be.
+        WeightsError: for a network that mae does not support.
     """
     if not config.is_file():
         return None
@@ -49,16 +49,16 @@ def read(config: Path, tensors: Mapping[str, Tensor]) -> Facts | None:
         raise WeightsError(f"{config}: cannot be read: {error}; get it again") from error
     if not isinstance(said, dict) or not isinstance(said.get("architecture"), str):
         return None
-    # Before timm 0.9.3 what is now in pretrained_cfg lay beside it.
+    # Before timm 0.9.3 the keys of pretrained_cfg were at the top level.
     pretrained, args = said.get("pretrained_cfg", said), said.get("model_args") or {}
     if not isinstance(pretrained, dict) or not isinstance(args, dict):
         raise WeightsError(f"{config}: pretrained_cfg and model_args: expected named values")
     fields: dict[str, Any] = {}
-    # Of those who recorded no arguments, the input may be that of the weights they began with.
+    # Without recorded arguments, input_size may be that of the weights used for initialisation.
     for size in (args.get("img_size"), (pretrained.get("input_size") or [None])[1:]):
         if (found := _pair(size)) is not None and _fits(found, tensors):
             fields.setdefault("image_size", found)
-    # The view that the weights were evaluated in; timm's interpolation is not a field of ours.
+    # The evaluation crop of the weights; timm's interpolation has no field in `ModelConfig`.
     shown = pretrained.get("crop_pct")
     if isinstance(shown, float) and 0 < shown <= 1:
         fields["crop_pct"] = shown
@@ -72,9 +72,9 @@ def read(config: Path, tensors: Mapping[str, Tensor]) -> Facts | None:
 def _of_network(
     config: Path, name: str, args: dict[str, Any], tensors: Mapping[str, Tensor], facts: Facts
 ) -> Facts:
-    """Add what the built network is: heads, eps, activation, pool."""
+    """Add the properties of the built network: heads, eps, activation, pool."""
     shapes = _shapes(tensors)
-    if shapes is None:  # which is said where the tensors are looked at
+    if shapes is None:  # reported when the tensors are checked
         return facts
     import timm
     from timm.models.vision_transformer import VisionTransformer
@@ -89,7 +89,7 @@ def _of_network(
             )
     own = {argument: value for argument, value in args.items() if argument != "depth"} | shapes
     try:
-        # Nothing of the process's own random numbers is used up.
+        # Leaves the random state of the process unchanged.
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             make: Any = partial(timm.create_model, name) if known else VisionTransformer
@@ -116,7 +116,7 @@ def _of_network(
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """Give the sizes of a network of one block and one patch, in timm's words."""
+    """Return the sizes of a network of one block and one patch, as arguments of timm."""
     projection = tensors.get("encoder.patch_embed.proj.weight")
     fc1 = tensors.get("encoder.blocks.0.mlp.fc1.weight")
     if projection is None or projection.ndim != 4 or 0 in projection.shape:
@@ -129,13 +129,13 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
         "in_chans": channels,
         "embed_dim": width,
         "depth": 1,
-        "mlp_ratio": (hidden + 0.5) / width,  # which timm cuts to a whole number
+        "mlp_ratio": (hidden + 0.5) / width,  # timm truncates the product to an integer
         "num_classes": 0,
     }
 
 
 def _differs(model: nn.Module) -> str | None:
-    """Name the argument by which a network of timm is another than ours, if there is one."""
+    """Return the argument in which a network of timm differs from mae's; None if there is none."""
     from timm.models import vision_transformer as theirs
 
     built: Any = model
@@ -183,7 +183,7 @@ def _is_there(part: nn.Module | None) -> bool:
 
 
 def _pool(built: Any) -> str:
-    """Say what a head would classify: mean, cls, or in timm's words what ours does not."""
+    """Return the pooling of a head: mean, cls, or timm's arguments for an unsupported one."""
     pool, normed = built.global_pool, _is_there(built.fc_norm)
     if pool == "token":
         return "cls"
@@ -196,7 +196,7 @@ def _pool(built: Any) -> str:
 def _pixels(
     pretrained: Mapping[str, Any], where: Path, tensors: Mapping[str, Tensor]
 ) -> PixelConfig | None:
-    """Read mean and std, where there is one for each channel."""
+    """Read mean and std, if there is one value per channel."""
     projection = tensors.get("encoder.patch_embed.proj.weight")
     said = {name: pretrained.get(name) for name in ("mean", "std")}
     lengths = {len(values) for values in said.values() if isinstance(values, list)}
@@ -216,7 +216,7 @@ def _pair(value: object) -> tuple[int, int] | None:
 
 
 def _fits(size: tuple[int, int], tensors: Mapping[str, Tensor]) -> bool:
-    """Say whether images of a size have as many patches as there are positions."""
+    """Return whether images of a size have as many patches as position embeddings."""
     table, projection = (
         tensors.get(f"encoder.{name}") for name in ("pos_embed", "patch_embed.proj.weight")
     )

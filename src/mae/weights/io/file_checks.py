@@ -1,4 +1,4 @@
-"""Identify a weights file from its bytes before any reader opens it."""
+"""Detect the type of a weight file and validate its structure before loading."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import IO, Literal
 from mae.errors import WeightsError
 
 Kind = Literal["safetensors", "zip", "pickle"]
-"""A safetensors file, and the two that PyTorch writes: an archive, and before 1.6 plain pickles."""
+"""safetensors, or a PyTorch file: a zip archive, or plain pickles before PyTorch 1.6."""
 
 _EXPECTED = "expected safetensors or a PyTorch file"
-# What is saved in the place of weights, by how it begins, spaces and case aside.
+# First bytes of files often saved in place of weights, ignoring whitespace and case.
 _OTHERS = {
     (b"version https://git-lfs",): "it is a Git LFS pointer; fetch the file itself (git lfs pull)",
     (b"<!doctype", b"<html", b"<head", b"<?xml"): "it looks like a web page; download it again",
@@ -27,19 +27,20 @@ _OTHERS = {
 
 
 def kind_of(path: Path) -> Kind:
-    """Tell what a file is, by its content and never by its name.
+    """Detect the type of a file from its content, ignoring its name.
 
     Raises:
-        WeightsError: for what is no file, or a file of another kind, with what it looks like.
+        WeightsError: for anything other than a regular file, or a file of another type; says what
+            it looks like.
         OSError: if it cannot be read.
     """
-    # Before it is opened: opening a pipe would wait for somebody to write to it.
+    # Checked before opening: opening a pipe would block until another process writes to it.
     if not stat.S_ISREG(path.stat().st_mode):
         what = "a folder" if path.is_dir() else "a pipe or device"
         raise WeightsError(f"{path}: is {what}, {_EXPECTED}")
     with path.open("rb") as file:
         head = file.read(512)
-    # Asked first, since the length that precedes the header may look like a pickle's mark.
+    # Checked first, since the length before the header may look like the start of a pickle.
     if head[8:9] == b"{":
         return "safetensors"
     if head.startswith(b"PK\x03\x04"):
@@ -64,19 +65,19 @@ def _looks_like(head: bytes) -> str:
 
 
 def check_archive(path: Path) -> None:
-    """Refuse an archive that PyTorch did not write, or that would unpack to more than it holds.
+    """Reject a zip archive that PyTorch did not write, or that unpacks to more than its size.
 
-    PyTorch stores everything as it is, so that nothing needs to be unpacked to see a bomb.
+    PyTorch stores entries uncompressed, so a zip bomb is detected without unpacking.
 
     Raises:
         WeightsError: for such an archive.
-        zipfile.BadZipFile: for one that is cut short or damaged.
+        zipfile.BadZipFile: for a truncated or damaged archive.
     """
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
     with path.open("rb") as file:
         file.seek(-22, 2)
-        # Behind other bytes, one reader may find another directory than the next.
+        # With trailing bytes, different readers may find different central directories.
         if file.read(4) != b"PK\x05\x06":
             raise WeightsError(f"{path}: has bytes behind the end of its archive; get it again")
     packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
@@ -95,19 +96,19 @@ def check_archive(path: Path) -> None:
         raise WeightsError(f"{path}: is a TorchScript program, {_EXPECTED}; save its state_dict")
     if "data.pkl" not in records:
         raise WeightsError(f"{path}: is a zip archive without data.pkl, {_EXPECTED}; unpack it")
-    # PyTorch leaves its checksum aside; shapes and strides with a flipped bit may still fit.
+    # Verifies the checksum, which PyTorch ignores: corrupted shapes and strides may still load.
     with zipfile.ZipFile(path) as archive:
         archive.read(records["data.pkl"])
 
 
 def check_header(path: Path) -> None:
-    """Refuse a safetensors header that cannot be true or names a tensor twice.
+    """Reject a safetensors header that is longer than the file or names a tensor twice.
 
-    Offsets and shapes are left to the reader of the format, which checks every one.
+    Offsets and shapes are validated by the safetensors library.
 
     Raises:
         WeightsError: for such a header.
-        ValueError: for one that is not JSON.
+        ValueError: for a header that is not JSON.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -129,11 +130,11 @@ def check_header(path: Path) -> None:
 
 
 def names_in(path: Path, kind: Kind) -> set[str]:
-    """List the Python names that the pickles of a file ask for, without looking any of them up.
+    """List the Python names that the pickles of a file refer to, without importing them.
 
     Args:
-        path: PyTorch file, perhaps damaged: then the names before the damage.
-        kind: an archive that `check_archive` lets pass, or pickles.
+        path: PyTorch file; if damaged, the names before the damage are listed.
+        kind: a zip archive accepted by `check_archive`, or pickles.
     """
     names = set[str]()
     with suppress(ValueError, EOFError, LookupError):
@@ -144,7 +145,7 @@ def names_in(path: Path, kind: Kind) -> set[str]:
                     names.update(_names(file))
         else:
             with path.open("rb") as file:
-                # Mark, version, machine, content; what follows are numbers.
+                # Magic number, version, system info and content; raw data follows.
                 for _ in range(4):
                     names.update(_names(file))
     return names
@@ -162,5 +163,5 @@ def _names(file: IO[bytes]) -> Iterable[str]:
 
 
 def printable(text: str) -> str:
-    """Give text that is safe to show: no line ends, nothing a terminal would obey."""
+    """Return text that is safe to print: at most 120 printable characters."""
     return "".join(char if char.isprintable() else "?" for char in text)[:120]

@@ -1,6 +1,6 @@
-"""Fetch weights from the Hugging Face Hub, only where `hf:owner/name` asks for it.
+"""Download weights from the Hugging Face Hub, only for paths of the form `hf:owner/name`.
 
-huggingface_hub fetches into its own cache, and gives what is there when the Hub cannot be asked.
+huggingface_hub downloads into its own cache, and uses the cache when the Hub is unreachable.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from mae.errors import ConfigError, WeightsError
 PREFIX = "hf:"
 NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
-# Tensors that can run nothing come first; a pickle only where there is nothing else.
+# Formats that cannot execute code are preferred; a pickle is used only if there is no other.
 _SAFE = ("config.json", "model*.safetensors", "model*.safetensors.index.json")
 _PICKLED = ("*.bin", "*.pth")
 
 
 def local(path: str | Path) -> Path:
-    """Give the place on this disk of what a user names: a path, or `hf:owner/name[@revision]`.
+    """Return the local path of weights, downloading them for `hf:owner/name[@revision]`.
 
     Raises:
-        WeightsError: for a name of the Hub that is malformed, not there, or neither in the cache
-            nor to be fetched.
-        ConfigError: for one where huggingface_hub is missing.
+        WeightsError: for a Hub name that is malformed or does not exist, or for weights that are
+            not in the cache and cannot be downloaded.
+        ConfigError: for a Hub name if huggingface_hub is not installed.
     """
     name = str(path)
     if not name.startswith(PREFIX):
@@ -59,10 +59,10 @@ def local(path: str | Path) -> Path:
 
 
 def require_library(name: str) -> None:
-    """Refuse to go to the Hub without the library that does.
+    """Require huggingface_hub to be installed.
 
     Raises:
-        ConfigError: with the command that installs it.
+        ConfigError: if it is missing; the message has the install command.
     """
     if find_spec("huggingface_hub") is None:
         raise ConfigError(f"{name}: takes huggingface_hub; pip install 'mae-vision[hub]'")
@@ -70,17 +70,17 @@ def require_library(name: str) -> None:
 
 @contextmanager
 def said_in_one_line(name: str) -> Iterator[None]:
-    """Turn what huggingface_hub raises into a line that says what to do.
+    """Convert exceptions of huggingface_hub to a one-line error that says what to do.
 
     Args:
-        name: what was asked for.
+        name: the requested Hub name.
 
     Raises:
-        WeightsError: for whatever went wrong.
+        WeightsError: for any failed request.
     """
     from huggingface_hub import errors
 
-    # Of the HTTP library underneath, which was another one in earlier versions.
+    # Exceptions of the underlying HTTP library, which differs between versions.
     of_network: Any = errors.HfHubHTTPError.__bases__
     try:
         yield

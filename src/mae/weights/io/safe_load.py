@@ -1,8 +1,8 @@
 """Load tensors from untrusted files without executing code.
 
-A file is recognised by its content. A pickle may name tensors and plain containers, and a
-published training checkpoint `argparse.Namespace` for its arguments; paths and numpy's scalars are
-passed over, as values without content; any other name is refused.
+The file type is detected from the content. A pickle may refer to tensors and plain containers,
+and in a training checkpoint to `argparse.Namespace` for its arguments. Paths and numpy scalars are
+replaced by empty values; any other name is rejected.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from mae.weights.io.file_checks import (
     printable,
 )
 
-# What the readers of untrusted files raise for those cut short, changed or made up.
+# Exceptions that the readers raise for truncated, modified or forged files.
 _BROKEN = (
     pickle.UnpicklingError, SafetensorError, zipfile.BadZipFile, struct.error, EOFError,
     RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError,
@@ -43,7 +43,7 @@ _BROKEN = (
 )  # fmt: skip
 
 Allowed = type | tuple[type, str]
-"""A class that a pickle may name; or what stands in for the name beside it."""
+"""A class that a pickle may refer to, or a replacement class with the name it replaces."""
 
 _NETWORKS: Mapping[Take, Sequence[str]] = {
     "model": ("model", "state_dict"),
@@ -51,15 +51,15 @@ _NETWORKS: Mapping[Take, Sequence[str]] = {
     "student": ("student",),
     "teacher": ("teacher",),
 }
-"""Under which keys of a checkpoint a network lies, by what --take calls it."""
+"""Checkpoint keys of a network, by its name for --take."""
 
 _NAMESPACE = "argparse.Namespace"
-# Values of arguments and metrics, which no tensor depends on.
+# Types of arguments and metrics, which tensors do not depend on.
 _PASSED_OVER = re.compile(
     r"pathlib\.(_local\.)?(Pure)?(Posix|Windows)?Path|numpy\.dtype|numpy\.dtypes\.\w+"
     r"|numpy\._?core\.multiarray\.scalar"
 )
-# What PyTorch takes by itself, parts of tensors and plain containers, and files do name.
+# Names that PyTorch allows by default and that files use: parts of tensors, plain containers.
 _PLAIN = re.compile(
     r"torch\._utils\._rebuild_\w+|torch\.(\w*Storage|storage\.\w+|Size|device|nn\.parameter\.\w+)"
     r"|torch\.(bool|u?int\d+|b?float\w+|complex\d+|per_(tensor|channel)_\w+)"
@@ -67,23 +67,23 @@ _PLAIN = re.compile(
     r"|collections\.(OrderedDict|Counter)|(builtins|__builtin__)\.(bytearray|set|complex)"
     r"|_codecs\.encode"
 )
-# Numbers that PyTorch can look at one by one.
+# Dtypes whose elements PyTorch can access individually.
 _NUMBERS = re.compile(r"torch\.(bool|u?int(8|16|32|64)|b?float(8_\w+|16|32|64)|complex\d+)")
 
 
 class TensorFile(NamedTuple):
-    """What a file holds."""
+    """Contents of a weight file."""
 
     tensors: dict[str, Tensor]
-    """By the file's own names; may be views of the file."""
+    """By the file's names; may be views of the file."""
     beside: dict[Any, Any]
-    """What a training checkpoint holds beside the model: args, epoch ..."""
+    """Other contents of a training checkpoint: args, epoch ..."""
     notes: tuple[str, ...] = ()
-    """Which of several networks was taken, and how to take another."""
+    """Which of several networks was loaded, and how to load another."""
 
 
 class PassedOver:
-    """A value of a pickle that is passed over: nothing of it is kept."""
+    """Placeholder for a pickled value that is ignored; keeps no data."""
 
     def __init__(self, *_: object) -> None: ...
 
@@ -95,11 +95,11 @@ def read_tensors(path: Path, *, take: Take | None = None) -> TensorFile:
 
     Args:
         path: the file.
-        take: which of several networks; none: the one called model.
+        take: network to load from a file with several; None loads the one named model.
 
     Raises:
-        WeightsError: for a file that is neither, is damaged, or wants anything executed; for
-            several networks of which none is the model, unless one is taken.
+        WeightsError: for a file that is neither, is damaged, or would execute code; for several
+            networks of which none is named model, unless `take` selects one.
     """
     try:
         kind = kind_of(path)
@@ -124,10 +124,10 @@ def read_tensors(path: Path, *, take: Take | None = None) -> TensorFile:
 
 
 def require_new(path: Path) -> None:
-    """Refuse to write where something is, or where there is no folder.
+    """Require that a path does not exist and its parent folder does.
 
     Raises:
-        WeightsError: for such a place.
+        WeightsError: otherwise.
     """
     if not path.parent.is_dir():
         raise WeightsError(f"{path.parent}: no such folder; make it first")
@@ -136,10 +136,10 @@ def require_new(path: Path) -> None:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Tell whether all values are finite real numbers."""
+    """Return whether all values are finite real numbers."""
     if not tensor.is_floating_point():
         return False
-    # A tenth of the time of isfinite().all(): both bounds are NaN where any value is.
+    # Takes a tenth of the time of isfinite().all(): both bounds are NaN if any value is.
     return not tensor.numel() or all(bool(bound.isfinite()) for bound in tensor.float().aminmax())
 
 
@@ -173,7 +173,7 @@ def _read_pickle(path: Path, kind: Kind) -> Mapping[Any, Any]:
 
 
 def _choose(path: Path, content: Mapping[Any, Any], take: Take | None) -> TensorFile:
-    """Take one of the networks of a checkpoint, or the whole of what is no checkpoint."""
+    """Select one of the networks of a checkpoint, or the whole content if it is not one."""
     there: dict[str, str] = {}
     for group, keys in _NETWORKS.items():
         for key in keys:
@@ -197,27 +197,27 @@ def _choose(path: Path, content: Mapping[Any, Any], take: Take | None) -> Tensor
 
 
 def _is_network(value: object, *, plain: bool) -> bool:
-    # Of the usual name, whatever lies there is looked at, and said to be wrong where it is.
+    # Under a key of the model, any mapping is accepted here, and validated later.
     if not isinstance(value, Mapping):
         return False
     return plain or any(isinstance(part, Tensor) for part in value.values())
 
 
 def require_choice(path: Path, take: Take | None) -> None:
-    """Refuse to choose where there is one network only.
+    """Reject `take` for a file with a single network.
 
     Raises:
-        WeightsError: if one was asked for.
+        WeightsError: if `take` is given.
     """
     if take is not None:
         raise WeightsError(f"{path}: holds one network, not several; leave --take {take} out")
 
 
 def _load(path: Path, kind: Kind, *, allowed: Sequence[Allowed]) -> object:
-    # By a name that ends in this, PyTorch takes any file for safetensors, and an open one never.
+    # PyTorch treats any path with this suffix as safetensors, but not an open file.
     named = path.suffix == ".safetensors"
     with _only(allowed), warnings.catch_warnings(), path.open("rb") as file:
-        # Advice to whoever wrote the file, before the error that says it all.
+        # The warnings address the author of the file, and the error message is sufficient.
         warnings.simplefilter("ignore")
         return torch.load(
             file if named else path,
@@ -229,14 +229,14 @@ def _load(path: Path, kind: Kind, *, allowed: Sequence[Allowed]) -> object:
 
 @contextmanager
 def _only(allowed: Sequence[Allowed]) -> Iterator[None]:
-    """Let pickles name these classes; what else this process trusts, it trusts in other files."""
+    """Allow pickles only these classes, ignoring other safe globals of the process meanwhile."""
     others = get_safe_globals()
     clear_safe_globals()
     add_safe_globals([*allowed])
     try:
         yield
     finally:
-        # What was imported meanwhile may have said what it trusts.
+        # Modules imported meanwhile may have added safe globals.
         others += [trusted for trusted in get_safe_globals() if trusted not in allowed]
         clear_safe_globals()
         add_safe_globals(others)
@@ -255,6 +255,6 @@ def _require_values(path: Path, tensors: Mapping[Any, object]) -> None:
         if not _NUMBERS.fullmatch(str(tensor.dtype)):
             raise WeightsError(f"{path}: {name} is of {tensor.dtype}, expected plain numbers")
         size += tensor.nbytes
-    # One stored number can be declared as a tensor of any size.
+    # With stride 0, one stored number can be declared as a tensor of any size.
     if size > path.stat().st_size:
         raise WeightsError(f"{path}: declares {size:,} bytes of tensors, more than the file has")

@@ -1,4 +1,4 @@
-"""Weights in several files with an index."""
+"""Read sharded weights: an index file and the files it lists."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from mae.weights.io.safe_load import TensorFile, read_tensors
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
-_LARGEST = 2**24  # bytes of an index; that of ViT-H has 60 kB
+_LARGEST = 2**24  # maximum bytes of an index; that of ViT-H has 60 kB
 
 
 def is_index(file: Path) -> bool:
-    """Tell from its first bytes whether a file is JSON, thus perhaps an index, and no tensors."""
+    """Return whether the first bytes of a file are JSON, so that it may be an index."""
     if not file.is_file():
         return False
     try:
@@ -25,16 +25,17 @@ def is_index(file: Path) -> bool:
             head = opened.read(8)
     except OSError as error:
         raise WeightsError(f"{file}: cannot be read: {error.strerror or error}") from error
-    # The length that begins a safetensors file may look like a brace, but has zeros.
+    # The length at the start of a safetensors file may begin with the byte of a brace, but also
+    # has zero bytes.
     return head[:1] == b"{" and 0 not in head
 
 
 def read_sharded(index: Path) -> TensorFile:
-    """Read the tensors of all files of an index, which lie beside it.
+    """Read the tensors of all files of an index, in the same folder.
 
     Raises:
-        WeightsError: for what is no index, a file that is missing or broken, or a tensor that is
-            missing from its file or not in the index.
+        WeightsError: for an invalid index, a missing or damaged file, or a tensor that is not in
+            both its file and the index.
     """
     if index.stat().st_size > _LARGEST:
         raise WeightsError(f"{index}: is not weights; expected an index of at most 16 MB")
@@ -47,7 +48,7 @@ def read_sharded(index: Path) -> TensorFile:
         raise WeightsError(f"{index}: is not weights; expected a weight_map of tensors to files")
     tensors = dict[str, Tensor]()
     for shard in sorted(set(places.values())):
-        # An index from elsewhere must not lead to files elsewhere.
+        # An untrusted index must not refer to files outside its folder.
         if Path(shard).name != shard or not (file := index.with_name(shard)).is_file():
             raise WeightsError(
                 f"{index}: names {shard!r}, which is no file beside it; get it again"

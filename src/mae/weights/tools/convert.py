@@ -1,4 +1,4 @@
-"""Convert weights between formats, and prove that the model is the same."""
+"""Convert weights between layouts, verifying that the model is unchanged."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ _ROUNDING = 1e-5  # of the largest value
 
 
 class Converted(NamedTuple):
-    """What a conversion wrote."""
+    """Result of a conversion."""
 
     path: str
     tensors: int
-    """All read back equal to the last bit, with an equal configuration."""
+    """Number of tensors; all are bit-identical when read back, and the configs are equal."""
     difference: float
-    """Largest difference of what both models make of the same pictures and mask."""
+    """Largest difference between the outputs of both models for the same images and mask."""
     values: int
-    """Values that were compared."""
+    """Number of output values compared."""
     outputs: int
-    """Rows they stand in: tokens, predictions, scores, a loss."""
+    """Number of output rows compared: tokens, predictions, scores, a loss."""
     notes: list[str]
 
     def rows(self) -> list[tuple[str, str]]:
-        """Give the lines of a table: what, and its value."""
+        """Return the table rows: name and value."""
         proof = f"{self.difference:g} over {self.values:,} values in {self.outputs:,} rows"
         return [
             ("written", self.path),
@@ -61,7 +61,7 @@ class Converted(NamedTuple):
 
 
 class _Content(NamedTuple):
-    """A model with all that is known of it."""
+    """A model with its description and notes."""
 
     model: Model
     description: Description
@@ -69,7 +69,7 @@ class _Content(NamedTuple):
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """By our names."""
+        """Tensors of the model by mae's names."""
         return folder.tensors_of(self.model)
 
 
@@ -83,23 +83,24 @@ def convert(
     pool: HeadPool | None = None,
     **given: Unpack[Given],
 ) -> Converted:
-    """Write weights in another layout, read them back, and compare.
+    """Convert weights to another layout, read them back, and compare.
 
-    Every tensor has to be the same, and so has what both make of the same pictures and mask.
+    Every tensor must be equal, and so must the outputs for the same images and mask, up to
+    rounding.
 
     Args:
-        src: whatever `load` or `load_encoder` takes, or a classifier.
-        dst: file or folder to make, in a folder that exists.
-        to: "mae", a folder of ours; "facebook", a published-layout file; "timm", a file for its
-            vision transformers; "huggingface", a folder for transformers.
-        encoder_only: leave a decoder or a classifier's head.
+        src: any path that `load` or `load_encoder` accepts, or a classifier.
+        dst: file or folder to create, in an existing folder.
+        to: "mae", a native folder; "facebook", a file in the published layout; "timm", a file for
+            timm's vision transformers; "huggingface", a folder for transformers.
+        encoder_only: skip a decoder or a classifier's head.
         allow_missing: as for `load`.
-        pool: what a head classifies, where the file does not say.
-        given: what else it does not say, see `Given`.
+        pool: pooled feature that a head classifies, if the file does not say.
+        given: other settings that the file does not say, see `Given`.
 
     Raises:
         WeightsError: if `src` cannot be loaded, the layout cannot hold the model, `dst` exists or
-            cannot be written, or the two models differ; then nothing is left at `dst`.
+            cannot be written, or the two models differ; nothing new is then left at `dst`.
     """
     path = Path(dst)
     require_new(path)
@@ -117,7 +118,7 @@ def convert(
             raise WeightsError(f"{path}: not written: it reads back as another model")
         both = list(zip(_outputs(content.model), _outputs(again.model), strict=True))
         difference = max(float((a - b).abs().max()) for a, b in both)
-        # The tensors are equal, so this is nothing, or at most rounding.
+        # The tensors are equal, so the difference is zero or rounding.
         if not difference <= _ROUNDING * max(float(a.abs().max()) for a, _ in both):
             raise WeightsError(f"{path}: not written: read back, it differs by {difference:g}")
     values = sum(output.numel() for output, _ in both)
@@ -128,7 +129,7 @@ def convert(
 
 @torch.inference_mode()
 def _outputs(model: Model) -> list[Tensor]:
-    """Run a model on two drawn pictures: tokens; scores; or tokens, predictions and the loss."""
+    """Run a model on two random images: tokens; scores; or tokens, predictions and the loss."""
     config = model.encoder.config if isinstance(model, Classifier) else model.config
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, config.channels, *config.image_size, generator=generator)
@@ -168,14 +169,14 @@ def _open(
 
 @contextmanager
 def _appearing(path: Path) -> Iterator[Path]:
-    """Give a name to write to; it becomes the path if nothing goes wrong, else it is removed."""
+    """Yield a temporary path; it is renamed to `path` on success and removed on failure."""
     temporary = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")
     try:
         yield temporary
         temporary.rename(path)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be written: {error.strerror or error}") from error
-    except RuntimeError as error:  # what torch makes of a full disk
+    except RuntimeError as error:  # raised by torch if the disk is full
         raise WeightsError(f"{path}: cannot be written as a whole; is the disk full?") from error
     finally:
         shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
@@ -183,7 +184,7 @@ def _appearing(path: Path) -> Iterator[Path]:
 
 def _same(a: _Content, b: _Content) -> bool:
     mine, yours = a.tensors, b.tensors
-    # What a model has no use for, an encoder for the fields of a decoder, need not be told.
+    # Fields that a model does not use need not be equal: those of a decoder for an encoder.
     fields = _told(a.description, mine), _told(b.description, yours)
     same_names = fields[0] == fields[1] and mine.keys() == yours.keys()
     return same_names and all(torch.equal(mine[name], yours[name]) for name in mine)
@@ -200,7 +201,10 @@ def _told(description: Description, tensors: Mapping[str, Tensor]) -> dict[str, 
 
 
 def _unsaid(model: ModelConfig, *, to: Target) -> list[str]:
-    """Say what other readers of a layout are not told by it; our own are, by a description."""
+    """Describe the pixel scaling that a layout does not store for other readers.
+
+    mae reads it from the description that it adds.
+    """
     if to in ("mae", "huggingface"):
         return []
     pixels = model.pixels

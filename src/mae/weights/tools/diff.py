@@ -1,4 +1,4 @@
-"""Compare two weights: which tensors differ, by how much, and whether outputs agree."""
+"""Compare two weight files: tensors, model configs and outputs."""
 
 from __future__ import annotations
 
@@ -22,54 +22,54 @@ from mae.weights.infer_config import config_of
 from mae.weights.load import open_encoder, open_model
 from mae.weights.read import RawWeights, read_weights
 
-SAME = 1e-5  # of the largest value: two orders of summation in float32, and no more
+SAME = 1e-5  # relative to the largest value; allows for float32 summation order only
 IMAGES = 2
 _SHOWN = 20
 _OF_DECODER = {"decoder_heads", "normalize_target"}
 
 
 class Apart(NamedTuple):
-    """How far two tensors, or two outputs, are from each other."""
+    """Difference between two tensors or two outputs."""
 
     name: str
     largest: float | None
-    """Of the absolute differences; none where shapes differ or values are not finite."""
+    """Largest absolute difference; None if shapes differ or values are not finite."""
     relative: float | None
-    """The same, by the largest value of the first."""
+    """The same, divided by the largest absolute value of the first."""
     shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
-    """Where they differ."""
+    """Both shapes if they differ."""
 
 
 class Difference(NamedTuple):
-    """What two weights have in common and what not."""
+    """Result of comparing two weight files."""
 
     a: str
     b: str
     same: bool
-    """Whether both do the same for the same pictures and mask."""
+    """Whether both give the same outputs for the same images and mask."""
     in_both: int
     differing: list[Apart]
-    """Tensors in both that are not equal, the most different first."""
+    """Tensors in both that are not equal, largest difference first."""
     only_a: list[str]
     only_b: list[str]
     fields: dict[str, tuple[Any, Any]]
-    """Fields of the two models that differ."""
+    """Model config fields that differ."""
     outputs: list[Apart]
-    """What both can do, tried on the same pictures under the same mask."""
+    """Differences of the outputs that both have, for the same images and mask."""
     notes: list[str]
     """What could not be compared, and why."""
     assumed: list[str]
-    """What was taken of either where there was a choice, and what was assumed."""
+    """Networks selected from files with several, and assumptions."""
 
     def values(self) -> dict[str, object]:
-        """Give what --json prints."""
+        """Return the values that --json prints."""
         named = {
             name: [t._asdict() for t in getattr(self, name)] for name in ("differing", "outputs")
         }
         return self._asdict() | named
 
     def rows(self) -> Iterator[tuple[str, ...]]:
-        """Give the lines of a table."""
+        """Yield the table rows."""
         yield "a", self.a
         yield "b", self.b
         for line in self.assumed:
@@ -95,13 +95,13 @@ class Difference(NamedTuple):
 def diff(
     a: str | Path, b: str | Path, *, pool: HeadPool | None = None, **given: Unpack[Given]
 ) -> Difference:
-    """Hold two weights of any format against each other, tensor by tensor and by what they do.
+    """Compare two weight files of any format, by tensors and by outputs.
 
     Args:
-        a: whatever `load_encoder` takes, or a classifier.
+        a: any path that `load_encoder` accepts, or a classifier.
         b: likewise.
-        pool: what the heads of classifiers classify, where a file does not say.
-        given: what else a file does not say, see `Given`; of both.
+        pool: pooled feature that the heads classify, if a file does not say.
+        given: other settings that a file does not say, see `Given`; applied to both.
 
     Raises:
         WeightsError: if either cannot be read.
@@ -140,14 +140,14 @@ class _Opened(NamedTuple):
     config: ModelConfig
     assumed: list[str]
     give: Callable[[Tensor, Tensor], dict[str, Tensor]]
-    """From normalised images and a mask to what is compared, by name."""
+    """Computes the outputs to compare, by name, from normalised images and a mask."""
 
 
 def _open(
     path: str | Path, raw: RawWeights, *, pool: HeadPool | None, **given: Unpack[Given]
 ) -> _Opened:
-    """Make of weights whatever they hold: a classifier, an autoencoder, an encoder."""
-    # What is given is meant for either file, thus for a decoder where there is one.
+    """Load the model that a file holds: a classifier, an autoencoder or an encoder."""
+    # Options apply to both files, so those of a decoder are dropped for a file without one.
     own = {n: v for n, v in given.items() if raw.has_decoder or n not in _OF_DECODER}
     if "head.weight" in raw.tensors and not raw.has_decoder:
         loaded, assumed = open_classifier(path, pool=pool, **own)  # type: ignore[arg-type]
@@ -161,7 +161,7 @@ def _open(
 
     def give(images: Tensor, mask: Tensor) -> dict[str, Tensor]:
         filled = model.reconstruct(images, mask=mask).images
-        # As pictures, so that neither the target nor the scaling of pixels is left out.
+        # As images, so that differences in target and pixel scaling are included.
         pictures = denormalize_pixels(filled, model.config.pixels)
         return {"features": model.encoder(images), "reconstruction": pictures}
 
@@ -170,14 +170,14 @@ def _open(
 
 @torch.inference_mode()
 def _outputs_apart(a: _Opened, b: _Opened) -> tuple[list[Apart], list[str]]:
-    """Try both on the same pictures under the same mask; say what cannot be compared."""
+    """Compare the outputs for the same images and mask, with notes on what cannot be compared."""
     for name in ("channels", "patch_size"):
         of_a, of_b = getattr(a.config, name), getattr(b.config, name)
         if of_a != of_b:
             return [], [f"{name}: {of_a} in a, {of_b} in b; no picture is the same to both"]
     generator = torch.Generator().manual_seed(0)
     C, (H, W), L = a.config.channels, a.config.image_size, a.config.num_patches
-    pictures = torch.rand(IMAGES, C, H, W, generator=generator)  # stored values over their range
+    pictures = torch.rand(IMAGES, C, H, W, generator=generator)  # pixel values in [0, 1]
     noise = torch.rand(IMAGES, L, generator=generator)
     mask = random_masking(noise, num_keep=a.config.num_keep).mask
     one, two = (

@@ -1,4 +1,4 @@
-"""Export networks as ONNX or torch.export, checked against PyTorch once written."""
+"""Export networks to ONNX or torch.export, verified against PyTorch."""
 
 from __future__ import annotations
 
@@ -24,36 +24,36 @@ from mae.weights.tools import export_graph as graph
 
 Target = Literal["onnx", "torch-export"]
 Part = Literal["encoder", "full"]
-CLOSE = 1e-4  # of the largest value, or of 1: orders of summation in float32, and no more
+CLOSE = 1e-4  # relative to max(1, largest value); allows for float32 summation order only
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 _TIMED = 5
 
 
 class Exported(NamedTuple):
-    """What was written, and how it did beside PyTorch."""
+    """Result of an export and its comparison with PyTorch."""
 
     path: str
     to: Target
     part: Part
     inputs: dict[str, list[int | str]]
-    """Shape of each, by name; a text is a size that may change from call to call."""
+    """Shape of each input, by name; a string is a dynamic size."""
     outputs: dict[str, list[int | str]]
     dynamic: bool
-    """Whether height and width may change too, and not the batch alone."""
+    """Whether height and width are dynamic as well as the batch."""
     largest: float
-    """Difference from PyTorch, of all values of all tries."""
+    """Largest difference from PyTorch over all comparisons, relative to max(1, largest value)."""
     tried: list[list[int]]
-    """Shapes of the images of these tries."""
+    """Image shapes of these comparisons."""
     bytes: int
     seconds: float
-    """For one picture, in the runtime exported for."""
+    """Latency of one image in the target runtime."""
     eager_seconds: float
-    """For one picture, in PyTorch."""
+    """Latency of one image in PyTorch."""
     threads: int
     notes: list[str]
 
     def rows(self) -> Iterator[tuple[str, str]]:
-        """Give the lines of a table."""
+        """Yield the table rows."""
         yield "written", self.path
         for name, shape in self.inputs.items():
             yield f"input {name}", f"{' x '.join(map(str, shape))} float32"
@@ -77,24 +77,24 @@ def export(
     dynamic: bool = False,
     **given: Unpack[Given],
 ) -> Exported:
-    """Write a network for another runtime, run it there, and compare it with PyTorch.
+    """Export a network to another runtime, run it there, and compare it with PyTorch.
 
-    The batch may change from call to call; the encoder gives every token of whole pictures, the
-    full model predicts every patch and draws nothing, since noise is an input of it.
+    The batch size is dynamic. The encoder returns all tokens of unmasked images. The full model
+    predicts every patch and draws no random numbers, since the noise is an input.
 
     Args:
-        weights: whatever `load_encoder` takes; `load` for the full model.
-        dst: file to make, in a folder that exists; .onnx or .pt2.
+        weights: any path that `load_encoder` accepts, or `load` for the full model.
+        dst: file to create, in an existing folder; .onnx or .pt2.
         to: "onnx" or "torch-export".
         part: "encoder" or "full".
-        dynamic: let height and width change too; positions are then resized in the graph.
-        given: what the weights do not say, see `Given`.
+        dynamic: make height and width dynamic too; the graph then resizes the positions.
+        given: settings that the weights do not say, see `Given`.
 
     Raises:
-        ConfigError: where a package that it takes is missing, or the mask ratio cannot follow
-            the size of a picture.
+        ConfigError: if a required package is missing, or the mask ratio cannot be computed for
+            dynamic image sizes.
         WeightsError: if the weights cannot be loaded, `dst` exists or cannot be written, or the
-            network gives other values there; then nothing is left at `dst`.
+            outputs differ from PyTorch; nothing new is then left at `dst`.
     """
     path = Path(dst)
     _require_place(path, to)
@@ -112,7 +112,8 @@ def export(
         write(case, folder / path.name, description=said)
         found = _compared(case, folder / path.name, to=to, name=path)
         size = sum(file.stat().st_size for file in folder.iterdir())
-        # The values of a large ONNX file lie beside it; the file that names them comes last.
+        # A large ONNX file stores its values in a second file; the file that refers to it is
+        # renamed last.
         for file in sorted(folder.iterdir(), key=lambda file: file.name == path.name):
             file.rename(path.with_name(file.name))
     except OSError as error:
@@ -126,7 +127,7 @@ def export(
 
 
 def _require_place(path: Path, to: Target) -> None:
-    """Refuse what cannot be written or checked, before any work is done."""
+    """Reject a destination that cannot be written or verified, before any work."""
     suffix = {"onnx": ".onnx", "torch-export": ".pt2"}[to]
     if path.suffix != suffix:
         raise ConfigError(f"dst: {path.name} ends in {path.suffix!r}, expected {suffix} for {to}")
@@ -142,7 +143,7 @@ def _require_place(path: Path, to: Target) -> None:
 
 @torch.inference_mode()
 def _compared(case: graph.Case, file: Path, *, to: Target, name: Path) -> dict[str, Any]:
-    """Run what was written beside PyTorch: batches of 1 and 3, and other sizes where they may be.
+    """Compare the exported file with PyTorch, for batches of 1 and 3, and other sizes if dynamic.
 
     Raises:
         WeightsError: if they differ by more than rounding.
@@ -192,7 +193,7 @@ def _runner(file: Path, to: Target) -> graph.Run:
 
 
 def _seconds(run: graph.Run, given: tuple[Tensor, ...]) -> float:
-    """Measure a call: the middle one of a few, after one that is not counted."""
+    """Measure the median time of a few calls, after one warm-up call."""
     took = list[float]()
     for _ in range(1 + _TIMED):
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Exportable graphs of networks: inputs, outputs and dynamic sizes."""
+"""Export graphs of the encoder and the full model: inputs, outputs and dynamic sizes."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from mae.model.encoder import Encoder
 
 Run = Callable[..., tuple[Tensor, ...]]
 
-LARGEST_GRID = 256  # patches along a side of a picture whose size may change
-_ONE_FILE = 1.8e9  # bytes of values; a file of ONNX's kind ends at 2 GiB
+LARGEST_GRID = 256  # maximum patches along a side of an image of dynamic size
+_ONE_FILE = 1.8e9  # maximum bytes of values in one file; ONNX files are limited to 2 GiB
 
 
 class Case(NamedTuple):
@@ -29,24 +29,24 @@ class Case(NamedTuple):
     config: ModelConfig
     module: nn.Module
     eager: Run
-    """The same by the public function, to hold it against."""
+    """Reference that calls the public function, for the comparison."""
     draw: Callable[[int, tuple[int, int]], tuple[Tensor, ...]]
-    """Inputs of a batch and a patch grid."""
+    """Returns random inputs for a batch size and a patch grid."""
     dims: tuple[dict[int, Any], ...]
-    """Of each input, the axes that may change."""
+    """Dynamic axes of each input."""
     inputs: dict[str, list[int | str]]
     outputs: dict[str, list[int | str]]
     tries: list[tuple[int, tuple[int, int]]]
-    """Batches and patch grids on which it is compared; the first is one picture as trained."""
+    """Batch sizes and patch grids to compare; the first is one image of the training size."""
 
     @property
     def example(self) -> tuple[Tensor, ...]:
-        """Inputs to trace: of no size that is special to the network."""
+        """Inputs to trace, of a size without special meaning to the network."""
         return self.draw(*self.tries[-1])
 
 
 def of_encoder(encoder: Encoder, *, dynamic: bool) -> Case:
-    """Give the case of images B C H W to tokens B 1+L D, every patch seen."""
+    """Return the encoder case: images B C H W to tokens B 1+L D, unmasked."""
     sizes = _Sizes(encoder.config, dynamic=dynamic)
     return Case(
         config=encoder.config,
@@ -61,12 +61,13 @@ def of_encoder(encoder: Encoder, *, dynamic: bool) -> Case:
 
 
 def of_full(model: MaskedAutoencoder, *, dynamic: bool) -> Case:
-    """Give the case of images B C H W and noise B h w to predictions B L P and mask B L.
+    """Return the full case: images B C H W and noise B h w to predictions B L P and mask B L.
 
-    Noise is laid out as the patches lie, so that its size says that of the images.
+    The noise has the shape of the patch grid, so that its size gives that of the images.
 
     Raises:
-        ConfigError: if the patches kept of a picture of any size are no simple share of them.
+        ConfigError: if `dynamic` and the number of kept patches cannot be computed with integers
+            for every image size.
     """
     config = model.config
     share = _share_kept(config) if dynamic else None
@@ -102,7 +103,7 @@ class _Full(nn.Module):
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         h, w = noise.shape[1:]
-        # In whole numbers, which graphs can count with, where h and w are variables.
+        # Integer arithmetic, which graphs support for symbolic h and w.
         kept = (
             self.model.config.num_keep
             if self.share is None
@@ -112,7 +113,7 @@ class _Full(nn.Module):
 
 
 class _Sizes:
-    """The sizes of inputs and outputs: numbers, or names of what may change."""
+    """Sizes of inputs and outputs: numbers, or names of dynamic sizes."""
 
     def __init__(
         self, config: ModelConfig, *, dynamic: bool, share: Fraction | None = None
@@ -145,7 +146,7 @@ def _images(config: ModelConfig, batch: int, grid: tuple[int, int]) -> Tensor:
 
 
 def _share_kept(config: ModelConfig) -> Fraction:
-    """Give the share of the patches that is kept, such that whole numbers count as floats do."""
+    """Return the kept fraction of patches for which integer and float arithmetic agree."""
     share = Fraction(1 - config.mask_ratio).limit_denominator(10_000)
     wrong = [
         L
@@ -161,31 +162,30 @@ def _share_kept(config: ModelConfig) -> Fraction:
 
 
 def _least_grid(share: Fraction) -> int:
-    """Give the smallest edge of a square grid of which one patch is kept and one hidden."""
+    """Return the smallest edge of a square grid with at least one kept and one masked patch."""
     return next(
         edge for edge in range(2, LARGEST_GRID) if 0 < int(edge * edge * share) < edge * edge
     )
 
 
 def write_torch(case: Case, path: Path, *, description: str) -> None:
-    """Write a program of torch.export, with a description beside it in the file."""
+    """Write a torch.export program, with a description as an extra file inside."""
     program = torch.export.export(case.module, case.example, dynamic_shapes=case.dims, strict=False)
     torch.export.save(program, path, extra_files={"mae.json": description})
 
 
 def write_onnx(case: Case, path: Path, *, description: str) -> None:
-    """Write ONNX, with a description among its metadata; large values go to a file beside it."""
+    """Write an ONNX file with a description as metadata; large values go to a second file."""
     from onnxscript import opset18 as op
 
     def stable_sort(values: Any, *, stable: bool, dim: int, descending: bool = False) -> Any:
-        # ONNX has no sort; of equal values its TopK takes the one of the lower place first, which
-        # is what stable means.
+        # ONNX has no sort; its TopK returns equal values in index order, which makes it stable.
         place: Any = op.Constant(value_ints=[dim])
         count = op.Gather(op.Shape(values), place)
         return op.TopK(values, count, axis=dim, largest=int(descending), sorted=1)
 
     with warnings.catch_warnings():
-        # Two inputs share an axis, which is meant; the exporter warns that it has named it already.
+        # Two inputs share an axis on purpose; the exporter warns that its name is already used.
         warnings.filterwarnings("ignore", message="# The axis name: .* will not be used")
         program = torch.onnx.export(
             case.module,

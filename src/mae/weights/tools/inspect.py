@@ -1,4 +1,4 @@
-"""Inspect a weights file or folder without building a model."""
+"""Inspect the contents of weight files without building a model."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from mae.weights.io.safe_load import is_finite
 from mae.weights.io.sharded import is_index
 from mae.weights.read import Format, RawWeights, find_file, name_tensors, read_file
 
-# The first digits of the md5 of each published file, by size and whether it is fine-tuned.
-# Source: README.md and FINETUNE.md of the published code.
+# First digits of the md5 of each published file, by model size and stage.
+# Source: README.md and FINETUNE.md of github.com/facebookresearch/mae.
 _DIGESTS = {
     ("base", "pretrain"): "8cad7c",
     ("large", "pretrain"): "b8b06e",
@@ -32,45 +32,45 @@ _DIGESTS = {
 _SIZES = {"vit-b/16": "base", "vit-l/16": "large", "vit-h/14": "huge"}
 _LICENSE = "CC-BY-NC 4.0, not for commercial use"
 
-# Bytes of values that are looked at before a mapped file is closed and opened anew: so long they
-# stay in memory.
+# Bytes of values that are read before a mapped file is closed and reopened, since they stay in
+# memory until then.
 _AT_ONCE = 2**25
 
 
 class Inspection(NamedTuple):
-    """What was found, as plain values: `_asdict()` is what JSON shows."""
+    """Result of an inspection as plain values; `_asdict()` is the JSON output."""
 
     path: str
     format: Format
     size: str
-    """By its name where it has one: vit-b/16."""
+    """Name of the model size if it has one: vit-b/16."""
     has_decoder: bool
     num_classes: int | None
-    """Of a classifier's head; none where there is no head."""
+    """Number of classes of the head; None without a head."""
     pool: str | None
-    """What the head classifies: mean, cls, or what no classifier here does."""
+    """Pooled feature that the head classifies: mean, cls, or an unsupported one."""
     activation: str
     published_file: str | None
-    """The published file whose digest it has."""
+    """Name of the published file with the same digest."""
     license: str | None
-    """As the file's description says, or known by its digest."""
+    """From the description of the file, or known by its digest."""
     tensors: int
     parameters: int
-    """Values of all tensors, position tables included."""
+    """Number of values of all tensors, including position embeddings."""
     not_finite: int
-    """Values that are NaN or infinite."""
+    """Number of values that are NaN or infinite."""
     model: dict[str, Any]
-    """Fields of `ModelConfig` as far as the file tells them, or loading would assume them."""
+    """Fields of `ModelConfig` that the file determines or loading would assume."""
     told: dict[str, str]
-    """How each of them, pool and activation are known: described, by config.json, by the run's
+    """Source of each of them, and of pool and activation: described, by config.json, by the run's
     arguments, by its shapes or digest, assumed (with the option that overrides it)."""
     notes: tuple[str, ...]
-    """What was taken and left, where there was a choice."""
+    """What was loaded and skipped, if there was a choice."""
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """Give the lines of a table: what, its value, and how it is known."""
+        """Return the table rows: name, value, source."""
         left = {"model", "told", "notes"}
-        # Of few files: that they are not is no news.
+        # These apply to few files; None is not shown.
         left |= {n for n in ("num_classes", "pool", "published_file") if getattr(self, n) is None}
         facts = {name: value for name, value in self._asdict().items() if name not in left}
         unknown = {name: None for name in self.told if name not in facts | self.model}
@@ -84,23 +84,23 @@ class Inspection(NamedTuple):
 
 
 def inspect(path: str | Path, *, take: Take | None = None) -> Inspection:
-    """Look into weights of any format that can be loaded.
+    """Inspect weights of any format that can be loaded.
 
-    Shapes are read without the values. These are then looked at a few tensors at a time, so that
-    a file of any size needs little memory (PyTorch's files from before 1.6 are read as a whole).
+    Shapes are read without the values. The values are then read a few tensors at a time, so that
+    a file of any size needs little memory (files from before PyTorch 1.6 are read as a whole).
 
     Args:
-        path: whatever `load_encoder` takes, or a classifier.
-        take: which of several networks in one file.
+        path: any path that `load_encoder` accepts, or a classifier.
+        take: network to inspect in a file with several.
 
     Raises:
-        WeightsError: for what is no weights, or cannot be read.
+        WeightsError: for a path without weights, or weights that cannot be read.
     """
     file = find_file(local(path))
     tensors, beside, chosen = read_file(file, take=take)
-    # Named without their values, since some layouts put several together as one of ours.
+    # Renamed without values, since for some layouts this concatenates tensors.
     raw = name_tensors(file, {name: t.to("meta") for name, t in tensors.items()}, beside)
-    # Given up early: a file that is not mapped would lie in memory twice.
+    # Released early: a file that is not mapped would otherwise be in memory twice.
     del tensors, beside
     known = read_fields(raw)
     fields = known.fields
@@ -111,7 +111,7 @@ def inspect(path: str | Path, *, take: Take | None = None) -> Inspection:
     published = _published_file(raw, size=size, num_classes=num_classes, fields=fields)
     pool, of_pool = (None, {}) if head is None else _pool(raw)
     told = _told(raw, known, published=published) | of_pool
-    if published and "pretrain" in published:  # whose decoder is in another file
+    if published and "pretrain" in published:  # the decoder was published in a separate file
         fields["normalize_target"], told["normalize_target"] = True, "by its digest"
     return Inspection(
         path=str(raw.path),
@@ -133,7 +133,7 @@ def inspect(path: str | Path, *, take: Take | None = None) -> Inspection:
 
 
 def _told(raw: RawWeights, known: Known, *, published: str | None) -> dict[str, str]:
-    """Say how each fact is known, with the option for what is assumed or not known at all."""
+    """Return the source of each field, with the option for fields assumed or unknown."""
     told = dict(known.how)
     unsaid = [*known.unsaid]
     if raw.description is None:
@@ -156,7 +156,7 @@ def _told(raw: RawWeights, known: Known, *, published: str | None) -> dict[str, 
 
 
 def _pool(raw: RawWeights) -> tuple[str, dict[str, str]]:
-    """Give what a head classifies, and how that is known."""
+    """Return the pooling of a head, and its source."""
     if isinstance(raw.description, ClassifierDescription):
         return raw.description.pool, {"pool": "described"}
     if raw.facts.pool is not None:
@@ -168,9 +168,9 @@ def _pool(raw: RawWeights) -> tuple[str, dict[str, str]]:
 def _published_file(
     raw: RawWeights, *, size: str, num_classes: int | None, fields: dict[str, Any]
 ) -> str | None:
-    """Name the published file that this is, to the digest.
+    """Return the name of the published file with the same digest; None if there is none.
 
-    Only what has the layout, shapes and length of one is read for its digest.
+    The digest is computed only for a file whose layout, shapes and size match.
     """
     kind = "pretrain" if num_classes is None else "finetuned"
     digest = _DIGESTS.get((_SIZES.get(size, ""), kind))
@@ -198,7 +198,7 @@ def _count_not_finite(file: Path, *, take: Take | None) -> int:
         total, seen = len(tensors), 0
         for tensor in tensors[done:]:
             if not is_finite(tensor):
-                # Of the smallest floating-point types, only conversion is written.
+                # PyTorch supports only conversion for 8-bit floating-point types.
                 values = tensor.float() if tensor.itemsize == 1 else tensor
                 count += int((~values.isfinite()).sum())
             done, seen = done + 1, seen + tensor.nbytes

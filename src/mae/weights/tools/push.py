@@ -1,4 +1,4 @@
-"""Push one of our folders to the Hugging Face Hub."""
+"""Upload a native weights folder to the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from mae.weights.read import read_weights
 
 
 def push(folder: str | Path, repo: str, *, public: bool = False) -> str:
-    """Put a folder of weights, loaded once to see that it can be, on the Hub in one commit.
+    """Upload a folder of weights to the Hub in one commit, after checking that it loads.
 
     Args:
-        folder: of ours, or a finished run, whose weights are put there.
-        repo: owner/name; made if it is not there.
-        public: whether everyone may see it. Asked for in so many words, since it cannot be undone.
+        folder: a native folder, or a finished run whose weights are uploaded.
+        repo: owner/name; created if missing.
+        public: whether the repository may be public. Must be explicit, since publishing cannot be
+            undone.
 
     Returns:
-        Where it is.
+        URL of the repository.
 
     Raises:
-        WeightsError: if the folder cannot be loaded, or the Hub says no.
-        ConfigError: for a malformed name, a repository that is public where that was not asked
-            for, or where huggingface_hub is missing.
+        WeightsError: if the folder cannot be loaded, or the Hub rejects the request.
+        ConfigError: for a malformed name, an existing public repository without `public`, or if
+            huggingface_hub is missing.
     """
     asked = NAME.fullmatch(repo)
     if asked is None or asked["revision"]:
