@@ -63,7 +63,7 @@ def forward_macs(config: ModelConfig) -> float:
     Products alone, attention's two included; every patch is projected and predicted, which the
     savings of decision 0002 leave out in part.
 
-    Source: spec 1.3.
+    Source: the published code, models_mae.py, counted by hand.
     """
     L, T, P = config.num_patches, config.num_keep + 1, config.patch_values
     D, E, ratio = config.width, config.decoder_width, config.mlp_ratio

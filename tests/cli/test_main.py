@@ -1,4 +1,4 @@
-"""The manners of the command (ecosystem.md, section 8), each a test."""
+"""The manners of the command, each a test."""
 
 from __future__ import annotations
 

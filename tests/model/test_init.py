@@ -1,4 +1,4 @@
-"""Mean, spread and range of every initial value (spec 1.4)."""
+"""Mean, spread and range of every initial value, as published."""
 
 from __future__ import annotations
 

@@ -39,7 +39,8 @@ PRETRAINING = {
     "mmpretrain-vit-l-1600e": ("vit-l/16", 1600, 1e-4, False, True),
     "mmpretrain-vit-h-1600e": ("vit-h/14", 1600, 1e-4, False, True),
 }
-# spec 3.1; batch 1024, 5 epochs of warm-up, betas 0.9 and 0.999, decay 0.05 everywhere.
+# FINETUNE.md and the paper, Table 9: batch 1024, 5 epochs of warm-up, betas 0.9 and 0.999,
+# decay 0.05 everywhere.
 # model, edge, epochs, peak rate, floor, start of the warm-up, layer decay, drop path, erasing
 FINETUNING = {
     "paper-ft-vit-b": ("vit-b/16", 224, 100, 4e-3, 0.0, 0.0, 0.75, 0.1, 0.0),
@@ -56,7 +57,7 @@ FINETUNING = {
     "mmpretrain-ft-vit-h": ("vit-h/14", 224, 50, 4e-3, 1e-6, 1e-4, 0.75, 0.3, 0.25),
     "mmpretrain-ft-vit-h-448": ("vit-h/14", 448, 50, 4e-3, 1e-6, 1e-4, 0.75, 0.3, 0.25),
 }
-# spec 3.1, the paper's Table 11: model, epochs, drop path.
+# The paper, Table 11: model, epochs, drop path.
 SCRATCH = {
     "paper-scratch-vit-b": ("vit-b/16", 300, 0.1),
     "paper-scratch-vit-l": ("vit-l/16", 200, 0.2),

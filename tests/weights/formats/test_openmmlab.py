@@ -1,6 +1,6 @@
 """OpenMMLab does not install beside today's torch: its tables of names and shapes hold exactly.
 
-They are written out here from its configs and modules (spec 5.7), from nothing of ours.
+They are written out here from its configs and modules, from nothing of ours.
 """
 
 from __future__ import annotations
