@@ -11,6 +11,7 @@ from mae.cli.verbs.looking import (
     plan,
     recipes_diff,
     recipes_list,
+    recipes_paper,
     recipes_show,
     report,
 )
@@ -31,14 +32,6 @@ class Verb(NamedTuple):
 
     name: str
     run: Callable[..., Shown]
-
-
-def recipes_paper() -> Shown:
-    """Print the published results, each with the commands that would reproduce it."""
-    from mae.jobs.recipes_paper import paper_rows, paper_values
-
-    built = frozenset(verb.name.split()[0] for verb in VERBS)
-    return Shown(paper_values(built), paper_rows(built))
 
 
 GROUPS: dict[str, tuple[Callable[..., Shown], ...]] = {

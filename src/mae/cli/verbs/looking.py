@@ -43,6 +43,15 @@ def recipes_diff(a: str, b: str) -> Shown:
     return Shown(comparison.values(), comparison.rows())
 
 
+def recipes_paper() -> Shown:
+    """Print the published results, each with the commands that would reproduce it."""
+    from mae.jobs.recipes_paper import paper_rows, paper_values
+    from mae.recipes.published import read_published
+
+    published = read_published()
+    return Shown(paper_values(published), paper_rows(published))
+
+
 def plan(
     recipe: str = "folder",
     *,
