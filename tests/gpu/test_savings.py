@@ -21,9 +21,9 @@ from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.costs import kept_bytes
 from mae.model.create import create
 from mae.planning.hardware import has_bf16
+from mae.train.measure import Rehearsal
 from mae.train.micro_batch import fits_here
 from mae.train.optim.muon import Muon
-from mae.train.resolve import Rehearsal
 from mae.train.step import pretraining_loss
 from tests.gpu.small import CONFIG, COUNT, MODEL, small_batches, state_of
 from tests.gpu.test_model import GRADIENTS, assert_near

@@ -23,9 +23,9 @@ from mae.planning.estimate import MEASURED, Plan
 from mae.planning.hardware import Machine, use_threads
 from mae.recipes.catalogue import DEMO
 from mae.train import bottleneck as module
-from mae.train import resolve as setup
+from mae.train import measure as setup
 from mae.train.bottleneck import Reading, Verdict
-from mae.train.resolve import few_pictures
+from mae.train.measure import few_pictures
 from tests.jobs.conftest import TINY
 from tests.pictures import encoded, mixed_folder, photo
 

@@ -23,7 +23,8 @@ from mae.errors import ConfigError, DataError
 from mae.evaluation.labelled_data import labelled
 from mae.jobs.data_inspect import Inspected, inspect_data
 from mae.model.create import create
-from mae.train.measure import LEARNT_STEPS, Outlook, saved_bytes
+from mae.train.measure import saved_bytes
+from mae.train.outlook import LEARNT_STEPS, Outlook
 from tests.bad_pictures import BAD, MAYBE_SOUND, npy, write_bad, write_good
 from tests.data.decoding.test_tiff import tiff
 from tests.jobs.conftest import write_classes
@@ -38,7 +39,7 @@ RECIPE = replace(CONFIG, steps=None, epochs=20, batch=8)
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand in for the measured rate: 7,200 steps an hour."""
-    monkeypatch.setattr("mae.train.measure.measured_steps", lambda *args, **more: 7200)
+    monkeypatch.setattr("mae.train.outlook.measured_steps", lambda *args, **more: 7200)
 
 
 def look(folder: Path, **options: Any) -> Inspected:

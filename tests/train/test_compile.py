@@ -20,7 +20,8 @@ from mae.data.decoding.decode import PixelKind
 from mae.data.sources.source import ArraySource
 from mae.model.create import create
 from mae.train.compile import compiled_loss, is_compiled
-from mae.train.resolve import Rehearsal, batch_plan, new_state
+from mae.train.measure import Rehearsal
+from mae.train.resolve import batch_plan, new_state
 from mae.train.step import Loss, OptimiserStep, pretraining_loss
 from tests.model.tiny import tiny_config
 

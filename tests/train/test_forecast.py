@@ -23,7 +23,8 @@ from mae.model.create import create
 from mae.planning.estimate import hours_in_words
 from mae.train import forecast
 from mae.train.forecast import ADAMW, MUON, say_what_it_takes
-from mae.train.resolve import Rehearsal, batch_plan
+from mae.train.measure import Rehearsal
+from mae.train.resolve import batch_plan
 from tests.jobs.kill_storm import CONFIG, pictures
 
 LARGE = ModelConfig(width=48, depth=8, num_heads=4, decoder_width=32, decoder_depth=2,
@@ -182,7 +183,7 @@ def test_the_rate_of_a_real_network_is_measured_in_seconds(
 def test_minutes_are_announced_while_they_are_measured_and_known_after(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mae.train.resolve.step_seconds", lambda *args, **more: 0.6)
+    monkeypatch.setattr("mae.train.measure.step_seconds", lambda *args, **more: 0.6)
     timed = replace(CONFIG, steps=None, minutes=0.06)
 
     pretrain(timed, data=pictures(), out=tmp_path)

@@ -19,8 +19,9 @@ from mae.model.classifier import Classifier
 from mae.model.create import create
 from mae.runs.state import TrainState
 from mae.train import micro_batch as fitting
+from mae.train.measure import Rehearsal
 from mae.train.micro_batch import fits_here, fitting_by_formula, largest_that_fits
-from mae.train.resolve import Rehearsal, new_state
+from mae.train.resolve import new_state
 from mae.train.step import OptimiserStep, pretraining_loss
 from tests.jobs.kill_storm import CONFIG, end_state
 from tests.jobs.test_pretrain import stop_after_first_save

@@ -24,17 +24,14 @@ from mae.planning.estimate import MEASURED, Plan
 from mae.planning.hardware import choose_device, has_bf16, this_machine, use_threads
 from mae.progress import Progress
 from mae.train.bottleneck import Reading, Verdict, is_in_memory
-from mae.train.measure import others_waiting
-from mae.train.resolve import (
+from mae.train.measure import (
     WARM_SECONDS,
-    batch_plan,
-    choose_workers,
     few_pictures,
-    resolve,
-    settle_precision,
+    others_waiting,
     throw_away_steps,
     times_a_second,
 )
+from mae.train.resolve import batch_plan, choose_workers, resolve, settle_precision
 from mae.train.session import refuse_in_readers
 from mae.weights.given import Given
 from mae.weights.start_from import follow, require_init

@@ -25,7 +25,7 @@ from mae.report.figures import png_bytes
 from mae.report.reconstruction import evenly
 from mae.report.tables import WIDTH, wrapped
 from mae.runs.directory import write_atomic
-from mae.train.measure import Outlook, look_ahead, settle
+from mae.train.outlook import Outlook, look_ahead, settle
 
 MOST_SHOWN = 48
 """Number of images on the contact sheet."""

@@ -30,14 +30,8 @@ from mae.progress import Progress
 from mae.recipes.catalogue import DEMO
 from mae.report.page import write_report
 from mae.runs.directory import RunDir, read_record, write_json_atomic
-from mae.train.resolve import (
-    batch_plan,
-    count_steps,
-    measured_steps,
-    measuring,
-    resolve,
-    settle_precision,
-)
+from mae.train.measure import count_steps, measured_steps, measuring
+from mae.train.resolve import batch_plan, resolve, settle_precision
 from mae.weights.load import open_model
 
 MOST_MINUTES = 8.0

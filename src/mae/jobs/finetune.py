@@ -46,15 +46,9 @@ from mae.runs.state import TrainState
 from mae.train.compile import compiled_loss
 from mae.train.ema import use_average
 from mae.train.finetune_batch import soft_target_loss, tuning_batch, tuning_batches
+from mae.train.measure import Rehearsal
 from mae.train.micro_batch import settle_micro_batch
-from mae.train.resolve import (
-    Rehearsal,
-    batch_plan,
-    choose_workers,
-    device_of,
-    new_state,
-    pixels_of,
-)
+from mae.train.resolve import batch_plan, choose_workers, device_of, new_state, pixels_of
 from mae.train.session import (
     RunInProgress,
     data_record,

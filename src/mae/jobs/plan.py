@@ -19,8 +19,9 @@ from mae.model.create import create
 from mae.planning.estimate import ESTIMATE, MEASURED, Plan
 from mae.planning.hardware import machine_of, this_machine
 from mae.recipes.pretraining import PRETRAINING
-from mae.train.measure import BYTES_PER_PARAMETER
-from mae.train.resolve import batch_plan, few_pictures, measured_steps, resolve, settle_precision
+from mae.train.measure import few_pictures, measured_steps
+from mae.train.outlook import BYTES_PER_PARAMETER
+from mae.train.resolve import batch_plan, resolve, settle_precision
 
 IMAGENET = 1_281_167
 SHARE_OF_PEAK = 0.5

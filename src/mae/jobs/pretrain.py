@@ -32,17 +32,11 @@ from mae.runs.state import TrainState
 from mae.train.compile import compiled_loss
 from mae.train.fit import Cadence
 from mae.train.forecast import say_what_it_takes
+from mae.train.measure import Rehearsal
 from mae.train.meter import losses, running_mean
 from mae.train.micro_batch import settle_micro_batch
 from mae.train.resolution_schedule import staged_batches
-from mae.train.resolve import (
-    Rehearsal,
-    batch_plan,
-    choose_workers,
-    device_of,
-    new_state,
-    resolve,
-)
+from mae.train.resolve import batch_plan, choose_workers, device_of, new_state, resolve
 from mae.train.session import (
     RunInProgress,
     data_record,

@@ -11,8 +11,9 @@ import torch
 from mae.config.run import FitConfig
 from mae.data.batching.batch import Batch, BatchPlan, training_batch
 from mae.runs.state import TrainState
+from mae.train.measure import Rehearsal
 from mae.train.resolution_schedule import stages
-from mae.train.resolve import Rehearsal, device_of
+from mae.train.resolve import device_of
 from mae.train.session import RunInProgress
 from mae.train.step import Loss, OptimiserStep
 

@@ -17,7 +17,7 @@ from mae.data.batching.batch import BatchPlan
 from mae.errors import MaeError
 from mae.model.costs import step_flops
 from mae.planning.estimate import hours_in_words, stage_models
-from mae.train.resolve import Rehearsal, few_pictures, step_seconds
+from mae.train.measure import Rehearsal, few_pictures, step_seconds
 from mae.train.session import RunInProgress
 
 SMALL, SMALL_SIZE = "vit-ti/16", 96

@@ -21,7 +21,8 @@ from mae.model.costs import FLOAT32, HALF, classifier_bytes, kept_bytes, recompu
 from mae.planning.estimate import evenly, fitting
 from mae.runs.directory import write_json_atomic
 from mae.runs.state import TrainState
-from mae.train.resolve import Rehearsal, device_of
+from mae.train.measure import Rehearsal
+from mae.train.resolve import device_of
 from mae.train.session import RunInProgress
 from mae.train.step import OptimiserStep
 

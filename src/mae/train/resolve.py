@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from mae.config.run import FinetuneConfig, FitConfig, PixelConfig, PretrainConfig, settle_crop_pct
 from mae.data.augment.randaugment import Policy
-from mae.data.batching.batch import Batch, BatchPlan, training_batch
+from mae.data.batching.batch import BatchPlan
 from mae.data.batching.loader import MADE_AHEAD
 from mae.data.batching.readers import why_no_readers
 from mae.data.decoding.decode import PagesKind, PixelKind
@@ -25,20 +22,12 @@ from mae.data.sources.source import ArraySource, Source
 from mae.data.survey import measure_pixels, survey
 from mae.errors import ConfigError
 from mae.model.classifier import Classifier
-from mae.model.costs import step_flops
 from mae.model.transformer import Blocks
 from mae.planning.hardware import choose_device, cores
 from mae.runs.state import TrainState
 from mae.train.optim.parameter_groups import adamw, choose_trained
-from mae.train.resolution_schedule import Stage, stages
-from mae.train.schedule import rate_at
-from mae.train.step import Loss, OptimiserStep, pretraining_loss
 
 ConfigT = TypeVar("ConfigT", PretrainConfig, FinetuneConfig)
-
-RATE_STEPS, RATE_SECONDS = 10, 3.0  # at least both, to measure the rate for --minutes
-WARM_SECONDS = 1.0  # not counted: the first steps allocate memory and fill caches
-_PROBED_FLOPS = 2e10  # of a step measured on a CPU: a fraction of a second
 
 
 def resolve(
@@ -175,140 +164,3 @@ def _room_for_batches() -> int:
     room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
     shared = Path("/dev/shm")  # shared memory on Linux; 64 MB in many containers
     return min(room, shutil.disk_usage(shared).free // 2) if shared.is_dir() else room
-
-
-class Rehearsal(NamedTuple):
-    """Loss and batch preparation of a run's step, to measure its time."""
-
-    loss: Loss = pretraining_loss
-    prepare: Callable[[Batch, int], Batch] = lambda batch, step: batch
-    """Transforms the batch of a step before it is split."""
-
-
-def measuring(minutes: float) -> str:
-    """Return a note that the rate is being measured, which shows no progress."""
-    least = WARM_SECONDS + RATE_SECONDS
-    return f"measuring the rate for {least:g} s or more: how many steps {minutes:g} minutes hold"
-
-
-def count_steps(
-    config: PretrainConfig | FinetuneConfig,
-    plan: BatchPlan,
-    model: nn.Module,
-    how: Rehearsal = Rehearsal(),  # noqa: B008
-) -> int:
-    """Return the optimiser steps of the run, from --epochs, --steps or --minutes."""
-    if config.steps is not None:
-        return config.steps
-    if config.minutes is not None:
-        return measured_steps(config, plan, minutes=config.minutes, model=model, how=how)
-    return max(1, round(config.epochs * plan.batches_per_epoch))
-
-
-def measured_steps(
-    config: PretrainConfig | FinetuneConfig,
-    plan: BatchPlan,
-    *,
-    minutes: float,
-    model: nn.Module,
-    how: Rehearsal = Rehearsal(),  # noqa: B008
-) -> int:
-    """Measure the rate on discarded steps and return the steps that fit into the minutes."""
-    seconds = step_seconds(config, plan, model, how)
-    return max(1, int(minutes * 60 / seconds))
-
-
-def step_seconds(
-    config: PretrainConfig | FinetuneConfig,
-    plan: BatchPlan,
-    model: nn.Module,
-    how: Rehearsal = Rehearsal(),  # noqa: B008
-    *,
-    warm: float = WARM_SECONDS,
-    least: int = RATE_STEPS,
-    seconds: float = RATE_SECONDS,
-) -> float:
-    """Measure the seconds of a step on discarded steps; the mean over a run's stages.
-
-    Args:
-        config: configuration of the run.
-        plan: defines the batches.
-        model: the model before the run; not changed.
-        how: loss and preparation of a batch.
-        warm: warm-up in seconds, at least one step.
-        least: minimum number of measured steps of each stage.
-        seconds: minimum time of each stage.
-    """
-    with throw_away_steps(config, model, how) as step:
-
-        def rate_of(stage: Stage) -> float:
-            def take(number: int) -> None:
-                step(training_batch(stage.plan, number), number)
-
-            times_a_second(lambda _: take(0), least=1, seconds=warm)
-            return times_a_second(take, least=least, seconds=seconds)
-
-        return sum(stage.share / rate_of(stage) for stage in stages(config, plan))
-
-
-@contextmanager
-def throw_away_steps(
-    config: PretrainConfig | FinetuneConfig,
-    model: nn.Module,
-    how: Rehearsal = Rehearsal(),  # noqa: B008
-) -> Iterator[Callable[[Batch, int], object]]:
-    """Yield a function (batch, step number) that runs a training step on a copy of the model."""
-    # A copy: without a warm-up, even the first step changes the weights.
-    state = new_state(copy.deepcopy(model), config)
-    step = OptimiserStep(loss=how.loss, config=config, device=device_of(state))
-    rate = rate_at(0, num_steps=100, config=config, batch=config.batch)
-    with step.side_by_side():
-        yield lambda batch, number: step(state, how.prepare(batch, number), lr=rate)
-
-
-def times_a_second(
-    act: Callable[[int], object],
-    *,
-    least: int,
-    seconds: float,
-    finish: Callable[[], object] = lambda: None,
-) -> float:
-    """Call `act` with 0, 1, 2 and so on, and return the calls per second.
-
-    Args:
-        act: function to time.
-        least: minimum number of calls, unless they take more than ten times `seconds`.
-        seconds: minimum time.
-        finish: waits for asynchronous work.
-    """
-    began, done, passed = time.perf_counter(), 0, 0.0
-    while (done < least or passed < seconds) and passed <= 10 * seconds:
-        act(done)
-        done += 1
-        passed = time.perf_counter() - began
-    finish()
-    return done / (time.perf_counter() - began)
-
-
-def few_pictures(
-    config: PretrainConfig, device: torch.device, *, flops: float | None = None
-) -> PretrainConfig:
-    """Lower the batch of a measured step: a CPU would take minutes for a large one.
-
-    The number of parallel micro-batches stays that of the whole batch.
-
-    Args:
-        config: configuration of the run.
-        device: any device but a CPU measures the whole batch.
-        flops: upper bound of the operations of a step, of at least two images; none: a default
-            that takes a fraction of a second.
-    """
-    if device.type != "cpu":
-        return config
-    views = config.views_per_decode
-    wanted = max(2, views, int((flops or _PROBED_FLOPS) // step_flops(config.model)))
-    pictures = min(config.batch, wanted // views * views)
-    micro_batch = config.fixed_micro_batch or config.batch
-    side_by_side = min(torch.get_num_threads(), -(-config.batch // micro_batch))
-    micro_batch = min(micro_batch, -(-pictures // side_by_side))
-    return dataclasses.replace(config, batch=pictures, micro_batch=micro_batch)

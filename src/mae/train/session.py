@@ -42,15 +42,9 @@ from mae.runs.log import BadFiles, LogWriter, read_rows
 from mae.runs.signals import FINISHING, StopSignal
 from mae.runs.state import TrainState
 from mae.train.fit import Cadence, fit
+from mae.train.measure import Rehearsal, count_steps, measuring
 from mae.train.meter import Meter, peak_memory, state_bytes
-from mae.train.resolve import (
-    ConfigT,
-    Rehearsal,
-    count_steps,
-    device_of,
-    measuring,
-    settle_precision,
-)
+from mae.train.resolve import ConfigT, device_of, settle_precision
 from mae.train.schedule import fixed_rate_at, log_every, rate_at
 from mae.train.step import Metrics, OptimiserStep
 from mae.weights.formats.native import TENSORS
