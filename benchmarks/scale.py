@@ -25,7 +25,7 @@ from mae.data.decoding.decode import PixelKind
 from mae.data.packing.reencode import as_file
 from mae.data.sampling.order import shuffled
 from mae.data.sources.pack import INDEX, Form, PackSource
-from mae.data.sources.pack_index import Column, Facts, Index, write_index
+from mae.data.sources.pack_index import Column, Index, IndexInfo, write_index
 
 EDGE, BATCH, SEED, RESUMES = 32, 256, 5, 20
 KIND = PixelKind("uint8", 3)
@@ -49,7 +49,7 @@ def sparse_pack(root: Path, *, count: int, pictures: int = 10) -> PackSource:
     none: Iterator[NDArray[np.generic]] = iter(())
     columns = {name: Column((count,), dtype, none) for name, dtype in sizes.items()}
     columns["names"] = Column((0,), "u1", none)
-    facts = Facts((("shard-00000.tar", 0),), ("only",), form._asdict())
+    facts = IndexInfo((("shard-00000.tar", 0),), ("only",), form._asdict())
     write_index(root / INDEX, columns, facts)  # the header; the arrays are a hole behind it
     header = (root / INDEX).stat().st_size
     os.truncate(root / INDEX, header + count * sum(np.dtype(d).itemsize for d in sizes.values()))

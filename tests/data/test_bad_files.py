@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from mae.config.run import AugmentConfig
-from mae.data.batching.batch import BatchPlan, prepared, training_batch
-from mae.data.decoding.decode import BadPicture, PixelKind, decode
+from mae.data.batching.batch import BatchPlan, evaluation_batch, training_batch
+from mae.data.decoding.decode import BadImage, PixelKind, decode
 from mae.data.sources.source import FolderSource
 from tests.bad_pictures import BAD, ODD, write_bad, write_good
 
@@ -37,7 +37,7 @@ def test_every_kind_is_a_reason_of_one_line(tmp_path: Path) -> None:
 
     assert [source.name(index) for index in range(len(source))] == names
     for index in range(len(source)):
-        with pytest.raises(BadPicture, match=r"^[^\n\t]+$"):
+        with pytest.raises(BadImage, match=r"^[^\n\t]+$"):
             decode(source.read(index), kind=RGB)
 
 
@@ -105,5 +105,5 @@ def test_what_stands_in_for_a_broken_file_is_the_same_each_time_and_sound(tmp_pa
 
     assert first.images.equal(second.images) and first.bad == second.bad
     assert {bad.name for bad in first.bad} == {n for n in os.listdir(tmp_path) if "bad" in n}
-    evaluated = prepared(source, range(50), kind=RGB, size=(12, 20))
+    evaluated = evaluation_batch(source, range(50), kind=RGB, size=(12, 20))
     assert len(evaluated.images) == 30 and len(evaluated.bad) == 20

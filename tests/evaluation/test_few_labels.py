@@ -78,19 +78,19 @@ def test_a_choice_is_written_and_read_back(source: ArraySource, tmp_path: Path):
     found = read_choice(tmp_path / "few.csv", source, among=np.arange(330))
     assert [ids.tolist() for ids in found] == [ids.tolist() for ids in draws]
     lines = (tmp_path / "few.csv").read_text().splitlines()
-    assert lines[0] == "draw,name,class" and lines[1] == f"0,picture {draws[0][0]},ant"
+    assert lines[0] == "draw,name,class" and lines[1] == f"0,image {draws[0][0]},ant"
     assert len(lines) == 1 + 3 * 12
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("0,picture 999,ant", "line 2: picture 999 is not in the data"),
-        ("0,picture 0,bee", "line 2: picture 0 is of class bee, in the data of ant"),
-        ("0,picture 7,ant", "line 2: picture 7 is held out for testing"),
-        ("x,picture 0,ant", "no choice of labels, expected the columns draw,name,class"),
+        ("0,image 999,ant", "line 2: image 999 is not in the data"),
+        ("0,image 0,bee", "line 2: image 0 is of class bee, in the data of ant"),
+        ("0,picture 7,ant", "line 2: image 7 is held out for testing"),
+        ("x,image 0,ant", "no choice of labels, expected the columns draw,name,class"),
         ("", "names no picture$"),
-        ("4,picture 0,ant\n4,picture 300,cat", "names no picture of class bee in draw 4"),
+        ("4,image 0,ant\n4,image 300,cat", "names no picture of class bee in draw 4"),
     ],
 )
 def test_a_choice_that_does_not_fit_is_refused(

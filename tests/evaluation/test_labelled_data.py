@@ -76,7 +76,7 @@ def test_other_labels_of_the_same_pictures_are_other_data(data: Path) -> None:
         (["train/a/0.png,a", "train/b/0.png"], "train.csv, line 2: got .*expected path,label"),
         (["train/a/0.png,a", "train/b/9.png,b"], "line 2: there is no .*train/b/9.png"),
         (["path,label", "train/a/0.png,a"], "has one class alone, a"),
-        ([], "train.csv has no pictures"),
+        ([], "train.csv has no images"),
         (
             ["train/a/0.png,a", "train/b/0.png,x"],
             "2 of the classes of .*val.csv are not in .*: b, c",

@@ -251,7 +251,7 @@ def test_the_page_shows_the_sheet_and_every_section(tmp_path: Path) -> None:
     assert page.values("img", "src")[0].startswith("data:image/png;base64,")
     for section in found.sections():
         assert section.title == "pictures" or section.title[1:] in page.text
-    assert "not a picture" in page.text and "http" not in page.text.replace("http-", "")
+    assert "not an image" in page.text and "http" not in page.text.replace("http-", "")
 
 
 def test_the_sheet_draws_pictures_of_any_kind(tmp_path: Path) -> None:
@@ -396,7 +396,7 @@ def test_arrays_are_inspected_too() -> None:
 
     values = inspect_data(pictures, recipe=RECIPE, quiet=True).values()
 
-    assert values["copies"] == [["picture 2", "picture 4"]]
+    assert values["copies"] == [["image 2", "image 4"]]
     assert values["mean"] == [pictures.mean()]
     assert values["std"] == pytest.approx([pictures.std()], rel=1e-14)
 
@@ -436,5 +436,5 @@ def test_mistakes_are_said_before_looking(tmp_path: Path) -> None:
         look(tmp_path, out=tmp_path / "page.pdf")
     with pytest.raises(ConfigError, match="limit"):
         look(tmp_path, limit=0)
-    with pytest.raises(DataError, match="no pictures"):
+    with pytest.raises(DataError, match="no images"):
         look(tmp_path)

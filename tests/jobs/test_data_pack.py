@@ -20,7 +20,7 @@ from PIL import Image
 from mae.cli.main import main
 from mae.config.run import AugmentConfig
 from mae.data.batching.batch import Batch, BatchPlan, training_batch
-from mae.data.decoding.decode import BadPicture
+from mae.data.decoding.decode import BadImage
 from mae.data.packing.writer import Packing
 from mae.data.sources.open import open_source
 from mae.data.sources.pack import PackSource, open_pack
@@ -415,7 +415,7 @@ def test_a_picture_that_only_a_later_start_could_read_takes_its_place(
 
     def read(source: FolderSource, index: int) -> bytes:
         if source.name(index) in denied:
-            raise BadPicture("input/output error")
+            raise BadImage("input/output error")
         return read_any(source, index)
 
     read_any = FolderSource.read
@@ -482,7 +482,7 @@ def flip(out: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "opened", "verified"),
     [
-        (cut, "shard-00001.tar has 900 bytes, expected", "ends before the picture does"),
+        (cut, "shard-00001.tar has 900 bytes, expected", "ends before the image does"),
         (remove, "shard-00001.tar: no such file", "shard-00001.tar: no such file"),
         (flip, None, "other bytes than were packed"),
     ],
@@ -508,7 +508,7 @@ def test_damaged_shards_are_named_in_one_line(
     ("old", "new", "message"),
     [
         (b'"version": "1"', b'"version": "9"', "an index of version 9, expected 1"),
-        (b'"format": "mae pack"', b'"format": "mae sack"', "no index of pictures"),
+        (b'"format": "mae pack"', b'"format": "mae sack"', "no index of images"),
         (b"cat", b"cut", "is damaged"),
         (b"cat/1.png", b"cat/9.png", "is damaged (names)"),
         (b"{", b"[", "is damaged"),

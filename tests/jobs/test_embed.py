@@ -19,7 +19,7 @@ from PIL import Image
 from pyarrow import parquet
 
 import mae
-from mae.data.batching.batch import prepared
+from mae.data.batching.batch import evaluation_batch
 from mae.data.decoding.decode import PixelKind
 from mae.data.sources.source import FolderSource
 from mae.errors import ConfigError, DataError, WeightsError
@@ -50,7 +50,7 @@ def whole(pictures: Path) -> list[Path]:
 
 def test_features_are_those_of_the_encoder_on_whole_pictures(weights: Path, pictures: Path) -> None:
     encoder, source = mae.load_encoder(weights), FolderSource.of_files(whole(pictures))
-    read = prepared(source, range(7), kind=PixelKind("uint8", 3), size=TINY.image_size)
+    read = evaluation_batch(source, range(7), kind=PixelKind("uint8", 3), size=TINY.image_size)
 
     features = mae.embed(weights, whole(pictures), pool="grid")
 
@@ -312,7 +312,7 @@ def test_a_place_that_cannot_be_written_to_is_said(
 @pytest.mark.parametrize(
     ("pictures", "error", "message"),
     [
-        ([], DataError, "pictures: got no files, expected at least one"),
+        ([], DataError, "images: got no files, expected at least one"),
         (["nowhere.png"], DataError, "no file .*nowhere.png"),
         ("nowhere", DataError, "no folder .*nowhere"),
         (

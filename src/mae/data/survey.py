@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mae.data.decoding import header
-from mae.data.decoding.decode import FULL_RANGE, decode, say_nothing
-from mae.data.decoding.header import BadPicture, PagesKind, PixelKind
+from mae.data.decoding.decode import FULL_RANGE, decode, ignore_message
+from mae.data.decoding.header import BadImage, PagesKind, PixelKind
 from mae.data.decoding.strips import VALUES
 from mae.data.sources.source import FolderSource, Source
 from mae.errors import DataError
@@ -26,7 +26,7 @@ def survey(
     channels: int | None = None,
     limit: int = 1000,
     max_bad: float = 0.1,
-    say: Callable[[str], None] = say_nothing,
+    say: Callable[[str], None] = ignore_message,
 ) -> PixelKind:
     """Choose the pixel kind of a run from the headers of its images.
 
@@ -160,7 +160,7 @@ def _sampled(source: Source, limit: int, look: Callable[[int], T]) -> dict[int, 
     for index in (place * len(source) // count for place in range(count)):
         try:
             found[index] = look(index)
-        except BadPicture as error:
+        except BadImage as error:
             faults.append(f"{source.name(index)}: {error}")
     if not found:
         raise DataError(

@@ -138,6 +138,7 @@ def read_choice(path: Path, source: Source, *, among: Ids) -> list[Ids]:
     numbers = {source.name(i): i for i in range(len(source))}
     allowed = set(among.tolist())
     for line, (draw, name, class_name) in enumerate(_rows(path), start=2):
+        name = re.sub(r"^picture (?=\d+$)", "image ", name)  # name in an array before 0.2
         where = f"labels: {path}, line {line}: {name}"
         if name not in numbers or source.labels is None:
             raise DataError(f"{where} is not in the data; give the data of the choice")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mae.config.model import ModelConfig, published_crop_pct
 from mae.data.augment.crop import evaluation_view
-from mae.data.batching.batch import Bad, Prepared, View, prepared
+from mae.data.batching.batch import Bad, EvaluationBatch, View, evaluation_batch
 from mae.data.decoding.header import kind_of
 from mae.data.sources.source import Source
 from mae.errors import ConfigError, DataError
@@ -105,7 +105,7 @@ def prepared_in_batches(
     batch: int,
     view: View | None = None,
     place: Place = ALONE.place,
-) -> Iterator[Prepared]:
+) -> Iterator[EvaluationBatch]:
     """Read images in the format an encoder was trained on, in its evaluation view or another.
 
     Several processes divide the work by whole batches: the features of an image may differ in
@@ -115,7 +115,7 @@ def prepared_in_batches(
     kind = kind_of(config)
     view = view or partial(evaluation_view, crop_pct=config.crop_pct)
     for part in _own_batches(ids, batch=batch, place=place):
-        yield prepared(source, part, kind=kind, size=config.image_size, view=view)
+        yield evaluation_batch(source, part, kind=kind, size=config.image_size, view=view)
 
 
 def _own_batches(ids: Sequence[int], *, batch: int, place: Place) -> Sequence[Sequence[int]]:

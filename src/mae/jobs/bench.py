@@ -72,7 +72,7 @@ def bench_run(
         raise ConfigError(f"seconds: expected a number above 0, got {seconds}")
     require_init(config, init, **given)
     with Progress(quiet=quiet) as progress, use_threads(config.threads):
-        source = open_source(data, say=progress.note)
+        source = open_source(data, log=progress.note)
         device = choose_device(config.device)
         if init is not None and not config.follow_weights:
             raise ConfigError(f"init: has no effect on the speed of {recipe}; drop it")

@@ -18,12 +18,12 @@ from mae.config.run import PretrainConfig
 from mae.data.augment.crop import CROP_DRAWS, random_box, resized_crop
 from mae.data.batching.batch import (
     BatchPlan,
-    cropped_at_once,
-    small_crops,
-    small_pictures,
+    crop_small_images,
+    crops_as_batch,
+    read_small_images,
     training_batch,
 )
-from mae.data.decoding.decode import BadPicture, decode
+from mae.data.decoding.decode import BadImage, decode
 from mae.data.sampling.draws import Stream, uniform
 from mae.data.sources.open import Data, open_source
 from mae.data.sources.source import ArraySource
@@ -134,7 +134,7 @@ def bench_data(
         if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"{name}: expected a number above 0, got {value}")
     with Progress(quiet=quiet) as progress, one_thread():
-        source = open_source(data, say=progress.note)
+        source = open_source(data, log=progress.note)
         device = choose_device(config.device)
         config, kind = resolve(config, source, say=progress.note)
         plan = batch_plan(config, source, kind)
@@ -183,7 +183,7 @@ class _Watch:
         for index in ids:
             try:
                 found[index] = look(index)
-            except BadPicture:
+            except BadImage:
                 self.unreadable.add(index)
         return found
 
@@ -197,11 +197,11 @@ def _stage_by_stage(plan: BatchPlan, number: int, device: torch.device, watch: _
 
     draws, flips = draw(Stream.CROP, CROP_DRAWS), draw(Stream.FLIP, 1)[:, 0] < plan.augment.flip
     images = list[NDArray[Any]]()
-    if cropped_at_once(plan):
+    if crops_as_batch(plan):
         # For images in memory the lookup counts as part of cropping.
         stage = "augment" if isinstance(plan.source, ArraySource) else "read"
-        stored, _ = watch.timed(stage, lambda: small_pictures(plan, epoch, ids, []))
-        images = [*watch.timed("augment", lambda: small_crops(plan, stored, draws, flips))]
+        stored, _ = watch.timed(stage, lambda: read_small_images(plan, epoch, ids, []))
+        images = [*watch.timed("augment", lambda: crop_small_images(plan, stored, draws, flips))]
     else:
         read = watch.timed("read", lambda: watch.readable(ids.tolist(), plan.source.read))
         look = partial(watch.readable, [*read], lambda i: decode(read[i], kind=plan.kind))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from mae.data.batching.batch import Bad
-from mae.data.decoding.decode import BadPicture
+from mae.data.decoding.decode import BadImage
 from mae.data.packing.merge import Classes, place_of
 from mae.data.packing.reencode import as_file, central_square, reduced
 from mae.data.packing.writer import MOST_BYTES, SHARD_BYTES, Packing
@@ -108,7 +108,7 @@ def pack(
     """
     root = Path(out).expanduser()
     with Progress(quiet=quiet) as progress:
-        source = open_source(data, say=progress.note)
+        source = open_source(data, log=progress.note)
         _require_folder(root)
         try:
             root.mkdir(parents=True, exist_ok=True)
@@ -237,7 +237,7 @@ def _compare(
 def _digest_of(source: Source, index: int) -> bytes | None:
     try:
         return hashlib.sha256(as_file(source.read(index))).digest()
-    except BadPicture:
+    except BadImage:
         return None
 
 
@@ -277,7 +277,7 @@ def _make(source: Source, form: Form, index: int) -> _Made | str:
         if form.raw is not None:
             assert form.kind is not None
             content = central_square(data, edge=form.raw, kind=form.kind)
-    except BadPicture as error:
+    except BadImage as error:
         return str(error)
     if len(content) > MOST_BYTES:
         return f"too large ({len(content)} bytes, at most {MOST_BYTES})"

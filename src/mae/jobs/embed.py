@@ -132,7 +132,7 @@ def _source_of(
     if isinstance(pictures, str | Path):
         path = Path(pictures).expanduser()
         if path.suffix.lower() != ".npy" or not path.is_file():
-            return open_source(pictures, say=say)
+            return open_source(pictures, log=say)
         try:
             return ArraySource(_batch(load_array(path), config))
         except DataError as error:
@@ -142,7 +142,7 @@ def _source_of(
     if isinstance(pictures, Image.Image):
         pictures = [pictures]
     if not isinstance(pictures, list | tuple):
-        return open_source(pictures, say=say)  # type: ignore[arg-type]
+        return open_source(pictures, log=say)  # type: ignore[arg-type]
     if all(isinstance(picture, str | Path) for picture in pictures):
         return FolderSource.of_files(pictures)
     return _Pictures([_one(picture, number, config) for number, picture in enumerate(pictures)])

@@ -114,7 +114,7 @@ def _pictures(
     if data is not None and images is not None:
         raise ConfigError("data and images: got both, expected one of them; drop one")
     if data is not None:
-        source = open_source(data, say=say)
+        source = open_source(data, log=say)
         return resolve(config, source, say=say)[0], len(source), "counted"
     if images is not None and images < 1:
         raise ConfigError(f"images: expected at least 1, got {images}")

@@ -13,7 +13,7 @@ import torch
 
 from mae.config.run import PretrainConfig
 from mae.data.augment.crop import evaluation_view
-from mae.data.batching.batch import BatchPlan, prepared
+from mae.data.batching.batch import BatchPlan, evaluation_batch
 from mae.data.batching.loader import on_device
 from mae.data.sampling.draws import Stream, uniform
 from mae.data.sources.open import Data, data_name, open_source
@@ -112,7 +112,7 @@ def pretrain(
     followed = config.follow_weights
     stopping = StopSignal("", command=command)
     with stopping as stop, Progress(quiet=quiet) as progress:
-        source = open_source(data, say=progress.note)
+        source = open_source(data, log=progress.note)
         pixels = None
         if init is not None and followed:
             config = follow(config, init, say=progress.note, **given)
@@ -222,7 +222,7 @@ def _drawing(run: RunInProgress, plan: BatchPlan) -> Callable[[TrainState], None
     count = min(FIXED_PICTURES, len(run.source))
     ids = np.linspace(0, len(run.source) - 1, count).astype(np.int64)
     view = partial(evaluation_view, crop_pct=run.config.model.crop_pct)
-    shown = prepared(run.source, ids.tolist(), kind=run.kind, size=plan.size, view=view)
+    shown = evaluation_batch(run.source, ids.tolist(), kind=run.kind, size=plan.size, view=view)
     kept = shown.ids.numpy()
     noise = uniform(plan.seed, 0, kept, stream=Stream.MASK, count=plan.num_patches)
 

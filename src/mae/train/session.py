@@ -16,7 +16,7 @@ from torch import nn
 from mae.config.run import FinetuneConfig, FitConfig, PretrainConfig
 from mae.config.serialize import to_dict
 from mae.data.batching.batch import Batch, BatchPlan
-from mae.data.batching.readers import leave_if_reader
+from mae.data.batching.readers import exit_if_reader
 from mae.data.decoding.decode import PixelKind
 from mae.data.sources.open import Data, data_name
 from mae.data.sources.source import Source
@@ -73,7 +73,7 @@ def refuse_in_readers(verb: str) -> None:
     Raises:
         ConfigError: in any other child process, with a fix.
     """
-    leave_if_reader()
+    exit_if_reader()
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise ConfigError(
             f"mae.{verb}: called again in a process that is starting and imports this script; put "

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from mae.config.run import AugmentConfig
 from mae.data.augment.crop import CROP_DRAWS, crop_boxes
 from mae.data.augment.decode_and_crop import crop_scale, random_crops
-from mae.data.decoding.decode import BadPicture, PixelKind, decode, jpeg_head
+from mae.data.decoding.decode import BadImage, PixelKind, decode, jpeg_head
 from tests.pictures import encoded, image, photo, rotated_jpeg
 
 RGB = PixelKind("uint8", 3)
@@ -153,7 +153,7 @@ def test_a_jpeg_is_shrunk_to_whole_pixels_rounded_up(shrink: int) -> None:
 def test_a_damaged_large_jpeg_is_refused_at_any_scale() -> None:
     data = encoded(smooth(600, 900, seed=3), "JPEG")[:-900]
 
-    with pytest.raises(BadPicture, match="JPEG that cannot be decoded"):
+    with pytest.raises(BadImage, match="JPEG that cannot be decoded"):
         crops(data, draws(1), SCALED)
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
 
-from mae.data.augment.randaugment import Policy, augmented, require_policy
+from mae.data.augment.randaugment import Policy, augmented, check_policy
 from mae.data.decoding.decode import PixelKind
 from mae.errors import ConfigError
 from tests.pictures import photo
@@ -75,7 +75,7 @@ def test_grey_pictures_are_taken_by_every_operation() -> None:
     after = augmented(grey, GREY, np.arange(300), seed=1, epoch=2)
 
     assert after.shape == (300, 24, 40, 1)
-    require_policy(GREY, PixelKind("uint8", 1))
+    check_policy(GREY, PixelKind("uint8", 1))
 
 
 @pytest.mark.parametrize(
@@ -83,10 +83,10 @@ def test_grey_pictures_are_taken_by_every_operation() -> None:
 )
 def test_other_kinds_of_pictures_are_refused(kind) -> None:
     with pytest.raises(ConfigError, match=f"got {kind.channels} channels of {kind.dtype}"):
-        require_policy(PUBLISHED, kind)
+        check_policy(PUBLISHED, kind)
 
 
 @pytest.mark.parametrize("text", ["augmix-m3", "rand-x9", "rand-m9-mstd", "", "rand-m9-tnone"])
 def test_what_timm_does_not_understand_is_refused(text) -> None:
     with pytest.raises(ConfigError, match="rand_augment: got .* expected timm's terms"):
-        require_policy(PUBLISHED._replace(text=text), PixelKind("uint8", 3))
+        check_policy(PUBLISHED._replace(text=text), PixelKind("uint8", 3))

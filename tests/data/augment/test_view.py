@@ -21,7 +21,7 @@ from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
 from mae.config.model import PixelDtype
 from mae.data.augment.crop import central_pixels, evaluation_view
-from mae.data.batching.batch import prepared
+from mae.data.batching.batch import evaluation_batch
 from mae.data.decoding.decode import PixelKind
 from mae.data.sources.open import open_source
 from mae.data.sources.source import ArraySource, FolderSource, Source
@@ -62,7 +62,7 @@ def resized_and_cut(
 
 def shown(source: Source, size: tuple[int, int], *, kind: PixelKind) -> NDArray[np.generic]:
     """Read the first image as evaluation does: h w C."""
-    read = prepared(source, [0], kind=kind, size=size)
+    read = evaluation_batch(source, [0], kind=kind, size=size)
     assert not read.bad
     return read.images[0].permute(1, 2, 0).numpy()
 

@@ -15,9 +15,15 @@ from torch import Tensor
 
 from mae.config.model import PixelDtype
 from mae.config.run import AugmentConfig
-from mae.data.batching.batch import Batch, BatchPlan, channels_first, prepared, training_batch
+from mae.data.batching.batch import (
+    Batch,
+    BatchPlan,
+    channels_first,
+    evaluation_batch,
+    training_batch,
+)
 from mae.data.batching.loader import batches, on_device
-from mae.data.batching.shared_memory import Slots
+from mae.data.batching.shared_memory import SharedBatchPool
 from mae.data.decoding.decode import PixelKind
 from mae.data.sources.source import ArraySource, FolderSource, Source
 from tests.jobs.conftest import write_classes
@@ -65,7 +71,7 @@ def test_a_batch_that_is_held_does_not_change_while_others_come(tmp_path: Path) 
 
 
 def test_a_slot_is_used_again_once_nothing_holds_its_batch() -> None:
-    slots = Slots(plan_of(Endless()), count=1)
+    slots = SharedBatchPool(plan_of(Endless()), count=1)
     slot = slots.take()
     assert slot == 0 and slots.take() is None
 
@@ -84,7 +90,7 @@ def test_a_batch_in_a_slot_has_the_bits_of_one_in_memory_of_its_own(dtype: Pixel
     scale = {"uint8": 255, "uint16": 65535, "float32": 1}[dtype]
     source = ArraySource((pictures * scale).astype(dtype))
     plan = plan_of(source, kind=PixelKind(dtype, 3))
-    slots = Slots(plan, count=3)
+    slots = SharedBatchPool(plan, count=3)
 
     rooms = [training_batch(plan, step, room=slots.room(step)) for step in range(3)]
 
@@ -96,7 +102,7 @@ def test_a_batch_in_a_slot_has_the_bits_of_one_in_memory_of_its_own(dtype: Pixel
 def test_small_pictures_are_moved_into_their_slot() -> None:
     pictures = np.random.default_rng(0).integers(0, 256, (16, 28, 28, 3), dtype=np.uint8)
     plan = plan_of(ArraySource(pictures))
-    slots = Slots(plan, count=1)
+    slots = SharedBatchPool(plan, count=1)
 
     batch = training_batch(plan, 1, room=slots.room(0))
 
@@ -188,7 +194,7 @@ def test_evaluation_leaves_broken_pictures_out_and_says_so(tmp_path: Path) -> No
     broken = mixed_folder(tmp_path, count=20, broken=2)
     source = FolderSource(tmp_path)
 
-    view = prepared(source, range(20), kind=COLOUR, size=(12, 20))
+    view = evaluation_batch(source, range(20), kind=COLOUR, size=(12, 20))
 
     assert {bad.name for bad in view.bad} == set(broken)
     assert len(view.images) == len(view.ids) == 18

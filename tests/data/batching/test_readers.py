@@ -48,7 +48,7 @@ next(batches(plan, start=0, stop=2, workers=2))
 GUARDED = """
 import multiprocessing, os, signal
 import numpy as np
-from mae.data.decoding.decode import BadPicture, PixelKind
+from mae.data.decoding.decode import BadImage, PixelKind
 from mae.data.batching.loader import batches
 from mae.train.resolve import batch_plan
 from mae.recipes.catalogue import DEMO
@@ -121,8 +121,8 @@ def test_a_script_from_standard_input_reads_by_itself_and_says_so_once(tmp_path:
             "means that memory ran out, as a rule: use fewer workers",
         ),
         (
-            'raise BadPicture("torn")',
-            "mae.errors.DataError: pictures: none of 101 in a row could be read; last: torn",
+            'raise BadImage("torn")',
+            "mae.errors.DataError: images: none of 101 in a row could be read; last: torn",
         ),
     ],
     ids=["killed", "bad"],

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from mae.data.decoding import header
-from mae.data.decoding.decode import BadPicture, PixelKind, UnfitPicture, decode
-from mae.data.decoding.header import pillow_faults, read_facts, read_kind
+from mae.data.decoding.decode import BadImage, PixelKind, UnsupportedImage, decode
+from mae.data.decoding.header import pillow_faults, read_header, read_kind
 from mae.data.sources.source import ArraySource, FolderSource
 from mae.data.survey import measure_pixels, survey
 from mae.errors import DataError
@@ -202,10 +202,10 @@ def test_grey_png_of_16_bits_with_alpha_keeps_them_in_one_channel(interlaced):
 
     data = grey_alpha_png(values, interlaced=interlaced)
 
-    facts = read_facts(io.BytesIO(data))
+    facts = read_header(io.BytesIO(data))
     assert facts.kind == DEEP and facts.left_out == ""
     assert np.array_equal(decode(data, kind=DEEP), values[..., :1])
-    with pytest.raises(BadPicture, match="PNG that cannot be decoded"):
+    with pytest.raises(BadImage, match="PNG that cannot be decoded"):
         decode(data[:-40], kind=DEEP)
 
 
@@ -233,7 +233,7 @@ def test_integers_of_32_bits_are_read_only_where_16_hold_them():
     exceeds = encoded(Image.fromarray(values - 60_000), "TIFF")
 
     assert np.array_equal(decode(fits, kind=DEEP)[..., 0], values)
-    with pytest.raises(BadPicture, match="beyond 16 bits"):
+    with pytest.raises(BadImage, match="beyond 16 bits"):
         decode(exceeds, kind=DEEP)
 
 
@@ -292,7 +292,7 @@ def test_npy_of_two_dimensions_is_grey():
     ],
 )
 def test_npy_that_is_no_picture_is_refused(array, reason):
-    with pytest.raises(BadPicture, match=reason):
+    with pytest.raises(BadImage, match=reason):
         decode(npy(array), kind=FLOAT)
 
 
@@ -338,7 +338,7 @@ def test_damaged_exif_does_not_spoil_the_picture(exif):
 
 
 def test_a_long_reason_ends_with_a_word():
-    with pytest.raises(BadPicture) as error, pillow_faults("TIFF"):
+    with pytest.raises(BadImage) as error, pillow_faults("TIFF"):
         raise ValueError("abcdefgh " * 60)
 
     assert str(error.value).endswith("abcdefgh ...)") and len(str(error.value)) < 240
@@ -348,7 +348,9 @@ def test_a_long_reason_ends_with_a_word():
 def test_a_size_beyond_ours_is_held_against_ours(pixels):
     data = png_bomb(*pixels)
 
-    with pytest.raises(UnfitPicture, match=r"too large \(.*at most 134217728( pixels)?\)") as error:
+    with pytest.raises(
+        UnsupportedImage, match=r"too large \(.*at most 134217728( pixels)?\)"
+    ) as error:
         decode(data, kind=RGB)
     assert "178956970" not in str(error.value)
 
@@ -365,9 +367,9 @@ PNG = encoded(image(41, 53), "PNG")
     ("data", "reason"),
     [
         (b"", "empty file"),
-        (b"<html>404</html>", "not a picture"),
-        (b"%PDF-1.7\n", "not a picture"),
-        (JPEG[:2], "not a picture"),
+        (b"<html>404</html>", "not an image"),
+        (b"%PDF-1.7\n", "not an image"),
+        (JPEG[:2], "not an image"),
         (JPEG[:100], "JPEG"),
         (JPEG[:-300], "Premature end"),
         (JPEG[:-2], "Premature end"),
@@ -385,7 +387,7 @@ PNG = encoded(image(41, 53), "PNG")
     ],
 )
 def test_a_broken_file_is_a_bad_picture_with_its_reason(data, reason):
-    with pytest.raises(BadPicture, match=reason) as error:
+    with pytest.raises(BadImage, match=reason) as error:
         decode(data, kind=RGB)
     assert "\n" not in str(error.value)
 
@@ -410,9 +412,9 @@ def test_too_many_pixels_are_refused_before_decoding(data, monkeypatch):
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decoded)
     monkeypatch.setattr("simplejpeg.decode_jpeg", decoded)
 
-    with pytest.raises(BadPicture, match="too large|exceeds limit"):
+    with pytest.raises(BadImage, match="too large|exceeds limit"):
         decode(data, kind=RGB)
-    with pytest.raises(BadPicture, match="too large|exceeds limit"):
+    with pytest.raises(BadImage, match="too large|exceeds limit"):
         read_kind(io.BytesIO(data))
 
 
@@ -426,7 +428,7 @@ def test_webp_of_too_many_pixels_is_refused_before_decoding(lossless, monkeypatc
     monkeypatch.setattr("PIL.WebPImagePlugin.WebPImageFile.load", decoded)
     monkeypatch.setattr("PIL.WebPImagePlugin.WebPImageFile._get_next", decoded)
 
-    with pytest.raises(BadPicture, match=r"too large \(41 x 53"):
+    with pytest.raises(BadImage, match=r"too large \(41 x 53"):
         decode(data, kind=RGB)
 
 
@@ -444,7 +446,7 @@ def test_damage_that_pillow_would_let_pass_is_found_in_jpeg():
         data = flipped(JPEG, byte=int(byte))
         try:
             decode(data, kind=RGB)
-        except BadPicture:
+        except BadImage:
             refused += 1
             try:
                 pil(data)
@@ -469,7 +471,7 @@ def test_random_damage_gives_a_picture_or_a_reason_and_nothing_else():
             data[place] = rng.integers(256)
         try:
             pixels = decode(bytes(data[: rng.integers(1, 2 * len(data))]), kind=RGB)
-        except BadPicture:
+        except BadImage:
             outcomes["reason"] += 1
         else:
             assert pixels.dtype == np.uint8 and pixels.shape[2] == 3
@@ -520,7 +522,7 @@ def test_grey_is_replicated_and_colour_reduced_to_its_luma():
     ],
 )
 def test_a_picture_of_another_kind_is_refused(pixels, kind, reason):
-    with pytest.raises(BadPicture, match=reason):
+    with pytest.raises(BadImage, match=reason):
         decode(npy(pixels), kind=kind)
 
 
@@ -594,7 +596,7 @@ def test_most_images_decide_between_integers_and_floats(tmp_path):
 def test_survey_of_nothing_readable_says_why(tmp_path):
     source = write(tmp_path, a_jpg=b"", b_png=b"text")
 
-    with pytest.raises(DataError, match=r"looked at 2.*a\.jpg: empty file; b\.png: not a picture"):
+    with pytest.raises(DataError, match=r"looked at 2.*a\.jpg: empty file; b\.png: not an image"):
         survey(source)
 
 
@@ -647,7 +649,7 @@ def test_a_channel_that_never_varies_has_deviation_one():
 
 
 def test_measuring_nothing_readable_is_an_error(tmp_path):
-    with pytest.raises(DataError, match=r"looked at 1.*a\.jpg: not a picture"):
+    with pytest.raises(DataError, match=r"looked at 1.*a\.jpg: not an image"):
         measure_pixels(write(tmp_path, a_jpg=b"text"), kind=RGB)
 
 
@@ -660,7 +662,7 @@ def test_every_fault_of_a_mixed_folder_is_found_and_nothing_else(tmp_path):
     for index in range(len(source)):
         try:
             decode(source.read(index), kind=kind)
-        except BadPicture:
+        except BadImage:
             bad.append(source.name(index))
 
     assert bad == broken

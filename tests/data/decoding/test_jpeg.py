@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mae.config.run import AugmentConfig
-from mae.data.batching.batch import BatchPlan, prepared, training_batch
-from mae.data.decoding.decode import BadPicture, PixelKind, UnfitPicture, decode
+from mae.data.batching.batch import BatchPlan, evaluation_batch, training_batch
+from mae.data.decoding.decode import BadImage, PixelKind, UnsupportedImage, decode
 from mae.data.sources.source import FolderSource
 from tests.pictures import encoded, image, rotated_jpeg
 
@@ -97,9 +97,9 @@ def test_a_fifth_of_a_file_zeroed_is_damage_on_every_road(data: bytes, spoil: An
     count = len(data)
     zeroed = data[: count // 2] + bytes(count // 5) + data[count // 2 + count // 5 :]
 
-    with pytest.raises(BadPicture, match="JPEG that cannot be decoded") as error:
+    with pytest.raises(BadImage, match="JPEG that cannot be decoded") as error:
         read(spoil(zeroed))
-    assert not isinstance(error.value, UnfitPicture)
+    assert not isinstance(error.value, UnsupportedImage)
 
 
 def test_damage_of_cmyk_that_pillow_would_let_pass_is_found() -> None:
@@ -110,7 +110,7 @@ def test_damage_of_cmyk_that_pillow_would_let_pass_is_found() -> None:
         spoilt = CMYK[:byte] + bytes([CMYK[byte] ^ 0x10]) + CMYK[byte + 1 :]
         try:
             read(spoilt)
-        except BadPicture:
+        except BadImage:
             refused += 1
             silent += pil(spoilt).shape == (61, 83, 3)
 
@@ -134,7 +134,7 @@ def with_frame(data: bytes, *, marker: int = 0xC0, bits: int = 8, components: in
     ],
 )
 def test_a_jpeg_of_another_process_is_sound(data: bytes, reason: str) -> None:
-    with pytest.raises(UnfitPicture, match=reason):
+    with pytest.raises(UnsupportedImage, match=reason):
         read(data)
 
 
@@ -151,7 +151,7 @@ def test_a_batch_names_what_was_read_with_a_warning_and_replaces_nothing(
     )  # fmt: skip
 
     batch = training_batch(plan, 0)
-    evaluated = prepared(source, range(6), kind=RGB, size=(12, 20))
+    evaluated = evaluation_batch(source, range(6), kind=RGB, size=(12, 20))
 
     for made in (batch, evaluated):
         assert made.bad == () and [found.name for found in made.warned] == ["4.jpg"]

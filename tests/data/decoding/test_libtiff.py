@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mae.data.decoding import libtiff
-from mae.data.decoding.decode import BadPicture, PixelKind, UnfitPicture, decode
+from mae.data.decoding.decode import BadImage, PixelKind, UnsupportedImage, decode
 from tests.pictures import encoded, image
 
 RGB = PixelKind("uint8", 3)
@@ -29,10 +29,10 @@ LZW = spoilt(encoded(PICTURE, "TIFF", compression="tiff_lzw"), 300, bytes(range(
 def test_damage_that_libtiff_speaks_of_is_the_reason_and_nothing_is_printed(
     data: bytes, said: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(BadPicture, match=rf"^TIFF that cannot be decoded \(.*({said})") as error:
+    with pytest.raises(BadImage, match=rf"^TIFF that cannot be decoded \(.*({said})") as error:
         decode(data, kind=RGB)
 
-    assert not isinstance(error.value, UnfitPicture)
+    assert not isinstance(error.value, UnsupportedImage)
     assert capfd.readouterr() == ("", "")
 
 

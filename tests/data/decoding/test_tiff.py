@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mae.data.decoding import header
-from mae.data.decoding.decode import BadPicture, PagesKind, PixelKind, UnfitPicture, decode
-from mae.data.decoding.header import read_facts, read_kind
+from mae.data.decoding.decode import BadImage, PagesKind, PixelKind, UnsupportedImage, decode
+from mae.data.decoding.header import read_header, read_kind
 from mae.data.sources.source import FolderSource
 from mae.data.survey import survey
 from tests.pictures import encoded, image, photo
@@ -88,7 +88,7 @@ def test_other_integers_are_read_only_where_16_bits_hold_them(dtype: str) -> Non
     kind = PixelKind("uint16", 5)
     assert read_kind(io.BytesIO(data)) == kind
     assert np.array_equal(decode(data, kind=kind), pixels)
-    with pytest.raises(BadPicture, match="beyond 16 bits"):
+    with pytest.raises(BadImage, match="beyond 16 bits"):
         decode(spoilt, kind=kind)
 
 
@@ -116,14 +116,14 @@ def test_pages_that_nobody_calls_channels_are_channels_only_when_asked_for() -> 
     pixels = values(5, "float32")
     data = tiff(np.moveaxis(pixels, -1, 0))
 
-    assert read_facts(io.BytesIO(data)).left_out == "frames or pages after the first"
+    assert read_header(io.BytesIO(data)).left_out == "frames or pages after the first"
     assert read_kind(io.BytesIO(data)) == PixelKind("float32", 1)
     assert np.array_equal(decode(data, kind=PixelKind("float32", 1)), pixels[..., :1])
     asked = read_kind(io.BytesIO(data), channels=5)
     assert isinstance(asked, PagesKind) and asked == PixelKind("float32", 5)
     assert np.array_equal(decode(data, kind=asked), pixels)
     assert read_kind(io.BytesIO(data), channels=4) == PixelKind("float32", 1)
-    with pytest.raises(UnfitPicture, match="1 channels in a run of 5"):
+    with pytest.raises(UnsupportedImage, match="1 channels in a run of 5"):
         decode(data, kind=PixelKind("float32", 5))
 
 
@@ -194,9 +194,9 @@ def test_a_file_that_has_to_be_read_otherwise_says_which_command_installs_the_re
 ) -> None:
     monkeypatch.setitem(sys.modules, "tifffile", None)
 
-    with pytest.raises(UnfitPicture, match=r"pip install 'mae-vision\[tiff\]'"):
+    with pytest.raises(UnsupportedImage, match=r"pip install 'mae-vision\[tiff\]'"):
         decode(tiff_of_five(), kind=PixelKind("float32", 5))
-    with pytest.raises(UnfitPicture, match=r"pip install 'mae-vision\[tiff\]'"):
+    with pytest.raises(UnsupportedImage, match=r"pip install 'mae-vision\[tiff\]'"):
         read_kind(io.BytesIO(tiff_of_five()))
 
 
@@ -210,7 +210,7 @@ def test_lzw_says_which_command_installs_its_reader() -> None:
 
     data = tiff_of_five().replace(compression, struct.pack("<HHIH", 259, 3, 1, 5))
 
-    with pytest.raises(UnfitPicture, match="LZW: pip install imagecodecs"):
+    with pytest.raises(UnsupportedImage, match="LZW: pip install imagecodecs"):
         decode(data, kind=PixelKind("float32", 5))
 
 
@@ -236,7 +236,7 @@ def test_a_value_that_is_not_finite_breaks_the_picture(bad: float) -> None:
     pixels = values(5, "float32")
     pixels[3, 4, 2] = bad
 
-    with pytest.raises(BadPicture, match="not finite"):
+    with pytest.raises(BadImage, match="not finite"):
         decode(tiff(pixels, **BANDS), kind=PixelKind("float32", 5))
 
 
@@ -253,12 +253,12 @@ def test_a_file_of_few_bytes_that_claims_many_is_refused_unread(
         assert entry + struct.pack("<I", size) in data
         data = data.replace(entry + struct.pack("<I", size), entry + struct.pack("<I", 12287))
 
-    with pytest.raises(BadPicture, match="too large"):
+    with pytest.raises(BadImage, match="too large"):
         decode(data, kind=PixelKind("float32", 64))
 
 
 def test_more_channels_than_sixty_four_are_refused() -> None:
-    with pytest.raises(BadPicture, match="65 channels, expected at most 64"):
+    with pytest.raises(BadImage, match="65 channels, expected at most 64"):
         read_kind(io.BytesIO(tiff(values(65, "uint8"), **BANDS)))
 
 
@@ -279,7 +279,7 @@ def test_random_damage_gives_a_picture_or_a_reason_and_nothing_on_stderr(
             data[place] = rng.integers(256)
         try:
             decode(bytes(data[: rng.integers(9, 2 * len(data))]), kind=PixelKind("float32", 5))
-        except BadPicture as error:
+        except BadImage as error:
             assert "\n" not in str(error)
             outcomes["reason"] += 1
         else:

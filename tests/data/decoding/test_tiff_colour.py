@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from mae.data.decoding.decode import BadPicture, PixelKind, UnfitPicture, decode
+from mae.data.decoding.decode import BadImage, PixelKind, UnsupportedImage, decode
 from mae.data.decoding.header import read_kind
 from tests.data.decoding.test_tiff import tiff
 from tests.pictures import photo
@@ -158,7 +158,7 @@ REFUSED: tuple[tuple[str, bytes], ...] = (
 
 @pytest.mark.parametrize("data", [row[1] for row in REFUSED], ids=[row[0] for row in REFUSED])
 def test_colour_that_is_converted_nowhere_is_refused_as_sound(data: bytes) -> None:
-    with pytest.raises(UnfitPicture, match="expected|planes|not CMYK|min-is-white|not that of"):
+    with pytest.raises(UnsupportedImage, match="expected|planes|not CMYK|min-is-white|not that of"):
         decode(data, kind=PixelKind("uint16", 3))
 
 
@@ -180,7 +180,7 @@ def test_odd_numbers_of_bits_are_read_by_their_range_or_name_their_reader(
     kind = PixelKind(meant.dtype.name, np.atleast_3d(meant).shape[2])  # type: ignore[arg-type]
     try:
         pixels = decode(make(), kind=kind)
-    except BadPicture as error:
-        assert isinstance(error, UnfitPicture) and "imagecodecs" in str(error)
+    except BadImage as error:
+        assert isinstance(error, UnsupportedImage) and "imagecodecs" in str(error)
     else:
         assert np.array_equal(pixels, np.atleast_3d(meant))

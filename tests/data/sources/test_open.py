@@ -65,7 +65,7 @@ def test_a_list_is_read_with_the_separator_and_heading_it_has(
     (folder / name).write_text(text, encoding="utf-8", newline="")
     said: list[str] = []
 
-    source = open_source(folder / name, say=said.append)
+    source = open_source(folder / name, log=said.append)
 
     assert [source.name(i) for i in range(len(source))] == ["dog/1.png", "cat/0.png"]
     assert source.labels is not None and source.labels.tolist() == [1, 0]
@@ -95,7 +95,7 @@ def test_a_list_of_paths_alone_needs_no_separator(name: str, folder: Path) -> No
         ("dog/1.png,dog,0\n", r"line 1: got 3 columns \(dog/1.png, dog, 0\), expected path,label"),
         ("a,b,c\ndog/1.png,dog,0\n", r"line 1: got 3 columns \(a, b, c\)"),
         ("path,fold,label\ndog/1.png,0,dog\ncat/0.png,cat\n", r"line 3: got .* expected 3 cells"),
-        ("", "has no pictures"),
+        ("", "has no images"),
         ("\xff", "cannot be read: .*expected text in UTF-8"),
         ("path,label\n", "neither it nor the next one names a file"),
     ],

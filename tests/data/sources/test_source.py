@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mae.data.decoding.decode import BadPicture
+from mae.data.decoding.decode import BadImage
 from mae.data.sources.source import ArraySource, FolderSource
 from mae.errors import DataError
 from tests.pictures import mixed_folder
@@ -158,7 +158,7 @@ def test_what_cannot_be_read_is_a_bad_picture_with_its_reason(tmp_path):
     for index in range(len(source)):
         try:
             source.read(index)
-        except BadPicture as error:
+        except BadImage as error:
             reasons[source.name(index)] = str(error)
 
     assert reasons == {
@@ -231,7 +231,7 @@ def test_an_array_is_a_source_of_its_pictures():
     assert source.images.shape == (2, 3, 5, 1)
     assert source.labels is not None and source.labels.dtype == np.int64
     assert np.array_equal(source.read(1)[..., 0], images[1])
-    assert source.name(1) == "picture 1"
+    assert source.name(1) == "image 1"
 
 
 def test_the_fingerprint_of_an_array_follows_pixels_and_labels():

@@ -16,7 +16,7 @@ import pytest
 
 from mae.data.sources.open import open_source
 from mae.data.sources.pack import PackSource
-from mae.data.sources.pack_index import Facts, whole, write_index
+from mae.data.sources.pack_index import IndexInfo, whole, write_index
 from mae.data.sources.source import FolderSource
 from mae.data.sources.tars import is_tars, open_tars
 from mae.errors import DataError
@@ -142,7 +142,7 @@ def test_names_that_cannot_be_printed_are_escaped(tmp_path: Path) -> None:
     [
         (b"", "all.tar cannot be read as tar"),
         (b"\x1f\x8b" + bytes(600), "gzip -dc .*/all.tar > .*/unpacked-all.tar$"),
-        (None, "no pictures in .*all.tar: expected members ending in"),
+        (None, "no images in .*all.tar: expected members ending in"),
     ],
 )
 def test_what_is_no_tar_of_pictures_is_one_line(
@@ -287,9 +287,7 @@ def test_a_tar_of_links_out_of_it_says_so(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "all.tar", "w") as tar:
         add_link(tar, "cats", "/data/cats", tarfile.SYMTYPE)
 
-    with pytest.raises(
-        DataError, match=r"no pictures in .*1 left out: cats \(a link to /data/cats"
-    ):
+    with pytest.raises(DataError, match=r"no images in .*1 left out: cats \(a link to /data/cats"):
         open_tars(tmp_path / "all.tar")
 
 
@@ -299,7 +297,7 @@ def test_an_index_made_when_links_were_left_out_is_made_anew(tmp_path: Path) -> 
     status = path.stat()
     old = json.dumps([["all.tar", status.st_size, status.st_mtime_ns]])
     columns = {name: whole(array) for name, array in open_tars(path).index.arrays.items()}
-    write_index(index, columns, Facts((("all.tar", 0),), stamp=old))
+    write_index(index, columns, IndexInfo((("all.tar", 0),), stamp=old))
 
     assert names(open_tars(path)) == ["a.jpg"]
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from mae.data.audit.channel_stats import ChannelSums
 from mae.data.audit.duplicates import alike, digest_of, look_of, same
-from mae.data.decoding.decode import BadPicture, PixelKind, UnfitPicture, decode
-from mae.data.decoding.header import Facts, asked_channels, pixel_dtype, read_facts
+from mae.data.decoding.decode import BadImage, PixelKind, UnsupportedImage, decode
+from mae.data.decoding.header import ImageHeader, asked_channels, pixel_dtype, read_header
 from mae.data.sources.source import Source
 
 _FLAT = 0.05  # fraction of the std of all pixels; an image below it is nearly constant
@@ -76,7 +76,7 @@ class Findings:
         """
         try:
             data = self.source.read(index)
-        except BadPicture as error:
+        except BadImage as error:
             cause = error.__cause__
             of_the_file = not isinstance(cause, OSError) or cause.errno in _GONE
             self._fault(index, error, broken=of_the_file)
@@ -85,8 +85,8 @@ class Findings:
             facts = _facts(data, asked_channels(self.kind))
             warnings: list[str] = []
             pixels = decode(data, kind=self.kind or facts.kind, warn=warnings.append)
-        except BadPicture as error:
-            self._fault(index, error, broken=not isinstance(error, UnfitPicture))
+        except BadImage as error:
+            self._fault(index, error, broken=not isinstance(error, UnsupportedImage))
             return None
         H, W, C = pixels.shape
         sums = ChannelSums(C) if self.sums is None else self.sums
@@ -104,7 +104,7 @@ class Findings:
         self.bytes += len(data) if isinstance(data, bytes) else data.nbytes
         return pixels
 
-    def _fault(self, index: int, error: BadPicture, *, broken: bool) -> None:
+    def _fault(self, index: int, error: BadImage, *, broken: bool) -> None:
         self.faults.append(Fault(index, self.source.name(index), str(error), broken))
 
     def warnings(self) -> list[Fault]:
@@ -140,8 +140,8 @@ class Findings:
         return [[places[i] for i in group] for group in alike([self.looks[p] for p in places])]
 
 
-def _facts(data: bytes | NDArray[Any], channels: int | None) -> Facts:
+def _facts(data: bytes | NDArray[Any], channels: int | None) -> ImageHeader:
     if isinstance(data, bytes):
-        return read_facts(io.BytesIO(data), channels=channels)
+        return read_header(io.BytesIO(data), channels=channels)
     pixels = np.atleast_3d(data)
-    return Facts("array", PixelKind(pixel_dtype(pixels.dtype), pixels.shape[2]))
+    return ImageHeader("array", PixelKind(pixel_dtype(pixels.dtype), pixels.shape[2]))

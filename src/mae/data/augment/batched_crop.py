@@ -31,7 +31,7 @@ class Taps(NamedTuple):
 
 
 def resized_crops(
-    pictures: NDArray[np.uint8],
+    images: NDArray[np.uint8],
     boxes: NDArray[np.int64],
     *,
     size: tuple[int, int],
@@ -44,7 +44,7 @@ def resized_crops(
     float32 (24 bits) and the result is the same on any machine, device and number of threads.
 
     Args:
-        pictures: B H W C.
+        images: B H W C.
         boxes: B 4: top, left, height, width.
         size: height and width of the results.
         flips: B, True where the result is mirrored left to right.
@@ -52,19 +52,19 @@ def resized_crops(
     Returns:
         B h w C, contiguous, never a view.
     """
-    if size == pictures.shape[1:3] and (boxes == (0, 0, *size)).all():
-        flipped = pictures.copy()
-        flipped[flips] = pictures[flips, :, ::-1]
+    if size == images.shape[1:3] and (boxes == (0, 0, *size)).all():
+        flipped = images.copy()
+        flipped[flips] = images[flips, :, ::-1]
         return flipped
-    given = torch.from_numpy(np.require(pictures, requirements=["C", "W"]))
+    given = torch.from_numpy(np.require(images, requirements=["C", "W"]))
     return np.asarray(crops_on_device(given, boxes, size=size, flips=flips))
 
 
 def crops_on_device(
-    pictures: Tensor, boxes: NDArray[np.int64], *, size: tuple[int, int], flips: NDArray[np.bool_]
+    images: Tensor, boxes: NDArray[np.int64], *, size: tuple[int, int], flips: NDArray[np.bool_]
 ) -> Tensor:
     """Run `resized_crops` on a tensor of any device: B H W C to B h w C on that device."""
-    (B, H, W, C), device = pictures.shape, pictures.device
+    (B, H, W, C), device = images.shape, images.device
     crops = torch.empty(B, *size, C, dtype=torch.uint8, device=device)
     count = max(1, _AT_A_TIME // (max(H, size[0]) * max(W, size[1]) * C))
     before = np.arange(B) % count  # position of each image among those processed at a time
@@ -72,17 +72,17 @@ def crops_on_device(
     rows = bicubic_taps(boxes[:, 0] + before * H, boxes[:, 2], wanted=size[0])
     for start in range(0, B, count):
         some = slice(start, start + count)
-        resized = _resized(pictures[some], rows.some(some, device), columns.some(some, device))
+        resized = _resized(images[some], rows.some(some, device), columns.some(some, device))
         crops[some] = resized.short()  # torch converts floats to uint8 three times as slowly
     return crops
 
 
-def _resized(pictures: Tensor, rows: Taps, columns: Taps) -> Tensor:
+def _resized(images: Tensor, rows: Taps, columns: Taps) -> Tensor:
     """Resize images: B h w C float32 in [0, 255], to be truncated to integers."""
-    B, H, W, C = pictures.shape
+    B, H, W, C = images.shape
     h, w = rows.places.shape[1], columns.places.shape[1]
     # The weighted sums run over long contiguous lines, so each pass moves its axis to the front.
-    lines = pictures.view(B, H, W * C).float().transpose(1, 2).reshape(B, W, C * H)
+    lines = images.view(B, H, W * C).float().transpose(1, 2).reshape(B, W, C * H)
     passed = _pass(lines, columns).floor_()  # B w C*H
     lines = passed.view(B, w * C, H).transpose(1, 2).reshape(B, H, w * C)
     return _pass(lines, rows).view(B, h, w, C)
@@ -120,25 +120,25 @@ def bicubic_taps(
         wanted: pixels of the result.
         flips: B, True where the result is reversed.
     """
-    sorts, sort = np.unique(lengths, return_inverse=True)  # few in a batch of small images
-    step = (sorts / wanted)[:, None]  # sorts 1
+    distinct, which = np.unique(lengths, return_inverse=True)  # few in a batch of small images
+    step = (distinct / wanted)[:, None]  # distinct 1
     stretch = np.maximum(step, 1)
-    centres = (np.arange(wanted) + 0.5) * step  # sorts wanted, from the start of the box
+    centres = (np.arange(wanted) + 0.5) * step  # distinct wanted, from the start of the box
     first = np.maximum(np.floor(centres - 2 * stretch + 0.5), 0)
-    taps = first[..., None] + np.arange(math.ceil(4 * stretch.max()))  # sorts wanted t
+    taps = first[..., None] + np.arange(math.ceil(4 * stretch.max()))  # distinct wanted t
     x = np.minimum(np.abs(taps + 0.5 - centres[..., None]) / stretch[..., None], 2)
     near, far = (1.5 * x - 2.5) * x * x + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2
-    weights = np.where(x < 1, near, far) * (taps < sorts[:, None, None])
+    weights = np.where(x < 1, near, far) * (taps < distinct[:, None, None])
     units = np.rint(weights * (_UNIT / weights.sum(axis=-1, keepdims=True)))
     # The pixel under the centre, which has the largest weight, absorbs the rounding error.
-    line, place = np.ogrid[: len(sorts), :wanted]
+    line, place = np.ogrid[: len(distinct), :wanted]
     heaviest = (np.floor(centres) - first).astype(np.int64)
     units[line, place, heaviest] += _UNIT - units.sum(axis=-1)
-    inside = np.minimum(taps, sorts[:, None, None] - 1).astype(np.int64)
+    inside = np.minimum(taps, distinct[:, None, None] - 1).astype(np.int64)
     weights = (units / _UNIT).astype(np.float32)
     if flips is not None:
         inside, weights = (np.concatenate([v, v[:, ::-1]]) for v in (inside, weights))
-        sort = sort + flips * len(sorts)
-    places = inside[sort]
+        which = which + flips * len(distinct)
+    places = inside[which]
     places += starts[:, None, None]
-    return Taps(torch.from_numpy(places), torch.from_numpy(weights[sort]))
+    return Taps(torch.from_numpy(places), torch.from_numpy(weights[which]))

@@ -144,7 +144,7 @@ def central_pixels_box(
 
 
 def evaluation_view(
-    picture: NDArray[Any], *, size: tuple[int, int], crop_pct: float | None = None
+    image: NDArray[Any], *, size: tuple[int, int], crop_pct: float | None = None
 ) -> NDArray[Any]:
     """Resize the short side of an image, then crop the centre.
 
@@ -154,22 +154,22 @@ def evaluation_view(
     `int(side / crop_pct)`. A smaller image is enlarged.
 
     Args:
-        picture: H W C; uint8, uint16 or float32.
+        image: H W C; uint8, uint16 or float32.
         size: height and width of the result.
         crop_pct: fraction of each resized side that is kept; None: as published for `size`.
 
     Returns:
         h w C of the same type, contiguous, never a view.
     """
-    (H, W), (h, w) = picture.shape[:2], size
+    (H, W), (h, w) = image.shape[:2], size
     crop_pct = published_crop_pct(size) if crop_pct is None else crop_pct
     resized = _resized_sides(H, W, size=size, crop_pct=crop_pct)
     top, left = (round((whole - kept) / 2.0) for whole, kept in zip(resized, size, strict=True))
     if resized == (H, W):
-        return resized_crop(picture, (top, left, h, w), size=size)
+        return resized_crop(image, (top, left, h, w), size=size)
     if resized[0] * resized[1] > _MOST_WASTE * h * w:
-        return _resized_middle(picture, (top, left), resized=resized, size=size)
-    whole = resized_crop(picture, (0, 0, H, W), size=resized)
+        return _resized_middle(image, (top, left), resized=resized, size=size)
+    whole = resized_crop(image, (0, 0, H, W), size=resized)
     return np.ascontiguousarray(whole[top : top + h, left : left + w])
 
 
@@ -184,7 +184,7 @@ def _resized_sides(
 
 
 def _resized_middle(
-    picture: NDArray[Any],
+    image: NDArray[Any],
     corner: tuple[int, int],
     *,
     resized: tuple[int, int],
@@ -194,9 +194,9 @@ def _resized_middle(
 
     An image of 1 x 65,535 pixels, resized whole to a height of 256, would have 4.3 billion.
     """
-    sides = zip(picture.shape[:2], resized, corner, size, strict=True)
+    sides = zip(image.shape[:2], resized, corner, size, strict=True)
     (y, top, bottom), (x, left, right) = (_taken_part(*side) for side in sides)
-    w, part, planes = size[1], picture[y, x], []
+    w, part, planes = size[1], image[y, x], []
     part = part.astype(np.float32) if part.dtype == np.uint16 else part
     for channel in range(part.shape[2]):
         plane = Image.fromarray(np.ascontiguousarray(part[..., channel]))
@@ -204,7 +204,7 @@ def _resized_middle(
         plane = plane.resize((w, plane.height), _BICUBIC, box=(left, 0, right, plane.height))
         planes.append(np.asarray(plane.resize(size[::-1], _BICUBIC, box=(0, top, w, bottom))))
     middle = np.stack(planes, axis=-1)
-    return _as_uint16(middle) if picture.dtype == np.uint16 else middle
+    return _as_uint16(middle) if image.dtype == np.uint16 else middle
 
 
 def _taken_part(stored: int, resized: int, start: int, count: int) -> tuple[slice, float, float]:
@@ -215,19 +215,19 @@ def _taken_part(stored: int, resized: int, start: int, count: int) -> tuple[slic
     return slice(first, last), low - first, high - first
 
 
-def central_pixels(picture: NDArray[Any], *, size: tuple[int, int]) -> NDArray[Any]:
+def central_pixels(image: NDArray[Any], *, size: tuple[int, int]) -> NDArray[Any]:
     """Crop the centre of an image, see `central_pixels_box`."""
-    box = central_pixels_box(*picture.shape[:2], size=size)
-    return resized_crop(picture, box, size=size)
+    box = central_pixels_box(*image.shape[:2], size=size)
+    return resized_crop(image, box, size=size)
 
 
 def resized_crop(
-    picture: NDArray[Any], box: Box, *, size: tuple[int, int], flip: bool = False
+    image: NDArray[Any], box: Box, *, size: tuple[int, int], flip: bool = False
 ) -> NDArray[Any]:
     """Crop a box from an image and resize it; pixels outside the box have no influence.
 
     Args:
-        picture: H W C; uint8, uint16 or float32.
+        image: H W C; uint8, uint16 or float32.
         box: top, left, height, width.
         size: height and width of the result.
         flip: whether the result is mirrored left to right.
@@ -236,7 +236,7 @@ def resized_crop(
         h w C of the same type, contiguous, never a view; integers rounded and within their range.
     """
     top, left, height, width = map(int, box)
-    crop = picture[top : top + height, left : left + width]
+    crop = image[top : top + height, left : left + width]
     if crop.dtype == np.uint16:
         wide = resized_crop(crop.astype(np.float32), (0, 0, height, width), size=size, flip=flip)
         return _as_uint16(wide)

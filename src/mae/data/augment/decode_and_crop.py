@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mae.config.run import AugmentConfig
 from mae.data.augment.crop import Box, random_box, resized_crop
-from mae.data.decoding.decode import PixelKind, decode, jpeg_head, say_nothing
+from mae.data.decoding.decode import PixelKind, decode, ignore_message, jpeg_head
 
 _SCALES = (8, 4, 2)  # JPEG blocks of 8 x 8 can also be decoded to 1, 2 or 4 pixels per side
 
@@ -23,7 +23,7 @@ def random_crops(
     kind: PixelKind,
     size: tuple[int, int],
     augment: AugmentConfig,
-    warn: Callable[[str], None] = say_nothing,
+    warn: Callable[[str], None] = ignore_message,
 ) -> list[NDArray[Any]]:
     """Decode an image once and cut one crop per row of draws.
 
@@ -42,7 +42,7 @@ def random_crops(
     Returns:
         V arrays h w C.
     Raises:
-        BadPicture: with the reason, if the image cannot be read.
+        BadImage: with the reason, if the image cannot be read.
     """
 
     def boxes_in(height: int, width: int) -> list[Box]:

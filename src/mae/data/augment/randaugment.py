@@ -37,7 +37,7 @@ class Policy(NamedTuple):
     """Fill value of each channel, 0 to 1, for pixels outside a transformed image."""
 
 
-def require_policy(policy: Policy, kind: PixelKind) -> None:
+def check_policy(policy: Policy, kind: PixelKind) -> None:
     """Check that timm knows a policy and can apply it to images of a kind.
 
     Raises:
@@ -45,7 +45,7 @@ def require_policy(policy: Policy, kind: PixelKind) -> None:
     """
     if kind.dtype != "uint8" or kind.channels not in (1, 3):
         raise ConfigError(
-            f"rand_augment: takes grey or colour pictures of 8 bits, got {kind.channels} channels "
+            f"rand_augment: takes grey or colour images of 8 bits, got {kind.channels} channels "
             f"of {kind.dtype}; leave it out (--rand-augment none)"
         )
     try:
@@ -71,14 +71,14 @@ def augmented(
     transform = _transform(policy, images.shape[1:3])
     changed = np.empty_like(images)
     with _generators_kept():
-        for i, picture in enumerate(images):
+        for i, image in enumerate(images):
             own = generator(seed, epoch, int(ids[i]), stream=Stream.AUGMENT)
             words = own.integers(2**32, size=4, dtype=np.uint32)
             random.seed(int(words[0]))
             np.random.seed(words[1:])
-            pixels = np.ascontiguousarray(picture)
-            shown = Image.fromarray(pixels[..., 0] if picture.shape[2] == 1 else pixels)
-            changed[i] = np.asarray(transform(shown)).reshape(picture.shape)
+            pixels = np.ascontiguousarray(image)
+            shown = Image.fromarray(pixels[..., 0] if image.shape[2] == 1 else pixels)
+            changed[i] = np.asarray(transform(shown)).reshape(image.shape)
     return changed
 
 
@@ -101,15 +101,15 @@ def _transform(policy: Policy, size: tuple[int, int]) -> Callable[[Any], Any]:
 
 
 def _posterized(
-    posterize: Callable[..., Image.Image], picture: Image.Image, bits: int, **settings: object
+    posterize: Callable[..., Image.Image], image: Image.Image, bits: int, **settings: object
 ) -> Image.Image:
     """Posterize as timm does, which keeps 0 bits at the highest magnitude.
 
     Newer versions of Pillow refuse 0 bits; the result is black, as in older versions.
     """
     if bits > 0:
-        return posterize(picture, bits, **settings)
-    return Image.new(picture.mode, picture.size)
+        return posterize(image, bits, **settings)
+    return Image.new(image.mode, image.size)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from mae.data.augment.batched_crop import resized_crops
 from mae.data.augment.crop import CROP_DRAWS, crop_boxes, evaluation_view
 from mae.data.augment.decode_and_crop import random_crops
 from mae.data.augment.randaugment import Policy, augmented
-from mae.data.decoding.decode import BadPicture, PixelKind, decode
+from mae.data.decoding.decode import BadImage, PixelKind, decode
 from mae.data.decoding.header import pixel_dtype
 from mae.data.sampling.draws import Stream, uniform
 from mae.data.sampling.order import shuffled
@@ -30,7 +30,7 @@ from mae.errors import DataError
 class View(Protocol):
     """A function that makes the evaluation view of an image."""
 
-    def __call__(self, picture: NDArray[Any], *, size: tuple[int, int]) -> NDArray[Any]:
+    def __call__(self, image: NDArray[Any], *, size: tuple[int, int]) -> NDArray[Any]:
         """Return the view h w C of an image H W C, of the same type."""
 
 
@@ -151,9 +151,9 @@ def training_batch(plan: BatchPlan, step: int, *, room: NDArray[Any] | None = No
     flips = draw(Stream.FLIP, 1)[:, 0] < plan.augment.flip
     crops = draw(Stream.CROP, CROP_DRAWS)
     found = Found([], [])
-    if cropped_at_once(plan):
-        pictures, shown = small_pictures(plan, first, ids, found.bad)
-        images = small_crops(plan, pictures, crops, flips)
+    if crops_as_batch(plan):
+        images, shown = read_small_images(plan, first, ids, found.bad)
+        images = crop_small_images(plan, images, crops, flips)
     else:
         images, shown = _read_crops(plan, first, ids, crops, flips, found, room)
     if plan.policy is not None:
@@ -202,7 +202,7 @@ def _read_crops(
     return images, shown
 
 
-def cropped_at_once(plan: BatchPlan) -> bool:
+def crops_as_batch(plan: BatchPlan) -> bool:
     """Whether the images are stored as equal-size arrays that are cropped fastest as a batch."""
     match plan.source:
         case ArraySource(images=images):
@@ -218,38 +218,38 @@ def cropped_at_once(plan: BatchPlan) -> bool:
     return small and plan.kind == kind and kind.dtype == "uint8"
 
 
-def small_pictures(
+def read_small_images(
     plan: BatchPlan, epoch: int, ids: NDArray[np.int64], bad: list[Bad]
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Read the images of a batch for which `cropped_at_once` is true.
+    """Read the images of a batch for which `crops_as_batch` is true.
 
     Returns:
         Images B H W C and the ids B of those shown; broken images are replaced.
     """
     if isinstance(plan.source, ArraySource):
         return plan.source.images.astype(np.uint8, copy=False)[ids], ids
-    as_it_is = lambda pixels, warn: [np.asarray(pixels)]  # noqa: E731
+    uncollated = lambda pixels, warn: [np.asarray(pixels)]  # noqa: E731
     found = Found(bad, [])
-    read = [_read_or_replace(plan, epoch, index, as_it_is, found) for index in ids.tolist()]
+    read = [_read_or_replace(plan, epoch, index, uncollated, found) for index in ids.tolist()]
     return np.stack([pixels for (pixels,), _ in read]), np.array([index for _, index in read])
 
 
-def small_crops(
+def crop_small_images(
     plan: BatchPlan,
-    pictures: NDArray[np.uint8],
+    images: NDArray[np.uint8],
     draws: NDArray[np.float32],
     flips: NDArray[np.bool_],
 ) -> NDArray[np.uint8]:
     """Crop small images as a batch: B H W C to B h w C, view by view."""
-    H, W = pictures.shape[1:3]
+    H, W = images.shape[1:3]
     sides = np.full(len(draws), H), np.full(len(draws), W)
     how = plan.augment
     boxes = crop_boxes(
         *sides, draws, scale=how.crop_scale, ratio=how.crop_ratio, clip=how.crop_clip
     )
     if plan.views_per_decode > 1:
-        pictures = np.tile(pictures, (plan.views_per_decode, 1, 1, 1))
-    return resized_crops(pictures, boxes, size=plan.size, flips=flips)
+        images = np.tile(images, (plan.views_per_decode, 1, 1, 1))
+    return resized_crops(images, boxes, size=plan.size, flips=flips)
 
 
 def _read_or_replace(
@@ -269,10 +269,10 @@ def _read_or_replace(
         warn = partial(_note, found.warned, candidate, name)
         try:
             return cut(plan.source.read(candidate), warn=warn), candidate
-        except BadPicture as error:
+        except BadImage as error:
             found.bad.append(Bad(candidate, name(candidate), str(error)))
     last = found.bad[-1].reason
-    raise DataError(f"pictures: none of {_REPLACEMENTS + 1} in a row could be read; last: {last}")
+    raise DataError(f"images: none of {_REPLACEMENTS + 1} in a row could be read; last: {last}")
 
 
 def _note(found: list[Bad], index: int, name: Callable[[int], str], text: str) -> None:
@@ -286,7 +286,7 @@ def _candidates(plan: BatchPlan, epoch: int, index: int) -> Iterator[int]:
     yield from (draws[0] * len(plan.source)).astype(np.int64).tolist()
 
 
-class Prepared(NamedTuple):
+class EvaluationBatch(NamedTuple):
     """Images in the deterministic evaluation view."""
 
     images: Tensor
@@ -298,14 +298,14 @@ class Prepared(NamedTuple):
     """Images that were read, and what is wrong with their files."""
 
 
-def prepared(
+def evaluation_batch(
     source: Source,
     ids: Sequence[int],
     *,
     kind: PixelKind,
     size: tuple[int, int],
     view: View = evaluation_view,
-) -> Prepared:
+) -> EvaluationBatch:
     """Read images for evaluation, without randomness.
 
     Args:
@@ -320,16 +320,16 @@ def prepared(
     for index in ids:
         try:
             warn = partial(_note, warned, index, source.name)
-            picture = decode(source.read(index), kind=kind, warn=warn)
-        except BadPicture as error:
+            image = decode(source.read(index), kind=kind, warn=warn)
+        except BadImage as error:
             bad.append(Bad(index, source.name(index), str(error)))
             continue
-        images.append(view(picture, size=size))
+        images.append(view(image, size=size))
         kept.append(index)
     empty = np.zeros((0, *size, kind.channels), dtype=kind.dtype)
     stacked = np.stack(images) if images else empty
     ids_kept = torch.tensor(kept, dtype=torch.int64)
-    return Prepared(channels_first(stacked), ids_kept, tuple(bad), tuple(warned))
+    return EvaluationBatch(channels_first(stacked), ids_kept, tuple(bad), tuple(warned))
 
 
 def channels_first(images: NDArray[Any]) -> Tensor:

@@ -15,8 +15,15 @@ import torch
 from torch.utils.data import DataLoader
 
 from mae.data.batching.batch import Batch, BatchPlan, channels_first, training_batch
-from mae.data.batching.readers import Reader, Readers, Sent, as_it_is, leave_if_reader, start_reader
-from mae.data.batching.shared_memory import Slots
+from mae.data.batching.readers import (
+    Reader,
+    Readers,
+    Sent,
+    exit_if_reader,
+    start_reader,
+    uncollated,
+)
+from mae.data.batching.shared_memory import SharedBatchPool
 from mae.errors import MaeError
 
 MADE_AHEAD = 2
@@ -44,16 +51,16 @@ def batches(plan: BatchPlan, *, start: int, stop: int, workers: int) -> Iterator
         for step in range(start, stop):
             yield training_batch(plan, step)
         return
-    leave_if_reader()
+    exit_if_reader()
     readers, failure = Readers(), None
-    slots = Slots(plan, count=MADE_AHEAD * workers + _HELD)
+    slots = SharedBatchPool(plan, count=MADE_AHEAD * workers + _HELD)
     reader = Reader(plan, slots)
     loader = DataLoader(
         reader,
         batch_size=None,  # "sample" k is the batch of task k
         # A generator: each task takes a free slot only when it is sent.
         sampler=((step, slots.take()) for step in range(start, stop)),
-        collate_fn=as_it_is,
+        collate_fn=uncollated,
         num_workers=workers,
         multiprocessing_context=readers,
         worker_init_fn=start_reader,
@@ -95,7 +102,7 @@ def _let_go(made: list[Any]) -> None:
             thread.join(timeout=1)
 
 
-def _received(slots: Slots, sent: Batch | Sent | MaeError) -> Batch:
+def _received(slots: SharedBatchPool, sent: Batch | Sent | MaeError) -> Batch:
     """Assemble a batch from its slot and its other fields; raise an error that was sent."""
     if isinstance(sent, MaeError):
         raise sent

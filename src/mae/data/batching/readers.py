@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import Dataset
 
 from mae.data.batching.batch import Batch, BatchPlan, training_batch
-from mae.data.batching.shared_memory import Slots
+from mae.data.batching.shared_memory import SharedBatchPool
 from mae.data.sources.source import Source
 from mae.errors import ConfigError, DataError, MaeError, TrainingError
 
@@ -79,7 +79,7 @@ class Readers(SpawnContext):
         )
 
 
-def leave_if_reader() -> None:
+def exit_if_reader() -> None:
     """Exit silently if this process is a reader that reached this call while importing the script.
 
     The process that started it reports the error, once for all readers.
@@ -125,7 +125,7 @@ class Reader(Dataset[Batch | Sent | MaeError]):
     training process forever.
     """
 
-    def __init__(self, plan: BatchPlan, slots: Slots) -> None:
+    def __init__(self, plan: BatchPlan, slots: SharedBatchPool) -> None:
         """Write the plan to a temporary file.
 
         Raises:
@@ -146,10 +146,10 @@ class Reader(Dataset[Batch | Sent | MaeError]):
         """Close the file; readers that have started keep theirs."""
         self._file.close()
 
-    def __getstate__(self) -> tuple[Any, Slots]:
+    def __getstate__(self) -> tuple[Any, SharedBatchPool]:
         return reduction.DupFd(self._file.fileno()), self._slots
 
-    def __setstate__(self, sent: tuple[Any, Slots]) -> None:
+    def __setstate__(self, sent: tuple[Any, SharedBatchPool]) -> None:
         handle, self._slots = sent
         # Mapped, not read: all readers share one position in the file.
         with (
@@ -175,7 +175,7 @@ class Reader(Dataset[Batch | Sent | MaeError]):
         return Sent(slot, tuple(v.numpy() if isinstance(v, torch.Tensor) else v for v in rest))
 
 
-def as_it_is(made: T) -> T:
+def uncollated(made: T) -> T:
     """Return a batch without collating."""
     return made
 

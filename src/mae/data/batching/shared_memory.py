@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mae.data.batching.batch import BatchPlan
 
 
-class Slots:
+class SharedBatchPool:
     """Shared memory for the crops of several batches, mapped by every process that receives it.
 
     Each process maps its pages once. Separate memory for every batch would be mapped and cleared

@@ -14,10 +14,10 @@ from PIL import Image
 
 from mae.config.model import PixelDtype
 from mae.data.decoding import header, jpeg, tiff
-from mae.data.decoding.header import BadPicture as BadPicture
+from mae.data.decoding.header import BadImage as BadImage
 from mae.data.decoding.header import PagesKind as PagesKind
 from mae.data.decoding.header import PixelKind as PixelKind
-from mae.data.decoding.header import UnfitPicture as UnfitPicture
+from mae.data.decoding.header import UnsupportedImage as UnsupportedImage
 from mae.data.decoding.strips import row_strips
 
 FULL_RANGE: dict[PixelDtype, float] = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}
@@ -29,7 +29,7 @@ _SEGMENT = struct.Struct(">BBH")  # 0xFF, marker, bytes to the next segment
 _LUMA = (19595, 38470, 7471)  # ITU-R 601-2 luma in units of 2^-16, as in Pillow
 
 
-def say_nothing(line: str) -> None:
+def ignore_message(line: str) -> None:
     """Discard a message for the user."""
 
 
@@ -38,7 +38,7 @@ def decode(
     *,
     kind: PixelKind,
     shrink: int = 1,
-    warn: Callable[[str], None] = say_nothing,
+    warn: Callable[[str], None] = ignore_message,
 ) -> NDArray[Any]:
     """Decode an image to pixels of exactly the given kind.
 
@@ -56,7 +56,7 @@ def decode(
     Returns:
         H W C.
     Raises:
-        BadPicture: with the reason, if the image cannot be read; an `UnfitPicture` if it is valid
+        BadImage: with the reason, if the image cannot be read; an `UnsupportedImage` if it is valid
             but does not fit the kind or needs a library that is not installed.
     """
     if isinstance(data, bytes):
@@ -87,43 +87,43 @@ def _decode_file(
             return values
         if split:
             file = io.BytesIO(header.grey_alpha_as_bytes(data))
-        with header.opened(file, file_format) as picture:
-            layout = header.layout_beyond_pillow(file, picture, channels=channels)
-            if picture is None or layout is not None:
+        with header.opened(file, file_format) as image:
+            layout = header.layout_beyond_pillow(file, image, channels=channels)
+            if image is None or layout is not None:
                 assert layout is not None
                 whole = _unsigned(tiff.read_pixels(file, channels=channels))
                 return _upright(whole, layout.orientation)
-            header.picture_kind(picture)
+            header.image_kind(image)
             with header.libtiff_heard(file_format, warn):
                 if file_format == "JPEG":
-                    pixels = _decode_opened_jpeg(data, picture, space, shrink=shrink, warn=warn)
+                    pixels = _decode_opened_jpeg(data, image, space, shrink=shrink, warn=warn)
                 else:
-                    pixels = _by_pillow(picture, split=split)
+                    pixels = _by_pillow(image, split=split)
             # Read after loading: Pillow has then rotated a TIFF and reset its tag.
-            orientation = _orientation(picture)
-        del picture  # free Pillow's copy of the pixels before rotation makes another
+            orientation = _orientation(image)
+        del image  # free Pillow's copy of the pixels before rotation makes another
         return _upright(pixels, orientation)
 
 
 def _decode_opened_jpeg(
     data: bytes,
-    picture: Image.Image,
+    image: Image.Image,
     space: str,
     *,
     shrink: int,
     warn: Callable[[str], None],
 ) -> NDArray[Any]:
     if reason := jpeg.other_process(data):
-        raise UnfitPicture(reason)
-    size = picture.height, picture.width
-    if picture.mode != "CMYK":
+        raise UnsupportedImage(reason)
+    size = image.height, image.width
+    if image.mode != "CMYK":
         pixels = _decode_jpeg(data, space, size, shrink=shrink, warn=warn)
-        return _by_pillow(picture) if pixels is None else pixels
+        return _by_pillow(image) if pixels is None else pixels
     inks = _decode_jpeg(data, "CMYK", size, shrink=1, warn=warn)
     if inks is None:
-        return _by_pillow(picture)
+        return _by_pillow(image)
     np.invert(inks, out=inks)  # as Pillow does for every CMYK JPEG
-    return _by_pillow(Image.frombuffer("CMYK", picture.size, inks, "raw", "CMYK", 0, 1))
+    return _by_pillow(Image.frombuffer("CMYK", image.size, inks, "raw", "CMYK", 0, 1))
 
 
 def _decode_jpeg(
@@ -180,37 +180,37 @@ def jpeg_head(data: bytes) -> JpegHead | None:
     """Read the header of a JPEG; None for any other file.
 
     Raises:
-        BadPicture: if the header is invalid.
+        BadImage: if the header is invalid.
     """
     if header.format_of(data[:16]) != "JPEG":
         return None
     if (size := _plain_jpeg_size(data)) is not None:
         return JpegHead(*size, turned=False)
-    with header.pillow_faults("JPEG"), header.opened(io.BytesIO(data), "JPEG") as picture:
-        assert picture is not None
-        header.picture_kind(picture)
-        orientation, (width, height) = _orientation(picture), picture.size
+    with header.pillow_faults("JPEG"), header.opened(io.BytesIO(data), "JPEG") as image:
+        assert image is not None
+        header.image_kind(image)
+        orientation, (width, height) = _orientation(image), image.size
         if orientation in (5, 6, 7, 8):
             height, width = width, height
         return JpegHead(height, width, turned=orientation != 1)
 
 
-def _by_pillow(picture: Image.Image, *, split: bool = False) -> NDArray[Any]:
+def _by_pillow(image: Image.Image, *, split: bool = False) -> NDArray[Any]:
     """Load the pixels of an opened image, H W [C], a few rows at a time.
 
     Args:
-        picture: 8-bit modes become grey or RGB; 16 bits and floats, which convert() would clip,
+        image: 8-bit modes become grey or RGB; 16 bits and floats, which convert() would clip,
             are kept.
         split: whether it is from `header.grey_alpha_as_bytes`, with grey in R and G.
     """
-    picture.load()
-    kind, bits = header.picture_kind(picture), tiff.bits_of(picture)
-    width, height = picture.size
+    image.load()
+    kind, bits = header.image_kind(image), tiff.bits_of(image)
+    width, height = image.size
     whole: NDArray[Any] | None = None
     for rows in row_strips((height, width, kind.channels)):
-        part = picture
+        part = image
         if rows.stop - rows.start < height:
-            part = picture.crop((0, rows.start, width, rows.stop))
+            part = image.crop((0, rows.start, width, rows.stop))
         if split:
             high, low = (np.asarray(part.getchannel(c)) for c in (0, 1))
             values: NDArray[Any] = high.astype(np.uint16) << 8 | low
@@ -219,7 +219,7 @@ def _by_pillow(picture: Image.Image, *, split: bool = False) -> NDArray[Any]:
             values = np.asarray(part if part.mode == mode else part.convert(mode))
         else:
             values = tiff.to_full_range(_unsigned(np.asarray(part)), bits=bits)
-        if part is picture:
+        if part is image:
             return values
         if whole is None:
             whole = np.empty((height, *values.shape[1:]), values.dtype)
@@ -234,7 +234,7 @@ def _unsigned(pixels: NDArray[Any]) -> NDArray[Any]:
         return pixels
     one_byte = pixels.dtype.itemsize == 1
     if pixels.min() < 0 or pixels.max() > 65535:
-        raise UnfitPicture(
+        raise UnsupportedImage(
             "integers below 0, expected 0 to 127 where they have a sign"
             if one_byte
             else "integers beyond 16 bits, expected 0 to 65535"
@@ -242,9 +242,9 @@ def _unsigned(pixels: NDArray[Any]) -> NDArray[Any]:
     return pixels.astype(np.uint8 if one_byte else np.uint16, copy=False)
 
 
-def _orientation(picture: Image.Image) -> int:
+def _orientation(image: Image.Image) -> int:
     try:
-        return int(picture.getexif().get(_ORIENTATION, 1))
+        return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # damaged EXIF raises nearly any exception, but the pixels are intact
         return 1
 
@@ -284,11 +284,11 @@ def _with_dtype(pixels: NDArray[Any], kind: PixelKind) -> NDArray[Any]:
     found, wanted = header.pixel_dtype(pixels.dtype), kind.dtype
     if found == "float32":
         if wanted != "float32":
-            raise UnfitPicture(f"floating-point values in a run of {wanted} pictures")
+            raise UnsupportedImage(f"floating-point values in a run of {wanted} images")
         with np.errstate(over="ignore"):
             values = pixels.astype(np.float32, copy=False)
         if not np.isfinite(values).all():
-            raise UnfitPicture("values that are not finite")
+            raise UnsupportedImage("values that are not finite")
         return values
     if found == wanted:
         return pixels.astype(wanted, copy=False)  # to native byte order
@@ -313,4 +313,4 @@ def _with_channels(pixels: NDArray[Any], kind: PixelKind) -> NDArray[Any]:
         for channel, weight in enumerate(_LUMA):
             luma += np.multiply(pixels[..., channel, None], weight, dtype=np.uint32)
         return (luma >> np.uint32(16)).astype(kind.dtype)
-    raise UnfitPicture(f"{channels} channels in a run of {kind.channels}")
+    raise UnsupportedImage(f"{channels} channels in a run of {kind.channels}")

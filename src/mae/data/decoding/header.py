@@ -50,11 +50,11 @@ for _decoder in ("PIL", "tifffile"):
     logging.getLogger(_decoder).addHandler(logging.NullHandler())
 
 
-class BadPicture(DataError):
+class BadImage(DataError):
     """An image that cannot be read; the message is the reason only, the caller adds the name."""
 
 
-class UnfitPicture(BadPicture):
+class UnsupportedImage(BadImage):
     """An image that may be valid, but that this run or this installation does not support."""
 
 
@@ -82,7 +82,7 @@ def kind_of(model: ModelConfig) -> PixelKind:
 
 
 def asked_channels(kind: PixelKind | None) -> int | None:
-    """Return the number of TIFF pages to read as channels, or None, for `read_facts`."""
+    """Return the number of TIFF pages to read as channels, or None, for `read_header`."""
     return kind.channels if isinstance(kind, PagesKind) else None
 
 
@@ -95,8 +95,8 @@ _MODES: dict[str, PixelKind] = {
 }
 
 
-class Facts(NamedTuple):
-    """Facts from the header of a file."""
+class ImageHeader(NamedTuple):
+    """ImageHeader from the header of a file."""
 
     format: str
     """Pillow's name of the format, or NPY."""
@@ -118,72 +118,72 @@ def read_kind(file: BinaryIO, *, channels: int | None = None) -> PixelKind:
             are then its channels, and the kind is a `PagesKind`.
 
     Raises:
-        BadPicture: if the file is no image, or has more than `MAX_PIXELS` pixels.
+        BadImage: if the file is no image, or has more than `MAX_PIXELS` pixels.
     """
-    return read_facts(file, channels=channels).kind
+    return read_header(file, channels=channels).kind
 
 
-def read_facts(file: BinaryIO, *, channels: int | None = None) -> Facts:
+def read_header(file: BinaryIO, *, channels: int | None = None) -> ImageHeader:
     """Read format, kind and left-out content of a file; arguments and errors as in `read_kind`."""
     head = file.read(32)
     file_format = format_of(head)
     file.seek(0)
     with pillow_faults(file_format):
         if file_format == "NPY":
-            return Facts(file_format, npy_kind(file))
-        with opened(file, file_format) as picture:
-            layout = layout_beyond_pillow(file, picture, channels=channels)
-            if picture is None or layout is not None:
+            return ImageHeader(file_format, npy_kind(file))
+        with opened(file, file_format) as image:
+            layout = layout_beyond_pillow(file, image, channels=channels)
+            if image is None or layout is not None:
                 assert layout is not None
-                return Facts(file_format, _layout_kind(layout))
+                return ImageHeader(file_format, _layout_kind(layout))
             if is_deep_grey_alpha(head):
-                _check_size(picture.height, picture.width)
-                return Facts(file_format, PixelKind("uint16", 1))
+                _check_size(image.height, image.width)
+                return ImageHeader(file_format, PixelKind("uint16", 1))
             left_out = ""
-            if getattr(picture, "is_animated", False):
+            if getattr(image, "is_animated", False):
                 left_out = "frames or pages after the first"
-            elif file_format == "PNG" and head[24] == 16 and picture.mode in _SHALLOW:
+            elif file_format == "PNG" and head[24] == 16 and image.mode in _SHALLOW:
                 left_out = "the lower 8 of 16 bits of colour PNG"
-            return Facts(file_format, picture_kind(picture), left_out)
+            return ImageHeader(file_format, image_kind(image), left_out)
 
 
 @contextmanager
 def opened(file: BinaryIO, file_format: str) -> Iterator[Image.Image | None]:
     """Open an image with Pillow without decoding it; None for a TIFF unknown to Pillow."""
     try:
-        picture = Image.open(file, formats=(file_format,))
+        image = Image.open(file, formats=(file_format,))
     except UnidentifiedImageError:
         if file_format == "JPEG":
             file.seek(0)
             if reason := jpeg.other_process(file.read(_HEAD_BYTES)):
-                raise UnfitPicture(reason) from None
+                raise UnsupportedImage(reason) from None
         if file_format != "TIFF":
             raise
         yield None
         return
-    with picture:
-        yield picture
+    with image:
+        yield image
 
 
 def layout_beyond_pillow(
-    file: BinaryIO, picture: Image.Image | None, *, channels: int | None
+    file: BinaryIO, image: Image.Image | None, *, channels: int | None
 ) -> tiff.Layout | None:
     """Return the layout of a TIFF that Pillow would not read in full; None for any other image.
 
     Args:
         file: the open file.
-        picture: result of `opened`.
+        image: result of `opened`.
         channels: see `read_kind`.
     """
-    if picture is not None:
-        if picture.format != "TIFF" or not tiff.beyond_pillow(picture, channels=channels):
+    if image is not None:
+        if image.format != "TIFF" or not tiff.beyond_pillow(image, channels=channels):
             return None
-        _check_size(picture.height, picture.width)
+        _check_size(image.height, image.width)
     layout = tiff.read_layout(file, channels=channels)
     bytes_per_pixel = layout.channels * layout.dtype.itemsize
     _check_size(layout.height, layout.width, bytes_per_pixel=bytes_per_pixel)
     if layout.channels > _MAX_CHANNELS:
-        raise UnfitPicture(f"{layout.channels} channels, expected at most {_MAX_CHANNELS}")
+        raise UnsupportedImage(f"{layout.channels} channels, expected at most {_MAX_CHANNELS}")
     return layout
 
 
@@ -216,14 +216,14 @@ def format_of(head: bytes) -> str:
     if found is None or found.lastgroup is None:
         if (other := _ELSEWHERE.match(head)) is not None and other.lastgroup is not None:
             name = other.lastgroup.replace("_", " ")
-            raise UnfitPicture(f"{name}, which is not read; save it as JPEG, PNG, TIFF or WebP")
-        raise BadPicture(f"not a picture (begins with {head[:8]!r})" if head else "empty file")
+            raise UnsupportedImage(f"{name}, which is not read; save it as JPEG, PNG, TIFF or WebP")
+        raise BadImage(f"not an image (begins with {head[:8]!r})" if head else "empty file")
     return found.lastgroup
 
 
 @contextmanager
 def pillow_faults(file_format: str) -> Iterator[None]:
-    """Convert every decoder exception to a BadPicture and suppress warnings.
+    """Convert every decoder exception to a BadImage and suppress warnings.
 
     Every exception is caught: damaged files raise OSError, SyntaxError, ValueError, struct.error,
     IndexError, KeyError, TypeError, MemoryError and more.
@@ -232,23 +232,23 @@ def pillow_faults(file_format: str) -> Iterator[None]:
         warnings.simplefilter("ignore")
         try:
             yield
-        except BadPicture:
+        except BadImage:
             raise
         except ModuleNotFoundError as error:
-            raise UnfitPicture(f"{file_format} of a sort that needs more: {error}") from error
+            raise UnsupportedImage(f"{file_format} needs a further library: {error}") from error
         except NotImplementedError as error:
-            raise UnfitPicture(_in_one_line(error)) from error
+            raise UnsupportedImage(_in_one_line(error)) from error
         except Image.DecompressionBombError as error:
             found = re.search(r"\d+", str(error))
-            raise UnfitPicture(
+            raise UnsupportedImage(
                 f"too large ({found[0] if found else 'more'} pixels, at most {MAX_PIXELS})"
             ) from error
         except Exception as error:
             reason = _in_one_line(error)
             if isinstance(error, UnidentifiedImageError):  # its message contains a memory address
-                reason = "its header makes no sense, or is of an unknown sort"
+                reason = "its header is invalid, or of an unknown type"
             # An unsupported feature is not damage.
-            fault = UnfitPicture if reason.lower().startswith("unsupported") else BadPicture
+            fault = UnsupportedImage if reason.lower().startswith("unsupported") else BadImage
             raise fault(f"{file_format} that cannot be decoded ({reason})") from error
 
 
@@ -266,7 +266,7 @@ def libtiff_heard(file_format: str, warn: Callable[[str], None]) -> Iterator[Non
         warn: called with one line.
 
     Raises:
-        BadPicture: with libtiff's first message about pixel data.
+        BadImage: with libtiff's first message about pixel data.
     """
     if file_format != "TIFF":
         yield
@@ -276,10 +276,10 @@ def libtiff_heard(file_format: str, warn: Callable[[str], None]) -> Iterator[Non
             yield
         except Exception as error:
             if messages:
-                raise BadPicture(_told(messages)) from error
+                raise BadImage(_told(messages)) from error
             raise
     if damage := [line for line in messages if libtiff.in_the_pixels(line)]:
-        raise BadPicture(_told(damage))
+        raise BadImage(_told(damage))
     if messages:
         warn(f"TIFF of which a tag is damaged ({printable(messages[0])})")
 
@@ -289,52 +289,52 @@ def _told(messages: Sequence[str]) -> str:
     return f"TIFF that cannot be decoded ({printable(messages[0])}{more})"
 
 
-def picture_kind(picture: Image.Image) -> PixelKind:
+def image_kind(image: Image.Image) -> PixelKind:
     """Return the kind of an image that Pillow opened but has not decoded; reject too large ones."""
-    _check_size(picture.height, picture.width)
-    if picture.mode not in _MODES:
-        raise UnfitPicture(f"pixels of mode {picture.mode}, expected grey, colour or palette")
-    return _MODES[picture.mode]
+    _check_size(image.height, image.width)
+    if image.mode not in _MODES:
+        raise UnsupportedImage(f"pixels of mode {image.mode}, expected grey, colour or palette")
+    return _MODES[image.mode]
 
 
 def npy_kind(file: BinaryIO) -> PixelKind:
     """Read the header of a .npy file; reject arrays that are not H W or H W C, or too large."""
     version = npy.read_magic(file)
     if version != (1, 0):
-        raise UnfitPicture(f"NPY of version {version}, expected 1.0")
+        raise UnsupportedImage(f"NPY of version {version}, expected 1.0")
     shape, _, dtype = npy.read_array_header_1_0(file)
     channels = shape[2] if len(shape) == 3 else 1
     if len(shape) == 3 and channels_first(shape):
         found = f"array of shape {shape}, which may be C H W, expected H W or H W C"
-        raise UnfitPicture(f"{found}: save array.transpose(1, 2, 0)")
+        raise UnsupportedImage(f"{found}: save array.transpose(1, 2, 0)")
     if len(shape) not in (2, 3) or not 1 <= channels <= _MAX_CHANNELS:
-        raise UnfitPicture(f"array of shape {shape}, expected H W or H W C")
+        raise UnsupportedImage(f"array of shape {shape}, expected H W or H W C")
     _check_size(*shape[:2], bytes_per_pixel=channels * dtype.itemsize)
     return PixelKind(pixel_dtype(dtype), channels)
 
 
 def _check_size(height: int, width: int, *, bytes_per_pixel: int = 1) -> None:
     if min(height, width) < 1:
-        raise BadPicture(f"no pixels ({height} x {width})")
+        raise BadImage(f"no pixels ({height} x {width})")
     if height * width > MAX_PIXELS:
-        raise UnfitPicture(f"too large ({height} x {width}, at most {MAX_PIXELS} pixels)")
+        raise UnsupportedImage(f"too large ({height} x {width}, at most {MAX_PIXELS} pixels)")
     if height * width * bytes_per_pixel > _MAX_BYTES:
         found = f"{height} x {width} of {bytes_per_pixel} bytes each"
-        raise UnfitPicture(f"too large ({found}, at most {_MAX_BYTES} bytes)")
+        raise UnsupportedImage(f"too large ({found}, at most {_MAX_BYTES} bytes)")
 
 
 def pixel_dtype(dtype: DTypeLike) -> PixelDtype:
     """Return the pixel type for a stored dtype.
 
     Raises:
-        BadPicture: for any dtype but uint8, uint16 and floating point.
+        BadImage: for any dtype but uint8, uint16 and floating point.
     """
     found = np.dtype(dtype)
     if found.kind == "f":
         return "float32"
     if found.kind == "u" and found.itemsize <= 2:
         return "uint8" if found.itemsize == 1 else "uint16"
-    raise UnfitPicture(f"values of type {found}, expected uint8, uint16 or float32")
+    raise UnsupportedImage(f"values of type {found}, expected uint8, uint16 or float32")
 
 
 def printable(text: str) -> str:

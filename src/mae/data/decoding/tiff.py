@@ -62,17 +62,17 @@ class Layout(NamedTuple):
     """Whether pages are channels only because the user asked for this number."""
 
 
-def beyond_pillow(picture: Image.Image, *, channels: int | None) -> bool:
+def beyond_pillow(image: Image.Image, *, channels: int | None) -> bool:
     """Whether Pillow would drop bands, bits, or pages that are channels, or change values.
 
     Args:
-        picture: a TIFF that Pillow has opened.
+        image: a TIFF that Pillow has opened.
         channels: requested by the user, if at all; this many grey pages are then channels.
 
     Raises:
         NotImplementedError: for colour spaces without a conversion.
     """
-    tags: Any = getattr(picture, "tag_v2", {})
+    tags: Any = getattr(image, "tag_v2", {})
     bands, photometric = tags.get(SAMPLES, 1), tags.get(_PHOTOMETRIC, _WHITE_IS_ZERO)
     bits, formats = max(tags.get(BITS, (1,))), {*tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))}
     if photometric not in _READ and not (photometric in (_CMYK, _YCBCR) and bits == 8):
@@ -82,13 +82,13 @@ def beyond_pillow(picture: Image.Image, *, channels: int | None) -> bool:
     if photometric == _YCBCR:
         _require_usual(tags)
     read = _BY_PILLOW.get((photometric, max(formats)), ())
-    dropped = bands > len(picture.getbands()) and picture.mode != "P"
-    if dropped or bits not in read or picture.mode == "La":
+    dropped = bands > len(image.getbands()) and image.mode != "P"
+    if dropped or bits not in read or image.mode == "La":
         return True
-    pages = getattr(picture, "n_frames", 1)
+    pages = getattr(image, "n_frames", 1)
     return pages > 1 and (
-        _channels_said(tags.get(DESCRIPTION)) > 1
-        or (pages == channels and _are_channels(_pages_of(picture)))
+        _declared_channels(tags.get(DESCRIPTION)) > 1
+        or (pages == channels and _are_channels(_pages_of(image)))
     )
 
 
@@ -130,23 +130,23 @@ class _Page(NamedTuple):
     description: str = ""
 
 
-def _pages_of(picture: Image.Image) -> Iterator[_Page]:
-    for place in range(getattr(picture, "n_frames", 1)):
+def _pages_of(image: Image.Image) -> Iterator[_Page]:
+    for place in range(getattr(image, "n_frames", 1)):
         try:
-            picture.seek(place)
+            image.seek(place)
         except SyntaxError:  # of a mode unknown to Pillow
             yield _Page((), -1, 0, 0, 0)
             break
-        tags: Any = picture.tag_v2  # type: ignore[attr-defined]
+        tags: Any = image.tag_v2  # type: ignore[attr-defined]
         yield _Page(
-            picture.size,
+            image.size,
             tags.get(_PHOTOMETRIC, _WHITE_IS_ZERO),
             max(tags.get(BITS, (1,))),
             max(tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))),
             tags.get(SAMPLES, 1),
             tags.get(DESCRIPTION, "") if place == 0 else "",
         )
-    picture.seek(0)
+    image.seek(0)
 
 
 def _are_channels(pages: Iterator[_Page]) -> bool:
@@ -161,10 +161,10 @@ def _are_channels(pages: Iterator[_Page]) -> bool:
     )
 
 
-def bits_of(picture: Image.Image) -> int:
+def bits_of(image: Image.Image) -> int:
     """Return the bits per value of a TIFF that Pillow has opened; 0 for other formats."""
-    tags: Any = getattr(picture, "tag_v2", {})
-    return int(max(tags.get(BITS, (1,)))) if picture.format == "TIFF" else 0
+    tags: Any = getattr(image, "tag_v2", {})
+    return int(max(tags.get(BITS, (1,)))) if image.format == "TIFF" else 0
 
 
 def to_full_range(pixels: NDArray[Any], *, bits: int) -> NDArray[Any]:
@@ -198,7 +198,7 @@ def read_layout(file: BinaryIO, *, channels: int | None) -> Layout:
             dtype = np.dtype(np.uint8 if page.bitspersample < 8 else np.uint16)
         tag = page.tags.get(ORIENTATION)
         orientation = 1 if tag is None else int(tag.value)
-        asked = bool(planes) and _channels_said(page.description) <= 1
+        asked = bool(planes) and _declared_channels(page.description) <= 1
         return Layout(page.imagelength, page.imagewidth, count, dtype, orientation, asked)
 
 
@@ -288,7 +288,7 @@ def _require_readable(page: Any) -> None:
 def _bands(page: Any) -> list[int]:
     """Return the bands of a page without alpha."""
     first_extra = page.samplesperpixel - len(page.extrasamples)
-    alphas = {first_extra + i for i, sort in enumerate(page.extrasamples) if sort in _ALPHA}
+    alphas = {first_extra + i for i, extra in enumerate(page.extrasamples) if extra in _ALPHA}
     return [band for band in range(page.samplesperpixel) if band not in alphas]
 
 
@@ -302,16 +302,16 @@ def _planes(tiff: Any, channels: int | None) -> list[int]:
     page = tiff.pages[0]
     if page.samplesperpixel > 1:
         return []
-    said = _channels_said(page.description)
-    if said <= 1:
+    declared = _declared_channels(page.description)
+    if declared <= 1:
         asked = channels is not None and 1 < channels == len(tiff.pages)
         return list(range(len(tiff.pages))) if asked and _are_channels(_tiff_pages(tiff)) else []
     series = tiff.series[0]
     axis = series.axes.index("C") if "C" in series.axes else -1
-    if axis < 0 or series.shape[axis] != said:
+    if axis < 0 or series.shape[axis] != declared:
         return []
     step = int(np.prod(series.shape[axis + 1 : -2], dtype=np.int64))
-    return [place * step for place in range(said)]
+    return [place * step for place in range(declared)]
 
 
 def _tiff_pages(tiff: Any) -> Iterator[_Page]:
@@ -326,6 +326,6 @@ def _tiff_pages(tiff: Any) -> Iterator[_Page]:
         )
 
 
-def _channels_said(description: str | None) -> int:
+def _declared_channels(description: str | None) -> int:
     found = _CHANNELS.search(description or "")
     return int(found[1] or found[2]) if found else 1

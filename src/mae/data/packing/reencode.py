@@ -29,7 +29,7 @@ def reduced(data: bytes, *, short_side: int, quality: int) -> bytes:
     Images that JPEG does not support (16 bits, floats, other than 1 or 3 channels) become .npy.
 
     Raises:
-        BadPicture: if the image cannot be read.
+        BadImage: if the image cannot be read.
     """
     kind = header.read_kind(io.BytesIO(data))
     pixels = decode(data, kind=kind)
@@ -49,7 +49,7 @@ def central_square(data: bytes, *, edge: int, kind: PixelKind) -> bytes:
     """Return the largest centred square of an image, resized, as .npy.
 
     Raises:
-        BadPicture: if the image cannot be read or does not fit the kind.
+        BadImage: if the image cannot be read or does not fit the kind.
     """
     pixels = decode(data, kind=kind)
     H, W, _ = pixels.shape

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from mae.atomic import fsync_folder, write_json_atomic
 from mae.data.packing.merge import Classes, merged
 from mae.data.sources.pack import INDEX, UNFINISHED, Form
-from mae.data.sources.pack_index import Facts, Index, write_index
+from mae.data.sources.pack_index import Index, IndexInfo, write_index
 
 SHARD_BYTES = 2**30
 MOST_BYTES = 2**31 - 2**12
@@ -146,7 +146,7 @@ class Packing:
         order = sorted(range(len(names)), key=names.__getitem__)
         blob = np.frombuffer(b"".join(names[i] for i in order), np.uint8)
         columns = merged(old, rows[order], blob, classes, origins=form != Form())
-        facts = Facts(tuple(shards), classes.names, form._asdict())
+        facts = IndexInfo(tuple(shards), classes.names, form._asdict())
         write_index(self.root / INDEX, columns, facts)
         self.discard()
 

@@ -50,7 +50,7 @@ def _everything() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     try:
         packed = (resources.files("mae") / "assets" / _FILE).read_bytes()
     except OSError as error:
-        raise DataError(f"built-in pictures: no {_FILE} in the package. {_REINSTALL}") from error
+        raise DataError(f"built-in images: no {_FILE} in the package. {_REINSTALL}") from error
     return unpack(packed)
 
 
@@ -63,9 +63,9 @@ def unpack(packed: bytes) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     try:
         content = lzma.decompress(packed)
     except (lzma.LZMAError, EOFError) as error:
-        raise DataError(f"built-in pictures: {_FILE} is damaged ({error}). {_REINSTALL}") from error
+        raise DataError(f"built-in images: {_FILE} is damaged ({error}). {_REINSTALL}") from error
     if hashlib.sha256(content).hexdigest() != DIGEST:
-        raise DataError(f"built-in pictures: {_FILE} is another file (sha256). {_REINSTALL}")
+        raise DataError(f"built-in images: {_FILE} is another file (sha256). {_REINSTALL}")
     values = np.frombuffer(content, np.uint8)
     labels, planes = np.split(values, [NUM_TEST + NUM_TRAIN])
     images = np.empty((len(labels), _EDGE, _EDGE), np.uint8)

@@ -30,7 +30,7 @@ def read_list(path: Path) -> FolderSource:
     rows, notes = read_rows(path)
     named = [row for row in rows if row]
     if not named:
-        raise DataError(f"data: {path} has no pictures; expected path,label or a path a line")
+        raise DataError(f"data: {path} has no images; expected path,label or a path a line")
     cells = 1 if all(len(row) == 1 for row in named) else 2
     lines = list[tuple[int, str, str]]()
     for number, row in enumerate(rows, start=1):

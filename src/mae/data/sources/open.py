@@ -31,20 +31,20 @@ Data = str | Path | NDArray[np.generic] | Source
 (C), one image), "fashion-mnist" (the built-in images), an array N H W (C), or a `Source`."""
 
 
-def open_source(data: Data, *, say: Callable[[str], None] | None = None) -> Source:
+def open_source(data: Data, *, log: Callable[[str], None] | None = None) -> Source:
     """Open data for training.
 
     Args:
         data: path, array, source or name of the built-in images.
-        say: called with each note on what was guessed or left out; `notes_of` returns them, too.
+        log: called with each note on what was guessed or left out; `notes_of` returns them, too.
 
     Raises:
         DataError: if a path is missing, damaged or holds no images, or `data` has another type.
     """
     source = _open(data)
-    if say is not None:
+    if log is not None:
         for note in notes_of(source):
-            say(f"data: {note}")
+            log(f"data: {note}")
     return source
 
 

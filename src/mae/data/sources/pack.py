@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mae.data.decoding.header import BadPicture, PixelKind
+from mae.data.decoding.header import BadImage, PixelKind
 from mae.data.sources.pack_index import Index
 from mae.errors import DataError
 
@@ -97,7 +97,7 @@ class PackSource:
         """Return the stored file of an image, or its pixels H W C if stored raw.
 
         Raises:
-            BadPicture: if its shard is missing or too short.
+            BadImage: if its shard is missing or too short.
         """
         data = self.stored(index)
         if self.form.kind is None or self.form.raw is None:
@@ -117,9 +117,9 @@ class PackSource:
             data = os.pread(file.descriptor, length, int(self._offsets[index]))
         except OSError as error:
             reason = (error.strerror or type(error).__name__).lower()
-            raise BadPicture(f"{self._shard_name(shard)}: {reason}") from error
+            raise BadImage(f"{self._shard_name(shard)}: {reason}") from error
         if len(data) != length:
-            raise BadPicture(f"{self._shard_name(shard)}: ends before the picture does")
+            raise BadImage(f"{self._shard_name(shard)}: ends before the image does")
         return data
 
     def damage(self, index: int) -> str:
@@ -128,7 +128,7 @@ class PackSource:
             raise DataError("data: these tar files have no digests to verify; pack them")
         try:
             data = self.stored(index)
-        except BadPicture as error:
+        except BadImage as error:
             return str(error)
         if hashlib.sha256(data).digest() == self._digests[index].tobytes():
             return ""

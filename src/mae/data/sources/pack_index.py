@@ -12,8 +12,8 @@ bytewise order of their names, it holds:
     sha256     n 32 uint8     of the stored bytes; absent for tar files not made by mae
     origins    n 32 uint8     of the original bytes; only if images were re-encoded
 
-Its metadata hold the `Facts` as JSON. Reading images touches only a few pages of the index, so the
-memory of a process does not grow with the number of images.
+Its metadata hold the `IndexInfo` as JSON. Reading images touches only a few pages of the index, so
+the memory of a process does not grow with the number of images.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from mae.errors import DataError
 
 VERSION = 1
 _DTYPES = {"U64": "<u8", "I64": "<i8", "U32": "<u4", "U8": "u1"}
-_SORTS = {np.dtype(dtype): sort for sort, dtype in _DTYPES.items()}
+_DTYPE_NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 _NEEDED = ("name_ends", "offsets", "shards", "lengths", "names")
-_WHAT_PICTURES = ("name_ends", "names", "labels", "lengths", "sha256")
+_IMAGE_ARRAYS = ("name_ends", "names", "labels", "lengths", "sha256")
 _UNKNOWN = "0" * 64  # placeholder as long as a digest
 _LARGEST_HEADER = 100_000_000  # bytes; limit of the safetensors format
 CHUNK = 2**20  # images per chunk when a whole index is read or written
 
 
-class Facts(NamedTuple):
+class IndexInfo(NamedTuple):
     """Metadata of an index besides its arrays."""
 
     shards: tuple[tuple[str, int], ...]
@@ -69,17 +69,17 @@ class Index:
         header, at = _read_header(path)
         metadata = header.pop("__metadata__", {})
         if metadata.get("format") != "mae pack":
-            raise DataError(f"data: {path} is no index of pictures; choose another folder")
+            raise DataError(f"data: {path} is no index of images; choose another folder")
         if metadata.get("version") != str(VERSION):
             raise DataError(
                 f"data: {path} is an index of version {metadata.get('version')}, expected "
-                f"{VERSION}; use the mae that made it, or pack the pictures again"
+                f"{VERSION}; use the mae that made it, or pack the images again"
             )
         try:
             self._digests: dict[str, str] = json.loads(metadata["digests"])
             facts = json.loads(metadata["facts"])
             shards = tuple((str(name), int(size)) for name, size in facts["shards"])
-            self.facts = Facts(
+            self.facts = IndexInfo(
                 shards,
                 tuple(facts["class_names"]),
                 facts["form"],
@@ -94,9 +94,7 @@ class Index:
             if _fingerprint(self.facts.class_names, self._digests) != metadata["fingerprint"]:
                 raise ValueError("its metadata do not fit together")
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"data: {path} is damaged ({error}); pack the pictures again"
-            ) from error
+            raise DataError(f"data: {path} is damaged ({error}); pack the images again") from error
         self.fingerprint: str = metadata["fingerprint"]
         """Digest that identifies the images: of names, contents and labels, not of locations."""
         self._ends, self._names = self.arrays["name_ends"], self.arrays["names"]
@@ -138,7 +136,7 @@ def whole(array: NDArray[Any]) -> Column:
     return Column(array.shape, array.dtype, _chunks(array))
 
 
-def write_index(path: Path, columns: Mapping[str, Column], facts: Facts) -> None:
+def write_index(path: Path, columns: Mapping[str, Column], facts: IndexInfo) -> None:
     """Write an index atomically, with one part of a column in memory at a time."""
     # Wide types first, so that each array is aligned to its item size.
     names = sorted(columns, key=lambda name: -np.dtype(columns[name].dtype).itemsize)
@@ -157,7 +155,10 @@ def write_index(path: Path, columns: Mapping[str, Column], facts: Facts) -> None
 
 
 def _header(
-    columns: Mapping[str, Column], names: Iterable[str], digests: Mapping[str, str], facts: Facts
+    columns: Mapping[str, Column],
+    names: Iterable[str],
+    digests: Mapping[str, str],
+    facts: IndexInfo,
 ) -> bytes:
     header: dict[str, Any] = {
         "__metadata__": {
@@ -173,7 +174,7 @@ def _header(
         shape, dtype = columns[name].shape, np.dtype(columns[name].dtype)
         end = begin + dtype.itemsize * math.prod(shape)
         header[name] = {
-            "dtype": _SORTS[dtype], "shape": list(shape), "data_offsets": [begin, end]
+            "dtype": _DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]
         }  # fmt: skip
         begin = end
     text = json.dumps(header).encode()
@@ -182,7 +183,7 @@ def _header(
 
 
 def _fingerprint(class_names: Iterable[str], digests: Mapping[str, str]) -> str:
-    what = {name: digests[name] for name in _WHAT_PICTURES if name in digests}
+    what = {name: digests[name] for name in _IMAGE_ARRAYS if name in digests}
     return hashlib.sha256(json.dumps([list(class_names), what]).encode()).hexdigest()
 
 
@@ -200,7 +201,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     except OSError as error:
         raise DataError(f"data: {path} cannot be read: {error.strerror}; check it") from error
     except ValueError as error:
-        raise DataError(f"data: {path} is damaged ({error}); pack the pictures again") from error
+        raise DataError(f"data: {path} is damaged ({error}); pack the images again") from error
 
 
 class _Place:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mae.data.decoding.arrays import require_channels_last
-from mae.data.decoding.header import BadPicture, pixel_dtype, printable
+from mae.data.decoding.header import BadImage, pixel_dtype, printable
 from mae.data.sources.splits import split_kind, splits_of
 from mae.errors import DataError
 
@@ -86,7 +86,7 @@ class FolderSource:
             DataError: if the folder is missing, cannot be listed, or holds no image.
         """
         self._root = os.path.expanduser(root)
-        self._files = _find_pictures(self._root) if files is None else list(files)
+        self._files = _find_images(self._root) if files is None else list(files)
         self.class_names: tuple[str, ...] = ()
         self.labels: NDArray[np.int64] | None = None
         self._listed = classes is not None
@@ -106,7 +106,7 @@ class FolderSource:
         """
         files = [os.path.expanduser(path) for path in paths]
         if not files:
-            raise DataError("pictures: got no files, expected at least one. Name some")
+            raise DataError("images: got no files, expected at least one. Name some")
         for path in files:
             if not os.path.lexists(path):
                 raise DataError(_missing(path, "file"))
@@ -120,21 +120,21 @@ class FolderSource:
         """Open the file of an image.
 
         Raises:
-            BadPicture: if it is missing, denied or not a file, also for errors while it is read.
+            BadImage: if it is missing, denied or not a file, also for errors while it is read.
         """
         try:
             with open(self._checked(index), "rb") as file:
                 yield file
         except OSError as error:
-            raise BadPicture(_reason(error)) from error
+            raise BadImage(_reason(error)) from error
 
     def _checked(self, index: int) -> str:
         path = self.path(index)
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would block forever
-            raise BadPicture("not a file")
+            raise BadImage("not a file")
         if status.st_size > _MAX_BYTES:
-            raise BadPicture(f"too large ({status.st_size} bytes, at most {_MAX_BYTES})")
+            raise BadImage(f"too large ({status.st_size} bytes, at most {_MAX_BYTES})")
         return path
 
     def path(self, index: int) -> str:
@@ -148,7 +148,7 @@ class FolderSource:
             with open(self._checked(index), "rb", 0) as file:
                 return file.readall()
         except OSError as error:
-            raise BadPicture(_reason(error)) from error
+            raise BadImage(_reason(error)) from error
 
     def name(self, index: int) -> str:
         """Return the relative path, with unprintable characters escaped."""
@@ -194,7 +194,7 @@ class ArraySource:
             )
         try:
             pixel_dtype(images.dtype)
-        except BadPicture as error:
+        except BadImage as error:
             raise DataError(f"images: got {error}. Convert them first") from error
         require_channels_last(images.shape)
         if labels is not None and labels.shape != images.shape[:1]:
@@ -210,19 +210,19 @@ class ArraySource:
 
     def read(self, index: int) -> NDArray[np.generic]:
         """Return the pixels of an image, H W C, as a view."""
-        picture: NDArray[np.generic] = self.images[index]
-        return picture
+        image: NDArray[np.generic] = self.images[index]
+        return image
 
     def name(self, index: int) -> str:
         """Return the number of an image."""
-        return f"picture {index}"
+        return f"image {index}"
 
     def fingerprint(self) -> str:
         """Hash shape, type, labels and at most 1,000 evenly spread images."""
         digest = hashlib.sha256(f"{self.images.shape} {self.images.dtype.str}".encode())
         step = max(1, -(-len(self) // _SAMPLED))
-        for picture in self.images[::step]:
-            digest.update(np.ascontiguousarray(picture).data)
+        for image in self.images[::step]:
+            digest.update(np.ascontiguousarray(image).data)
         if self.labels is not None:
             digest.update(self.labels.data)
         return digest.hexdigest()
@@ -302,7 +302,7 @@ def numbered(classes: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int64]
     return tuple(map(printable, names)), np.array([numbers[name] for name in classes], np.int64)
 
 
-def _find_pictures(root: str) -> list[str]:
+def _find_images(root: str) -> list[str]:
     """Return the relative paths of images below a folder, sorted bytewise."""
     if not os.path.isdir(root):
         raise DataError(_missing(root, "folder"))
@@ -313,9 +313,9 @@ def _find_pictures(root: str) -> list[str]:
         path = os.path.abspath(error.filename)
         raise DataError(f"data: {path}: {_reason(error)}, expected a folder. Check it") from error
     if not names:
-        found = ", ".join(f"{count} {sort}" for sort, count in others.most_common(5))
+        found = ", ".join(f"{count} {end}" for end, count in others.most_common(5))
         raise DataError(
-            f"data: no pictures in {os.path.abspath(root)}: found {found or 'nothing'}, expected "
+            f"data: no images in {os.path.abspath(root)}: found {found or 'nothing'}, expected "
             f"files ending in {' '.join(sorted(EXTENSIONS))}. Give the folder that holds them"
         )
     return sorted(names, key=os.fsencode)
@@ -333,14 +333,14 @@ def _walk(
         if entry.name.startswith("."):
             others["hidden"] += 1
             continue
-        name, sort = prefix + entry.name, os.path.splitext(entry.name)[1].lower()
+        name, end = prefix + entry.name, os.path.splitext(entry.name)[1].lower()
         is_folder = _is_folder(entry)
         inside = list(_walk(entry.path, f"{name}/", above | {here}, others)) if is_folder else []
         yield from inside
-        if sort in EXTENSIONS and not inside:  # an empty folder of such a name, too: a broken image
+        if end in EXTENSIONS and not inside:  # an empty folder of such a name, too: a broken image
             yield name
         elif not inside:
-            others["folder" if is_folder else sort or "unnamed"] += 1
+            others["folder" if is_folder else end or "unnamed"] += 1
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -109,16 +109,16 @@ def find_splits(inside: Mapping[str, Inside], size: Callable[[str], int]) -> Spl
 
 def _guessed(parts: dict[Kind, str], unnamed: list[str], size: Callable[[str], int]) -> str:
     """Assign folders without a split name to missing splits; return a note on the guess."""
-    said = []
+    notes = []
     if "train" not in parts and unnamed:
         parts["train"] = max(sorted(unnamed), key=size)
         unnamed.remove(parts["train"])
         largest = " (it has the most images)" if unnamed else ""
-        said.append(f"{parts['train']}{largest} is taken for training")
+        notes.append(f"{parts['train']}{largest} is taken for training")
     if not {"val", "test"} & {*parts} and len(unnamed) == 1:
         parts["test"] = unnamed[0]
-        said.append(f"{parts['test']} is taken for testing")
-    return f"guess: {' and '.join(said)}; name them train and val to decide it" if said else ""
+        notes.append(f"{parts['test']} is taken for testing")
+    return f"guess: {' and '.join(notes)}; name them train and val to decide it" if notes else ""
 
 
 def same_folders(inside: Mapping[str, Inside]) -> bool:

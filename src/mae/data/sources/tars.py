@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mae.data.decoding.header import printable
 from mae.data.sources.compressed import is_compressed_tar, refuse_compressed, unpacked
 from mae.data.sources.pack import PackSource
-from mae.data.sources.pack_index import Facts, Index, whole, write_index
+from mae.data.sources.pack_index import Index, IndexInfo, whole, write_index
 from mae.data.sources.source import EXTENSIONS, folder_classes, numbered
 from mae.data.sources.tar_members import Stored, is_hidden, is_image, list_tar, listed
 from mae.errors import ConfigError, DataError
@@ -92,12 +92,12 @@ def open_tars(root: Path) -> PackSource:
     images, notes = _images(paths, prefixed=root.is_dir())
     if not images:
         raise DataError(
-            f"data: no pictures in {root}: expected members ending in "
+            f"data: no images in {root}: expected members ending in "
             f"{' '.join(sorted(EXTENSIONS))}; give the tar files that hold them"
             + "".join(f" ({note})" for note in notes)
         )
     shards = tuple((name, status.st_size) for name, status in stats)
-    facts = Facts(shards, stamp=stamp, notes=tuple(notes))
+    facts = IndexInfo(shards, stamp=stamp, notes=tuple(notes))
     for place in places:
         try:
             _write(place, images, facts)
@@ -197,7 +197,7 @@ def _label(content: bytes, end: str) -> str | None:
     return (str(label).strip() or None) if isinstance(label, int | str) else None
 
 
-def _write(place: Path, images: list[_Image], facts: Facts) -> None:
+def _write(place: Path, images: list[_Image], facts: IndexInfo) -> None:
     class_names, labels = _classes(images)
     names = [image.name.encode() for image in images]
     arrays: dict[str, NDArray[np.generic]] = {
