@@ -26,9 +26,9 @@ from mae.config.run import PretrainConfig
 from mae.config.serialize import field_types
 from mae.config.sizes import model_config
 from mae.errors import CheckpointError, ConfigError
-from mae.jobs.recipes_show import configured
 from mae.model.create import create
 from mae.recipes.catalogue import FOLDER, RECIPES
+from mae.recipes.custom import build_config
 from mae.runs.signals import Stopped
 from mae.weights.formats.native import save
 from mae.weights.given import Given
@@ -389,7 +389,7 @@ def test_a_length_given_takes_the_place_of_that_of_the_recipe(
         ("recipes diff demo foldr", "recipe: there is no 'foldr'; did you mean folder?"),
         (
             "pretrain paper-ft-vit-b --data pics",
-            "recipe: paper-ft-vit-b is one for fine-tuning, expected another; "
+            "recipe: paper-ft-vit-b is for fine-tuning; "
             "use it as mae finetune paper-ft-vit-b --data DIR --weights W",
         ),
         (
@@ -837,7 +837,7 @@ def test_the_printed_configuration_is_taken_back(mae_: Run, tmp_path: Path) -> N
     said = mae_("pretrain", "--lr", "0.5", "--steps", "7", "--print-config")
     (tmp_path / "mine.toml").write_text(said.out)
 
-    config = configured("paper-vit-l", PretrainConfig, file=tmp_path / "mine.toml", fields={})
+    config = build_config("paper-vit-l", PretrainConfig, file=tmp_path / "mine.toml", fields={})
 
     assert (config.optim.lr, config.steps, config.model) == (0.5, 7, FOLDER.model)
 

@@ -9,7 +9,7 @@ import pytest
 from mae.config.run import FinetuneConfig, PretrainConfig
 from mae.config.serialize import to_dict
 from mae.errors import ConfigError
-from mae.jobs.recipes_diff import Difference, diff
+from mae.jobs.recipes_diff import Difference, recipe_diff
 from mae.recipes.catalogue import find_config
 
 
@@ -21,7 +21,7 @@ def write_run(path: Path, config: PretrainConfig | FinetuneConfig, *, recipe: st
 
 
 def test_a_recipe_is_identical_to_itself() -> None:
-    same = diff("paper-vit-b", "paper-vit-b")
+    same = recipe_diff("paper-vit-b", "paper-vit-b")
 
     assert same.values() == {
         "a": "paper-vit-b",
@@ -33,7 +33,7 @@ def test_a_recipe_is_identical_to_itself() -> None:
 
 
 def test_the_paper_and_its_code_differ_in_these_numbers_alone() -> None:
-    differences = diff("paper-ft-vit-h", "facebook-ft-vit-h").differences
+    differences = recipe_diff("paper-ft-vit-h", "facebook-ft-vit-h").differences
 
     assert {d.field: (d.a, d.b) for d in differences} == {
         "drop_path": (0.2, 0.3),
@@ -43,7 +43,9 @@ def test_the_paper_and_its_code_differ_in_these_numbers_alone() -> None:
 
 
 def test_the_seed_s_rate_is_twice_that_of_the_published_code() -> None:
-    differences = diff("vit-base-p16_ft-8xb128-coslr-100e_in1k", "facebook-ft-vit-b").differences
+    differences = recipe_diff(
+        "vit-base-p16_ft-8xb128-coslr-100e_in1k", "facebook-ft-vit-b"
+    ).differences
 
     found = {d.field: (d.a, d.b) for d in differences}
     assert found.keys() == {
@@ -56,7 +58,7 @@ def test_the_seed_s_rate_is_twice_that_of_the_published_code() -> None:
 
 
 def test_each_number_has_its_source() -> None:
-    by_field = {d.field: d for d in diff("paper-ft-vit-b", "facebook-ft-vit-b").differences}
+    by_field = {d.field: d for d in recipe_diff("paper-ft-vit-b", "facebook-ft-vit-b").differences}
 
     assert by_field["layer_decay"] == Difference(
         "layer_decay", 0.75, "paper, Table 9", 0.65, "published code, FINETUNE.md"
@@ -66,7 +68,7 @@ def test_each_number_has_its_source() -> None:
 
 
 def test_a_peak_that_is_the_same_is_no_difference() -> None:
-    fields = [d.field for d in diff("mmpretrain-vit-b-400e", "paper-vit-b").differences]
+    fields = [d.field for d in recipe_diff("mmpretrain-vit-b-400e", "paper-vit-b").differences]
 
     assert fields == ["epochs", "optim.warmup_start", "optim.decay_tokens"]
 
@@ -76,7 +78,7 @@ def test_a_run_differs_where_something_was_set(tmp_path: Path) -> None:
     config = dataclasses.replace(base, layer_decay=0.75, workers=3)
     run = write_run(tmp_path / "run", config, recipe="facebook-ft-vit-b")
 
-    differences = diff(run, "facebook-ft-vit-b").differences
+    differences = recipe_diff(run, "facebook-ft-vit-b").differences
 
     assert differences == (
         Difference("workers", 3, "set in this run", None, "this project"),
@@ -88,7 +90,9 @@ def test_a_number_that_a_run_has_from_its_recipe_keeps_its_source(tmp_path: Path
     config = find_config("paper-vit-l", PretrainConfig)
     run = write_run(tmp_path / "run", config, recipe="paper-vit-l")
 
-    (epochs,) = [d for d in diff("paper-ablation-vit-l", run).differences if d.field == "epochs"]
+    (epochs,) = [
+        d for d in recipe_diff("paper-ablation-vit-l", run).differences if d.field == "epochs"
+    ]
 
     assert (epochs.a, epochs.a_source) == (800, "paper, Table 1")
     assert (epochs.b, epochs.b_source) == (1600, "paper-vit-l: paper, Table 3")
@@ -98,11 +102,11 @@ def test_a_run_as_its_recipe_is_identical(tmp_path: Path) -> None:
     config = find_config("paper-vit-b", PretrainConfig)
     run = write_run(tmp_path / "run", config, recipe="paper-vit-b")
 
-    assert diff(run, "paper-vit-b").values()["identical"]
+    assert recipe_diff(run, "paper-vit-b").values()["identical"]
 
 
 def test_rows_name_both_and_fit_a_terminal() -> None:
-    rows = list(diff("paper-scratch-vit-h", "mmpretrain-ft-vit-h-448").rows())
+    rows = list(recipe_diff("paper-scratch-vit-h", "mmpretrain-ft-vit-h-448").rows())
 
     assert rows[0][1:] == ("paper-scratch-vit-h", "mmpretrain-ft-vit-h-448")
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -114,16 +118,16 @@ def test_rows_name_both_and_fit_a_terminal() -> None:
 
 def test_pre_training_and_fine_tuning_are_not_compared() -> None:
     with pytest.raises(ConfigError) as caught:
-        diff("paper-vit-b", "paper-ft-vit-b")
+        recipe_diff("paper-vit-b", "paper-ft-vit-b")
 
     assert str(caught.value) == (
         "recipes diff: paper-vit-b is for pre-training and paper-ft-vit-b for fine-tuning, "
-        "expected two of one sort; see mae recipes list"
+        "expected two of one type; see mae recipes list"
     )
 
 
 def test_a_name_that_is_neither_recipe_nor_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no 'paper-vit-x'; did you mean paper-vit-"):
-        diff("paper-vit-b", "paper-vit-x")
+        recipe_diff("paper-vit-b", "paper-vit-x")
     with pytest.raises(ConfigError, match=r"is not a run, it holds no run\.json"):
-        diff(str(tmp_path), "paper-vit-b")
+        recipe_diff(str(tmp_path), "paper-vit-b")

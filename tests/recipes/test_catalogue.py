@@ -279,7 +279,7 @@ def test_a_recipe_of_the_other_sort_is_refused_with_its_own_command() -> None:
         find_config("paper-ft-vit-b", PretrainConfig)
 
     assert str(caught.value) == (
-        "recipe: paper-ft-vit-b is one for fine-tuning, expected another; "
+        "recipe: paper-ft-vit-b is for fine-tuning; "
         "use it as mae finetune paper-ft-vit-b --data DIR --weights W"
     )
 

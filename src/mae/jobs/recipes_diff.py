@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,9 @@ from mae.errors import ConfigError
 from mae.recipes.catalogue import RECIPES, Recipe, find_recipe
 from mae.report.tables import WIDTH, wrapped
 from mae.runs.directory import RunDir, read_record
+
+_DERIVED = {"peak lr": "optim.lr * batch / 256"}
+"""Derived values, with their formulas."""
 
 
 class Difference(NamedTuple):
@@ -51,16 +54,7 @@ class Comparison(NamedTuple):
             yield from wrapped(("", f"({a_source})", f"({b_source})"), widths)
 
 
-class _Side(NamedTuple):
-    """One side of a comparison."""
-
-    name: str
-    sort: str
-    config: FitConfig
-    source_of: Callable[[str], str]
-
-
-def diff(a: str, b: str) -> Comparison:
+def recipe_diff(a: str, b: str) -> Comparison:
     """Compare two recipes or runs: their fields, and values derived from the fields.
 
     Args:
@@ -70,62 +64,48 @@ def diff(a: str, b: str) -> Comparison:
     Raises:
         ConfigError: for an unknown name, or for pre-training compared with fine-tuning.
     """
-    sides = one, two = _side(a), _side(b)
-    if type(one.config) is not type(two.config):
+    one, two = _recipe_or_run(a), _recipe_or_run(b)
+    if one.kind != two.kind:
         raise ConfigError(
-            f"recipes diff: {one.name} is for {one.sort} and {two.name} for {two.sort}, "
-            "expected two of one sort; see mae recipes list"
+            f"recipes diff: {one.name} is for {one.kind} and {two.name} for {two.kind}, "
+            "expected two of one type; see mae recipes list"
         )
-    differences = []
-    for path in [*field_types(type(one.config)), *_RESOLVED]:
-        values = [_value(side.config, path) for side in sides]
-        if not _same(*values):
-            sources = [_RESOLVED.get(path) or side.source_of(path) for side in sides]
-            differences.append(Difference(path, values[0], sources[0], values[1], sources[1]))
+    others, differences = _values(two.config), list[Difference]()
+    for path, value in _values(one.config).items():
+        if not _same(value, others[path]):
+            sources = [_DERIVED.get(path) or side.source_of(path) for side in (one, two)]
+            differences.append(Difference(path, value, sources[0], others[path], sources[1]))
     return Comparison(one.name, two.name, tuple(differences))
 
 
-_RESOLVED = {"peak lr": "optim.lr * batch / 256"}
-"""Derived values, with their formulas."""
+def _recipe_or_run(name: str) -> Recipe:
+    """Find a recipe, or read a run as one; unchanged values keep the source of their recipe."""
+    known = {recipe.name: recipe for recipe in RECIPES}
+    record = None if name in known else read_record(Path(name))
+    if record is None:
+        if name not in known and Path(name).exists():
+            raise ConfigError(
+                f"{name}: is not a run, it holds no run.json; name the folder of a run"
+            )
+        return find_recipe(name)
+    cls = FinetuneConfig if "num_classes" in record["config"] else PretrainConfig
+    config: Any = from_dict(cls, record["config"], where=str(RunDir(Path(name)).record))
+    base = known.get(record.get("recipe", ""))
+    theirs = _values(base.config) if base else {}
+    sources = {
+        path: f"{base.name}: {base.source_of(path)}"
+        if base and _same(value, theirs[path])
+        else "set in this run"
+        for path, value in _values(config).items()
+    }
+    return Recipe(name=name, about="", source="", expected="", config=config, sources=sources)
 
 
-def _side(name: str) -> _Side:
-    is_recipe = any(recipe.name == name for recipe in RECIPES)
-    record = None if is_recipe else read_record(Path(name))
-    if record is not None:
-        return _run_side(name, record)
-    if not is_recipe and Path(name).exists():
-        raise ConfigError(f"{name}: is not a run, it holds no run.json; name the folder of a run")
-    recipe = find_recipe(name)
-    return _Side(name, recipe.sort, recipe.config, recipe.source_of)
-
-
-def _run_side(name: str, record: Mapping[str, Any]) -> _Side:
-    """Read a run; values unchanged from its recipe keep the recipe's sources."""
-    finetuning = "num_classes" in record["config"]
-    where = str(RunDir(Path(name)).record)
-    config = from_dict(
-        FinetuneConfig if finetuning else PretrainConfig, record["config"], where=where
-    )
-    base = next((recipe for recipe in RECIPES if recipe.name == record.get("recipe")), None)
-
-    def source_of(path: str) -> str:
-        if base is not None and _from_recipe(config, base, path):
-            return f"{base.name}: {base.source_of(path)}"
-        return "set in this run"
-
-    return _Side(name, "fine-tuning" if finetuning else "pre-training", config, source_of)
-
-
-def _from_recipe(config: FitConfig, recipe: Recipe, path: str) -> bool:
-    alike = type(config) is type(recipe.config)
-    return alike and _same(_value(config, path), _value(recipe.config, path))
-
-
-def _value(config: FitConfig, path: str) -> Any:
-    if path == "peak lr":
-        return config.optim.peak_lr(config.batch)
-    return reduce(getattr, path.split("."), config)
+def _values(config: FitConfig) -> dict[str, Any]:
+    """Return every value by the dotted name of its field, and the derived ones."""
+    paths = field_types(type(config))
+    values = {path: reduce(getattr, path.split("."), config) for path in paths}
+    return values | {"peak lr": config.optim.peak_lr(config.batch)}
 
 
 def _same(a: object, b: object) -> bool:
@@ -136,7 +116,7 @@ def _same(a: object, b: object) -> bool:
 
 
 def _text(value: object) -> str:
-    """Format a value as the command line takes it."""
+    """Format a value as the command line accepts it."""
     if isinstance(value, tuple):
         return " ".join(map(_text, value))
     if isinstance(value, bool):

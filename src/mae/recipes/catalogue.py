@@ -134,15 +134,13 @@ def find_recipe(name: str) -> Recipe:
     raise ConfigError(f"recipe: there is no {name!r}; {hint}")
 
 
-def find_config(name: str, sort: type[ConfigT]) -> ConfigT:
+def find_config(name: str, cls: type[ConfigT]) -> ConfigT:
     """Find the configuration of a recipe of one type.
 
     Raises:
         ConfigError: if there is no such recipe, or it is of another type.
     """
     recipe = find_recipe(name)
-    if isinstance(recipe.config, sort):
+    if isinstance(recipe.config, cls):
         return recipe.config
-    raise ConfigError(
-        f"recipe: {name} is one for {recipe.sort}, expected another; use it as {recipe.command}"
-    )
+    raise ConfigError(f"recipe: {name} is for {recipe.kind}; use it as {recipe.command}")

@@ -1,14 +1,19 @@
-"""The Recipe class: a named configuration with the source of each value."""
+"""A recipe: a named configuration with the source of each value."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, Literal, TypeVar
 
 from mae.config.run import FinetuneConfig, PretrainConfig
+from mae.config.sizes import size_fields
+
+ConfigT = TypeVar("ConfigT", PretrainConfig, FinetuneConfig)
 
 OURS = "this project"
+# The official code and mmpretrain used fp16 with a scaler; here it is an option.
+NOT_FP16 = f"{OURS}; the source used fp16 with a scaler (--precision fp16)"
 # Fields that depend on the machine or the images; no publication specifies them.
 _OUR_FIELDS = frozenset(
     "steps minutes micro_batch checkpoint_every seed precision compile device threads workers "
@@ -36,7 +41,7 @@ class Recipe:
     """Whether a fine-tuning recipe starts from weights."""
 
     @property
-    def sort(self) -> Literal["pre-training", "fine-tuning"]:
+    def kind(self) -> Literal["pre-training", "fine-tuning"]:
         """Type of training."""
         return "fine-tuning" if isinstance(self.config, FinetuneConfig) else "pre-training"
 
@@ -45,7 +50,7 @@ class Recipe:
         """Command line that runs the recipe."""
         if self.name == "demo":
             return "mae demo"
-        if self.sort == "pre-training":
+        if self.kind == "pre-training":
             init = " --init W" if self.config.follow_weights else ""
             return f"mae pretrain {self.name} --data DIR{init}"
         return f"mae finetune {self.name} --data DIR{' --weights W' if self.pretrained else ''}"
@@ -62,7 +67,54 @@ class Recipe:
         return self.sources.get(path) or self.sources.get(group) or self.source
 
 
-MODELS = {"b": "vit-b/16", "l": "vit-l/16", "h": "vit-h/14"}
-MODEL_NAMES = {"b": "ViT-B/16", "l": "ViT-L/16", "h": "ViT-H/14"}
-# The official code and mmpretrain used fp16 with a scaler; here it is an option.
-NOT_FP16 = f"{OURS}; the source used fp16 with a scaler (--precision fp16)"
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Family(Generic[ConfigT]):
+    """What the recipes of one source share; each adds its model size, length and differences."""
+
+    config: ConfigT
+    about: str
+    """`Recipe.about`, with {model}, {edge} and {epochs} in place of their values."""
+    source: str
+    """`Recipe.source`, with the same."""
+    sources: Mapping[str, str]
+    pretrained: bool = True
+
+    def recipe(
+        self,
+        name: str,
+        size: Literal["b", "l", "h"],
+        epochs: int,
+        expected: str,
+        *,
+        edge: int = 224,
+        optim: Mapping[str, float] | None = None,
+        **fields: float,
+    ) -> Recipe:
+        """Create a recipe of the family.
+
+        Args:
+            name: its name.
+            size: ViT-B/16, ViT-L/16 or ViT-H/14.
+            epochs: length of the training.
+            expected: published result.
+            edge: height and width of the images, in pixels.
+            optim: fields of `OptimConfig` that differ from the family's.
+            fields: other fields of the configuration that differ.
+        """
+        patch = 14 if size == "h" else 16
+        words = {"model": f"ViT-{size.upper()}/{patch}", "edge": edge, "epochs": epochs}
+        network: Any = size_fields(f"vit-{size}/{patch}") | {"image_size": (edge, edge)}
+        changed: Any = fields | {
+            "epochs": epochs,
+            "model": replace(self.config.model, **network),
+            "optim": replace(self.config.optim, **(optim or {})),  # type: ignore[arg-type]
+        }
+        return Recipe(
+            name=name,
+            about=self.about.format(**words),
+            source=self.source.format(**words),
+            expected=expected,
+            config=replace(self.config, **changed),
+            sources=self.sources,
+            pretrained=self.pretrained,
+        )

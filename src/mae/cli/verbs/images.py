@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mae.cli.verbs.shown import Shown, shown
 from mae.config.run import PretrainConfig
-from mae.jobs.recipes_show import configured
+from mae.recipes.custom import build_config
 from mae.weights.given import Given
 
 
@@ -72,7 +72,7 @@ def bench(
 
     Also how long the run would take, and what would help. On weights that are thrown away.
     """
-    settled = configured(recipe, PretrainConfig, file=config, fields=fields)
+    settled = build_config(recipe, PretrainConfig, file=config, fields=fields)
     from mae.jobs.bench import bench_run
 
     ask = partial(bench_run, recipe=recipe, init=init, seconds=seconds, quiet=quiet)
@@ -96,7 +96,7 @@ def bench_data(
     """
     from mae.jobs import bench_data as job
 
-    config = configured(recipe, PretrainConfig, fields={"batch": batch, "device": device})
+    config = build_config(recipe, PretrainConfig, fields={"batch": batch, "device": device})
     ask = partial(job.bench_data, images_per_second=images_per_second, seconds=seconds, quiet=quiet)
     result = ask(data, config)
     return Shown(result.values(), result.rows())

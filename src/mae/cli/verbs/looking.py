@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from itertools import groupby
-from operator import itemgetter
+from operator import attrgetter
 from pathlib import Path
 
 from mae.cli.verbs.shown import ON_RANKS, Shown
 from mae.config.run import PretrainConfig
 from mae.config.serialize import to_dict
-from mae.jobs.recipes_show import configured, recipe_rows, recipe_toml
-from mae.recipes.catalogue import find_recipe
+from mae.recipes.catalogue import RECIPES, find_recipe
+from mae.recipes.custom import build_config, recipe_toml
 
 
 def report(*runs: Path) -> Shown:
@@ -23,9 +23,11 @@ def report(*runs: Path) -> Shown:
 
 def recipes_list() -> Shown:
     """List the recipes: what they are, and what was published of them."""
-    recipes, rows = recipe_rows(), list[tuple[str, ...]]()
-    for sort, group in groupby(recipes, itemgetter("sort")):
-        rows += [(sort,), *((f"  {r['name']}", r["about"], r["expected"]) for r in group), ("",)]
+    rows = list[tuple[str, ...]]()
+    for kind, group in groupby(RECIPES, attrgetter("kind")):
+        rows += [(kind,), *((f"  {r.name}", r.about, r.expected) for r in group), ("",)]
+    keys = ("name", "about", "source", "expected")
+    recipes = [{"sort": r.kind} | {key: getattr(r, key) for key in keys} for r in RECIPES]
     return Shown({"recipes": recipes}, rows[:-1])
 
 
@@ -37,9 +39,9 @@ def recipes_show(name: str) -> Shown:
 
 def recipes_diff(a: str, b: str) -> Shown:
     """Show where two recipes, or a run and a recipe, differ, with the source of each number."""
-    from mae.jobs.recipes_diff import diff
+    from mae.jobs.recipes_diff import recipe_diff
 
-    comparison = diff(a, b)
+    comparison = recipe_diff(a, b)
     return Shown(comparison.values(), comparison.rows())
 
 
@@ -67,7 +69,7 @@ def plan(
 
     On --gpu, or on this machine. Every line says how it is known. Of pre-training recipes only.
     """
-    settled = configured(recipe, PretrainConfig, file=config, fields=fields)
+    settled = build_config(recipe, PretrainConfig, file=config, fields=fields)
     from mae.jobs import plan as job
     from mae.progress import Progress
 

@@ -11,7 +11,7 @@ from mae.cli.verbs.shown import Shown
 from mae.config.run import FinetuneConfig, PretrainConfig
 from mae.config.serialize import to_dict
 from mae.errors import ConfigError
-from mae.jobs.recipes_show import configured, to_toml
+from mae.recipes.custom import build_config, to_toml
 from mae.runs.directory import RunDir
 from mae.weights.given import Given
 
@@ -39,7 +39,7 @@ def pretrain(
     **fields: object,
 ) -> Shown:
     """Pre-train on a folder of pictures; goes on where an unfinished run stopped."""
-    settled = configured(recipe, PretrainConfig, file=config, fields=fields)
+    settled = build_config(recipe, PretrainConfig, file=config, fields=fields)
     if print_config:
         return Shown(to_dict(settled), [(to_toml(to_dict(settled)),)])
     if data is None:
@@ -76,7 +76,7 @@ def finetune(
     DATA holds one folder per class, of which a fifth is held out; or train/ and val/ of such.
     --seeds makes a run for each seed from --seed on, in folders under OUT, for mean and spread.
     """
-    settled = configured(recipe, FinetuneConfig, file=config, fields=fields)
+    settled = build_config(recipe, FinetuneConfig, file=config, fields=fields)
     if print_config:
         return Shown(to_dict(settled), [(to_toml(to_dict(settled)),)])
     if data is None:

@@ -1,4 +1,4 @@
-"""List recipes, write them as TOML, read them back, and override single fields."""
+"""Configurations from a recipe, a file of fields and single options; TOML in and out."""
 
 from __future__ import annotations
 
@@ -8,47 +8,27 @@ import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from mae.config.run import FinetuneConfig, PretrainConfig
+from mae.config.run import PretrainConfig
 from mae.config.serialize import from_dict, to_dict
 from mae.config.sizes import size_fields
 from mae.errors import ConfigError
-from mae.recipes.catalogue import RECIPES, Recipe, find_config
+from mae.recipes.catalogue import RECIPES, find_config
+from mae.recipes.recipe import ConfigT, Recipe
 
 _WEIGHTS = (".pth", ".pt", ".safetensors", ".bin")
 _LENGTHS = ("epochs", "steps", "minutes")
 
 
-def recipe_rows() -> list[dict[str, str]]:
-    """List the recipes: type, name, description, source of the numbers, published result."""
-    names = ("sort", "name", "about", "source", "expected")
-    return [{name: str(getattr(r, name)) for name in names} for r in RECIPES]
-
-
-def recipe_toml(recipe: Recipe) -> str:
-    """Write a recipe as TOML that `--config` reads."""
-    facts = (recipe.about, f"source: {recipe.source}", f"expected: {recipe.expected}")
-    elsewhere = (f"source of {path}: {source}" for path, source in recipe.sources.items())
-    head = "".join(f"# {line}\n" for line in (*facts, *elsewhere, recipe.command))
-    return f"{head}\n{to_toml(to_dict(recipe.config))}"
-
-
-ConfigT = TypeVar("ConfigT", PretrainConfig, FinetuneConfig)
-
-
-def configured(
-    recipe: str,
-    sort: type[ConfigT],
-    *,
-    file: Path | None = None,
-    fields: Mapping[str, object],
+def build_config(
+    recipe: str, cls: type[ConfigT], *, file: Path | None = None, fields: Mapping[str, object]
 ) -> ConfigT:
     """Build a configuration: the recipe, overridden by a file, then by single fields.
 
     Args:
         recipe: name of the recipe.
-        sort: required type of its configuration.
+        cls: required type of its configuration.
         file: TOML or JSON of the same fields, all or a few; or the run.json of a run.
         fields: values by dotted name; a length (epochs, steps, minutes) replaces any other
             length, and `model`, a name as in "vit-b/16", replaces the fields it determines.
@@ -56,15 +36,12 @@ def configured(
     Raises:
         ConfigError: for an unknown recipe, key or value.
     """
-    if not any(known.name == recipe for known in RECIPES) and (meant := _meant(recipe, sort)):
-        raise ConfigError(f"recipe: there is no {recipe!r}; did you mean {meant}?")
-    base = find_config(recipe, sort)
+    if all(known.name != recipe for known in RECIPES) and (option := _guess_option(recipe, cls)):
+        raise ConfigError(f"recipe: there is no {recipe!r}; did you mean {option}?")
+    base = find_config(recipe, cls)
     if file is not None:
-        merged = _merged(to_dict(base), read_fields(file))
-        base = from_dict(sort, merged, where=str(file))
-    nested: dict[str, Any] = {}
-    if set(_LENGTHS) & set(fields):
-        nested = {"steps": None, "minutes": None}
+        base = from_dict(cls, _merged(to_dict(base), read_fields(file)), where=str(file))
+    nested: dict[str, Any] = dict.fromkeys(("steps", "minutes")) if {*_LENGTHS} & {*fields} else {}
     single = dict(fields)
     if (size := single.pop("model", None)) is not None:
         if single.get("follow_weights", base.follow_weights):
@@ -76,22 +53,22 @@ def configured(
     for name, value in single.items():
         group, _, last = name.rpartition(".")
         (nested.setdefault(group, {}) if group else nested)[last] = value
-    return from_dict(sort, _merged(to_dict(base), nested), where="the options")
+    return from_dict(cls, _merged(to_dict(base), nested), where="the options")
 
 
-def _meant(name: str, sort: type[PretrainConfig] | type[FinetuneConfig]) -> str | None:
+def _guess_option(word: str, cls: type) -> str | None:
     """Guess the option meant by a word in place of a recipe; None if there is no guess."""
-    path, option = Path(name).expanduser(), None
+    path, option = Path(word).expanduser(), None
     with suppress(ConfigError):
-        size_fields(name)
-        return f"--model {name}"
-    if name.startswith("hf:") or path.suffix in _WEIGHTS or (path / "run.json").exists():
-        option = "init" if sort is PretrainConfig else "weights"
+        size_fields(word)
+        return f"--model {word}"
+    if word.startswith("hf:") or path.suffix in _WEIGHTS or (path / "run.json").exists():
+        option = "init" if cls is PretrainConfig else "weights"
     elif path.suffix in (".toml", ".json"):
         option = "config"
-    elif name == "fashion-mnist" or path.exists() or "/" in name:
+    elif word == "fashion-mnist" or path.exists() or "/" in word:
         option = "data"
-    return option and f"--{option} {shlex.quote(name)}"
+    return option and f"--{option} {shlex.quote(word)}"
 
 
 def read_fields(file: Path) -> dict[str, Any]:
@@ -100,20 +77,28 @@ def read_fields(file: Path) -> dict[str, Any]:
     Raises:
         ConfigError: if the file cannot be read or is neither.
     """
+    toml = file.suffix.lower() == ".toml"
     try:
         text = file.read_text(encoding="utf-8")
-        toml = file.suffix.lower() == ".toml"
         values: Any = _with_none(tomllib.loads(text)) if toml else json.loads(text)
     except OSError as error:
         reason = (error.strerror or "cannot be read").lower()
         raise ConfigError(f"config: {file.absolute()}: {reason}; check the path") from error
     except ValueError as error:
-        sort = "TOML" if toml else "JSON (files of TOML end in .toml)"
-        raise ConfigError(f"config: {file}: is not {sort}: {error}") from error
+        kind = "TOML" if toml else "JSON (files of TOML end in .toml)"
+        raise ConfigError(f"config: {file}: is not {kind}: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"config: {file}: expected named values, got {type(values).__name__}")
-    of_a_run = values.get("config")
-    return of_a_run if isinstance(of_a_run, dict) else values
+    config = values.get("config")
+    return config if isinstance(config, dict) else values
+
+
+def recipe_toml(recipe: Recipe) -> str:
+    """Write a recipe as TOML that `--config` reads."""
+    facts = (recipe.about, f"source: {recipe.source}", f"expected: {recipe.expected}")
+    elsewhere = (f"source of {path}: {source}" for path, source in recipe.sources.items())
+    head = "".join(f"# {line}\n" for line in (*facts, *elsewhere, recipe.command))
+    return f"{head}\n{to_toml(to_dict(recipe.config))}"
 
 
 def to_toml(values: Mapping[str, Any], *, table: str = "") -> str:

@@ -3,14 +3,16 @@ from __future__ import annotations
 import json
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mae.cli.verbs.looking import recipes_list
 from mae.config.run import PretrainConfig
 from mae.config.serialize import from_dict, to_dict
 from mae.errors import ConfigError
-from mae.jobs.recipes_show import configured, read_fields, recipe_rows, recipe_toml, to_toml
 from mae.recipes.catalogue import FOLDER, RECIPES, Recipe, find_recipe
+from mae.recipes.custom import build_config, read_fields, recipe_toml, to_toml
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
@@ -34,14 +36,14 @@ def test_a_run_json_repeats_the_run(tmp_path: Path) -> None:
     config = find_recipe("demo").config
     file.write_text(json.dumps({"recipe": "demo", "config": to_dict(config), "data": {}}))
 
-    assert configured("folder", PretrainConfig, file=file, fields={}) == config
+    assert build_config("folder", PretrainConfig, file=file, fields={}) == config
 
 
 def test_a_file_of_a_few_fields_changes_those_alone(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('epochs = 3\nmicro_batch = "none"\n[optim]\nlr = 1e-3\n')
 
-    config = configured("folder", PretrainConfig, file=file, fields={})
+    config = build_config("folder", PretrainConfig, file=file, fields={})
 
     assert (config.epochs, config.micro_batch, config.optim.lr) == (3.0, None, 1e-3)
     assert config.optim.warmup_epochs == FOLDER.optim.warmup_epochs
@@ -52,7 +54,7 @@ def test_fields_win_over_the_file_and_the_file_over_the_recipe(tmp_path: Path) -
     file = tmp_path / "mine.toml"
     file.write_text("batch = 8\nseed = 5\n")
 
-    config = configured("demo", PretrainConfig, file=file, fields={"seed": 7, "optim.lr": 0.5})
+    config = build_config("demo", PretrainConfig, file=file, fields={"seed": 7, "optim.lr": 0.5})
 
     assert (config.batch, config.seed, config.optim.lr) == (8, 7, 0.5)
     assert config.model == find_recipe("demo").config.model
@@ -62,8 +64,8 @@ def test_a_length_takes_the_place_of_another_length(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text("minutes = 5\n")
 
-    assert configured("folder", PretrainConfig, file=file, fields={"steps": 9}).minutes is None
-    assert configured("folder", PretrainConfig, file=file, fields={"epochs": 9.0}).minutes is None
+    assert build_config("folder", PretrainConfig, file=file, fields={"steps": 9}).minutes is None
+    assert build_config("folder", PretrainConfig, file=file, fields={"epochs": 9.0}).minutes is None
 
 
 @pytest.mark.parametrize(
@@ -81,14 +83,14 @@ def test_a_bad_file_is_named_with_what_is_wrong_in_it(
     file.write_text(text)
 
     with pytest.raises(ConfigError) as caught:
-        configured("folder", PretrainConfig, file=file, fields={})
+        build_config("folder", PretrainConfig, file=file, fields={})
 
     assert str(caught.value) == message.format(file=file)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"config: .*nope\.toml: no such file"):
-        configured("folder", PretrainConfig, file=tmp_path / "nope.toml", fields={})
+        build_config("folder", PretrainConfig, file=tmp_path / "nope.toml", fields={})
 
 
 def test_toml_is_read_back_as_it_was_written() -> None:
@@ -98,7 +100,7 @@ def test_toml_is_read_back_as_it_was_written() -> None:
 
 
 def test_every_recipe_is_listed_with_its_source_and_published_result() -> None:
-    rows = recipe_rows()
+    rows: Any = recipes_list().values["recipes"]
 
     assert [row["name"] for row in rows] == [recipe.name for recipe in RECIPES]
     assert all(row["about"] and row["source"] and row["expected"] for row in rows)
