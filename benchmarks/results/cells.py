@@ -20,7 +20,7 @@ import torch
 from benchmarks.results.measuring import FEWEST, STEPS, Cell, few_labels, partial_tuning, transfer
 from benchmarks.results.page import write_page
 from benchmarks.results.pretraining import HALVES, pretrain_half, pretrain_whole, supervise_half
-from mae.runs.directory import write_json_atomic
+from mae.atomic import write_json_atomic
 
 SEEDS = (0, 1, 2)
 PAGE = Path("docs/results.md")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ from mae.errors import ConfigError
 
 
 @contextmanager
-def appearing(path: Path) -> Iterator[BinaryIO]:
+def open_atomic(path: Path) -> Iterator[BinaryIO]:
     """Open a file for an atomic write: readers see the complete file or none, even after a crash.
 
     The file appears when the block ends; if the block raises, nothing is left. The parent folder
@@ -34,7 +35,7 @@ def appearing(path: Path) -> Iterator[BinaryIO]:
         fsync_folder(path.parent)
     except OSError as error:
         raise ConfigError(
-            f"{path}: cannot be written: {error.strerror}; make room, or choose another place"
+            f"{path}: cannot be written: {error.strerror}; free some space, or choose another path"
         ) from error
     finally:
         with suppress(OSError):
@@ -42,13 +43,13 @@ def appearing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file atomically, see `appearing`."""
-    with appearing(path) as file:
+    """Write a file atomically, see `open_atomic`."""
+    with open_atomic(path) as file:
         file.write(content)
 
 
 def write_json_atomic(path: Path, value: object) -> None:
-    """Write a JSON file atomically, see `appearing`."""
+    """Write a JSON file atomically, see `open_atomic`."""
     write_atomic(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
@@ -67,3 +68,16 @@ def fsync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def remove_stale_temporaries(folder: Path) -> None:
+    """Delete leftovers of interrupted writes and deletions; the caller holds the folder's lock.
+
+    `.tmp-*` and `.del-*` are names used by mae; `.tmp??????` is one used by safetensors.
+    """
+    for path in [*folder.glob(".tmp*"), *folder.glob(".del-*")]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink()

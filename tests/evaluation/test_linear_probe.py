@@ -20,7 +20,7 @@ from mae.evaluation.linear_probe import (
     train_head,
 )
 from mae.model.create import create
-from mae.train.fit import Cadence
+from mae.train.fit import EveryNSteps
 from tests.model.tiny import tiny_config
 
 WHOLE = AugmentConfig(crop_scale=(1.0, 1.0), flip=0.5)
@@ -105,9 +105,9 @@ def test_statistics_are_of_whole_batches_in_training_and_kept_for_the_test(encod
 def test_the_rate_warms_up_for_its_share_and_falls_to_nothing(encoder, rng):
     rates = []
     config = replace(PROTOCOL, batch=40)
-    keep = Cadence(1, lambda state, metrics: rates.append(metrics.lr))
+    keep = EveryNSteps(1, lambda state, metrics: rates.append(metrics.lr))
 
-    trained(encoder, easy(rng, 40), config, cadences=[keep])
+    trained(encoder, easy(rng, 40), config, callbacks=[keep])
 
     assert len(rates) == 90 and rates[0] == 0
     assert rates[10] == max(rates) == pytest.approx(0.1 * 40 / 256)

@@ -9,12 +9,12 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from mae.model.create import create
-from mae.parallel.processes import open_ranks
+from mae.parallel.processes import open_communicator
 from mae.train.step import pretraining_loss
 from tests.gpu.small import MODEL, small_batches
 
 DEVICE = torch.device("cuda", 0)
-BACKEND = "cpu:gloo,cuda:nccl"  # as `open_ranks` asks for it, which makes no group of one
+BACKEND = "cpu:gloo,cuda:nccl"  # as `open_communicator` requests it
 
 
 def gradients(*, parallel: bool) -> list[torch.Tensor]:
@@ -42,9 +42,9 @@ def reduce_alone() -> None:
 
 def gather() -> None:
     """Hand over what was computed on the GPU."""
-    with open_ranks(timeout_s=60.0) as ranks:
-        mine = (torch.arange(4.0, device=DEVICE) * (1 + ranks.place.rank)).sum().item()
-        assert ranks.gathered(mine) == [6.0, 12.0]
+    with open_communicator(timeout_s=60.0) as ranks:
+        mine = (torch.arange(4.0, device=DEVICE) * (1 + ranks.process.rank)).sum().item()
+        assert ranks.all_gather(mine) == [6.0, 12.0]
         assert "nccl" in dist.get_backend_config()
     print("met beside nccl", flush=True)
 

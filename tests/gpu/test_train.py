@@ -15,10 +15,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mae.data.batching.batch import Batch
 from mae.data.batching.loader import on_device
-from mae.parallel.processes import ALONE, open_ranks
+from mae.parallel.processes import SINGLE_PROCESS, open_communicator
 from mae.runs.checkpoint import load_checkpoint, save_checkpoint
 from mae.runs.state import TrainState
-from mae.train.fit import Cadence, fit
+from mae.train.fit import EveryNSteps, fit
 from mae.train.step import OptimiserStep, pretraining_loss
 from tests.gpu.small import CONFIG, small_batches, state_of
 from tests.runs.test_checkpoint import assert_same
@@ -32,10 +32,10 @@ def losses(state: TrainState, given: list[Batch], **changes: object) -> list[flo
     config = replace(CONFIG, device=device.type, **changes)  # type: ignore[arg-type]
     step = OptimiserStep(loss=pretraining_loss, config=config, device=device)
     told = list[float]()
-    see = Cadence(1, lambda _, metrics: told.append(float(metrics.loss)))
+    see = EveryNSteps(1, lambda _, metrics: told.append(float(metrics.loss)))
     fed: Iterator[Batch] = on_device(given, device)
     num_steps = state.step + len(given)
-    fit(state, fed, step, num_steps=num_steps, rate=lambda _: 1e-3, cadences=[see])
+    fit(state, fed, step, num_steps=num_steps, rate=lambda _: 1e-3, callbacks=[see])
     return told
 
 
@@ -102,8 +102,8 @@ def test_a_checkpoint_of_a_gpu_is_read_on_a_cpu_and_trains_on(tmp_path: Path) ->
 def test_one_process_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "1")
 
-    with open_ranks() as ranks:
-        assert ranks is ALONE
+    with open_communicator() as ranks:
+        assert ranks is SINGLE_PROCESS
         assert not torch.distributed.is_initialized()
 
 

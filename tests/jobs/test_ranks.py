@@ -21,7 +21,7 @@ from mae.evaluation.inputs import FeatureSettings
 from mae.evaluation.knn import knn_accuracy
 from mae.model.classifier import Classifier
 from mae.model.create import create
-from mae.parallel.processes import Place, open_ranks, this_place
+from mae.parallel.processes import ProcessInfo, open_communicator, this_process
 from mae.weights.classifier import save_classifier
 from tests.jobs.conftest import TINY, write_classes
 
@@ -168,14 +168,14 @@ def test_half_an_environment_is_one_line(
 def test_one_process_needs_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "1")
 
-    assert this_place() == (0, 1, 0)
-    with open_ranks() as ranks:
-        assert ranks.gathered("mine") == ["mine"]
+    assert this_process() == (0, 1, 0)
+    with open_communicator() as ranks:
+        assert ranks.all_gather("mine") == ["mine"]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 23])
 def test_shares_are_every_item_once(count: int) -> None:
-    shares = [Place(rank, count).share(range(17)) for rank in range(count)]
+    shares = [ProcessInfo(rank, count).shard(range(17)) for rank in range(count)]
 
     assert sorted(item for share in shares for item in share) == list(range(17))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
@@ -184,11 +184,11 @@ def test_shares_are_every_item_once(count: int) -> None:
 class Gathering:
     """Stands in for the processes of a job, one after the other."""
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
+    def __init__(self, process: ProcessInfo) -> None:
+        self.process = process
         self.given: list[int] = []
 
-    def gathered(self, mine: int) -> list[int]:
+    def all_gather(self, mine: int) -> list[int]:
         self.given.append(mine)
         return [mine]
 
@@ -198,7 +198,7 @@ def test_shares_of_the_test_rows_add_up_to_the_accuracy(count: int) -> None:
     rng = np.random.default_rng(0)
     train_x, test_x = (rng.normal(size=(n, 5)).astype(np.float32) for n in (31, 7))
     train_y, test_y = rng.integers(0, 3, 31), rng.integers(0, 3, 7)
-    parts = [Gathering(Place(rank, count)) for rank in range(count)]
+    parts = [Gathering(ProcessInfo(rank, count)) for rank in range(count)]
 
     for part in parts:
         knn_accuracy(train_x, train_y, test_x, test_y, k=3, ranks=part)  # type: ignore[arg-type]
@@ -213,25 +213,25 @@ def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.Monk
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     auto = FeatureSettings()
 
-    assert auto.at(Place(5, 6, 1)).device == "cuda:1"
-    assert auto.at(Place()) == auto
+    assert auto.at(ProcessInfo(5, 6, 1)).device == "cuda:1"
+    assert auto.at(ProcessInfo()) == auto
     with pytest.raises(ConfigError, match="process 3 on a machine of 2 GPUs, expected one each"):
-        auto.at(Place(5, 6, 2))
+        auto.at(ProcessInfo(5, 6, 2))
 
 
 # Without torchrun, which ends the others as soon as one has failed: here they have to notice.
 MEETING = """
 import os, signal, sys
 from mae.errors import DataError
-from mae.parallel.processes import open_ranks
-with open_ranks(timeout_s=float(sys.argv[2])) as ranks:
-    place = ranks.place
-    sizes = [len(each) for each in ranks.gathered("x" * place.rank)]
+from mae.parallel.processes import open_communicator
+with open_communicator(timeout_s=float(sys.argv[2])) as ranks:
+    place = ranks.process
+    sizes = [len(each) for each in ranks.all_gather("x" * place.rank)]
     if place.rank == 1 and sys.argv[1] == "mistakes":
         raise DataError("of the second")
     if place.rank == 1 and sys.argv[1] != "well":
         os.kill(os.getpid(), getattr(signal, sys.argv[1]))
-    print(sizes, ranks.gathered(place.rank), flush=True)
+    print(sizes, ranks.all_gather(place.rank), flush=True)
     import torch.distributed.nn.functional
 threads = {open(f"/proc/self/task/{each}/comm").read() for each in os.listdir("/proc/self/task")}
 assert not any("gloo" in name for name in threads), threads

@@ -7,18 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from mae.atomic import remove_stale_temporaries, write_json_atomic
 from mae.config.run import FitConfig, OptimConfig, PretrainConfig
 from mae.errors import ConfigError
-from mae.runs.directory import (
-    RunDir,
-    git_state,
-    make_run_folder,
-    open_run,
-    read_record,
-    sweep_litter,
-    versions,
-    write_json_atomic,
-)
+from mae.runs.directory import RunDir, git_state, make_run_folder, open_run, read_record, versions
 
 
 def record(config=None, *, fingerprint="f00d", count=1000, **more):
@@ -259,7 +251,7 @@ def test_the_litter_of_interrupted_writes_is_swept(tmp_path):
 
 
 def test_sweeping_a_folder_that_is_not_there_does_nothing(tmp_path):
-    sweep_litter(tmp_path / "nowhere")
+    remove_stale_temporaries(tmp_path / "nowhere")
 
     assert list(tmp_path.iterdir()) == []
 

@@ -21,7 +21,7 @@ from mae.data.sources.source import ArraySource
 from mae.model.classifier import Classifier
 from mae.model.encoder import Encoder
 from mae.runs.state import TrainState
-from mae.train.finetune_batch import soft_target_loss, tuning_batch
+from mae.train.finetune_batch import finetune_batch, soft_target_loss
 from mae.train.optim.parameter_groups import adamw, choose_trained
 from mae.train.step import OptimiserStep
 from mae.weights.formats.facebook import to_theirs
@@ -78,7 +78,7 @@ def doubled(batch: Batch) -> Batch:
 
 def batch_of(step: int) -> Batch:
     made = training_batch(plan(), step)
-    return doubled(tuning_batch(made, plan(), CONFIG, step=step, device=CPU))
+    return doubled(finetune_batch(made, plan(), CONFIG, step=step, device=CPU))
 
 
 @pytest.mark.parametrize("step", [0, 1, 2, 3])
@@ -154,7 +154,7 @@ def test_a_batch_is_erased_before_it_is_mixed() -> None:
     config = replace(CONFIG, erase=1.0, mix=MixConfig())
 
     plain, erased = (
-        tuning_batch(training_batch(plan(), 2), plan(), c, step=2, device=CPU)
+        finetune_batch(training_batch(plan(), 2), plan(), c, step=2, device=CPU)
         for c in (replace(config, erase=0.0), config)
     )
 

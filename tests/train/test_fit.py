@@ -16,7 +16,7 @@ from mae.errors import TrainingError
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.create import create
 from mae.runs.state import TrainState
-from mae.train.fit import Cadence, fit
+from mae.train.fit import EveryNSteps, fit
 from mae.train.optim.parameter_groups import adamw
 from mae.train.schedule import rate_at
 from mae.train.step import OptimiserStep, pretraining_loss
@@ -222,8 +222,8 @@ def test_a_bad_step_moves_position_and_rate_but_no_parameter() -> None:
         OptimiserStep(loss=spoil_second, config=CONFIG, device=CPU),
         num_steps=3,
         rate=lambda step: 0.01,
-        cadences=[Cadence(1, lambda state, metrics: moments.append(weights(state)))],
-        seen=lambda batch, metrics: seen.append((int(batch.ids[0]), metrics.finite)),
+        callbacks=[EveryNSteps(1, lambda state, metrics: moments.append(weights(state)))],
+        on_step_end=lambda batch, metrics: seen.append((int(batch.ids[0]), metrics.finite)),
     )
 
     assert seen == [(0, True), (B, False), (2 * B, True)]
@@ -259,20 +259,20 @@ def test_stopping_is_asked_after_every_step() -> None:
 def test_cadences_are_due_at_their_steps_and_at_the_last() -> None:
     acted: list[int] = []
 
-    cadences = [Cadence(3, lambda state, metrics: acted.append(state.step))]
-    run(new_state(), make_batches(7), cadences=cadences)
+    callbacks = [EveryNSteps(3, lambda state, metrics: acted.append(state.step))]
+    run(new_state(), make_batches(7), callbacks=callbacks)
 
     assert acted == [3, 6, 7]
 
 
 def test_the_first_step_is_due_where_asked_but_not_of_a_resume() -> None:
     acted: list[int] = []
-    cadence = Cadence(3, lambda state, metrics: acted.append(state.step), first=True)
+    callback = EveryNSteps(3, lambda state, metrics: acted.append(state.step), first=True)
 
     state = new_state()
-    run(state, make_batches(7), cadences=[cadence])
+    run(state, make_batches(7), callbacks=[callback])
     state.step = 4
-    run(state, make_batches(2), cadences=[cadence])
+    run(state, make_batches(2), callbacks=[callback])
 
     assert acted == [1, 3, 6, 7, 6]
 

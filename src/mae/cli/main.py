@@ -20,9 +20,9 @@ from itertools import zip_longest
 from mae import __version__
 from mae.cli.options import is_on, nearest, options_of, read_words, show_help
 from mae.cli.verbs.every import GROUPS, VERBS, Verb
-from mae.cli.verbs.shown import ON_RANKS
+from mae.cli.verbs.shown import MULTI_PROCESS_VERBS
 from mae.errors import INSTALL, ConfigError, MaeError
-from mae.parallel.processes import require_alone, this_place
+from mae.parallel.processes import require_single_process, this_process
 from mae.runs.signals import INTERRUPTED, Stopped
 
 _HELP = frozenset(("-h", "--help"))
@@ -84,7 +84,7 @@ def _say(message: object, code: int, *, as_json: bool) -> int:
 def _is_first() -> bool:
     """Return whether this process prints for the job; if that is unknown, every process does."""
     try:
-        return this_place().is_first
+        return this_process().is_main_process
     except ConfigError:
         return True
 
@@ -104,8 +104,8 @@ def _run(words: list[str]) -> int:
         show_help(options, verb=verb.name, about=getdoc(verb.run))
         return 0
     values, named = read_words(rest, options, verb=verb.name)
-    if verb.name not in ON_RANKS:
-        require_alone(verb.name)
+    if verb.name not in MULTI_PROCESS_VERBS:
+        require_single_process(verb.name)
     as_json, _ = named.pop("json", False), named.pop("traceback", False)
     shown = verb.run(*values, **named)
     if _is_first():

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mae.atomic import write_atomic
 from mae.data.sources.source import Source
 from mae.errors import ConfigError, DataError
 from mae.evaluation.split import labels_per_class, share_of_labels
-from mae.runs.directory import write_atomic
 
 Ids = NDArray[np.int64]
 CHOICE = ".csv"

@@ -23,8 +23,8 @@ from mae.model.classifier import Classifier
 from mae.model.create import create
 from mae.model.encoder import Encoder
 from mae.runs.state import TrainState
-from mae.train.ema import use_average
-from mae.train.finetune_batch import soft_target_loss, tuning_batches
+from mae.train.ema import apply_ema
+from mae.train.finetune_batch import finetune_batches, soft_target_loss
 from mae.train.fit import fit
 from mae.train.optim.parameter_groups import adamw, choose_trained
 from mae.train.schedule import fixed_rate_at, rate_at
@@ -148,13 +148,13 @@ def tuned(encoder: Encoder, *, train: Pictures, config: FinetuneConfig) -> Class
     )
     fit(
         state,
-        tuning_batches(made, plan, config, start=0, device=device),
-        OptimiserStep(loss=soft_target_loss, config=config, device=device, average=config.ema),
+        finetune_batches(made, plan, config, start=0, device=device),
+        OptimiserStep(loss=soft_target_loss, config=config, device=device),
         num_steps=num_steps,
         rate=lambda step: rate_at(step, num_steps=num_steps, config=config, batch=plan.batch),
         fixed_rate=partial(fixed_rate_at, num_steps=num_steps, config=config),
     )
-    use_average(state.optimizer)
+    apply_ema(state.optimizer)
     return model.eval()
 
 

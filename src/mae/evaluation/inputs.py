@@ -19,7 +19,7 @@ from mae.data.decoding.header import kind_of
 from mae.data.sources.source import Source
 from mae.errors import ConfigError, DataError
 from mae.model.encoder import Encoder, Pool
-from mae.parallel.processes import ALONE, Place, Ranks
+from mae.parallel.processes import SINGLE_PROCESS, Communicator, ProcessInfo
 from mae.planning.hardware import choose_device
 from mae.progress import Progress
 from mae.weights.classifier import HeadPool
@@ -55,7 +55,7 @@ class FeatureSettings(NamedTuple):
             raise ConfigError(f"batch: expected at least 1, got {self.batch}")
         return choose_device(self.device)
 
-    def at(self, place: Place) -> FeatureSettings:
+    def at(self, place: ProcessInfo) -> FeatureSettings:
         """Assign each of several processes on a machine its own GPU, unless one is named.
 
         Raises:
@@ -104,7 +104,7 @@ def prepared_in_batches(
     *,
     batch: int,
     view: View | None = None,
-    place: Place = ALONE.place,
+    place: ProcessInfo = SINGLE_PROCESS.process,
 ) -> Iterator[EvaluationBatch]:
     """Read images in the format an encoder was trained on, in its evaluation view or another.
 
@@ -118,8 +118,8 @@ def prepared_in_batches(
         yield evaluation_batch(source, part, kind=kind, size=config.image_size, view=view)
 
 
-def _own_batches(ids: Sequence[int], *, batch: int, place: Place) -> Sequence[Sequence[int]]:
-    return place.share([ids[start : start + batch] for start in range(0, len(ids), batch)])
+def _own_batches(ids: Sequence[int], *, batch: int, place: ProcessInfo) -> Sequence[Sequence[int]]:
+    return place.shard([ids[start : start + batch] for start in range(0, len(ids), batch)])
 
 
 class Looked(NamedTuple):
@@ -142,7 +142,7 @@ def labelled_in_batches(
     progress: Progress,
     label: str,
     view: View | None = None,
-    ranks: Ranks = ALONE,
+    ranks: Communicator = SINGLE_PROCESS,
 ) -> Iterator[Looked]:
     """Read labelled images as `prepared_in_batches` does, with a progress display.
 
@@ -152,7 +152,7 @@ def labelled_in_batches(
     assert source.labels is not None
     bad: list[Bad] = []
     warned: list[Bad] = []
-    done, place, every = 0, ranks.place, ids.tolist()
+    done, place, every = 0, ranks.process, ids.tolist()
     shown = f" in 1 of {place.world_size} processes" if place.world_size > 1 else ""
     own = sum(map(len, _own_batches(every, batch=batch, place=place)))
     progress.start(own, label=f"{label}{shown}")
@@ -164,7 +164,9 @@ def labelled_in_batches(
         warned += got.warned
         done += len(got.ids) + len(got.bad)
         progress.update(done)
-    everyones = [sorted(sum(part, [])) for part in zip(*ranks.gathered((bad, warned)), strict=True)]
+    everyones = [
+        sorted(sum(part, [])) for part in zip(*ranks.all_gather((bad, warned)), strict=True)
+    ]
     tell_unreadable(len(ids), *everyones, say=progress.note)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mae.errors import ConfigError
 from mae.evaluation.features import Array, Labels
-from mae.parallel.processes import ALONE, Ranks
+from mae.parallel.processes import SINGLE_PROCESS, Communicator
 
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
@@ -98,10 +98,10 @@ def knn_accuracy(
     *,
     k: int = NEIGHBOURS,
     temperature: float = TEMPERATURE,
-    ranks: Ranks = ALONE,
+    ranks: Communicator = SINGLE_PROCESS,
 ) -> float:
     """Return the accuracy of `knn_predict`, 0 to 1; processes divide the test rows."""
-    mine = ranks.place.share(range(len(test_x)))
+    mine = ranks.process.shard(range(len(test_x)))
     predicted = knn_predict(train_x, train_y, test_x[mine], k=k, temperature=temperature)
-    right = ranks.gathered(int((predicted == test_y[mine]).sum()))
+    right = ranks.all_gather(int((predicted == test_y[mine]).sum()))
     return sum(right) / len(test_x)

@@ -18,7 +18,7 @@ from mae.data.decoding.header import kind_of
 from mae.data.sources.source import Source
 from mae.model.encoder import Encoder
 from mae.runs.state import TrainState
-from mae.train.fit import Cadence, fit
+from mae.train.fit import EveryNSteps, fit
 from mae.train.optim.lars import MOMENTUM, TRUST, Lars
 from mae.train.schedule import rate_at
 from mae.train.step import Metrics, OptimiserStep
@@ -74,8 +74,8 @@ def train_head(
     *,
     config: FitConfig,
     workers: int,
-    cadences: Sequence[Cadence] = (),
-    seen: Callable[[Batch, Metrics], None] = lambda batch, metrics: None,
+    callbacks: Sequence[EveryNSteps] = (),
+    on_step_end: Callable[[Batch, Metrics], None] = lambda batch, metrics: None,
 ) -> nn.Sequential:
     """Train a head on the cls tokens of crops, with the encoder frozen.
 
@@ -87,8 +87,8 @@ def train_head(
         plan: defines the labelled batches.
         config: length, batch, learning rates and seed.
         workers: number of reader processes.
-        cadences: see `fit`.
-        seen: see `fit`.
+        callbacks: see `fit`.
+        on_step_end: see `fit`.
 
     Returns:
         The head, in evaluation mode.
@@ -104,8 +104,8 @@ def train_head(
         OptimiserStep(loss=_loss_on(encoder), config=config, device=device),
         num_steps=num_steps,
         rate=lambda step: rate_at(step, num_steps=num_steps, config=config, batch=plan.batch),
-        cadences=cadences,
-        seen=seen,
+        callbacks=callbacks,
+        on_step_end=on_step_end,
     )
     encoder.train(was_training)
     return head.eval()

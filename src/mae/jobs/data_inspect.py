@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from mae.atomic import write_atomic
 from mae.config.run import PretrainConfig
 from mae.data.audit.quarantine import Moved, require_place, set_aside
 from mae.data.audit.report import Fault, Findings
@@ -24,7 +25,6 @@ from mae.report.dataset import Section, pictures_page, sections_of
 from mae.report.figures import png_bytes
 from mae.report.reconstruction import evenly
 from mae.report.tables import WIDTH, wrapped
-from mae.runs.directory import write_atomic
 from mae.train.outlook import Outlook, look_ahead, settle
 
 MOST_SHOWN = 48

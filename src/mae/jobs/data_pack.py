@@ -12,6 +12,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from mae.atomic import write_atomic
 from mae.data.batching.batch import Bad
 from mae.data.decoding.decode import BadImage
 from mae.data.packing.merge import Classes, place_of
@@ -25,7 +26,6 @@ from mae.errors import ConfigError, DataError
 from mae.evaluation.inputs import tell_unreadable
 from mae.planning.hardware import one_thread
 from mae.progress import Progress
-from mae.runs.directory import write_atomic
 from mae.runs.signals import RunLock
 
 BAD_FILES = "bad-files.tsv"

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mae.atomic import write_json_atomic
 from mae.config.run import PretrainConfig
 from mae.config.serialize import from_dict
 from mae.data.sampling.draws import Stream, uniform
@@ -29,7 +30,7 @@ from mae.planning.hardware import choose_device, has_bf16
 from mae.progress import Progress
 from mae.recipes.catalogue import DEMO
 from mae.report.page import write_report
-from mae.runs.directory import RunDir, read_record, write_json_atomic
+from mae.runs.directory import RunDir, read_record
 from mae.train.measure import count_steps, measured_steps, measuring
 from mae.train.resolve import batch_plan, resolve, settle_precision
 from mae.weights.load import open_model

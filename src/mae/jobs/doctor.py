@@ -145,7 +145,7 @@ def _decoder(file_format: str) -> str:
 
 
 def _disk(folder: Path) -> str:
-    from mae.runs.directory import write_atomic
+    from mae.atomic import write_atomic
     from mae.runs.signals import RunLock
 
     with tempfile.TemporaryDirectory(dir=folder, prefix=".mae-doctor-") as name:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from mae.atomic import fsync_folder, write_atomic, write_json_atomic
 from mae.config.model import ModelConfig
 from mae.config.serialize import to_dict
 from mae.data.batching.batch import Bad
@@ -38,7 +39,6 @@ from mae.evaluation.inputs import (
 from mae.model.encoder import Encoder, Pool
 from mae.progress import Progress
 from mae.report.parquet import ENDING, require_pyarrow, write_features
-from mae.runs.directory import fsync_folder, write_atomic, write_json_atomic
 from mae.runs.log import READ
 from mae.runs.signals import RunLock
 from mae.weights.given import Given

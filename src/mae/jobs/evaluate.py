@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
+from mae.atomic import write_atomic
 from mae.config.model import refuse_without_effect
 from mae.data.batching.batch import View
 from mae.data.sources.source import Source
@@ -22,12 +23,11 @@ from mae.evaluation.labelled_data import scored
 from mae.evaluation.metrics import ClassRow, Verdicts, class_rows, joined, verdicts
 from mae.evaluation.robustness import set_classes
 from mae.model.classifier import Classifier
-from mae.parallel.processes import ALONE, Ranks, open_ranks
+from mae.parallel.processes import SINGLE_PROCESS, Communicator, open_communicator
 from mae.progress import Progress
 from mae.report.confusion import Mistake, confusion_picture, evaluation_page, worst_mistakes
 from mae.report.figures import png_bytes
 from mae.report.predictions import Predicted, require_writable, write_predictions
-from mae.runs.directory import write_atomic
 from mae.weights.classifier import open_classifier
 
 FolderSet = Literal["folder", "imagenet", "imagenet-a", "imagenet-r", "imagenet-sketch"]
@@ -113,7 +113,7 @@ class Judge(NamedTuple):
         *,
         label: str = "picture",
         view: View | None = None,
-        ranks: Ranks = ALONE,
+        ranks: Communicator = SINGLE_PROCESS,
     ) -> Verdicts:
         """Classify every readable image; the processes of `ranks` split the images."""
         parts = []
@@ -127,7 +127,7 @@ class Judge(NamedTuple):
                 scores = self.model(encoder.normalize(got.images.to(self.device))).cpu()
             own = scores[:, torch.from_numpy(asked.scored)]
             parts.append(verdicts(own, labels=asked.places[got.labels], ids=got.ids))
-        return joined([part for each in ranks.gathered(parts) for part in each])
+        return joined([part for each in ranks.all_gather(parts) for part in each])
 
 
 class Question(NamedTuple):
@@ -193,12 +193,15 @@ def evaluate(
     Raises:
         MaeError: for whatever the user must change, in one line.
     """
-    with open_ranks() as ranks, Progress(quiet=quiet or not ranks.place.is_first) as progress:
+    with (
+        open_communicator() as ranks,
+        Progress(quiet=quiet or not ranks.is_main_process) as progress,
+    ):
         _require_possible(dataset, all_classes=all_classes, out=out, predictions=predictions)
         source, part, notes = scored(data, split=split, tuned=tuned_on(weights))
         for note in notes:
             progress.note(note)
-        judge = open_judge(weights, settings.at(ranks.place), progress)
+        judge = open_judge(weights, settings.at(ranks.process), progress)
         tell_view(judge.model.encoder.config, say=progress.note)
         asked = question(source, judge.class_names, dataset=dataset, all_classes=all_classes)
         found = judge.verdicts(asked, ranks=ranks)
@@ -219,9 +222,9 @@ def evaluate(
             mistakes=tuple(worst_mistakes(confusion, names, most=MOST_MISTAKES)),
             written=tuple(str(path) for path in (out, predictions) if path is not None),
         )
-        if predictions is not None and ranks.place.is_first:
+        if predictions is not None and ranks.is_main_process:
             write_predictions(predictions, [Predicted(found, source.name, names)])
-        if out is not None and ranks.place.is_first:
+        if out is not None and ranks.is_main_process:
             picture = out.suffix == ".png"
             title = f"{Path(weights).name} on {Path(data).name}"
             page = png_bytes(confusion_picture(confusion)) if picture else b""

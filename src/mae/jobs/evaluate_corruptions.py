@@ -19,7 +19,7 @@ from mae.evaluation.robustness import (
     mean_corruption_error,
 )
 from mae.jobs.evaluate import open_judge, question
-from mae.parallel.processes import open_ranks
+from mae.parallel.processes import open_communicator
 from mae.progress import Progress
 from mae.report.predictions import Predicted, require_writable, write_predictions
 
@@ -95,13 +95,16 @@ def evaluate_corruptions(
     unreadable: list[str] = []
     lacking: list[str] = []
     pictures = 0
-    with open_ranks() as ranks, Progress(quiet=quiet or not ranks.place.is_first) as progress:
+    with (
+        open_communicator() as ranks,
+        Progress(quiet=quiet or not ranks.is_main_process) as progress,
+    ):
         require_writable(predictions)
         root = Path(data)
         _require_folders(root)
         if others := sorted(p.name for p in root.iterdir() if p.name not in ALEXNET_ERRORS):
             progress.note(f"left out, none of the 15 corruptions: {', '.join(others)}")
-        judge = open_judge(weights, settings.at(ranks.place), progress)
+        judge = open_judge(weights, settings.at(ranks.process), progress)
         for name, severity in _conditions():
             source = class_folders(root / name / str(severity))
             asked = question(source, judge.class_names, dataset="imagenet-c", all_classes=False)
@@ -118,7 +121,7 @@ def evaluate_corruptions(
                 parts.append(Predicted(found, named, asked.names(judge.class_names)))
         if lacking:
             progress.note(f"no image of some classes in {len(lacking)} folders: {some(lacking, 3)}")
-        if predictions is not None and ranks.place.is_first:
+        if predictions is not None and ranks.is_main_process:
             write_predictions(predictions, parts)
     return Robustness(
         data=str(data),

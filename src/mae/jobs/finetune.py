@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 
+from mae.atomic import write_json_atomic
 from mae.config.model import refuse_without_effect
 from mae.config.run import FinetuneConfig, ModelConfig, settle_crop_pct
 from mae.data.augment.randaugment import Policy, check_policy
@@ -33,19 +34,12 @@ from mae.progress import Progress
 from mae.recipes.catalogue import find_config
 from mae.report.page import write_report
 from mae.runs.checkpoint import load_checkpoint
-from mae.runs.directory import (
-    OpenedRun,
-    RunDir,
-    make_run_folder,
-    open_run,
-    read_record,
-    write_json_atomic,
-)
+from mae.runs.directory import OpenedRun, RunDir, make_run_folder, open_run, read_record
 from mae.runs.signals import RunLock, StopSignal
 from mae.runs.state import TrainState
 from mae.train.compile import compiled_loss
-from mae.train.ema import use_average
-from mae.train.finetune_batch import soft_target_loss, tuning_batch, tuning_batches
+from mae.train.ema import apply_ema
+from mae.train.finetune_batch import finetune_batch, finetune_batches, soft_target_loss
 from mae.train.measure import Rehearsal
 from mae.train.micro_batch import settle_micro_batch
 from mae.train.resolve import batch_plan, choose_workers, device_of, new_state, pixels_of
@@ -305,7 +299,7 @@ def _run_to_the_end(
     if state.step < record.get("num_steps", math.inf):
         with tf32_beside(config.half, device_of(state)):
             _train(run, state)
-    use_average(state.optimizer)
+    apply_ema(state.optimizer)
     device = device_of(state)
     judge = Judge(model.eval(), run.source.class_names, device, JUDGED_AT_A_TIME, run.progress)
     every = np.arange(config.num_classes)
@@ -326,7 +320,7 @@ def _train(run: RunInProgress, state: TrainState) -> None:
     plan = batch_plan(config, run.source, run.kind)
 
     def prepare(batch: Batch, step: int) -> Batch:
-        return tuning_batch(batch, plan, config, step=step, device=device)
+        return finetune_batch(batch, plan, config, step=step, device=device)
 
     how = Rehearsal(soft_target_loss, prepare)
     run = settle_micro_batch(run, state, plan, how)
@@ -337,12 +331,10 @@ def _train(run: RunInProgress, state: TrainState) -> None:
     train_run(
         run,
         state,
-        OptimiserStep(
-            loss=how.loss, config=run.config, device=device, average=config.ema
-        ),
-        tuning_batches(made, plan, config, start=state.step, device=device),
+        OptimiserStep(loss=how.loss, config=run.config, device=device),
+        finetune_batches(made, plan, config, start=state.step, device=device),
         batches_per_epoch=plan.batches_per_epoch,
-    )  # fmt: skip
+    )
 
 
 def _results(found: Verdicts, config: FinetuneConfig, test: Source) -> dict[str, object]:

@@ -30,7 +30,7 @@ from mae.runs.log import read_rows
 from mae.runs.signals import RunLock, StopSignal
 from mae.runs.state import TrainState
 from mae.train.compile import compiled_loss
-from mae.train.fit import Cadence
+from mae.train.fit import EveryNSteps
 from mae.train.forecast import say_what_it_takes
 from mae.train.measure import Rehearsal
 from mae.train.meter import losses, running_mean
@@ -210,7 +210,7 @@ def _train(run: RunInProgress, state: TrainState) -> None:
         OptimiserStep(loss=how.loss, config=config, device=device),
         on_device(feed, device),
         batches_per_epoch=plan.batches_per_epoch,
-        draw=Cadence(max(1, num_steps // DRAWINGS), lambda state, metrics: draw(state)),
+        draw=EveryNSteps(max(1, num_steps // DRAWINGS), lambda state, metrics: draw(state)),
     )
 
 

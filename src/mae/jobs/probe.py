@@ -28,7 +28,7 @@ from mae.evaluation.labelled_data import Part, labelled, require_classes
 from mae.evaluation.logistic import logistic_accuracy
 from mae.model.create import create
 from mae.model.encoder import Encoder
-from mae.parallel.processes import Ranks, open_ranks
+from mae.parallel.processes import Communicator, open_communicator
 from mae.progress import Progress
 
 MOST_PIXEL_VALUES = 1024  # raw-pixel features per image: 32 x 32 in grey, 18 x 18 in colour
@@ -139,16 +139,19 @@ def probe(
     Raises:
         MaeError: for whatever the user must change, in one line.
     """
-    with open_ranks() as ranks, Progress(quiet=quiet or not ranks.place.is_first) as progress:
+    with (
+        open_communicator() as ranks,
+        Progress(quiet=quiet or not ranks.is_main_process) as progress,
+    ):
         if few.labels is None:
             refuse_without_effect("all labels", "--labels", seeds=few.runs)
         train, test, _, notes = labelled(data, seed=seed, tuned=tuned_on(weights))
         for note in notes:
             progress.note(note)
-        if not ranks.place.is_first:
+        if not ranks.is_main_process:
             few = few._replace(labels_out=None)
         draws = few.draws(*train, seed=seed, say=progress.note)
-        trained = open_for_features(weights, settings.at(ranks.place), say=progress.note)
+        trained = open_for_features(weights, settings.at(ranks.process), say=progress.note)
         random = create(trained.config, seed=seed).encoder.to(trained.cls_token.device).eval()
         learnt = Part(train.source, np.unique(np.concatenate(draws)))
         look = partial(_look, encoders=(trained, random), settings=settings, progress=progress)
@@ -177,11 +180,11 @@ def probe(
 
 
 def _accuracies(
-    method: Method, known: _Seen, *, asked: _Seen, names: Sequence[str], ranks: Ranks
+    method: Method, known: _Seen, *, asked: _Seen, names: Sequence[str], ranks: Communicator
 ) -> list[float]:
     """Return the accuracy of each type of features."""
     require_classes(names, known.labels)
-    shared = {"ranks": ranks} if ranks.place.world_size > 1 else {}
+    shared = {"ranks": ranks} if ranks.process.world_size > 1 else {}
     kinds = map(standardized, known.features, asked.features)
     return [method.accuracy(x, known.labels, y, asked.labels, **shared) for x, y in kinds]
 
@@ -205,7 +208,7 @@ def _look(
     settings: FeatureSettings,
     progress: Progress,
     label: str,
-    ranks: Ranks,
+    ranks: Communicator,
 ) -> _Seen:
     pieces, pool = [], settings.pool
     size = _pixels_size(encoders[0])
@@ -216,7 +219,7 @@ def _look(
         # No scaling: the standardisation would undo it.
         pixels = pixel_features([F.adaptive_avg_pool2d(got.images.float(), size)])
         pieces.append((*seen, pixels, got.labels, got.ids))
-    everyones = [piece for each in ranks.gathered(pieces) for piece in each]
+    everyones = [piece for each in ranks.all_gather(pieces) for piece in each]
     *features, labels, ids = map(np.concatenate, zip(*everyones, strict=True))
     order = ids.argsort()
     return _Seen(tuple(kind[order] for kind in features), labels[order], ids[order])

@@ -29,7 +29,7 @@ from mae.evaluation.metrics import Verdicts, verdicts
 from mae.model.encoder import Encoder
 from mae.progress import Progress
 from mae.runs.state import TrainState
-from mae.train.fit import Cadence
+from mae.train.fit import EveryNSteps
 from mae.train.resolve import choose_workers
 from mae.train.step import Metrics
 from mae.weights.given import Given
@@ -196,7 +196,12 @@ def _train(
     progress.note(f"seed {plan.seed}: {count_steps(plan, settled):,} steps of {plan.batch:,}")
     progress.start(count_steps(plan, settled), images_per_step=plan.batch)
     return train_head(
-        encoder, plan, config=settled, workers=workers, cadences=[Cadence(1, show)], seen=seen
+        encoder,
+        plan,
+        config=settled,
+        workers=workers,
+        callbacks=[EveryNSteps(1, show)],
+        on_step_end=seen,
     )
 
 

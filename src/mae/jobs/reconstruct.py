@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mae.atomic import write_atomic
 from mae.data.sampling.draws import Stream, uniform
 from mae.data.sources.open import open_source
 from mae.data.sources.source import FolderSource
@@ -31,7 +32,6 @@ from mae.report.reconstruction import (
     reconstruction_strip,
     tile,
 )
-from mae.runs.directory import write_atomic
 from mae.weights.given import Given
 from mae.weights.load import open_model
 

@@ -1,8 +1,7 @@
 """Distributed evaluation across processes: rank lookup and gathering of results.
 
-Every rank runs the same program with the same arguments, computes its part, gathers the results
-of all ranks, and continues with them. All ranks therefore reach the same figures, and only rank 0
-writes and prints.
+Each rank runs the same program with the same arguments on its shard of the data and gathers the
+results of all ranks, so that all compute the same scores. Only rank 0 writes and prints.
 
 Torch is imported lazily, since the command line reads its rank before importing torch.
 """
@@ -20,134 +19,126 @@ from mae.errors import ConfigError, MaeError, RankError
 T = TypeVar("T")
 
 TIMEOUT_S = 1800.0
-"""Seconds that a process waits for the others before raising an error."""
+"""Default timeout of a gather in seconds."""
 _NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-_MEETING = ("MASTER_ADDR", "MASTER_PORT")
+_ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 
 
-class Place(NamedTuple):
-    """Rank of this process in a job."""
+class ProcessInfo(NamedTuple):
+    """Rank of a process and number of processes, as torchrun numbers them."""
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
-    """Rank within the machine, which is the index of the GPU it uses."""
+    """Rank within the machine, and the index of its GPU."""
 
     @property
-    def is_first(self) -> bool:
-        """Whether this is rank 0, which writes and prints."""
+    def is_main_process(self) -> bool:
+        """Whether this is rank 0, the only one that writes and prints."""
         return self.rank == 0
 
-    def share(self, items: Sequence[T]) -> Sequence[T]:
-        """Return the items of this rank: every world_size-th, starting at its rank."""
+    def shard(self, items: Sequence[T]) -> Sequence[T]:
+        """Return the items of this rank: every `world_size`-th, starting at its rank."""
         return items[self.rank :: self.world_size]
 
 
-def this_place() -> Place:
+def this_process() -> ProcessInfo:
     """Read the rank of this process from the environment variables set by torchrun.
 
     Raises:
         ConfigError: if WORLD_SIZE is above 1 and another variable is missing or malformed.
     """
     if os.environ.get("WORLD_SIZE", "") in ("", "1"):
-        return Place()
-    said = {name: os.environ.get(name, "") for name in (*_NUMBERS, *_MEETING)}
-    wrong = [f"{name}={text}" for name, text in said.items() if not text]
-    wrong += [f"{name}={said[name]}" for name in _NUMBERS if not said[name].isdecimal()]
-    if wrong:
-        raise ConfigError(
-            f"ranks: WORLD_SIZE is {said['WORLD_SIZE']!r}, but got {wrong[0]}, expected what "
-            "torchrun sets; start it by torchrun, or unset WORLD_SIZE"
-        )
-    rank, world_size, local_rank = (int(said[name]) for name in _NUMBERS)
-    return Place(rank, world_size, local_rank)
+        return ProcessInfo()
+    values = {name: os.environ.get(name, "") for name in (*_NUMBERS, *_ADDRESS)}
+    for name, text in values.items():
+        if not text or (name in _NUMBERS and not text.isdecimal()):
+            raise ConfigError(
+                f"ranks: WORLD_SIZE is {values['WORLD_SIZE']!r}, but got {name}={text}, expected "
+                "what torchrun sets; start it by torchrun, or unset WORLD_SIZE"
+            )
+    return ProcessInfo(*(int(values[name]) for name in _NUMBERS))
 
 
-def require_alone(what: str) -> None:
-    """Require a single process, for work that is not distributed.
-
-    Raises:
-        ConfigError: if there are several; the message says what to do.
-    """
-    if (world_size := this_place().world_size) > 1:
+def require_single_process(what: str) -> None:
+    """Raise a ConfigError if a verb that is not distributed is started as several processes."""
+    if (world_size := this_process().world_size) > 1:
         raise ConfigError(
             f"ranks: {what} takes one process, got {world_size}; start it without torchrun "
             "(evaluate and probe knn take any number)"
         )
 
 
-class Ranks:
+class Communicator:
     """The processes of a job, synchronised at each gather.
 
-    An error in one process is gathered in place of its result and raised in all of them, so that
-    none waits for a failed process and rank 0 can report the error.
+    If one rank fails, its error is gathered and raised on every rank, so that none hangs.
     """
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
-        self._parted = False
+    def __init__(self, process: ProcessInfo) -> None:
+        self.process = process
+        self.is_main_process = process.is_main_process
+        self._closed = False
 
-    def gathered(self, mine: T) -> list[T]:
+    def all_gather(self, mine: T) -> list[T]:
         """Gather the results of all processes, in rank order, in every process.
 
         Args:
-            mine: result of this process, of any size: arrays, numbers, strings, or tuples of
-                them.
+            mine: picklable result of this process, of any size.
 
         Raises:
             MaeError: the error of the lowest rank that has one.
             RankError: if a process is lost.
         """
-        return [mine] if self.place.world_size == 1 else self._meet(mine)
-
-    def part(self, error: MaeError | None) -> None:
-        """Synchronise a last time, after all work is done or an error has ended it.
-
-        Raises:
-            MaeError: as `gathered`.
-        """
-        if not self._parted and self.place.world_size > 1:
-            self._meet(error)
-        self._parted = True
-
-    def _meet(self, mine: T) -> list[T]:
+        if self.process.world_size == 1:
+            return [mine]
         import torch.distributed as dist
 
-        found: list[Any] = [None] * self.place.world_size
+        results: list[Any] = [None] * self.process.world_size
         try:
             # Pickle is safe here: the other processes run the same program for the same user.
-            dist.all_gather_object(found, mine)
+            dist.all_gather_object(results, mine)
         except RuntimeError as error:
-            self._parted = True
+            self._closed = True
             raise _lost(error) from error
-        for each in found:
+        for each in results:
             if isinstance(each, MaeError):
-                self._parted = True
+                self._closed = True
                 raise each
-        return found
+        return results
+
+    def close(self, error: MaeError | None) -> None:
+        """Synchronise a last time, after the work of this rank is done or has failed.
+
+        Raises:
+            MaeError: as `all_gather`.
+        """
+        if not self._closed:
+            self.all_gather(error)
+        self._closed = True
 
 
-ALONE = Ranks(Place())
-"""A job of one process."""
+SINGLE_PROCESS = Communicator(ProcessInfo())
+"""The communicator of a job of one process."""
 
 
 @contextmanager
-def open_ranks(*, timeout_s: float = TIMEOUT_S) -> Iterator[Ranks]:
+def open_communicator(*, timeout_s: float = TIMEOUT_S) -> Iterator[Communicator]:
     """Initialise the process group of a job started by torchrun; do nothing for one process.
 
     Objects in host memory are gathered by gloo, also where there are GPUs; NCCL is initialised
     for tensors on GPUs.
 
     Args:
-        timeout_s: seconds to wait for another process, here and at each gather.
+        timeout_s: seconds to wait for the other processes, here and at each gather.
 
     Raises:
-        MaeError: raised inside the block by any process; raised again in all of them.
+        MaeError: an error of any process inside the block, in all of them.
         RankError: if a process is lost.
     """
-    place = this_place()
-    if place.world_size == 1:
-        yield ALONE
+    process = this_process()
+    if process.world_size == 1:
+        yield SINGLE_PROCESS
         return
     import torch
     import torch.distributed as dist
@@ -161,17 +152,17 @@ def open_ranks(*, timeout_s: float = TIMEOUT_S) -> Iterator[Ranks]:
         dist.init_process_group(
             backend,
             timeout=timedelta(seconds=timeout_s),
-            rank=place.rank,
-            world_size=place.world_size,
+            rank=process.rank,
+            world_size=process.world_size,
         )
     except RuntimeError as error:
         raise _lost(error) from error
-    ranks = Ranks(place)
+    ranks = Communicator(process)
     try:
         yield ranks
-        ranks.part(None)
+        ranks.close(None)
     except MaeError as error:
-        ranks.part(error)
+        ranks.close(error)
         raise
     finally:
         dist.destroy_process_group()

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, tostring
 
+from mae.atomic import write_atomic
 from mae.report.figures import Series, element, line_chart, png_data_uri
 from mae.report.reconstruction import STAGES, caption_of, evenly, read_stages
 from mae.report.run import RunFacts, headline, read_run
-from mae.runs.directory import write_atomic
 
 MOST_DRAWINGS = 8
 MOST_BAD_NAMED = 20

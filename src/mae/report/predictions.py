@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from mae.atomic import write_atomic
 from mae.errors import ConfigError
 from mae.evaluation.metrics import Verdicts
 from mae.report.parquet import ENDING, require_pyarrow, write_columns
-from mae.runs.directory import write_atomic
 
 COLUMNS = ("name", "class", "predicted", "probability", "rank", "loss")
 

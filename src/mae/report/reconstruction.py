@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from mae.atomic import write_atomic
 from mae.config.model import ModelConfig
 from mae.errors import DataError
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.normalize import denormalize_pixels
 from mae.model.patches import unpatchify
 from mae.report.figures import png_bytes
-from mae.runs.directory import write_atomic
 
 Pixels = NDArray[np.uint8]
 Item = TypeVar("Item")

@@ -26,8 +26,9 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from mae.atomic import fsync_folder, remove_stale_temporaries, write_durably
 from mae.errors import CheckpointError, TrainingError, WeightsError
-from mae.runs.directory import differences, fsync_folder, sweep_litter, versions, write_durably
+from mae.runs.directory import differences, versions
 from mae.runs.state import TrainState
 
 _MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
@@ -71,7 +72,7 @@ def save_checkpoint(
             raise OSError("no space left")
         _write(path, model, moments, {**record, "extra": dict(extra)})
     except OSError as error:
-        sweep_litter(folder)
+        remove_stale_temporaries(folder)
         free = shutil.disk_usage(next(p for p in path.parents if p.exists())).free
         raise NotSaved(
             f"{path}: not saved: {error.strerror or error}: needs {needed / 1e6:,.1f} MB, "
@@ -96,7 +97,7 @@ def _delete(folder: Path, checkpoints: Iterable[Path]) -> None:
         # Deletion is retried after the next save.
         with suppress(OSError):
             old.rename(old.with_name(f".del-{old.name}-{secrets.token_hex(4)}"))
-    sweep_litter(folder)
+    remove_stale_temporaries(folder)
 
 
 def load_checkpoint(
@@ -120,7 +121,7 @@ def load_checkpoint(
         CheckpointError: if all existing checkpoints are damaged; they are left unchanged.
         WeightsError: if an intact checkpoint belongs to another model.
     """
-    sweep_litter(folder)
+    remove_stale_temporaries(folder)
     damaged: dict[Path, str] = {}
     for path in _complete(folder):
         reason = _damage(path)

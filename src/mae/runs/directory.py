@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Mapping
-from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from platform import python_version
 from typing import Any, NamedTuple
 
-from mae.atomic import fsync_folder as fsync_folder
-from mae.atomic import write_atomic as write_atomic
-from mae.atomic import write_durably as write_durably
-from mae.atomic import write_json_atomic as write_json_atomic
+from mae.atomic import remove_stale_temporaries, write_json_atomic
 from mae.errors import ConfigError
 
 FREE_ON_RESUME = frozenset(
@@ -104,7 +99,7 @@ def open_run(
     """
     rundir = make_run_folder(path)
     for folder in (path, rundir.weights):
-        sweep_litter(folder)
+        remove_stale_temporaries(folder)
     asked = json.loads(json.dumps(record))
     stored = read_record(path)
     if stored is not None:
@@ -187,19 +182,6 @@ def differences(run: Mapping[str, object], asked: Mapping[str, object]) -> str:
 def _some(items: list[str]) -> str:
     more = len(items) - _MAX_NAMED
     return "; ".join(items[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-def sweep_litter(folder: Path) -> None:
-    """Delete leftovers of interrupted writes and deletions; the caller must hold the run's lock.
-
-    `.tmp-*` and `.del-*` are from mae; `.tmp??????` is the temporary name used by safetensors.
-    """
-    for path in [*folder.glob(".tmp*"), *folder.glob(".del-*")]:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            with suppress(OSError):
-                path.unlink()
 
 
 def versions() -> dict[str, str]:

@@ -15,7 +15,7 @@ from mae.data.batching.batch import Batch, BatchPlan
 from mae.model.normalize import normalize_pixels
 
 
-def tuning_batch(
+def finetune_batch(
     batch: Batch, plan: BatchPlan, config: FinetuneConfig, *, step: int, device: torch.device
 ) -> Batch:
     """Normalise, erase and mix the batch of a step, on the device.
@@ -45,7 +45,7 @@ def tuning_batch(
     return batch._replace(images=mixed_images(images, how), targets=targets)
 
 
-def tuning_batches(
+def finetune_batches(
     batches: Iterable[Batch],
     plan: BatchPlan,
     config: FinetuneConfig,
@@ -53,13 +53,13 @@ def tuning_batches(
     start: int,
     device: torch.device,
 ) -> Iterator[Batch]:
-    """Apply `tuning_batch` to each of the batches from a step on."""
+    """Apply `finetune_batch` to each of the batches from a step on."""
     for step, batch in enumerate(batches, start=start):
-        yield tuning_batch(batch, plan, config, step=step, device=device)
+        yield finetune_batch(batch, plan, config, step=step, device=device)
 
 
 def soft_target_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Return the cross-entropy with the soft targets of a batch from `tuning_batch`."""
+    """Return the cross-entropy with the soft targets of a batch from `finetune_batch`."""
     scores = model(batch.images, drops=batch.drops)
     assert batch.targets is not None
     return F.cross_entropy(scores.float(), batch.targets)

@@ -14,11 +14,11 @@ from mae.train.step import Metrics, OptimiserStep
 MOST_BAD_IN_A_ROW = 5
 
 
-class Cadence(NamedTuple):
-    """A callback every `every` steps and after the last one."""
+class EveryNSteps(NamedTuple):
+    """A callback, called every `every` steps and after the last one."""
 
     every: int
-    act: Callable[[TrainState, Metrics], None]
+    call: Callable[[TrainState, Metrics], None]
     first: bool = False
     """Whether to call it after the first step of the run as well."""
 
@@ -31,8 +31,8 @@ def fit(
     num_steps: int,
     rate: Callable[[int], float],
     fixed_rate: Callable[[int], float] = lambda step: 0.0,
-    cadences: Sequence[Cadence] = (),
-    seen: Callable[[Batch, Metrics], None] = lambda batch, metrics: None,
+    callbacks: Sequence[EveryNSteps] = (),
+    on_step_end: Callable[[Batch, Metrics], None] = lambda batch, metrics: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """Train from `state.step` to `num_steps`, or until `stop` returns true after a step.
@@ -40,13 +40,13 @@ def fit(
     Args:
         state: training state, updated in place.
         batches: the batches from `state.step` on, one for each step.
-        step: updates the parameters by one batch.
+        step: the optimiser step on one batch.
         num_steps: optimiser steps of the whole run.
         rate: learning rate by step.
         fixed_rate: part of the learning rate that the `scale` of a parameter group does not
             change, by step.
-        cadences: periodic callbacks; each is also called after the last step.
-        seen: called with every batch after its step (unreadable images, skipped steps).
+        callbacks: called when due, in this order.
+        on_step_end: called with every batch and the metrics of its step.
         stop: called after every step; true stops training.
 
     Raises:
@@ -58,15 +58,15 @@ def fit(
             state.step += 1  # skipped steps count: data and rate advance, parameters do not
             bad = not (metrics.finite or metrics.overflow)
             state.bad_in_a_row = 0 if metrics.finite else state.bad_in_a_row + bad
-            seen(batch, metrics)
+            on_step_end(batch, metrics)
             if state.bad_in_a_row >= MOST_BAD_IN_A_ROW:
                 raise TrainingError(
                     f"loss or gradient: got NaN or infinity in {MOST_BAD_IN_A_ROW} steps in a "
-                    f"row, the last at step {state.step}; lower the learning rate, or look at the "
-                    "pictures named in log.jsonl"
+                    f"row, the last at step {state.step}; lower the learning rate, or check the "
+                    "images listed in log.jsonl"
                 )
-            for every, act, first in cadences:
+            for every, call, first in callbacks:
                 if due(state.step, every, num_steps) or (first and state.step == 1):
-                    act(state, metrics)
+                    call(state, metrics)
             if stop():
                 return

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from mae.atomic import write_json_atomic
 from mae.config.run import FinetuneConfig, PretrainConfig
 from mae.data.batching.batch import Batch, BatchPlan, training_batch
 from mae.errors import ConfigError
 from mae.model.costs import FLOAT32, HALF, classifier_bytes, kept_bytes, recomputed_bytes
 from mae.planning.estimate import evenly, fitting
-from mae.runs.directory import write_json_atomic
 from mae.runs.state import TrainState
 from mae.train.measure import Rehearsal
 from mae.train.resolve import device_of

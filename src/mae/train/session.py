@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from mae.atomic import write_json_atomic
 from mae.config.run import FinetuneConfig, FitConfig, PretrainConfig
 from mae.config.serialize import to_dict
 from mae.data.batching.batch import Batch, BatchPlan
@@ -29,19 +30,11 @@ from mae.runs.checkpoint import (
     remove_checkpoints,
     save_checkpoint,
 )
-from mae.runs.directory import (
-    OpenedRun,
-    RunDir,
-    differences,
-    git_state,
-    read_record,
-    versions,
-    write_json_atomic,
-)
+from mae.runs.directory import OpenedRun, RunDir, differences, git_state, read_record, versions
 from mae.runs.log import BadFiles, LogWriter, read_rows
 from mae.runs.signals import FINISHING, StopSignal
 from mae.runs.state import TrainState
-from mae.train.fit import Cadence, fit
+from mae.train.fit import EveryNSteps, fit
 from mae.train.measure import Rehearsal, count_steps, measuring
 from mae.train.meter import Meter, peak_memory, state_bytes
 from mae.train.resolve import ConfigT, device_of, settle_precision
@@ -233,7 +226,7 @@ def train_run(
     feed: Iterable[Batch],
     *,
     batches_per_epoch: int,
-    draw: Cadence | None = None,
+    draw: EveryNSteps | None = None,
 ) -> None:
     """Train to the last step: log, save checkpoints, report unreadable images, stop on request.
 
@@ -274,11 +267,11 @@ def train_run(
     def show(state: TrainState, metrics: Metrics) -> None:
         run.progress.update(state.step, loss=meter, lr=metrics.lr)
 
-    cadences = (
-        Cadence(1, show),
-        Cadence(config.log_every_steps or log_every(num_steps), write_row, first=True),
+    callbacks = (
+        EveryNSteps(1, show),
+        EveryNSteps(config.log_every_steps or log_every(num_steps), write_row, first=True),
         *([] if draw is None else [draw]),
-        Cadence(config.save_every_steps, lambda state, metrics: saver.save(state)),
+        EveryNSteps(config.save_every_steps, lambda state, metrics: saver.save(state)),
     )
     run.progress.note(_summary(run, device, num_steps))
     run.progress.start(num_steps, at=state.step, images_per_step=config.batch)
@@ -291,8 +284,8 @@ def train_run(
             num_steps=num_steps,
             rate=lambda step: rate_at(step, num_steps=num_steps, config=config, batch=config.batch),
             fixed_rate=partial(fixed_rate_at, num_steps=num_steps, config=config),
-            cadences=cadences,
-            seen=seen,
+            callbacks=callbacks,
+            on_step_end=seen,
             stop=lambda: run.stop.requested is not None,
         )
     except TrainingError as error:

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mae.config.run import FitConfig
+from mae.config.run import FinetuneConfig, FitConfig
 from mae.data.batching.batch import Batch
 from mae.runs.state import TrainState
-from mae.train.ema import averaging
+from mae.train.ema import update_ema
 
 Loss = Callable[[nn.Module, Batch], Tensor]
 """Returns the mean loss of a (micro-)batch on the model's device."""
@@ -39,8 +39,6 @@ class OptimiserStep:
     loss: Loss
     config: FitConfig
     device: torch.device
-    average: float | None = None
-    """Decay of a moving average of the parameters (see `averaging`); none: no average."""
     _pool: ThreadPoolExecutor | None = field(default=None, init=False)
 
     @contextmanager
@@ -103,7 +101,8 @@ class OptimiserStep:
                 torch.nn.utils.clip_grads_with_norm_(
                     model.parameters(), self.config.optim.clip_norm, grad_norm
                 )
-            with averaging(optimizer, decay=self.average):
+            ema = self.config.ema if isinstance(self.config, FinetuneConfig) else None
+            with update_ema(optimizer, decay=ema):
                 optimizer.step()
         overflow = False
         if state.scaler is not None:

@@ -6,7 +6,7 @@ from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 
-from mae.cli.verbs.shown import ON_RANKS, Shown
+from mae.cli.verbs.shown import MULTI_PROCESS_VERBS, Shown
 from mae.config.run import PretrainConfig
 from mae.config.serialize import to_dict
 from mae.recipes.catalogue import RECIPES, find_recipe
@@ -77,7 +77,7 @@ def plan(
         given = {"data": data, "gpu": gpu, "images": images, "measure": measure}
         result = job.plan(settled, recipe=recipe, say=progress.note, **given)  # type: ignore[arg-type]
     rows = list[tuple[str, ...]](result.rows())
-    if result.machine.ranks > 1 and "pretrain" not in ON_RANKS:
+    if result.machine.ranks > 1 and "pretrain" not in MULTI_PROCESS_VERBS:
         rows.append(("mae pretrain takes one process so far: this is what several would need",))
     return Shown(result.values(), rows)
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 Pool = Literal["mean", "cls", "grid"]
 HeadPool = Literal["mean", "cls"]
 
-ON_RANKS = frozenset(("probe", "evaluate"))
+MULTI_PROCESS_VERBS = frozenset(("probe", "evaluate"))
 """Verbs that may run as several processes of one job."""
 
 

@@ -47,10 +47,10 @@ def probe(
     from mae.evaluation.inputs import FeatureSettings
     from mae.jobs import probe as job
     from mae.jobs import probe_linear as linear_probe
-    from mae.parallel.processes import require_alone
+    from mae.parallel.processes import require_single_process
 
     if method != "knn":
-        require_alone(f"probe {method}")
+        require_single_process(f"probe {method}")
     if method == "partial":
         refuse_without_effect(
             "partial", "knn or linear", k=k, temperature=temperature, labels_out=labels_out,

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from mae.atomic import appearing
+from mae.atomic import open_atomic
 from mae.errors import DataError
 
 VERSION = 1
@@ -141,7 +141,7 @@ def write_index(path: Path, columns: Mapping[str, Column], facts: IndexInfo) -> 
     # Wide types first, so that each array is aligned to its item size.
     names = sorted(columns, key=lambda name: -np.dtype(columns[name].dtype).itemsize)
     digests = dict.fromkeys(names, _UNKNOWN)
-    with appearing(path) as file:
+    with open_atomic(path) as file:
         file.write(_header(columns, names, digests, facts))
         for name in names:
             digest = hashlib.sha256()

@@ -19,10 +19,10 @@ from typing import Any, Literal
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
+from mae.atomic import write_atomic, write_json_atomic
 from mae.config.model import ModelConfig, PixelConfig, hidden_width
 from mae.config.serialize import from_dict, to_dict
 from mae.errors import ConfigError, WeightsError
-from mae.runs.directory import write_atomic, write_json_atomic
 from mae.weights.formats.name_table import Facts, Layout, Table, spelled, split_qkv
 from mae.weights.formats.native import CONFIG, TENSORS, ClassifierDescription, Description
 

@@ -17,6 +17,7 @@ from typing import Literal
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
+from mae.atomic import write_atomic, write_json_atomic
 from mae.config.model import ModelConfig
 from mae.config.serialize import from_dict, to_dict
 from mae.config.sizes import size_name
@@ -24,7 +25,6 @@ from mae.errors import WeightsError
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.classifier import Classifier
 from mae.model.encoder import Encoder
-from mae.runs.directory import write_atomic, write_json_atomic
 from mae.weights.formats.name_table import PARTS, Layout, Table
 
 CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"

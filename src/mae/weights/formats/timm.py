@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from mae.runs.directory import write_atomic
+from mae.atomic import write_atomic
 from mae.weights.formats import facebook
 from mae.weights.formats.name_table import spelled
 from mae.weights.formats.native import Description
