@@ -138,7 +138,7 @@ def test_only_the_linear_probe_clips_its_crops(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*FINETUNING, *SCRATCH])
-def test_pictures_and_labels_are_mixed_as_published(name: str) -> None:
+def test_images_and_labels_are_mixed_as_published(name: str) -> None:
     config = find_config(name, FinetuneConfig)
     mix, augment = config.mix, config.augment
 
@@ -274,7 +274,7 @@ def test_an_unknown_recipe_is_named_with_the_nearest() -> None:
         find_recipe("zzz")
 
 
-def test_a_recipe_of_the_other_sort_is_refused_with_its_own_command() -> None:
+def test_a_recipe_of_the_other_kind_is_refused_with_its_own_command() -> None:
     with pytest.raises(ConfigError) as caught:
         find_config("paper-ft-vit-b", PretrainConfig)
 

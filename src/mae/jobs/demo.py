@@ -18,7 +18,7 @@ from mae.config.serialize import from_dict
 from mae.data.sampling.draws import Stream, uniform
 from mae.data.sources.fashion_mnist import fashion_mnist
 from mae.data.sources.open import BUILT_IN
-from mae.evaluation.evidence import BEHIND, Score, ahead_everywhere, evidence_table
+from mae.evaluation.evidence import BEHIND, Score, evidence_table, shortfalls
 from mae.evaluation.features import BATCH, Pictures
 from mae.evaluation.few_shot import few_label_finetuning
 from mae.evaluation.reconstruction import hidden_psnr
@@ -139,16 +139,15 @@ def _evidence(
     assert source.labels is not None
     few = labels_per_class(source.labels, LABELS_PER_CLASS, seed=0)
     train, test = Pictures.of(source).only(few), Pictures.of(fashion_mnist("test"))
-    table = evidence_table(model.encoder, train=train, test=test, init_seed=config.seed, say=say)
+    table = evidence_table(model.encoder, train=train, test=test, init_seed=config.seed, log=say)
     say("fine-tuning on few labels ...")
     few_labels = few_label_finetuning(model.encoder, train=train, test=test)
     psnr = hidden_psnr(model, _with_noise(test.images, config.model.num_patches))
-    shortfalls = ahead_everywhere(table).shortfalls if verdict else ()
     return {
         "evidence": table.to_dict(),
         "few_labels": few_labels.to_dict(),
         "hidden_psnr": psnr.to_dict(),
-        "shortfalls": list(shortfalls),
+        "shortfalls": list(shortfalls(table)) if verdict else [],
     }
 
 

@@ -22,7 +22,7 @@ def report(*runs: Path) -> Shown:
 
 
 def recipes_list() -> Shown:
-    """List the recipes: what they are, and what was published of them."""
+    """List the recipes with their published results."""
     rows = list[tuple[str, ...]]()
     for kind, group in groupby(RECIPES, attrgetter("kind")):
         rows += [(kind,), *((f"  {r.name}", r.about, r.expected) for r in group), ("",)]
@@ -32,13 +32,13 @@ def recipes_list() -> Shown:
 
 
 def recipes_show(name: str) -> Shown:
-    """Print the fields of a recipe, as --config takes them back."""
+    """Print the fields of a recipe as TOML that --config reads."""
     recipe = find_recipe(name)
     return Shown(to_dict(recipe.config), [(recipe_toml(recipe),)])
 
 
 def recipes_diff(a: str, b: str) -> Shown:
-    """Show where two recipes, or a run and a recipe, differ, with the source of each number."""
+    """Compare two recipes, or a run and a recipe: each differing field with its source."""
     from mae.jobs.recipes_diff import recipe_diff
 
     comparison = recipe_diff(a, b)
@@ -46,7 +46,7 @@ def recipes_diff(a: str, b: str) -> Shown:
 
 
 def recipes_paper() -> Shown:
-    """Print the published results, each with the commands that would reproduce it."""
+    """Print the published results with the commands that would reproduce them."""
     from mae.jobs.recipes_paper import paper_rows, paper_values
     from mae.recipes.published import read_published
 
