@@ -18,7 +18,8 @@ from io import TextIOWrapper
 from itertools import zip_longest
 
 from mae import __version__
-from mae.cli.options import is_on, nearest, options_of, read_words, show_help
+from mae.cli.help import help_text
+from mae.cli.options import is_on, nearest, options_of, read_words
 from mae.cli.verbs.every import GROUPS, VERBS, Verb
 from mae.cli.verbs.shown import MULTI_PROCESS_VERBS
 from mae.errors import INSTALL, ConfigError, MaeError
@@ -90,18 +91,17 @@ def _is_first() -> bool:
 
 
 def _run(words: list[str]) -> int:
-    among = _longer_names(words)
-    if not words or _HELP & set(words[: 2 if among else 1]):
-        print(_short_help())
-        return 0
-    if words[0] == "--version":
+    if words[:1] == ["--version"]:
         print(f"mae {__version__}")
         return 0
-    verb = _find_verb(words, among)
+    verb = _find_verb(words)
+    if verb is None:
+        print(_short_help())
+        return 0
     rest = words[len(verb.name.split()) :]
     options = options_of(verb.run, words=rest)
     if _HELP & set(rest):
-        show_help(options, verb=verb.name, about=getdoc(verb.run))
+        print(help_text(verb.run, options, verb=verb.name))
         return 0
     values, named = read_words(rest, options, verb=verb.name)
     if verb.name not in MULTI_PROCESS_VERBS:
@@ -113,29 +113,25 @@ def _run(words: list[str]) -> int:
     return shown.exit_code
 
 
-def _longer_names(words: list[str]) -> list[str]:
-    """Return the two-word verbs that start with the first word, unless it is a verb itself."""
-    among = [verb.name for verb in VERBS if words and verb.name.startswith(f"{words[0]} ")]
-    is_verb = any(verb.name == words[0] for verb in VERBS if words)
-    return [] if is_verb and " ".join(words[:2]) not in among else among
-
-
-def _find_verb(words: list[str], among: Sequence[str]) -> Verb:
-    name = " ".join(words[: 2 if among else 1])
-    for verb in VERBS:
-        if verb.name == name:
+def _find_verb(words: list[str]) -> Verb | None:
+    """Return the verb that the first one or two words name; None: print the general help."""
+    for name in (" ".join(words[:2]), *words[:1]):
+        if verb := next((verb for verb in VERBS if verb.name == name), None):
             return verb
-    if among and len(words) == 1:
-        names = " or ".join(verb.split()[1] for verb in among)
-        raise ConfigError(f"{name}: expected {names} after it; see mae --help")
-    known = among or sorted({verb.name.split()[0] for verb in VERBS})
+    longer = [verb.name for verb in VERBS if words and verb.name.startswith(f"{words[0]} ")]
+    if not words or _HELP & set(words[: 2 if longer else 1]):
+        return None
+    if longer and len(words) == 1:
+        names = " or ".join(name.split()[1] for name in longer)
+        raise ConfigError(f"{words[0]}: expected {names} after it; see mae --help")
+    name = " ".join(words[: 2 if longer else 1])
+    known = longer or sorted({verb.name.split()[0] for verb in VERBS})
     raise ConfigError(f"unknown verb {name}{nearest(name, known) or '; see mae --help'}")
 
 
 def _short_help() -> str:
     lines = ["usage: mae VERB [NAME] [--option value | option=value]"]
-    for group, runs in GROUPS.items():
-        verbs = [verb for verb in VERBS if verb.run in runs]
+    for group, verbs in GROUPS.items():
         about = [(f"  {verb.name}", f"{getdoc(verb.run)}".splitlines()[0]) for verb in verbs]
         lines += ["", group, _table(about)]
     return "\n".join([*lines, "", "mae VERB --help lists the options of a verb."])

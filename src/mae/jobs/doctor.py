@@ -21,7 +21,6 @@ LIBRARIES = {
     "pillow": "PIL",
     "simplejpeg": "simplejpeg",
     "safetensors": "safetensors",
-    "tyro": "tyro",
     "rich": "rich",
     "timm": "",
 }

@@ -15,21 +15,21 @@ class Given(TypedDict, total=False):
     """Keyword arguments of every function that loads weights; None means not given."""
 
     heads: int | None
-    """Encoder attention heads."""
+    """Encoder heads, for weights that do not store them; none: by their width."""
     decoder_heads: int | None
-    """Decoder attention heads."""
+    """Decoder heads, for weights that do not store them; none: by their width."""
     norm_eps: float | None
-    """Added to the variance in every layer norm."""
+    """Eps of the layer norms, for weights that do not store it; none: 1e-6."""
     grid: tuple[int, int] | None
-    """Patches along height and width of the images that the position embeddings are for."""
+    """Patches along height and width, for weights that do not store them; none: a square."""
     mean: tuple[float, ...] | None
-    """Mean of each channel after scaling to [0, 1]."""
+    """Pixel mean per channel in [0, 1], for weights that do not store it; none: ImageNet's."""
     std: tuple[float, ...] | None
-    """Standard deviation of each channel after scaling to [0, 1]."""
+    """Pixel std per channel in [0, 1], for weights that do not store it; none: ImageNet's."""
     normalize_target: bool | None
-    """Whether the decoder predicts pixels normalised by their patch."""
+    """Whether the decoder predicts pixels normalised per patch, for weights that do not say."""
     take: Take | None
-    """Network to load from a file with several."""
+    """Network to load from a file with several; none: model."""
 
 
 OPTIONS: Mapping[str, str] = {

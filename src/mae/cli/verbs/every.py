@@ -1,30 +1,14 @@
-"""Registry of all verbs of the `mae` command, in the groups of its help."""
+"""Registry of all verbs: every public function of the modules of a group, in their order."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from types import ModuleType
 from typing import NamedTuple
 
-from mae.cli.verbs.images import bench, bench_data, data_inspect, data_pack, data_verify
-from mae.cli.verbs.looking import (
-    doctor,
-    plan,
-    recipes_diff,
-    recipes_list,
-    recipes_paper,
-    recipes_show,
-    report,
-)
+from mae.cli.verbs import images, looking, training, using, weights
 from mae.cli.verbs.shown import Shown
-from mae.cli.verbs.training import demo, finetune, pretrain
-from mae.cli.verbs.using import embed, evaluate, probe, reconstruct
-from mae.cli.verbs.weights import (
-    weights_convert,
-    weights_diff,
-    weights_export,
-    weights_inspect,
-    weights_push,
-)
 
 
 class Verb(NamedTuple):
@@ -34,27 +18,18 @@ class Verb(NamedTuple):
     run: Callable[..., Shown]
 
 
-GROUPS: dict[str, tuple[Callable[..., Shown], ...]] = {
-    "train": (demo, pretrain, finetune),
-    "use": (probe, evaluate, reconstruct, embed),
-    "inspect": (
-        data_inspect,
-        report,
-        recipes_list,
-        recipes_show,
-        recipes_diff,
-        recipes_paper,
-        plan,
-        data_pack,
-        data_verify,
-        weights_inspect,
-        weights_convert,
-        weights_diff,
-        weights_export,
-        weights_push,
-        doctor,
-        bench,
-        bench_data,
-    ),
+def _verbs_of(*modules: ModuleType) -> list[Verb]:
+    return [
+        Verb(name.replace("_", " "), run)
+        for module in modules
+        for name, run in vars(module).items()
+        if inspect.isfunction(run) and run.__module__ == module.__name__ and name[0] != "_"
+    ]
+
+
+GROUPS = {
+    "train": _verbs_of(training),
+    "use": _verbs_of(using),
+    "inspect": _verbs_of(looking, images, weights),
 }
-VERBS = tuple(Verb(run.__name__.replace("_", " "), run) for runs in GROUPS.values() for run in runs)
+VERBS = [verb for group in GROUPS.values() for verb in group]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 from mae.cli.verbs.shown import Shown, shown
@@ -19,14 +18,17 @@ def data_inspect(
     quarantine: Path | None = None,
     quiet: bool = False,
 ) -> Shown:
-    """Say what is in a folder of pictures, what is broken, and what pre-training would do with it.
+    """Report what a folder of images holds, what is broken, and what a run needs.
 
-    OUT is an .html of everything, or a .png contact sheet.
+    Args:
+        folder: Folder of images, at any depth; or fashion-mnist, the built-in images.
+        limit: Number of images to read, evenly spread; none: all.
+        out: Report to write: .html with everything, or .png with a contact sheet.
+        quarantine: Folder to move broken files to, under the same names; none: move nothing.
     """
-    from mae.jobs import data_inspect as job
+    from mae.jobs.data_inspect import inspect_data
 
-    ask = partial(job.inspect_data, limit=limit, out=out, quarantine=quarantine, quiet=quiet)
-    result = ask(folder)
+    result = inspect_data(folder, limit=limit, out=out, quarantine=quarantine, quiet=quiet)
     return Shown(result.values(), result.rows())
 
 
@@ -39,19 +41,29 @@ def data_pack(
     raw: int | None = None,
     quiet: bool = False,
 ) -> Shown:
-    """Pack pictures into shards that are read at random; goes on where it was stopped.
+    """Pack images into shards for fast random reads; resumes where it was stopped.
 
-    A finished pack takes in pictures of other names. The files stay as they are, byte for byte,
-    unless --short-side or --raw says otherwise.
+    Images with new names are added to a finished pack. Files are stored byte for byte, unless
+    --short-side or --raw is given.
+
+    Args:
+        dst: Folder of the pack.
+        short_side: Pixels to which the shorter side of larger images is reduced; none: as it is.
+        quality: JPEG quality with --short-side, 1 to 100; none: 90.
+        raw: Edge in pixels of the central square to store decoded; none: store files.
     """
-    from mae.jobs import data_pack as job
+    from mae.jobs.data_pack import asked_form, pack
 
-    form = job.asked_form(short_side=short_side, quality=quality, raw=raw)
-    return shown(job.pack(data, dst, form=form, quiet=quiet))
+    form = asked_form(short_side=short_side, quality=quality, raw=raw)
+    return shown(pack(data, dst, form=form, quiet=quiet))
 
 
 def data_verify(pack: Path, *, quiet: bool = False) -> Shown:
-    """Read a pack whole, compare every digest, and name the damaged pictures."""
+    """Read a whole pack, compare every digest, and name the damaged images.
+
+    Args:
+        pack: Folder that mae data pack wrote.
+    """
     from mae.jobs.data_verify import verify
 
     return shown(verify(pack, quiet=quiet))
@@ -68,15 +80,20 @@ def bench(
     quiet: bool = False,
     **fields: object,
 ) -> Shown:
-    """Measure the loader alone, the step alone and both, and say which is the wall of a run here.
+    """Measure the loader, the step and both together, and name the bottleneck of a run.
 
-    Also how long the run would take, and what would help. On weights that are thrown away.
+    Also prints how long the run would take, and what would help. The trained weights are discarded.
+
+    Args:
+        init: Weights, run or hf:OWNER/NAME to start from.
+        seconds: Time to measure for, in seconds.
     """
-    settled = build_config(recipe, PretrainConfig, file=config, fields=fields)
+    resolved = build_config(recipe, PretrainConfig, file=config, fields=fields)
     from mae.jobs.bench import bench_run
 
-    ask = partial(bench_run, recipe=recipe, init=init, seconds=seconds, quiet=quiet)
-    result = ask(data, settled, **given)
+    result = bench_run(
+        data, resolved, recipe=recipe, init=init, seconds=seconds, quiet=quiet, **given
+    )
     return Shown(result.values(), result.rows())
 
 
@@ -90,13 +107,20 @@ def bench_data(
     device: str = "auto",
     quiet: bool = False,
 ) -> Shown:
-    """Measure how fast one core reads, decodes and crops pictures, and which of it is the wall.
+    """Measure how fast one core reads, decodes and crops, and name the slowest stage.
 
-    Also how many cores a GPU needs that takes --images-per-second of them.
+    Also prints how many cores keep a GPU busy.
+
+    Args:
+        recipe: Recipe whose image size and crops to use (mae recipes list).
+        images_per_second: Rate of the GPU; none: estimates of the published models on an H100.
+        seconds: Time to measure for, in seconds.
+        batch: Images in a batch.
     """
     from mae.jobs import bench_data as job
 
     config = build_config(recipe, PretrainConfig, fields={"batch": batch, "device": device})
-    ask = partial(job.bench_data, images_per_second=images_per_second, seconds=seconds, quiet=quiet)
-    result = ask(data, config)
+    result = job.bench_data(
+        data, config, images_per_second=images_per_second, seconds=seconds, quiet=quiet
+    )
     return Shown(result.values(), result.rows())

@@ -14,7 +14,11 @@ from mae.recipes.custom import build_config, recipe_toml
 
 
 def report(*runs: Path) -> Shown:
-    """Write the offline page of a run, or of several compared: curves, pictures, numbers."""
+    """Write the offline page of one or several runs: curves, images, numbers.
+
+    Args:
+        runs: Run directories; several are compared.
+    """
     from mae.report.page import write_report
 
     page = str(write_report(*runs))
@@ -32,13 +36,22 @@ def recipes_list() -> Shown:
 
 
 def recipes_show(name: str) -> Shown:
-    """Print the fields of a recipe as TOML that --config reads."""
+    """Print the fields of a recipe as TOML, which --config reads.
+
+    Args:
+        name: Name of the recipe.
+    """
     recipe = find_recipe(name)
     return Shown(to_dict(recipe.config), [(recipe_toml(recipe),)])
 
 
 def recipes_diff(a: str, b: str) -> Shown:
-    """Compare two recipes, or a run and a recipe: each differing field with its source."""
+    """Compare two recipes, or a run and a recipe, with the source of each number.
+
+    Args:
+        a: Recipe, or run directory.
+        b: Recipe or run directory to compare it with.
+    """
     from mae.jobs.recipes_diff import recipe_diff
 
     comparison = recipe_diff(a, b)
@@ -65,17 +78,24 @@ def plan(
     quiet: bool = False,
     **fields: object,
 ) -> Shown:
-    """Say what pre-training would need: memory, largest micro-batch, time, cores that read.
+    """Estimate memory, micro-batch, time and reading cores of a pre-training run.
 
-    On --gpu, or on this machine. Every line says how it is known. Of pre-training recipes only.
+    For --gpu, or for this machine. Each line states the basis of its value. Pre-training recipes
+    only.
+
+    Args:
+        gpu: GPU and number of them, as in h100x8; none: this machine.
+        images: Number of images instead of --data; none: that of ImageNet-1k, for the paper's
+            recipes.
+        measure: Measure the rate of this machine with a few steps, which are discarded.
     """
-    settled = build_config(recipe, PretrainConfig, file=config, fields=fields)
+    resolved = build_config(recipe, PretrainConfig, file=config, fields=fields)
     from mae.jobs import plan as job
     from mae.progress import Progress
 
     with Progress(quiet=quiet) as progress:
         given = {"data": data, "gpu": gpu, "images": images, "measure": measure}
-        result = job.plan(settled, recipe=recipe, say=progress.note, **given)  # type: ignore[arg-type]
+        result = job.plan(resolved, recipe=recipe, say=progress.note, **given)  # type: ignore[arg-type]
     rows = list[tuple[str, ...]](result.rows())
     if result.machine.ranks > 1 and "pretrain" not in MULTI_PROCESS_VERBS:
         rows.append(("mae pretrain takes one process so far: this is what several would need",))
@@ -83,7 +103,7 @@ def plan(
 
 
 def doctor() -> Shown:
-    """Say whether this machine is ready: torch, device, decoders, disk."""
+    """Check this machine: libraries, device, image decoders, disk."""
     from mae.jobs import doctor as job
 
     checks = job.doctor()

@@ -19,7 +19,12 @@ from mae.weights.given import Given
 def demo(
     *, out: Path = Path("runs/demo"), minutes: float | None = None, quiet: bool = False
 ) -> Shown:
-    """Pre-train on built-in pictures in minutes, and show what was learnt."""
+    """Pre-train on built-in images in minutes, and show what was learned.
+
+    Args:
+        out: Folder of the run.
+        minutes: Time to pre-train for, without the comparison; none: the whole demo.
+    """
     from mae.jobs import demo as job
 
     result = job.demo(out=out, minutes=minutes, quiet=quiet)
@@ -38,16 +43,21 @@ def pretrain(
     quiet: bool = False,
     **fields: object,
 ) -> Shown:
-    """Pre-train on a folder of pictures; goes on where an unfinished run stopped."""
-    settled = build_config(recipe, PretrainConfig, file=config, fields=fields)
+    """Pre-train on a folder of images; resumes an unfinished run.
+
+    Args:
+        out: Folder of the run; none: runs/DATA-NAME.
+        init: Weights, run or hf:OWNER/NAME to start from.
+    """
+    resolved = build_config(recipe, PretrainConfig, file=config, fields=fields)
     if print_config:
-        return Shown(to_dict(settled), [(to_toml(to_dict(settled)),)])
+        return Shown(to_dict(resolved), [(to_toml(to_dict(resolved)),)])
     if data is None:
-        raise ConfigError("pretrain: expected --data, a folder of pictures (or fashion-mnist)")
+        raise ConfigError("pretrain: expected --data, a folder of images (or fashion-mnist)")
     from mae.jobs import pretrain as job
 
     command = ["mae", *sys.argv[1:]]
-    ask = partial(job.pretrain, settled, based_on=recipe, out=out, init=init, command=command)
+    ask = partial(job.pretrain, resolved, based_on=recipe, out=out, init=init, command=command)
     run = ask(data=data, finished_too=False, quiet=quiet, **given)
     paths = RunDir(run.path)
     files = {"run": run.path, "weights": paths.weights, "report": paths.report}
@@ -71,21 +81,28 @@ def finetune(
     quiet: bool = False,
     **fields: object,
 ) -> Shown:
-    """Fine-tune a classifier from weights; goes on where an unfinished run stopped.
+    """Fine-tune a classifier from weights; resumes an unfinished run.
 
-    DATA holds one folder per class, of which a fifth is held out; or train/ and val/ of such.
-    --seeds makes a run for each seed from --seed on, in folders under OUT, for mean and spread.
+    DATA holds one folder per class, of which a fifth is held out; or train/ and val/ with such
+    folders. --seeds makes one run per seed, from --seed on, in folders under OUT, and prints mean
+    and spread.
+
+    Args:
+        out: Folder of the run; none: runs/DATA-NAME-tuned.
+        labels: Few labels: a fraction as in 1%, a number as in 10/class, or a .csv of an earlier
+            draw.
+        seeds: Number of runs with different seeds; none: one run.
     """
-    settled = build_config(recipe, FinetuneConfig, file=config, fields=fields)
+    resolved = build_config(recipe, FinetuneConfig, file=config, fields=fields)
     if print_config:
-        return Shown(to_dict(settled), [(to_toml(to_dict(settled)),)])
+        return Shown(to_dict(resolved), [(to_toml(to_dict(resolved)),)])
     if data is None:
-        raise ConfigError("finetune: expected --data, labelled pictures (or fashion-mnist)")
+        raise ConfigError("finetune: expected --data, labelled images (or fashion-mnist)")
     from mae.jobs.finetune import finetune as job
     from mae.jobs.finetune_seeds import finetune_seeds
 
     one = partial(job, finished_too=False)
-    said = partial(one if seeds is None else partial(finetune_seeds, seeds=seeds), settled)
-    ask = partial(said, data=data, weights=weights, out=out, labels=labels, quiet=quiet)
+    run = one if seeds is None else partial(finetune_seeds, seeds=seeds)
+    ask = partial(run, resolved, data=data, weights=weights, out=out, labels=labels, quiet=quiet)
     result = ask(based_on=recipe, command=["mae", *sys.argv[1:]], **given)
     return Shown(result.values(), result.rows())

@@ -36,11 +36,30 @@ def probe(
     given: Given,
     quiet: bool = False,
 ) -> Shown:
-    """Classify by neighbours or logistic regression on features; or tune the last blocks.
+    """Classify by neighbours or logistic regression on features, or train the last blocks.
 
-    DATA holds one folder per class, of which a fifth is held out; or splits (train/, val/) of such.
-    --protocol paper trains the paper's linear head instead, partial the last --blocks and a head;
-    --labels learns from a few.
+    DATA holds one folder per class, of which a fifth is held out; or train/ and val/ with such
+    folders.
+
+    Args:
+        method: knn: vote of neighbours; linear: logistic regression on features, or the paper's
+            linear probe; partial: fine-tuning of the last blocks and a head.
+        blocks: For partial: last blocks to train; 0.5: the MLP of the last one.
+        out: For partial: folder of the run.
+        protocol: For linear: quick, on features computed once; paper, 90 epochs of crops with
+            LARS.
+        k: For knn: number of neighbours; none: 20.
+        temperature: For knn: the smaller, the more the nearest neighbours decide; none: 0.07.
+        labels: Few labels: a fraction as in 1%, a number as in 10/class, or a .csv of an earlier
+            draw.
+        labels_out: File for the choice of labels (.csv), to repeat it.
+        seeds: Number of runs: draws of labels, or seeds of the paper's linear probe; none: 1.
+        epochs: Passes over the data of the paper's linear probe (none: 90) or of partial (50).
+        batch: Images per batch; per step of the paper's linear probe (none: 16384) or of partial.
+        lr: Base learning rate per 256 images of the paper's linear probe (none: 0.1) or of partial
+            (none: 1e-3).
+        pool: Mean of the patch tokens, cls token, or means over a 3 x 3 grid; none: mean.
+        seed: Key of every random choice.
     """
     from mae.config.model import refuse_without_effect
     from mae.evaluation.few_options import FewSettings
@@ -107,11 +126,20 @@ def evaluate(
     given: Given,
     quiet: bool = False,
 ) -> Shown:
-    """Count what a fine-tuned classifier gets right, class by class; or its errors on ImageNet-C.
+    """Score a fine-tuned classifier, overall and per class; or its errors on ImageNet-C.
 
-    DATA holds one folder per class, named as the classes of the classifier, or splits of such, of
-    which val/ is scored, else test/. Of the classifier's own data only what fine-tuning held out
-    is. OUT is a .png of what is taken for what, or an .html of everything.
+    DATA holds one folder per class, with the names of the classifier's classes, or splits with such
+    folders, of which val/ is scored, else test/. Of the data of its own fine-tuning, only the
+    held-out part is scored.
+
+    Args:
+        set: Dataset in DATA, which determines the classes and the view.
+        all_classes: For imagenet-a and imagenet-r: choose among all classes, not among 200.
+        split: Split to score; none: val or test, or the part that fine-tuning held out.
+        out: Report to write: .png with the confusion matrix, or .html with everything.
+        predictions: File with one row per image (.csv, or .parquet with pyarrow).
+        batch: Images per batch.
+        pool: What the head reads, mean of the patch tokens or cls token; none: as the file says.
     """
     from mae.config.model import refuse_without_effect
     from mae.evaluation.inputs import FeatureSettings
@@ -137,7 +165,7 @@ def evaluate(
 
 def reconstruct(
     weights: Path,
-    *pictures: Path,
+    *images: Path,
     out: Path = Path("reconstruction.png"),
     mask_ratio: float | None = None,
     seed: int = 0,
@@ -146,11 +174,18 @@ def reconstruct(
     given: Given,
     quiet: bool = False,
 ) -> Shown:
-    """Draw pictures masked, rebuilt, and pasted together, to a .png or .html."""
+    """Draw images masked, reconstructed, and pasted together.
+
+    Args:
+        images: Image files, or folders of them.
+        out: File to write, .png or .html.
+        mask_ratio: Fraction of the patches that is hidden; none: as in training.
+        seed: Key of the masks.
+    """
     from mae.jobs import reconstruct as job
 
     ask = partial(job.reconstruct, mask_ratio=mask_ratio, seed=seed, device=device, quiet=quiet)
-    return shown(ask(weights, pictures, out=out, crop_pct=crop_pct, **given))
+    return shown(ask(weights, images, out=out, crop_pct=crop_pct, **given))
 
 
 def embed(
@@ -165,9 +200,12 @@ def embed(
     given: Given,
     quiet: bool = False,
 ) -> Shown:
-    """Write the features of every picture; goes on where it was stopped.
+    """Write the features of every image; resumes where it was stopped.
 
-    OUT is a .npy, the names of its rows come beside it in a .tsv; or a .parquet of both.
+    Args:
+        out: File to write: .npy, with the names of its rows in a .tsv; or .parquet with both.
+        pool: Mean of the patch tokens, cls token, or means over a 3 x 3 grid.
+        batch: Images per batch.
     """
     from mae.evaluation.inputs import FeatureSettings
     from mae.jobs import embed as job

@@ -11,7 +11,11 @@ from mae.weights.given import Given, Take
 
 
 def weights_inspect(weights: Path, *, take: Take | None = None) -> Shown:
-    """Say what a file or folder of weights holds, and how sure each fact is."""
+    """Report what a file or folder of weights holds, and the basis of each fact.
+
+    Args:
+        take: Network to read from a file with several; none: model.
+    """
     from mae.weights.tools.inspect import inspect
 
     return shown(inspect(weights, take=take))
@@ -27,10 +31,16 @@ def weights_convert(
     pool: HeadPool | None = None,
     given: Given,
 ) -> Shown:
-    """Write weights in another layout, and prove that the model is the same.
+    """Write weights in another layout, and verify that the model computes the same.
 
-    --encoder-only leaves a decoder or a head; --allow-missing 'decoder.norm.*' starts fresh what
-    is missing.
+    Args:
+        dst: File or folder to write.
+        to: facebook: the published PyTorch layout; huggingface: a folder; mae: a folder of ours.
+        encoder_only: Leave out the decoder or the classifier's head.
+        allow_missing: Patterns of tensor names that may be missing and are initialised anew, as in
+            'decoder.norm.*'.
+        pool: What the head of a classifier reads, mean of the patch tokens or cls token; none: as
+            the file says.
     """
     from mae.weights.tools.convert import convert
 
@@ -42,9 +52,14 @@ def weights_convert(
 def weights_diff(
     weights: Path, other: Path, *, pool: HeadPool | None = None, given: Given
 ) -> Shown:
-    """Show which tensors of two weights differ, and whether both do the same.
+    """Show which tensors of two weights differ, and whether both compute the same.
 
-    Exits with 0 where they give the same for the same pictures and mask, else with 1.
+    Exits with 0 if they give the same for the same images and mask, else with 1.
+
+    Args:
+        other: Weights to compare them with.
+        pool: What the head of a classifier reads, mean of the patch tokens or cls token; none: as
+            the file says.
     """
     from mae.weights.tools.diff import diff
 
@@ -61,10 +76,16 @@ def weights_export(
     dynamic: bool = False,
     given: Given,
 ) -> Shown:
-    """Write a network for other runtimes, and hold it against PyTorch there.
+    """Write a network for other runtimes, and compare its outputs there with PyTorch.
 
-    The encoder gives the tokens of whole pictures; the full model takes noise, a number a patch,
-    and gives predictions and mask. Images go in as the network takes them, normalised.
+    The encoder returns the tokens of whole images; the full model takes noise, one number per
+    patch, and returns predictions and mask. Inputs are normalised images.
+
+    Args:
+        dst: File to write.
+        to: onnx (.onnx) or torch-export (.pt2).
+        part: encoder: images to tokens; full: images and noise to predictions and mask.
+        dynamic: Let height and width vary, besides the batch.
     """
     from mae.weights.tools.export import export
 
@@ -72,7 +93,12 @@ def weights_export(
 
 
 def weights_push(weights: Path, repo: str, *, public: bool = False) -> Shown:
-    """Put a folder of weights on the Hugging Face Hub, privately unless asked otherwise."""
+    """Upload a folder of weights to the Hugging Face Hub, private unless --public.
+
+    Args:
+        repo: Repository on the Hub, OWNER/NAME.
+        public: Make the repository public.
+    """
     from mae.weights.tools.push import push
 
     url = push(weights, repo, public=public)
