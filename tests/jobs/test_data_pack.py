@@ -58,7 +58,7 @@ def test_a_pack_gives_the_names_bytes_and_classes_of_its_folder(classes: Path) -
 
     packed = open_source(classes.parent / "pack")
     assert isinstance(packed, PackSource)
-    assert (made.pictures, made.added, made.classes) == (9, 9, 3)
+    assert (made.images, made.added, made.classes) == (9, 9, 3)
     assert made.shards > 1
     assert names(packed) == names(folder)
     assert [packed.read(i) for i in range(9)] == [folder.read(i) for i in range(9)]
@@ -99,7 +99,7 @@ def test_what_cannot_be_read_is_left_out_and_listed(tmp_path: Path) -> None:
     made = pack(tmp_path / "mixed", tmp_path / "pack", quiet=True)
 
     lines = (tmp_path / "pack" / "bad-files.tsv").read_text().splitlines()
-    assert (made.pictures, made.unreadable) == (38, 2)
+    assert (made.images, made.unreadable) == (38, 2)
     assert sorted(line.partition("\t")[2] for line in lines) == [
         "no such file or directory",
         "not a file",
@@ -258,12 +258,12 @@ def test_pictures_added_later_lie_where_they_would_have_been_packed(classes: Pat
 
     pack(parts / "both", parts / "at once", quiet=True)
     added, at_once = open_pack(parts / "pack"), open_pack(parts / "at once")
-    assert (made.pictures, made.added) == (17, 8)
+    assert (made.images, made.added) == (17, 8)
     assert names(added) == names(at_once) == names(FolderSource(parts / "both"))
     assert [added.read(i) for i in range(17)] == [at_once.read(i) for i in range(17)]
     assert added.class_names == at_once.class_names == ("ant", "cat", "dog", "été")
     assert added.fingerprint() == at_once.fingerprint() != made.pack
-    assert verify(parts / "pack", quiet=True).pictures == 17
+    assert verify(parts / "pack", quiet=True).images == 17
 
 
 def test_packing_the_same_again_changes_nothing(classes: Path) -> None:
@@ -311,10 +311,10 @@ def test_what_does_not_fit_the_pack_is_refused(classes: Path) -> None:
     pack(classes, out, quiet=True)
     shutil.copytree(classes / "cat", classes.parent / "no classes")
 
-    with pytest.raises(ConfigError, match="the pictures there are originals, asked for raw 8"):
+    with pytest.raises(ConfigError, match="its images are originals, asked for raw 8"):
         form = asked_form(short_side=None, quality=None, raw=8)
         pack(classes, out, form=form, quiet=True)
-    with pytest.raises(DataError, match="it has classes and the new pictures have none"):
+    with pytest.raises(DataError, match="it has classes and the new images have none"):
         pack(classes.parent / "no classes", out, quiet=True)
     with pytest.raises(ConfigError, match="is not empty and not a pack: holds cat"):
         pack(classes.parent / "no classes", classes, quiet=True)
@@ -363,7 +363,7 @@ def test_a_pack_killed_again_and_again_is_bit_for_bit_that_of_one_go(tmp_path: P
     assert contents(tmp_path / "killed") | {"lock": b""} == (
         contents(tmp_path / "one go") | {"lock": b""}
     )
-    assert verify(tmp_path / "killed", quiet=True).pictures == 300
+    assert verify(tmp_path / "killed", quiet=True).images == 300
 
 
 def test_an_unfinished_pack_is_no_data_and_other_pictures_begin_it_anew(classes: Path) -> None:
@@ -375,8 +375,8 @@ def test_an_unfinished_pack_is_no_data_and_other_pictures_begin_it_anew(classes:
     with pytest.raises(DataError, match="was not finished; give the same `mae data pack` again"):
         open_source(out)
     shutil.rmtree(classes / "dog")
-    assert pack(classes, out, quiet=True).pictures == 6
-    assert verify(out, quiet=True).pictures == 6
+    assert pack(classes, out, quiet=True).images == 6
+    assert verify(out, quiet=True).images == 6
 
 
 class Died(Exception):
@@ -401,11 +401,11 @@ def test_pictures_that_changed_since_a_kill_begin_the_pack_anew(
 
     pack(classes, out)
 
-    assert "beginning anew: the pictures are not those of" in capsys.readouterr().err
+    assert "starting over: the images changed since" in capsys.readouterr().err
     packed = open_pack(out)
     assert packed.read(4) == (classes / "dog" / "1.png").read_bytes()
     assert len(packed.index.facts.shards) == 1
-    assert verify(out, quiet=True).pictures == 9
+    assert verify(out, quiet=True).images == 9
 
 
 def test_a_picture_that_only_a_later_start_could_read_takes_its_place(
@@ -428,9 +428,9 @@ def test_a_picture_that_only_a_later_start_could_read_takes_its_place(
 
     made = pack(classes, out, quiet=True)
 
-    assert (made.pictures, made.added, made.unreadable) == (9, 9, 0)
+    assert (made.images, made.added, made.unreadable) == (9, 9, 0)
     assert names(open_pack(out)) == names(FolderSource(classes))
-    assert verify(out, quiet=True).pictures == 9
+    assert verify(out, quiet=True).images == 9
 
 
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
@@ -447,8 +447,8 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
             pack(classes, out, quiet=True)
 
     assert not (out / "index.safetensors").exists()
-    assert pack(classes, out, quiet=True).pictures == 9
-    assert verify(out, quiet=True).pictures == 9
+    assert pack(classes, out, quiet=True).images == 9
+    assert verify(out, quiet=True).images == 9
 
 
 # Damage
@@ -497,7 +497,7 @@ def test_damaged_shards_are_named_in_one_line(
     harm(out)  # type: ignore[operator]
 
     line = said(["data", "verify", str(out), "--quiet"], capsys)
-    assert "1 of 9 pictures are damaged: cat/1.png" in line and verified in line
+    assert "1 of 9 images are damaged: cat/1.png" in line and verified in line
     if opened is not None:
         line = said(["pretrain", "--data", str(out), "--out", str(out.parent / "run")], capsys)
         assert opened in line

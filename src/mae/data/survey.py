@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mae.data.decoding import header
 from mae.data.decoding.decode import FULL_RANGE, decode, ignore_message
-from mae.data.decoding.header import BadImage, PagesKind, PixelKind
+from mae.data.decoding.header import BadImage, ImageHeader, PagesKind, PixelKind
 from mae.data.decoding.strips import VALUES
 from mae.data.sources.source import FolderSource, Source
 from mae.errors import DataError
@@ -98,10 +98,19 @@ def _stored_kind(source: Source, index: int, channels: int | None) -> PixelKind:
     if isinstance(source, FolderSource):
         with source.open(index) as file:
             return header.read_kind(file, channels=channels)
-    data = source.read(index)
+    return header_of(source.read(index), channels=channels).kind
+
+
+def header_of(data: bytes | NDArray[Any], *, channels: int | None) -> ImageHeader:
+    """Return the header of an encoded image, or of pixels H W or H W C.
+
+    Raises:
+        BadImage: if it is no image, too large, or of an unsupported type.
+    """
     if isinstance(data, bytes):
-        return header.read_kind(io.BytesIO(data), channels=channels)
-    return PixelKind(header.pixel_dtype(data.dtype), data.shape[2] if data.ndim == 3 else 1)
+        return header.read_header(io.BytesIO(data), channels=channels)
+    pixels = np.atleast_3d(data)
+    return ImageHeader("array", PixelKind(header.pixel_dtype(pixels.dtype), pixels.shape[2]))
 
 
 def measure_pixels(
@@ -164,7 +173,6 @@ def _sampled(source: Source, limit: int, look: Callable[[int], T]) -> dict[int, 
             faults.append(f"{source.name(index)}: {error}")
     if not found:
         raise DataError(
-            f"no readable picture: looked at {count}, expected one at least "
-            f"({'; '.join(faults[:3])}). Check the files"
+            f"no readable image: looked at {count} ({'; '.join(faults[:3])}); check the files"
         )
     return found

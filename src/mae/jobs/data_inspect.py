@@ -13,7 +13,7 @@ from PIL import Image
 from mae.atomic import write_atomic
 from mae.config.run import PretrainConfig
 from mae.data.audit.quarantine import Moved, require_place, set_aside
-from mae.data.audit.report import Fault, Findings
+from mae.data.audit.report import DatasetReport, Fault
 from mae.data.sources.open import Data, data_name, open_source
 from mae.data.sources.source import FolderSource, notes_of
 from mae.errors import ConfigError, DataError
@@ -37,7 +37,7 @@ class Inspected(NamedTuple):
     """Result of an inspection."""
 
     name: str
-    found: Findings
+    found: DatasetReport
     labels: Labelled | str
     """Training and test part for commands that need labels; or why they would refuse the data."""
     looked_at: int
@@ -116,7 +116,7 @@ class Inspected(NamedTuple):
             "nearly_constant": [names[place] for place in found.nearly_constant()],
             "broken": _named(fault for fault in found.faults if fault.broken),
             "unfit": _named(fault for fault in found.faults if not fault.broken),
-            "read_with_a_warning": _named(iter(found.warnings())),
+            "read_with_a_warning": _named(iter(found.warnings)),
             "pretrain": None if self.outlook is None else self.outlook.values(),
             "refused": list(self.refusal),
             "moved": None if self.moved is None else self.moved._asdict(),
@@ -163,13 +163,13 @@ def inspect_data(
         require_place(root, quarantine)
     with Progress(quiet=quiet) as progress:
         settled, notes = settle(config, source)
-        found = Findings(source=source, kind=None if settled is None else settled[1])
+        found = DatasetReport(source=source, kind=None if settled is None else settled[1])
         ids = _sample(len(source), limit)
         shown = set(evenly(ids, MOST_SHOWN)) if out is not None else set()
         thumbnails: list[tuple[str, Image.Image]] = []
         progress.start(len(ids), label="picture")
         for done, index in enumerate(ids, start=1):
-            pixels = found.look_at(index)
+            pixels = found.add(index)
             if pixels is not None and index in shown:
                 thumbnails.append((source.name(index), thumbnail(pixels)))
             progress.update(done)

@@ -16,7 +16,7 @@ from mae.atomic import write_atomic
 from mae.data.batching.batch import Bad
 from mae.data.decoding.decode import BadImage
 from mae.data.packing.merge import Classes, place_of
-from mae.data.packing.reencode import as_file, central_square, reduced
+from mae.data.packing.reencode import as_file, central_square, shrunk
 from mae.data.packing.writer import MOST_BYTES, SHARD_BYTES, Packing
 from mae.data.sources.open import Data, open_source
 from mae.data.sources.pack import INDEX, UNFINISHED, Form, PackSource, open_pack
@@ -39,9 +39,9 @@ class Packed(NamedTuple):
     """Contents of a pack."""
 
     pack: str
-    pictures: int
+    images: int
     added: int
-    """Of `pictures`, those added by this call and the stopped calls that it resumed."""
+    """Of `images`, those added by this call and the stopped calls that it resumed."""
     unreadable: int
     """Number of images left out; bad-files.tsv lists them."""
     classes: int
@@ -55,7 +55,7 @@ class Packed(NamedTuple):
         left_out = [("unreadable", f"{self.unreadable:,}, left out")] if self.unreadable else []
         return [
             ("pack", self.pack),
-            ("pictures", f"{self.pictures:,}, of them {self.added:,} new; {self.form}"),
+            ("images", f"{self.images:,}, of them {self.added:,} new; {self.form}"),
             *left_out,
             ("classes", f"{self.classes:,}" if self.classes else "none"),
             ("size", f"{self.bytes / 1e6:,.1f} MB in {self.shards:,} shards"),
@@ -96,7 +96,7 @@ def pack(
     the old one by a single rename; until then the pack is unchanged.
 
     Args:
-        data: whatever `open_source` takes.
+        data: anything that `open_source` accepts.
         out: folder of the pack; created if missing.
         form: how the images are stored; see `asked_form`.
         shard_bytes: a shard is closed once it holds this many bytes.
@@ -116,8 +116,8 @@ def pack(
                 return _pack(source, root, form, shard_bytes, progress)
         except OSError as error:
             raise ConfigError(
-                f"{root}: cannot be written: {error.strerror}; make room or choose another place, "
-                "and give the same again"
+                f"{root}: cannot be written: {error.strerror}; free space or choose another "
+                "folder, and run the same command again"
             ) from error
 
 
@@ -133,61 +133,64 @@ def _require_folder(root: Path) -> None:
 
 def _pack(source: Source, root: Path, form: Form, shard_bytes: int, progress: Progress) -> Packed:
     old = open_pack(root) if (root / INDEX).exists() else None
-    form = _settled(form, source, old)
+    form = _with_kind(form, source, old)
     classes = _classes(source, old)
     names = _sorted_names(source)
     work = hashlib.sha256(
         json.dumps([source.fingerprint(), form, old.fingerprint() if old else ""]).encode()
     ).hexdigest()
-    there = {} if old is None else _compare(names, source, old, progress)
-    shards = 0 if old is None else len(old.index.facts.shards)
-    with Packing(root, work=work, shards=shards, shard_bytes=shard_bytes) as packing:
+    known = {} if old is None else _compare(names, source, old, progress)
+    index = None if old is None else old.index
+    with Packing(root, index, work=work, shard_bytes=shard_bytes) as packing:
         if packing.forgot:
-            progress.note("beginning anew: the pictures are not those of the last start")
+            progress.note("starting over: the images changed since the last start")
         done = {*packing.names()}
         if done:
-            progress.note(f"going on: {len(done):,} pictures are packed")
-        ids = [index for name, index in names if name not in done and index not in there]
-        progress.start(len(names), at=len(names) - len(ids), label="picture")
+            progress.note(f"resuming: {len(done):,} images are packed")
+        ids = [id for name, id in names if name not in done and id not in known]
+        progress.start(len(names), at=len(names) - len(ids), label="image")
         bad = _add(packing, source, ids, form, progress)
         added = packing.done.rows
         if added:
-            packing.publish(None if old is None else old.index, classes, form=form)
+            packing.publish(classes, form=form)
         else:
             packing.discard()
     tell_unreadable(len(names), bad, say=progress.note)
     if bad:
-        lines = [f"{picture.name}\t{picture.reason}\n" for picture in bad]
+        lines = [f"{image.name}\t{image.reason}\n" for image in bad]
         write_atomic(root / BAD_FILES, "".join(lines).encode())
-    return _packed(root, added=added, unreadable=len(bad))
-
-
-def _packed(root: Path, *, added: int, unreadable: int) -> Packed:
     made = open_pack(root)
-    size = int(made.index.arrays["lengths"].sum(dtype="u8"))
-    shards, classes = len(made.index.facts.shards), len(made.class_names)
-    return Packed(str(root), len(made), added, unreadable, classes, made.form.about(), size, shards)
+    return Packed(
+        pack=str(root),
+        images=len(made),
+        added=added,
+        unreadable=len(bad),
+        classes=len(made.class_names),
+        form=made.form.about(),
+        bytes=int(made.index.arrays["lengths"].sum(dtype="u8")),
+        shards=len(made.index.facts.shards),
+    )
 
 
-def _settled(form: Form, source: Source, old: PackSource | None) -> Form:
+def _with_kind(form: Form, source: Source, old: PackSource | None) -> Form:
     """Add the pixel kind to a raw form; require the form of the existing pack."""
-    if old is not None:
-        if form != old.form._replace(kind=None):
-            raise ConfigError(
-                f"pack: the pictures there are {old.form.about()}, asked for "
-                f"{form.about() if form.raw is None else f'raw {form.raw}'}; ask for the same, or "
-                "choose another folder"
-            )
-        return old.form
-    return form if form.raw is None else form._replace(kind=survey(source))
+    if old is None:
+        return form if form.raw is None else form._replace(kind=survey(source))
+    if form != old.form._replace(kind=None):
+        raise ConfigError(
+            f"pack: its images are {old.form.about()}, asked for "
+            f"{form.about() if form.raw is None else f'raw {form.raw}'}; ask for the same, or "
+            "choose another folder"
+        )
+    return old.form
 
 
 def _classes(source: Source, old: PackSource | None) -> Classes:
     if old is not None and (old.labels is None) != (source.labels is None):
         have, have_not = ("has", "have none") if source.labels is None else ("has no", "have some")
         raise DataError(
-            f"pack: it {have} classes and the new pictures {have_not}; give pictures of the same "
-            "sort, or choose another folder"
+            f"pack: it {have} classes and the new images {have_not}; give images of the same "
+            "type, or choose another folder"
         )
     return Classes.together(() if old is None else old.class_names, source.class_names)
 
@@ -196,7 +199,7 @@ def _sorted_names(source: Source) -> list[tuple[bytes, int]]:
     names = sorted((source.name(index).encode(), index) for index in range(len(source)))
     for (name, _), (following, _) in pairwise(names):
         if name == following:
-            raise DataError(f"pack: two pictures are named {name.decode()}; rename one")
+            raise DataError(f"pack: two images are named {name.decode()}; rename one")
     return names
 
 
@@ -208,42 +211,30 @@ def _compare(
     Returns:
         Position in the pack by image id.
     """
-    there: dict[int, int] = {}
+    known: dict[int, int] = {}
     place = 0
     for name, index in names:
         place = place_of(old.index, name, start=place)
         if place < len(old) and old.index.name(place) == name:
-            there[index] = place
-    if there:
-        progress.note(f"{len(there):,} pictures are in the pack already; comparing them")
-        progress.start(len(there), label="picture")
-    origins = old.index.arrays.get("origins", old.index.arrays.get("sha256"))
-    assert origins is not None
-    found = in_threads(there, partial(_digest_of, source))
-    for number, (index, digest) in enumerate(zip(there, found, strict=True), start=1):
-        place, name_ = there[index], source.name(index)
+            known[index] = place
+    if known:
+        progress.note(f"comparing {len(known):,} images that are already in the pack")
+        progress.start(len(known), label="image")
+    arrays = old.index.arrays
+    origins = arrays["origins"] if "origins" in arrays else arrays["sha256"]
+    contents = in_threads(known, partial(_content, source, Form()))
+    for number, (index, content) in enumerate(zip(known, contents, strict=True), start=1):
+        place, label = known[index], source.name(index)
         # An image that cannot be read now was read when it was packed.
-        if isinstance(digest, bytes) and digest != origins[place].tobytes():
-            raise DataError(f"pack: {name_} is there with other bytes; rename one, or pack anew")
+        if not isinstance(content, str) and content[1] != origins[place].tobytes():
+            raise DataError(f"pack: {label} is there with other bytes; rename one, or pack anew")
         if source.labels is not None and old.labels is not None:
             now = source.class_names[source.labels[index]]
             before = old.class_names[old.labels[place]]
             if now != before:
-                raise DataError(f"pack: {name_} is there as {before}, not as {now}; correct it")
+                raise DataError(f"pack: {label} is there as {before}, not as {now}; correct it")
         progress.update(number)
-    return there
-
-
-def _digest_of(source: Source, index: int) -> bytes | None:
-    try:
-        return hashlib.sha256(as_file(source.read(index))).digest()
-    except BadImage:
-        return None
-
-
-class _Made(NamedTuple):
-    content: bytes
-    origin: bytes
+    return known
 
 
 def _add(
@@ -251,37 +242,32 @@ def _add(
 ) -> list[Bad]:
     """Pack images in order; return those that cannot be read."""
     bad: list[Bad] = []
-    at = packing.done.rows
-    for number, (index, made) in enumerate(
-        zip(ids, in_threads(ids, partial(_make, source, form)), strict=True), start=1
-    ):
-        if isinstance(made, str):
-            bad.append(Bad(index, source.name(index), made))
+    at, contents = packing.done.rows, in_threads(ids, partial(_content, source, form))
+    for number, (index, content) in enumerate(zip(ids, contents, strict=True), start=1):
+        name = source.name(index)
+        if isinstance(content, str):
+            bad.append(Bad(index, name, content))
         else:
             label = -1 if source.labels is None else int(source.labels[index])
-            name = source.name(index).encode()
-            packing.add(name, made.content, label=label, origin=made.origin)
+            packing.add(name.encode(), content[0], label=label, origin=content[1])
         progress.update(at + number)
     packing.commit()
     return bad
 
 
-def _make(source: Source, form: Form, index: int) -> _Made | str:
-    """Return the bytes to store for an image, or why it cannot be read."""
+def _content(source: Source, form: Form, index: int) -> tuple[bytes, bytes] | str:
+    """Return the bytes to store and the digest of the original, or why there are none."""
     try:
-        data = as_file(source.read(index))
-        content = data
-        if form.short_side is not None:
-            assert form.quality is not None
-            content = reduced(data, short_side=form.short_side, quality=form.quality)
-        if form.raw is not None:
-            assert form.kind is not None
-            content = central_square(data, edge=form.raw, kind=form.kind)
+        original = content = as_file(source.read(index))
+        if form.short_side is not None and form.quality is not None:
+            content = shrunk(original, short_side=form.short_side, quality=form.quality)
+        if form.raw is not None and form.kind is not None:
+            content = central_square(original, edge=form.raw, kind=form.kind)
     except BadImage as error:
         return str(error)
     if len(content) > MOST_BYTES:
         return f"too large ({len(content)} bytes, at most {MOST_BYTES})"
-    return _Made(content, hashlib.sha256(data).digest())
+    return content, hashlib.sha256(original).digest()
 
 
 def in_threads(items: Iterable[S], work: Callable[[S], T]) -> Iterator[T]:

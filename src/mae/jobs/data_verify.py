@@ -19,14 +19,14 @@ class Verified(NamedTuple):
     """Result for an undamaged pack."""
 
     pack: str
-    pictures: int
+    images: int
     bytes: int
     fingerprint: str
 
     def rows(self) -> list[tuple[str, str]]:
         """Return the rows of a table."""
         size = f"{self.bytes / 1e6:,.1f} MB"
-        return [("whole", f"{self.pictures:,} pictures, {size}, every digest as it was packed")]
+        return [("intact", f"{self.images:,} images, {size}, every digest matches")]
 
 
 def verify(path: str | Path, *, quiet: bool = False) -> Verified:
@@ -46,7 +46,7 @@ def verify(path: str | Path, *, quiet: bool = False) -> Verified:
     with Progress(quiet=quiet) as progress:
         _require_index(source, root)
         damaged: list[str] = []
-        progress.start(len(source), label="picture")
+        progress.start(len(source), label="image")
         for index, damage in enumerate(in_threads(range(len(source)), source.damage)):
             if damage:
                 damaged.append(f"{source.name(index)} ({damage})")
@@ -56,8 +56,8 @@ def verify(path: str | Path, *, quiet: bool = False) -> Verified:
         more = len(damaged) - _NAMED
         named = "; ".join(damaged[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")
         raise DataError(
-            f"data: {root}: {len(damaged):,} of {len(source):,} pictures are damaged: {named}; "
-            "put back whole copies of their shards, or pack again"
+            f"data: {root}: {len(damaged):,} of {len(source):,} images are damaged: {named}; "
+            "restore their shards from a copy, or pack again"
         )
     source.require_shards()  # also shards that hold no image
     size = int(source.index.arrays["lengths"].sum(dtype=np.uint64))
@@ -71,5 +71,5 @@ def _require_index(source: PackSource, root: Path) -> None:
         wrong = "labels" if low < 0 or high >= len(source.class_names) else ""
     if wrong:
         raise DataError(
-            f"data: {source.index.path} is damaged ({wrong}); put back a whole copy, or pack again"
+            f"data: {source.index.path} is damaged ({wrong}); restore it from a copy, or pack again"
         )

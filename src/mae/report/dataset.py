@@ -10,7 +10,7 @@ from xml.etree.ElementTree import Element
 import numpy as np
 from PIL import Image
 
-from mae.data.audit.report import Fault, Findings
+from mae.data.audit.report import DatasetReport, Fault
 from mae.report.figures import element, number, png_data_uri
 from mae.report.page import html_page, html_table
 
@@ -30,7 +30,7 @@ class Section(NamedTuple):
     rows: list[tuple[str, str]]
 
 
-def sections_of(found: Findings, *, looked_at: int) -> Iterator[Section]:
+def sections_of(found: DatasetReport, *, looked_at: int) -> Iterator[Section]:
     """Describe the findings, the most important first.
 
     Args:
@@ -44,8 +44,8 @@ def sections_of(found: Findings, *, looked_at: int) -> Iterator[Section]:
         yield Section("channels", list(_channels(found)))
     if found.faults:
         yield Section("cannot be used", list(_faults(found.faults)))
-    if found.warned:
-        yield Section("read with a warning", list(_faults(found.warnings())))
+    if found.warnings:
+        yield Section("read with a warning", list(_faults(found.warnings)))
     groups = (
         ("copies, byte for byte", found.copies()),
         ("look alike from afar: see for yourself", found.look_alikes()),
@@ -57,15 +57,15 @@ def sections_of(found: Findings, *, looked_at: int) -> Iterator[Section]:
         yield Section("nearly constant", [(f"{len(flat):,}", _names(found, flat))])
 
 
-def _overview(found: Findings, looked_at: int) -> Iterator[tuple[str, str]]:
+def _overview(found: DatasetReport, looked_at: int) -> Iterator[tuple[str, str]]:
     there = len(found.source)
     sample = "" if looked_at == there else f", a sample of {there:,}, evenly spread"
     yield "looked at", f"{looked_at:,}{sample}"
     yield "readable", f"{len(found.ids):,}, {_bytes(found.bytes)}"
     if found.faults:
         yield "cannot be used", f"{len(found.faults):,} ({len(found.faults) / looked_at:.1%})"
-    if found.warned:
-        yield "with a warning", f"{len(found.warned):,}: damage that reaches no pixel"
+    if found.warnings:
+        yield "with a warning", f"{len(found.warnings):,}: damage that reaches no pixel"
     yield "formats", _counts(found.formats)
     kinds = Counter({f"{k.channels} x {k.dtype}": n for k, n in found.kinds.items()})
     yield "stored as", _counts(kinds)
@@ -76,7 +76,7 @@ def _overview(found: Findings, looked_at: int) -> Iterator[tuple[str, str]]:
     yield "nearly constant", f"{len(found.nearly_constant()):,}"
 
 
-def _sizes(found: Findings) -> Iterator[tuple[str, str]]:
+def _sizes(found: DatasetReport) -> Iterator[tuple[str, str]]:
     sizes = np.array(found.sizes)
     for name, lengths in (("height", sizes[:, 0]), ("width", sizes[:, 1])):
         low, middle, high = (int(f(lengths)) for f in (np.min, np.median, np.max))
@@ -90,7 +90,7 @@ def _sizes(found: Findings) -> Iterator[tuple[str, str]]:
             yield name, f"{count:,}"
 
 
-def _channels(found: Findings) -> Iterator[tuple[str, str]]:
+def _channels(found: DatasetReport) -> Iterator[tuple[str, str]]:
     assert found.sums is not None and found.kind is not None
     full = {"uint8": 255, "uint16": 65535, "float32": 1}[found.kind.dtype]
     for channel, (mean, std) in enumerate(zip(found.sums.mean, found.sums.std, strict=True)):
@@ -99,22 +99,22 @@ def _channels(found: Findings) -> Iterator[tuple[str, str]]:
 
 
 def _faults(faults: Sequence[Fault]) -> Iterator[tuple[str, str]]:
-    for sort, count in Counter(fault.sort for fault in faults).most_common():
+    for sort, count in Counter(fault.kind for fault in faults).most_common():
         yield f"{count:,}", sort
-        for fault in [fault for fault in faults if fault.sort == sort][:MOST_NAMED]:
+        for fault in [fault for fault in faults if fault.kind == sort][:MOST_NAMED]:
             yield "", fault.name + fault.reason.removeprefix(sort)
         if count > MOST_NAMED:
             yield "", f"and {count - MOST_NAMED:,} more"
 
 
-def _groups(found: Findings, places: Sequence[Sequence[int]]) -> Iterator[tuple[str, str]]:
+def _groups(found: DatasetReport, places: Sequence[Sequence[int]]) -> Iterator[tuple[str, str]]:
     for group in places[:MOST_NAMED]:
         yield f"{len(group):,}", _names(found, group)
     if len(places) > MOST_NAMED:
         yield "", f"and {len(places) - MOST_NAMED:,} more groups"
 
 
-def _names(found: Findings, places: Sequence[int]) -> str:
+def _names(found: DatasetReport, places: Sequence[int]) -> str:
     names = [found.source.name(found.ids[place]) for place in places[:MOST_NAMED]]
     more = len(places) - MOST_NAMED
     return ", ".join(names) + (f" and {more:,} more" if more > 0 else "")

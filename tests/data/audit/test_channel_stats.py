@@ -1,4 +1,4 @@
-"""Streamed mean and deviation are those of all pixels at once."""
+"""Streamed mean and std are those of all pixels at once."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tests.pictures import photo
 
 @pytest.mark.parametrize(("dtype", "factor"), [("uint8", 1), ("uint16", 251)])
 def test_integers_give_exactly_what_numpy_gives_on_all_pixels(dtype: str, factor: int) -> None:
-    pictures = [photo(11 + i, 29 - i, seed=i).astype(dtype) * factor for i in range(7)]
+    images = [photo(11 + i, 29 - i, seed=i).astype(dtype) * factor for i in range(7)]
     sums = ChannelSums(3)
 
-    for picture in pictures:
-        sums.add(picture.astype(dtype))
+    for image in images:
+        sums.add(image.astype(dtype))
 
-    pixels = np.concatenate([picture.reshape(-1, 3) for picture in pictures]).astype(np.int64)
+    pixels = np.concatenate([image.reshape(-1, 3) for image in images]).astype(np.int64)
     exact = [Fraction(int(channel.sum()), len(channel)) for channel in pixels.T]
     assert sums.mean == [float(mean) for mean in exact]
     assert sums.mean == pytest.approx(pixels.mean(axis=0), rel=1e-15)
@@ -34,23 +34,23 @@ def test_integers_give_exactly_what_numpy_gives_on_all_pixels(dtype: str, factor
 def test_integers_of_a_billion_pixels_lose_nothing() -> None:
     sums = ChannelSums(1)
     sums.add(np.array([[[65535]], [[65534]]], dtype=np.uint16))
-    sums._count, sums._sums, sums._squares = (  # as a billion such pictures would leave it
-        10**9 * part for part in (sums._count, sums._sums[0], sums._squares[0])
+    # as a billion such images would leave it
+    sums._count, sums._sums, sums._squares = (
+        10**9 * part for part in (sums._count, sums._sums, sums._squares)
     )
-    sums._sums, sums._squares = [sums._sums], [sums._squares]
 
     assert sums.mean == [65534.5]
     assert sums.std == [0.5]
 
 
-def test_floats_far_from_zero_keep_their_deviation() -> None:
-    pictures = [1e6 + photo(11 + i, 29 - i, seed=i).astype(np.float32) / 64 for i in range(7)]
+def test_floats_far_from_zero_keep_their_std() -> None:
+    images = [1e6 + photo(11 + i, 29 - i, seed=i).astype(np.float32) / 64 for i in range(7)]
     sums = ChannelSums(3)
 
-    deviations = [sums.add(picture.astype(np.float32)) for picture in pictures]
+    stds = [sums.add(image.astype(np.float32)) for image in images]
 
-    pixels = np.concatenate([p.astype(np.float32).reshape(-1, 3) for p in pictures])
+    pixels = np.concatenate([p.astype(np.float32).reshape(-1, 3) for p in images])
     assert sums.mean == pytest.approx(pixels.mean(axis=0, dtype=np.float64), rel=1e-12)
     assert sums.std == pytest.approx(pixels.std(axis=0, dtype=np.float64), rel=1e-9)
-    own = pictures[2].astype(np.float32).std(axis=(0, 1), dtype=np.float64)
-    assert deviations[2] == pytest.approx(own, rel=1e-9)
+    own = images[2].astype(np.float32).std(axis=(0, 1), dtype=np.float64)
+    assert stds[2] == pytest.approx(own, rel=1e-9)

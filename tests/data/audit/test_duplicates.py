@@ -7,7 +7,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from mae.data.audit.duplicates import alike, digest_of, look_of, same
+from mae.data.audit.duplicates import digest_of, exact_duplicates, near_duplicates, perceptual_hash
 from tests.pictures import encoded, image
 
 
@@ -20,7 +20,7 @@ def saved_anew(picture: Image.Image, *, size: tuple[int, int], quality: int) -> 
 def test_equal_digests_are_grouped_in_order() -> None:
     digests = [digest_of(text) for text in (b"a", b"b", b"a", b"c", b"b", b"a")]
 
-    assert same(digests) == [[0, 2, 5], [1, 4]]
+    assert exact_duplicates(digests) == [[0, 2, 5], [1, 4]]
 
 
 def test_arrays_of_the_same_bytes_and_another_shape_are_not_the_same() -> None:
@@ -32,29 +32,32 @@ def test_arrays_of_the_same_bytes_and_another_shape_are_not_the_same() -> None:
 
 def test_a_picture_saved_anew_looks_alike_and_others_do_not() -> None:
     pictures = [image(60 + i, 90 - i, seed=i) for i in range(20)]
-    looks = [look_of(np.asarray(picture)) for picture in pictures]
-    again = [look_of(saved_anew(p, size=(72, 48), quality=90)) for p in pictures[:5]]
+    looks = [perceptual_hash(np.asarray(picture)) for picture in pictures]
+    again = [perceptual_hash(saved_anew(p, size=(72, 48), quality=90)) for p in pictures[:5]]
 
-    assert alike(looks) == []
-    assert alike(looks + again) == [[i, 20 + i] for i in range(5)]
+    assert near_duplicates(looks) == []
+    assert near_duplicates(looks + again) == [[i, 20 + i] for i in range(5)]
 
 
 def test_looks_of_any_type_and_channels_are_taken() -> None:
     pixels = np.asarray(image(60, 90))
 
-    deep = look_of(pixels.astype(np.uint16) * 257)
-    five = look_of(np.concatenate([pixels, pixels[..., :2]], axis=2).astype(np.float32))
+    deep = perceptual_hash(pixels.astype(np.uint16) * 257)
+    five = perceptual_hash(np.concatenate([pixels, pixels[..., :2]], axis=2).astype(np.float32))
 
     assert len(five) == len(deep) == 124
-    assert alike([deep, look_of(pixels)]) == [[0, 1]]
+    assert near_duplicates([deep, perceptual_hash(pixels)]) == [[0, 1]]
 
 
 def test_the_same_shape_in_other_colours_is_another_picture() -> None:
     pixels = np.asarray(image(60, 90))
 
-    assert alike([look_of(pixels), look_of(np.roll(pixels, 1, axis=2) // 2)]) == []
+    assert (
+        near_duplicates([perceptual_hash(pixels), perceptual_hash(np.roll(pixels, 1, axis=2) // 2)])
+        == []
+    )
 
 
 def test_few_pictures_look_like_nothing() -> None:
-    assert alike([]) == [] and alike([bytes(124)]) == []
-    assert alike([bytes(124)] * 300) == [list(range(300))]
+    assert near_duplicates([]) == [] and near_duplicates([bytes(124)]) == []
+    assert near_duplicates([bytes(124)] * 300) == [list(range(300))]

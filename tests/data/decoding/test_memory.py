@@ -13,7 +13,7 @@ from PIL import Image
 
 from mae.config.model import PixelDtype
 from mae.data.audit.channel_stats import ChannelSums
-from mae.data.audit.report import Findings
+from mae.data.audit.report import DatasetReport
 from mae.data.decoding.decode import PixelKind, decode
 from mae.data.decoding.strips import row_strips
 from mae.data.sources.source import FolderSource
@@ -80,7 +80,7 @@ def test_an_image_is_looked_at_in_under_three_times_its_pixels(
     source = FolderSource(large[name])
 
     def look() -> None:
-        pixels = Findings(source=source, kind=kind).look_at(0)
+        pixels = DatasetReport(source=source, kind=kind).add(0)
         assert pixels is not None
         thumbnail(pixels)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ MOST_APART = 7
 _GRID = 3  # cells along each side of the reduced image, each 3 x 3 pixels
 _SHADE = 12  # of 255: maximum difference between any two shades of look-alike images
 _MARGIN = 0.03  # fraction of the brightness range; smaller steps may be noise and are ignored
-_BYTES = 16  # of a look that hold brightness bits
+_BYTES = 16  # of a perceptual hash that hold brightness bits
 _BANDS = 8  # of 16 bits: images at most 7 bits apart agree in at least one band
 _MOST_COMPARED = 64  # following images with the same band; bounds the work
 
@@ -32,7 +32,7 @@ def digest_of(data: bytes | NDArray[Any]) -> bytes:
     return digest.digest()
 
 
-def look_of(pixels: NDArray[Any]) -> bytes:
+def perceptual_hash(pixels: NDArray[Any]) -> bytes:
     """Compute a 124-byte perceptual hash of H W C pixels, robust to resizing and compression.
 
     The image is reduced to 9 x 9: 128 bits mark where brightness rises to the right and
@@ -70,29 +70,29 @@ def reduced(pixels: NDArray[Any], *, size: tuple[int, int]) -> NDArray[Any]:
     return resized_crop(pixels, (0, 0, *pixels.shape[:2]), size=size)
 
 
-def same(digests: Sequence[bytes]) -> list[list[int]]:
-    """Group the positions of equal digests, in order."""
-    groups: dict[bytes, list[int]] = {}
-    for place, digest in enumerate(digests):
-        groups.setdefault(digest, []).append(place)
+def exact_duplicates(keys: Iterable[Hashable]) -> list[list[int]]:
+    """Group the positions of equal keys, as from `digest_of`, in order."""
+    groups: dict[Hashable, list[int]] = {}
+    for place, key in enumerate(keys):
+        groups.setdefault(key, []).append(place)
     return [group for group in groups.values() if len(group) > 1]
 
 
-def alike(looks: Sequence[bytes]) -> list[list[int]]:
+def near_duplicates(hashes: Sequence[bytes]) -> list[list[int]]:
     """Group the positions of images that look alike, in order.
 
-    Two looks are compared only if they agree in one of eight bands of 16 bits; any two that
+    Two hashes are compared only if they agree in one of eight bands of 16 bits; any two that
     differ in at most `MOST_APART` bits do. A chain of images, each like the next, is one group.
 
     Args:
-        looks: results of `look_of`.
+        hashes: results of `perceptual_hash`.
     """
-    if len(looks) < 2:
+    if len(hashes) < 2:
         return []
-    table = np.frombuffer(b"".join(looks), dtype=np.uint8).reshape(len(looks), -1)
+    table = np.frombuffer(b"".join(hashes), dtype=np.uint8).reshape(len(hashes), -1)
     bits, shades = table[:, :_BYTES], table[:, _BYTES:].astype(np.int16)
     bands = np.ascontiguousarray(bits).view(np.uint16)  # n 8
-    parent = list(range(len(looks)))
+    parent = list(range(len(hashes)))
 
     def root(place: int) -> int:
         while parent[place] != place:
@@ -104,10 +104,7 @@ def alike(looks: Sequence[bytes]) -> list[list[int]]:
         for first, second in _close_pairs(bits, shades, bands[:, band]):
             a, b = sorted((root(first), root(second)))
             parent[b] = a
-    groups: dict[int, list[int]] = {}
-    for place in range(len(looks)):
-        groups.setdefault(root(place), []).append(place)
-    return [group for group in groups.values() if len(group) > 1]
+    return exact_duplicates(map(root, range(len(hashes))))
 
 
 def _close_pairs(

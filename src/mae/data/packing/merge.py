@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mae.data.sources.pack_index import CHUNK, Column, Index
+from mae.data.sources.pack_index import CHUNK, Column, Index, whole
 
 _FIELDS = {
     "offsets": "offset", "shards": "shard", "lengths": "length",
@@ -60,61 +60,50 @@ def merged(
         classes: the merged classes.
         origins: whether digests of the original files are kept.
     """
-    ends = np.cumsum(rows["name_length"], dtype=np.int64)
-    starts = ends - rows["name_length"]
-    places = _places(old, (names[a:b].tobytes() for a, b in zip(starts, ends, strict=True)))
-    count = len(rows) + (0 if old is None else len(old))
+    new = {name: rows[field] for name, field in _FIELDS.items() if origins or name != "origins"}
+    if classes.names:
+        new["labels"] = classes.new[rows["label"]]
+    ends = np.cumsum(rows["name_length"], dtype=np.uint64)
+    if old is None:
+        arrays = new | {"name_ends": ends, "names": names}
+        return {name: whole(array) for name, array in arrays.items()}
+    places, count = _places(old, ends, names), len(old) + len(rows)
 
-    def column(name: str, new: NDArray[Any]) -> Column:
-        stored = (lambda a, b: new[:0]) if old is None else partial(old.part, name)
-        parts = _interleaved(stored, new, places, count=count)
-        return Column((count, *new.shape[1:]), new.dtype, parts)
+    def stored(name: str, a: int, b: int) -> NDArray[Any]:
+        part: NDArray[Any] = old.part(name, a, b)
+        return classes.old[part] if name == "labels" else part
 
-    fields = {name: field for name, field in _FIELDS.items() if origins or name != "origins"}
-    columns = {name: column(name, rows[field]) for name, field in fields.items()}
-
-    def old_lengths(a: int, b: int) -> NDArray[Any]:
-        if old is None:
-            return np.zeros(0, np.uint64)
+    def name_lengths(a: int, b: int) -> NDArray[Any]:
         before = old.part("name_ends", a - 1, a) if a else np.zeros(1, np.uint64)
         lengths: NDArray[Any] = np.diff(old.part("name_ends", a, b), prepend=before)
         return lengths
 
-    lengths = _interleaved(old_lengths, rows["name_length"].astype("<u8"), places, count=count)
+    columns = {}
+    for name, array in new.items():
+        parts = _interleaved(partial(stored, name), len(old), array, places)
+        columns[name] = Column((count, *array.shape[1:]), array.dtype, parts)
+    lengths = _interleaved(name_lengths, len(old), rows["name_length"], places)
     columns["name_ends"] = Column((count,), "<u8", _running_sum(lengths))
-    old_ends = np.zeros(0, np.uint64) if old is None else old.arrays["name_ends"]
-    old_names = names[:0] if old is None else old.arrays["names"]
-    columns["names"] = Column(
-        (len(old_names) + len(names),), "u1",
-        _interleaved_names(old_ends, old_names, ends, names, places),
-    )  # fmt: skip
-    if classes.names:
-        new_labels = classes.new[rows["label"]]
-
-        def old_labels(a: int, b: int) -> NDArray[Any]:
-            stored = new_labels[:0] if old is None else old.part("labels", a, b)
-            numbers: NDArray[np.int64] = classes.old[stored]
-            return numbers
-
-        parts = _interleaved(old_labels, new_labels, places, count=count)
-        columns["labels"] = Column((count,), "<i8", parts)
+    size = len(old.arrays["names"]) + len(names)
+    columns["names"] = Column((size,), "u1", _interleaved_names(old, ends, names, places))
     return columns
 
 
-def _places(old: Index | None, names: Iterable[bytes]) -> NDArray[np.int64]:
+def _places(old: Index, ends: NDArray[np.uint64], names: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Find the position among the old images at which each new one is inserted."""
-    places, start = [], 0
-    for name in names:
-        start = 0 if old is None else place_of(old, name, start=start)
-        places.append(start)
+    places, start, place = [], 0, 0
+    for end in ends.tolist():
+        place = place_of(old, names[start:end].tobytes(), start=place)
+        places.append(place)
+        start = end
     return np.array(places, np.int64)
 
 
 def _interleaved(
-    part_of_old: PartOfOld, new: NDArray[Any], places: NDArray[np.int64], *, count: int
+    part_of_old: PartOfOld, old: int, new: NDArray[Any], places: NDArray[np.int64]
 ) -> Iterator[NDArray[Any]]:
-    old = count - len(new)
-    for start in range(0, max(1, old), CHUNK):
+    """Yield the merged array in chunks of `CHUNK` of its `old` old items."""
+    for start in range(0, old, CHUNK):
         end = min(start + CHUNK, old)
         first = np.searchsorted(places, start) if start else 0
         stop = len(places) if end == old else np.searchsorted(places, end)
@@ -125,21 +114,15 @@ def _running_sum(parts: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
     total = np.uint64(0)
     for part in parts:
         ends = np.cumsum(part, dtype=np.uint64) + total
-        total = ends[-1] if len(ends) else total
+        total = ends[-1]
         yield ends
 
 
 def _interleaved_names(
-    old_ends: NDArray[Any],
-    old_names: NDArray[np.uint8],
-    ends: NDArray[np.int64],
-    names: NDArray[np.uint8],
-    places: NDArray[np.int64],
+    old: Index, ends: NDArray[np.uint64], names: NDArray[np.uint8], places: NDArray[np.int64]
 ) -> Iterator[NDArray[np.uint8]]:
-    if not len(old_ends):
-        yield names
-        return
-    copied, start = 0, 0
+    old_ends, old_names = old.arrays["name_ends"], old.arrays["names"]
+    copied = start = 0
     for place, end in zip(places.tolist(), ends.tolist(), strict=True):
         before = int(old_ends[place - 1]) if place else 0
         if before > copied:

@@ -23,7 +23,7 @@ def as_file(data: bytes | NDArray[Any]) -> bytes:
     return file.getvalue()
 
 
-def reduced(data: bytes, *, short_side: int, quality: int) -> bytes:
+def shrunk(data: bytes, *, short_side: int, quality: int) -> bytes:
     """Shrink the shorter side of an image and encode it as JPEG; keep a small one unchanged.
 
     Images that JPEG does not support (16 bits, floats, other than 1 or 3 channels) become .npy.

@@ -68,21 +68,22 @@ class Packing:
 
     Args:
         root: the folder of the pack.
+        old: index of the finished pack, whose shards are not modified; None if there is none.
         work: digest of the work; if it differs from the last start, packing starts over.
-        shards: number of finished shards, which are not modified.
         shard_bytes: size from which a shard is full.
     """
 
     def __init__(
-        self, root: Path, *, work: str, shards: int, shard_bytes: int = SHARD_BYTES
+        self, root: Path, old: Index | None, *, work: str, shard_bytes: int = SHARD_BYTES
     ) -> None:
-        self.root, self._shards, self._shard_bytes = root, shards, shard_bytes
+        self.root, self._old, self._shard_bytes = root, old, shard_bytes
+        self._shards = () if old is None else old.facts.shards
         self._folder = root / UNFINISHED
         self._folder.mkdir(parents=True, exist_ok=True)
         self._record = self._folder / "done.json"
         self.forgot = False
         """Whether progress of an earlier start was discarded because it does not match."""
-        self.done = self._taken_over(work)
+        self.done = self._last_progress(work)
         self._cut_off()
         self._rows = (self._folder / "rows").open("ab")
         self._names = (self._folder / "names").open("ab")
@@ -109,11 +110,8 @@ class Packing:
         member = tarfile.TarInfo(name.decode(errors="surrogateescape"))
         member.size = len(content)
         self._shard.write(member.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape"))
-        row = np.zeros((), dtype=ROW)
-        row["offset"], row["length"], row["label"] = self._shard.tell(), len(content), label
-        row["shard"], row["name_length"] = self.done.shard, len(name)
-        row["sha256"] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
-        row["origin"] = np.frombuffer(origin, np.uint8)
+        sizes = self._shard.tell(), label, self.done.shard, len(content), len(name)
+        row = np.array((*sizes, [*hashlib.sha256(content).digest()], [*origin]), ROW)
         self._shard.write(content)
         self._shard.write(bytes(-len(content) % _BLOCK))
         self._rows.write(row.tobytes())
@@ -134,19 +132,17 @@ class Packing:
         write_json_atomic(self._record, self.done._asdict())
         self._committed = time.monotonic()
 
-    def publish(self, old: Index | None, classes: Classes, *, form: Form) -> None:
+    def publish(self, classes: Classes, *, form: Form) -> None:
         """Write the index of all images, old and new, and finish packing."""
         self._end_shard()
-        shards = [] if old is None else list(old.facts.shards)
-        for number in range(self._shards, self.done.shard):
-            path = self._shard_path(number)
-            shards.append((path.name, path.stat().st_size))
+        paths = map(self._shard_path, range(len(self._shards), self.done.shard))
+        shards = (*self._shards, *((path.name, path.stat().st_size) for path in paths))
         # Not yet sorted: a restart appends images that an earlier start could not read.
         names, rows = self.names(), self._read_rows()
         order = sorted(range(len(names)), key=names.__getitem__)
         blob = np.frombuffer(b"".join(names[i] for i in order), np.uint8)
-        columns = merged(old, rows[order], blob, classes, origins=form != Form())
-        facts = IndexInfo(tuple(shards), classes.names, form._asdict())
+        columns = merged(self._old, rows[order], blob, classes, origins=form != Form())
+        facts = IndexInfo(shards, classes.names, form._asdict())
         write_index(self.root / INDEX, columns, facts)
         self.discard()
 
@@ -172,14 +168,15 @@ class Packing:
     def _read_rows(self) -> NDArray[Any]:
         return np.fromfile(self._folder / "rows", ROW)
 
-    def _taken_over(self, work: str) -> Done:
-        anew = Done(work, shard=self._shards)
+    def _last_progress(self, work: str) -> Done:
+        """Return the progress of an earlier start with the same work, or none."""
+        anew = Done(work, shard=len(self._shards))
         if not self._record.exists():
             return anew
         found = Done(**json.loads(self._record.read_bytes()))
         sizes = self._sizes(found).items()
-        there = all(path.exists() and path.stat().st_size >= size for path, size in sizes)
-        self.forgot = not (found.work == work and there)
+        complete = all(path.exists() and path.stat().st_size >= size for path, size in sizes)
+        self.forgot = not (found.work == work and complete)
         return anew if self.forgot else found
 
     def _cut_off(self) -> None:
