@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.spread import Spread
 from benchmarks.textbook import Pictures, TextbookMAE, textbook_batches
-from mae.config.run import PixelConfig, replace_model
+from mae.config.run import PixelConfig
 from mae.data.batching.batch import training_batch
 from mae.data.decoding.decode import PixelKind
 from mae.data.sources.fashion_mnist import fashion_mnist
@@ -40,7 +40,8 @@ def our_side() -> Callable[[], float]:
     mean, std = measure_pixels(source, kind=kind)
     # The demo's but for its optimiser: what Muon costs and brings shows in the time to a score.
     adamw = replace(DEMO, optim=replace(DEMO.optim, muon=False))
-    config = replace_model(adamw, pixels=PixelConfig(mean=mean, std=std))
+    model = replace(adamw.model, pixels=PixelConfig(mean=mean, std=std))
+    config = replace(adamw, model=model)
     plan = batch_plan(config, source, kind)
     state = new_state(create(config.model), config)
     step = OptimiserStep(loss=pretraining_loss, config=config, device=torch.device("cpu"))

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from mae.config.model import ModelConfig
+from mae.config.objective import ObjectiveConfig
 from mae.model.positions import sincos_positions
 
 
@@ -74,7 +75,7 @@ class TextbookMAE(nn.Module):
         B, C, H, W = images.shape
         p, (h, w), L = self.config.patch_size, self.config.grid, self.config.num_patches
         x = self.proj(images).flatten(2).transpose(1, 2) + self.pos[:, 1:]
-        keep = int(L * (1 - self.config.mask_ratio))
+        keep = int(L * (1 - ObjectiveConfig().mask_ratio))
         ids_shuffle = noise.argsort(dim=1)
         ids_restore = ids_shuffle.argsort(dim=1)
         ids_keep = ids_shuffle[:, :keep, None].expand(-1, -1, x.shape[-1])

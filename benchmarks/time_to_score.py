@@ -25,7 +25,7 @@ from torch import nn
 from benchmarks.textbook import Pictures as TextbookPictures
 from benchmarks.textbook import TextbookMAE, textbook_batches
 from mae.config.model import ModelConfig
-from mae.config.run import OptimConfig, PixelConfig, PretrainConfig, replace_model
+from mae.config.run import ObjectiveConfig, OptimConfig, PixelConfig, PretrainConfig
 from mae.data.decoding.decode import PixelKind
 from mae.data.sources.fashion_mnist import fashion_mnist
 from mae.data.survey import measure_pixels
@@ -80,13 +80,13 @@ def ours(config: PretrainConfig, seed: int, folder: Path) -> tuple[Encoder, floa
 
 
 def _plain_model(pixels: PixelConfig) -> ModelConfig:
-    return replace(DEMO.model, target_eps=1e-6, pixels=pixels)
+    return replace(DEMO.model, pixels=pixels)
 
 
 def _plain() -> PretrainConfig:
     """Give the textbook's recipe as one of ours."""
     how = replace(DEMO, steps=SAMPLES // BATCH, epochs=10, batch=BATCH, micro_batch=None)
-    return replace_model(replace(how, optim=TEXTBOOK), target_eps=1e-6)
+    return replace(how, optim=TEXTBOOK, objective=ObjectiveConfig())
 
 
 def _shorter() -> PretrainConfig:

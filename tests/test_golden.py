@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mae.config.model import ModelConfig
+from mae.config.objective import ObjectiveConfig
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.masking import gather, random_masking
 from mae.model.patches import patchify
@@ -47,8 +48,8 @@ def published_model(*, normalize_target: bool) -> MaskedAutoencoder:
             decoder_depth=shape["decoder_depth"],
             decoder_heads=shape["decoder_num_heads"],
             mlp_ratio=shape["mlp_ratio"],
-            normalize_target=normalize_target,
-        )
+        ),
+        ObjectiveConfig(normalize_target=normalize_target),
     ).double()
     parameters = {to_theirs(name): p for name, p in model.named_parameters()}
     assert sorted(parameters) == FORWARD["parameter_names_sorted"]

@@ -20,6 +20,7 @@ def test_public_names() -> None:
         "MaskedAutoencoder",
         "MixConfig",
         "ModelConfig",
+        "ObjectiveConfig",
         "OptimConfig",
         "Output",
         "PixelConfig",

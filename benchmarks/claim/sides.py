@@ -39,7 +39,7 @@ class MaskTokensInEncoder(nn.Module):
         """Give the loss of rebuilding the patches that `noise` hides, as ours does."""
         model, decoder = self.model, self.model.decoder
         grid = model.grid_of(images, per_patch=noise)
-        masking = random_masking(noise, num_keep=model.config.num_keep_of(noise.shape[1]))
+        masking = random_masking(noise, num_keep=model.objective.num_keep(noise.shape[1]))
         ids = torch.cat([masking.ids_keep, masking.ids_hidden], dim=1)  # B L
         latent = self.encode(images, masking, ids, grid=grid)  # B 1+L D
         # The decoder is told that nothing is hidden: it adds no mask tokens of its own.

@@ -6,6 +6,7 @@ import re
 from typing import NamedTuple
 
 from mae.config.model import ModelConfig
+from mae.config.objective import ObjectiveConfig
 
 
 class Peak(NamedTuple):
@@ -65,7 +66,11 @@ def forward_macs(config: ModelConfig) -> float:
 
     Source: the published code, models_mae.py, counted by hand.
     """
-    L, T, P = config.num_patches, config.num_keep + 1, config.patch_values
+    L, T, P = (
+        config.num_patches,
+        1 + ObjectiveConfig().num_keep(config.num_patches),
+        config.patch_values,
+    )
     D, E, ratio = config.width, config.decoder_width, config.mlp_ratio
     encoder = L * P * D + config.depth * _block_macs(T, D, mlp_ratio=ratio)
     blocks = config.decoder_depth * _block_macs(L + 1, E, mlp_ratio=ratio)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from mae.config.model import ModelConfig, hidden_width
+from mae.config.objective import ObjectiveConfig
 from mae.config.run import PretrainConfig
 from mae.data.batching.batch import Batch
 from mae.model.autoencoder import MaskedAutoencoder
@@ -90,7 +91,7 @@ def graphed_step(state: TrainState, config: PretrainConfig, batch: Batch) -> Ste
     return step
 
 
-def transformers_config(config: ModelConfig) -> ViTMAEConfig:
+def transformers_config(config: ModelConfig, objective: ObjectiveConfig) -> ViTMAEConfig:
     """Say in transformers' words what a network of square images is; the eps is ours too."""
     return ViTMAEConfig(
         image_size=config.image_size[0],
@@ -104,8 +105,8 @@ def transformers_config(config: ModelConfig) -> ViTMAEConfig:
         decoder_num_hidden_layers=config.decoder_depth,
         decoder_num_attention_heads=config.decoder_heads,
         decoder_intermediate_size=hidden_width(config.decoder_width, config.mlp_ratio),
-        mask_ratio=config.mask_ratio,
-        norm_pix_loss=config.normalize_target,
+        mask_ratio=objective.mask_ratio,
+        norm_pix_loss=objective.normalize_target,
         layer_norm_eps=config.norm_eps,
     )
 
@@ -116,7 +117,7 @@ def transformers_model(ours: MaskedAutoencoder) -> ViTMAEForPreTraining:
     Its own initial weights would take a minute to draw at ViT-H.
     """
     with torch.device("meta"):
-        theirs = ViTMAEForPreTraining(transformers_config(ours.config))
+        theirs = ViTMAEForPreTraining(transformers_config(ours.config, ours.objective))
     ways = (spelled(table, split_qkv(ours.state_dict())) for table in LAYOUT.tables)
     named = next(way for way in ways if way.keys() == theirs.state_dict().keys())
     theirs.load_state_dict({k: v.detach().clone() for k, v in named.items()}, assign=True)

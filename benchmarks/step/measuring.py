@@ -14,6 +14,7 @@ import torch
 from benchmarks.claim.measuring import process_bytes
 from benchmarks.spread import Spread
 from benchmarks.step.sides import NAMES, PEERS, SIZES, Side, make_batch, make_side
+from mae.config.objective import ObjectiveConfig
 from mae.data.batching.batch import Batch
 from mae.model.costs import step_flops
 from mae.model.onednn_linear import linear
@@ -79,7 +80,7 @@ def measure(size: str, *, pairs: int) -> Sized:
         name: Steps(*(tuple(each[name][i] for each in rounds) for i in range(2))) for name in NAMES
     }
     ours = taken["mae"]
-    work = step_flops(config) * batch / 1e9
+    work = step_flops(config, ObjectiveConfig()) * batch / 1e9
     return Sized(
         size=size,
         batch=batch,

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from benchmarks.gpu.sides import RATE, our_step, synthetic_batch, transformers_config
 from benchmarks.textbook import TextbookMAE
 from mae.config.model import ModelConfig
+from mae.config.objective import ObjectiveConfig
 from mae.config.run import PretrainConfig
 from mae.config.sizes import model_config
 from mae.data.batching.batch import Batch
@@ -107,7 +108,7 @@ def make_batch(name: str, config: ModelConfig, count: int) -> Batch:
 def _transformers(config: ModelConfig) -> nn.Module:
     from transformers import ViTMAEForPreTraining
 
-    model = ViTMAEForPreTraining(transformers_config(config))
+    model = ViTMAEForPreTraining(transformers_config(config, ObjectiveConfig()))
     # Some versions leave the tables of positions at zero when a model is made from nothing.
     for table, width in (
         (model.vit.embeddings.position_embeddings, config.width),
@@ -148,7 +149,7 @@ class Lightly(nn.Module):
 
     def forward(self, images: Tensor, noise: Tensor) -> Tensor:
         """Give the loss of plain pixels, as the examples do."""
-        utils, B, keep = self.utils, len(images), 1 + self.config.num_keep
+        utils, B, keep = self.utils, len(images), 1 + ObjectiveConfig().num_keep(noise.shape[1])
         order = torch.cat([noise.new_full((B, 1), -1.0), noise], dim=1).argsort(dim=1)
         idx_keep, idx_mask = order[:, :keep], order[:, keep:]
         embedded = self.decoder.embed(self.backbone.encode(images, idx_keep=idx_keep))

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mae.config.run import FinetuneConfig as FinetuneConfig
     from mae.config.run import MixConfig as MixConfig
     from mae.config.run import ModelConfig as ModelConfig
+    from mae.config.run import ObjectiveConfig as ObjectiveConfig
     from mae.config.run import OptimConfig as OptimConfig
     from mae.config.run import PixelConfig as PixelConfig
     from mae.config.run import PretrainConfig as PretrainConfig
@@ -50,6 +51,7 @@ _HOMES = {
     "MaskedAutoencoder": "mae.model.autoencoder",
     "MixConfig": "mae.config.run",
     "ModelConfig": "mae.config.run",
+    "ObjectiveConfig": "mae.config.run",
     "OptimConfig": "mae.config.run",
     "Output": "mae.model.autoencoder",
     "PixelConfig": "mae.config.run",

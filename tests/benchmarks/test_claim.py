@@ -13,6 +13,7 @@ from benchmarks.claim.measuring import Steps, most_held, peak_bytes_elsewhere
 from benchmarks.claim.sides import PAIRINGS, SIDES, MaskTokensInEncoder, Side, count_flops
 
 from mae.config.model import ModelConfig
+from mae.config.objective import ObjectiveConfig
 from mae.config.sizes import model_config
 from mae.model.masking import random_masking
 from tests.model.plain import masked_mean_error, plain_blocks, plain_norm, plain_target
@@ -21,11 +22,11 @@ from tests.model.tiny import batch, scrambled, tiny_config, tiny_model
 CPU = torch.device("cpu")
 FULL, OURS = PAIRINGS[0]
 LIGHT = Side(with_mask_tokens=False, decoder_depth=1)
-TINY = tiny_config(mask_ratio=0.6)
+TINY = tiny_config()
 
 
 def test_the_encoder_with_mask_tokens_is_that_of_the_paper(generator: torch.Generator) -> None:
-    config = tiny_config(mask_ratio=0.6, decoder_depth=3)
+    config = tiny_config(decoder_depth=3)
     theirs = MaskTokensInEncoder(tiny_model(generator, mask_ratio=0.6, decoder_depth=3))
     theirs = scrambled(theirs, generator).double()
     images, noise = (part.double() for part in batch(generator, config))
@@ -57,7 +58,8 @@ def test_operations_are_those_of_the_published_step_but_for_what_both_save(
     name: str, ratios: tuple[float, ...]
 ) -> None:
     config = model_config(name)
-    D, E, P, L, K = config.width, 512, config.patch_values, config.num_patches, config.num_keep
+    D, E, P, L = config.width, 512, config.patch_values, config.num_patches
+    K = ObjectiveConfig().num_keep(L)
     # Hidden patches projected, visible ones predicted, every token through the last block.
     projected = 2 * (L - K) * P * D
     predicted = 3 * (1 + K) * E * P

@@ -26,7 +26,7 @@ from mae.model.create import create
 from mae.train.resolve import new_state
 from tests.model.tiny import batch, scrambled, tiny_config
 
-SQUARE = tiny_config(grid=(4, 4), mask_ratio=0.75)
+SQUARE = tiny_config(grid=(4, 4))
 
 
 # Spec 1.3, in G multiply-accumulates; performance.md, section 1, in G operations.

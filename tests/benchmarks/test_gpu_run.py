@@ -62,7 +62,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> deque[int]:
         monkeypatch.setattr(torch.cuda, name, fake)
     # Not torch's own, by which the optimiser would look for the card.
     monkeypatch.setattr(command, "has_gpu", lambda: True)
-    config, cpu = tiny_config(grid=(4, 4), mask_ratio=0.75), torch.device("cpu")
+    config, cpu = tiny_config(grid=(4, 4)), torch.device("cpu")
     monkeypatch.setattr(measuring, "DEVICE", cpu)
     # A compiler and a graph belong to the card: the steps behind them are the eager ones here.
     monkeypatch.setattr(torch, "compile", lambda loss, **_: loss)

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import is_dataclass, replace
+from dataclasses import is_dataclass
 from inspect import Parameter
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,12 +24,12 @@ import mae.jobs.doctor
 import mae.jobs.pretrain
 from mae.cli.main import VERBS, main
 from mae.cli.options import options_of
-from mae.config.run import PretrainConfig
+from mae.config.run import ObjectiveConfig, PretrainConfig
 from mae.config.serialize import field_types
 from mae.config.sizes import model_config
 from mae.errors import CheckpointError, ConfigError
 from mae.model.create import create
-from mae.recipes.catalogue import FOLDER, RECIPES
+from mae.recipes.catalogue import FOLDER, find_config
 from mae.recipes.custom import build_config
 from mae.runs.signals import Stopped
 from mae.weights.formats.native import save
@@ -196,7 +196,7 @@ def test_the_options_of_a_recipe_are_pinned() -> None:
         "augment.crop-ratio augment.crop-clip augment.flip augment.scaled-decode "
         "model.patch-size model.width "
         "model.depth model.num-heads model.decoder-width model.decoder-depth model.decoder-heads "
-        "model.mlp-ratio model.norm-eps model.normalize-target model.target-eps"
+        "model.mlp-ratio model.norm-eps objective.normalize-target objective.target-eps"
     ).split()
 
 
@@ -262,6 +262,23 @@ def test_every_spelling_of_an_option_means_the_same(
     assert asked["data"] == "pics" and asked["config"].optim.weight_decay == 0.1
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--model.mask-ratio .6 --model.normalize-target no",
+        "model.mask_ratio=.6 model.normalize_target = no",
+        "--mask-ratio .6 --objective.normalize-target=no",
+    ],
+)
+def test_options_of_version_0_1_are_still_taken(
+    words: str, mae_: Run, asked: dict[str, Any]
+) -> None:
+    assert mae_("pretrain", "--data", "pics", *words.split()).code == 0
+
+    objective = ObjectiveConfig(mask_ratio=0.6, normalize_target=False)
+    assert asked["config"].objective == objective
+
+
 def test_options_become_values_of_the_right_type(mae_: Run, asked: dict[str, Any]) -> None:
     mae_(
         *"pretrain --lr 3e-4 --image-size 224 160 --mask-ratio .6 --optim.betas 0.9 0.99".split(),
@@ -271,7 +288,7 @@ def test_options_become_values_of_the_right_type(mae_: Run, asked: dict[str, Any
     )
 
     config = asked["config"]
-    assert (config.optim.lr, config.model.image_size, config.model.mask_ratio) == (
+    assert (config.optim.lr, config.model.image_size, config.objective.mask_ratio) == (
         3e-4,
         (224, 160),
         0.6,
@@ -293,8 +310,8 @@ def test_a_model_on_the_command_line_is_that_of_create(
     assert said.code == 0, said.err
     with torch.device("meta"):
         model = create(model_config(name, image_size=edge)).config
-    own = next(r.config.model for r in RECIPES if r.name == recipe)
-    assert asked["config"].model == replace(model, normalize_target=own.normalize_target)
+    own = find_config(recipe, PretrainConfig)
+    assert (asked["config"].model, asked["config"].objective) == (model, own.objective)
 
 
 def test_a_model_keeps_the_image_size_of_the_recipe_and_single_fields_win(
@@ -304,7 +321,7 @@ def test_a_model_keeps_the_image_size_of_the_recipe_and_single_fields_win(
 
     model = asked["config"].model
     assert (model.image_size, model.patch_size, model.width, model.depth) == ((28, 28), 7, 192, 3)
-    assert (model.decoder_depth, model.target_eps) == (4, 1e-3)
+    assert (model.decoder_depth, asked["config"].objective.target_eps) == (4, 1e-3)
 
 
 @pytest.mark.parametrize("text", ["192", "192x192", "192,192"])

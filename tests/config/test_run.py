@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from mae.config.run import ModelConfig, OptimConfig, PretrainConfig
+from mae.config.objective import ObjectiveConfig
+from mae.config.run import FinetuneConfig, ModelConfig, OptimConfig, PretrainConfig
 from mae.config.serialize import coerce_text, did_you_mean, field_types, from_dict, to_dict
 from mae.config.sizes import model_config
 from mae.errors import ConfigError
@@ -17,11 +18,34 @@ def test_configuration_survives_plain_values() -> None:
     config = PretrainConfig(
         steps=7,
         optim=OptimConfig(betas=(0.8, 0.9), clip_norm=2.0),
-        model=model_config("vit-ti/4", image_size=(12, 20), channels=2, mask_ratio=0.6),
+        model=model_config("vit-ti/4", image_size=(12, 20), channels=2),
+        objective=ObjectiveConfig(mask_ratio=0.6),
     )
 
     assert from_dict(PretrainConfig, to_dict(config), where="run.json") == config
     assert to_dict(config)["model"]["image_size"] == [12, 20]
+
+
+@pytest.mark.parametrize(
+    ("old", "value", "new"),
+    [
+        ("model.mask_ratio", 0.6, "objective.mask_ratio"),
+        ("model.normalize_target", False, "objective.normalize_target"),
+        ("model.target_eps", 1e-3, "objective.target_eps"),
+    ],
+)
+def test_fields_of_version_0_1_are_read_by_their_names_now(
+    old: str, value: object, new: str
+) -> None:
+    (group, name), path = old.split("."), new.split(".")
+
+    config = from_dict(
+        PretrainConfig, {group: {name: value, "width": 24, "num_heads": 3}}, where=""
+    )
+    tuned = from_dict(FinetuneConfig, {"num_classes": 3, "model": {"mask_ratio": 0.5}}, where="")
+
+    assert getattr(getattr(config, path[0]), path[1]) == value
+    assert tuned == FinetuneConfig(num_classes=3)  # fine-tuning has no objective
 
 
 def test_fields_left_out_keep_their_defaults() -> None:

@@ -1,12 +1,12 @@
 import json
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from mae.config.model import ModelConfig, PixelConfig
+from mae.config.objective import ObjectiveConfig
 from mae.evaluation.reconstruction import fill_in, hidden_psnr
 from mae.model.create import create
 
@@ -34,7 +34,7 @@ def patch_of(image, place):
 
 def test_psnr_is_that_of_all_hidden_values_together(batch):
     images, noise = batch
-    model = create(replace(CONFIG, normalize_target=False))
+    model = create(CONFIG, objective=ObjectiveConfig(normalize_target=False))
     rebuilt = model.reconstruct(model.normalize(images), noise=noise)
 
     squares, baseline = [], []
@@ -59,7 +59,7 @@ def test_psnr_is_that_of_all_hidden_values_together(batch):
 @pytest.mark.parametrize("normalize_target", [False, True])
 def test_batches_do_not_change_the_psnr(batch, normalize_target):
     images, noise = batch
-    model = create(replace(CONFIG, normalize_target=normalize_target))
+    model = create(CONFIG, objective=ObjectiveConfig(normalize_target=normalize_target))
 
     whole = by_name(hidden_psnr(model, [(images, noise)]))
     parts = by_name(hidden_psnr(model, [(images[:2], noise[:2]), (images[2:], noise[2:])]))
@@ -72,9 +72,9 @@ def test_a_known_error_gives_a_known_psnr():
     half[..., 10:] = 51  # 0.2 of the range; the middle patches are half dark, half bright
     noise = torch.ones(1, 15)
     noise[0, [0, 5, 10, 4, 9, 14]] = 0  # the outer columns are seen
-    config = replace(CONFIG, normalize_target=False, mask_ratio=0.6)
+    objective = ObjectiveConfig(normalize_target=False, mask_ratio=0.6)
 
-    found = by_name(hidden_psnr(create(config), [(half, noise)]))
+    found = by_name(hidden_psnr(create(CONFIG, objective=objective), [(half, noise)]))
 
     assert found["mean colour"] == pytest.approx(20, abs=1e-3)  # off by 0.1 everywhere
 
@@ -99,7 +99,7 @@ def test_with_normalised_targets_every_way_is_given_the_patch_statistics(batch):
 
 
 def test_without_normalised_targets_nothing_is_given(batch):
-    result = hidden_psnr(create(replace(CONFIG, normalize_target=False)), [batch])
+    result = hidden_psnr(create(CONFIG, objective=ObjectiveConfig(normalize_target=False)), [batch])
 
     assert "given" not in result.about
     assert "2,880 hidden" in result.about  # 5 pictures, 12 of 15 patches, 48 values each

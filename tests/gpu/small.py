@@ -14,7 +14,7 @@ from mae.train.resolve import new_state
 from tests.model.tiny import tiny_config
 
 COUNT = 6
-MODEL = tiny_config(grid=(4, 6), width=96, decoder_width=64, mask_ratio=0.75)  # heads of 32
+MODEL = tiny_config(grid=(4, 6), width=96, decoder_width=64)  # heads of 32
 CONFIG = PretrainConfig(model=MODEL, batch=COUNT, optim=OptimConfig(lr=0.01, clip_norm=1.0))
 
 

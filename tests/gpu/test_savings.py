@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from mae.config.objective import ObjectiveConfig
 from mae.config.run import OptimConfig, PretrainConfig
 from mae.config.sizes import model_config
 from mae.data.batching.batch import Batch
@@ -106,7 +107,8 @@ def test_a_forward_pass_keeps_what_is_planned(every: int | None, *, half: bool) 
     found = (kept(count) - kept(count // 2)) / (count - count // 2)
 
     assert found == pytest.approx(
-        kept_bytes(config, half=half, on_cpu=False, checkpoint_every=every), rel=0.15
+        kept_bytes(config, ObjectiveConfig(), half=half, on_cpu=False, checkpoint_every=every),
+        rel=0.15,
     )
 
 

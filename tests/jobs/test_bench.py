@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from mae.config.objective import ObjectiveConfig
 from mae.config.run import PretrainConfig
 from mae.data.sources.source import ArraySource
 from mae.errors import ConfigError
@@ -105,7 +106,7 @@ def test_pictures_in_memory_make_the_step_the_wall() -> None:
 def test_a_large_batch_of_a_cpu_is_measured_on_few_pictures(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(setup, "_PROBED_FLOPS", 8.5 * step_flops(TINY))
+    monkeypatch.setattr(setup, "_PROBED_FLOPS", 8.5 * step_flops(TINY, ObjectiveConfig()))
     pictures = np.random.default_rng(0).integers(0, 256, (400, 24, 40, 3), dtype=np.uint8)
     config = dataclasses.replace(CONFIG, batch=320, micro_batch=160, epochs=3, threads=2)
 
@@ -119,7 +120,7 @@ def test_a_large_batch_of_a_cpu_is_measured_on_few_pictures(
 def test_few_pictures_keep_as_many_micro_batches_side_by_side_as_the_batch_has(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(setup, "_PROBED_FLOPS", 11 * step_flops(TINY))
+    monkeypatch.setattr(setup, "_PROBED_FLOPS", 11 * step_flops(TINY, ObjectiveConfig()))
     config = dataclasses.replace(CONFIG, batch=320, micro_batch=160, views_per_decode=4)
 
     with use_threads(2):

@@ -17,6 +17,7 @@ from PIL import Image
 
 import mae.jobs.data_inspect as job
 from mae.cli.main import main
+from mae.config.objective import ObjectiveConfig
 from mae.data.decoding.decode import PixelKind, decode
 from mae.data.sources.source import FolderSource
 from mae.errors import ConfigError, DataError
@@ -232,7 +233,7 @@ def test_memory_grows_with_depth_by_what_each_block_keeps() -> None:
         kept.append(saved_bytes(create(config), *map(job_tensor, (images, noise))))
 
     assert kept[2] - kept[1] == kept[1] - kept[0] > 0
-    D, T = config.width, config.num_keep + 1
+    D, T = config.width, 1 + ObjectiveConfig().num_keep(config.num_patches)
     assert kept[1] - kept[0] > 4 * T * D * 8  # at least both norms, qkv, heads, MLP in and out
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import mae
-from mae.config.run import PretrainConfig, replace_model
+from mae.config.run import ObjectiveConfig, PretrainConfig
 from mae.errors import CheckpointError, ConfigError, DataError, TrainingError
 from mae.jobs.pretrain import pretrain
 from mae.runs.checkpoint import latest_checkpoint
@@ -161,8 +161,29 @@ def test_another_configuration_in_the_same_run_shows_the_difference(
     pictures = np.zeros((20, 16, 24, 3), dtype=np.uint8)
     begin(tmp_path, pictures, monkeypatch)
 
-    with pytest.raises(ConfigError, match=r"model\.mask_ratio: run has 0\.75, asked 0\.5"):
-        run(tmp_path, pictures, replace_model(SHORT, mask_ratio=0.5))
+    with pytest.raises(ConfigError, match=r"objective\.mask_ratio: run has 0\.75, asked 0\.5"):
+        run(tmp_path, pictures, replace(SHORT, objective=ObjectiveConfig(mask_ratio=0.5)))
+
+
+def test_a_stopped_run_of_version_0_1_resumes_to_the_same_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = np.zeros((20, 16, 24, 3), dtype=np.uint8)
+    begin(tmp_path / "old", pictures, monkeypatch)
+    record = json.loads((tmp_path / "old" / "run.json").read_bytes())
+    objective = record["config"].pop("objective")
+    record["config"]["model"] |= {
+        name: objective[name] for name in ("mask_ratio", "normalize_target", "target_eps")
+    }
+    (tmp_path / "old" / "run.json").write_text(json.dumps(record))
+
+    with pytest.raises(ConfigError, match=r"objective\.target_eps: run has 1e-06, asked 0\.1"):
+        run(tmp_path / "old", pictures, replace(SHORT, objective=ObjectiveConfig(target_eps=0.1)))
+    resumed, whole = run(tmp_path / "old", pictures), run(tmp_path / "new", pictures)
+
+    assert resumed.resumed
+    mine, yours = resumed.model.state_dict(), whole.model.state_dict()
+    assert all(torch.equal(mine[name], yours[name]) for name in mine)
 
 
 def test_files_added_to_an_unfinished_run_are_refused(

@@ -23,7 +23,7 @@ NORM_EPS = 1e-6  # as published
 def plain_loss(model: MaskedAutoencoder, images: Tensor, *, noise: Tensor) -> Tensor:
     """Give the loss of rebuilding what noise B L hides of images B C H W, a scalar."""
     encoder, decoder = model.encoder, model.decoder
-    (B, L), K = noise.shape, model.config.num_keep
+    (B, L), K = noise.shape, model.objective.num_keep(model.config.num_patches)
     ids_shuffle = noise.argsort(dim=1, stable=True)
     ids_restore = ids_shuffle.argsort(dim=1)  # B L
 
@@ -51,11 +51,11 @@ def plain_target(model: MaskedAutoencoder, images: Tensor) -> Tensor:
     p, C = model.config.patch_size, model.config.channels
     # Unfolded values are ordered channel, row, column; the published ones row, column, channel.
     patches = F.unfold(images, p, stride=p).mT.unflatten(2, (C, p * p)).mT.flatten(2)
-    if not model.config.normalize_target:
+    if not model.objective.normalize_target:
         return patches
     centred = patches - patches.mean(dim=-1, keepdim=True)
     variance = centred.square().sum(dim=-1, keepdim=True) / (p * p * C - 1)
-    return centred / (variance + model.config.target_eps).sqrt()
+    return centred / (variance + model.objective.target_eps).sqrt()
 
 
 def plain_blocks(blocks: Iterable[nn.Module], tokens: Tensor) -> Tensor:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mae.errors import DataError, ShapeError
+from mae.errors import ConfigError, DataError, ShapeError
 from mae.model.masking import random_masking
 from mae.model.patches import patchify
 from tests.model.tiny import batch, tiny_model
@@ -257,6 +257,6 @@ def test_a_picture_too_small_to_show_a_patch_is_refused(generator):
     model = tiny_model(generator)
 
     with pytest.raises(
-        ShapeError, match="keeps 0 of 4 patches, expected at least one shown .*larger"
+        ConfigError, match="of 4 patches would keep 0; expected .* keeps at least one .*larger"
     ):
         model(torch.zeros(2, 3, 4, 16), noise=torch.rand(2, 4, generator=generator))

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from mae.config.model import ModelConfig
+from mae.config.objective import ObjectiveConfig
 from mae.config.sizes import model_config
 from mae.model.classifier import Classifier
 from mae.model.costs import (
@@ -25,6 +26,8 @@ from mae.model.costs import (
 from mae.model.create import create
 from mae.train.measure import kept_for_backward, saved_bytes
 from tests.model.costed import SHAPES, checkpointed, drawn
+
+OBJECTIVE = ObjectiveConfig()
 
 
 @pytest.mark.parametrize(
@@ -49,7 +52,7 @@ def test_kept_bytes_are_what_autograd_keeps(
     kept = saved_bytes(create(config), images, noise)
 
     # No tensor of the size of a token sequence is missed or counted twice.
-    assert kept_bytes(config, half=False, on_cpu=True) == pytest.approx(kept, rel=1e-3)
+    assert kept_bytes(config, OBJECTIVE, half=False, on_cpu=True) == pytest.approx(kept, rel=1e-3)
 
 
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
@@ -67,7 +70,7 @@ def test_kept_bytes_of_half_precision_are_what_autograd_keeps(
     kept = (four - two) / 2
     copies = two - 2 * kept
 
-    assert kept_bytes(config, half=True, on_cpu=True) == pytest.approx(kept, rel=0.1)
+    assert kept_bytes(config, OBJECTIVE, half=True, on_cpu=True) == pytest.approx(kept, rel=0.1)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert copies == pytest.approx(HALF * trained, rel=0.1)
 
@@ -85,7 +88,7 @@ def test_kept_bytes_are_the_inputs_of_the_runs_that_are_computed_again(
         for n in (2, 4)
     )
 
-    kept = kept_bytes(config, half=half, on_cpu=True, checkpoint_every=every)
+    kept = kept_bytes(config, OBJECTIVE, half=half, on_cpu=True, checkpoint_every=every)
 
     assert kept == pytest.approx((four - two) / 2, rel=0.02)
 
@@ -95,13 +98,15 @@ def test_one_run_computes_all_of_the_larger_side_again(config: ModelConfig) -> N
     """What is kept without runs, less what is kept beside two of them, is what both compute."""
     how = {"half": False, "on_cpu": True}
     D, E, T = config.width, config.decoder_width, 1 + config.num_patches
-    inputs = 4 * ((1 + config.num_keep) * D + T * E)
-    less = kept_bytes(config, **how) - kept_bytes(config, **how, checkpoint_every=99)
+    inputs = 4 * ((1 + OBJECTIVE.num_keep(config.num_patches)) * D + T * E)
+    less = kept_bytes(config, OBJECTIVE, **how) - kept_bytes(
+        config, OBJECTIVE, **how, checkpoint_every=99
+    )
 
-    larger = recomputed_bytes(config, **how, checkpoint_every=99)
+    larger = recomputed_bytes(config, OBJECTIVE, **how, checkpoint_every=99)
 
     assert (less + inputs) / 2 <= larger < less + inputs
-    shorter = [recomputed_bytes(config, **how, checkpoint_every=n) for n in (1, 2, 99)]
+    shorter = [recomputed_bytes(config, OBJECTIVE, **how, checkpoint_every=n) for n in (1, 2, 99)]
     assert shorter == sorted(shorter)
 
 
@@ -147,8 +152,8 @@ def test_counting_what_a_pass_keeps_keeps_nothing(generator: torch.Generator) ->
 def test_attention_kept_off_the_cpu_has_no_table_of_token_pairs() -> None:
     config = SHAPES["vit-ti/4 at 28"]
 
-    less = kept_bytes(config, half=False, on_cpu=True) - kept_bytes(
-        config, half=False, on_cpu=False
+    less = kept_bytes(config, OBJECTIVE, half=False, on_cpu=True) - kept_bytes(
+        config, OBJECTIVE, half=False, on_cpu=False
     )
 
     assert less > 0
@@ -164,7 +169,7 @@ def test_flops_are_what_torch_counts(generator: torch.Generator, every: int | No
     with FlopCounterMode(display=False) as counter:
         model(model.normalize(images).double(), noise=noise).loss.backward()
 
-    assert 2 * step_flops(config, checkpoint_every=every) == counter.get_total_flops()
+    assert 2 * step_flops(config, OBJECTIVE, checkpoint_every=every) == counter.get_total_flops()
 
 
 @pytest.mark.parametrize(
@@ -172,13 +177,14 @@ def test_flops_are_what_torch_counts(generator: torch.Generator, every: int | No
 )
 def test_flops_are_the_published_ones_less_what_is_saved_exactly(name: str, page: float) -> None:
     config = model_config(name)
-    D, E, P, L, K = config.width, 512, config.patch_values, config.num_patches, config.num_keep
+    D, E, P, L = config.width, 512, config.patch_values, config.num_patches
+    K = OBJECTIVE.num_keep(L)
     # The published step projects hidden patches, predicts visible ones, and takes every token
     # through the last decoder block.
     projected = 2 * (L - K) * P * D
     predicted = 3 * (1 + K) * E * P
     decoded = 3 * (1 + K) * (E**2 + 8 * E**2 + 2 * (1 + L) * E)
 
-    published = step_flops(config) + 2 * (projected + predicted + decoded)
+    published = step_flops(config, OBJECTIVE) + 2 * (projected + predicted + decoded)
 
     assert published / 1e9 == pytest.approx(page, rel=2e-3)

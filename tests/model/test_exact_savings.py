@@ -7,7 +7,6 @@ and the targets on hidden patches alone; fused qkv and attention (issue 7, decis
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import pytest
 import torch
@@ -15,35 +14,51 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from mae.config.model import ModelConfig
+from mae.config.objective import ObjectiveConfig
 from mae.config.sizes import model_config
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.create import create
 from tests.model.plain import plain_loss
-from tests.model.tiny import batch, tiny_config, tiny_model
+from tests.model.tiny import batch, tiny_config, tiny_model, tiny_objective
 
+Described = tuple[ModelConfig, ObjectiveConfig]
+SIX_OF_TEN_HIDDEN = ObjectiveConfig(mask_ratio=0.6)
 ODD = {
-    "3 x 5 patches, 6 of 15 kept": tiny_config(mask_ratio=0.6),
-    "4 channels, a decoder of 3 blocks": tiny_config(channels=4, decoder_depth=3),
-    "patch 14, heads of 12": tiny_config(
-        patch_size=14, width=60, num_heads=5, decoder_width=36, decoder_heads=3, mask_ratio=0.6
+    "3 x 5 patches, 6 of 15 kept": (tiny_config(), SIX_OF_TEN_HIDDEN),
+    "4 channels, a decoder of 3 blocks": (
+        tiny_config(channels=4, decoder_depth=3),
+        tiny_objective(),
     ),
-    "pixels as they are": tiny_config(normalize_target=False, decoder_depth=2),
+    "patch 14, heads of 12": (
+        tiny_config(patch_size=14, width=60, num_heads=5, decoder_width=36, decoder_heads=3),
+        SIX_OF_TEN_HIDDEN,
+    ),
+    "pixels as they are": (
+        tiny_config(decoder_depth=2),
+        tiny_objective(normalize_target=False),
+    ),
     # 1 + 39 tokens in the encoder and 1 + 99 in the decoder: attention written out, and fused.
-    "9 x 11 patches": tiny_config(grid=(9, 11), mask_ratio=0.6, depth=3, decoder_depth=2),
+    "9 x 11 patches": (tiny_config(grid=(9, 11), depth=3, decoder_depth=2), SIX_OF_TEN_HIDDEN),
 }
 SHALLOW = {
-    "vit-b/16 of 2 blocks, decoder of 2": model_config("vit-b/16", depth=2, decoder_depth=2),
-    "vit-l/16 of 2 blocks, decoder of 1": model_config("vit-l/16", depth=2, decoder_depth=1),
+    "vit-b/16 of 2 blocks, decoder of 2": (
+        model_config("vit-b/16", depth=2, decoder_depth=2),
+        ObjectiveConfig(),
+    ),
+    "vit-l/16 of 2 blocks, decoder of 1": (
+        model_config("vit-l/16", depth=2, decoder_depth=1),
+        ObjectiveConfig(),
+    ),
 }
 WHOLE = {
-    "vit-b/16": model_config("vit-b/16"),
-    "vit-b/16, decoder of 1 block": model_config("vit-b/16", decoder_depth=1),
-    "vit-l/16": model_config("vit-l/16"),
+    "vit-b/16": (model_config("vit-b/16"), ObjectiveConfig()),
+    "vit-b/16, decoder of 1 block": (model_config("vit-b/16", decoder_depth=1), ObjectiveConfig()),
+    "vit-l/16": (model_config("vit-l/16"), ObjectiveConfig()),
 }
 
 
-def described(*groups: dict[str, ModelConfig]) -> list[object]:
-    return [pytest.param(config, id=name) for group in groups for name, config in group.items()]
+def described(*groups: dict[str, Described]) -> list[object]:
+    return [pytest.param(network, id=name) for group in groups for name, network in group.items()]
 
 
 class Distances(dict[str, float]):
@@ -55,9 +70,10 @@ class Distances(dict[str, float]):
 
 
 def distances(
-    config: ModelConfig, generator: torch.Generator, *, images: int, dtype: torch.dtype
+    network: Described, generator: torch.Generator, *, images: int, dtype: torch.dtype
 ) -> Distances:
-    model = create(config)
+    config, objective = network
+    model = create(config, objective=objective)
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     for parameter in trained.values():
         if parameter.ndim == 1:  # no bias is 0 and no norm 1, which would hide something
@@ -77,40 +93,40 @@ def distances(
     return found
 
 
-@pytest.mark.parametrize("config", described(ODD, SHALLOW))
-def test_loss_and_every_gradient_are_exactly_the_plain_ones(config, generator):
-    found = distances(config, generator, images=2, dtype=torch.float64)
+@pytest.mark.parametrize("network", described(ODD, SHALLOW))
+def test_loss_and_every_gradient_are_exactly_the_plain_ones(network, generator):
+    found = distances(network, generator, images=2, dtype=torch.float64)
 
     assert found.worst[0] <= 1e-12, found.worst
 
 
 # A gradient of a few dozen numbers has no many roundings to average: up to 1.5e-6 was seen, where
 # the plain step is as far from its own in float64 as ours is. All gradients together are within.
-@pytest.mark.parametrize("config", described(ODD))
-def test_odd_sizes_differ_in_float32_by_rounding_alone(config, generator):
-    found = distances(config, generator, images=2, dtype=torch.float32)
+@pytest.mark.parametrize("network", described(ODD))
+def test_odd_sizes_differ_in_float32_by_rounding_alone(network, generator):
+    found = distances(network, generator, images=2, dtype=torch.float32)
 
     assert found["loss"] <= 1e-6
     assert found["all"] <= 1e-6
     assert found.worst[0] <= 3e-6, found.worst
 
 
-@pytest.mark.parametrize("config", described(SHALLOW))
-def test_published_widths_differ_in_float32_by_less_than_a_millionth(config, generator):
-    found = distances(config, generator, images=2, dtype=torch.float32)
+@pytest.mark.parametrize("network", described(SHALLOW))
+def test_published_widths_differ_in_float32_by_less_than_a_millionth(network, generator):
+    found = distances(network, generator, images=2, dtype=torch.float32)
 
     assert found.worst[0] <= 1e-6, found.worst
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", described(WHOLE))
-def test_published_sizes_differ_in_float32_by_less_than_a_millionth(config, generator):
-    found = distances(config, generator, images=1, dtype=torch.float32)
+@pytest.mark.parametrize("network", described(WHOLE))
+def test_published_sizes_differ_in_float32_by_less_than_a_millionth(network, generator):
+    found = distances(network, generator, images=1, dtype=torch.float32)
 
     assert found.worst[0] <= 1e-6, found.worst
 
 
-VIT_B = WHOLE["vit-b/16"]
+VIT_B, _ = WHOLE["vit-b/16"]
 D, E, P, L, K = VIT_B.width, VIT_B.decoder_width, VIT_B.patch_values, 196, 49
 T = 1 + L
 
@@ -204,8 +220,9 @@ def test_tokens_are_neither_gathered_nor_put_back(generator):
 
 
 def test_each_block_has_one_product_for_queries_keys_and_values_and_one_for_attention(generator):
-    config = replace(ODD["9 x 11 patches"], mask_ratio=0.3)  # more than 64 tokens everywhere
-    model = create(config)
+    config = ODD["9 x 11 patches"][0]
+    # More than 64 tokens everywhere.
+    model = create(config, objective=ObjectiveConfig(mask_ratio=0.3))
     images, noise = batch(generator, config)
 
     done = [*nodes(model(images, noise=noise).loss)]

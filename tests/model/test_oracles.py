@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import ViTMAEForPreTraining
 
 from mae.config.model import ModelConfig
+from mae.config.objective import ObjectiveConfig
 from mae.config.sizes import model_config
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.classifier import Classifier
@@ -55,8 +56,13 @@ def fused(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return joined
 
 
-def theirs(config: ModelConfig) -> ViTMAEForPreTraining:
-    return ViTMAEForPreTraining(transformers_config(config))  # eps 1e-6; their own is 1e-12
+def theirs(
+    config: ModelConfig,
+    objective: ObjectiveConfig = ObjectiveConfig(),  # noqa: B008
+) -> ViTMAEForPreTraining:
+    return ViTMAEForPreTraining(
+        transformers_config(config, objective)
+    )  # eps 1e-6; their own is 1e-12
 
 
 def assert_near(ours: Tensor, theirs: Tensor, name: str = "") -> None:
@@ -70,13 +76,10 @@ def assert_near(ours: Tensor, theirs: Tensor, name: str = "") -> None:
 def test_loss_predictions_and_gradients_are_those_of_transformers(
     generator, normalize_target, edge, patch_size
 ):
-    config = tiny_config(
-        image_size=(edge, edge),
-        patch_size=patch_size,
-        mask_ratio=0.75,
-        normalize_target=normalize_target,
-    )
-    ours, other = MaskedAutoencoder(config), scrambled(theirs(config), generator)
+    config = tiny_config(image_size=(edge, edge), patch_size=patch_size)
+    objective = ObjectiveConfig(normalize_target=normalize_target)
+    ours = MaskedAutoencoder(config, objective)
+    other = scrambled(theirs(config, objective), generator)
     other.vit.embeddings.position_embeddings.data = ours.encoder.pos_embed.clone()
     other.decoder.decoder_pos_embed.data = ours.decoder.pos_embed.clone()
     ours.load_state_dict(fused(other.state_dict()))

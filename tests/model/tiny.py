@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from mae.config.model import ModelConfig, PixelConfig
+from mae.config.objective import ObjectiveConfig
 from mae.model.autoencoder import MaskedAutoencoder
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -16,7 +18,7 @@ B, C, P_EDGE, GRID, D, E = 2, 3, 4, (3, 5), 24, 16  # distinct, so that no trans
 
 
 def tiny_config(**fields: Any) -> ModelConfig:
-    """3 x 5 patches of 4 x 4 x 3, of which 3 are kept."""
+    """3 x 5 patches of 4 x 4 x 3."""
     channels = fields.get("channels", C)
     grid = fields.pop("grid", GRID)
     patch_size = fields.get("patch_size", P_EDGE)
@@ -29,14 +31,21 @@ def tiny_config(**fields: Any) -> ModelConfig:
         "decoder_width": E,
         "decoder_depth": 1,
         "decoder_heads": 2,
-        "mask_ratio": 0.8,
         "pixels": PixelConfig(mean=(0.5,) * channels, std=(0.25,) * channels),
     }
     return ModelConfig(**(given | fields))
 
 
+def tiny_objective(**fields: Any) -> ObjectiveConfig:
+    """3 of 15 patches are kept."""
+    return ObjectiveConfig(**({"mask_ratio": 0.8} | fields))
+
+
 def tiny_model(generator: torch.Generator, **fields: Any) -> MaskedAutoencoder:
-    return scrambled(MaskedAutoencoder(tiny_config(**fields)), generator)
+    """A model of `tiny_config`; fields of `ObjectiveConfig` are taken as well."""
+    of_objective = {f.name for f in dataclasses.fields(ObjectiveConfig)} & fields.keys()
+    objective = tiny_objective(**{name: fields.pop(name) for name in of_objective})
+    return scrambled(MaskedAutoencoder(tiny_config(**fields), objective), generator)
 
 
 def scrambled(module: Module, generator: torch.Generator) -> Module:

@@ -88,13 +88,17 @@ def test_pre_training_resolves_to_the_published_numbers(name: str) -> None:
         config.epochs,
         optim.warmup_start,
         optim.decay_tokens,
-        config.model.normalize_target,
+        config.objective.normalize_target,
     )
     assert config.batch == 4096 and optim.peak_lr(config.batch) == pytest.approx(2.4e-3)
     assert (optim.warmup_epochs, optim.min_lr, optim.clip_norm) == (40, 0.0, None)
     assert (optim.weight_decay, optim.betas, optim.eps) == (0.05, (0.9, 0.95), 1e-8)
     assert (augment.crop_scale, augment.crop_ratio) == ((0.2, 1.0), (3 / 4, 4 / 3))
-    assert (augment.flip, config.model.mask_ratio, config.model.target_eps) == (0.5, 0.75, 1e-6)
+    assert (augment.flip, config.objective.mask_ratio, config.objective.target_eps) == (
+        0.5,
+        0.75,
+        1e-6,
+    )
 
 
 @pytest.mark.parametrize("name", FINETUNING)

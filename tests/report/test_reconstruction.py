@@ -115,7 +115,7 @@ def test_a_normalised_prediction_has_the_mean_of_the_original_patch(
     corner = panels.cells[0, 2, :4, :4].astype(float)
     assert np.ptp(corner) == 0
     assert corner.mean() == pytest.approx(panels.cells[0, 0, :4, :4].mean(), abs=0.6)
-    assert "mean and deviation of each drawn patch are those of the original" in panels.caption
+    assert "mean and std of each drawn patch are those of the original" in panels.caption
 
 
 @pytest.mark.parametrize(("channels", "said"), [(2, "the first is"), (4, "the first three are")])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from mae.config.objective import ObjectiveConfig
 from mae.config.run import PretrainConfig
 from mae.data.batching.batch import training_batch
 from mae.data.decoding.decode import PixelKind
@@ -29,7 +30,8 @@ from mae.weights.load import load
 from tests.model.tiny import tiny_config
 
 GROWING = PretrainConfig(
-    model=tiny_config(grid=(3, 5), mask_ratio=0.6),
+    model=tiny_config(grid=(3, 5)),
+    objective=ObjectiveConfig(mask_ratio=0.6),
     batch=4,
     steps=10,
     start_size=(8, 12),  # of patches of 4: 2 x 3
@@ -118,4 +120,6 @@ def test_the_plan_counts_both_parts() -> None:
         rate_note="",
     )  # fmt: skip
 
-    assert planned.step_flops == round((step_flops(small) + step_flops(GROWING.model)) / 2)
+    assert planned.step_flops == round(
+        sum(step_flops(m, GROWING.objective) for m in (small, GROWING.model)) / 2
+    )

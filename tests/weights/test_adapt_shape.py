@@ -216,7 +216,7 @@ def test_every_way_in_resizes_as_a_picture_is_resized(
     config = replace(model.config, image_size=size)
     tables = [bicubic(part.pos_embed, (3, 5), grid) for part in (model.encoder, model.decoder)]
 
-    started, notes = initial_model(tmp_path, config)
+    started, notes = initial_model(tmp_path, config, objective=model.objective)
     tuned, _ = initial_classifier(tmp_path, FinetuneConfig(model=config, num_classes=7))
 
     assert torch.equal(started.encoder.pos_embed, tables[0])

@@ -49,7 +49,7 @@ def test_what_is_given_is_taken_and_no_longer_a_guess(tmp_path: Path) -> None:
 
     config = model.config
     assert (config.num_heads, config.decoder_heads, config.norm_eps) == (4, 2, 1e-5)
-    assert (config.image_size, config.normalize_target) == ((4, 36), False)
+    assert (config.image_size, model.objective.normalize_target) == ((4, 36), False)
     assert (config.pixels.mean, config.pixels.std) == ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
     assert notes[0].endswith(GUESSED + "exact GELU (no other is possible)")
 
@@ -91,7 +91,7 @@ def test_arguments_of_a_published_run_say_what_they_say(tmp_path: Path) -> None:
     model, _ = open_model(bare(tmp_path / "plain.pth", **plain))
     _, notes = open_encoder(bare(tmp_path / "named.pth", **named))
 
-    assert (model.config.normalize_target, model.config.mask_ratio) == (False, 0.5)
+    assert (model.objective.normalize_target, model.objective.mask_ratio) == (False, 0.5)
     assert "heads" not in notes[0] and "eps" not in notes[0] and "GELU" not in notes[0]
     assert inspect(tmp_path / "named.pth").told["num_heads"] == "by the run's arguments"
 

@@ -36,8 +36,8 @@ def test_full_checkpoint_with_a_namespace_loads_every_tensor_exactly(tmp_path: P
     assert model.config.num_heads == 3
     assert model.config.decoder_heads == 6
     assert model.config.image_size == (12, 12)
-    assert model.config.mask_ratio == 0.6
-    assert model.config.normalize_target
+    assert model.objective.mask_ratio == 0.6
+    assert model.objective.normalize_target
 
 
 def test_names_correspond_one_by_one() -> None:
@@ -140,7 +140,7 @@ def test_target_is_assumed_normalised_and_said_when_the_file_does_not_tell(tmp_p
 
     model, notes = open_model(path)
 
-    assert model.config.normalize_target
+    assert model.objective.normalize_target
     assert "a target of pixels normalised by their patch (--normalize-target)" in notes[0]
     assert [note.partition(": ")[2] for note in notes[1:]] == [
         "took the encoder and decoder, ViT of width 192, 2 blocks, patch 4, 50 tensors"
@@ -152,7 +152,7 @@ def test_target_is_what_the_namespace_says(tmp_path: Path) -> None:
 
     model, notes = open_model(path)
 
-    assert not model.config.normalize_target
+    assert not model.objective.normalize_target
     assert "--normalize-target" not in notes[0] and "took the encoder and decoder" in notes[1]
 
 

@@ -117,7 +117,7 @@ def test_what_the_process_trusts_elsewhere_is_not_trusted_here(folder: Path) -> 
 def test_an_archive_is_known_by_its_content_whatever_its_name(tmp_path: Path) -> None:
     path = published.checkpoint(tmp_path / "model.safetensors", published.full())
 
-    assert load(path).config.mask_ratio == 0.6
+    assert load(path).objective.mask_ratio == 0.6
 
 
 def test_every_other_name_is_listed(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_paths_and_numbers_of_numpy_are_passed_over(tmp_path: Path, *, zipped: b
     torch.save(content, tmp_path / "run.pth", _use_new_zipfile_serialization=zipped)
     torch.save(published.encoder_only() | {"out": Path("/x")}, tmp_path / "among.pth")
 
-    assert not load(tmp_path / "run.pth").config.normalize_target
+    assert not load(tmp_path / "run.pth").objective.normalize_target
     with pytest.raises(WeightsError, match="'out' is PassedOver, expected a tensor"):
         load_encoder(tmp_path / "among.pth")
 
@@ -219,7 +219,7 @@ def test_a_namespace_of_nonsense_is_ignored(tmp_path: Path) -> None:
         tmp_path / "odd.pth", published.full(), norm_pix_loss="yes", mask_ratio=float("nan")
     )
 
-    assert load(path).config.mask_ratio == 0.75
+    assert load(path).objective.mask_ratio == 0.75
 
 
 def test_a_description_that_is_no_text_is_ignored_however_deep(tmp_path: Path) -> None:

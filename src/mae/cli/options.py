@@ -18,12 +18,12 @@ from types import NoneType
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints, is_typeddict
 
 from mae.config.run import FitConfig
-from mae.config.serialize import coerce_text, did_you_mean, field_types
+from mae.config.serialize import RENAMED, coerce_text, did_you_mean, field_types
 from mae.errors import ConfigError
 from mae.recipes.catalogue import RECIPES
 
 # Recipe fields that are changed most often, listed first and under a short name.
-_SHORT = {"optim.lr": "lr", "model.image_size": "image-size", "model.mask_ratio": "mask-ratio",
+_SHORT = {"optim.lr": "lr", "model.image_size": "image-size", "objective.mask_ratio": "mask-ratio",
           "model.crop_pct": "crop-pct"}  # fmt: skip
 # Fields determined by the images; --channels and --measure-pixels control how.
 _DERIVED = ("model.channels", "model.pixels.", "num_classes")
@@ -135,6 +135,8 @@ def read_words(
     """
     flags = [option for option in options if not option.positional]
     known = {_dashed(o.path): o for o in flags} | {o.flag: o for o in flags}
+    older = {_dashed(old): known.get(_dashed(new)) for old, new in RENAMED.items()}
+    known |= {flag: option for flag, option in older.items() if option}
     named: dict[str, Any] = {}
     grouped: dict[str, Any] = {option.group: {} for option in flags if option.group}
     unnamed: list[str] = []

@@ -85,12 +85,6 @@ class ModelConfig:
     """Hidden width of each MLP, as a multiple of the block's width."""
     norm_eps: float = 1e-6
     """Added to the variance in every layer norm (published: 1e-6; transformers: 1e-12)."""
-    mask_ratio: float = 0.75
-    """Share of the patches that is hidden."""
-    normalize_target: bool = True
-    """Predict pixels normalised by the mean and deviation of their own patch."""
-    target_eps: float = 1e-6
-    """Added to a patch's variance before its root (published: 1e-6); more quiets blank patches."""
     pixels: PixelConfig = field(default_factory=PixelConfig)
     """Scaling of the stored pixel values."""
 
@@ -115,13 +109,6 @@ class ModelConfig:
             require(width % 4 == 0, f"{prefix}width", width, "a multiple of 4 (positions)")
             require(width % heads == 0, f"{prefix}width", width, f"a multiple of {heads} heads")
         require(self.norm_eps > 0, "norm_eps", self.norm_eps, "a number above 0")
-        require(self.target_eps > 0, "target_eps", self.target_eps, "a number above 0")
-        keep = num_keep(self.num_patches, self.mask_ratio)
-        if not 0 < keep < self.num_patches:
-            raise ConfigError(
-                f"mask_ratio: {self.mask_ratio} of {self.num_patches} patches would keep {keep}; "
-                "expected a ratio that keeps at least one patch and hides at least one"
-            )
         if len(self.pixels.mean) != self.channels:
             raise ConfigError(
                 f"pixels: got a mean for {len(self.pixels.mean)} channels, expected one for each "
@@ -139,25 +126,6 @@ class ModelConfig:
         return self.grid[0] * self.grid[1]
 
     @property
-    def num_keep(self) -> int:
-        """Visible patches in training, K."""
-        return self.num_keep_of(self.num_patches)
-
-    def num_keep_of(self, num_patches: int) -> int:
-        """Visible patches of an image with `num_patches` patches.
-
-        Raises:
-            ShapeError: if the image is too small to keep one patch and hide one.
-        """
-        keep = num_keep(num_patches, self.mask_ratio)
-        if not 0 < keep < num_patches:
-            raise ShapeError(
-                f"picture size: a mask ratio of {self.mask_ratio} keeps {keep} of {num_patches} "
-                "patches, expected at least one shown and one hidden; use larger pictures"
-            )
-        return keep
-
-    @property
     def patch_values(self) -> int:
         """Pixel values of a patch, P."""
         return self.patch_size**2 * self.channels
@@ -172,15 +140,6 @@ def published_crop_pct(image_size: tuple[int, int]) -> float:
     Source: published code, util/datasets.py: 224 / 256 up to 224 pixels, 1.0 above.
     """
     return 224 / 256 if min(image_size) <= 224 else 1.0
-
-
-def num_keep(num_patches: int, mask_ratio: float) -> int:
-    """Count the visible patches: the published floor, guarded against rounding errors.
-
-    `int(100 * (1 - 0.9))` is 9, since 1 - 0.9 is 0.0999...98; 1e-4 is added before the floor, so
-    that 10 are kept (docs/decisions/0003-floor-with-guard.md).
-    """
-    return math.floor(num_patches * (1 - mask_ratio) + 1e-4)
 
 
 def hidden_width(width: int, mlp_ratio: float) -> int:

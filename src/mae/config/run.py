@@ -16,6 +16,7 @@ from mae.config.model import ChannelRule as ChannelRule
 from mae.config.model import ModelConfig as ModelConfig
 from mae.config.model import PixelConfig as PixelConfig
 from mae.config.model import published_crop_pct, require
+from mae.config.objective import ObjectiveConfig as ObjectiveConfig
 from mae.errors import ConfigError
 
 
@@ -171,6 +172,8 @@ class PretrainConfig(FitConfig):
 
     model: ModelConfig = field(default_factory=ModelConfig)
     """The network; its channels and pixel scaling follow from the pictures."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """The hidden patches and what is predicted of them."""
     channels: int | None = None
     """Channels of the pictures; none: as the pictures have them."""
     measure_pixels: bool = False
@@ -188,6 +191,7 @@ class PretrainConfig(FitConfig):
         # slots=True makes a new class, which the bare form of super() does not find.
         super(PretrainConfig, self).__post_init__()  # noqa: UP008
         _require_one_network(self)
+        self.objective.num_keep(self.model.num_patches)
         views, allowed = self.views_per_decode, f"at least 1 that divides the batch, {self.batch}"
         require(views >= 1 and self.batch % views == 0, "views_per_decode", views, allowed)
         require(
@@ -277,7 +281,9 @@ def _require_one_network(config: PretrainConfig | FinetuneConfig) -> None:
         raise ConfigError(
             "resize: has no effect without follow_weights; give model.image_size instead"
         )
-    if config.follow_weights and dataclasses.replace(config.model, crop_pct=None) != ModelConfig():
+    objective = getattr(config, "objective", ObjectiveConfig())
+    asked = dataclasses.replace(config.model, crop_pct=None), objective
+    if config.follow_weights and asked != (ModelConfig(), ObjectiveConfig()):
         raise ConfigError(
             "model: has no effect with follow_weights, which takes the network from the "
             "weights; use --resize for another size, or --follow-weights no"
@@ -306,8 +312,3 @@ def settle_crop_pct(
     elif of_weights is not None and of_weights.image_size == model.image_size:
         crop_pct = of_weights.crop_pct or crop_pct
     return dataclasses.replace(model, crop_pct=crop_pct)
-
-
-def replace_model(config: PretrainConfig, **fields: object) -> PretrainConfig:
-    """Copy a run with other fields of its model."""
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, **fields))  # type: ignore[arg-type]

@@ -28,6 +28,30 @@ if TYPE_CHECKING:
 
 ConfigT = TypeVar("ConfigT", bound="DataclassInstance")
 
+RENAMED = {
+    "model.mask_ratio": "objective.mask_ratio",
+    "model.normalize_target": "objective.normalize_target",
+    "model.target_eps": "objective.target_eps",
+}
+"""Fields of version 0.1 by their dotted names, and their names now."""
+
+
+def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename the fields of an older version; drop the objective where nothing is pre-trained.
+
+    Args:
+        values: nested fields of a run, or of a description of weights, as read from JSON or TOML.
+    """
+    current = {n: dict(v) if isinstance(v, Mapping) else v for n, v in values.items()}
+    for old, new in RENAMED.items():
+        (group, name), (new_group, new_name) = old.split("."), new.split(".")
+        if isinstance(current.get(group), dict) and name in current[group]:
+            value = current[group].pop(name)
+            current.setdefault(new_group, {})[new_name] = value
+    if {"num_classes", "class_names"} & current.keys():
+        current.pop("objective", None)
+    return current
+
 
 def to_dict(config: DataclassInstance) -> dict[str, Any]:
     """Convert a configuration to JSON values: nested dicts, lists, numbers, strings."""
@@ -46,6 +70,8 @@ def from_dict(cls: type[ConfigT], values: Mapping[str, object], *, where: str) -
     Raises:
         ConfigError: for an unknown or missing key, or a value of another type.
     """
+    if isinstance(values, Mapping):
+        values = with_current_names(values)
     return _build(cls, values, prefix="", known=field_types(cls), where=where)
 
 
@@ -53,8 +79,9 @@ def field_types(cls: type[DataclassInstance], *, prefix: str = "") -> dict[str, 
     """Return the type of each field by dotted name, including nested configurations."""
     types: dict[str, Any] = {}
     for name, hint in get_type_hints(cls).items():
-        nested = dataclasses.is_dataclass(hint)
-        types |= field_types(hint, prefix=f"{prefix}{name}.") if nested else {prefix + name: hint}
+        inner = _not_none(hint)
+        nested = dataclasses.is_dataclass(inner)
+        types |= field_types(inner, prefix=f"{prefix}{name}.") if nested else {prefix + name: hint}
     return types
 
 
@@ -117,14 +144,15 @@ def _build(
         optional = (field_.default, field_.default_factory) != (dataclasses.MISSING,) * 2
         if field_.name not in values and not optional:
             raise ConfigError(f"missing key {f'{prefix}{field_.name}'!r} in {where}")
-    return cls(
-        **{
-            key: _build(types[key], value, prefix=f"{prefix}{key}.", known=known, where=where)
-            if dataclasses.is_dataclass(types[key])
-            else _convert(types[key], value, name=f"{prefix}{key}")
-            for key, value in values.items()
-        }
-    )
+    built: dict[str, Any] = {}
+    for key, value in values.items():
+        hint, name = types[key], f"{prefix}{key}"
+        inner = _not_none(hint)
+        if isinstance(inner, type) and dataclasses.is_dataclass(inner) and value is not None:
+            built[key] = _build(inner, value, prefix=f"{name}.", known=known, where=where)
+        else:
+            built[key] = _convert(hint, value, name=name)
+    return cls(**built)
 
 
 def _convert(hint: Any, value: object, *, name: str) -> object:
@@ -150,7 +178,10 @@ def _convert(hint: Any, value: object, *, name: str) -> object:
 
 
 def _not_none(hint: Any) -> Any:
-    return Union[tuple(option for option in get_args(hint) if option is not NoneType)]  # noqa: UP007
+    options = get_args(hint)
+    if NoneType not in options:
+        return hint
+    return Union[tuple(option for option in options if option is not NoneType)]  # noqa: UP007
 
 
 def _describe(hint: Any) -> str:

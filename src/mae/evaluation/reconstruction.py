@@ -60,7 +60,7 @@ def hidden_psnr(model: MaskedAutoencoder, batches: Iterable[tuple[Tensor, Tensor
     model.train(was_training)
     psnr = {n: -10 * math.log10(max(error / count, LEAST_ERROR)) for n, error in errors.items()}
     about = f"PSNR in dB over {count:,} hidden test values, clipped to [0, 1]"
-    if model.config.normalize_target:
+    if model.objective.normalize_target:
         about += (
             "; mean and deviation of each hidden patch are given to all (mean colour: the mean)"
         )
@@ -86,7 +86,7 @@ def _baselines(
     images: Tensor, hidden: Tensor, *, model: MaskedAutoencoder
 ) -> Iterator[tuple[str, Tensor]]:
     in_fill = fill_in(images, hidden)
-    if not model.config.normalize_target:
+    if not model.objective.normalize_target:
         colour = (images * ~hidden).sum(dim=(2, 3)) / (~hidden).sum(dim=(2, 3))  # B C
         yield IN_FILL, in_fill
         yield MEAN_COLOUR, colour[:, :, None, None].expand_as(images)

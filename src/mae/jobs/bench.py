@@ -145,7 +145,7 @@ def _measured(
         return rounds * rounds_of * few.batch
 
     reading = _reading(plan, seconds=seconds / 2)
-    with throw_away_steps(few, create(few.model, seed=few.seed)) as step:
+    with throw_away_steps(few, create(few.model, objective=few.objective, seed=few.seed)) as step:
         again = next(on_device(iter([training_batch(plan, 0)]), device))
         times_a_second(lambda n: step(again, n), least=1, seconds=min(seconds, WARM_SECONDS))
         alone = [rate(lambda n: step(again, n))]

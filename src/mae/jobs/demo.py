@@ -118,7 +118,10 @@ def _config(minutes: float | None, *, say: Callable[[str], None]) -> PretrainCon
     source = fashion_mnist("train")
     own = has_bf16(choose_device(DEMO.device))
     config, kind = resolve(settle_precision(DEMO, has_bf16=own), source, say=say)
-    model, plan = create(config.model, seed=config.seed), batch_plan(config, source, kind)
+    model, plan = (
+        create(config.model, objective=config.objective, seed=config.seed),
+        batch_plan(config, source, kind),
+    )
     wanted = count_steps(config, plan, model)
     say(measuring(MOST_MINUTES))
     possible = measured_steps(config, plan, minutes=MOST_MINUTES, model=model)

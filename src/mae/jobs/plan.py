@@ -144,7 +144,7 @@ def measured_rate(planned: Plan, *, say: Callable[[str], None]) -> tuple[float, 
     shape = (pictures, *model.image_size, model.channels)
     noise = draw.integers(0, 256, shape).astype(model.pixels.dtype)
     say(f"measuring the rate of {model.image_size}, {pictures} pictures a step")
-    source, fresh = ArraySource(noise), create(model, seed=few.seed)
+    source, fresh = ArraySource(noise), create(model, objective=few.objective, seed=few.seed)
     made = batch_plan(few, source, kind_of(model))
     steps = measured_steps(few, made, minutes=60, model=fresh)
     return steps * pictures / 3600, pictures

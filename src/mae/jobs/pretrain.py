@@ -168,11 +168,12 @@ def _run_to_the_end(
     set_threads(config, record)
     # Where to start from, in this order: the run's own checkpoint, --init, new weights.
     if init is None:
-        model = create(config.model, seed=config.seed)
+        model = create(config.model, objective=config.objective, seed=config.seed)
     else:
         model, lines = initial_model(
             init,
             config.model,
+            objective=config.objective,
             seed=config.seed,
             init_channels=config.init_channels,
             followed=followed,

@@ -100,7 +100,7 @@ def reconstruct(
         tell_view(model.config, say=progress.note)
     model = model.to(choose_device(device)).eval()
     if mask_ratio is not None:
-        model.config = replace(model.config, mask_ratio=mask_ratio)
+        model.objective = replace(model.objective, mask_ratio=mask_ratio)
     images, names, bad = _read(pictures, model, count=count)
     ids = np.arange(len(names), dtype=np.int64)
     L = model.config.num_patches

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mae.config.model import ModelConfig
+from mae.config.objective import ObjectiveConfig
 from mae.errors import ShapeError
 from mae.model.decoder import Decoder
 from mae.model.encoder import Encoder
@@ -39,9 +40,11 @@ class Reconstruction(NamedTuple):
 class MaskedAutoencoder(nn.Module):
     """Masked autoencoder (He et al. 2021): encode visible patches, reconstruct hidden ones."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, objective: ObjectiveConfig | None = None) -> None:
         super().__init__()
         self.config = config
+        self.objective = objective or ObjectiveConfig()
+        self.objective.num_keep(config.num_patches)  # raises if it hides all or nothing
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
 
@@ -54,9 +57,10 @@ class MaskedAutoencoder(nn.Module):
 
         Raises:
             ShapeError: for a wrong size, channel count or noise.
+            ConfigError: for images so small that the mask ratio keeps or hides no patch.
         """
         grid = self.grid_of(images, per_patch=noise)
-        masking = random_masking(noise, num_keep=self.config.num_keep_of(noise.shape[1]))
+        masking = random_masking(noise, num_keep=self.objective.num_keep(noise.shape[1]))
         latent = self.encoder(images, masking.ids_keep)  # B 1+K D
         pred = self.decoder(latent, masking, grid=grid)  # B L-K P
         target = self.target(gather(self.patches(images), masking.ids_hidden))  # B L-K P
@@ -70,17 +74,17 @@ class MaskedAutoencoder(nn.Module):
         Source: He et al. 2021, section 3; as in the published code (models_mae.py), the variance
         is unbiased and eps is inside the square root.
         """
-        if not self.config.normalize_target:
+        if not self.objective.normalize_target:
             return patches
         variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-        return (patches - mean) / (variance + self.config.target_eps).sqrt()
+        return (patches - mean) / (variance + self.objective.target_eps).sqrt()
 
     def to_pixels(self, pred: Tensor, *, patches: Tensor) -> Tensor:
         """Invert `target`: predictions B L P to pixels, given the true patches B L P."""
-        if not self.config.normalize_target:
+        if not self.objective.normalize_target:
             return pred
         variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-        return pred * (variance + self.config.target_eps).sqrt() + mean
+        return pred * (variance + self.objective.target_eps).sqrt() + mean
 
     @torch.inference_mode()
     def reconstruct(
@@ -113,7 +117,7 @@ class MaskedAutoencoder(nn.Module):
             )
         L = order.shape[1]
         if mask is None:
-            keep = [self.config.num_keep_of(L)] * len(images)
+            keep = [self.objective.num_keep(L)] * len(images)
         else:
             keep = (L - mask.flatten(1).sum(dim=1)).tolist()
         if not all(0 < k < L for k in keep):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from mae.config.model import ModelConfig, hidden_width
+from mae.config.objective import ObjectiveConfig
 from mae.model.transformer import FEW_TOKENS
 
 FLOAT32, HALF = 4, 2  # bytes
@@ -29,16 +30,20 @@ def _block_parameters(width: int, mlp_ratio: float) -> int:
     return 4 * width + attention + (width + 1) * hidden + (hidden + 1) * width
 
 
-def step_flops(config: ModelConfig, *, checkpoint_every: int | None = None) -> int:
+def step_flops(
+    config: ModelConfig, objective: ObjectiveConfig, *, checkpoint_every: int | None = None
+) -> int:
     """Count the FLOPs of forward and backward of one image, two per multiply-accumulate.
 
     Norms, softmax, GELU and the optimiser are not counted.
 
     Args:
         config: the network.
+        objective: its mask ratio sets the number of visible patches.
         checkpoint_every: blocks of a segment that the backward pass recomputes (see `Blocks`).
     """
-    D, E, K, P = config.width, config.decoder_width, config.num_keep, config.patch_values
+    D, E, P = config.width, config.decoder_width, config.patch_values
+    K = objective.num_keep(config.num_patches)
     hidden = config.num_patches - K
     blocks, T = config.decoder_depth - 1, 1 + config.num_patches
     ratio = config.mlp_ratio
@@ -71,19 +76,26 @@ def _block_macs(T: int, width: int, *, mlp_ratio: float, first: int = 0) -> int:
 
 
 def kept_bytes(
-    config: ModelConfig, *, half: bool, on_cpu: bool, checkpoint_every: int | None = None
+    config: ModelConfig,
+    objective: ObjectiveConfig,
+    *,
+    half: bool,
+    on_cpu: bool,
+    checkpoint_every: int | None = None,
 ) -> int:
     """Count the bytes of one image that the forward pass keeps for the backward pass.
 
     Args:
         config: the network.
+        objective: its mask ratio sets the number of visible patches.
         half: whether the forward runs under autocast to bf16 or fp16; residuals stay float32.
         on_cpu: whether attention of few tokens uses explicit products (`attend`).
         checkpoint_every: blocks of a segment of which only the input is kept (see `Blocks`).
     """
-    D, E, K, P = config.width, config.decoder_width, config.num_keep, config.patch_values
+    D, E, P = config.width, config.decoder_width, config.patch_values
+    K = objective.num_keep(config.num_patches)
     value, hidden = HALF if half else FLOAT32, config.num_patches - K
-    encoder, decoder = _bytes_by_block(config, value=value, on_cpu=on_cpu)
+    encoder, decoder = _bytes_by_block(config, objective, value=value, on_cpu=on_cpu)
     blocks = sum(encoder) + sum(decoder)
     if checkpoint_every is not None:
         blocks = _runs(config.depth, checkpoint_every) * (1 + K) * D * FLOAT32
@@ -118,17 +130,23 @@ def classifier_bytes(
 
 
 def recomputed_bytes(
-    config: ModelConfig, *, half: bool, on_cpu: bool, checkpoint_every: int
+    config: ModelConfig,
+    objective: ObjectiveConfig,
+    *,
+    half: bool,
+    on_cpu: bool,
+    checkpoint_every: int,
 ) -> int:
     """Count the bytes of one image in the largest segment that the backward pass recomputes.
 
     Args:
         config: the network.
+        objective: its mask ratio sets the number of visible patches.
         half: see `kept_bytes`.
         on_cpu: see `kept_bytes`.
         checkpoint_every: blocks of a segment.
     """
-    sides = _bytes_by_block(config, value=HALF if half else FLOAT32, on_cpu=on_cpu)
+    sides = _bytes_by_block(config, objective, value=HALF if half else FLOAT32, on_cpu=on_cpu)
     return max(
         sum(side[start : start + checkpoint_every])
         for side in sides
@@ -137,10 +155,11 @@ def recomputed_bytes(
 
 
 def _bytes_by_block(
-    config: ModelConfig, *, value: int, on_cpu: bool
+    config: ModelConfig, objective: ObjectiveConfig, *, value: int, on_cpu: bool
 ) -> tuple[list[int], list[int]]:
     """Count the bytes of one image that each block of encoder and decoder keeps."""
-    K, T, heads = config.num_keep, 1 + config.num_patches, config.decoder_heads
+    T, heads = 1 + config.num_patches, config.decoder_heads
+    K = objective.num_keep(config.num_patches)
     given: dict[str, Any] = {"mlp_ratio": config.mlp_ratio, "value": value, "on_cpu": on_cpu}
     encoder = [_block_bytes(1 + K, config.width, heads=config.num_heads, **given)] * config.depth
     decoder = [_block_bytes(T, config.decoder_width, heads=heads, **given)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from mae.config.model import ModelConfig
+from mae.config.objective import ObjectiveConfig
 from mae.config.sizes import model_config
 from mae.model.autoencoder import MaskedAutoencoder
 
@@ -14,6 +15,7 @@ def create(
     *,
     image_size: int | tuple[int, int] = 224,
     channels: int = 3,
+    objective: ObjectiveConfig | None = None,
     seed: int = 0,
 ) -> MaskedAutoencoder:
     """Create a new masked autoencoder with the published initialisation.
@@ -22,6 +24,7 @@ def create(
         model: "vit-{ti,s,b,l,h}/PATCH", or a `ModelConfig`, which overrides the other sizes.
         image_size: edge, or height and width, in pixels.
         channels: channels of an image.
+        objective: mask and target; none: the published ones.
         seed: seed of the initial weights; the global generator is not changed.
 
     Raises:
@@ -35,4 +38,4 @@ def create(
     )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return MaskedAutoencoder(config)
+        return MaskedAutoencoder(config, objective)

@@ -54,7 +54,8 @@ class Plan(NamedTuple):
     def kept_bytes(self) -> int:
         """Activation bytes per image kept for the backward pass."""
         every = self.config.checkpoint_every
-        return kept_bytes(self.config.model, **self._arithmetic, checkpoint_every=every)
+        model, objective = self.config.model, self.config.objective
+        return kept_bytes(model, objective, **self._arithmetic, checkpoint_every=every)
 
     @property
     def recomputed_bytes(self) -> int:
@@ -62,7 +63,8 @@ class Plan(NamedTuple):
         every = self.config.checkpoint_every
         if every is None:
             return 0
-        return recomputed_bytes(self.config.model, **self._arithmetic, checkpoint_every=every)
+        model, objective = self.config.model, self.config.objective
+        return recomputed_bytes(model, objective, **self._arithmetic, checkpoint_every=every)
 
     @property
     def _arithmetic(self) -> dict[str, bool]:
@@ -72,9 +74,11 @@ class Plan(NamedTuple):
     @property
     def step_flops(self) -> int:
         """FLOPs per image in a step, averaged over the run if the image size grows."""
-        every = self.config.checkpoint_every
+        every, objective = self.config.checkpoint_every, self.config.objective
         parts = stage_models(self.config)
-        return round(sum(share * step_flops(m, checkpoint_every=every) for m, share in parts))
+        return round(
+            sum(share * step_flops(m, objective, checkpoint_every=every) for m, share in parts)
+        )
 
     @property
     def picture_bytes(self) -> int:

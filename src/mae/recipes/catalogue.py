@@ -16,6 +16,7 @@ from mae.config.run import (
     FitConfig,
     MixConfig,
     ModelConfig,
+    ObjectiveConfig,
     OptimConfig,
     PretrainConfig,
 )
@@ -61,8 +62,8 @@ DEMO = PretrainConfig(
         decoder_width=64,
         decoder_depth=2,
         decoder_heads=2,
-        target_eps=1e-3,
     ),
+    objective=ObjectiveConfig(target_eps=1e-3),
     epochs=15,
     batch=64,
     micro_batch=32,  # two side by side on two cores

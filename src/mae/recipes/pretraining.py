@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mae.config.run import AugmentConfig, ModelConfig, OptimConfig, PretrainConfig
+from mae.config.run import AugmentConfig, ObjectiveConfig, OptimConfig, PretrainConfig
 from mae.recipes.recipe import NOT_FP16, OURS, Family
 
 _CODE = "published code, main_pretrain.py"
@@ -24,10 +24,11 @@ _PAPER = Family(
     sources={
         "epochs": "paper, Table 3",
         "model": "published code, models_mae.py",
+        "objective": "published code, models_mae.py",
         "model.decoder_depth": "paper, Table 1a",
         "model.decoder_width": "paper, Table 1b",
-        "model.normalize_target": "paper, Table 3",
-        "model.mask_ratio": "paper, Table 1f",
+        "objective.normalize_target": "paper, Table 3",
+        "objective.mask_ratio": "paper, Table 1f",
         "optim.eps": _CODE,
         "optim.min_lr": _CODE,
         "optim.min_lr_scaled": _CODE,
@@ -38,12 +39,12 @@ _PAPER = Family(
 )
 _ABLATION = replace(
     _PAPER,
-    config=replace(_PAPER.config, model=ModelConfig(normalize_target=False)),
+    config=replace(_PAPER.config, objective=ObjectiveConfig(normalize_target=False)),
     about="{model}, {epochs} epochs, plain pixels: the paper's default",
     sources={
         **_PAPER.sources,
         "epochs": "paper, Table 1",
-        "model.normalize_target": "paper, Table 1d",
+        "objective.normalize_target": "paper, Table 1d",
     },
 )
 _FACEBOOK = replace(
@@ -51,8 +52,8 @@ _FACEBOOK = replace(
     source=_NOTES,
     sources={
         **_PAPER.sources,
-        **dict.fromkeys(("epochs", "model.normalize_target"), _NOTES),
-        **dict.fromkeys(("model.mask_ratio", "optim.betas", "optim.clip_norm"), _CODE),
+        **dict.fromkeys(("epochs", "objective.normalize_target"), _NOTES),
+        **dict.fromkeys(("objective.mask_ratio", "optim.betas", "optim.clip_norm"), _CODE),
         "precision": NOT_FP16,
     },
 )

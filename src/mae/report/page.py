@@ -11,6 +11,7 @@ from typing import Any
 from xml.etree.ElementTree import Element, tostring
 
 from mae.atomic import write_atomic
+from mae.config.run import PretrainConfig
 from mae.report.figures import Series, element, line_chart, png_data_uri
 from mae.report.reconstruction import STAGES, caption_of, evenly, read_stages
 from mae.report.run import RunFacts, headline, read_run
@@ -136,7 +137,8 @@ def _film(run: RunFacts) -> Iterable[Element]:
         size = {"width": image.width, "height": image.height}
         cells.append(element("span", label))
         cells.append(element("img", src=png_data_uri(image), alt=label, **size))
-    yield element("p", caption_of(run.config.model), class_="quiet")
+    assert isinstance(run.config, PretrainConfig)
+    yield element("p", caption_of(run.config.model, run.config.objective), class_="quiet")
     yield element("div", *cells, class_="film")
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mae.atomic import write_atomic
 from mae.config.model import ModelConfig
+from mae.config.objective import ObjectiveConfig
 from mae.errors import DataError
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.normalize import denormalize_pixels
@@ -71,7 +72,8 @@ def reconstruction_panels(model: MaskedAutoencoder, images: Tensor, *, noise: Te
     # Select drawn pixels, so that visible patches equal the original bit by bit.
     masked = np.where(is_hidden, np.uint8(GREY), original)
     pasted = np.where(is_hidden, prediction, original)
-    return Panels(np.stack([original, masked, prediction, pasted], axis=1), caption_of(config))
+    cells = np.stack([original, masked, prediction, pasted], axis=1)
+    return Panels(cells, caption_of(config, model.objective))
 
 
 def _for_display(stored: Tensor, predicted: Tensor, config: ModelConfig) -> tuple[Pixels, Pixels]:
@@ -93,12 +95,12 @@ def _for_display(stored: Tensor, predicted: Tensor, config: ModelConfig) -> tupl
     return pixels(stored), pixels(predicted)
 
 
-def caption_of(config: ModelConfig) -> str:
+def caption_of(config: ModelConfig, objective: ObjectiveConfig) -> str:
     """Describe where a drawing differs from the pixels that a model predicts."""
     said = []
-    if config.normalize_target:
+    if objective.normalize_target:
         said.append(
-            "This model predicts pixels normalised by their own patch: the mean and deviation of "
+            "This model predicts pixels normalised by their own patch: the mean and std of "
             "each drawn patch are those of the original, hidden ones included."
         )
     if config.channels == 2:

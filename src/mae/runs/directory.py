@@ -12,6 +12,7 @@ from platform import python_version
 from typing import Any, NamedTuple
 
 from mae.atomic import remove_stale_temporaries, write_json_atomic
+from mae.config.serialize import with_current_names
 from mae.errors import ConfigError
 
 FREE_ON_RESUME = frozenset(
@@ -128,7 +129,8 @@ def read_record(path: Path) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(file.read_bytes())
-        return {**record, "config": {**record["config"]}, "data": {**record["data"]}}
+        config = with_current_names({**record["config"]})
+        return {**record, "config": config, "data": {**record["data"]}}
     except (ValueError, KeyError, TypeError):
         raise ConfigError(
             f"{file}: is no record of a run; restore it, or choose another folder with --out"

@@ -81,7 +81,8 @@ def _images_a_second(
     if config.minutes is not None:
         return images / (60 * config.minutes)
     device = next(model.parameters()).device
-    work = images * sum(share * step_flops(m) for m, share in stage_models(config))
+    parts = stage_models(config)
+    work = images * sum(share * step_flops(m, config.objective) for m, share in parts)
     worth = work >= _WORTH_FLOPS or run.record["num_steps"] >= _WORTH_STEPS
     if device.type != "cpu" or not worth:
         return math.nan
@@ -110,7 +111,8 @@ def _advice(run: RunInProgress, config: PretrainConfig, enough: Enough, rate: fl
     out, hours = f"{run.rundir.path}-longer", steps * batch / rate / 3600
     options = {"batch": batch, "steps": steps, "lr": f"{lr:.3g}", "out": out}
     dropped = set(_OVERRIDDEN)
-    work, least = step_flops(config.model), step_flops(model_config(SMALL, image_size=SMALL_SIZE))
+    small = model_config(SMALL, image_size=SMALL_SIZE)
+    work, least = (step_flops(model, config.objective) for model in (config.model, small))
     if hours > PATIENCE and least < work:
         hours *= least / work
         options |= {"model": SMALL, "image-size": SMALL_SIZE}

@@ -156,7 +156,9 @@ def few_pictures(
     if device.type != "cpu":
         return config
     views = config.views_per_decode
-    wanted = max(2, views, int((flops or _PROBED_FLOPS) // step_flops(config.model)))
+    wanted = max(
+        2, views, int((flops or _PROBED_FLOPS) // step_flops(config.model, config.objective))
+    )
     pictures = min(config.batch, wanted // views * views)
     micro_batch = config.fixed_micro_batch or config.batch
     side_by_side = min(torch.get_num_threads(), -(-config.batch // micro_batch))

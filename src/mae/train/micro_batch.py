@@ -114,8 +114,10 @@ def _picture_bytes(config: PretrainConfig | FinetuneConfig, *, on_cpu: bool) -> 
         # The whole batch is normalised and mixed before it is split.
         picture = classifier_bytes(model, **how, checkpoint_every=every)
         return stored + 2 * values * FLOAT32, picture
-    kept = kept_bytes(model, **how, checkpoint_every=every) + values * FLOAT32
-    return stored, kept + (recomputed_bytes(model, **how, checkpoint_every=every) if every else 0)
+    kept = kept_bytes(model, config.objective, **how, checkpoint_every=every) + values * FLOAT32
+    if every:
+        kept += recomputed_bytes(model, config.objective, **how, checkpoint_every=every)
+    return stored, kept
 
 
 def largest_that_fits(fits: Callable[[int], bool], *, start: int) -> int | None:

@@ -183,7 +183,7 @@ def look_ahead(
         say: prints one line for the user.
     """
     plan = batch_plan(config, source, kind)
-    model = create(config.model, seed=config.seed)
+    model = create(config.model, objective=config.objective, seed=config.seed)
     device = choose_device(config.device)
     config = settle_precision(config, has_bf16=has_bf16(device))
     micro_batch = config.fixed_micro_batch or config.batch

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple, Unpack
 
 from mae.config.model import ModelConfig, PixelConfig, hidden_width
+from mae.config.objective import ObjectiveConfig
 from mae.config.sizes import SIZES, model_config
 from mae.errors import WeightsError
 from mae.weights.formats.name_table import NOWHERE
@@ -24,6 +25,9 @@ _PUBLISHED = [model_config(f"{name}/16") for name in SIZES]
 # ViT-Small of OpenMMLab and of timm before 0.4: as wide as ViT-B, with 8 heads of width 96.
 _OTHERS = {(768, 8, 2304): 8}
 
+OBJECTIVE = tuple(f.name for f in fields_of(ObjectiveConfig))
+"""Names of the inferred fields that belong to the objective; the rest are of the model."""
+
 SQUARE = "by its shapes, assumed square"
 ASSUMED = "assumed"
 
@@ -32,7 +36,7 @@ class Known(NamedTuple):
     """Inferred fields of a network and their sources."""
 
     fields: dict[str, Any]
-    """Fields of `ModelConfig`, without numbers of heads that are unknown."""
+    """Fields of `ModelConfig` and `ObjectiveConfig`, without numbers of heads that are unknown."""
     how: dict[str, str]
     """Source of each field: described, by its shapes, by config.json, as given, assumed."""
     unsaid: tuple[str, ...] = ()
@@ -56,6 +60,9 @@ def read_fields(raw: RawWeights, **given: Unpack[Given]) -> Known:
         _require_held(raw, model)
         names = [f.name for f in fields_of(model) if raw.has_decoder or "decoder" not in f.name]
         fields = {name: getattr(model, name) for name in names}
+        if raw.has_decoder:
+            objective = raw.description.objective or ObjectiveConfig()
+            fields |= {name: getattr(objective, name) for name in OBJECTIVE}
         _require_agreement(raw, asked, fields)
         return Known(fields, dict.fromkeys(fields, "described"))
     by_shape = _by_shapes(raw, grid=asked.get("grid"))
@@ -106,7 +113,14 @@ def config_of(
             f"({', '.join(OPTIONS[name] for name in unknown)})"
         )
     notes = [*raw.notes, *raw.facts.notes, *guesses(raw, known)]
-    return _with_crop_pct(raw, ModelConfig(**known.fields), crop_pct, notes)
+    fields = {name: value for name, value in known.fields.items() if name not in OBJECTIVE}
+    return _with_crop_pct(raw, ModelConfig(**fields), crop_pct, notes)
+
+
+def objective_of(raw: RawWeights, **given: Unpack[Given]) -> ObjectiveConfig:
+    """Return the mask and target of the weights; unknown fields have their defaults."""
+    known = read_fields(raw, **given).fields
+    return ObjectiveConfig(**{name: known[name] for name in OBJECTIVE if name in known})
 
 
 def _with_crop_pct(

@@ -10,7 +10,7 @@ from typing import Generic, NamedTuple, TypeVar, Unpack
 import torch
 from torch import nn
 
-from mae.config.run import ChannelRule, ModelConfig
+from mae.config.run import ChannelRule, ModelConfig, ObjectiveConfig
 from mae.config.sizes import size_name
 from mae.errors import WeightsError
 from mae.model.autoencoder import MaskedAutoencoder
@@ -19,13 +19,20 @@ from mae.model.encoder import Encoder
 from mae.runs.directory import differences
 from mae.weights.adapt_shape import adapt
 from mae.weights.given import OPTIONS, Given
-from mae.weights.infer_config import ASSUMED, Known, config_of, guesses, read_fields
+from mae.weights.infer_config import (
+    ASSUMED,
+    OBJECTIVE,
+    Known,
+    config_of,
+    guesses,
+    objective_of,
+    read_fields,
+)
 from mae.weights.load_state import fill
 from mae.weights.read import RawWeights, read_weights
 
 # Model fields that a new run may change when it starts from weights.
-_FREE = {"image_size", "channels", "mask_ratio", "normalize_target", "target_eps", "pixels",
-         "crop_pct"}  # fmt: skip
+_FREE = {"image_size", "channels", "pixels", "crop_pct", *OBJECTIVE}
 
 # Options of a run that set fields unknown from the weights.
 _OF_RUN = {
@@ -96,10 +103,11 @@ def open_model(
             "reconstruction is not"
         )
     config, notes = config_of(raw, crop_pct=crop_pct, **given)
+    objective = objective_of(raw, **given)
     with torch.device("meta"):
-        model = MaskedAutoencoder(config)
+        model = MaskedAutoencoder(config, objective)
     if allowed:
-        model = create(config)
+        model = create(config, objective=objective)
     fresh = fill(model, raw, allow_missing=allowed)
     taken = ("encoder", "decoder")
     notes.append(taken_note(raw, config, taken=taken))
@@ -151,6 +159,7 @@ def initial_model(
     path: str | Path,
     config: ModelConfig,
     *,
+    objective: ObjectiveConfig | None = None,
     seed: int = 0,
     init_channels: ChannelRule | None = None,
     followed: bool = False,
@@ -160,8 +169,9 @@ def initial_model(
 
     Args:
         path: as for `load`.
-        config: the model to train. Its sizes must match the weights; image size, channels, mask
-            ratio and target may differ.
+        config: the model to train. Its sizes must match the weights; image size and channels may
+            differ.
+        objective: mask and target of the run; those of the weights may differ.
         seed: seed of a new decoder.
         init_channels: how to adapt weights with another number of channels, see `adapt`.
         followed: whether the config was made from these weights and its assumptions are already
@@ -192,7 +202,7 @@ def initial_model(
     raw = raw._replace(tensors=tensors)
     notes = [] if followed else [*raw.notes, *raw.facts.notes, *_as_the_run(raw, known, config)]
     notes += adapted
-    model = create(config, seed=seed)
+    model = create(config, objective=objective, seed=seed)
     fill(model.encoder, raw, prefix="encoder.")
     taken = ("encoder", "decoder")
     notes.append(taken_note(raw, config, taken=taken))

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mae.config.model import ModelConfig
 from mae.config.serialize import from_dict
 from mae.errors import ConfigError, WeightsError
 from mae.runs.checkpoint import latest_checkpoint
@@ -212,8 +211,9 @@ def _neighbour(file: Path) -> Description | None:
     record = read_record(run)
     if record is None:
         raise WeightsError(f"{file}: is of a run without run.json; put it back")
-    model = from_dict(ModelConfig, record["config"]["model"], where=str(RunDir(run).record))
+    known = {n: record["config"][n] for n in ("model", "objective") if n in record["config"]}
+    said = from_dict(Description, known, where=str(RunDir(run).record))
     if "class_names" in record:
         names, pool = tuple(record["class_names"]), record["config"]["pool"]
-        return ClassifierDescription(model=model, class_names=names, pool=pool)
-    return Description(model=model)
+        return ClassifierDescription(model=said.model, class_names=names, pool=pool)
+    return said

@@ -12,7 +12,7 @@ from mae.config.run import ModelConfig, PretrainConfig, settle_crop_pct
 from mae.config.sizes import SIZES
 from mae.errors import ConfigError
 from mae.weights.given import Given
-from mae.weights.infer_config import config_of
+from mae.weights.infer_config import config_of, objective_of
 from mae.weights.read import read_weights
 
 
@@ -66,7 +66,10 @@ def follow(
     asked = {"image_size": size, "crop_pct": config.model.crop_pct}
     model = dataclasses.replace(stored, **asked, **decoder)  # type: ignore[arg-type]
     model = settle_crop_pct(model, config.augment, of_weights=stored)
-    return dataclasses.replace(config, model=model, follow_weights=False, resize=None)
+    objective = objective_of(raw, **given)
+    return dataclasses.replace(
+        config, model=model, objective=objective, follow_weights=False, resize=None
+    )
 
 
 def _decoder_of(model: ModelConfig) -> dict[str, int]:

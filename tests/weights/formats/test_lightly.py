@@ -44,7 +44,7 @@ def test_its_names_are_read_whatever_they_are_wrapped_in(tmp_path: Path, prefix:
     assert len(own) == 50
     assert torch.equal(own["encoder.norm.bias"], tensors[f"{prefix}backbone.vit.norm.bias"])
     assert torch.equal(own["decoder.pred.bias"], tensors[f"{prefix}decoder.decoder_pred.bias"])
-    assert not model.config.normalize_target
+    assert not model.objective.normalize_target
     assert "a target of plain pixels (--normalize-target)" in notes[0]
     assert "took the encoder and decoder" in notes[1]
     assert "left unused, 3 tensors: no part of a masked autoencoder" in notes[2]

@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard
 from safetensors import safe_open
 
 from mae.config.model import ModelConfig, PixelConfig
+from mae.config.objective import ObjectiveConfig
 from mae.config.serialize import to_dict
 from mae.errors import ConfigError, WeightsError
 from mae.model.autoencoder import MaskedAutoencoder
@@ -34,20 +35,37 @@ CONFIG = ModelConfig(
     decoder_depth=1,
     decoder_heads=4,
     mlp_ratio=3.0,
-    mask_ratio=0.6,
-    normalize_target=False,
     pixels=PixelConfig(dtype="uint16", mean=(0.1, 0.2), std=(0.3, 0.4)),
 )
+OBJECTIVE = ObjectiveConfig(mask_ratio=0.6, normalize_target=False, target_eps=1e-3)
 
 
 @pytest.fixture
 def model() -> MaskedAutoencoder:
-    return create(CONFIG, seed=1)
+    return create(CONFIG, objective=OBJECTIVE, seed=1)
 
 
 def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
     mine, yours = a.state_dict(), b.state_dict()
     return mine.keys() == yours.keys() and all(torch.equal(mine[n], yours[n]) for n in mine)
+
+
+def test_a_folder_of_version_0_1_is_read(tmp_path: Path, model: MaskedAutoencoder) -> None:
+    save(model, tmp_path)
+    said = json.loads((tmp_path / "config.json").read_bytes())
+    said["model"] |= said.pop("objective")
+    (tmp_path / "config.json").write_text(json.dumps(said))
+
+    again = load(tmp_path)
+
+    assert (again.config, again.objective) == (CONFIG, OBJECTIVE)
+
+
+def test_an_encoder_has_no_objective(tmp_path: Path, model: MaskedAutoencoder) -> None:
+    save(model.encoder, tmp_path)
+
+    assert json.loads((tmp_path / "config.json").read_bytes())["objective"] is None
+    assert load_encoder(tmp_path).config == CONFIG
 
 
 def test_folder_round_trip_is_bitwise_and_keeps_the_configuration(
@@ -57,7 +75,7 @@ def test_folder_round_trip_is_bitwise_and_keeps_the_configuration(
 
     again = load(tmp_path / "a" / "weights")
 
-    assert again.config == CONFIG
+    assert (again.config, again.objective) == (CONFIG, OBJECTIVE)
     assert same(again, model)
     assert same(load_encoder(tmp_path / "a" / "weights"), model.encoder)
 

@@ -150,7 +150,7 @@ def test_the_target_is_read_from_the_config_that_lies_beside(
 
     model, notes = open_model(path)
 
-    assert model.config.normalize_target is value
+    assert model.objective.normalize_target is value
     assert "--normalize-target" not in notes[0] and "took the encoder and decoder" in notes[1]
 
 

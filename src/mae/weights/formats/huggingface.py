@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mae.atomic import write_atomic, write_json_atomic
 from mae.config.model import ModelConfig, PixelConfig, hidden_width
+from mae.config.objective import ObjectiveConfig
 from mae.config.serialize import from_dict, to_dict
 from mae.errors import ConfigError, WeightsError
 from mae.weights.formats.name_table import Facts, Layout, Table, spelled, split_qkv
@@ -199,13 +200,14 @@ def refuses(description: Description, names: Collection[str]) -> str | None:
         return "it classifies the cls token, this model the mean of the patches (fc_norm)"
     if not any(name.startswith("decoder.") for name in names):
         return None
-    if model.target_eps != 1e-6:
-        return f"its target has an eps of 1e-6, that of this model {model.target_eps:g}"
-    kept = int(model.num_patches * (1 - model.mask_ratio))
-    if kept != model.num_keep:
+    objective, L = description.objective or ObjectiveConfig(), model.num_patches
+    if objective.target_eps != 1e-6:
+        return f"its target has an eps of 1e-6, that of this model {objective.target_eps:g}"
+    theirs, ours = int(L * (1 - objective.mask_ratio)), objective.num_keep(L)
+    if theirs != ours:
         return (
-            f"it keeps {kept} of {model.num_patches} patches at a mask ratio of "
-            f"{model.mask_ratio}, this model {model.num_keep} (decision 0003)"
+            f"it keeps {theirs} of {L} patches at a mask ratio of {objective.mask_ratio}, this "
+            f"model {ours} (decision 0003)"
         )
     return None
 
@@ -219,7 +221,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], *, description: Description
         description: of a model for which `refuses` returns None.
     """
     decodes = any(name.startswith("decoder.") for name in tensors)
-    config: dict[str, Any] = to_dict(_config(description.model))
+    config: dict[str, Any] = to_dict(_config(description.model, description.objective))
     config["image_size"] = config["image_size"][0]
     if isinstance(description, ClassifierDescription):
         kind, sort = "ViTForImageClassification", "vit"
@@ -238,7 +240,8 @@ def write(path: Path, tensors: Mapping[str, Tensor], *, description: Description
     write_atomic(path / TENSORS, to_safetensors(named, {"format": "pt"}))
 
 
-def _config(model: ModelConfig) -> _Config:
+def _config(model: ModelConfig, objective: ObjectiveConfig | None) -> _Config:
+    objective = objective or ObjectiveConfig()
     return _Config(
         hidden_size=model.width,
         num_hidden_layers=model.depth,
@@ -252,8 +255,8 @@ def _config(model: ModelConfig) -> _Config:
         decoder_hidden_size=model.decoder_width,
         decoder_num_hidden_layers=model.decoder_depth,
         decoder_intermediate_size=hidden_width(model.decoder_width, model.mlp_ratio),
-        mask_ratio=model.mask_ratio,
-        norm_pix_loss=model.normalize_target,
+        mask_ratio=objective.mask_ratio,
+        norm_pix_loss=objective.normalize_target,
     )
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mae.atomic import write_atomic, write_json_atomic
 from mae.config.model import ModelConfig
+from mae.config.objective import ObjectiveConfig
 from mae.config.serialize import from_dict, to_dict
 from mae.config.sizes import size_name
 from mae.errors import WeightsError
@@ -47,6 +48,8 @@ class Description:
     """Name and version of the library that wrote it."""
     model: ModelConfig
     """The network and its pixel scaling."""
+    objective: ObjectiveConfig | None = None
+    """Mask and target of the pre-training; none: the weights have no decoder."""
     facts: dict[str, object] = field(default_factory=dict)
     """Provenance of the weights: recipe, data, steps ..."""
 
@@ -101,7 +104,8 @@ def save(
     Raises:
         ConfigError: if it cannot be written.
     """
-    description = Description(model=model.config, facts=dict(facts or {}))
+    objective = model.objective if isinstance(model, MaskedAutoencoder) else None
+    description = Description(model=model.config, objective=objective, facts=dict(facts or {}))
     return write_folder(Path(folder), description, tensors_of(model))
 
 

@@ -155,7 +155,8 @@ def _open(
         raise WeightsError(f"pool: no effect, no head is taken from {raw.path}; leave it out")
     if raw.has_decoder and not encoder_only:
         model, notes = open_model(path, allow_missing=allow_missing, **given)
-        return _Content(model, Description(model=model.config, facts=facts), notes)
+        said = Description(model=model.config, objective=model.objective, facts=facts)
+        return _Content(model, said, notes)
     if is_classifier:
         (classifier, names), notes = open_classifier(path, pool=pool, **given)
         said = ClassifierDescription(
@@ -191,10 +192,10 @@ def _same(a: _Content, b: _Content) -> bool:
 
 
 def _told(description: Description, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    fields = asdict(description.model)
+    fields = asdict(description.model) | {"objective": description.objective}
     if not any(name.startswith("decoder.") for name in tensors):
-        targets = {"mask_ratio", "normalize_target", "target_eps"}
-        fields = {n: v for n, v in fields.items() if "decoder" not in n and n not in targets}
+        unused = {n for n in fields if "decoder" in n} | {"objective"}
+        fields = {n: v for n, v in fields.items() if n not in unused}
     if isinstance(description, ClassifierDescription):
         fields |= {"class_names": description.class_names, "pool": description.pool}
     return fields

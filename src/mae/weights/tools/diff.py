@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mae.config.model import ModelConfig
+from mae.config.objective import ObjectiveConfig
 from mae.config.serialize import to_dict
 from mae.errors import WeightsError
 from mae.model.masking import random_masking
@@ -119,7 +120,7 @@ def diff(
     except WeightsError as error:
         notes.append(f"what they do is not compared: {error}")
     else:
-        fields, assumed = _fields_apart(one.config, two.config), [*one.assumed, *two.assumed]
+        fields, assumed = _fields_apart(one, two), [*one.assumed, *two.assumed]
         outputs, notes = _outputs_apart(one, two)
     return Difference(
         a=str(raws[0].path),
@@ -141,6 +142,7 @@ class _Opened(NamedTuple):
     assumed: list[str]
     give: Callable[[Tensor, Tensor], dict[str, Tensor]]
     """Computes the outputs to compare, by name, from normalised images and a mask."""
+    objective: ObjectiveConfig = ObjectiveConfig()
 
 
 def _open(
@@ -165,7 +167,7 @@ def _open(
         pictures = denormalize_pixels(filled, model.config.pixels)
         return {"features": model.encoder(images), "reconstruction": pictures}
 
-    return _Opened(model.config, assumed, give)
+    return _Opened(model.config, assumed, give, model.objective)
 
 
 @torch.inference_mode()
@@ -179,7 +181,7 @@ def _outputs_apart(a: _Opened, b: _Opened) -> tuple[list[Apart], list[str]]:
     C, (H, W), L = a.config.channels, a.config.image_size, a.config.num_patches
     pictures = torch.rand(IMAGES, C, H, W, generator=generator)  # pixel values in [0, 1]
     noise = torch.rand(IMAGES, L, generator=generator)
-    mask = random_masking(noise, num_keep=a.config.num_keep).mask
+    mask = random_masking(noise, num_keep=a.objective.num_keep(L)).mask
     one, two = (
         side.give(normalize_pixels(pictures, replace(side.config.pixels, dtype="float32")), mask)
         for side in (a, b)
@@ -190,8 +192,8 @@ def _outputs_apart(a: _Opened, b: _Opened) -> tuple[list[Apart], list[str]]:
     return outputs, [f"{name}: only {which} can give it" for which, name in only]
 
 
-def _fields_apart(a: ModelConfig, b: ModelConfig) -> dict[str, tuple[Any, Any]]:
-    one, two = to_dict(a), to_dict(b)
+def _fields_apart(a: _Opened, b: _Opened) -> dict[str, tuple[Any, Any]]:
+    one, two = (to_dict(side.config) | to_dict(side.objective) for side in (a, b))
     return {name: (one[name], two[name]) for name in one if one[name] != two[name]}
 
 

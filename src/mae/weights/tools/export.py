@@ -100,16 +100,17 @@ def export(
     _require_place(path, to)
     if part == "encoder":
         encoder, notes = open_encoder(weights, **given)
-        case = graph.of_encoder(encoder.eval(), dynamic=dynamic)
+        case, said = graph.of_encoder(encoder.eval(), dynamic=dynamic), {}
     else:
         model, notes = open_model(weights, **given)
         case = graph.of_full(model.eval(), dynamic=dynamic)
-    said = json.dumps({"part": part, "model": to_dict(case.config)})
+        said = {"objective": to_dict(model.objective)}
+    description = json.dumps({"part": part, "model": to_dict(case.config), **said})
     folder = path.with_name(f".tmp-{path.name}-{secrets.token_hex(4)}")
     try:
         folder.mkdir()
         write = graph.write_onnx if to == "onnx" else graph.write_torch
-        write(case, folder / path.name, description=said)
+        write(case, folder / path.name, description=description)
         found = _compared(case, folder / path.name, to=to, name=path)
         size = sum(file.stat().st_size for file in folder.iterdir())
         # A large ONNX file stores its values in a second file; the file that refers to it is

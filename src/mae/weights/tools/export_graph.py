@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from mae.config.model import ModelConfig, num_keep
+from mae.config.model import ModelConfig
+from mae.config.objective import num_keep
 from mae.errors import ConfigError
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.encoder import Encoder
@@ -70,7 +71,7 @@ def of_full(model: MaskedAutoencoder, *, dynamic: bool) -> Case:
             for every image size.
     """
     config = model.config
-    share = _share_kept(config) if dynamic else None
+    share = _share_kept(model.objective.mask_ratio) if dynamic else None
     sizes = _Sizes(config, dynamic=dynamic, share=share)
 
     def eager(images: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
@@ -105,7 +106,7 @@ class _Full(nn.Module):
         h, w = noise.shape[1:]
         # Integer arithmetic, which graphs support for symbolic h and w.
         kept = (
-            self.model.config.num_keep
+            self.model.objective.num_keep(self.model.config.num_patches)
             if self.share is None
             else h * w * self.share.numerator // self.share.denominator
         )
@@ -145,17 +146,17 @@ def _images(config: ModelConfig, batch: int, grid: tuple[int, int]) -> Tensor:
     return torch.randn(batch, config.channels, *size, generator=generator)
 
 
-def _share_kept(config: ModelConfig) -> Fraction:
+def _share_kept(mask_ratio: float) -> Fraction:
     """Return the kept fraction of patches for which integer and float arithmetic agree."""
-    share = Fraction(1 - config.mask_ratio).limit_denominator(10_000)
+    share = Fraction(1 - mask_ratio).limit_denominator(10_000)
     wrong = [
         L
         for L in range(4, LARGEST_GRID**2 + 1)
-        if L * share.numerator // share.denominator != num_keep(L, config.mask_ratio)
+        if L * share.numerator // share.denominator != num_keep(L, mask_ratio)
     ]
     if wrong:
         raise ConfigError(
-            f"mask_ratio: what {config.mask_ratio} keeps of {wrong[0]} patches cannot be counted "
+            f"mask_ratio: what {mask_ratio} keeps of {wrong[0]} patches cannot be counted "
             "in whole numbers; export without --dynamic, or the encoder alone"
         )
     return share
