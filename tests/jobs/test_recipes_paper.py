@@ -11,9 +11,9 @@ LINES = [row[0] for row in ROWS if len(row) == 1]
 
 
 def test_the_table_fits_a_terminal_of_a_hundred_columns() -> None:
-    from mae.cli.main import _table
+    from mae.report.tables import align
 
-    assert max(map(len, _table(ROWS).splitlines())) <= 100
+    assert max(map(len, align(ROWS).splitlines())) <= 100
 
 
 def test_every_result_is_shown_with_its_commands() -> None:

@@ -11,19 +11,19 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from inspect import getdoc
 from io import TextIOWrapper
-from itertools import zip_longest
 
 from mae import __version__
 from mae.cli.help import help_text
 from mae.cli.options import is_on, nearest, options_of, read_words
 from mae.cli.verbs.every import GROUPS, VERBS, Verb
-from mae.cli.verbs.shown import MULTI_PROCESS_VERBS
+from mae.cli.verbs.shared import MULTI_PROCESS_VERBS
 from mae.errors import INSTALL, ConfigError, MaeError
 from mae.parallel.processes import require_single_process, this_process
+from mae.report.tables import align, report_of
 from mae.runs.signals import INTERRUPTED, Stopped
 
 _HELP = frozenset(("-h", "--help"))
@@ -107,10 +107,10 @@ def _run(words: list[str]) -> int:
     if verb.name not in MULTI_PROCESS_VERBS:
         require_single_process(verb.name)
     as_json, _ = named.pop("json", False), named.pop("traceback", False)
-    shown = verb.run(*values, **named)
+    report = report_of(verb.run(*values, **named))
     if _is_first():
-        print(json.dumps(shown.values, default=str) if as_json else _table(shown.rows))
-    return shown.exit_code
+        print(json.dumps(report.values, default=str) if as_json else align(report.rows))
+    return report.exit_code
 
 
 def _find_verb(words: list[str]) -> Verb | None:
@@ -133,14 +133,5 @@ def _short_help() -> str:
     lines = ["usage: mae VERB [NAME] [--option value | option=value]"]
     for group, verbs in GROUPS.items():
         about = [(f"  {verb.name}", f"{getdoc(verb.run)}".splitlines()[0]) for verb in verbs]
-        lines += ["", group, _table(about)]
+        lines += ["", group, align(about)]
     return "\n".join([*lines, "", "mae VERB --help lists the options of a verb."])
-
-
-def _table(rows: Iterable[Sequence[str]]) -> str:
-    """Align columns with spaces; a row of one cell is a plain line of text."""
-    table = list(rows)
-    columns = zip_longest(*(row for row in table if len(row) > 1), fillvalue="")
-    widths = [max(map(len, column)) for column in columns] or [0]
-    padded = [[cell.ljust(width) for cell, width in zip(r, widths, strict=False)] for r in table]
-    return "\n".join("  ".join(cells).rstrip() for cells in padded)

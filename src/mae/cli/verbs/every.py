@@ -8,14 +8,13 @@ from types import ModuleType
 from typing import NamedTuple
 
 from mae.cli.verbs import images, looking, training, using, weights
-from mae.cli.verbs.shown import Shown
 
 
 class Verb(NamedTuple):
     """A verb of the command and its function."""
 
     name: str
-    run: Callable[..., Shown]
+    run: Callable[..., object]
 
 
 def _verbs_of(*modules: ModuleType) -> list[Verb]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mae.cli.verbs.shown import Shown, shown
 from mae.config.run import PretrainConfig
 from mae.recipes.custom import build_config
 from mae.weights.given import Given
@@ -17,7 +16,7 @@ def data_inspect(
     out: Path | None = None,
     quarantine: Path | None = None,
     quiet: bool = False,
-) -> Shown:
+) -> object:
     """Report what a folder of images holds, what is broken, and what a run needs.
 
     Args:
@@ -28,8 +27,7 @@ def data_inspect(
     """
     from mae.jobs.data_inspect import inspect_data
 
-    result = inspect_data(folder, limit=limit, out=out, quarantine=quarantine, quiet=quiet)
-    return Shown(result.values(), result.rows())
+    return inspect_data(folder, limit=limit, out=out, quarantine=quarantine, quiet=quiet)
 
 
 def data_pack(
@@ -40,7 +38,7 @@ def data_pack(
     quality: int | None = None,
     raw: int | None = None,
     quiet: bool = False,
-) -> Shown:
+) -> object:
     """Pack images into shards for fast random reads; resumes where it was stopped.
 
     Images with new names are added to a finished pack. Files are stored byte for byte, unless
@@ -55,10 +53,10 @@ def data_pack(
     from mae.jobs.data_pack import asked_form, pack
 
     form = asked_form(short_side=short_side, quality=quality, raw=raw)
-    return shown(pack(data, dst, form=form, quiet=quiet))
+    return pack(data, dst, form=form, quiet=quiet)
 
 
-def data_verify(pack: Path, *, quiet: bool = False) -> Shown:
+def data_verify(pack: Path, *, quiet: bool = False) -> object:
     """Read a whole pack, compare every digest, and name the damaged images.
 
     Args:
@@ -66,7 +64,7 @@ def data_verify(pack: Path, *, quiet: bool = False) -> Shown:
     """
     from mae.jobs.data_verify import verify
 
-    return shown(verify(pack, quiet=quiet))
+    return verify(pack, quiet=quiet)
 
 
 def bench(
@@ -79,7 +77,7 @@ def bench(
     config: Path | None = None,
     quiet: bool = False,
     **fields: object,
-) -> Shown:
+) -> object:
     """Measure the loader, the step and both together, and name the bottleneck of a run.
 
     Also prints how long the run would take, and what would help. The trained weights are discarded.
@@ -91,10 +89,9 @@ def bench(
     resolved = build_config(recipe, PretrainConfig, file=config, fields=fields)
     from mae.jobs.bench import bench_run
 
-    result = bench_run(
+    return bench_run(
         data, resolved, recipe=recipe, init=init, seconds=seconds, quiet=quiet, **given
     )
-    return Shown(result.values(), result.rows())
 
 
 def bench_data(
@@ -106,7 +103,7 @@ def bench_data(
     batch: int = 64,
     device: str = "auto",
     quiet: bool = False,
-) -> Shown:
+) -> object:
     """Measure how fast one core reads, decodes and crops, and name the slowest stage.
 
     Also prints how many cores keep a GPU busy.
@@ -120,7 +117,6 @@ def bench_data(
     from mae.jobs import bench_data as job
 
     config = build_config(recipe, PretrainConfig, fields={"batch": batch, "device": device})
-    result = job.bench_data(
+    return job.bench_data(
         data, config, images_per_second=images_per_second, seconds=seconds, quiet=quiet
     )
-    return Shown(result.values(), result.rows())

@@ -6,14 +6,15 @@ from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 
-from mae.cli.verbs.shown import MULTI_PROCESS_VERBS, Shown
+from mae.cli.verbs.shared import MULTI_PROCESS_VERBS
 from mae.config.run import PretrainConfig
 from mae.config.serialize import to_dict
 from mae.recipes.catalogue import RECIPES, find_recipe
 from mae.recipes.custom import build_config, recipe_toml
+from mae.report.tables import Report, report_of
 
 
-def report(*runs: Path) -> Shown:
+def report(*runs: Path) -> object:
     """Write the offline page of one or several runs: curves, images, numbers.
 
     Args:
@@ -21,31 +22,30 @@ def report(*runs: Path) -> Shown:
     """
     from mae.report.page import write_report
 
-    page = str(write_report(*runs))
-    return Shown({"report": page}, [("report", page)])
+    return {"report": write_report(*runs)}
 
 
-def recipes_list() -> Shown:
+def recipes_list() -> object:
     """List the recipes with their published results."""
     rows = list[tuple[str, ...]]()
     for kind, group in groupby(RECIPES, attrgetter("kind")):
         rows += [(kind,), *((f"  {r.name}", r.about, r.expected) for r in group), ("",)]
     keys = ("name", "about", "source", "expected")
     recipes = [{"sort": r.kind} | {key: getattr(r, key) for key in keys} for r in RECIPES]
-    return Shown({"recipes": recipes}, rows[:-1])
+    return Report({"recipes": recipes}, rows[:-1])
 
 
-def recipes_show(name: str) -> Shown:
+def recipes_show(name: str) -> object:
     """Print the fields of a recipe as TOML, which --config reads.
 
     Args:
         name: Name of the recipe.
     """
     recipe = find_recipe(name)
-    return Shown(to_dict(recipe.config), [(recipe_toml(recipe),)])
+    return Report(to_dict(recipe.config), [(recipe_toml(recipe),)])
 
 
-def recipes_diff(a: str, b: str) -> Shown:
+def recipes_diff(a: str, b: str) -> object:
     """Compare two recipes, or a run and a recipe, with the source of each number.
 
     Args:
@@ -54,17 +54,16 @@ def recipes_diff(a: str, b: str) -> Shown:
     """
     from mae.jobs.recipes_diff import recipe_diff
 
-    comparison = recipe_diff(a, b)
-    return Shown(comparison.values(), comparison.rows())
+    return recipe_diff(a, b)
 
 
-def recipes_paper() -> Shown:
+def recipes_paper() -> object:
     """Print the published results with the commands that would reproduce them."""
     from mae.jobs.recipes_paper import paper_rows, paper_values
     from mae.recipes.published import read_published
 
     published = read_published()
-    return Shown(paper_values(published), paper_rows(published))
+    return Report(paper_values(published), paper_rows(published))
 
 
 def plan(
@@ -77,7 +76,7 @@ def plan(
     config: Path | None = None,
     quiet: bool = False,
     **fields: object,
-) -> Shown:
+) -> object:
     """Estimate memory, micro-batch, time and reading cores of a pre-training run.
 
     For --gpu, or for this machine. Each line states the basis of its value. Pre-training recipes
@@ -96,17 +95,17 @@ def plan(
     with Progress(quiet=quiet) as progress:
         given = {"data": data, "gpu": gpu, "images": images, "measure": measure}
         result = job.plan(resolved, recipe=recipe, say=progress.note, **given)  # type: ignore[arg-type]
-    rows = list[tuple[str, ...]](result.rows())
+    report = report_of(result)
     if result.machine.ranks > 1 and "pretrain" not in MULTI_PROCESS_VERBS:
-        rows.append(("mae pretrain takes one process so far: this is what several would need",))
-    return Shown(result.values(), rows)
+        note = ("mae pretrain runs as one process so far; this is what several would need",)
+        report = report._replace(rows=[*report.rows, note])
+    return report
 
 
-def doctor() -> Shown:
+def doctor() -> object:
     """Check this machine: libraries, device, image decoders, disk."""
     from mae.jobs import doctor as job
 
     checks = job.doctor()
-    values = {"checks": [check._asdict() for check in checks]}
-    ok = all(check.ok for check in checks)
-    return Shown(values, [check.row() for check in checks], exit_code=0 if ok else 1)
+    exit_code = 0 if all(check.ok for check in checks) else 1
+    return Report({"checks": checks}, [check.row() for check in checks], exit_code)

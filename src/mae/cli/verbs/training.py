@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from functools import partial
 from pathlib import Path
 
-from mae.cli.verbs.shown import Shown
 from mae.config.run import FinetuneConfig, PretrainConfig
 from mae.config.serialize import to_dict
 from mae.errors import ConfigError
 from mae.recipes.custom import build_config, to_toml
+from mae.report.tables import Report
 from mae.runs.directory import RunDir
 from mae.weights.given import Given
 
 
 def demo(
     *, out: Path = Path("runs/demo"), minutes: float | None = None, quiet: bool = False
-) -> Shown:
+) -> object:
     """Pre-train on built-in images in minutes, and show what was learned.
 
     Args:
@@ -27,8 +26,7 @@ def demo(
     """
     from mae.jobs import demo as job
 
-    result = job.demo(out=out, minutes=minutes, quiet=quiet)
-    return Shown(result.values(), result.rows(), result.exit_code)
+    return job.demo(out=out, minutes=minutes, quiet=quiet)
 
 
 def pretrain(
@@ -42,7 +40,7 @@ def pretrain(
     print_config: bool = False,
     quiet: bool = False,
     **fields: object,
-) -> Shown:
+) -> object:
     """Pre-train on a folder of images; resumes an unfinished run.
 
     Args:
@@ -51,7 +49,7 @@ def pretrain(
     """
     resolved = build_config(recipe, PretrainConfig, file=config, fields=fields)
     if print_config:
-        return Shown(to_dict(resolved), [(to_toml(to_dict(resolved)),)])
+        return Report(to_dict(resolved), [(to_toml(to_dict(resolved)),)])
     if data is None:
         raise ConfigError("pretrain: expected --data, a folder of images (or fashion-mnist)")
     from mae.jobs import pretrain as job
@@ -61,10 +59,7 @@ def pretrain(
     run = ask(data=data, finished_too=False, quiet=quiet, **given)
     paths = RunDir(run.path)
     files = {"run": run.path, "weights": paths.weights, "report": paths.report}
-    loss = None if math.isnan(run.loss) else run.loss
-    values = {**files, "steps": run.num_steps, "loss": loss, "resumed": run.resumed}
-    shown = values | {"loss": f"{run.loss:.4g}"}
-    return Shown(values, [(name, str(value)) for name, value in shown.items()])
+    return {**files, "steps": run.num_steps, "loss": run.loss, "resumed": run.resumed}
 
 
 def finetune(
@@ -80,7 +75,7 @@ def finetune(
     print_config: bool = False,
     quiet: bool = False,
     **fields: object,
-) -> Shown:
+) -> object:
     """Fine-tune a classifier from weights; resumes an unfinished run.
 
     DATA holds one folder per class, of which a fifth is held out; or train/ and val/ with such
@@ -95,7 +90,7 @@ def finetune(
     """
     resolved = build_config(recipe, FinetuneConfig, file=config, fields=fields)
     if print_config:
-        return Shown(to_dict(resolved), [(to_toml(to_dict(resolved)),)])
+        return Report(to_dict(resolved), [(to_toml(to_dict(resolved)),)])
     if data is None:
         raise ConfigError("finetune: expected --data, labelled images (or fashion-mnist)")
     from mae.jobs.finetune import finetune as job
@@ -104,5 +99,4 @@ def finetune(
     one = partial(job, finished_too=False)
     run = one if seeds is None else partial(finetune_seeds, seeds=seeds)
     ask = partial(run, resolved, data=data, weights=weights, out=out, labels=labels, quiet=quiet)
-    result = ask(based_on=recipe, command=["mae", *sys.argv[1:]], **given)
-    return Shown(result.values(), result.rows())
+    return ask(based_on=recipe, command=["mae", *sys.argv[1:]], **given)

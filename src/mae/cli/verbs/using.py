@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from mae.cli.verbs.shown import HeadPool, Pool, Shown, shown
+from mae.cli.verbs.shared import HeadPool, Pool
 from mae.config.run import ModelConfig
 from mae.errors import ConfigError
 from mae.weights.given import Given
@@ -35,7 +35,7 @@ def probe(
     seed: int = 0,
     given: Given,
     quiet: bool = False,
-) -> Shown:
+) -> object:
     """Classify by neighbours or logistic regression on features, or train the last blocks.
 
     DATA holds one folder per class, of which a fifth is held out; or train/ and val/ with such
@@ -90,22 +90,21 @@ def probe(
             epochs=epochs, batch=batch, lr=lr, seed=seed, device=device
         )
         ask_paper = partial(linear_probe.paper_probe, few=few, crop_pct=crop_pct, quiet=quiet)
-        return shown(ask_paper(weights, data, config=config, given=given))
+        return ask_paper(weights, data, config=config, given=given)
     refuse_without_effect("the quick protocol", "--protocol paper", epochs=epochs, lr=lr)
     how = job.choose_method(method, k=k, temperature=temperature, seed=seed)
     rows = 64 if batch is None else batch
     settings = FeatureSettings(pool or "mean", rows, device, crop_pct, given)
     ask = partial(job.probe, settings=settings, few=few, seed=seed, quiet=quiet)
-    return shown(ask(weights, data, how))
+    return ask(weights, data, how)
 
 
-def _partial(weights: Path, data: str, **given: Any) -> Shown:
+def _partial(weights: Path, data: str, **given: Any) -> object:
     from mae.jobs.probe_partial import partial_probe
 
     if given["fields"]["pool"] == "grid":
         raise ConfigError("pool: grid has no effect on partial, expected mean or cls")
-    result = partial_probe(weights, data, command=["mae", *sys.argv[1:]], **given)
-    return Shown(result.values(), result.rows())
+    return partial_probe(weights, data, command=["mae", *sys.argv[1:]], **given)
 
 
 def evaluate(
@@ -125,7 +124,7 @@ def evaluate(
     pool: HeadPool | None = None,
     given: Given,
     quiet: bool = False,
-) -> Shown:
+) -> object:
     """Score a fine-tuned classifier, overall and per class; or its errors on ImageNet-C.
 
     DATA holds one folder per class, with the names of the classifier's classes, or splits with such
@@ -154,13 +153,12 @@ def evaluate(
             set, "another set", out=out, all_classes=all_classes or None, split=split,
             crop_pct=crop_pct,
         )  # fmt: skip
-        ask = partial(corruptions.evaluate_corruptions, settings=settings, quiet=quiet)
-        errors = ask(weights, data, predictions=predictions)
-        return Shown(errors.values(), errors.rows())
+        return corruptions.evaluate_corruptions(
+            weights, data, settings=settings, predictions=predictions, quiet=quiet
+        )
     how = {"dataset": set, "all_classes": all_classes, "split": split, "settings": settings}
     files = {"out": out, "predictions": predictions}
-    result = job.evaluate(weights, data, **how, **files, quiet=quiet)  # type: ignore[arg-type]
-    return Shown(result.values(), result.rows())
+    return job.evaluate(weights, data, **how, **files, quiet=quiet)  # type: ignore[arg-type]
 
 
 def reconstruct(
@@ -173,7 +171,7 @@ def reconstruct(
     crop_pct: float | None = None,
     given: Given,
     quiet: bool = False,
-) -> Shown:
+) -> object:
     """Draw images masked, reconstructed, and pasted together.
 
     Args:
@@ -185,7 +183,7 @@ def reconstruct(
     from mae.jobs import reconstruct as job
 
     ask = partial(job.reconstruct, mask_ratio=mask_ratio, seed=seed, device=device, quiet=quiet)
-    return shown(ask(weights, images, out=out, crop_pct=crop_pct, **given))
+    return ask(weights, images, out=out, crop_pct=crop_pct, **given)
 
 
 def embed(
@@ -199,7 +197,7 @@ def embed(
     crop_pct: float | None = None,
     given: Given,
     quiet: bool = False,
-) -> Shown:
+) -> object:
     """Write the features of every image; resumes where it was stopped.
 
     Args:
@@ -211,4 +209,4 @@ def embed(
     from mae.jobs import embed as job
 
     settings = FeatureSettings(pool, batch, device, crop_pct, given)
-    return shown(job.embed_to_file(weights, data, out=out, settings=settings, quiet=quiet))
+    return job.embed_to_file(weights, data, out=out, settings=settings, quiet=quiet)

@@ -6,11 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from mae.cli.verbs.shown import HeadPool, Shown, shown
+from mae.cli.verbs.shared import HeadPool
+from mae.report.tables import report_of
 from mae.weights.given import Given, Take
 
 
-def weights_inspect(weights: Path, *, take: Take | None = None) -> Shown:
+def weights_inspect(weights: Path, *, take: Take | None = None) -> object:
     """Report what a file or folder of weights holds, and the basis of each fact.
 
     Args:
@@ -18,7 +19,7 @@ def weights_inspect(weights: Path, *, take: Take | None = None) -> Shown:
     """
     from mae.weights.tools.inspect import inspect
 
-    return shown(inspect(weights, take=take))
+    return inspect(weights, take=take)
 
 
 def weights_convert(
@@ -30,7 +31,7 @@ def weights_convert(
     allow_missing: str | None = None,
     pool: HeadPool | None = None,
     given: Given,
-) -> Shown:
+) -> object:
     """Write weights in another layout, and verify that the model computes the same.
 
     Args:
@@ -46,12 +47,12 @@ def weights_convert(
 
     how = partial(convert, encoder_only=encoder_only, pool=pool, **given)
     allowed = allow_missing.split() if allow_missing else ()
-    return shown(how(weights, dst, to=to, allow_missing=allowed))
+    return how(weights, dst, to=to, allow_missing=allowed)
 
 
 def weights_diff(
     weights: Path, other: Path, *, pool: HeadPool | None = None, given: Given
-) -> Shown:
+) -> object:
     """Show which tensors of two weights differ, and whether both compute the same.
 
     Exits with 0 if they give the same for the same images and mask, else with 1.
@@ -64,7 +65,7 @@ def weights_diff(
     from mae.weights.tools.diff import diff
 
     result = diff(weights, other, pool=pool, **given)
-    return Shown(result.values(), result.rows(), exit_code=0 if result.same else 1)
+    return report_of(result)._replace(exit_code=0 if result.same else 1)
 
 
 def weights_export(
@@ -75,7 +76,7 @@ def weights_export(
     part: Literal["encoder", "full"] = "encoder",
     dynamic: bool = False,
     given: Given,
-) -> Shown:
+) -> object:
     """Write a network for other runtimes, and compare its outputs there with PyTorch.
 
     The encoder returns the tokens of whole images; the full model takes noise, one number per
@@ -89,10 +90,10 @@ def weights_export(
     """
     from mae.weights.tools.export import export
 
-    return shown(export(weights, dst, to=to, part=part, dynamic=dynamic, **given))
+    return export(weights, dst, to=to, part=part, dynamic=dynamic, **given)
 
 
-def weights_push(weights: Path, repo: str, *, public: bool = False) -> Shown:
+def weights_push(weights: Path, repo: str, *, public: bool = False) -> object:
     """Upload a folder of weights to the Hugging Face Hub, private unless --public.
 
     Args:
@@ -101,5 +102,4 @@ def weights_push(weights: Path, repo: str, *, public: bool = False) -> Shown:
     """
     from mae.weights.tools.push import push
 
-    url = push(weights, repo, public=public)
-    return Shown({"url": url}, [("pushed", url)])
+    return {"url": push(weights, repo, public=public)}
