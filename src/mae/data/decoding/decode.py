@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,14 +17,11 @@ from mae.data.decoding.header import BadImage as BadImage
 from mae.data.decoding.header import PagesKind as PagesKind
 from mae.data.decoding.header import PixelKind as PixelKind
 from mae.data.decoding.header import UnsupportedImage as UnsupportedImage
-from mae.data.decoding.strips import row_strips
+from mae.data.decoding.strips import by_strips, row_strips
 
 FULL_RANGE: dict[PixelDtype, float] = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}
 _ORIENTATION = 0x0112  # an EXIF tag
-# JPEG markers: APP1, fill bytes, and those without a length or not allowed in a header.
-_UNUSUAL = frozenset((0xE1, 0xFF, 0x00, 0x01, *range(0xD0, 0xDA)))
-_SCAN = 0xDA  # start of scan, which ends the header
-_SEGMENT = struct.Struct(">BBH")  # 0xFF, marker, bytes to the next segment
+_APP1 = 0xE1  # a JPEG marker
 _LUMA = (19595, 38470, 7471)  # ITU-R 601-2 luma in units of 2^-16, as in Pillow
 
 
@@ -69,7 +65,7 @@ def decode(
 def _decode_file(
     data: bytes, kind: PixelKind, *, shrink: int, warn: Callable[[str], None]
 ) -> NDArray[Any]:
-    file_format = header.format_of(data[:16])
+    file_format, channels = header.format_of(data[:16]), header.asked_channels(kind)
     space = "GRAY" if kind.channels == 1 else "RGB"
     if file_format == "JPEG" and (size := _plain_jpeg_size(data)) is not None:
         try:
@@ -77,32 +73,25 @@ def _decode_file(
                 return plain
         except ValueError:
             pass  # damage is diagnosed and reported below
-    file, channels = io.BytesIO(data), header.asked_channels(kind)
     split = header.is_deep_grey_alpha(data)
-    with header.pillow_faults(file_format):
-        if file_format == "NPY":
-            header.npy_kind(file)
+    file = io.BytesIO(header.grey_alpha_as_bytes(data) if split else data)
+    with header.opened(file, channels=channels) as found:
+        if found.layout is not None:
+            pixels = _unsigned(tiff.read_pixels(file, channels=channels))
+            orientation = found.layout.orientation
+        elif found.image is None:
             file.seek(0)
-            values: NDArray[Any] = np.load(file, allow_pickle=False)
-            return values
-        if split:
-            file = io.BytesIO(header.grey_alpha_as_bytes(data))
-        with header.opened(file, file_format) as image:
-            layout = header.layout_beyond_pillow(file, image, channels=channels)
-            if image is None or layout is not None:
-                assert layout is not None
-                whole = _unsigned(tiff.read_pixels(file, channels=channels))
-                return _upright(whole, layout.orientation)
-            header.image_kind(image)
+            return np.load(file, allow_pickle=False)  # type: ignore[no-any-return]
+        else:
             with header.libtiff_heard(file_format, warn):
                 if file_format == "JPEG":
-                    pixels = _decode_opened_jpeg(data, image, space, shrink=shrink, warn=warn)
+                    pixels = _decode_opened_jpeg(data, found.image, space, shrink=shrink, warn=warn)
                 else:
-                    pixels = _by_pillow(image, split=split)
+                    pixels = _by_pillow(found.image, split=split)
             # Read after loading: Pillow has then rotated a TIFF and reset its tag.
-            orientation = _orientation(image)
-        del image  # free Pillow's copy of the pixels before rotation makes another
-        return _upright(pixels, orientation)
+            orientation = _orientation(found.image)
+        del found  # free Pillow's copy of the pixels before rotation makes another
+    return _upright(pixels, orientation)
 
 
 def _decode_opened_jpeg(
@@ -113,57 +102,40 @@ def _decode_opened_jpeg(
     shrink: int,
     warn: Callable[[str], None],
 ) -> NDArray[Any]:
+    """Decode strictly, or without damaged header parts that do not affect the pixels."""
     if reason := jpeg.other_process(data):
         raise UnsupportedImage(reason)
-    size = image.height, image.width
-    if image.mode != "CMYK":
-        pixels = _decode_jpeg(data, space, size, shrink=shrink, warn=warn)
-        return _by_pillow(image) if pixels is None else pixels
-    inks = _decode_jpeg(data, "CMYK", size, shrink=1, warn=warn)
-    if inks is None:
-        return _by_pillow(image)
-    np.invert(inks, out=inks)  # as Pillow does for every CMYK JPEG
-    return _by_pillow(Image.frombuffer("CMYK", image.size, inks, "raw", "CMYK", 0, 1))
-
-
-def _decode_jpeg(
-    data: bytes,
-    space: str,
-    size: tuple[int, int],
-    *,
-    shrink: int,
-    warn: Callable[[str], None],
-) -> NDArray[np.uint8] | None:
-    """Decode strictly, or without damaged header parts that do not affect the pixels."""
+    inks, size = image.mode == "CMYK", (image.height, image.width)
+    space, shrink = ("CMYK", 1) if inks else (space, shrink)
     try:
-        return jpeg.strictly_decoded(data, space, size, shrink=shrink)
+        pixels = jpeg.strictly_decoded(data, space, size, shrink=shrink)
     except ValueError as error:
         if (sound := jpeg.without_damaged_head(data)) is None:
             raise
         pixels = jpeg.strictly_decoded(sound, space, size, shrink=shrink)
         warn(f"JPEG of which the head is damaged ({header.printable(str(error))})")
+    if pixels is None:
+        return _by_pillow(image)
+    if not inks:
         return pixels
+    np.invert(pixels, out=pixels)  # as Pillow does for every CMYK JPEG
+    return _by_pillow(Image.frombuffer("CMYK", image.size, pixels, "raw", "CMYK", 0, 1))
 
 
 def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
     """Return height and width of a plain JPEG, to skip Pillow, which costs 4 % of a crop.
 
-    The header of a plain JPEG has no APP1 segment (EXIF or XMP), which may hold an orientation,
-    and no unusual markers; Pillow examines all others. None if the JPEG is not plain.
+    The header of a plain JPEG has no APP1 segment (EXIF or XMP), which may hold an orientation;
+    Pillow examines all others. None if the JPEG is not plain.
     """
-    place = 2
+    if any(marker == _APP1 for marker, *_ in jpeg.segments(data)):
+        return None
     try:
-        lead, marker, length = _SEGMENT.unpack_from(data, place)
-        while lead == 0xFF and marker != _SCAN:
-            if marker in _UNUSUAL:
-                return None
-            place += 2 + length
-            lead, marker, length = _SEGMENT.unpack_from(data, place)
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-    except (struct.error, ValueError):
+    except ValueError:
         return None
     usual = space in ("YCbCr", "RGB", "Gray") and height * width <= header.MAX_PIXELS
-    return (height, width) if usual and lead == 0xFF else None
+    return (height, width) if usual else None
 
 
 class JpegHead(NamedTuple):
@@ -186,10 +158,9 @@ def jpeg_head(data: bytes) -> JpegHead | None:
         return None
     if (size := _plain_jpeg_size(data)) is not None:
         return JpegHead(*size, turned=False)
-    with header.pillow_faults("JPEG"), header.opened(io.BytesIO(data), "JPEG") as image:
-        assert image is not None
-        header.image_kind(image)
-        orientation, (width, height) = _orientation(image), image.size
+    with header.opened(io.BytesIO(data)) as found:
+        assert found.image is not None
+        orientation, (width, height) = _orientation(found.image), found.image.size
         if orientation in (5, 6, 7, 8):
             height, width = width, height
         return JpegHead(height, width, turned=orientation != 1)
@@ -206,26 +177,18 @@ def _by_pillow(image: Image.Image, *, split: bool = False) -> NDArray[Any]:
     image.load()
     kind, bits = header.image_kind(image), tiff.bits_of(image)
     width, height = image.size
-    whole: NDArray[Any] | None = None
-    for rows in row_strips((height, width, kind.channels)):
-        part = image
-        if rows.stop - rows.start < height:
-            part = image.crop((0, rows.start, width, rows.stop))
+
+    def values(rows: slice) -> NDArray[Any]:
+        whole = rows == slice(0, height)
+        part = image if whole else image.crop((0, rows.start, width, rows.stop))
         if split:
-            high, low = (np.asarray(part.getchannel(c)) for c in (0, 1))
-            values: NDArray[Any] = high.astype(np.uint16) << 8 | low
-        elif kind.dtype == "uint8":
+            return np.ascontiguousarray(np.asarray(part)[..., :2]).view(">u2")
+        if kind.dtype == "uint8":
             mode = "L" if kind.channels == 1 else "RGB"
-            values = np.asarray(part if part.mode == mode else part.convert(mode))
-        else:
-            values = tiff.to_full_range(_unsigned(np.asarray(part)), bits=bits)
-        if part is image:
-            return values
-        if whole is None:
-            whole = np.empty((height, *values.shape[1:]), values.dtype)
-        whole[rows] = values
-    assert whole is not None  # there are rows
-    return whole
+            return np.asarray(part if part.mode == mode else part.convert(mode))
+        return tiff.to_full_range(_unsigned(np.asarray(part)), bits=bits)
+
+    return by_strips((height, width, kind.channels), values)
 
 
 def _unsigned(pixels: NDArray[Any]) -> NDArray[Any]:
@@ -263,20 +226,15 @@ def _upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
 def _converted(pixels: NDArray[Any], kind: PixelKind) -> NDArray[Any]:
     """Convert H W C to the type and channels of a kind, a few rows at a time."""
 
-    def convert(part: NDArray[Any]) -> NDArray[Any]:
-        return _with_channels(_with_dtype(part, kind), kind)
+    def convert(rows: slice) -> NDArray[Any]:
+        return _with_channels(_with_dtype(pixels[rows], kind), kind)
 
-    strips = list(row_strips((*pixels.shape[:2], max(pixels.shape[2], kind.channels))))
-    if len(strips) == 1:
-        return convert(pixels)
-    if (pixels.dtype, pixels.shape[2]) == (np.dtype(kind.dtype), kind.channels):
-        for rows in strips:
-            convert(pixels[rows])  # raises for values that are not finite
-        return pixels
-    whole = np.empty((*pixels.shape[:2], kind.channels), kind.dtype)
-    for rows in strips:
-        whole[rows] = convert(pixels[rows])
-    return whole
+    H, W, C = pixels.shape
+    if (pixels.dtype, C) != (np.dtype(kind.dtype), kind.channels):
+        return by_strips((H, W, max(C, kind.channels)), convert)
+    for rows in row_strips(pixels.shape):
+        convert(rows)  # raises for values that are not finite
+    return pixels
 
 
 def _with_dtype(pixels: NDArray[Any], kind: PixelKind) -> NDArray[Any]:

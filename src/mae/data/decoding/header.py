@@ -12,7 +12,7 @@ import textwrap
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -105,7 +105,6 @@ class ImageHeader(NamedTuple):
     """Content of the file that is never read."""
 
 
-_SHALLOW = ("RGB", "RGBA")  # PNG modes that Pillow always reads as 8 bits
 _GREY_ALPHA = (16, 4)  # bits and colour type of PNGs that Pillow reads as 8-bit colour
 
 
@@ -125,61 +124,75 @@ def read_kind(file: BinaryIO, *, channels: int | None = None) -> PixelKind:
 
 def read_header(file: BinaryIO, *, channels: int | None = None) -> ImageHeader:
     """Read format, kind and left-out content of a file; arguments and errors as in `read_kind`."""
-    head = file.read(32)
-    file_format = format_of(head)
-    file.seek(0)
-    with pillow_faults(file_format):
-        if file_format == "NPY":
-            return ImageHeader(file_format, npy_kind(file))
-        with opened(file, file_format) as image:
-            layout = layout_beyond_pillow(file, image, channels=channels)
-            if image is None or layout is not None:
-                assert layout is not None
-                return ImageHeader(file_format, _layout_kind(layout))
-            if is_deep_grey_alpha(head):
-                _check_size(image.height, image.width)
-                return ImageHeader(file_format, PixelKind("uint16", 1))
-            left_out = ""
-            if getattr(image, "is_animated", False):
-                left_out = "frames or pages after the first"
-            elif file_format == "PNG" and head[24] == 16 and image.mode in _SHALLOW:
-                left_out = "the lower 8 of 16 bits of colour PNG"
-            return ImageHeader(file_format, image_kind(image), left_out)
+    with opened(file, channels=channels) as found:
+        return found.header
+
+
+class Opened(NamedTuple):
+    """An image file that is open but not decoded."""
+
+    header: ImageHeader
+    image: Image.Image | None = None
+    """The file opened by Pillow; None for NPY and for a TIFF unknown to Pillow."""
+    layout: tiff.Layout | None = None
+    """Layout of a TIFF that Pillow would not read in full; None for any other file."""
 
 
 @contextmanager
-def opened(file: BinaryIO, file_format: str) -> Iterator[Image.Image | None]:
-    """Open an image with Pillow without decoding it; None for a TIFF unknown to Pillow."""
-    try:
-        image = Image.open(file, formats=(file_format,))
-    except UnidentifiedImageError:
-        if file_format == "JPEG":
-            file.seek(0)
-            if reason := jpeg.other_process(file.read(_HEAD_BYTES)):
-                raise UnsupportedImage(reason) from None
-        if file_format != "TIFF":
-            raise
-        yield None
-        return
-    with image:
-        yield image
+def opened(file: BinaryIO, *, channels: int | None = None) -> Iterator[Opened]:
+    """Open an image file and check its header; arguments and errors as in `read_kind`.
 
-
-def layout_beyond_pillow(
-    file: BinaryIO, image: Image.Image | None, *, channels: int | None
-) -> tiff.Layout | None:
-    """Return the layout of a TIFF that Pillow would not read in full; None for any other image.
-
-    Args:
-        file: the open file.
-        image: result of `opened`.
-        channels: see `read_kind`.
+    While it is open, any exception of a decoder becomes a `BadImage`.
     """
+    head = file.read(32)
+    file_format = format_of(head)
+    file.seek(0)
+    with pillow_faults(file_format), ExitStack() as stack:
+        if file_format == "NPY":
+            yield Opened(ImageHeader(file_format, npy_kind(file)))
+            return
+        try:
+            image = stack.enter_context(Image.open(file, formats=(file_format,)))
+        except UnidentifiedImageError:
+            if file_format == "JPEG":
+                file.seek(0)
+                if reason := jpeg.other_process(file.read(_HEAD_BYTES)):
+                    raise UnsupportedImage(reason) from None
+            if file_format != "TIFF":
+                raise
+            image = None
+        layout = _tiff_layout(file, image, channels) if file_format == "TIFF" else None
+        if layout is not None:
+            yield Opened(ImageHeader(file_format, _layout_kind(layout)), image, layout)
+            return
+        assert image is not None
+        yield Opened(_pillow_header(image, head), image)
+
+
+def _pillow_header(image: Image.Image, head: bytes) -> ImageHeader:
+    file_format, kind, left_out = format_of(head), image_kind(image), ""
+    if is_deep_grey_alpha(head):
+        kind = PixelKind("uint16", 1)
+    elif getattr(image, "is_animated", False):
+        left_out = "frames or pages after the first"
+    elif file_format == "PNG" and head[24] == 16 and image.mode in ("RGB", "RGBA"):
+        left_out = "the lower 8 of 16 bits of colour PNG"  # which Pillow drops
+    return ImageHeader(file_format, kind, left_out)
+
+
+def _tiff_layout(
+    file: BinaryIO, image: Image.Image | None, channels: int | None
+) -> tiff.Layout | None:
+    """Return the layout of a TIFF that Pillow would not read in full."""
+    beyond = True
     if image is not None:
-        if image.format != "TIFF" or not tiff.beyond_pillow(image, channels=channels):
+        beyond = tiff.beyond_pillow(image)
+        if not beyond and not 1 < getattr(image, "n_frames", 1) == channels:
             return None
         _check_size(image.height, image.width)
     layout = tiff.read_layout(file, channels=channels)
+    if not (beyond or layout.pages):
+        return None
     bytes_per_pixel = layout.channels * layout.dtype.itemsize
     _check_size(layout.height, layout.width, bytes_per_pixel=bytes_per_pixel)
     if layout.channels > _MAX_CHANNELS:

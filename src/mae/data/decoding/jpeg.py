@@ -29,7 +29,7 @@ class _Segment(NamedTuple):
     """Offset of the next segment."""
 
 
-def _segments(data: bytes) -> Iterator[_Segment]:
+def segments(data: bytes) -> Iterator[_Segment]:
     """Yield the header segments up to the first scan header, as libjpeg finds them.
 
     Bytes between segments are skipped. Iteration stops at an invalid segment.
@@ -62,7 +62,7 @@ def without_damaged_head(data: bytes) -> bytes | None:
         The rewritten file; None if the header cannot be parsed.
     """
     kept, frame = [_START], 0
-    for marker, body, end in _segments(data):
+    for marker, body, end in segments(data):
         if marker == 0xE0 and body.startswith(b"JFIF\0"):
             kept.append(_JFIF)
         elif marker in _TABLES or marker in _FRAMES or (marker == 0xEE and body[:5] == b"Adobe"):
@@ -87,7 +87,7 @@ def other_process(data: bytes) -> str:
     Args:
         data: the file, or its header.
     """
-    for marker, body, _ in _segments(data):
+    for marker, body, _ in segments(data):
         if marker in _FRAMES and len(body) >= 6:
             bits, components = body[0], body[5]
             if marker not in _DECODED:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 VALUES = 2**20
 """Approximate number of values per strip."""
@@ -16,3 +18,16 @@ def row_strips(shape: tuple[int, ...]) -> Iterator[slice]:
     rows = max(1, VALUES * height // max(1, int(np.prod(shape, dtype=np.int64))))
     for top in range(0, height, rows):
         yield slice(top, min(top + rows, height))
+
+
+def by_strips(shape: tuple[int, ...], make: Callable[[slice], NDArray[Any]]) -> NDArray[Any]:
+    """Concatenate what `make` returns for each row strip of an array of a shape."""
+    first, *others = row_strips(shape)
+    part = make(first)
+    if not others:
+        return part
+    whole = np.empty((shape[0], *part.shape[1:]), part.dtype)
+    whole[first] = part
+    for rows in others:
+        whole[rows] = make(rows)
+    return whole

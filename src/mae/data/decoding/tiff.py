@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mae.data.decoding.strips import row_strips
+from mae.data.decoding.strips import by_strips
 
 DESCRIPTION, SAMPLES, ORIENTATION, BITS = 270, 277, 274, 258  # TIFF tags
 _PHOTOMETRIC, _EXTRA, _SAMPLE_FORMAT, _COMPRESSION = 262, 338, 339, 259
@@ -43,9 +43,6 @@ _BY_PILLOW: Mapping[tuple[int, int], tuple[int, ...]] = {
 """Bits per value that Pillow reads correctly, by photometric interpretation and sample format."""
 
 _CHANNELS = re.compile(r'^ImageJ=.*^channels=(\d+)|<OME\b.*?\bSizeC="(\d+)"', re.M | re.S)
-_SEQUENCE = re.compile(
-    r'^ImageJ=.*^(slices|frames)=(?!1$)|<OME\b.*?\bSize[ZT]="(?!1")|"axes": "\w*[ZT]', re.M | re.S
-)
 
 
 class Layout(NamedTuple):
@@ -62,12 +59,8 @@ class Layout(NamedTuple):
     """Whether pages are channels only because the user asked for this number."""
 
 
-def beyond_pillow(image: Image.Image, *, channels: int | None) -> bool:
-    """Whether Pillow would drop bands, bits, or pages that are channels, or change values.
-
-    Args:
-        image: a TIFF that Pillow has opened.
-        channels: requested by the user, if at all; this many grey pages are then channels.
+def beyond_pillow(image: Image.Image) -> bool:
+    """Whether Pillow would drop bands, bits or declared channels of a TIFF, or change values.
 
     Raises:
         NotImplementedError: for colour spaces without a conversion.
@@ -85,11 +78,7 @@ def beyond_pillow(image: Image.Image, *, channels: int | None) -> bool:
     dropped = bands > len(image.getbands()) and image.mode != "P"
     if dropped or bits not in read or image.mode == "La":
         return True
-    pages = getattr(image, "n_frames", 1)
-    return pages > 1 and (
-        _declared_channels(tags.get(DESCRIPTION)) > 1
-        or (pages == channels and _are_channels(_pages_of(image)))
-    )
+    return _declared_channels(tags.get(DESCRIPTION)) > 1 and getattr(image, "n_frames", 1) > 1
 
 
 def _unknown(photometric: int, bits: int) -> NotImplementedError:
@@ -119,48 +108,6 @@ def _require_usual(tags: Mapping[int, Any]) -> None:
             raise NotImplementedError("TIFF of YCbCr that is subsampled or not that of JPEG")
 
 
-class _Page(NamedTuple):
-    """Properties that pages must share to be channels."""
-
-    size: tuple[int, ...]
-    photometric: int
-    bits: int
-    sample_format: int
-    samples: int
-    description: str = ""
-
-
-def _pages_of(image: Image.Image) -> Iterator[_Page]:
-    for place in range(getattr(image, "n_frames", 1)):
-        try:
-            image.seek(place)
-        except SyntaxError:  # of a mode unknown to Pillow
-            yield _Page((), -1, 0, 0, 0)
-            break
-        tags: Any = image.tag_v2  # type: ignore[attr-defined]
-        yield _Page(
-            image.size,
-            tags.get(_PHOTOMETRIC, _WHITE_IS_ZERO),
-            max(tags.get(BITS, (1,))),
-            max(tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))),
-            tags.get(SAMPLES, 1),
-            tags.get(DESCRIPTION, "") if place == 0 else "",
-        )
-    image.seek(0)
-
-
-def _are_channels(pages: Iterator[_Page]) -> bool:
-    """Whether pages can be channels: equal, grey, and not described as slices or time points."""
-    described, *others = pages
-    first = described._replace(description="")
-    return (
-        _SEQUENCE.search(described.description) is None
-        and first.photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO)
-        and (first.samples, first.bits > 1) == (1, True)
-        and all(page == first for page in others)
-    )
-
-
 def bits_of(image: Image.Image) -> int:
     """Return the bits per value of a TIFF that Pillow has opened; 0 for other formats."""
     tags: Any = getattr(image, "tag_v2", {})
@@ -181,7 +128,7 @@ def read_layout(file: BinaryIO, *, channels: int | None) -> Layout:
 
     Args:
         file: a TIFF.
-        channels: requested by the user, if at all; see `beyond_pillow`.
+        channels: requested by the user, if at all; this many grey pages are then channels.
 
     Raises:
         ModuleNotFoundError: if tifffile is missing, with the command that installs it.
@@ -247,16 +194,17 @@ def _values(frame: Any) -> NDArray[Any]:
 
 def _unmultiplied(pixels: NDArray[Any], *, alpha: NDArray[Any]) -> NDArray[Any]:
     """Divide premultiplied pixels by alpha where it is not 0, as Pillow does for 8 bits."""
-    whole = np.empty_like(pixels)
-    for rows in row_strips(pixels.shape):
+
+    def divided(rows: slice) -> NDArray[Any]:
         part, by = pixels[rows], alpha[rows]
         if part.dtype.kind == "f":
-            whole[rows] = part / np.where(by == 0, 1, by)
-            continue
+            quotient: NDArray[Any] = part / np.where(by == 0, 1, by)
+            return quotient
         full = np.iinfo(part.dtype).max
-        divided = part.astype(np.uint64) * full // np.where(by == 0, full, by)
-        whole[rows] = np.minimum(divided, full)
-    return whole
+        exact = part.astype(np.uint64) * full // np.where(by == 0, full, by)
+        return np.minimum(exact, full).astype(part.dtype)
+
+    return by_strips(pixels.shape, divided)
 
 
 @contextmanager
@@ -305,7 +253,7 @@ def _planes(tiff: Any, channels: int | None) -> list[int]:
     declared = _declared_channels(page.description)
     if declared <= 1:
         asked = channels is not None and 1 < channels == len(tiff.pages)
-        return list(range(len(tiff.pages))) if asked and _are_channels(_tiff_pages(tiff)) else []
+        return list(range(len(tiff.pages))) if asked and _are_channels(tiff) else []
     series = tiff.series[0]
     axis = series.axes.index("C") if "C" in series.axes else -1
     if axis < 0 or series.shape[axis] != declared:
@@ -314,16 +262,15 @@ def _planes(tiff: Any, channels: int | None) -> list[int]:
     return [place * step for place in range(declared)]
 
 
-def _tiff_pages(tiff: Any) -> Iterator[_Page]:
-    for place, page in enumerate(tiff.pages):
-        yield _Page(
-            page.shape,
-            int(page.photometric),
-            page.bitspersample,
-            int(page.sampleformat),
-            page.samplesperpixel,
-            page.description if place == 0 else "",
-        )
+def _are_channels(tiff: Any) -> bool:
+    """Whether pages can be channels: equal, grey, and not declared to be slices or time points."""
+    pages = {
+        (page.shape, page.photometric, page.bitspersample, page.sampleformat, page.samplesperpixel)
+        for page in tiff.pages
+    }
+    first = tiff.pages[0]
+    grey = first.photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO) and first.bitspersample > 1
+    return len(pages) == 1 and grey and not {"Z", "T"} & {*tiff.series[0].axes}
 
 
 def _declared_channels(description: str | None) -> int:
