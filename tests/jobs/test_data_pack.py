@@ -404,7 +404,7 @@ def test_pictures_that_changed_since_a_kill_begin_the_pack_anew(
     assert "starting over: the images changed since" in capsys.readouterr().err
     packed = open_pack(out)
     assert packed.read(4) == (classes / "dog" / "1.png").read_bytes()
-    assert len(packed.index.facts.shards) == 1
+    assert len(packed.index.info.shards) == 1
     assert verify(out, quiet=True).images == 9
 
 

@@ -168,7 +168,7 @@ def _pack(source: Source, root: Path, form: Form, shard_bytes: int, progress: Pr
         classes=len(made.class_names),
         form=made.form.about(),
         bytes=int(made.index.arrays["lengths"].sum(dtype="u8")),
-        shards=len(made.index.facts.shards),
+        shards=len(made.index.info.shards),
     )
 
 

@@ -77,7 +77,7 @@ class Packing:
         self, root: Path, old: Index | None, *, work: str, shard_bytes: int = SHARD_BYTES
     ) -> None:
         self.root, self._old, self._shard_bytes = root, old, shard_bytes
-        self._shards = () if old is None else old.facts.shards
+        self._shards = () if old is None else old.info.shards
         self._folder = root / UNFINISHED
         self._folder.mkdir(parents=True, exist_ok=True)
         self._record = self._folder / "done.json"

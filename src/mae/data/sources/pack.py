@@ -73,12 +73,12 @@ class PackSource:
         """
         self._root = os.path.expanduser(root)
         self._index = Index(Path(self._root, INDEX) if index is None else Path(index))
-        arrays, facts = self._index.arrays, self._index.facts
+        arrays, info = self._index.arrays, self._index.info
         self._offsets, self._lengths = arrays["offsets"], arrays["lengths"]
         self._shards, self._digests = arrays["shards"], arrays.get("sha256")
         self.labels: NDArray[np.int64] | None = arrays.get("labels")
-        self.class_names, self.notes = facts.class_names, facts.notes
-        form = dict(facts.form)
+        self.class_names, self.notes = info.class_names, info.notes
+        form = dict(info.form)
         self.form = Form(**form | {"kind": PixelKind(*form["kind"])} if form.get("kind") else form)
         self._open: dict[int, _Shard] = {}
 
@@ -149,7 +149,7 @@ class PackSource:
         Raises:
             DataError: for the first that does not.
         """
-        for name, size in self._index.facts.shards:
+        for name, size in self._index.info.shards:
             path = os.path.join(self._root, name)
             try:
                 found = os.stat(path).st_size
@@ -172,7 +172,7 @@ class PackSource:
         return file
 
     def _shard_name(self, shard: int) -> str:
-        shards = self._index.facts.shards
+        shards = self._index.info.shards
         return shards[shard][0] if shard < len(shards) else f"shard {shard}"
 
 

@@ -36,7 +36,7 @@ from mae.errors import DataError
 VERSION = 1
 _DTYPES = {"U64": "<u8", "I64": "<i8", "U32": "<u4", "U8": "u1"}
 _DTYPE_NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
-_NEEDED = ("name_ends", "offsets", "shards", "lengths", "names")
+_REQUIRED = {"name_ends", "offsets", "shards", "lengths", "names"}
 _IMAGE_ARRAYS = ("name_ends", "names", "labels", "lengths", "sha256")
 _UNKNOWN = "0" * 64  # placeholder as long as a digest
 _LARGEST_HEADER = 100_000_000  # bytes; limit of the safetensors format
@@ -66,37 +66,37 @@ class Index:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        header, at = _read_header(path)
-        metadata = header.pop("__metadata__", {})
-        if metadata.get("format") != "mae pack":
-            raise DataError(f"data: {path} is no index of images; choose another folder")
-        if metadata.get("version") != str(VERSION):
-            raise DataError(
-                f"data: {path} is an index of version {metadata.get('version')}, expected "
-                f"{VERSION}; use the mae that made it, or pack the images again"
-            )
         try:
-            self._digests: dict[str, str] = json.loads(metadata["digests"])
-            facts = json.loads(metadata["facts"])
-            shards = tuple((str(name), int(size)) for name, size in facts["shards"])
-            self.facts = IndexInfo(
-                shards,
-                tuple(facts["class_names"]),
-                facts["form"],
-                facts["stamp"],
-                tuple(facts.get("notes", ())),
-            )
-            self._places = {name: _Place(at, **array) for name, array in header.items()}
             mapped = _mapped(path)
-            self.arrays = {name: place.array(mapped) for name, place in self._places.items()}
-            for name in _NEEDED:
-                self.arrays[name]
-            if _fingerprint(self.facts.class_names, self._digests) != metadata["fingerprint"]:
-                raise ValueError("its metadata do not fit together")
-        except (ValueError, KeyError, TypeError) as error:
+            start = 8 + int.from_bytes(mapped[:8], "little")
+            header = json.loads(mapped[8 : min(start, _LARGEST_HEADER)])
+            metadata = header.pop("__metadata__", {})
+            if metadata.get("format") != "mae pack":
+                raise DataError(f"data: {path} is no index of images; choose another folder")
+            if metadata.get("version") != str(VERSION):
+                raise DataError(
+                    f"data: {path} is an index of version {metadata.get('version')}, expected "
+                    f"{VERSION}; use the mae that made it, or pack the images again"
+                )
+            self._digests: dict[str, str] = json.loads(metadata["digests"])
+            self.info = _info(json.loads(metadata["facts"]))
+            self.arrays, self._starts = dict[str, NDArray[Any]](), dict[str, int]()
+            for name, entry in header.items():
+                begin, end = (start + place for place in entry["data_offsets"])
+                values = np.frombuffer(memoryview(mapped)[begin:end], _DTYPES[entry["dtype"]])
+                self.arrays[name], self._starts[name] = values.reshape(entry["shape"]), begin
+            if not self.arrays.keys() >= _REQUIRED:
+                raise ValueError("an array is missing")
+            self.fingerprint: str = metadata["fingerprint"]
+            """Digest that identifies the images: names, contents and labels, not locations."""
+            if _fingerprint(self.info.class_names, self._digests) != self.fingerprint:
+                raise ValueError("its metadata are inconsistent")
+        except DataError:
+            raise
+        except OSError as error:
+            raise DataError(f"data: {path} cannot be read: {error.strerror}; check it") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"data: {path} is damaged ({error}); pack the images again") from error
-        self.fingerprint: str = metadata["fingerprint"]
-        """Digest that identifies the images: of names, contents and labels, not of locations."""
         self._ends, self._names = self.arrays["name_ends"], self.arrays["names"]
 
     def __len__(self) -> int:
@@ -108,8 +108,15 @@ class Index:
         return self._names[start : int(self._ends[index])].tobytes()
 
     def part(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Read the items of an array from `start` to `stop` from disk; for sequential reads."""
-        return self._places[name].part(self.path, start, stop)
+        """Read the items of an array from `start` to `stop` by file I/O.
+
+        It is faster than page faults for sequential reads.
+        """
+        array = self.arrays[name]
+        width = math.prod(array.shape[1:])
+        offset = self._starts[name] + start * width * array.itemsize
+        items = np.fromfile(self.path, array.dtype, (stop - start) * width, offset=offset)
+        return items.reshape(-1, *array.shape[1:])
 
     def damage(self) -> str:
         """Verify each array against its digest; return the names of those that differ."""
@@ -133,16 +140,17 @@ class Column(NamedTuple):
 
 def whole(array: NDArray[Any]) -> Column:
     """Wrap an array as a column."""
-    return Column(array.shape, array.dtype, _chunks(array))
+    parts = (array[start : start + CHUNK] for start in range(0, len(array), CHUNK))
+    return Column(array.shape, array.dtype, parts)
 
 
-def write_index(path: Path, columns: Mapping[str, Column], facts: IndexInfo) -> None:
+def write_index(path: Path, columns: Mapping[str, Column], info: IndexInfo) -> None:
     """Write an index atomically, with one part of a column in memory at a time."""
     # Wide types first, so that each array is aligned to its item size.
     names = sorted(columns, key=lambda name: -np.dtype(columns[name].dtype).itemsize)
     digests = dict.fromkeys(names, _UNKNOWN)
     with open_atomic(path) as file:
-        file.write(_header(columns, names, digests, facts))
+        file.write(_header(columns, names, digests, info))
         for name in names:
             digest = hashlib.sha256()
             for part in columns[name].parts:
@@ -151,22 +159,22 @@ def write_index(path: Path, columns: Mapping[str, Column], facts: IndexInfo) -> 
                 digest.update(content)
             digests[name] = digest.hexdigest()
         file.seek(0)
-        file.write(_header(columns, names, digests, facts))
+        file.write(_header(columns, names, digests, info))
 
 
 def _header(
     columns: Mapping[str, Column],
     names: Iterable[str],
     digests: Mapping[str, str],
-    facts: IndexInfo,
+    info: IndexInfo,
 ) -> bytes:
     header: dict[str, Any] = {
         "__metadata__": {
             "format": "mae pack",
             "version": str(VERSION),
-            "facts": json.dumps(facts._asdict()),
+            "facts": json.dumps(info._asdict()),
             "digests": json.dumps(digests),
-            "fingerprint": _fingerprint(facts.class_names, digests),
+            "fingerprint": _fingerprint(info.class_names, digests),
         }
     }
     begin = 0
@@ -187,44 +195,10 @@ def _fingerprint(class_names: Iterable[str], digests: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps([list(class_names), what]).encode()).hexdigest()
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """Read the header and the offset of the arrays."""
-    try:
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            if size > _LARGEST_HEADER:
-                raise ValueError("its header makes no sense")
-            header = json.loads(file.read(size))
-            if not isinstance(header, dict):
-                raise ValueError("its header makes no sense")
-            return header, 8 + size
-    except OSError as error:
-        raise DataError(f"data: {path} cannot be read: {error.strerror}; check it") from error
-    except ValueError as error:
-        raise DataError(f"data: {path} is damaged ({error}); pack the images again") from error
-
-
-class _Place:
-    """Location of an array in the file, from the header."""
-
-    def __init__(self, at: int, *, dtype: str, shape: list[int], data_offsets: list[int]) -> None:
-        begin, end = data_offsets
-        self.dtype, self.shape, self.begin = np.dtype(_DTYPES[dtype]), tuple(shape), at + begin
-        self.count = math.prod(shape)
-        if end - begin != self.count * self.dtype.itemsize:
-            raise ValueError("its header makes no sense")
-
-    def array(self, mapped: mmap.mmap) -> NDArray[Any]:
-        if not self.count:  # np.frombuffer rejects an offset at the end
-            return np.zeros(self.shape, self.dtype)
-        return np.frombuffer(mapped, self.dtype, self.count, self.begin).reshape(self.shape)
-
-    def part(self, path: Path, start: int, stop: int) -> NDArray[Any]:
-        """Read some items with file I/O, faster than page faults for sequential access."""
-        inner = self.shape[1:]
-        width = math.prod(inner)
-        count, offset = (stop - start) * width, start * width * self.dtype.itemsize
-        return np.fromfile(path, self.dtype, count, offset=self.begin + offset).reshape(-1, *inner)
+def _info(values: dict[str, Any]) -> IndexInfo:
+    shards = tuple((str(name), int(size)) for name, size in values["shards"])
+    class_names, notes = tuple(values["class_names"]), tuple(values.get("notes", ()))
+    return IndexInfo(shards, class_names, values["form"], values["stamp"], notes)
 
 
 def _mapped(path: Path) -> mmap.mmap:
@@ -237,7 +211,3 @@ def _mapped(path: Path) -> mmap.mmap:
     if hasattr(mmap, "MADV_RANDOM"):
         mapped.madvise(mmap.MADV_RANDOM)
     return mapped
-
-
-def _chunks(array: NDArray[Any]) -> Iterable[NDArray[Any]]:
-    return (array[start : start + CHUNK] for start in range(0, len(array), CHUNK))

@@ -86,7 +86,7 @@ def open_tars(root: Path) -> PackSource:
     places = _places(root)
     for place in places:
         with suppress(DataError):
-            if Index(place).facts.stamp == stamp:
+            if Index(place).info.stamp == stamp:
                 return PackSource(folder, place)
     refuse_compressed(paths)
     images, notes = _images(paths, prefixed=root.is_dir())
@@ -97,10 +97,10 @@ def open_tars(root: Path) -> PackSource:
             + "".join(f" ({note})" for note in notes)
         )
     shards = tuple((name, status.st_size) for name, status in stats)
-    facts = IndexInfo(shards, stamp=stamp, notes=tuple(notes))
+    info = IndexInfo(shards, stamp=stamp, notes=tuple(notes))
     for place in places:
         try:
-            _write(place, images, facts)
+            _write(place, images, info)
             return PackSource(folder, place)
         except ConfigError:
             if place == places[-1]:
@@ -197,7 +197,7 @@ def _label(content: bytes, end: str) -> str | None:
     return (str(label).strip() or None) if isinstance(label, int | str) else None
 
 
-def _write(place: Path, images: list[_Image], facts: IndexInfo) -> None:
+def _write(place: Path, images: list[_Image], info: IndexInfo) -> None:
     class_names, labels = _classes(images)
     names = [image.name.encode() for image in images]
     arrays: dict[str, NDArray[np.generic]] = {
@@ -210,7 +210,7 @@ def _write(place: Path, images: list[_Image], facts: IndexInfo) -> None:
     if labels is not None:
         arrays["labels"] = labels
     columns = {name: whole(array) for name, array in arrays.items()}
-    write_index(place, columns, facts._replace(class_names=class_names))
+    write_index(place, columns, info._replace(class_names=class_names))
 
 
 def _classes(images: list[_Image]) -> tuple[tuple[str, ...], NDArray[np.int64] | None]:
