@@ -220,16 +220,8 @@ def _stage_by_stage(plan: BatchPlan, number: int, device: torch.device, watch: _
 def _crop(
     plan: BatchPlan, picture: NDArray[Any], draws: NDArray[np.float32], *, flip: np.bool_
 ) -> NDArray[Any]:
-    how = plan.augment
     height, width, _ = picture.shape
-    box = random_box(
-        height,
-        width,
-        draws.tolist(),
-        scale=how.crop_scale,
-        ratio=how.crop_ratio,
-        clip=how.crop_clip,
-    )
+    box = random_box(height, width, draws.tolist(), plan.augment)
     return resized_crop(picture, box, size=plan.size, flip=bool(flip))
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
+from mae.config.run import AugmentConfig
 from mae.data.augment.batched_crop import Taps, bicubic_taps, resized_crops
 from mae.data.augment.crop import (
     CROP_DRAWS,
@@ -22,6 +23,7 @@ from mae.data.augment.crop import (
 from tests.pictures import photo
 
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
+AUGMENT = AugmentConfig(crop_scale=SCALE, crop_ratio=RATIO)
 
 
 def pillow(picture: NDArray[np.generic], box, size: tuple[int, int]) -> NDArray[np.generic]:
@@ -287,7 +289,7 @@ def test_crop_boxes_equal_torchvisions_rule_draw_by_draw(scale, ratio):
     heights[:100] *= 20  # so tall that few attempts fit
     draws = rng.random((1000, CROP_DRAWS)).astype(np.float32)
 
-    boxes = crop_boxes(heights, widths, draws, scale=scale, ratio=ratio)
+    boxes = crop_boxes(heights, widths, draws, AugmentConfig(crop_scale=scale, crop_ratio=ratio))
 
     given = zip(heights.tolist(), widths.tolist(), draws.astype(np.float64), strict=True)
     assert boxes.dtype == np.int64
@@ -299,10 +301,10 @@ def test_boxes_chosen_all_at_once_are_those_chosen_one_by_one():
     heights, widths = rng.integers(1, 400, (2, 1000))
     draws = rng.random((1000, CROP_DRAWS)).astype(np.float32)
 
-    boxes = crop_boxes(heights, widths, draws, scale=SCALE, ratio=RATIO)
+    boxes = crop_boxes(heights, widths, draws, AUGMENT)
 
     given = zip(heights.tolist(), widths.tolist(), draws.tolist(), strict=True)
-    assert boxes.tolist() == [list(random_box(*g, scale=SCALE, ratio=RATIO)) for g in given]
+    assert boxes.tolist() == [list(random_box(*g, AUGMENT)) for g in given]
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 900), (3000, 1), (2, 3)])
@@ -311,7 +313,7 @@ def test_crop_boxes_lie_inside_pictures_of_any_shape(height, width):
     draws[0], draws[1] = 0, np.nextafter(np.float32(1), np.float32(0))
     sides = np.full(200, height), np.full(200, width)
 
-    boxes = crop_boxes(*sides, draws, scale=SCALE, ratio=RATIO)
+    boxes = crop_boxes(*sides, draws, AUGMENT)
 
     assert (boxes[:, :2] >= 0).all() and (boxes[:, 2:] >= 1).all()
     assert (boxes[:, :2] + boxes[:, 2:] <= (height, width)).all()
@@ -320,7 +322,7 @@ def test_crop_boxes_lie_inside_pictures_of_any_shape(height, width):
 def test_crop_boxes_are_distributed_as_torchvisions():
     rng = np.random.default_rng(0)
     sides = np.full(4000, 300), np.full(4000, 400)
-    boxes = crop_boxes(*sides, rng.random((4000, CROP_DRAWS)), scale=SCALE, ratio=RATIO)
+    boxes = crop_boxes(*sides, rng.random((4000, CROP_DRAWS)), AUGMENT)
 
     canvas = torch.empty(1, 300, 400)
     with torch.random.fork_rng():
@@ -339,7 +341,7 @@ def test_a_scale_of_one_keeps_whole_pictures_of_any_shape():
     heights, widths = np.array([28, 100, 7]), np.array([28, 300, 90])
     draws = np.random.default_rng(0).random((3, CROP_DRAWS))
 
-    boxes = crop_boxes(heights, widths, draws, scale=(1.0, 1.0), ratio=RATIO)
+    boxes = crop_boxes(heights, widths, draws, AugmentConfig(crop_scale=(1, 1)))
 
     assert boxes.tolist() == [[0, 0, 28, 28], [0, 0, 100, 300], [0, 0, 7, 90]]
 
@@ -365,7 +367,7 @@ def test_clipped_crops_are_distributed_as_the_published_linear_probes(height, wi
     sides = np.full(count, height), np.full(count, width)
     draws = np.random.default_rng(1).random((count, CROP_DRAWS)).astype(np.float32)
 
-    boxes = crop_boxes(*sides, draws, scale=(0.08, 1.0), ratio=RATIO, clip=True)
+    boxes = crop_boxes(*sides, draws, AugmentConfig(crop_scale=(0.08, 1), crop_clip=True))
 
     error = np.hypot(boxes.std(axis=0), expected.std(axis=0)) / math.sqrt(count)
     assert (np.abs(boxes.mean(axis=0) - expected.mean(axis=0)) < 4 * error + 1e-9).all()
@@ -380,7 +382,7 @@ def test_a_clipped_crop_of_a_photograph_covers_52_percent_and_a_retried_one_44()
 
     means = []
     for clip in (True, False):
-        boxes = crop_boxes(*sides, draws, scale=(0.08, 1.0), ratio=RATIO, clip=clip)
+        boxes = crop_boxes(*sides, draws, AugmentConfig(crop_scale=(0.08, 1), crop_clip=clip))
         means.append(boxes[:, 2:].prod(axis=1).mean() / (375 * 500))
 
     assert means == pytest.approx([0.520, 0.435], abs=0.005)
@@ -391,11 +393,11 @@ def test_clipped_boxes_lie_inside_images_and_are_those_chosen_one_by_one(height,
     draws = np.random.default_rng(0).random((500, CROP_DRAWS)).astype(np.float32)
     draws[0], draws[1] = 0, np.nextafter(np.float32(1), np.float32(0))
     sides = np.full(500, height), np.full(500, width)
-    how = {"scale": (0.08, 1.0), "ratio": RATIO, "clip": True}
+    how = AugmentConfig(crop_scale=(0.08, 1), crop_clip=True)
 
-    boxes = crop_boxes(*sides, draws, **how)
+    boxes = crop_boxes(*sides, draws, how)
 
-    assert boxes.tolist() == [list(random_box(height, width, d, **how)) for d in draws.tolist()]
+    assert boxes.tolist() == [list(random_box(height, width, d, how)) for d in draws.tolist()]
     assert (boxes[:, :2] >= 0).all() and (boxes[:, 2:] >= 1).all()
     assert (boxes[:, :2] + boxes[:, 2:] <= (height, width)).all()
 

@@ -27,7 +27,7 @@ def draws(count: int, *, seed: int = 0) -> NDArray[np.float32]:
 
 def boxes_of(given: NDArray[np.float32], height: int, width: int) -> NDArray[np.int64]:
     sides = np.full(len(given), height), np.full(len(given), width)
-    return crop_boxes(*sides, given, scale=PLAIN.crop_scale, ratio=PLAIN.crop_ratio)
+    return crop_boxes(*sides, given, PLAIN)
 
 
 def crops(data: bytes, given: NDArray[np.float32], augment: AugmentConfig) -> NDArray[np.uint8]:

@@ -18,6 +18,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from mae.config.model import published_crop_pct
+from mae.config.run import AugmentConfig
 
 Box = Sequence[int] | NDArray[np.int64]
 """Top, left, height and width in pixels, inside the image."""
@@ -33,10 +34,7 @@ def crop_boxes(
     heights: NDArray[np.int64],
     widths: NDArray[np.int64],
     draws: NDArray[np.floating],
-    *,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-    clip: bool = False,
+    augment: AugmentConfig,
 ) -> NDArray[np.int64]:
     """Choose a random crop of each image; the boxes are bit-identical to those of `random_box`.
 
@@ -44,17 +42,16 @@ def crop_boxes(
         heights: B, pixels.
         widths: B, pixels.
         draws: B CROP_DRAWS, uniform in [0, 1).
-        scale: smallest and largest fraction of the area.
-        ratio: smallest and largest width over height.
-        clip: see `random_box`.
+        augment: area and ratio of the crops.
 
     Returns:
         B 4: top, left, height, width.
     """
+    scale = augment.crop_scale
     if scale == (1, 1):
         return np.stack([np.zeros_like(heights)] * 2 + [heights, widths], axis=1)
     boxes = np.empty((len(draws), 4), dtype=np.int64)
-    low, high = math.log(ratio[0]), math.log(ratio[1])
+    low, high = map(math.log, augment.crop_ratio)
     rest = np.arange(len(draws))  # indices without a box yet
     for attempt in range(_ATTEMPTS):
         H, W, drawn = heights[rest], widths[rest], draws[rest].astype(np.float64)
@@ -62,7 +59,7 @@ def crop_boxes(
         exponent = low + drawn[:, _ATTEMPTS + attempt] * (high - low)
         aspect = np.array([math.exp(x) for x in exponent.tolist()])  # np.exp differs in a bit
         w, h = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
-        if clip:
+        if augment.crop_clip:
             w, h = np.clip(w, 1, W), np.clip(h, 1, H)
         fits = (w > 0) & (w <= W) & (h > 0) & (h <= H)
         top, left = drawn[:, -2] * (H - h + 1), drawn[:, -1] * (W - w + 1)
@@ -72,18 +69,12 @@ def crop_boxes(
             break
     for place in rest.tolist():
         sides = int(heights[place]), int(widths[place])
-        boxes[place] = random_box(*sides, draws[place].tolist(), scale=scale, ratio=ratio)
+        boxes[place] = random_box(*sides, draws[place].tolist(), augment)
     return boxes
 
 
 def random_box(
-    height: int,
-    width: int,
-    draws: Sequence[float],
-    *,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-    clip: bool = False,
+    height: int, width: int, draws: Sequence[float], augment: AugmentConfig
 ) -> tuple[int, int, int, int]:
     """Choose a random crop, as torchvision's RandomResizedCrop does.
 
@@ -98,23 +89,23 @@ def random_box(
         height: pixels.
         width: pixels.
         draws: CROP_DRAWS, uniform in [0, 1).
-        scale: smallest and largest fraction of the area.
-        ratio: smallest and largest width over height.
-        clip: clip the first draw to the sides of the image instead of drawing again, as the
-            published linear probe does (util/crop.py). Its crops are larger: 52.0 % of the area
-            on average instead of 43.5 %, for a 375 x 500 image and a scale of 0.08 to 1.
+        augment: area and ratio of the crops. With `crop_clip`, the first draw is clipped to the
+            sides of the image, as in the published linear probe (util/crop.py), which makes larger
+            crops: 52.0 % of the area on average instead of 43.5 %, for a 375 x 500 image and a
+            scale of 0.08 to 1.
 
     Returns:
         Top, left, height, width.
     """
+    scale, ratio = augment.crop_scale, augment.crop_ratio
     if scale == (1, 1):
         return 0, 0, height, width
-    low, high = math.log(ratio[0]), math.log(ratio[1])
+    low, high = map(math.log, augment.crop_ratio)
     for attempt in range(_ATTEMPTS):
         area = height * width * (scale[0] + draws[attempt] * (scale[1] - scale[0]))
         aspect = math.exp(low + draws[_ATTEMPTS + attempt] * (high - low))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if clip:
+        if augment.crop_clip:
             w, h = min(max(w, 1), width), min(max(h, 1), height)
         if 0 < w <= width and 0 < h <= height:
             return int(draws[-2] * (height - h + 1)), int(draws[-1] * (width - w + 1)), h, w

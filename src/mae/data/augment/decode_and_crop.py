@@ -46,13 +46,7 @@ def random_crops(
     """
 
     def boxes_in(height: int, width: int) -> list[Box]:
-        return [
-            random_box(
-                height, width, drawn,
-                scale=augment.crop_scale, ratio=augment.crop_ratio, clip=augment.crop_clip,
-            )
-            for drawn in draws.tolist()
-        ]  # fmt: skip
+        return [random_box(height, width, drawn, augment) for drawn in draws.tolist()]
 
     head = jpeg_head(data) if augment.scaled_decode and isinstance(data, bytes) else None
     if head is None:

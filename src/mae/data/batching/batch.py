@@ -243,10 +243,7 @@ def crop_small_images(
     """Crop small images as a batch: B H W C to B h w C, view by view."""
     H, W = images.shape[1:3]
     sides = np.full(len(draws), H), np.full(len(draws), W)
-    how = plan.augment
-    boxes = crop_boxes(
-        *sides, draws, scale=how.crop_scale, ratio=how.crop_ratio, clip=how.crop_clip
-    )
+    boxes = crop_boxes(*sides, draws, plan.augment)
     if plan.views_per_decode > 1:
         images = np.tile(images, (plan.views_per_decode, 1, 1, 1))
     return resized_crops(images, boxes, size=plan.size, flips=flips)
