@@ -26,7 +26,7 @@ def survey(
     channels: int | None = None,
     limit: int = 1000,
     max_bad: float = 0.1,
-    say: Callable[[str], None] = ignore_message,
+    log: Callable[[str], None] = ignore_message,
 ) -> PixelKind:
     """Choose the pixel kind of a run from the headers of its images.
 
@@ -40,7 +40,8 @@ def survey(
             `header.read_kind`.
         limit: maximum number of headers read, evenly spread over the source.
         max_bad: the largest fraction that may be left out.
-        say: called with one line for the user that names what is left out.
+        log: called with one line for the user that names what is left out.
+
     Raises:
         DataError: if no header can be read, or more than `max_bad` would be left out.
     """
@@ -50,15 +51,15 @@ def survey(
     floating = _most([kind.dtype == "float32" for kind in fitting.values()])
     if not floating:
         fitting = {i: kind for i, kind in fitting.items() if kind.dtype != "float32"}
-    if len(fitting) < len(kinds):
-        others = {i: kind for i, kind in kinds.items() if i not in fitting}
-        if len(others) > max_bad * len(kinds):
-            raise DataError(
-                f"channels: images disagree: {_kinds_named(source, kinds)}; {len(others):,} would "
-                f"be left out, more than {max_bad:.0%}. Keep the kinds in folders of their own, "
-                "ask for one with --channels, or raise --max-bad"
-            )
-        say(
+    others = {i: kind for i, kind in kinds.items() if i not in fitting}
+    if len(others) > max_bad * len(kinds):
+        raise DataError(
+            f"channels: images disagree: {_kinds_named(source, kinds)}; {len(others):,} would be "
+            f"left out, more than {max_bad:.0%}. Keep the kinds in folders of their own, choose "
+            "one with --channels, or raise --max-bad"
+        )
+    if others:
+        log(
             f"left out: {len(others):,} of {len(kinds):,} images looked at are of another kind: "
             f"{_kinds_named(source, others)}"
         )

@@ -42,7 +42,7 @@ def resolve(
     `crop_pct` follows from the crops. A `known` scaling is kept where it was made for images of
     this kind.
     """
-    kind = survey(source, channels=config.channels, max_bad=config.max_bad, say=say)
+    kind = survey(source, channels=config.channels, max_bad=config.max_bad, log=say)
     if config.channels is not None and config.channels != kind.channels:
         # Grey images can be read as colour and colour as grey; other counts cannot be converted.
         if {config.channels, kind.channels} != {1, 3}:

@@ -568,7 +568,7 @@ def test_most_images_decide_the_channels_and_the_others_are_counted_and_named(tm
     source = write(tmp_path, **{f"c{i}_png": COLOUR for i in range(40)}, **two)
     said = []
 
-    assert survey(source, say=said.append) == RGB
+    assert survey(source, log=said.append) == RGB
 
     named = "4 of 2 x uint8 (t0.npy, t1.npy, t2.npy, ...)"
     assert said == [f"left out: 4 of 44 images looked at are of another kind: {named}"]
@@ -589,7 +589,7 @@ def test_most_images_decide_between_integers_and_floats(tmp_path):
     source = write(tmp_path, **{f"c{i}_png": COLOUR for i in range(30)}, **floats)
     said = []
 
-    assert survey(source, say=said.append) == RGB
+    assert survey(source, log=said.append) == RGB
     assert "2 of 1 x float32 (f0.npy, f1.npy)" in said[0]
 
 

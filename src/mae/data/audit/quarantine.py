@@ -29,15 +29,15 @@ def require_place(root: Path, place: Path) -> None:
     there, here = place.resolve(), root.resolve()
     if there.is_relative_to(here) or here.is_relative_to(there):
         raise ConfigError(
-            f"quarantine: {place} and {root} lie in each other, expected two folders side by side"
+            f"quarantine: {place} and {root} contain one another; choose a folder beside {root}"
         )
     existing = next(path for path in (there, *there.parents) if path.exists())
     if not existing.is_dir():
         raise ConfigError(f"quarantine: {existing} is a file, expected a folder; choose another")
     if existing.stat().st_dev != here.stat().st_dev:
         raise ConfigError(
-            f"quarantine: {place} is on another disk than {root}, and nothing is copied; choose a "
-            "folder beside it"
+            f"quarantine: {place} is on another disk than {root}, and files are only renamed; "
+            "choose a folder beside it"
         )
 
 
@@ -54,20 +54,25 @@ def set_aside(root: Path, names: Sequence[str], place: Path) -> Moved:
     """
     result, here = Moved([], {}), root.resolve()
     for name in names:
-        source, target = root / name, place / name
-        shown = printable(name)
-        if os.path.isabs(name) or not source.parent.resolve().is_relative_to(here):
-            result.left[shown] = "lies outside the folder, behind a link"
-        elif os.path.lexists(target):
-            result.left[shown] = f"{target} is there already"
+        reason = _move(root / name, place / name, here)
+        if reason:
+            result.left[printable(name)] = reason
         else:
-            try:
-                if source.is_dir() and not source.is_symlink() and os.listdir(source):
-                    result.left[shown] = "a folder that is not empty"
-                    continue
-                target.parent.mkdir(parents=True, exist_ok=True)
-                source.rename(target)
-                result.moved.append(shown)
-            except OSError as error:
-                result.left[shown] = (error.strerror or type(error).__name__).lower()
+            result.moved.append(printable(name))
     return result
+
+
+def _move(source: Path, target: Path, here: Path) -> str:
+    """Move a file below `here`; return why it was not moved, or ""."""
+    if not source.parent.resolve().is_relative_to(here):
+        return "lies outside the folder, behind a link"
+    if os.path.lexists(target):
+        return f"{target} is there already"
+    try:
+        if source.is_dir() and not source.is_symlink() and os.listdir(source):
+            return "a folder that is not empty"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.rename(target)
+    except OSError as error:
+        return (error.strerror or type(error).__name__).lower()
+    return ""

@@ -125,9 +125,7 @@ def _interleaved_names(
     copied = start = 0
     for place, end in zip(places.tolist(), ends.tolist(), strict=True):
         before = int(old_ends[place - 1]) if place else 0
-        if before > copied:
-            yield old_names[copied:before]
-            copied = before
+        yield old_names[copied:before]
         yield names[start:end]
-        start = end
+        copied, start = before, end
     yield old_names[copied:]
