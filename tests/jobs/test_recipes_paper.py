@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 
-from mae.jobs.recipes_paper import paper_rows, paper_values
+from mae.jobs.recipes_paper import published_results
 from mae.recipes.published import read_published
+from mae.report.tables import report_of
 
 PUBLISHED = read_published()
-ROWS = list(paper_rows(PUBLISHED))
+REPORT = report_of(published_results())
+ROWS = list(REPORT.rows)
 LINES = [row[0] for row in ROWS if len(row) == 1]
 
 
@@ -46,7 +48,7 @@ def test_the_hours_of_others_are_shown_where_they_are_known() -> None:
 
 
 def test_machines_get_numbers_by_unit() -> None:
-    values = json.loads(json.dumps(paper_values(PUBLISHED)))
+    values = json.loads(json.dumps(REPORT.values))
 
     assert values.keys() == {"about", "not_built", "scores"}
     seed = next(s for s in values["scores"] if s["where"] == "mmselfsup 0.x")

@@ -50,17 +50,6 @@ class Packed(NamedTuple):
     """Total size of the stored images."""
     shards: int
 
-    def rows(self) -> list[tuple[str, str]]:
-        """Return the rows of a table."""
-        left_out = [("unreadable", f"{self.unreadable:,}, left out")] if self.unreadable else []
-        return [
-            ("pack", self.pack),
-            ("images", f"{self.images:,}, of them {self.added:,} new; {self.form}"),
-            *left_out,
-            ("classes", f"{self.classes:,}" if self.classes else "none"),
-            ("size", f"{self.bytes / 1e6:,.1f} MB in {self.shards:,} shards"),
-        ]
-
 
 def asked_form(*, short_side: int | None, quality: int | None, raw: int | None) -> Form:
     """Build the storage form of the images from the options.

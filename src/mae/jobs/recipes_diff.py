@@ -34,16 +34,12 @@ class Comparison(NamedTuple):
 
     a: str
     b: str
+    identical: bool
     differences: tuple[Difference, ...]
-
-    def values(self) -> dict[str, Any]:
-        """Return all differences for --json."""
-        rows = [difference._asdict() for difference in self.differences]
-        return {"a": self.a, "b": self.b, "identical": not rows, "differences": rows}
 
     def rows(self) -> Iterator[tuple[str, ...]]:
         """Return the rows of a table; the sources stand in brackets below the values."""
-        if not self.differences:
+        if self.identical:
             yield (f"{self.a} and {self.b} are identical",)
             return
         field_width = max(len(difference.field) for difference in self.differences)
@@ -75,7 +71,7 @@ def recipe_diff(a: str, b: str) -> Comparison:
         if not _same(value, others[path]):
             sources = [_DERIVED.get(path) or side.source_of(path) for side in (one, two)]
             differences.append(Difference(path, value, sources[0], others[path], sources[1]))
-    return Comparison(one.name, two.name, tuple(differences))
+    return Comparison(one.name, two.name, not differences, tuple(differences))
 
 
 def _recipe_or_run(name: str) -> Recipe:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
-from mae.recipes.published import Published
-from mae.report.tables import WIDTH, command_lines, wrapped
+from mae.recipes.published import Published, read_published
+from mae.report.tables import WIDTH, Report, command_lines, wrapped
 
 _WIDTHS = (14, 30, 9, 21, 14)
 
 
-def paper_values(published: Published) -> dict[str, Any]:
-    """Return the published results as JSON-ready values."""
-    return published._asdict() | {"scores": [score._asdict() for score in published.scores]}
+def published_results() -> Report:
+    """Return the published results of others."""
+    published = read_published()
+    return Report(published._asdict(), _rows(published))
 
 
-def paper_rows(published: Published) -> Iterator[tuple[str, ...]]:
-    """Return the published results as rows of text."""
+def _rows(published: Published) -> Iterator[tuple[str, ...]]:
     yield from wrapped((published.about,), (WIDTH,))
     yield (f"Not built in this version: mae {', mae '.join(published.not_built)}.",)
     yield ("",)

@@ -59,11 +59,9 @@ def recipes_diff(a: str, b: str) -> object:
 
 def recipes_paper() -> object:
     """Print the published results with the commands that would reproduce them."""
-    from mae.jobs.recipes_paper import paper_rows, paper_values
-    from mae.recipes.published import read_published
+    from mae.jobs.recipes_paper import published_results
 
-    published = read_published()
-    return Report(paper_values(published), paper_rows(published))
+    return published_results()
 
 
 def plan(
