@@ -99,7 +99,7 @@ def plan_of(source: Source, *, size: int = SIZE, batch: int | None = None) -> Ba
         source=source,
         kind=KIND,
         size=(size, size),
-        num_patches=(size // 16) ** 2,
+        grid=(size // 16, size // 16),
         augment=AugmentConfig(),
         batch=batch or len(source),
         seed=0,

@@ -77,7 +77,7 @@ def place(index: Index, name: str) -> int:
 def plan_of(source: PackSource, *, batch: int = BATCH) -> BatchPlan:
     """Give a plan of batches of a pack."""
     return BatchPlan(
-        source=source, kind=KIND, size=(EDGE, EDGE), num_patches=16, augment=AugmentConfig(),
+        source=source, kind=KIND, size=(EDGE, EDGE), grid=(4, 4), augment=AugmentConfig(),
         batch=batch, seed=SEED,
     )  # fmt: skip
 

@@ -22,7 +22,7 @@ RGB = PixelKind("uint8", 3)
 
 def plan(source: FolderSource, *, batch: int) -> BatchPlan:
     return BatchPlan(
-        source=source, kind=RGB, size=(12, 20), num_patches=15, augment=AugmentConfig(),
+        source=source, kind=RGB, size=(12, 20), grid=(3, 5), augment=AugmentConfig(),
         batch=batch, seed=3,
     )  # fmt: skip
 

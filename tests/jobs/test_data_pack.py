@@ -73,7 +73,7 @@ def test_a_run_on_a_pack_sees_what_it_sees_on_the_folder(classes: Path) -> None:
     batches = []
     for source in (FolderSource(classes), open_source(classes.parent / "pack")):
         plan = BatchPlan(
-            source=source, kind=survey(source), size=(16, 24), num_patches=6,
+            source=source, kind=survey(source), size=(16, 24), grid=(2, 3),
             augment=AugmentConfig(), batch=4, seed=3,
         )  # fmt: skip
         batches.append(training_batch(plan, 5))
@@ -223,7 +223,7 @@ def _raw_pack(root: Path) -> PackSource:
 
 
 def _batch_of(source: Source) -> Batch:
-    plan = BatchPlan(source=source, kind=survey(source), size=(16, 20), num_patches=20,
+    plan = BatchPlan(source=source, kind=survey(source), size=(16, 20), grid=(4, 5),
                      augment=AugmentConfig(), batch=6, seed=3)  # fmt: skip
     return training_batch(plan, 2)
 

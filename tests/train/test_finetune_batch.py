@@ -48,7 +48,6 @@ def plan(**fields: object) -> BatchPlan:
         "source": ArraySource(images, labels=np.arange(6 * B) % CLASSES),
         "kind": PixelKind("uint8", 3),
         "size": MODEL.image_size,
-        "num_patches": 0,
         "augment": CONFIG.augment,
         "batch": B,
         "seed": CONFIG.seed,

@@ -165,7 +165,6 @@ def _plan(train: Pictures, config: FinetuneConfig) -> BatchPlan:
         source=ArraySource(images, labels=train.labels),
         kind=kind_of(config.model),
         size=config.model.image_size,
-        num_patches=config.model.num_patches,
         augment=config.augment,
         batch=config.batch,
         seed=config.seed,

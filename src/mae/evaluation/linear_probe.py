@@ -61,7 +61,6 @@ def batch_plan(
         source=source,
         kind=kind_of(encoder.config),
         size=encoder.config.image_size,
-        num_patches=encoder.config.num_patches,
         augment=augment,
         batch=config.batch,
         seed=config.seed,

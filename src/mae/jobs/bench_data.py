@@ -18,6 +18,7 @@ from mae.config.run import PretrainConfig
 from mae.data.augment.crop import CROP_DRAWS, random_box, resized_crop
 from mae.data.batching.batch import (
     BatchPlan,
+    channels_first,
     crop_small_images,
     crops_as_batch,
     read_small_images,
@@ -25,6 +26,7 @@ from mae.data.batching.batch import (
 )
 from mae.data.decoding.decode import BadImage, decode
 from mae.data.sampling.draws import Stream, uniform
+from mae.data.sampling.masks import mask_noise
 from mae.data.sources.open import Data, open_source
 from mae.data.sources.source import ArraySource
 from mae.errors import ConfigError
@@ -212,7 +214,12 @@ def _stage_by_stage(plan: BatchPlan, number: int, device: torch.device, watch: _
             images.append(watch.timed("augment", cut))
     if not images:
         return
-    batch = watch.timed("collate", lambda: _collated(plan, images, draw))
+
+    def collate() -> tuple[torch.Tensor, torch.Tensor]:
+        noise = mask_noise(ids, grid=plan.grid, seed=plan.seed, epoch=epoch)
+        return channels_first(np.stack(images)), noise
+
+    batch = watch.timed("collate", collate)
     if device.type != "cpu":
         watch.timed("transfer", lambda: _moved(batch, device))
 
@@ -223,15 +230,6 @@ def _crop(
     height, width, _ = picture.shape
     box = random_box(height, width, draws.tolist(), plan.augment)
     return resized_crop(picture, box, size=plan.size, flip=bool(flip))
-
-
-def _collated(
-    plan: BatchPlan,
-    images: Sequence[NDArray[Any]],
-    draw: Callable[[Stream, int], NDArray[np.float32]],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    noise = torch.from_numpy(draw(Stream.MASK, plan.num_patches))
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), noise
 
 
 def _moved(batch: tuple[torch.Tensor, ...], device: torch.device) -> None:

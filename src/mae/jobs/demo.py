@@ -15,7 +15,7 @@ from torch import Tensor
 from mae.atomic import write_json_atomic
 from mae.config.run import PretrainConfig
 from mae.config.serialize import from_dict
-from mae.data.sampling.draws import Stream, uniform
+from mae.data.sampling.masks import mask_noise
 from mae.data.sources.fashion_mnist import fashion_mnist
 from mae.data.sources.open import BUILT_IN
 from mae.evaluation.evidence import BEHIND, Score, evidence_table, shortfalls
@@ -145,7 +145,7 @@ def _evidence(
     table = evidence_table(model.encoder, train=train, test=test, init_seed=config.seed, log=say)
     say("fine-tuning on few labels ...")
     few_labels = few_label_finetuning(model.encoder, train=train, test=test)
-    psnr = hidden_psnr(model, _with_noise(test.images, config.model.num_patches))
+    psnr = hidden_psnr(model, _with_noise(test.images, config.model.grid))
     return {
         "evidence": table.to_dict(),
         "few_labels": few_labels.to_dict(),
@@ -154,10 +154,10 @@ def _evidence(
     }
 
 
-def _with_noise(images: Tensor, num_patches: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _with_noise(images: Tensor, grid: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
     ids = np.arange(len(images), dtype=np.int64)
-    noise = uniform(MASK_SEED, 0, ids, stream=Stream.MASK, count=num_patches)
-    parts = (torch.split(tensor, BATCH) for tensor in (images, torch.from_numpy(noise)))
+    noise = mask_noise(ids, grid=grid, seed=MASK_SEED)
+    parts = (torch.split(tensor, BATCH) for tensor in (images, noise))
     yield from zip(*parts, strict=True)
 
 

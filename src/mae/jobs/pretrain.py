@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import NamedTuple, Unpack
 
 import numpy as np
-import torch
 
 from mae.config.run import PretrainConfig
 from mae.data.augment.crop import evaluation_view
 from mae.data.batching.batch import BatchPlan, evaluation_batch
 from mae.data.batching.loader import on_device
-from mae.data.sampling.draws import Stream, uniform
+from mae.data.sampling.masks import mask_noise
 from mae.data.sources.open import Data, data_name, open_source
 from mae.errors import ConfigError
 from mae.model.autoencoder import MaskedAutoencoder
@@ -225,7 +224,7 @@ def _drawing(run: RunInProgress, plan: BatchPlan) -> Callable[[TrainState], None
     view = partial(evaluation_view, crop_pct=run.config.model.crop_pct)
     shown = evaluation_batch(run.source, ids.tolist(), kind=run.kind, size=plan.size, view=view)
     kept = shown.ids.numpy()
-    noise = uniform(plan.seed, 0, kept, stream=Stream.MASK, count=plan.num_patches)
+    noise = mask_noise(kept, grid=plan.grid, seed=plan.seed)
 
     def draw(state: TrainState) -> None:
         if not len(kept):
@@ -233,7 +232,7 @@ def _drawing(run: RunInProgress, plan: BatchPlan) -> Callable[[TrainState], None
         path = run.rundir.pictures / f"step-{state.step:08d}.png"
         assert isinstance(state.model, MaskedAutoencoder)
         try:
-            save_progress_picture(state.model, shown.images, torch.from_numpy(noise), path)
+            save_progress_picture(state.model, shown.images, noise, path)
         except ConfigError as error:  # a failed drawing must not end the training
             run.progress.note(str(error))
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mae.atomic import write_atomic
-from mae.data.sampling.draws import Stream, uniform
+from mae.data.sampling.masks import mask_noise
 from mae.data.sources.open import open_source
 from mae.data.sources.source import FolderSource
 from mae.errors import ConfigError, DataError
@@ -103,8 +103,7 @@ def reconstruct(
         model.objective = replace(model.objective, mask_ratio=mask_ratio)
     images, names, bad = _read(pictures, model, count=count)
     ids = np.arange(len(names), dtype=np.int64)
-    L = model.config.num_patches
-    noise = torch.from_numpy(uniform(seed, 0, ids, stream=Stream.MASK, count=L))
+    noise = mask_noise(ids, grid=model.config.grid, seed=seed)
     panels = reconstruction_panels(model, images, noise=noise)
     psnr = hidden_psnr(model, [(images, noise)])
     if out.suffix == ".html":

@@ -32,9 +32,7 @@ def stages(config: FitConfig, plan: BatchPlan) -> tuple[Stage, ...]:
     if not isinstance(config, PretrainConfig):
         return (Stage(plan, 1.0),)
     return tuple(
-        Stage(
-            dataclasses.replace(plan, size=model.image_size, num_patches=model.num_patches), share
-        )
+        Stage(dataclasses.replace(plan, size=model.image_size, grid=model.grid), share)
         for model, share in stage_models(config)
     )
 

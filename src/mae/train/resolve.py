@@ -82,17 +82,16 @@ def batch_plan(
         source=source,
         kind=kind,
         size=config.model.image_size,
-        num_patches=config.model.num_patches,
         augment=config.augment,
         batch=config.batch,
         seed=config.seed,
     )
     if isinstance(config, PretrainConfig):
-        return dataclasses.replace(plan, views_per_decode=config.views_per_decode)
+        views = config.views_per_decode
+        return dataclasses.replace(plan, grid=config.model.grid, views_per_decode=views)
     text, mean = config.rand_augment, config.model.pixels.mean
     return dataclasses.replace(
         plan,
-        num_patches=0,  # nothing is masked
         num_drops=2 * config.model.depth if config.drop_path else 0,
         policy=None if text is None else Policy(text, mean),
     )

@@ -41,7 +41,7 @@ def plan_of(source: Source, **changes: object) -> BatchPlan:
         "source": source,
         "kind": COLOUR,
         "size": (12, 20),
-        "num_patches": 15,
+        "grid": (3, 5),
         "augment": AugmentConfig(),
         "batch": 4,
         "seed": 9,
@@ -134,7 +134,7 @@ def test_the_global_generator_is_never_drawn_from(tmp_path: Path) -> None:
 
 def test_an_epoch_gives_each_picture_once_and_drops_the_remainder() -> None:
     source = ArraySource(np.zeros((14, 28, 28, 1), dtype=np.uint8))
-    plan = BatchPlan(source=source, kind=PixelKind("uint8", 1), size=(28, 28), num_patches=49,
+    plan = BatchPlan(source=source, kind=PixelKind("uint8", 1), size=(28, 28), grid=(7, 7),
                      augment=AugmentConfig(), batch=4, seed=0)  # fmt: skip
 
     ids = torch.cat([training_batch(plan, step).ids for step in range(3)])
@@ -170,7 +170,7 @@ def test_labels_follow_the_samples() -> None:
     source = ArraySource(
         np.zeros((10, 8, 8), dtype=np.uint8), labels=labels, class_names=("a",) * 10
     )
-    plan = BatchPlan(source=source, kind=PixelKind("uint8", 1), size=(8, 8), num_patches=4,
+    plan = BatchPlan(source=source, kind=PixelKind("uint8", 1), size=(8, 8), grid=(2, 2),
                      augment=AugmentConfig(), batch=5, seed=0)  # fmt: skip
 
     batch = training_batch(plan, 1)
@@ -181,7 +181,7 @@ def test_labels_follow_the_samples() -> None:
 def test_flips_mirror_half_of_the_pictures() -> None:
     ramp = np.broadcast_to(np.arange(8, dtype=np.uint8), (400, 8, 8))
     plan = BatchPlan(source=ArraySource(ramp.copy()), kind=PixelKind("uint8", 1), size=(8, 8),
-                     num_patches=4, augment=AugmentConfig(crop_scale=(1, 1)), batch=400,
+                     grid=(2, 2), augment=AugmentConfig(crop_scale=(1, 1)), batch=400,
                      seed=0)  # fmt: skip
 
     first_columns = training_batch(plan, 0).images[:, 0, 0, 0]

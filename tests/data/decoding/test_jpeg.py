@@ -146,7 +146,7 @@ def test_a_batch_names_what_was_read_with_a_warning_and_replaces_nothing(
         (tmp_path / f"{number}.jpg").write_bytes(with_junk(PLAIN) if number == 4 else PLAIN)
     source = FolderSource(tmp_path)
     plan = BatchPlan(
-        source=source, kind=RGB, size=(12, 20), num_patches=15, batch=6, seed=3,
+        source=source, kind=RGB, size=(12, 20), grid=(3, 5), batch=6, seed=3,
         augment=AugmentConfig(scaled_decode=scaled),
     )  # fmt: skip
 

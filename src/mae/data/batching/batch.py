@@ -21,6 +21,7 @@ from mae.data.augment.randaugment import Policy, augmented
 from mae.data.decoding.decode import BadImage, PixelKind, decode
 from mae.data.decoding.header import pixel_dtype
 from mae.data.sampling.draws import Stream, uniform
+from mae.data.sampling.masks import mask_noise
 from mae.data.sampling.order import shuffled
 from mae.data.sources.pack import Form, PackSource
 from mae.data.sources.source import ArraySource, Source
@@ -96,10 +97,11 @@ class BatchPlan:
     kind: PixelKind
     size: tuple[int, int]
     """Height and width of the crops."""
-    num_patches: int
     augment: AugmentConfig
     batch: int
     seed: int
+    grid: tuple[int, int] = (0, 0)
+    """Patches along height and width; none where nothing is masked."""
     num_drops: int = 0
     """Residual branches that stochastic depth may drop."""
     policy: Policy | None = None
@@ -165,7 +167,7 @@ def training_batch(plan: BatchPlan, step: int, *, room: NDArray[Any] | None = No
     shown_labels = np.full(len(ids), -1) if labels is None else labels[shown]
     return Batch(
         channels_first(images),
-        torch.from_numpy(draw(Stream.MASK, plan.num_patches)),
+        torch.cat([mask_noise(ids, grid=plan.grid, seed=plan.seed, epoch=e) for e in epochs]),
         torch.from_numpy(np.tile(ids, len(epochs))),
         torch.from_numpy(np.tile(shown_labels, len(epochs))),
         tuple(found.bad),
