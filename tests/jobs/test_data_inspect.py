@@ -163,7 +163,7 @@ def test_a_sample_is_spread_evenly_and_said(tmp_path: Path) -> None:
     found = look(tmp_path, limit=6)
 
     assert found.found.ids == [0, 5, 10, 15, 20, 25]
-    assert dict(next(found.sections()).rows)["looked at"] == "6, a sample of 30, evenly spread"
+    assert dict(next(found.sections()).rows)["inspected"] == "6, a sample of 30, evenly spread"
 
 
 def test_pictures_of_kinds_that_no_run_can_mix_are_looked_at_all_the_same(tmp_path: Path) -> None:

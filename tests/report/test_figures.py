@@ -15,9 +15,9 @@ from mae.report.figures import (
     MOST_POINTS,
     Series,
     element,
+    image_element,
     line_chart,
     number,
-    png_data_uri,
 )
 
 FALL = Series("a", [(0, 4.0), (10, 2.0), (20, 1.0)])
@@ -105,7 +105,9 @@ def test_numbers_have_three_or_four_digits(value: float, text: str) -> None:
 def test_a_picture_survives_its_data_uri() -> None:
     pixels = np.random.default_rng(0).integers(256, size=(3, 5, 3), dtype=np.uint8)
 
-    head, _, data = png_data_uri(Image.fromarray(pixels)).partition(",")
+    made = image_element(Image.fromarray(pixels), "noise")
 
+    head, _, data = made.attrib["src"].partition(",")
+    assert (made.attrib["width"], made.attrib["height"]) == ("5", "3")
     assert head == "data:image/png;base64"
     assert np.array_equal(Image.open(io.BytesIO(base64.b64decode(data))), pixels)

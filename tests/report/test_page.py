@@ -74,10 +74,10 @@ def test_a_page_tells_the_run_from_top_to_bottom(here: Path) -> None:
         "100 in my pictures",
         "ViT of width 24, 2 blocks, patch 4",
         "12 x 20 x 3 uint8",
-        "200 x 8 pictures",
+        "200 x 8 images",
         "epochs 16",
         "training time 0:00:20",
-        "pictures per second 80",
+        "images per second 80",
         "loss 0.2, mean over the last tenth of the steps",
         "python 3.11.0; torch 2.14.1; git 0123456789ab with changes; threads 2; seed 0",
     ):
@@ -110,9 +110,9 @@ def test_a_run_names_what_made_it_and_what_to_do_next(here: Path) -> None:
 
     quoted = f"'{run}'"
     assert f"mae pretrain --data 'my pictures' --out {quoted}" in text
-    assert f"mae pretrain --config '{run}/run.json' --data PICTURES --init {quoted}" in text
-    assert f"mae reconstruct {quoted} PICTURES" in text
-    assert f"mae embed {quoted} --data PICTURES --out features.npy" in text
+    assert f"mae pretrain --config '{run}/run.json' --data IMAGES --init {quoted}" in text
+    assert f"mae reconstruct {quoted} IMAGES" in text
+    assert f"mae embed {quoted} --data IMAGES --out features.npy" in text
     assert f"mae probe knn {quoted} --data" in text
 
 
@@ -125,7 +125,7 @@ def test_rows_that_are_torn_skipped_or_without_a_loss_do_no_harm(here: Path) -> 
     page = page_of(run)
 
     assert "loss 1, mean over" in page.text
-    assert "120 x 8 pictures" in page.text
+    assert "120 x 8 images" in page.text
 
 
 def test_names_are_shown_as_they_are_and_never_run(here: Path) -> None:
@@ -189,7 +189,7 @@ def test_broken_pictures_are_counted_and_the_first_named(here: Path) -> None:
 
     text = page_of(run).text
 
-    assert "30 of 100; others stood in for them" in text
+    assert "30 of 100; each was replaced by another image" in text
     assert "The first 20; all are in bad-files.tsv:" in text
     assert "19.jpg empty" in text
     assert "20.jpg" not in text
@@ -214,7 +214,7 @@ def test_several_runs_are_compared_on_one_page(here: Path) -> None:
     mean = "mean over the last tenth of the steps"
     assert f"loss 0.2, {mean} 0.3333, {mean}" in text
     assert "first: 0.2 at the end second: 0.3333 at the end" in text
-    assert "pictures seen" in text
+    assert "images seen" in text
 
 
 @pytest.mark.parametrize("content", [None, "{}", "no json"])

@@ -21,7 +21,7 @@ from mae.evaluation.labelled_data import Labelled, labelled
 from mae.progress import Progress
 from mae.recipes.catalogue import find_config
 from mae.report.contact_sheet import contact_sheet, thumbnail
-from mae.report.dataset import Section, pictures_page, sections_of
+from mae.report.dataset import Section, dataset_page, sections_of
 from mae.report.figures import png_bytes
 from mae.report.reconstruction import evenly
 from mae.report.tables import WIDTH, wrapped
@@ -214,7 +214,7 @@ def _sample(count: int, limit: int | None) -> Sequence[int]:
 def _write(out: Path, result: Inspected, thumbnails: Sequence[tuple[str, Image.Image]]) -> None:
     sheet = contact_sheet(thumbnails) if thumbnails else None
     if out.suffix == ".html":
-        write_atomic(out, pictures_page(f"Pictures of {result.name}", sheet, result.sections()))
+        write_atomic(out, dataset_page(f"Pictures of {result.name}", sheet, result.sections()))
     elif sheet is not None:
         write_atomic(out, png_bytes(sheet))
     else:

@@ -22,7 +22,7 @@ from mae.evaluation.reconstruction import HiddenPsnr, hidden_psnr
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.planning.hardware import choose_device
 from mae.progress import Progress
-from mae.report.figures import element, png_bytes, png_data_uri
+from mae.report.figures import element, image_element, png_bytes
 from mae.report.page import html_page, results_table
 from mae.report.reconstruction import (
     STAGES,
@@ -140,6 +140,6 @@ def _page(panels: Panels, names: Sequence[str], psnr: HiddenPsnr) -> Iterator[El
     yield element("p", panels.caption, class_="quiet")
     for name, cells in zip(names, panels.cells, strict=True):
         picture = tile(cells[None])
-        image = element("img", src=png_data_uri(picture), alt=f"{name} in four stages")
+        image = image_element(picture, f"{name} in four stages")
         yield element("figure", image, element("figcaption", name), class_="strip")
     yield results_table(psnr.to_dict())

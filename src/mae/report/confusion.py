@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mae.evaluation.metrics import ClassRow, class_rows
-from mae.report.figures import element, png_data_uri
-from mae.report.page import html_page, html_table
+from mae.report.figures import element, image_element
+from mae.report.page import facts_list, html_page, html_table
 
 Counts = NDArray[np.int64]
 
@@ -74,11 +74,8 @@ def evaluation_page(
 
 
 def _body(facts: Mapping[str, str], counts: Counts, names: Sequence[str]) -> Iterable[Element]:
-    told = (element("div", element("dt", k), element("dd", v)) for k, v in facts.items())
-    yield element("dl", *told, class_="facts")
-    picture = confusion_picture(counts)
-    size = {"width": picture.width, "height": picture.height}
-    drawn = element("img", src=png_data_uri(picture), alt="confusion of classes", **size)
+    yield facts_list(facts.items())
+    drawn = image_element(confusion_picture(counts), "confusion of classes")
     yield element("h2", "What is taken for what")
     yield element("figure", drawn, element("figcaption", CAPTION))
     mistakes = [

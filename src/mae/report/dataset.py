@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 from xml.etree.ElementTree import Element
 
@@ -11,59 +12,54 @@ import numpy as np
 from PIL import Image
 
 from mae.data.audit.report import DatasetReport, Fault
-from mae.report.figures import element, number, png_data_uri
-from mae.report.page import html_page, html_table
+from mae.report.figures import element, image_element, number
+from mae.report.page import facts_list, html_page, html_table
 
 MOST_NAMED = 5
 """Images named for each type of problem; `--json` lists all."""
 
-_SHAPES = (
-    (0.5, "narrower than 1:2"), (0.8, "upright, 1:2 to 4:5"), (1.25, "nearly square, 4:5 to 5:4"),
-    (2.0, "lying, 5:4 to 2:1"), (float("inf"), "wider than 2:1"),
-)  # fmt: skip
+# Limits of width / height, and the names of the ranges between them.
+_RATIOS = (0, 0.5, 0.8, 1.25, 2, float("inf"))
+_SHAPES = ("narrower than 1:2", "portrait, 1:2 to 4:5", "nearly square, 4:5 to 5:4",
+           "landscape, 5:4 to 2:1", "wider than 2:1")  # fmt: skip
+
+Rows = list[tuple[str, str]]
 
 
 class Section(NamedTuple):
     """A title with rows of name and text."""
 
     title: str
-    rows: list[tuple[str, str]]
+    rows: Rows
 
 
 def sections_of(found: DatasetReport, *, looked_at: int) -> Iterator[Section]:
-    """Describe the findings, the most important first.
+    """Describe a data set, the most important facts first.
 
     Args:
-        found: findings after the last image.
+        found: the report after the last image.
         looked_at: number of images inspected, readable or not.
     """
-    yield Section("pictures", list(_overview(found, looked_at)))
-    if found.ids:
-        yield Section("sizes", list(_sizes(found)))
-    if found.sums is not None and found.ids:
-        yield Section("channels", list(_channels(found)))
-    if found.faults:
-        yield Section("cannot be used", list(_faults(found.faults)))
-    if found.warnings:
-        yield Section("read with a warning", list(_faults(found.warnings)))
-    groups = (
-        ("copies, byte for byte", found.copies()),
-        ("look alike from afar: see for yourself", found.look_alikes()),
-    )
-    for title, places in groups:
-        if places:
-            yield Section(title, list(_groups(found, places)))
-    if flat := found.nearly_constant():
-        yield Section("nearly constant", [(f"{len(flat):,}", _names(found, flat))])
+    sections = {
+        "images": list(_overview(found, looked_at)),
+        "sizes": list(_sizes(found)),
+        "channels": list(_channels(found)),
+        "unusable": list(_faults(found.faults)),
+        "read with a warning": list(_faults(found.warnings)),
+        "exact duplicates, byte for byte": _groups(found, found.copies()),
+        "near duplicates, by a perceptual hash": _groups(found, found.look_alikes()),
+        "nearly constant": [("", name) for name in _names(found, found.nearly_constant())],
+    }
+    return (Section(title, rows) for title, rows in sections.items() if rows)
 
 
 def _overview(found: DatasetReport, looked_at: int) -> Iterator[tuple[str, str]]:
-    there = len(found.source)
-    sample = "" if looked_at == there else f", a sample of {there:,}, evenly spread"
-    yield "looked at", f"{looked_at:,}{sample}"
-    yield "readable", f"{len(found.ids):,}, {_bytes(found.bytes)}"
+    count = len(found.source)
+    sample = "" if looked_at == count else f", a sample of {count:,}, evenly spread"
+    yield "inspected", f"{looked_at:,}{sample}"
+    yield "readable", f"{len(found.ids):,}, {number(found.bytes / 1e6)} MB"
     if found.faults:
-        yield "cannot be used", f"{len(found.faults):,} ({len(found.faults) / looked_at:.1%})"
+        yield "unusable", f"{len(found.faults):,} ({len(found.faults) / looked_at:.1%})"
     if found.warnings:
         yield "with a warning", f"{len(found.warnings):,}: damage that reaches no pixel"
     yield "formats", _counts(found.formats)
@@ -71,53 +67,54 @@ def _overview(found: DatasetReport, looked_at: int) -> Iterator[tuple[str, str]]
     yield "stored as", _counts(kinds)
     for what, count in found.left_out.items():
         yield "not read", f"{what}, of {count:,}"
-    yield "copies", f"{sum(len(group) - 1 for group in found.copies()):,} beyond the first"
-    yield "look alike", f"{sum(len(group) - 1 for group in found.look_alikes()):,} beyond the first"
+    for name, groups in (
+        ("exact duplicates", found.copies()),
+        ("near duplicates", found.look_alikes()),
+    ):
+        yield name, f"{sum(len(group) - 1 for group in groups):,} beyond the first"
     yield "nearly constant", f"{len(found.nearly_constant()):,}"
 
 
 def _sizes(found: DatasetReport) -> Iterator[tuple[str, str]]:
-    sizes = np.array(found.sizes)
-    for name, lengths in (("height", sizes[:, 0]), ("width", sizes[:, 1])):
-        low, middle, high = (int(f(lengths)) for f in (np.min, np.median, np.max))
-        yield name, f"{low:,} to {high:,} pixels, half of them up to {middle:,}"
-    ratios = sizes[:, 1] / sizes[:, 0]
-    low_ratio = 0.0
-    for high_ratio, name in _SHAPES:
-        count = int(((ratios > low_ratio) & (ratios <= high_ratio)).sum())
-        low_ratio = high_ratio
-        if count:
+    if not found.ids:
+        return
+    heights, widths = np.array(found.sizes).T
+    for name, lengths in (("height", heights), ("width", widths)):
+        low, median, high = (int(f(lengths)) for f in (np.min, np.median, np.max))
+        yield name, f"{low:,} to {high:,} pixels, median {median:,}"
+    for name, (above, most) in zip(_SHAPES, pairwise(_RATIOS), strict=True):
+        if count := int(((widths / heights > above) & (widths / heights <= most)).sum()):
             yield name, f"{count:,}"
 
 
 def _channels(found: DatasetReport) -> Iterator[tuple[str, str]]:
-    assert found.sums is not None and found.kind is not None
+    if found.sums is None or found.kind is None or not found.ids:
+        return
     full = {"uint8": 255, "uint16": 65535, "float32": 1}[found.kind.dtype]
     for channel, (mean, std) in enumerate(zip(found.sums.mean, found.sums.std, strict=True)):
-        scaled = "" if full == 1 else f"; of the full range {mean / full:.4f}, {std / full:.4f}"
-        yield f"channel {channel}", f"mean {number(mean)}, deviation {number(std)}{scaled}"
+        scaled = "" if full == 1 else f"; scaled to [0, 1] {mean / full:.4f}, {std / full:.4f}"
+        yield f"channel {channel}", f"mean {number(mean)}, std {number(std)}{scaled}"
 
 
 def _faults(faults: Sequence[Fault]) -> Iterator[tuple[str, str]]:
-    for sort, count in Counter(fault.kind for fault in faults).most_common():
-        yield f"{count:,}", sort
-        for fault in [fault for fault in faults if fault.kind == sort][:MOST_NAMED]:
-            yield "", fault.name + fault.reason.removeprefix(sort)
-        if count > MOST_NAMED:
-            yield "", f"and {count - MOST_NAMED:,} more"
+    for kind, count in Counter(fault.kind for fault in faults).most_common():
+        yield f"{count:,}", kind
+        names = [f.name + f.reason.removeprefix(kind) for f in faults if f.kind == kind]
+        yield from (("", name) for name in _first(names))
 
 
-def _groups(found: DatasetReport, places: Sequence[Sequence[int]]) -> Iterator[tuple[str, str]]:
-    for group in places[:MOST_NAMED]:
-        yield f"{len(group):,}", _names(found, group)
-    if len(places) > MOST_NAMED:
-        yield "", f"and {len(places) - MOST_NAMED:,} more groups"
+def _groups(found: DatasetReport, groups: Sequence[Sequence[int]]) -> Rows:
+    named = [f"{len(group):,}: {', '.join(_names(found, group))}" for group in groups]
+    return [("", text) for text in _first(named)]
 
 
-def _names(found: DatasetReport, places: Sequence[int]) -> str:
-    names = [found.source.name(found.ids[place]) for place in places[:MOST_NAMED]]
-    more = len(places) - MOST_NAMED
-    return ", ".join(names) + (f" and {more:,} more" if more > 0 else "")
+def _names(found: DatasetReport, places: Sequence[int]) -> list[str]:
+    return _first([found.source.name(found.ids[place]) for place in places])
+
+
+def _first(items: Sequence[str]) -> list[str]:
+    more = len(items) - MOST_NAMED
+    return [*items[:MOST_NAMED], *([f"and {more:,} more"] if more > 0 else [])]
 
 
 def _counts(counts: Mapping[str, int]) -> str:
@@ -125,29 +122,18 @@ def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in pairs) or "none"
 
 
-def _bytes(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:.3g} TiB"
-
-
-def pictures_page(title: str, sheet: Image.Image | None, sections: Iterable[Section]) -> bytes:
+def dataset_page(title: str, sheet: Image.Image | None, sections: Iterable[Section]) -> bytes:
     """Make a self-contained HTML page: the contact sheet, then every section."""
     return html_page(title, _body(sheet, sections))
 
 
 def _body(sheet: Image.Image | None, sections: Iterable[Section]) -> Iterator[Element]:
     first, *others = sections
-    facts = (element("div", element("dt", k), element("dd", v)) for k, v in first.rows)
-    yield element("dl", *facts, class_="facts")
+    yield facts_list(first.rows)
     if sheet is not None:
-        yield element("h2", "Some of them")
-        size = {"width": sheet.width, "height": sheet.height}
-        image = element("img", src=png_data_uri(sheet), alt="contact sheet", **size)
-        said = "Evenly spread, as they are decoded; what cannot be used is left out."
-        yield element("figure", image, element("figcaption", said), class_="strip")
+        caption = element("figcaption", "Readable images, evenly spread, as they are decoded.")
+        yield element("h2", "Sample")
+        yield element("figure", image_element(sheet, "contact sheet"), caption, class_="strip")
     for section in others:
-        yield element("h2", section.title[:1].upper() + section.title[1:])
+        yield element("h2", section.title.capitalize())
         yield html_table("", ["", ""], section.rows)

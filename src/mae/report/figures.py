@@ -51,9 +51,10 @@ def png_bytes(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def png_data_uri(image: Image.Image) -> str:
-    """Encode an image as a PNG data URI for an <img>."""
-    return "data:image/png;base64," + base64.b64encode(png_bytes(image)).decode()
+def image_element(image: Image.Image, alt: str) -> Element:
+    """Make an <img> that holds the image as a PNG data URI."""
+    uri = "data:image/png;base64," + base64.b64encode(png_bytes(image)).decode()
+    return element("img", src=uri, alt=alt, width=image.width, height=image.height)
 
 
 class Series(NamedTuple):

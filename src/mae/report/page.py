@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,13 @@ from xml.etree.ElementTree import Element, tostring
 
 from mae.atomic import write_atomic
 from mae.config.run import PretrainConfig
-from mae.report.figures import Series, element, line_chart, png_data_uri
+from mae.report.figures import Series, element, image_element, line_chart
 from mae.report.reconstruction import STAGES, caption_of, evenly, read_stages
 from mae.report.run import RunFacts, headline, read_run
 
 MOST_DRAWINGS = 8
 MOST_BAD_NAMED = 20
-FILM_WIDTH = 928  # pixels, the width of the page; wider drawings are reduced
+FILM_WIDTH = 928  # pixels, the width of the page; wider images are reduced
 
 
 def write_report(run: Path, *more: Path, out: Path | None = None) -> Path:
@@ -48,33 +49,38 @@ def write_report(run: Path, *more: Path, out: Path | None = None) -> Path:
 
 
 def html_page(title: str, body: Iterable[Element]) -> bytes:
-    """Put elements into a self-contained HTML page."""
+    """Make a self-contained HTML page of elements."""
     style = resources.files("mae.report").joinpath("page.css").read_text("utf-8")
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("title", title),
-        element("style", style),
+    content = element("body", element("h1", title), *body)
+    text = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{style}</style></head>"
+        f"{tostring(content, encoding='unicode', method='html')}</html>\n"
     )
-    page = element("html", head, element("body", element("h1", title), *body), lang="en")
-    text = "<!doctype html>\n" + tostring(page, encoding="unicode", method="html") + "\n"
     # A file name may hold bytes that cannot be encoded; it must not prevent the page.
     return text.encode("utf-8", errors="replace")
+
+
+def facts_list(facts: Iterable[tuple[str, str]]) -> Element:
+    """Lay out (name, text) pairs as cards."""
+    cards = (element("div", element("dt", name), element("dd", text)) for name, text in facts)
+    return element("dl", *cards, class_="facts")
 
 
 def _story(run: RunFacts) -> Iterable[Element]:
     """Build the body of the report of one run."""
     yield element("p", _status(run))
-    facts = (element("div", element("dt", k), element("dd", v)) for k, v in headline(run).items())
-    yield element("dl", *facts, class_="facts")
-    yield from _section("How it learnt", _charts([run]))
-    yield from _section("The same pictures through the run", _film(run))
-    yield from _section("Evidence", _evidence(run))
-    yield from _section("Pictures that could not be read", _bad_files(run))
-    yield from _section("How to go on", _commands(run))
-    yield from _section("Recipe", _recipe(run))
-    yield from _section("Made with", _versions(run))
+    yield facts_list(headline(run).items())
+    yield from _section("Training curves", _charts([run]))
+    yield from _section("Reconstructions during training", _film(run))
+    yield from _section("Evaluation", _evaluation(run))
+    yield from _section("Unreadable images", _bad_files(run))
+    yield from _section("Next commands", _commands(run))
+    fields = json.dumps(run.record["config"], indent=1)
+    details = element("details", element("summary", "every field"), element("pre", fields))
+    yield from _section("Configuration", [details])
+    yield from _section("Software", [element("p", _versions(run), class_="quiet")])
 
 
 def _comparison(runs: Sequence[RunFacts]) -> Iterable[Element]:
@@ -82,13 +88,12 @@ def _comparison(runs: Sequence[RunFacts]) -> Iterable[Element]:
     facts = [headline(run) for run in runs]
     rows = [(name, *(each[name] for each in facts)) for name in facts[0]]
     yield html_table("", ["", *(run.name for run in runs)], rows)
-    yield from _section("How they learnt", _charts(runs))
+    yield from _section("Training curves", _charts(runs))
 
 
 def _section(title: str, content: Iterable[Element]) -> Iterable[Element]:
     """Put content under a title; yield nothing without content."""
-    found = list(content)
-    if found:
+    if found := list(content):
         yield element("section", element("h2", title), *found)
 
 
@@ -104,13 +109,10 @@ def _status(run: RunFacts) -> str:
 def _charts(runs: Sequence[RunFacts]) -> Iterable[Element]:
     """Plot loss and learning rate over images seen, comparable across batch sizes."""
     charts = []
-    for field, y_label in (
-        ("loss", _loss_label(runs)),
-        ("lr", "learning rate"),
-    ):
+    for field, y_label in (("loss", _loss_label(runs)), ("lr", "learning rate")):
         lines = [Series(run.name, points) for run in runs if (points := run.curve(field))]
         if lines:
-            charts.append(element("figure", line_chart(lines, "pictures seen", y_label)))
+            charts.append(element("figure", line_chart(lines, "images seen", y_label)))
     if charts:
         yield element("div", *charts, class_="charts")
 
@@ -122,7 +124,7 @@ def _loss_label(runs: Sequence[RunFacts]) -> str:
 
 
 def _film(run: RunFacts) -> Iterable[Element]:
-    """Show the fixed images: original, masked, and the prediction during training."""
+    """Show fixed images: original, masked, and their predictions during training."""
     paths = evenly(sorted(run.files.pictures.glob(f"step-{'[0-9]' * 8}.png")), MOST_DRAWINGS)
     if not paths:
         return
@@ -133,16 +135,14 @@ def _film(run: RunFacts) -> Iterable[Element]:
     rows += [(f"{STAGES['pasted']}, {last}", final["pasted"])]
     cells = []
     for label, image in rows:
-        image = image.reduce(-(-image.width // FILM_WIDTH))
-        size = {"width": image.width, "height": image.height}
-        cells.append(element("span", label))
-        cells.append(element("img", src=png_data_uri(image), alt=label, **size))
+        reduced = image.reduce(-(-image.width // FILM_WIDTH))
+        cells += [element("span", label), image_element(reduced, label)]
     assert isinstance(run.config, PretrainConfig)
     yield element("p", caption_of(run.config.model, run.config.objective), class_="quiet")
     yield element("div", *cells, class_="film")
 
 
-def _evidence(run: RunFacts) -> Iterable[Element]:
+def _evaluation(run: RunFacts) -> Iterable[Element]:
     """Show the shortfalls and every table of results.json."""
     path = run.files.results
     results = json.loads(path.read_bytes()) if path.exists() else {}
@@ -179,40 +179,35 @@ def _bad_files(run: RunFacts) -> Iterable[Element]:
     path = run.files.bad_files
     lines = path.read_text("utf-8", errors="replace").split("\n")[:-1] if path.exists() else []
     if lines:
-        said = f"{len(lines):,} of {run.record['data']['count']:,}; others stood in for them"
         head = f"The first {MOST_BAD_NAMED}; all are in {path.name}:"
-        yield element("p", said)
+        count = f"{len(lines):,} of {run.record['data']['count']:,}"
+        yield element("p", f"{count}; each was replaced by another image")
         yield element("pre", "\n".join([head, *lines[:MOST_BAD_NAMED]]))
 
 
 def _commands(run: RunFacts) -> Iterable[Element]:
-    """Show the commands to continue with, ready to be typed."""
+    """Show the command of the run, and commands to continue with."""
     here, record = shlex.quote(run.name), run.record
     made_by = shlex.join(record.get("command", [])) or "mae.pretrain(...)  # in Python"
-    yield element("p", "Made by this command, which goes on where an unfinished run stopped:")
+    yield element("p", "Command of this run; it resumes an unfinished run:")
     yield element("pre", made_by)
-    yield element("p", "Try it on pictures of your own, or train on from its weights:")
+    yield element("p", "To use it on images of your own, or to train further from its weights:")
     yield element(
         "pre",
-        f"mae reconstruct {here} PICTURES --out reconstructions.html\n"
-        f"mae embed {here} --data PICTURES --out features.npy\n"
+        f"mae reconstruct {here} IMAGES --out reconstructions.html\n"
+        f"mae embed {here} --data IMAGES --out features.npy\n"
         f"mae probe knn {here} --data FOLDER-WITH-A-FOLDER-FOR-EACH-CLASS\n"
-        f"mae pretrain --config {shlex.quote(str(run.files.record))} --data PICTURES "
+        f"mae pretrain --config {shlex.quote(str(run.files.record))} --data IMAGES "
         f"--init {here} --out {here}-more",
     )
 
 
-def _recipe(run: RunFacts) -> Iterable[Element]:
-    fields = json.dumps(run.record["config"], indent=1)
-    yield element("details", element("summary", "every field"), element("pre", fields))
-
-
-def _versions(run: RunFacts) -> Iterable[Element]:
+def _versions(run: RunFacts) -> str:
     git = run.record.get("git") or {"commit": "none", "changed": False}
     commit = git["commit"][:12] + " with changes" * git["changed"]
     settings = {"git": commit, "threads": run.record.get("threads"), "seed": run.config.seed}
     facts = run.record.get("versions", {}) | settings
-    yield element("p", "; ".join(f"{k} {v}" for k, v in facts.items()), class_="quiet")
+    return "; ".join(f"{name} {value}" for name, value in facts.items())
 
 
 def html_table(

@@ -62,13 +62,10 @@ def read_run(path: Path) -> RunFacts:
     files, record = RunDir(path), read_record(path)
     if record is None:
         raise ConfigError(f"{path}: is not a run, it holds no run.json; name the folder of a run")
-    where, values = str(files.record), record["config"]
-    config: PretrainConfig | FinetuneConfig
+    fields, where, rows = record["config"], str(files.record), read_rows(files.log)
     if "class_names" in record:
-        config = from_dict(FinetuneConfig, values, where=where)
-    else:
-        config = from_dict(PretrainConfig, values, where=where)
-    return RunFacts(files, record, config, read_rows(files.log))
+        return RunFacts(files, record, from_dict(FinetuneConfig, fields, where=where), rows)
+    return RunFacts(files, record, from_dict(PretrainConfig, fields, where=where), rows)
 
 
 def headline(run: RunFacts) -> dict[str, str]:
@@ -79,13 +76,13 @@ def headline(run: RunFacts) -> dict[str, str]:
     curve = run.curve("loss")
     return {
         "recipe": str(run.record.get("recipe", "unknown")),
-        "pictures": f"{data['count']:,} in {Path(str(data.get('path', 'memory'))).name}",
+        "images": f"{data['count']:,} in {Path(str(data.get('path', 'memory'))).name}",
         "model": size_name(width=model.width, depth=model.depth, patch_size=model.patch_size),
         "input": f"{H} x {W} x {model.channels} {model.pixels.dtype}",
-        "steps": f"{run.step:,} x {config.batch:,} pictures",
+        "steps": f"{run.step:,} x {config.batch:,} images",
         "epochs": f"{images / data['count']:.3g}",
         "training time": str(timedelta(seconds=round(seconds))),
-        "pictures per second": number(images / seconds) if seconds else "not known yet",
+        "images per second": number(images / seconds) if seconds else "not known yet",
         "loss": f"{curve[-1][1]:.4g}, mean over the last tenth of the steps"
         if curve
         else "not known yet",
