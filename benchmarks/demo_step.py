@@ -39,7 +39,7 @@ def our_side() -> Callable[[], float]:
     source, kind = fashion_mnist("train"), PixelKind("uint8", 1)
     mean, std = measure_pixels(source, kind=kind)
     # The demo's but for its optimiser: what Muon costs and brings shows in the time to a score.
-    adamw = replace(DEMO, optim=replace(DEMO.optim, muon=False))
+    adamw = replace(DEMO, optim=replace(DEMO.optim, name="adamw"))
     model = replace(adamw.model, pixels=PixelConfig(mean=mean, std=std))
     config = replace(adamw, model=model)
     plan = batch_plan(config, source, kind)

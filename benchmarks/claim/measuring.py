@@ -18,7 +18,7 @@ from mae.config.model import ModelConfig
 from mae.config.run import OptimConfig
 from mae.config.sizes import model_config
 from mae.train.measure import saved_bytes
-from mae.train.optim.parameter_groups import adamw
+from mae.train.optim.parameter_groups import create_optimizer
 
 RATE = 1e-4
 
@@ -33,7 +33,7 @@ class Steps:
         self, config: ModelConfig, sides: Sequence[Side], *, batch: int, device: torch.device
     ) -> None:
         self.models = {side: model.to(device) for side, model in make_sides(config, sides).items()}
-        self.optimizer = adamw(nn.ModuleList(self.models.values()), OptimConfig(lr=RATE))
+        self.optimizer = create_optimizer(nn.ModuleList(self.models.values()), OptimConfig(lr=RATE))
         self.device = device
         generator = torch.Generator().manual_seed(0)
         shape = (batch, config.channels, *config.image_size)

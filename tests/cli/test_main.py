@@ -190,9 +190,9 @@ def test_the_options_of_a_recipe_are_pinned() -> None:
         "resize max-bad image-size crop-pct "
         "mask-ratio channels measure-pixels init-channels views-per-decode "
         "start-size start-share "
-        "optim.min-lr optim.min-lr-scaled optim.warmup-epochs optim.warmup-start optim.betas "
-        "optim.eps "
-        "optim.weight-decay optim.decay-tokens optim.clip-norm optim.muon augment.crop-scale "
+        "optim.name optim.min-lr optim.min-lr-scaled optim.warmup-epochs optim.warmup-start "
+        "optim.betas optim.eps "
+        "optim.weight-decay optim.decay-tokens optim.clip-norm augment.crop-scale "
         "augment.crop-ratio augment.crop-clip augment.flip augment.scaled-decode "
         "model.patch-size model.width "
         "model.depth model.num-heads model.decoder-width model.decoder-depth model.decoder-heads "
@@ -277,6 +277,23 @@ def test_options_of_version_0_1_are_still_taken(
 
     objective = ObjectiveConfig(mask_ratio=0.6, normalize_target=False)
     assert asked["config"].objective == objective
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words", "name"),
+    [
+        ("folder", "--optim.muon", "muon"),
+        ("folder", "optim.muon = true", "muon"),
+        ("demo", "--optim.muon no", "adamw"),
+        ("demo", "--optim.name lars", "lars"),
+    ],
+)
+def test_muon_is_still_a_switch_and_now_a_name(
+    recipe: str, words: str, name: str, mae_: Run, asked: dict[str, Any]
+) -> None:
+    assert mae_("pretrain", recipe, *words.split(), "--data", "pics").code == 0
+
+    assert asked["config"].optim.name == name
 
 
 def test_options_become_values_of_the_right_type(mae_: Run, asked: dict[str, Any]) -> None:

@@ -48,6 +48,13 @@ def test_fields_of_version_0_1_are_read_by_their_names_now(
     assert tuned == FinetuneConfig(num_classes=3)  # fine-tuning has no objective
 
 
+def test_muon_of_version_0_1_is_the_name_of_the_optimizer() -> None:
+    for value, name in ((True, "muon"), (False, "adamw")):
+        assert from_dict(FinetuneConfig, {"optim": {"muon": value}}, where="").optim.name == name
+    with pytest.raises(ConfigError, match="optim.name: expected adamw or muon or lars, got 'yes'"):
+        from_dict(PretrainConfig, {"optim": {"muon": "yes"}}, where="")
+
+
 def test_fields_left_out_keep_their_defaults() -> None:
     config = from_dict(PretrainConfig, {"optim": {"lr": 1}}, where="x")
 

@@ -22,7 +22,7 @@ from mae.model.classifier import Classifier
 from mae.model.encoder import Encoder
 from mae.runs.state import TrainState
 from mae.train.finetune_batch import finetune_batch, soft_target_loss
-from mae.train.optim.parameter_groups import adamw, choose_trained
+from mae.train.optim.parameter_groups import choose_trained, create_optimizer
 from mae.train.step import OptimiserStep
 from mae.weights.formats.facebook import to_theirs
 from tests.model.tiny import scrambled, tiny_config
@@ -64,7 +64,7 @@ def classifier() -> Classifier:
 
 
 def step_of_ours(model: Classifier, batch: Batch, *, micro_batch: int | None = None) -> float:
-    optimizer = adamw(model, CONFIG.optim, layer_decay=CONFIG.layer_decay, depth=DEPTH)
+    optimizer = create_optimizer(model, CONFIG.optim, layer_decay=CONFIG.layer_decay, depth=DEPTH)
     config = replace(CONFIG, micro_batch=micro_batch)
     step = OptimiserStep(loss=soft_target_loss, config=config, device=CPU)
     return float(step(TrainState(model, optimizer), batch, lr=0.01).loss)

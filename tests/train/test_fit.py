@@ -17,7 +17,7 @@ from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.create import create
 from mae.runs.state import TrainState
 from mae.train.fit import EveryNSteps, fit
-from mae.train.optim.parameter_groups import adamw
+from mae.train.optim.parameter_groups import create_optimizer
 from mae.train.schedule import rate_at
 from mae.train.step import OptimiserStep, pretraining_loss
 
@@ -55,7 +55,7 @@ def make_batches(count: int) -> list[Batch]:
 
 def new_state(config: FitConfig = CONFIG) -> TrainState:
     model = create(MODEL, seed=5)
-    return TrainState(model=model, optimizer=adamw(model, config.optim))
+    return TrainState(model=model, optimizer=create_optimizer(model, config.optim))
 
 
 def run(state: TrainState, batches: list[Batch], config: FitConfig = CONFIG, **options: object):
@@ -300,7 +300,7 @@ def test_bf16_arithmetic_keeps_float32_weights_and_stays_close() -> None:
 def names_by_decay(*, decay_tokens: bool) -> Iterator[set[str]]:
     model = create(MODEL)
     names = {id(p): name for name, p in model.named_parameters()}
-    for group in adamw(model, OptimConfig(decay_tokens=decay_tokens)).param_groups:
+    for group in create_optimizer(model, OptimConfig(decay_tokens=decay_tokens)).param_groups:
         yield {names[id(p)] for p in group["params"]}
 
 

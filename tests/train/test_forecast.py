@@ -67,8 +67,8 @@ def test_steps_and_images_are_said_and_a_command_that_learns() -> None:
 
 
 def test_the_peak_of_the_suggested_rate_is_the_one_that_was_measured() -> None:
-    for enough, muon in ((ADAMW, False), (MUON, True)):
-        optim = replace(CONFIG.optim, muon=muon)
+    for enough, name in ((ADAMW, "adamw"), (MUON, "muon")):
+        optim = replace(CONFIG.optim, name=name)
         for count in (500, 7):
             line = said(replace(CONFIG, batch=4, optim=optim), steps=44, count=count)[-1]
             words = shlex.split(line.partition("; try: ")[2])[2:]

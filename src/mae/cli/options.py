@@ -18,7 +18,7 @@ from types import NoneType
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints, is_typeddict
 
 from mae.config.run import FitConfig
-from mae.config.serialize import RENAMED, coerce_text, did_you_mean, field_types
+from mae.config.serialize import FORMER_SWITCHES, RENAMED, coerce_text, did_you_mean, field_types
 from mae.errors import ConfigError
 from mae.recipes.catalogue import RECIPES
 
@@ -135,8 +135,10 @@ def read_words(
     """
     flags = [option for option in options if not option.positional]
     known = {_dashed(o.path): o for o in flags} | {o.flag: o for o in flags}
-    older = {_dashed(old): known.get(_dashed(new)) for old, new in RENAMED.items()}
-    known |= {flag: option for flag, option in older.items() if option}
+    for old, new in RENAMED.items():
+        if option := known.get(_dashed(new)):
+            hint = bool if old in FORMER_SWITCHES else option.hint
+            known[_dashed(old)] = option._replace(path=old, hint=hint)
     named: dict[str, Any] = {}
     grouped: dict[str, Any] = {option.group: {} for option in flags if option.group}
     unnamed: list[str] = []

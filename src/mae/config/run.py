@@ -45,8 +45,10 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
-    """AdamW and its schedule: linear warm-up, then half a cosine, per iteration."""
+    """The optimiser and its schedule: linear warm-up, then half a cosine, per iteration."""
 
+    name: Literal["adamw", "muon", "lars"] = "adamw"
+    """muon (beyond the paper): Muon for the matrices of blocks, AdamW for the rest."""
     lr: float = 1.5e-4
     """Base learning rate per 256 images; the peak is lr * batch / 256."""
     min_lr: float = 0.0
@@ -58,17 +60,15 @@ class OptimConfig:
     warmup_start: float = 0.0
     """Share of the peak rate at which the warm-up starts."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """Decay of the first and second moment."""
+    """Decay of the first and second moment; lars: the first is its momentum."""
     eps: float = 1e-8
-    """Added to the root of the second moment."""
+    """Added to the root of the second moment; no effect on lars."""
     weight_decay: float = 0.05
-    """Decoupled weight decay; never on norms and biases."""
+    """Weight decay, decoupled except for lars; never on norms and biases."""
     decay_tokens: bool = True
     """Whether the cls and mask tokens are decayed (published PyTorch code: yes; OpenMMLab: no)."""
     clip_norm: float | None = None
     """Largest norm of the gradient; none: no clipping."""
-    muon: bool = False
-    """Whether Muon updates the matrices of blocks (beyond the paper): more learnt a step."""
 
     def __post_init__(self) -> None:
         require(self.lr > 0, "optim.lr", self.lr, "a number above 0")

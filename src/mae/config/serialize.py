@@ -32,8 +32,12 @@ RENAMED = {
     "model.mask_ratio": "objective.mask_ratio",
     "model.normalize_target": "objective.normalize_target",
     "model.target_eps": "objective.target_eps",
+    "optim.muon": "optim.name",
 }
 """Fields of version 0.1 by their dotted names, and their names now."""
+
+FORMER_SWITCHES = {"optim.muon": ("adamw", "muon")}
+"""Values now of renamed fields that were false or true."""
 
 
 def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,6 +51,8 @@ def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
         (group, name), (new_group, new_name) = old.split("."), new.split(".")
         if isinstance(current.get(group), dict) and name in current[group]:
             value = current[group].pop(name)
+            if old in FORMER_SWITCHES and isinstance(value, bool):
+                value = FORMER_SWITCHES[old][value]
             current.setdefault(new_group, {})[new_name] = value
     if {"num_classes", "class_names"} & current.keys():
         current.pop("objective", None)

@@ -26,7 +26,7 @@ from mae.runs.state import TrainState
 from mae.train.ema import apply_ema
 from mae.train.finetune_batch import finetune_batches, soft_target_loss
 from mae.train.fit import fit
-from mae.train.optim.parameter_groups import adamw, choose_trained
+from mae.train.optim.parameter_groups import choose_trained, create_optimizer
 from mae.train.schedule import fixed_rate_at, rate_at
 from mae.train.step import OptimiserStep
 
@@ -144,7 +144,9 @@ def tuned(encoder: Encoder, *, train: Pictures, config: FinetuneConfig) -> Class
     made = batches(plan, start=0, stop=num_steps, workers=0)
     state = TrainState(
         model,
-        adamw(model, config.optim, layer_decay=config.layer_decay, depth=config.model.depth),
+        create_optimizer(
+            model, config.optim, layer_decay=config.layer_decay, depth=config.model.depth
+        ),
     )
     fit(
         state,

@@ -67,7 +67,7 @@ DEMO = PretrainConfig(
     epochs=15,
     batch=64,
     micro_batch=32,  # two side by side on two cores
-    optim=OptimConfig(lr=0.016, warmup_epochs=1.5, muon=True),
+    optim=OptimConfig(lr=0.016, warmup_epochs=1.5, name="muon"),
     augment=AugmentConfig(crop_scale=(1.0, 1.0), flip=0.5),
     save_every_steps=1000,
 )

@@ -63,7 +63,7 @@ def say_what_it_takes(
     if not math.isnan(rate):
         text += f", in about {hours_in_words(images / rate / 3600)} on this machine"
     run.progress.note(text)
-    enough = MUON if config.optim.muon else ADAMW
+    enough = MUON if config.optim.name == "muon" else ADAMW
     of_weights = run.record.get("init") is not None  # pre-trained already
     if of_weights or (num_steps >= enough.steps and images >= enough.images):
         return

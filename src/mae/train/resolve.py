@@ -25,7 +25,7 @@ from mae.model.classifier import Classifier
 from mae.model.transformer import Blocks
 from mae.planning.hardware import choose_device, cores
 from mae.runs.state import TrainState
-from mae.train.optim.parameter_groups import adamw, choose_trained
+from mae.train.optim.parameter_groups import choose_trained, create_optimizer
 
 ConfigT = TypeVar("ConfigT", PretrainConfig, FinetuneConfig)
 
@@ -106,11 +106,11 @@ def new_state(model: nn.Module, config: PretrainConfig | FinetuneConfig) -> Trai
             part.checkpoint_every = config.checkpoint_every
     scaler = torch.amp.GradScaler(device.type) if config.half == "fp16" else None
     if isinstance(config, PretrainConfig):
-        return TrainState(model, adamw(model, config.optim), scaler=scaler)
+        return TrainState(model, create_optimizer(model, config.optim), scaler=scaler)
     assert isinstance(model, Classifier)
     choose_trained(model, config.train_blocks)
     layers = {"layer_decay": config.layer_decay, "depth": config.model.depth}
-    return TrainState(model, adamw(model, config.optim, **layers), scaler=scaler)  # type: ignore[arg-type]
+    return TrainState(model, create_optimizer(model, config.optim, **layers), scaler=scaler)  # type: ignore[arg-type]
 
 
 def device_of(state: TrainState) -> torch.device:

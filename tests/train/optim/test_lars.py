@@ -6,10 +6,26 @@ import pytest
 import torch
 from torch import nn
 
+from mae.config.run import OptimConfig
 from mae.train.optim.lars import TRUST, Lars
+from mae.train.optim.parameter_groups import create_optimizer
+from tests.model.tiny import tiny_model
 from tests.test_golden import DIGITS, fill
 
 PUBLISHED = json.loads((Path(__file__).parents[2] / "golden" / "lars.json").read_text())
+
+
+def test_pretraining_by_lars_decays_matrices_alone() -> None:
+    model = tiny_model(torch.Generator().manual_seed(0))
+
+    optimizer = create_optimizer(model, OptimConfig(name="lars", betas=(0.8, 0.95)))
+
+    assert isinstance(optimizer, Lars)
+    decayed = {group["weight_decay"]: group for group in optimizer.param_groups}
+    assert decayed.keys() == {0.05, 0.0}
+    assert all(parameter.ndim > 1 for parameter in decayed[0.05]["params"])
+    assert all(parameter.ndim == 1 for parameter in decayed[0.0]["params"])
+    assert {group["momentum"] for group in optimizer.param_groups} == {0.8}
 
 
 def test_three_steps_equal_the_published_ones():

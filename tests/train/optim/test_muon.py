@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import pytest
@@ -15,10 +17,11 @@ from mae.model.create import create
 from mae.runs.checkpoint import load_checkpoint, save_checkpoint
 from mae.runs.state import TrainState
 from mae.train.optim.muon import COEFFICIENTS, MOMENTUM, STEPS, Muon, evened
-from mae.train.optim.parameter_groups import adamw
+from mae.train.optim.parameter_groups import create_optimizer
 from tests.model.tiny import tiny_config
 
-OPTIM = OptimConfig(lr=0.01, weight_decay=0.1, muon=True)
+OPTIM = OptimConfig(lr=0.01, weight_decay=0.1)
+Name = Literal["adamw", "muon", "lars"]
 
 
 @pytest.fixture
@@ -85,13 +88,9 @@ def test_a_fused_query_key_and_value_are_three_matrices(generator: torch.Generat
     assert torch.equal(fused, torch.cat(alone))
 
 
-def states(seed: int = 0) -> tuple[TrainState, TrainState]:
-    """Give one network with Muon, and a copy without."""
-    torch.manual_seed(seed)
-    model = create(tiny_config())
-    plain = OptimConfig(lr=0.01, weight_decay=0.1)
-    copied = deepcopy(model)
-    return TrainState(model, adamw(model, OPTIM)), TrainState(copied, adamw(copied, plain))
+def state_of(name: Name, *, seed: int = 0) -> TrainState:
+    model = create(tiny_config(), seed=seed)
+    return TrainState(model, create_optimizer(model, replace(OPTIM, name=name)))
 
 
 def step(state: TrainState) -> None:
@@ -104,7 +103,7 @@ def step(state: TrainState) -> None:
 
 
 def test_whatever_is_no_matrix_of_a_block_is_adamws() -> None:
-    muon, plain = states()
+    muon, plain = state_of("muon"), state_of("adamw")
     for _ in range(3):
         step(muon)
         step(plain)
@@ -120,14 +119,15 @@ def test_whatever_is_no_matrix_of_a_block_is_adamws() -> None:
     assert len(changed) == 4 * len(muon.model.encoder.blocks) + 4 * len(muon.model.decoder.blocks)
 
 
-def test_muon_goes_on_from_a_checkpoint_bit_by_bit(tmp_path: Path) -> None:
-    state, _ = states()
+@pytest.mark.parametrize("name", get_args(Name))
+def test_every_optimizer_resumes_from_a_checkpoint_bit_by_bit(tmp_path: Path, name: Name) -> None:
+    state = state_of(name)
     for _ in range(2):
         step(state)
     save_checkpoint(tmp_path, state, extra={}, keep=1)
     step(state)
 
-    resumed, _ = states(seed=1)
+    resumed = state_of(name, seed=1)
     load_checkpoint(tmp_path, resumed, say=lambda said: pytest.fail(said))
     step(resumed)
 

@@ -19,7 +19,7 @@ from mae.model.classifier import Classifier
 from mae.model.create import create
 from mae.model.encoder import Encoder
 from mae.runs.state import TrainState
-from mae.train.optim.parameter_groups import adamw, choose_trained, parameter_groups
+from mae.train.optim.parameter_groups import choose_trained, create_optimizer, parameter_groups
 from mae.train.step import OptimiserStep
 from mae.weights.formats.facebook import to_theirs
 from tests.model.tiny import tiny_config
@@ -107,7 +107,7 @@ def test_pre_training_keeps_its_two_groups_at_the_whole_rate() -> None:
 
 def test_a_step_multiplies_the_rate_of_each_group_by_its_scale() -> None:
     model = Classifier(create(tiny_config()).encoder, num_classes=2)
-    optimizer = adamw(model, OptimConfig(), layer_decay=0.5, depth=2)
+    optimizer = create_optimizer(model, OptimConfig(), layer_decay=0.5, depth=2)
     step = OptimiserStep(
         loss=lambda model, batch: model(batch.images).sum(),
         config=FitConfig(batch=1),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ class Lars(torch.optim.Optimizer):
     not scaled where the matrix or its update is all zeros.
 
     Args:
-        params: the trained parameters.
+        params: the trained parameters, or groups of them.
         lr: learning rate, set by the training loop before each step.
         momentum: factor of the momentum buffer in each step.
         weight_decay: added to the gradient of matrices before it is scaled.
@@ -27,7 +28,7 @@ class Lars(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Iterable[nn.Parameter],
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         *,
         lr: float,
         momentum: float = MOMENTUM,

@@ -1,4 +1,4 @@
-"""Optimizer construction: AdamW or Muon, parameter groups, layer decay and frozen parameters."""
+"""Optimizer construction: parameter groups, layer decay and frozen parameters."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import nn
 
 from mae.config.run import OptimConfig
 from mae.model.classifier import Classifier
+from mae.train.optim.lars import Lars
 from mae.train.optim.muon import Muon
 
 TOKENS = ("cls_token", "mask_token", "pos_embed")
@@ -76,12 +77,16 @@ def layer_of(name: str, *, depth: int) -> int:
     return 0 if own.startswith(("cls_token", "pos_embed", "patch_embed.")) else depth + 1
 
 
-def adamw(
+def create_optimizer(
     model: nn.Module, optim: OptimConfig, *, layer_decay: float = 1.0, depth: int = 0
-) -> torch.optim.AdamW:
-    """Create the optimiser, with the fused AdamW kernel.
+) -> torch.optim.Optimizer:
+    """Create the optimizer that `optim.name` selects; AdamW uses the fused kernel.
 
-    With `optim.muon`, Muon updates the matrices of blocks.
+    Args:
+        model: its trainable parameters are updated.
+        optim: name and settings.
+        layer_decay: see `parameter_groups`.
+        depth: see `parameter_groups`.
     """
     groups = parameter_groups(
         model,
@@ -89,9 +94,11 @@ def adamw(
         decay_tokens=optim.decay_tokens,
         layer_decay=layer_decay,
         depth=depth,
-        muon=optim.muon,
+        muon=optim.name == "muon",
     )
-    kind = Muon if optim.muon else torch.optim.AdamW
+    if optim.name == "lars":
+        return Lars(groups, lr=optim.lr, momentum=optim.betas[0])
+    kind = Muon if optim.name == "muon" else torch.optim.AdamW
     return kind(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
 
 
