@@ -236,7 +236,7 @@ def _resolve(
     say: Callable[[str], None],
 ) -> tuple[FinetuneConfig, PixelKind]:
     """Settle the fields that depend on weights and images, and refuse a mismatch."""
-    how: dict[str, Any] = {"max_bad": config.max_bad, "say": say}
+    how: dict[str, Any] = {"max_bad": config.max_bad, "log": say}
     there = survey(source, **how)
     model = _model(config, source, there, weights, given)
     kind = kind_of(model)
