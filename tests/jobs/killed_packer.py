@@ -2,7 +2,7 @@
 
     python killed_packer.py DATA OUT KILLS SEED SHARD_BYTES
 
-Each kill comes when a random share of the pictures that are left is packed. The processes are
+Each kill comes when a random fraction of the images that are left is packed. The processes are
 forked, so that torch is imported once. Prints one JSON object.
 """
 
@@ -67,7 +67,7 @@ def main() -> None:
         assert not (out / "index.safetensors").exists()
         kept.append(recorded(out))
     assert os.waitpid(start(data, out, shard_bytes), 0)[1] == 0
-    print(json.dumps({"kept": kept, "pictures": len(source)}))
+    print(json.dumps({"kept": kept, "images": len(source)}))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from tests.pictures import encoded, image, mixed_folder
 
 @pytest.fixture
 def classes(tmp_path: Path) -> Path:
-    return write_classes(tmp_path / "pictures", "cat", "dog", "été", count=3)
+    return write_classes(tmp_path / "images", "cat", "dog", "été", count=3)
 
 
 def names(source: Source) -> list[str]:
@@ -107,7 +107,7 @@ def test_what_cannot_be_read_is_left_out_and_listed(tmp_path: Path) -> None:
     assert len(verify(tmp_path / "pack", quiet=True).fingerprint) == 64
 
 
-def test_pictures_of_which_none_can_be_read_make_no_pack(tmp_path: Path) -> None:
+def test_images_of_which_none_can_be_read_make_no_pack(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.jpg").symlink_to("gone.jpg")
 
@@ -126,7 +126,7 @@ def test_a_pack_is_labelled_data(classes: Path) -> None:
     assert len(train.ids) + len(test.ids) == 9 and len(test.ids) == 3
 
 
-def test_pictures_in_memory_can_be_packed(tmp_path: Path) -> None:
+def test_images_in_memory_can_be_packed(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 7, 2), dtype=np.uint8)
 
     pack(ArraySource(pixels), tmp_path / "pack", quiet=True)
@@ -136,10 +136,10 @@ def test_pictures_in_memory_can_be_packed(tmp_path: Path) -> None:
     assert np.array_equal(np.load(io.BytesIO(stored)), pixels[2])
 
 
-# Smaller pictures
+# Smaller images
 
 
-def test_the_short_side_is_reduced_and_small_pictures_stay_byte_for_byte(tmp_path: Path) -> None:
+def test_the_short_side_is_reduced_and_small_images_stay_byte_for_byte(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     large = image(90, 131, seed=1)
     large.save(tmp_path / "in" / "large.png")
@@ -162,19 +162,19 @@ def test_the_short_side_is_reduced_and_small_pictures_stay_byte_for_byte(tmp_pat
 
 def test_raw_pixels_are_the_centre_as_pillow_resizes_it(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    picture = image(50, 81, seed=2)
-    picture.save(tmp_path / "in" / "a.png")
+    original = image(50, 81, seed=2)
+    original.save(tmp_path / "in" / "a.png")
 
     form = asked_form(short_side=None, quality=None, raw=24)
     pack(tmp_path / "in", tmp_path / "pack", form=form, quiet=True)
 
     pixels = open_pack(tmp_path / "pack").read(0)
-    square = picture.crop((15, 0, 65, 50)).resize((24, 24), Image.Resampling.BICUBIC)
+    square = original.crop((15, 0, 65, 50)).resize((24, 24), Image.Resampling.BICUBIC)
     assert isinstance(pixels, np.ndarray) and pixels.shape == (24, 24, 3)
     assert psnr(pixels, np.asarray(square)) > 50
 
 
-def test_small_raw_pictures_are_cropped_as_an_array_of_them_is(tmp_path: Path) -> None:
+def test_small_raw_images_are_cropped_as_an_array_of_them_is(tmp_path: Path) -> None:
     packed = _raw_pack(tmp_path)
     array = ArraySource(np.stack([packed.read(i) for i in range(6)]))  # type: ignore[arg-type]
 
@@ -200,7 +200,7 @@ def test_a_file_that_another_thread_opens_as_well_stays_open_for_its_reader(
     assert packed.stored(0) == whole
 
 
-def test_a_raw_picture_that_cannot_be_read_is_replaced_and_the_others_stay(tmp_path: Path) -> None:
+def test_a_raw_image_that_cannot_be_read_is_replaced_and_the_others_stay(tmp_path: Path) -> None:
     packed = _raw_pack(tmp_path)
     whole = _batch_of(packed)
     shard = next((tmp_path / "pack").glob("*.tar"))
@@ -245,7 +245,7 @@ def test_sixteen_bits_stay_sixteen_bits(tmp_path: Path) -> None:
 # Adding
 
 
-def test_pictures_added_later_lie_where_they_would_have_been_packed(classes: Path) -> None:
+def test_images_added_later_lie_where_they_would_have_been_packed(classes: Path) -> None:
     parts = classes.parent
     write_classes(parts / "more", "ant", "dog", count=4, seed=500)
     for path in (parts / "more").glob("dog/*"):
@@ -366,7 +366,7 @@ def test_a_pack_killed_again_and_again_is_bit_for_bit_that_of_one_go(tmp_path: P
     assert verify(tmp_path / "killed", quiet=True).images == 300
 
 
-def test_an_unfinished_pack_is_no_data_and_other_pictures_begin_it_anew(classes: Path) -> None:
+def test_an_unfinished_pack_is_no_data_and_other_images_begin_it_anew(classes: Path) -> None:
     out = classes.parent / "pack"
     pack(classes, out, quiet=True)
     (out / "index.safetensors").unlink()
@@ -380,10 +380,10 @@ def test_an_unfinished_pack_is_no_data_and_other_pictures_begin_it_anew(classes:
 
 
 class Died(Exception):
-    """Stands for a kill between two pictures."""
+    """Stands for a kill between two images."""
 
 
-def test_pictures_that_changed_since_a_kill_begin_the_pack_anew(
+def test_images_that_changed_since_a_kill_begin_the_pack_anew(
     classes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = classes.parent / "pack"
@@ -408,7 +408,7 @@ def test_pictures_that_changed_since_a_kill_begin_the_pack_anew(
     assert verify(out, quiet=True).images == 9
 
 
-def test_a_picture_that_only_a_later_start_could_read_takes_its_place(
+def test_an_image_that_only_a_later_start_could_read_takes_its_place(
     classes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, denied = classes.parent / "pack", {"cat/1.png"}

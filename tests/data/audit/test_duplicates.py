@@ -1,4 +1,4 @@
-"""Copies are found by digest, and pictures saved anew by their looks; others are left apart."""
+"""Copies are found by digest, and images saved anew by their looks; others are left apart."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from mae.data.audit.duplicates import digest_of, exact_duplicates, near_duplicat
 from tests.pictures import encoded, image
 
 
-def saved_anew(picture: Image.Image, *, size: tuple[int, int], quality: int) -> np.ndarray:
-    data = encoded(picture.resize(size), "JPEG", quality=quality)
+def saved_anew(original: Image.Image, *, size: tuple[int, int], quality: int) -> np.ndarray:
+    data = encoded(original.resize(size), "JPEG", quality=quality)
     with Image.open(io.BytesIO(data)) as read:
         return np.asarray(read)
 
@@ -30,10 +30,10 @@ def test_arrays_of_the_same_bytes_and_another_shape_are_not_the_same() -> None:
     assert digest_of(pixels.reshape(2, 4, 3)) == digest_of(pixels.copy().reshape(2, 4, 3))
 
 
-def test_a_picture_saved_anew_looks_alike_and_others_do_not() -> None:
-    pictures = [image(60 + i, 90 - i, seed=i) for i in range(20)]
-    looks = [perceptual_hash(np.asarray(picture)) for picture in pictures]
-    again = [perceptual_hash(saved_anew(p, size=(72, 48), quality=90)) for p in pictures[:5]]
+def test_an_image_saved_anew_looks_alike_and_others_do_not() -> None:
+    originals = [image(60 + i, 90 - i, seed=i) for i in range(20)]
+    looks = [perceptual_hash(np.asarray(original)) for original in originals]
+    again = [perceptual_hash(saved_anew(p, size=(72, 48), quality=90)) for p in originals[:5]]
 
     assert near_duplicates(looks) == []
     assert near_duplicates(looks + again) == [[i, 20 + i] for i in range(5)]
@@ -49,7 +49,7 @@ def test_looks_of_any_type_and_channels_are_taken() -> None:
     assert near_duplicates([deep, perceptual_hash(pixels)]) == [[0, 1]]
 
 
-def test_the_same_shape_in_other_colours_is_another_picture() -> None:
+def test_the_same_shape_in_other_colours_is_another_image() -> None:
     pixels = np.asarray(image(60, 90))
 
     assert (
@@ -58,6 +58,6 @@ def test_the_same_shape_in_other_colours_is_another_picture() -> None:
     )
 
 
-def test_few_pictures_look_like_nothing() -> None:
+def test_few_images_look_like_nothing() -> None:
     assert near_duplicates([]) == [] and near_duplicates([bytes(124)]) == []
     assert near_duplicates([bytes(124)] * 300) == [list(range(300))]

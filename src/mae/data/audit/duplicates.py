@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mae.data.augment.crop import resized_crop
-from mae.data.decoding.strips import row_strips
+from mae.data.decoding.strips import by_strips
 
 MOST_APART = 7
 """Maximum number of the 128 brightness bits in which two look-alike images may differ."""
@@ -55,19 +55,17 @@ def perceptual_hash(pixels: NDArray[Any]) -> bytes:
 
 
 def reduced(pixels: NDArray[Any], *, size: tuple[int, int]) -> NDArray[Any]:
-    """Shrink an image H W C: first the width strip by strip, then the height of the whole.
+    """Resize an image H W C: first the width strip by strip, then the height of the whole.
 
     `resized_crop` uses the same order.
     """
-    strips = list(row_strips(pixels.shape))
-    if len(strips) > 1:
-        narrow = [
-            resized_crop(pixels[rows], (0, 0, rows.stop - rows.start, pixels.shape[1]),
-                         size=(rows.stop - rows.start, size[1]))
-            for rows in strips
-        ]  # fmt: skip
-        pixels = np.concatenate(narrow)
-    return resized_crop(pixels, (0, 0, *pixels.shape[:2]), size=size)
+
+    def narrow(rows: slice) -> NDArray[Any]:
+        strip = pixels[rows]
+        return resized_crop(strip, (0, 0, *strip.shape[:2]), size=(len(strip), size[1]))
+
+    whole = by_strips(pixels.shape, narrow)
+    return resized_crop(whole, (0, 0, *whole.shape[:2]), size=size)
 
 
 def exact_duplicates(keys: Iterable[Hashable]) -> list[list[int]]:
