@@ -651,7 +651,7 @@ def test_a_mistake_of_ours_shows_its_traceback_and_asks_for_a_report(
     said = mae_("pretrain", "--data", "pics")
 
     assert said.code == 1 and "ZeroDivisionError: oh" in said.err
-    assert said.err.splitlines()[-1].startswith("mae: this is a mistake in mae")
+    assert said.err.splitlines()[-1].startswith("mae: this is a bug in mae")
 
 
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:

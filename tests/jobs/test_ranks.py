@@ -137,7 +137,7 @@ def test_other_processes_leave_a_mistake_to_the_first(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     several(monkeypatch, rank=1)
-    monkeypatch.setattr("mae.cli.main._FIRST_SPEAKS_S", 0)
+    monkeypatch.setattr("mae.cli.main._ERROR_DELAY_S", 0)
 
     assert main(["demo"]) == 2
 

@@ -12,7 +12,6 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from functools import partial
 from inspect import getdoc
 from io import TextIOWrapper
 
@@ -27,7 +26,7 @@ from mae.report.tables import align, report_of
 from mae.runs.signals import INTERRUPTED, Stopped
 
 _HELP = frozenset(("-h", "--help"))
-_FIRST_SPEAKS_S = 1.0
+_ERROR_DELAY_S = 1.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, TextIOWrapper):  # escape what cannot be encoded, as on stderr
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code = _run_or_say(words)
+        code = _run_or_explain(words)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
@@ -45,44 +44,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _run_or_say(words: list[str]) -> int:
-    # The words may be invalid; an option comes after its verb.
-    say = partial(_say, as_json=is_on("json", words[1:]))
+def _run_or_explain(words: list[str]) -> int:
     try:
         return _run(words)
-    except MaeError as error:
-        if is_on("traceback", words) or os.environ.get("MAE_TRACEBACK"):
-            traceback.print_exc()
-        return say(error, error.exit_code)
-    except Stopped as stopped:
-        return say(stopped, stopped.exit_code)
-    except KeyboardInterrupt:
-        return say("stopped", INTERRUPTED)
     except BrokenPipeError:
         raise
+    except KeyboardInterrupt:
+        message, code = "stopped", INTERRUPTED
+    except (MaeError, Stopped) as error:
+        message, code = str(error), error.exit_code
+        is_asked = is_on("traceback", words) or os.environ.get("MAE_TRACEBACK")
+        if is_asked and isinstance(error, MaeError):
+            traceback.print_exc()
     except Exception as error:
         library = (getattr(error, "name", None) or "mae").partition(".")[0]
         if isinstance(error, ImportError) and library != "mae":
-            return say(f"{library}: cannot be imported ({error}); {INSTALL} installs what is "
-                       "missing, and mae doctor shows it", ConfigError.exit_code)  # fmt: skip
-        traceback.print_exc()
-        return say("this is a mistake in mae, not yours; please report the lines above", 1)
-
-
-def _say(message: object, code: int, *, as_json: bool) -> int:
-    if _is_first():
-        line = " ".join(str(message).splitlines())
+            message = f"{library}: cannot be imported ({error}); {INSTALL} installs what is missing"
+            message, code = f"{message}, and mae doctor shows it", ConfigError.exit_code
+        else:
+            traceback.print_exc()
+            message, code = "this is a bug in mae; please report the lines above", 1
+    if _is_main_process():
+        line = " ".join(message.splitlines())
         print("mae:", line, file=sys.stderr)
-        if as_json:
+        # An option comes after the verb; the words may be invalid.
+        if is_on("json", words[1:]):
             print(json.dumps({"error": line, "exit_code": code}))
     else:
-        # torchrun ends all processes of a job as soon as one fails: wait until the first process
+        # torchrun ends all processes of a job as soon as one fails: wait until the main process
         # has printed the reason.
-        time.sleep(_FIRST_SPEAKS_S)
+        time.sleep(_ERROR_DELAY_S)
     return code
 
 
-def _is_first() -> bool:
+def _is_main_process() -> bool:
     """Return whether this process prints for the job; if that is unknown, every process does."""
     try:
         return this_process().is_main_process
@@ -108,7 +103,7 @@ def _run(words: list[str]) -> int:
         require_single_process(verb.name)
     as_json, _ = named.pop("json", False), named.pop("traceback", False)
     report = report_of(verb.run(*values, **named))
-    if _is_first():
+    if _is_main_process():
         print(json.dumps(report.values, default=str) if as_json else align(report.rows))
     return report.exit_code
 

@@ -156,14 +156,20 @@ def read_words(
         option = known[flag]
         text = _take_value(option, rest) if match["text"] is None else match["text"]
         grouped.get(option.group, named)[option.path] = _value(option, text)
-    needed = [f"--{o.flag}" for o in flags if o.default is Parameter.empty and o.path not in named]
-    positional = [option for option in options if option.positional]
-    if len(unnamed) > len(positional) and not any(option.many for option in positional):
-        word = unnamed[len(positional)]
+    values = list[object]()
+    for option in (option for option in options if option.positional):
+        if not unnamed and option.default is Parameter.empty:
+            name = option.flag.upper()
+            raise ConfigError(f"{verb}: expected {name}; see mae {verb} --help")
+        count = len(unnamed) if option.many else 1
+        values += [_value(option, word) for word in unnamed[:count]]
+        del unnamed[:count]
+    if unnamed:
+        word = unnamed[0]
         is_data = "data" in known and "data" not in named and Path(word).expanduser().exists()
         hint = f"did you mean --data {shlex.quote(word)}?" if is_data else f"see mae {verb} --help"
         raise ConfigError(f"unexpected {word!r}; {hint}")
-    values = list(_unnamed_values(unnamed, positional, verb=verb))
+    needed = [f"--{o.flag}" for o in flags if o.default is Parameter.empty and o.path not in named]
     if needed:
         raise ConfigError(f"{verb}: expected {' and '.join(needed)}; see mae {verb} --help")
     return values, named | grouped
@@ -196,7 +202,7 @@ def _joined(words: Sequence[str]) -> list[str]:
 
 def _take_value(option: Option, rest: deque[str]) -> str:
     """Take the words that form the value of an option."""
-    hint = inner_type(option.hint)
+    hint = _inner_type(option.hint)
     if hint is bool:
         return rest.popleft() if rest and rest[0].lower() in _TRUTHS else "true"
     if get_origin(hint) is tuple and (numbers := list(takewhile(_NUMBER.fullmatch, rest))):
@@ -207,27 +213,14 @@ def _take_value(option: Option, rest: deque[str]) -> str:
 
 
 def _value(option: Option, text: str) -> object:
-    if inner_type(option.hint) is Path:
+    if _inner_type(option.hint) is Path:
         return Path(text).expanduser()
     if option.path.endswith(("image_size", "resize")) and text.isdecimal():
         text = f"{text} {text}"
     return coerce_text(option.hint, text, name=option.path)
 
 
-def _unnamed_values(
-    words: Sequence[str], options: Sequence[Option], *, verb: str
-) -> Iterable[object]:
-    rest = list(words)
-    for option in options:
-        if not rest and option.default is Parameter.empty:
-            name = option.flag.upper()
-            raise ConfigError(f"{verb}: expected {name}; see mae {verb} --help")
-        count = len(rest) if option.many else 1
-        yield from (_value(option, word) for word in rest[:count])
-        del rest[:count]
-
-
-def inner_type(hint: Any) -> Any:
+def _inner_type(hint: Any) -> Any:
     """Return the type of a value that is not None."""
     options = [option for option in get_args(hint) if option is not NoneType]
     return options[0] if NoneType in get_args(hint) else hint

@@ -58,7 +58,7 @@ class DemoResult(NamedTuple):
 
     def values(self) -> dict[str, Any]:
         """Return all results for --json."""
-        return {"run": str(self.rundir.path), "report": str(self.rundir.report)} | self.results
+        return {"run": self.rundir.path, "report": self.rundir.report} | self.results
 
     def rows(self) -> list[tuple[str, ...]]:
         """Return the rows of the tables and the suggested next commands."""
@@ -77,10 +77,10 @@ class DemoResult(NamedTuple):
             ("",),
             *((f"not ahead: {line}",) for line in self.results["shortfalls"]),
             ("report", str(self.rundir.report)),
-            ("next, on pictures of your own:",),
-            ("  mae pretrain --data PICTURES",),
-            (f"  mae reconstruct {here} PICTURE --out reconstruction.png",),
-            (f"  mae embed {here} --data PICTURES --out features.npy",),
+            ("next, on images of your own:",),
+            ("  mae pretrain --data IMAGES",),
+            (f"  mae reconstruct {here} IMAGE --out reconstruction.png",),
+            (f"  mae embed {here} --data IMAGES --out features.npy",),
         ]
 
 
