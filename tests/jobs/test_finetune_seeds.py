@@ -54,9 +54,11 @@ def test_mean_and_deviation_are_those_of_the_runs(
     assert values["seeds"] == [0, 1, 2] and len(set(losses)) == 3
     assert values["loss"] == pytest.approx(statistics.mean(losses))
     assert values["loss_spread"] == pytest.approx(statistics.stdev(losses))
-    assert "±" in table[0] and table[1].split()[:3] == ["loss", f"{values['loss']:.4f}", "±"]
-    assert "4 train (2/class, mean ± deviation of 3 runs), 2 test" in table[2]
-    assert [line.split()[:2] for line in table[3:]] == [["seed", str(i)] for i in range(3)]
+    assert "±" in table[0] and table[1].split()[:3] == ["loss", f"{values['loss']:.4g}", "±"]
+    rows = {line.split()[0]: line.split()[1:] for line in table[2:-3]}
+    assert rows["train"] == ["4"] and rows["test"] == ["2"] and rows["labels"] == ["2/class"]
+    assert rows["seeds"] == ["0", "1", "2"] and rows["path"] == [str(tmp_path / "runs")]
+    assert [line.split()[:2] for line in table[-3:]] == [["seed", str(i)] for i in range(3)]
 
 
 def test_finished_runs_are_kept_and_more_seeds_can_be_added(

@@ -23,11 +23,6 @@ class Verified(NamedTuple):
     bytes: int
     fingerprint: str
 
-    def rows(self) -> list[tuple[str, str]]:
-        """Return the rows of a table."""
-        size = f"{self.bytes / 1e6:,.1f} MB"
-        return [("intact", f"{self.images:,} images, {size}, every digest matches")]
-
 
 def verify(path: str | Path, *, quiet: bool = False) -> Verified:
     """Read a whole pack and compare every digest.

@@ -89,21 +89,11 @@ class Tuned(NamedTuple):
     model: Classifier
 
     def values(self) -> dict[str, object]:
-        """Return the values that --json prints."""
-        files, hidden = RunDir(self.path), ("path", "config", "model")
-        paths = {"run": self.path, "weights": files.weights, "report": files.report}
-        figures = {name: value for name, value in self._asdict().items() if name not in hidden}
-        figures["steps"] = figures.pop("num_steps")
-        return {name: str(path) for name, path in paths.items()} | figures
-
-    def rows(self) -> list[tuple[str, str]]:
-        """Return the rows of a table."""
-        values = self.values()
-        top5 = {} if self.top5 is None else {"top-5": f"{self.top5:.2%}"}
-        figures = {"top-1": f"{self.top1:.2%}", **top5, "loss": f"{self.loss:.4f}"}
-        said = f"{self.classes:,} classes, {self.train:,} train, {self.test:,} test"
-        paths = {name: str(values[name]) for name in ("run", "weights", "report")}
-        return [*({**figures, "pictures": said} | paths).items()]
+        """Return the values to print."""
+        files = RunDir(self.path)
+        names = ("top1", "top5", "loss", "classes", "train", "test", "resumed")
+        figures = {name: getattr(self, name) for name in names} | {"steps": self.num_steps}
+        return figures | {"run": self.path, "weights": files.weights, "report": files.report}
 
 
 def finetune(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,8 +12,8 @@ from mae.config.run import FinetuneConfig
 from mae.data.sources.open import data_name
 from mae.errors import ConfigError
 from mae.evaluation.evidence import Score, score
-from mae.evaluation.few_options import counted, percent
 from mae.jobs.finetune import Tuned, finetune
+from mae.report.tables import value_rows
 from mae.weights.given import Given
 
 
@@ -33,26 +33,20 @@ class TunedSeeds(NamedTuple):
         return {name: score(found) for name, found in figures.items() if found}
 
     def values(self) -> dict[str, object]:
-        """Return the values that --json prints."""
-        found: dict[str, object] = {"path": str(self.path), "labels": self.labels}
+        """Return the values that --json prints: mean and std of the scores, and every run."""
+        first, found = self.runs[0], dict[str, object]()
         for name, one in self.scores().items():
             found |= {name: one.mean, f"{name}_spread": one.spread}
+        found |= {name: getattr(first, name) for name in ("classes", "train", "test")}
         runs = [run.values() | {"seed": run.config.seed} for run in self.runs]
-        return found | {"seeds": [run["seed"] for run in runs], "runs": runs}
+        seeds = [run["seed"] for run in runs]
+        return found | {"labels": self.labels, "seeds": seeds, "path": self.path, "runs": runs}
 
-    def rows(self) -> list[tuple[str, ...]]:
-        """Return the rows of a table."""
-        runs, first, found = len(self.runs), self.runs[0], self.scores()
-        shares = {name: found[key] for name, key in (("top-1", "top1"), ("top-5", "top5"))
-                  if key in found}  # fmt: skip
-        loss, spread = found["loss"].mean, found["loss"].spread
-        said = counted(first.train, first.test, labels=self.labels, runs=runs)
-        return [
-            *((name, percent(one.mean, one.spread, runs=runs)) for name, one in shares.items()),
-            ("loss", f"{loss:.4f} ± {spread:.4f}" if runs > 1 else f"{loss:.4f}"),
-            ("pictures", f"{first.classes:,} classes, {said}"),
-            *((f"seed {run.config.seed}", f"{run.top1:.1%}", str(run.path)) for run in self.runs),
-        ]
+    def rows(self) -> Iterator[tuple[str, ...]]:
+        """Yield mean and spread, then a row per run."""
+        yield from value_rows(self.values() | {"runs": None})
+        for run in self.runs:
+            yield f"seed {run.config.seed}", f"{run.top1:.2%}", str(run.path)
 
 
 def finetune_seeds(
