@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-from mae.config.model import ModelConfig, hidden_width
+from mae.config.model import ModelConfig
 from mae.config.objective import ObjectiveConfig
 from mae.config.run import PretrainConfig
 from mae.data.batching.batch import Batch
@@ -17,8 +17,8 @@ from mae.model.normalize import normalize_pixels
 from mae.runs.state import TrainState
 from mae.train.resolve import device_of
 from mae.train.step import Loss, OptimiserStep, pretraining_loss
-from mae.weights.formats.huggingface import LAYOUT
-from mae.weights.formats.name_table import spelled, split_qkv
+from mae.weights.formats.huggingface import TABLES, config_fields
+from mae.weights.formats.name_table import renamed, split_qkv
 
 RATE = 1e-4
 
@@ -93,22 +93,7 @@ def graphed_step(state: TrainState, config: PretrainConfig, batch: Batch) -> Ste
 
 def transformers_config(config: ModelConfig, objective: ObjectiveConfig) -> ViTMAEConfig:
     """Say in transformers' words what a network of square images is; the eps is ours too."""
-    return ViTMAEConfig(
-        image_size=config.image_size[0],
-        patch_size=config.patch_size,
-        num_channels=config.channels,
-        hidden_size=config.width,
-        num_hidden_layers=config.depth,
-        num_attention_heads=config.num_heads,
-        intermediate_size=hidden_width(config.width, config.mlp_ratio),
-        decoder_hidden_size=config.decoder_width,
-        decoder_num_hidden_layers=config.decoder_depth,
-        decoder_num_attention_heads=config.decoder_heads,
-        decoder_intermediate_size=hidden_width(config.decoder_width, config.mlp_ratio),
-        mask_ratio=objective.mask_ratio,
-        norm_pix_loss=objective.normalize_target,
-        layer_norm_eps=config.norm_eps,
-    )
+    return ViTMAEConfig(**config_fields(config, objective))
 
 
 def transformers_model(ours: MaskedAutoencoder) -> ViTMAEForPreTraining:
@@ -118,7 +103,7 @@ def transformers_model(ours: MaskedAutoencoder) -> ViTMAEForPreTraining:
     """
     with torch.device("meta"):
         theirs = ViTMAEForPreTraining(transformers_config(ours.config, ours.objective))
-    ways = (spelled(table, split_qkv(ours.state_dict())) for table in LAYOUT.tables)
+    ways = (renamed(table, split_qkv(ours.state_dict())) for table in TABLES)
     named = next(way for way in ways if way.keys() == theirs.state_dict().keys())
     theirs.load_state_dict({k: v.detach().clone() for k, v in named.items()}, assign=True)
     return theirs.train()

@@ -33,8 +33,7 @@ from mae.evaluation.logistic import logistic_accuracy
 from mae.evaluation.split import labels_per_class
 from mae.model.create import create
 from mae.model.encoder import Encoder
-from mae.weights.classifier import load_classifier
-from mae.weights.load import load_encoder
+from mae.weights.load import load_classifier, load_encoder
 
 STEPS = {10: 150, 50: 300, 250: 600}
 """Steps of 50 pictures by labels a class: the same for every way of starting."""

@@ -24,7 +24,7 @@ from mae.runs.directory import read_record
 from mae.train.finetune_batch import soft_target_loss
 from mae.train.resolve import resolve
 from mae.train.step import Loss, pretraining_loss
-from mae.weights.classifier import save_classifier
+from mae.weights.formats.native import save
 
 HALVES = ((0, 1, 2, 3, 4), (5, 6, 7, 8, 9))
 WHOLE = replace(DEMO, epochs=20, optim=OptimConfig(lr=0.012, warmup_epochs=2))
@@ -68,7 +68,7 @@ def supervise_half(folder: Path, half: int, seed: int) -> Path:
         how = replace(SUPERVISED, steps=supervised_steps(config.model), seed=seed)
         encoder = create(config.model, seed=seed).encoder
         model = tuned(encoder, train=Pictures.of(source), config=how)
-        save_classifier(model, weights, class_names=source.class_names)
+        save(model, weights, class_names=source.class_names)
     return weights
 
 

@@ -34,8 +34,8 @@ from mae.jobs.probe import choose_method, probe
 from mae.jobs.probe_linear import paper_config, paper_probe
 from mae.jobs.reconstruct import reconstruct
 from mae.model.create import create
-from mae.weights.classifier import load_classifier
 from mae.weights.formats.native import save
+from mae.weights.load import load_classifier
 from tests.data.augment.test_view import resized_and_cut
 from tests.jobs.conftest import TINY, write_classes
 from tests.jobs.kill_storm import CONFIG, pictures

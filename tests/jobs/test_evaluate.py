@@ -26,7 +26,7 @@ from mae.jobs.evaluate_corruptions import evaluate_corruptions
 from mae.model.classifier import Classifier
 from mae.model.create import create
 from mae.progress import Progress
-from mae.weights.classifier import save_classifier
+from mae.weights.formats.native import save
 
 H, W = 24, 40
 CLASSES = tuple("abcdefg")
@@ -104,7 +104,7 @@ def test_a_classifier_of_ours_is_asked_as_it_answers(
     monkeypatch.undo()
     model = Classifier(ByShade(7).encoder, num_classes=7).train()
     torch.nn.init.normal_(model.head.weight)
-    saved = save_classifier(model, tmp_path / "w", class_names=CLASSES)
+    saved = save(model, tmp_path / "w", class_names=CLASSES)
 
     result = evaluate(saved, folder, settings=FeatureSettings(batch=5, device="cpu"), quiet=True)
 

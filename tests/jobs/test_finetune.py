@@ -25,8 +25,8 @@ from mae.model.create import create
 from mae.runs.checkpoint import latest_checkpoint
 from mae.runs.signals import Stopped
 from mae.train import session as running
-from mae.weights.classifier import load_classifier, save_classifier
 from mae.weights.formats.native import save
+from mae.weights.load import load_classifier
 from tests.jobs.conftest import TINY, write_classes
 from tests.jobs.kill_storm import CONTEXT
 
@@ -332,7 +332,7 @@ def test_a_head_of_more_classes_than_the_data_is_refused_before_anything_is_made
     folder: Path, tmp_path: Path
 ) -> None:
     made = Classifier(create(TINY).encoder, num_classes=7)
-    save_classifier(made, tmp_path / "w", class_names=list("abcdefg"))
+    save(made, tmp_path / "w", class_names=list("abcdefg"))
 
     with pytest.raises(WeightsError, match="head has 7 classes, the data 3; give data of"):
         finetune(PLAIN, data=folder, weights=tmp_path / "w", out=tmp_path / "r", quiet=True)
@@ -358,7 +358,7 @@ def test_a_classifier_can_be_tuned_on_with_a_new_head(
     folder: Path, weights: Path, tmp_path: Path
 ) -> None:
     made = Classifier(create(TINY).encoder, num_classes=2)
-    save_classifier(made, tmp_path / "w", class_names=list("ab"))
+    save(made, tmp_path / "w", class_names=list("ab"))
 
     run = finetune(
         replace(PLAIN, steps=1), data=folder, weights=tmp_path / "w", out=tmp_path / "r", quiet=True

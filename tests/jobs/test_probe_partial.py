@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from mae.cli.main import main
-from mae.weights.classifier import load_classifier
-from mae.weights.load import load_encoder
+from mae.weights.load import load_classifier, load_encoder
 from tests.jobs.conftest import write_classes
 
 

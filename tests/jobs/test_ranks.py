@@ -22,7 +22,7 @@ from mae.evaluation.knn import knn_accuracy
 from mae.model.classifier import Classifier
 from mae.model.create import create
 from mae.parallel.processes import ProcessInfo, open_communicator, this_process
-from mae.weights.classifier import save_classifier
+from mae.weights.formats.native import save
 from tests.jobs.conftest import TINY, write_classes
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -41,7 +41,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = Classifier(create(TINY).encoder, num_classes=3)
     torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(0))
-    return save_classifier(model, tmp_path_factory.mktemp("made") / "w", class_names=list("abc"))
+    return save(model, tmp_path_factory.mktemp("made") / "w", class_names=list("abc"))
 
 
 def torchrun(count: int, *words: str) -> subprocess.CompletedProcess[str]:

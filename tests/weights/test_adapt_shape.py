@@ -15,10 +15,10 @@ from torch import Tensor
 from mae.config.run import ChannelRule, FinetuneConfig, ModelConfig, PixelConfig
 from mae.errors import ConfigError, WeightsError
 from mae.model.positions import sincos_positions
-from mae.weights.adapt_shape import adapt, adapt_head, adapt_projection
-from mae.weights.classifier import initial_classifier
+from mae.weights.adapt_shape import resize_prediction, resize_projection, resize_weights
 from mae.weights.formats.native import save
-from mae.weights.load import initial_model, load
+from mae.weights.initialize import initial_classifier, initial_model
+from mae.weights.load import load
 from tests.model.tiny import batch, tiny_config, tiny_model
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "published.json").read_text())
@@ -57,7 +57,7 @@ def test_the_projection_follows_the_rule(
 ) -> None:
     weight = torch.tensor([2.0, 3.0, 7.0]).view(1, 3, 1, 1).expand(2, 3, 4, 4)
 
-    made = adapt_projection(weight, channels=channels, rule=rule)
+    made = resize_projection(weight, channels=channels, rule=rule)
 
     wanted = torch.tensor(expected, dtype=torch.float32).view(1, -1, 1, 1).expand(2, channels, 4, 4)
     torch.testing.assert_close(made, wanted)
@@ -65,7 +65,7 @@ def test_the_projection_follows_the_rule(
 
 @pytest.mark.parametrize("rule", ["repeat", "mean", "zero"])
 def test_one_channel_made_three_shares_its_weight_or_keeps_it(rule: ChannelRule) -> None:
-    made = adapt_projection(torch.full((1, 1, 1, 1), 6.0), channels=3, rule=rule)
+    made = resize_projection(torch.full((1, 1, 1, 1), 6.0), channels=3, rule=rule)
 
     assert made.flatten().tolist() == ([6, 0, 0] if rule == "zero" else [2, 2, 2])
 
@@ -85,8 +85,8 @@ def test_the_head_follows_the_rule_in_the_order_row_column_channel(
 ) -> None:
     bias = torch.tensor([10.0 * q + c for q in range(4) for c in range(3)])
 
-    made = adapt_head(bias, channels_from=3, channels=channels, rule=rule)
-    weight = adapt_head(bias[:, None] * torch.tensor([1.0, 2.0]), channels_from=3,
+    made = resize_prediction(bias, channels_from=3, channels=channels, rule=rule)
+    weight = resize_prediction(bias[:, None] * torch.tensor([1.0, 2.0]), channels_from=3,
                         channels=channels, rule=rule)  # fmt: skip
 
     wanted = torch.tensor([10.0 * q + c for q in range(4) for c in of_pixel])
@@ -95,7 +95,7 @@ def test_the_head_follows_the_rule_in_the_order_row_column_channel(
 
 
 def test_channels_that_are_new_are_predicted_zero_by_the_rule_zero() -> None:
-    made = adapt_head(torch.arange(1.0, 13.0), channels_from=3, channels=5, rule="zero")
+    made = resize_prediction(torch.arange(1.0, 13.0), channels_from=3, channels=5, rule="zero")
 
     assert made.view(4, 5)[:, 3:].eq(0).all()
     assert torch.equal(made.view(4, 5)[:, :3].flatten(), torch.arange(1.0, 13.0))
@@ -107,7 +107,7 @@ def test_the_projection_is_that_of_timm_where_timm_is_exact(
 ) -> None:
     weight = torch.randn(5, 3, 4, 4, generator=generator)
 
-    made = adapt_projection(weight, channels=channels, rule="repeat")
+    made = resize_projection(weight, channels=channels, rule="repeat")
 
     torch.testing.assert_close(made, adapt_input_conv(channels, weight))
 
@@ -165,7 +165,7 @@ def test_a_rule_without_effect_or_meaning_is_refused(
     model = tiny_model(generator)
     save(model, tmp_path)
 
-    with pytest.raises(ConfigError, match="mean has no effect, weights and pictures both have 3"):
+    with pytest.raises(ConfigError, match="mean has no effect, weights and images both have 3"):
         initial_model(tmp_path, model.config, init_channels="mean")
     with pytest.raises(ConfigError, match="zero would lose 2 of 3 channels, expected repeat"):
         initial_model(tmp_path, of_channels(model.config, 1), init_channels="zero")
@@ -177,7 +177,7 @@ def test_adapting_changes_nothing_of_what_it_was_given(generator: torch.Generato
     before = {name: tensor.clone() for name, tensor in tensors.items()}
     to = of_channels(tiny_config(grid=(4, 7)), 4)
 
-    made = adapt(tensors, image_size=model.config.image_size, channels=3, to=to)
+    made = resize_weights(tensors, image_size=model.config.image_size, channels=3, to=to)
 
     assert all(torch.equal(tensors[name], tensor) for name, tensor in before.items())
     changed = {name for name in before if made.tensors[name] is not tensors[name]}
@@ -195,7 +195,7 @@ def test_both_tables_are_resized_as_published() -> None:
     table = sincos_positions(golden["dim"], (3, 3))
     to = tiny_config(grid=(5, 5), width=8, num_heads=2, decoder_width=8)
 
-    made = adapt(
+    made = resize_weights(
         {"encoder.pos_embed": table, "decoder.pos_embed": table},
         image_size=(12, 12),
         channels=3,

@@ -11,8 +11,8 @@ from torch import Tensor
 from mae.errors import WeightsError
 from mae.model.classifier import Classifier
 from mae.model.encoder import Encoder
-from mae.weights.classifier import load_classifier, save_classifier
-from mae.weights.load import load_encoder
+from mae.weights.formats.native import save
+from mae.weights.load import load_classifier, load_encoder
 from mae.weights.tools.inspect import inspect
 from tests.model.tiny import batch, scrambled, tiny_config
 from tests.weights import published
@@ -41,7 +41,7 @@ def published_file(path: Path, *, pool: str, **changes: Tensor | None) -> Path:
 def test_a_saved_classifier_comes_back_bit_for_bit(pool, generator, tmp_path) -> None:
     made = scrambled(Classifier(Encoder(tiny_config()), num_classes=4, pool=pool), generator)
 
-    found = load_classifier(save_classifier(made, tmp_path / "w", class_names=NAMES))
+    found = load_classifier(save(made, tmp_path / "w", class_names=NAMES))
 
     images, _ = batch(generator, tiny_config())
     assert found.class_names == NAMES
@@ -97,7 +97,7 @@ def test_an_autoencoder_is_no_classifier(tmp_path) -> None:
 
 def test_a_head_of_other_classes_than_named_is_refused(tmp_path) -> None:
     made = Classifier(Encoder(tiny_config()), num_classes=4)
-    config = save_classifier(made, tmp_path / "w", class_names=NAMES) / "config.json"
+    config = save(made, tmp_path / "w", class_names=NAMES) / "config.json"
     values = json.loads(config.read_text())
     config.write_text(json.dumps(values | {"class_names": ["a", "b"]}))
 
@@ -108,7 +108,7 @@ def test_a_head_of_other_classes_than_named_is_refused(tmp_path) -> None:
 def test_a_folder_says_what_it_is_to_people_and_machines(tmp_path) -> None:
     made = Classifier(Encoder(tiny_config()), num_classes=4)
 
-    folder = save_classifier(made, tmp_path / "w", class_names=NAMES, facts={"recipe": "mine"})
+    folder = save(made, tmp_path / "w", class_names=NAMES, facts={"recipe": "mine"})
 
     card = (folder / "README.md").read_text()
     assert "pipeline_tag: image-classification" in card and "of 4 classes" in card
@@ -118,7 +118,7 @@ def test_a_folder_says_what_it_is_to_people_and_machines(tmp_path) -> None:
 
 def test_the_encoder_of_a_cls_classifier_can_be_used_alone(generator, tmp_path) -> None:
     made = scrambled(Classifier(Encoder(tiny_config()), num_classes=4, pool="cls"), generator)
-    save_classifier(made, tmp_path / "w", class_names=NAMES)
+    save(made, tmp_path / "w", class_names=NAMES)
     images, _ = batch(generator, tiny_config())
 
     assert torch.equal(load_encoder(tmp_path / "w")(images), made.encoder(images))

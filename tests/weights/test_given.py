@@ -12,9 +12,8 @@ import torch
 from mae.cli.main import main
 from mae.errors import WeightsError
 from mae.model.create import create
-from mae.weights.classifier import open_classifier
 from mae.weights.formats.native import save
-from mae.weights.load import load, load_encoder, open_encoder, open_model
+from mae.weights.load import load, load_encoder, open_classifier, open_encoder, open_model
 from mae.weights.tools.convert import convert
 from mae.weights.tools.diff import diff
 from mae.weights.tools.inspect import inspect

@@ -14,10 +14,11 @@ from mae.config.sizes import model_config
 from mae.errors import ConfigError, WeightsError
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.weights.formats import facebook
-from mae.weights.formats.name_table import Facts
-from mae.weights.infer_config import config_of
+from mae.weights.formats.layout import Metadata
+from mae.weights.infer_config import infer_config
+from mae.weights.initialize import initial_model
 from mae.weights.io.safe_load import read_tensors
-from mae.weights.load import initial_model, load, load_encoder, open_encoder, open_model
+from mae.weights.load import load, load_encoder, open_encoder, open_model
 from mae.weights.read import RawWeights
 from mae.weights.tools.convert import convert
 from tests.weights import published
@@ -299,9 +300,9 @@ def test_configuration_of_every_size_is_read_back_from_its_shapes(name: str) -> 
     with torch.device("meta"):
         model = MaskedAutoencoder(config)
     tensors = model.state_dict()
-    raw = RawWeights(Path("x"), "facebook", tensors, None, Facts(), spell=facebook.to_theirs)
+    raw = RawWeights(Path("x"), "facebook", tensors, Metadata(), rename=facebook.to_theirs)
 
-    assert config_of(raw)[0] == config
+    assert infer_config(raw)[0] == config
 
 
 def test_new_run_takes_encoder_and_fresh_decoder_from_an_encoder_file(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_weights_that_cannot_be_read_leave_no_run(tmp_path: Path) -> None:
 
 
 def test_a_rule_without_effect_leaves_no_trained_run(weights: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="zero has no effect, weights and pictures both have 3"):
+    with pytest.raises(ConfigError, match="zero has no effect, weights and images both have 3"):
         go_on(weights, tmp_path / "run", replace(CONTINUED, init_channels="zero"))
 
 

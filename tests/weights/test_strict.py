@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,8 @@ from torch import Tensor
 
 from mae.errors import WeightsError
 from mae.model.create import create
-from mae.weights.formats.name_table import Table, fuse_qkv, split_qkv
+from mae.weights.formats.layout import Table
+from mae.weights.formats.name_table import fuse_qkv, inverse, split_qkv, translate
 from mae.weights.formats.native import save
 from mae.weights.load import load, load_encoder, open_encoder, open_model
 from mae.weights.read import LAYOUTS, name_tensors
@@ -25,21 +25,20 @@ TABLES = [(layout.name, table) for layout in LAYOUTS for table in layout.tables]
 
 @pytest.mark.parametrize(("name", "table"), TABLES)
 def test_every_table_translates_there_and_back(name: str, table: Table) -> None:
-    inverse = table.inverse()
-    for before, part in itertools.product(table.blocks, table.parts):
-        ours = f"{before}.31.{part}.weight"
-        assert (theirs := table.translate(ours)), name
-        assert inverse.translate(theirs) == ours
-    for ours in table.plain:
-        assert inverse.translate(f"{table.translate(f'{ours}.bias')}") == f"{ours}.bias"
-    assert len(inverse.plain) == len(table.plain) and len(inverse.parts) == len(table.parts)
+    back = inverse(table)
+    assert len(back) == len(table)
+    for ours in table:
+        for kind in ("weight", "bias"):
+            tensor = f"{ours.replace('*', '31')}.{kind}"
+            assert (theirs := translate(table, tensor)), name
+            assert translate(back, theirs) == tensor
 
 
 def test_queries_keys_and_values_are_stacked_in_this_order() -> None:
     q, k, v = (torch.full((2, 3), value) for value in (1.0, 2.0, 3.0))
     parts = {f"encoder.blocks.0.attn.{n}.weight": t for n, t in zip("qkv", (q, k, v), strict=True)}
 
-    fused = fuse_qkv(parts, spell=str, where="x")
+    fused = fuse_qkv(parts, rename=str, where="x")
 
     assert fused.keys() == {"encoder.blocks.0.attn.qkv.weight"}
     assert fused["encoder.blocks.0.attn.qkv.weight"][:, 0].tolist() == [1, 1, 2, 2, 3, 3]
@@ -52,7 +51,7 @@ def test_parts_of_unequal_shape_are_refused() -> None:
     parts = {f"encoder.blocks.0.attn.{n}.bias": torch.zeros(3 + (n == "v")) for n in "qkv"}
 
     with pytest.raises(WeightsError, match=r"have shapes \[\[3\], \[3\], \[4\]\], expected equal"):
-        fuse_qkv(parts, spell=str, where="x")
+        fuse_qkv(parts, rename=str, where="x")
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module.model."])
@@ -92,7 +91,7 @@ Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 @pytest.mark.parametrize(
     ("change", "guess"),
     [
-        ({"decoder_pos_embed": torch.zeros(1, 17, 192)}, "of another picture size or patch size"),
+        ({"decoder_pos_embed": torch.zeros(1, 17, 192)}, "of another image size or patch size"),
         ({"blocks.0.attn.rel_pos_h": torch.zeros(3)}, "relative positions, of a detector or BEiT"),
         ({"reg_token": torch.zeros(1, 4, 192)}, "it has register tokens"),
         ({"blocks.1.gamma_1": torch.zeros(192)}, "it has layer scale"),

@@ -22,8 +22,7 @@ from mae.model.encoder import Encoder, Pool
 from mae.parallel.processes import SINGLE_PROCESS, Communicator, ProcessInfo
 from mae.planning.hardware import choose_device
 from mae.progress import Progress
-from mae.weights.classifier import HeadPool
-from mae.weights.given import Given
+from mae.weights.given import Given, HeadPool
 from mae.weights.load import open_encoder
 
 Ids = NDArray[np.int64]

@@ -28,7 +28,7 @@ from mae.progress import Progress
 from mae.report.confusion import Mistake, confusion_picture, evaluation_page, worst_mistakes
 from mae.report.figures import png_bytes
 from mae.report.predictions import Predicted, require_writable, write_predictions
-from mae.weights.classifier import open_classifier
+from mae.weights.load import open_classifier
 
 FolderSet = Literal["folder", "imagenet", "imagenet-a", "imagenet-r", "imagenet-sketch"]
 TOP = 5

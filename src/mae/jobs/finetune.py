@@ -58,14 +58,11 @@ from mae.train.session import (
     train_run,
 )
 from mae.train.step import OptimiserStep
-from mae.weights.classifier import (
-    initial_classifier,
-    load_classifier,
-    model_to_tune,
-    save_classifier,
-)
+from mae.weights.formats.native import save
 from mae.weights.given import Given
+from mae.weights.initialize import initial_classifier, model_to_tune
 from mae.weights.io.hub import PREFIX
+from mae.weights.load import load_classifier
 
 JUDGED_AT_A_TIME = 64
 
@@ -296,9 +293,7 @@ def _run_to_the_end(
     found = judge.verdicts(Question(test, every, every, "all classes"))
     write_json_atomic(run.rundir.results, _results(found, config, test))
     facts = {name: record[name] for name in ("recipe", "data", "weights", "num_steps")}
-    save_classifier(
-        model.cpu(), run.rundir.weights, class_names=run.source.class_names, facts=facts
-    )
+    save(model.cpu(), run.rundir.weights, class_names=run.source.class_names, facts=facts)
     write_report(run.rundir.path)
     finish(run, model, written=load_classifier(run.rundir.weights).model)
     return model

@@ -53,7 +53,8 @@ from mae.train.session import (
 from mae.train.step import OptimiserStep, pretraining_loss
 from mae.weights.formats.native import save
 from mae.weights.given import Given
-from mae.weights.load import initial_model, open_model
+from mae.weights.initialize import initial_model
+from mae.weights.load import open_model
 from mae.weights.start_from import follow, require_init
 
 DRAWINGS = 8  # drawings of the fixed images during a run

@@ -1,4 +1,4 @@
-"""Adapt weights to another image size or number of channels.
+"""Resize weights to another image size or number of channels.
 
 A rule maps images with the new channels to the input of the old network, and its prediction back
 to the new channels. Both maps are matrices, multiplied into the weights (decision 0013).
@@ -17,21 +17,21 @@ from mae.errors import ConfigError
 from mae.model.positions import resize_positions
 
 
-class Adapted(NamedTuple):
+class Resized(NamedTuple):
     """Tensors that fit another model, and one note per change."""
 
     tensors: dict[str, Tensor]
     notes: list[str]
 
 
-def adapt(
+def resize_weights(
     tensors: Mapping[str, Tensor],
     *,
     image_size: tuple[int, int],
     channels: int,
     to: ModelConfig,
     rule: ChannelRule | None = None,
-) -> Adapted:
+) -> Resized:
     """Adapt the tensors of a model to one that differs in image size or channels.
 
     Args:
@@ -44,70 +44,70 @@ def adapt(
     Raises:
         ConfigError: for a rule that has no effect or cannot be applied.
     """
-    p, made, notes = to.patch_size, dict(tensors), list[str]()
+    p, resized, notes = to.patch_size, dict(tensors), list[str]()
     grid = (image_size[0] // p, image_size[1] // p)
     if grid != to.grid:
         for name in tensors.keys() & {"encoder.pos_embed", "decoder.pos_embed"}:
             table = tensors[name]
             if table.ndim == 3 and table.shape[:2] == (1, 1 + grid[0] * grid[1]):
-                made[name] = resize_positions(table.float(), grid_from=grid, grid_to=to.grid)
+                resized[name] = resize_positions(table.float(), grid_from=grid, grid_to=to.grid)
         notes.append(f"positions: resized from {grid} to {to.grid} patches")
     if channels == to.channels:
         if rule is not None:
             raise ConfigError(
-                f"init_channels: {rule} has no effect, weights and pictures both have {channels} "
+                f"init_channels: {rule} has no effect, weights and images both have {channels} "
                 "channels; drop it"
             )
-        return Adapted(made, notes)
+        return Resized(resized, notes)
     rule = rule or "repeat"
-    weight = tensors.get("encoder.patch_embed.proj.weight")
-    if weight is not None and weight.ndim == 4 and weight.shape[1] == channels:
-        made["encoder.patch_embed.proj.weight"] = adapt_projection(
-            weight, channels=to.channels, rule=rule
-        )
+    name = "encoder.patch_embed.proj.weight"
+    if name in tensors and tensors[name].ndim == 4 and tensors[name].shape[1] == channels:
+        resized[name] = resize_projection(tensors[name], channels=to.channels, rule=rule)
     for name in ("decoder.pred.weight", "decoder.pred.bias"):
         if name in tensors and tensors[name].shape[:1] == (p * p * channels,):
-            made[name] = adapt_head(
+            resized[name] = resize_prediction(
                 tensors[name], channels_from=channels, channels=to.channels, rule=rule
             )
     notes.append(f"channels: {channels} of the weights made {to.channels} by the rule {rule}")
-    return Adapted(made, notes)
+    return Resized(resized, notes)
 
 
-def adapt_projection(weight: Tensor, *, channels: int, rule: ChannelRule) -> Tensor:
+def resize_projection(weight: Tensor, *, channels: int, rule: ChannelRule) -> Tensor:
     """Adapt a patch projection to another number of channels.
 
     Args:
         weight: D C p p.
         channels: number of channels of the new images.
-        rule: see `shown`.
+        rule: see `input_matrix`.
 
     Returns:
         D `channels` p p float32. Applied to a new image, it equals the old projection applied to
-        that image mapped by `shown`.
+        that image mapped by `input_matrix`.
     """
-    matrix = shown(weight.shape[1], channels, rule=rule)
+    matrix = input_matrix(weight.shape[1], channels, rule=rule)
     return torch.einsum("dcij,cn->dnij", weight.float(), matrix)
 
 
-def adapt_head(values: Tensor, *, channels_from: int, channels: int, rule: ChannelRule) -> Tensor:
+def resize_prediction(
+    values: Tensor, *, channels_from: int, channels: int, rule: ChannelRule
+) -> Tensor:
     """Adapt a prediction head to another number of channels.
 
     Args:
         values: weight of shape P E, or bias of shape P; P in the order row, column, channel.
         channels_from: number of channels of the old images.
         channels: number of channels of the new images.
-        rule: see `read_back`.
+        rule: see `output_matrix`.
 
     Returns:
         The same tensor with P for the new channels, float32.
     """
-    matrix = read_back(channels_from, channels, rule=rule)
-    places = values.float().reshape(-1, channels_from, *values.shape[1:])  # p*p C (E)
-    return torch.einsum("nc,qc...->qn...", matrix, places).flatten(0, 1)
+    matrix = output_matrix(channels_from, channels, rule=rule)
+    pixels = values.float().reshape(-1, channels_from, *values.shape[1:])  # p*p C (E)
+    return torch.einsum("nc,qc...->qn...", matrix, pixels).flatten(0, 1)
 
 
-def shown(old: int, new: int, *, rule: ChannelRule) -> Tensor:
+def input_matrix(old: int, new: int, *, rule: ChannelRule) -> Tensor:
     """Return the matrix that maps an image of `new` channels to the `old` input channels.
 
     "repeat": each old channel c is the mean of the new channels c, c + old, c + 2 old ..., or, if
@@ -125,12 +125,13 @@ def shown(old: int, new: int, *, rule: ChannelRule) -> Tensor:
     return matrix / matrix.sum(dim=1, keepdim=True)
 
 
-def read_back(old: int, new: int, *, rule: ChannelRule) -> Tensor:
-    """Return the matrix that maps a prediction of `old` channels to `new` ones, reversing `shown`.
+def output_matrix(old: int, new: int, *, rule: ChannelRule) -> Tensor:
+    """Return the matrix that maps a prediction of `old` channels to `new` ones.
 
+    It reverses `input_matrix`.
     "repeat": each new channel c is the old channel c mod `old`, or the mean of the old channels
-    that `shown` copies from it. "mean": each is the mean of all old ones. "zero": the first are
-    the old ones, and the rest are predicted as 0.
+    that `input_matrix` copies from it. "mean": each is the mean of all old ones. "zero": the first
+    are the old ones, and the rest are predicted as 0.
 
     Returns:
         `new` x `old`.

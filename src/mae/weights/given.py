@@ -10,6 +10,13 @@ from typing import Any, Literal, TypedDict
 
 Take = Literal["model", "model_ema", "student", "teacher"]
 
+HeadPool = Literal["mean", "cls"]
+"""Pooled feature that a classifier's head takes."""
+
+
+Target = Literal["mae", "facebook", "timm", "huggingface"]
+"""Formats that can be written."""
+
 
 class Given(TypedDict, total=False):
     """Keyword arguments of every function that loads weights; None means not given."""
@@ -32,22 +39,30 @@ class Given(TypedDict, total=False):
     """Network to load from a file with several; none: model."""
 
 
+class LoadOptions(Given, total=False):
+    """`Given`, and the setting that overrides the file."""
+
+    crop_pct: float | None
+    """Fraction of an image that evaluation keeps, see `ModelConfig`."""
+
+
 OPTIONS: Mapping[str, str] = {
     "num_heads": "--heads",
     "decoder_heads": "--decoder-heads",
     "norm_eps": "--norm-eps",
     "image_size": "--grid",
+    "normalize_target": "--normalize-target",
     "mean": "--mean",
     "std": "--std",
-    "normalize_target": "--normalize-target",
+    "activation": "no other is possible",
     "pool": "--pool",
 }
-"""Command-line option that overrides the assumed value of a field."""
+"""Command-line option that overrides what is assumed of a network."""
 
 
 def network_fields(given: Given) -> dict[str, Any]:
     """Return the given settings by `ModelConfig` field name, and mean, std and grid."""
-    said = {name: value for name, value in given.items() if value is not None and name != "take"}
-    if "heads" in said:
-        said["num_heads"] = said.pop("heads")
-    return said
+    fields = {name: value for name, value in given.items() if value is not None and name != "take"}
+    if "heads" in fields:
+        fields["num_heads"] = fields.pop("heads")
+    return fields

@@ -8,48 +8,45 @@ from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar, Unpack
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from mae.config.run import ChannelRule, ModelConfig, ObjectiveConfig
+from mae.config.model import ModelConfig
 from mae.config.sizes import size_name
 from mae.errors import WeightsError
 from mae.model.autoencoder import MaskedAutoencoder
+from mae.model.classifier import Classifier
 from mae.model.create import create
 from mae.model.encoder import Encoder
-from mae.runs.directory import differences
-from mae.weights.adapt_shape import adapt
-from mae.weights.given import OPTIONS, Given
-from mae.weights.infer_config import (
-    ASSUMED,
-    OBJECTIVE,
-    Known,
-    config_of,
-    guesses,
-    objective_of,
-    read_fields,
-)
-from mae.weights.load_state import fill
+from mae.weights.formats.layout import Description
+from mae.weights.formats.native import Model, describe
+from mae.weights.given import HeadPool, LoadOptions
+from mae.weights.infer_config import infer_config, infer_fields, notes_on
+from mae.weights.load_state import NO_DECODER, load_strict
 from mae.weights.read import RawWeights, read_weights
 
-# Model fields that a new run may change when it starts from weights.
-_FREE = {"image_size", "channels", "pixels", "crop_pct", *OBJECTIVE}
-
-# Options of a run that set fields unknown from the weights.
-_OF_RUN = {
-    "num_heads": "--model.num-heads",
-    "decoder_heads": "--model.decoder-heads",
-    "norm_eps": "--model.norm-eps",
-}
-
 # Groups of tensors that may be skipped, and why.
-_LEFT = {
+_SKIPPED = {
     "decoder": "only reconstruction needs it",
     "head": "it is a classifier's",
     "fc_norm": "it is a classifier's",
     "unused": "no part of a masked autoencoder",
 }
+_POOLED = {"mean": "the mean of the patches", "cls": "the cls token"}
+_CLASSIFIER = "a classifier, with fc_norm (mean of the patches) or the encoder's norm (cls token)"
 
-ModelT = TypeVar("ModelT", bound=nn.Module, covariant=True)
+Source = str | Path | RawWeights
+"""Folder of mae or transformers, run, checkpoint, file in a supported layout, `hf:owner/name`, or
+weights that are already read."""
+
+ModelT = TypeVar("ModelT", covariant=True)
+
+
+class LoadedClassifier(NamedTuple):
+    """A classifier and the names of its classes."""
+
+    model: Classifier
+    class_names: tuple[str, ...]
+    """In the order of the scores; numbers if the file has no names."""
 
 
 class Loaded(NamedTuple, Generic[ModelT]):
@@ -60,7 +57,7 @@ class Loaded(NamedTuple, Generic[ModelT]):
 
 
 def load(
-    path: str | Path, *, allow_missing: Iterable[str] = (), **given: Unpack[Given]
+    path: str | Path, *, allow_missing: Iterable[str] = (), **given: Unpack[LoadOptions]
 ) -> MaskedAutoencoder:
     """Load encoder and decoder; notes on what was loaded, skipped and assumed go to stderr.
 
@@ -75,25 +72,44 @@ def load(
         WeightsError: for other tensors that are missing, unexpected, of another shape or not
             finite.
     """
-    return _said(open_model(path, allow_missing=allow_missing, **given))
+    return _printed(open_model(path, allow_missing=allow_missing, **given))
 
 
 def load_encoder(
-    path: str | Path, *, allow_missing: Iterable[str] = (), **given: Unpack[Given]
+    path: str | Path, *, allow_missing: Iterable[str] = (), **given: Unpack[LoadOptions]
 ) -> Encoder:
     """Load the encoder alone; notes on what was loaded, skipped and assumed go to stderr.
 
     Arguments and errors are those of `load`; a decoder or a classifier's head is skipped.
     """
-    return _said(open_encoder(path, allow_missing=allow_missing, **given))
+    return _printed(open_encoder(path, allow_missing=allow_missing, **given))
+
+
+def load_classifier(
+    path: str | Path, *, pool: HeadPool | None = None, **given: Unpack[LoadOptions]
+) -> LoadedClassifier:
+    """Load a classifier; assumptions are printed to stderr.
+
+    Args:
+        path: as for `load`.
+        pool: pooled feature that the head classifies, if the file does not say.
+        given: other settings that the file does not say, see `Given`; the rest is assumed.
+
+    Raises:
+        WeightsError: for weights without a head; for tensors that are missing, unexpected, of
+            another shape or not finite; for a head with an unsupported pooling.
+    """
+    return _printed(open_classifier(path, pool=pool, **given))
+
+
+def _printed(loaded: Loaded[ModelT]) -> ModelT:
+    for note in loaded.notes:
+        print(note, file=sys.stderr)
+    return loaded.model
 
 
 def open_model(
-    path: str | Path,
-    *,
-    crop_pct: float | None = None,
-    allow_missing: Iterable[str] = (),
-    **given: Unpack[Given],
+    path: Source, *, allow_missing: Iterable[str] = (), **given: Unpack[LoadOptions]
 ) -> Loaded[MaskedAutoencoder]:
     """Load encoder and decoder, with notes on what was loaded, skipped and assumed."""
     raw, allowed = read_weights(path, take=given.get("take")), tuple(allow_missing)
@@ -102,125 +118,163 @@ def open_model(
             f"decoder: not in this file, {raw.path}; features are possible (load_encoder), "
             "reconstruction is not"
         )
-    config, notes = config_of(raw, crop_pct=crop_pct, **given)
-    objective = objective_of(raw, **given)
-    with torch.device("meta"):
-        model = MaskedAutoencoder(config, objective)
+    config, objective, notes = infer_config(raw, **given)
     if allowed:
         model = create(config, objective=objective)
-    fresh = fill(model, raw, allow_missing=allowed)
-    taken = ("encoder", "decoder")
-    notes.append(taken_note(raw, config, taken=taken))
-    return Loaded(model, notes + left_notes(raw, taken=taken) + fresh)
+    else:
+        with torch.device("meta"):
+            model = MaskedAutoencoder(config, objective)
+    fresh = load_strict(model, raw, allow_missing=allowed)
+    return Loaded(model, notes + group_notes(raw, config, ("encoder", "decoder")) + fresh)
 
 
 def open_encoder(
-    path: str | Path,
-    *,
-    crop_pct: float | None = None,
-    allow_missing: Iterable[str] = (),
-    **given: Unpack[Given],
+    path: Source, *, allow_missing: Iterable[str] = (), **given: Unpack[LoadOptions]
 ) -> Loaded[Encoder]:
     """Load the encoder alone, with notes on what was loaded, skipped and assumed."""
     raw, allowed = read_weights(path, take=given.get("take")), tuple(allow_missing)
-    own = {name: tensor for name, tensor in raw.tensors.items() if name.startswith("encoder.")}
     # The encoder's tensors only, so that unknown decoder settings are not required.
-    config, notes = config_of(raw._replace(tensors=own), crop_pct=crop_pct, **given)
-    with torch.device("meta"):
-        encoder = Encoder(config)
+    config, _, notes = infer_config(raw.encoder(), **given)
     if allowed:
         encoder = create(config).encoder
-    fresh = fill(encoder, raw, prefix="encoder.", allow_missing=allowed)
-    notes.append(taken_note(raw, config, taken=("encoder",)))
-    if not raw.has_decoder:
-        fresh.append("decoder: not in this file; reconstruction is not possible, features are")
-    return Loaded(encoder, notes + left_notes(raw, taken=("encoder",)) + fresh)
+    else:
+        with torch.device("meta"):
+            encoder = Encoder(config)
+    fresh = load_strict(encoder, raw, prefix="encoder.", allow_missing=allowed)
+    notes += group_notes(raw, config, ("encoder",)) + fresh
+    return Loaded(encoder, notes if raw.has_decoder else [*notes, NO_DECODER])
 
 
-def taken_note(raw: RawWeights, config: ModelConfig, *, taken: Sequence[str]) -> str:
-    """Describe which groups of tensors were loaded, and the network."""
+def open_classifier(
+    path: Source, *, pool: HeadPool | None = None, **given: Unpack[LoadOptions]
+) -> Loaded[LoadedClassifier]:
+    """Load a classifier, with notes on what was assumed."""
+    raw = read_weights(path, take=given.get("take"))
+    tensors = _with_folded_norm(raw.tensors)
+    head = tensors.get("head.weight")
+    if head is None or head.ndim != 2:
+        raise WeightsError(
+            f"{raw.path}: has no classifier's head (head.weight), expected fine-tuned weights; "
+            "fine-tune them first (mae finetune), or use mae probe"
+        )
+    # The encoder alone, so that unknown decoder settings do not matter; `load_strict` rejects a
+    # decoder.
+    config, _, notes = infer_config(raw.encoder(), **given)
+    pooled = _checked_pool(raw, pool)
+    if pool is None and raw.metadata.pool is None:
+        known = infer_fields(raw.encoder(), **given)
+        fields = known.fields | {"pool": _POOLED[pooled]}
+        notes = notes_on(raw, known._replace(fields=fields, assumed=(*known.assumed, "pool")))
+    if pooled == "cls" and "encoder.norm.weight" not in tensors:
+        # Equivalent: the norm of one token is the same before and after it is selected.
+        tensors = {n.replace("fc_norm.", "encoder.norm."): t for n, t in tensors.items()}
+    names = raw.metadata.class_names or tuple(map(str, range(len(head))))
+    if len(names) != len(head):
+        raise WeightsError(
+            f"{raw.path}: its head has {len(head)} classes, its description names "
+            f"{len(names)}; restore the folder as it was written"
+        )
+    with torch.device("meta"):
+        model = Classifier(Encoder(config), num_classes=len(head), pool=pooled)
+    load_strict(model, raw._replace(tensors=tensors), expected=_CLASSIFIER)
+    return Loaded(LoadedClassifier(model, names), notes)
+
+
+class Opened(NamedTuple):
+    """The model that weights hold: a classifier, an autoencoder or an encoder."""
+
+    model: Model
+    description: Description
+    notes: list[str]
+
+
+def open_any(
+    path: Source,
+    *,
+    encoder_only: bool = False,
+    allow_missing: Iterable[str] = (),
+    pool: HeadPool | None = None,
+    **given: Unpack[LoadOptions],
+) -> Opened:
+    """Load the model that weights hold, and describe it.
+
+    Args:
+        path: as for `load`, or a classifier.
+        encoder_only: skip a decoder or a classifier's head.
+        allow_missing: as for `load`; has no effect on a classifier.
+        pool: as for `load_classifier`.
+        given: as for `load`.
+    """
+    raw = read_weights(path, take=given.get("take"))
+    names, has_head = None, raw.is_classifier and not encoder_only
+    if pool is not None and not has_head:
+        raise WeightsError(f"pool: no effect, no head is taken from {raw.path}; leave it out")
+    model: Model
+    if has_head:
+        (model, names), notes = open_classifier(raw, pool=pool, **given)
+        notes += _skipped_notes(raw, ("encoder", "fc_norm", "head"))
+    elif raw.has_decoder and not encoder_only:
+        model, notes = open_model(raw, allow_missing=allow_missing, **given)
+    else:
+        model, notes = open_encoder(raw, allow_missing=allow_missing, **given)
+    return Opened(model, describe(model, facts=raw.metadata.facts, class_names=names), notes)
+
+
+def group_notes(raw: RawWeights, config: ModelConfig, loaded: Sequence[str]) -> list[str]:
+    """Describe which groups of tensors were loaded, the network, and each skipped group."""
     groups = [name.partition(".")[0] for name in raw.tensors]
-    held = [group for group in taken if group in groups]
+    held = [group for group in loaded if group in groups]
     number = sum(group in held for group in groups)
     name = size_name(width=config.width, depth=config.depth, patch_size=config.patch_size)
-    return f"{raw.path}: took the {' and '.join(held)}, {name}, {number} tensors"
+    note = f"{raw.path}: took the {' and '.join(held)}, {name}, {number} tensors"
+    return [note, *_skipped_notes(raw, loaded)]
 
 
-def left_notes(raw: RawWeights, *, taken: Collection[str]) -> list[str]:
-    """Describe each group of skipped tensors, and why it is not needed."""
+def _skipped_notes(raw: RawWeights, loaded: Collection[str]) -> list[str]:
     groups = [name.partition(".")[0] for name in raw.tensors]
-    left = sorted(set(groups) - set(taken))
     return [
-        f"{raw.path}: left {group}, {groups.count(group)} tensors: {_LEFT[group]}" for group in left
+        f"{raw.path}: left {group}, {groups.count(group)} tensors: {_SKIPPED[group]}"
+        for group in sorted(set(groups) - set(loaded))
     ]
 
 
-def initial_model(
-    path: str | Path,
-    config: ModelConfig,
-    *,
-    objective: ObjectiveConfig | None = None,
-    seed: int = 0,
-    init_channels: ChannelRule | None = None,
-    followed: bool = False,
-    **given: Unpack[Given],
-) -> Loaded[MaskedAutoencoder]:
-    """Create the initial model of a training run from weights, with a new decoder if there is none.
+def _with_folded_norm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Fold the batch norm of a linear probe into the linear layer after it.
 
-    Args:
-        path: as for `load`.
-        config: the model to train. Its sizes must match the weights; image size and channels may
-            differ.
-        objective: mask and target of the run; those of the weights may differ.
-        seed: seed of a new decoder.
-        init_channels: how to adapt weights with another number of channels, see `adapt`.
-        followed: whether the config was made from these weights and its assumptions are already
-            reported. Otherwise, fields that the weights do not say are taken from the config.
-        given: see `load`.
-
-    Raises:
-        WeightsError: if the weights belong to another model.
-        ConfigError: for a channel rule that has no effect or cannot be applied.
+    The batch norm has no affine parameters and an eps of 1e-6, in facebookresearch/mae and in
+    OpenMMLab.
     """
-    raw = read_weights(path, take=given.get("take"))
-    known = read_fields(raw, **given)
-    stored = known.fields
-    own = {n for n in stored if known.how[n] != ASSUMED and n not in _FREE}
-    of_weights, of_run = {n: stored[n] for n in own}, {n: getattr(config, n) for n in own}
-    if of_weights != of_run:
+    mean, var = (tensors.get(f"head.bn.running_{name}") for name in ("mean", "var"))
+    weight, bias = (tensors.get(f"head.{name}") for name in ("weight", "bias"))
+    if mean is None or var is None or weight is None or bias is None:
+        return tensors
+    if not weight.shape[1:] == mean.shape == var.shape or bias.shape != weight.shape[:1]:
+        return tensors
+    scaled = weight.double() / (var.double() + 1e-6).sqrt()
+    head = {"head.weight": scaled.float(), "head.bias": (bias - scaled @ mean.double()).float()}
+    rest = {name: tensor for name, tensor in tensors.items() if not name.startswith("head.bn.")}
+    return rest | head
+
+
+def head_pool(raw: RawWeights) -> str:
+    """Return the pooling of a head; if the file does not say, it follows from its norm."""
+    return raw.metadata.pool or ("mean" if "fc_norm.weight" in raw.tensors else "cls")
+
+
+def _checked_pool(raw: RawWeights, pool: HeadPool | None) -> HeadPool:
+    """Return the pooling of a head, and reject one that is unsupported or contradicts the file."""
+    stored, found = raw.metadata.pool, pool or head_pool(raw)
+    if stored not in ("mean", "cls", None):
+        uses = "embed, probe, finetune" if "encoder.norm.weight" in raw.tensors else "finetune"
         raise WeightsError(
-            f"{raw.path}: holds another model: {differences(of_weights, of_run)}; give the new "
-            "run the model of the weights"
+            f"{raw.path}: its head takes {stored}, expected the cls token (token), or the mean "
+            f"with fc_norm (avg); its encoder can be used (mae {uses})"
         )
-    tensors, adapted = adapt(
-        raw.tensors,
-        image_size=stored["image_size"],
-        channels=stored["channels"],
-        to=config,
-        rule=init_channels,
-    )
-    raw = raw._replace(tensors=tensors)
-    notes = [] if followed else [*raw.notes, *raw.facts.notes, *_as_the_run(raw, known, config)]
-    notes += adapted
-    model = create(config, objective=objective, seed=seed)
-    fill(model.encoder, raw, prefix="encoder.")
-    taken = ("encoder", "decoder")
-    notes.append(taken_note(raw, config, taken=taken))
-    if raw.has_decoder:
-        fill(model.decoder, raw, prefix="decoder.")
-    else:
-        notes.append(f"decoder: not in {raw.path}, starts fresh")
-    return Loaded(model, notes + left_notes(raw, taken=taken))
-
-
-def _as_the_run(raw: RawWeights, known: Known, config: ModelConfig) -> list[str]:
-    """Describe the fixed fields that are unknown from the weights and taken from the run."""
-    names = [name for name in known.unsaid if name in _OF_RUN or name in ("image_size", "gelu")]
-    fields = known.fields | {name: getattr(config, name) for name in _OF_RUN}
-    return guesses(raw, Known(fields, {}, tuple(names)), options={**OPTIONS, **_OF_RUN})
-
-
-def _said(loaded: Loaded[ModelT]) -> ModelT:
-    for note in loaded.notes:
-        print(note, file=sys.stderr)
-    return loaded.model
+    if pool is not None and stored not in (pool, None):
+        raise WeightsError(f"pool: got {pool}, but {raw.path} says {stored}; leave it out")
+    if pool == "mean" and "fc_norm.weight" not in raw.tensors:
+        raise WeightsError(
+            f"{raw.path}: pool: a head on the mean takes fc_norm, which is not there; norms before "
+            "the mean cannot be held"
+        )
+    return found  # type: ignore[return-value]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 
 import torch
@@ -11,6 +11,8 @@ from torch import nn
 from mae.errors import WeightsError
 from mae.weights.io.safe_load import is_finite
 from mae.weights.read import RawWeights
+
+NO_DECODER = "decoder: not in this file; reconstruction is not possible, features are"
 
 # Marks in tensor names of unsupported networks, and the feature that each indicates.
 _FOREIGN = {
@@ -41,7 +43,7 @@ _ABSENT = {
 }
 
 
-def fill(
+def load_strict(
     module: nn.Module,
     raw: RawWeights,
     *,
@@ -64,97 +66,93 @@ def fill(
     Raises:
         WeightsError: for tensors that are missing, unexpected, of another shape or not finite.
     """
-    found = {
+    held = {
         name: tensor
         for name, tensor in raw.tensors.items()
         if name.startswith(prefix) and not name.startswith("unused.")
     }
     wanted = {prefix + name: tensor.shape for name, tensor in module.state_dict().items()}
-    missing = [name for name in wanted if name not in found]
-    fresh = _allowed(missing, raw, patterns=allow_missing)
-    both = [name for name in wanted if name in found]
-    bent = [name for name in both if found[name].shape != wanted[name]]
+    missing = [name for name in wanted if name not in held]
+    allowed = _allowed(missing, raw, patterns=allow_missing)
+    fresh = [name for name in missing if name in allowed]
+    both = [name for name in wanted if name in held]
+    misshapen = [name for name in both if held[name].shape != wanted[name]]
+    shapes = {name: f" {[*held[name].shape]}, expected {[*wanted[name]]}" for name in misshapen}
     problems = {
-        "missing": [name for name in missing if name not in fresh],
-        "unexpected": [name for name in found if name not in wanted],
-        "of another shape": bent,
-        "not finite numbers": [name for name in both if not is_finite(found[name])],
+        "missing": [name for name in missing if name not in allowed],
+        "unexpected": [name for name in held if name not in wanted],
+        "of another shape": misshapen,
+        "not finite numbers": [name for name in both if not is_finite(held[name])],
     }
-    spelled = {
-        name: f"{raw.spell(name)} {list(found[name].shape)}, expected {list(wanted[name])}"
-        if name in bent
-        else raw.spell(name)
-        for name in wanted.keys() | found.keys()
-    }
-    said = [
-        f"{len(names)} {what} ({'; '.join(spelled[name] for name in names[:5])})"
-        for what, names in problems.items()
-        if names
-    ]
-    if said:
-        cause = guess_cause(raw, problems) or f"is it whole, and of {expected}?"
-        raise WeightsError(f"{raw.path}: {', '.join(said)}; {cause}")
+    if any(problems.values()):
+        cause = _likely_cause(raw, problems) or f"is it whole, and of {expected}?"
+        raise WeightsError(f"{raw.path}: {count_names(raw, problems, shapes)}; {cause}")
     copies = {
         name.removeprefix(prefix): tensor.detach().to(torch.float32, copy=True).contiguous()
-        for name, tensor in found.items()
+        for name, tensor in held.items()
     }
     # Assigned, not copied: a model on the meta device needs no memory and no random numbers.
     module.load_state_dict(copies, assign=True, strict=not fresh)
-    return [f"{len(fresh)} start fresh, as allowed: {'; '.join(map(raw.spell, fresh))}"] * any(
-        fresh
+    if not fresh:
+        return []
+    return [f"{len(fresh)} start fresh, as allowed: {'; '.join(map(raw.rename, fresh))}"]
+
+
+def count_names(
+    raw: RawWeights, problems: Mapping[str, Sequence[str]], details: Mapping[str, str]
+) -> str:
+    """Count tensors by problem, and name at most five of each as in the file, with details."""
+    return ", ".join(
+        f"{len(names)} {problem} "
+        f"({'; '.join(raw.rename(name) + details.get(name, '') for name in names[:5])})"
+        for problem, names in problems.items()
+        if names
     )
 
 
-def _allowed(missing: list[str], raw: RawWeights, *, patterns: tuple[str, ...]) -> list[str]:
+def _allowed(missing: list[str], raw: RawWeights, *, patterns: tuple[str, ...]) -> set[str]:
     """Return the missing names that match a pattern; each pattern must match at least one."""
-    by_pattern = {
-        pattern: [n for n in missing if fnmatch(n, pattern) or fnmatch(raw.spell(n), pattern)]
-        for pattern in patterns
-    }
-    for pattern, names in by_pattern.items():
+    allowed = set[str]()
+    for pattern in patterns:
+        names = {n for n in missing if fnmatch(n, pattern) or fnmatch(raw.rename(n), pattern)}
         if not names:
             raise WeightsError(
                 f"{raw.path}: allow-missing: nothing that is missing matches {pattern!r}; missing "
-                f"are {'; '.join(map(raw.spell, missing[:5])) or 'none'}"
+                f"are {'; '.join(map(raw.rename, missing[:5])) or 'none'}"
             )
-    allowed = {name for names in by_pattern.values() for name in names}
-    return [name for name in missing if name in allowed]
+        allowed |= names
+    return allowed
 
 
-def foreign(raw: RawWeights, *, missing: Iterable[str], unexpected: Iterable[str]) -> str:
-    """Describe the unsupported network that missing and unexpected names (in mae's) indicate."""
+def unsupported(raw: RawWeights, *, missing: Iterable[str], unexpected: Iterable[str]) -> str:
+    """Describe the unsupported network that missing and unexpected names (mae's) indicate."""
     for mark, what in _FOREIGN.items():
         if any(mark in name for name in unexpected):
             return f"it has {what}, which this network has not"
     for mark, what in _ABSENT.items():
-        if any(name.endswith(mark) for name in missing):
-            if not any(name.endswith(mark) for name in raw.tensors):
-                return f"it has {what}, unlike this network"
+        lacks = not any(name.endswith(mark) for name in raw.tensors)
+        if lacks and any(name.endswith(mark) for name in missing):
+            return f"it has {what}, unlike this network"
     return ""
 
 
-def guess_cause(raw: RawWeights, problems: Mapping[str, list[str]]) -> str:
-    """Guess why weights do not fit; empty if there is no guess.
-
-    Args:
-        raw: the weights.
-        problems: mae's names of tensors that are "missing", "unexpected" and "of another shape".
-    """
-    missing, bent = problems["missing"], problems["of another shape"]
-    if other := foreign(raw, missing=missing, unexpected=problems["unexpected"]):
+def _likely_cause(raw: RawWeights, problems: Mapping[str, list[str]]) -> str:
+    """Guess why weights do not fit, from mae's names by problem; empty if there is no guess."""
+    missing, misshapen = problems["missing"], problems["of another shape"]
+    if other := unsupported(raw, missing=missing, unexpected=problems["unexpected"]):
         return other
     if "encoder.norm.weight" in missing and "fc_norm.weight" in raw.tensors:
         return (
             "it was fine-tuned with fc_norm in place of the encoder's norm: it is a classifier "
             "(mae evaluate), give pre-trained weights for features"
         )
-    if missing and len(missing) == sum(name.startswith("decoder.") for name in missing):
-        if not raw.has_decoder:
-            return "decoder: not in this file; reconstruction is not possible, features are"
-    if "encoder.patch_embed.proj.weight" in bent:
+    of_decoder = missing and all(name.startswith("decoder.") for name in missing)
+    if of_decoder and not raw.has_decoder:
+        return NO_DECODER
+    if "encoder.patch_embed.proj.weight" in misshapen:
         return "it is of another patch size or other channels"
-    if {"encoder.pos_embed", "decoder.pos_embed"} & set(bent):
-        return "it is of another picture size or patch size"
-    if "head.weight" in bent:
+    if {"encoder.pos_embed", "decoder.pos_embed"} & set(misshapen):
+        return "it is of another image size or patch size"
+    if "head.weight" in misshapen:
         return "its head is of other classes"
     return ""

@@ -12,7 +12,7 @@ from mae.config.run import ModelConfig, PretrainConfig, settle_crop_pct
 from mae.config.sizes import SIZES
 from mae.errors import ConfigError
 from mae.weights.given import Given
-from mae.weights.infer_config import config_of, objective_of
+from mae.weights.infer_config import infer_config
 from mae.weights.read import read_weights
 
 
@@ -58,15 +58,14 @@ def follow(
         WeightsError: for weights that cannot be read or whose network cannot be inferred.
     """
     raw = read_weights(init, take=given.get("take"))
-    stored, notes = config_of(raw, **given)
+    stored, objective, notes = infer_config(raw, **given)
     for note in notes:
         say(note)
-    decoder = {} if raw.description or raw.has_decoder else _decoder_of(stored)
+    decoder = {} if raw.metadata.model or raw.has_decoder else _decoder_of(stored)
     size = config.resize or stored.image_size
     asked = {"image_size": size, "crop_pct": config.model.crop_pct}
     model = dataclasses.replace(stored, **asked, **decoder)  # type: ignore[arg-type]
     model = settle_crop_pct(model, config.augment, of_weights=stored)
-    objective = objective_of(raw, **given)
     return dataclasses.replace(
         config, model=model, objective=objective, follow_weights=False, resize=None
     )

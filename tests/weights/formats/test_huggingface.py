@@ -27,9 +27,8 @@ from mae.errors import MaeError, WeightsError
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.classifier import Classifier
 from mae.model.encoder import Encoder
-from mae.weights.classifier import load_classifier, save_classifier
 from mae.weights.formats.native import save
-from mae.weights.load import load, load_encoder, open_encoder, open_model
+from mae.weights.load import load, load_classifier, load_encoder, open_encoder, open_model
 from mae.weights.tools.convert import convert
 from tests.model.tiny import scrambled, tiny_config, tiny_model
 
@@ -241,7 +240,7 @@ def test_a_classifier_of_the_cls_token_becomes_theirs(generator, tmp_path) -> No
     ours = scrambled(
         Classifier(Encoder(tiny_config(**SQUARE)), num_classes=4, pool="cls"), generator
     )
-    save_classifier(ours, tmp_path / "ours", class_names=names)
+    save(ours, tmp_path / "ours", class_names=names)
 
     convert(tmp_path / "ours", tmp_path / "theirs", to="huggingface")
 
@@ -287,7 +286,7 @@ def test_what_their_class_cannot_compute_is_not_written(fields, why, generator, 
 
 def test_a_classifier_of_the_mean_is_not_written(generator, tmp_path) -> None:
     ours = scrambled(Classifier(Encoder(tiny_config(**SQUARE)), num_classes=2), generator)
-    save_classifier(ours, tmp_path / "ours", class_names=("a", "b"))
+    save(ours, tmp_path / "ours", class_names=("a", "b"))
 
     with pytest.raises(WeightsError, match="it classifies the cls token, .*fc_norm"):
         convert(tmp_path / "ours", tmp_path / "theirs", to="huggingface")
@@ -309,7 +308,7 @@ def folder(generator: torch.Generator, tmp_path: Path) -> Path:
         ({"layer_norm_eps": "small"}, "layer_norm_eps: expected a number"),
         ({"patch_size": [4, 2]}, "patch_size: expected a whole number"),
         ({"patch_size": [[4], [4]]}, "patch_size: expected a whole number"),
-        ({"image_size": [12, 16]}, "it is of another picture size"),
+        ({"image_size": [12, 16]}, "it is of another image size"),
         ({"id2label": {"0": "a", "7": "b"}}, "id2label: expected a name for each"),
         ({"rescale_factor": "x"}, "rescale_factor: expected 1/255, 1/65535 or none, got 'x'"),
         ({"image_mean": [0.5], "image_std": [0.5]}, "pixels: got a mean for 1 channels"),

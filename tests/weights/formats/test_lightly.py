@@ -76,7 +76,7 @@ def test_the_published_sizes_have_the_numbers_of_tensors(
     raw = name_tensors(Path("x"), tensors, {})
 
     assert raw.format == "lightly"
-    assert {raw.spell(name) for name in raw.tensors} == set(names)
+    assert {raw.rename(name) for name in raw.tensors} == set(names)
 
 
 @pytest.fixture

@@ -14,9 +14,8 @@ from torch import Tensor
 from mae.config.sizes import model_config
 from mae.errors import WeightsError
 from mae.model.autoencoder import MaskedAutoencoder
-from mae.weights.classifier import load_classifier
-from mae.weights.infer_config import config_of
-from mae.weights.load import load, load_encoder, open_encoder, open_model
+from mae.weights.infer_config import infer_config
+from mae.weights.load import load, load_classifier, load_encoder, open_encoder, open_model
 from mae.weights.read import name_tensors
 from tests.weights import published
 
@@ -95,8 +94,8 @@ def test_the_published_sizes_have_these_names_and_shapes(
     assert raw.format == "openmmlab"
     found = {name: tuple(tensor.shape) for name, tensor in raw.tensors.items()}
     assert found == {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    assert {raw.spell(name) for name in found} == shapes.keys()
-    assert config_of(raw)[0] == model_config(size)
+    assert {raw.rename(name) for name in found} == shapes.keys()
+    assert infer_config(raw)[0] == model_config(size)
 
 
 # Theirs to the published names, each written out: two independent ways into one model.

@@ -15,9 +15,8 @@ from torch import Tensor
 from mae.errors import WeightsError
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.encoder import Encoder
-from mae.weights.classifier import load_classifier, save_classifier
 from mae.weights.formats.native import save
-from mae.weights.load import load_encoder
+from mae.weights.load import load_classifier, load_encoder
 from mae.weights.tools.convert import convert
 from tests.model.tiny import scrambled, tiny_config
 
@@ -59,7 +58,7 @@ def test_classifiers_cross_both_ways(pool, global_pool, generator, tmp_path) -> 
     images = torch.randn(2, 3, 12, 12, generator=generator)
     model, names = load_classifier(tmp_path / "first.safetensors", heads=3)
     assert model.pool == pool
-    save_classifier(model, tmp_path / "ours", class_names=names)
+    save(model, tmp_path / "ours", class_names=names)
 
     convert(tmp_path / "ours", tmp_path / "back.safetensors", to="timm")
 

@@ -12,11 +12,10 @@ from mae.cli.main import main
 from mae.errors import WeightsError
 from mae.model.classifier import Classifier
 from mae.model.create import create
-from mae.weights.classifier import load_classifier, save_classifier
 from mae.weights.formats import facebook
-from mae.weights.formats.name_table import spelled
+from mae.weights.formats.name_table import renamed
 from mae.weights.formats.native import save
-from mae.weights.load import load, load_encoder
+from mae.weights.load import load, load_classifier, load_encoder
 from mae.weights.tools import convert as conversion
 from mae.weights.tools.convert import convert
 from tests.weights import published
@@ -105,8 +104,7 @@ def test_model_that_reads_back_differently_is_not_kept(
 ) -> None:
     table = facebook.TABLE
     swap = {"encoder.norm.weight": "norm.bias", "encoder.norm.bias": "norm.weight"}
-    swapped = table._replace(plain=table.plain | swap)
-    monkeypatch.setattr(facebook, "spelled", lambda _table, tensors: spelled(swapped, tensors))
+    monkeypatch.setattr(facebook, "renamed", lambda _table, tensors: renamed(table | swap, tensors))
 
     with pytest.raises(WeightsError, match="it reads back as another model"):
         convert(folder, tmp_path / "theirs.pth", to="facebook")
@@ -120,8 +118,7 @@ def test_what_computes_something_else_is_not_kept(
     monkeypatch.setattr(conversion, "_same", lambda _a, _b: True)
     table = facebook.TABLE
     swap = {"encoder.norm.weight": "norm.bias", "encoder.norm.bias": "norm.weight"}
-    swapped = table._replace(plain=table.plain | swap)
-    monkeypatch.setattr(facebook, "spelled", lambda _table, tensors: spelled(swapped, tensors))
+    monkeypatch.setattr(facebook, "renamed", lambda _table, tensors: renamed(table | swap, tensors))
 
     with pytest.raises(WeightsError, match=r"not written: read back, it differs by \d"):
         convert(folder, tmp_path / "theirs.pth", to="facebook")
@@ -143,7 +140,7 @@ def test_the_command_prints_what_was_compared(
 
 def test_a_classifier_keeps_its_head_names_and_pool(tmp_path: Path) -> None:
     made = Classifier(create(CONFIG, seed=2).encoder, num_classes=3)
-    save_classifier(made, tmp_path / "ours", class_names=("a", "b", "é"))
+    save(made, tmp_path / "ours", class_names=("a", "b", "é"))
 
     convert(tmp_path / "ours", tmp_path / "tuned.pth", to="facebook")
     convert(tmp_path / "tuned.pth", tmp_path / "again", to="mae")

@@ -12,7 +12,6 @@ import torch
 from mae.cli.main import main
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.classifier import Classifier
-from mae.weights.classifier import save_classifier
 from mae.weights.formats.native import save
 from mae.weights.tools.convert import convert
 from mae.weights.tools.diff import diff
@@ -119,8 +118,8 @@ def test_what_only_one_can_do_is_said(
 @pytest.mark.parametrize(
     ("fields", "note"),
     [
-        ({"channels": 4}, "channels: 3 in a, 4 in b; no picture is the same to both"),
-        ({"patch_size": 8}, "patch_size: 4 in a, 8 in b; no picture is the same to both"),
+        ({"channels": 4}, "channels: 3 in a, 4 in b; no image is the same to both"),
+        ({"patch_size": 8}, "patch_size: 4 in a, 8 in b; no image is the same to both"),
     ],
 )
 def test_what_no_picture_can_compare_is_said(
@@ -151,10 +150,10 @@ def test_classifiers_are_compared_by_their_scores(
 ) -> None:
     model = scrambled(Classifier(tiny_model(generator).encoder, num_classes=5), generator)
     names = ["a", "b", "c", "d", "e"]
-    save_classifier(model, tmp_path / "a", class_names=names)
+    save(model, tmp_path / "a", class_names=names)
     with torch.no_grad():
         model.head.bias[2] += 1
-    save_classifier(model, tmp_path / "b", class_names=names)
+    save(model, tmp_path / "b", class_names=names)
 
     assert diff(tmp_path / "a", tmp_path / "a").same
     (scores,) = diff(tmp_path / "a", tmp_path / "b").outputs

@@ -103,7 +103,7 @@ def test_what_is_written_says_what_it_is(weights: Path, tmp_path: Path) -> None:
     assert [(e.name, e.shape) for e in session.get_inputs()] == [("images", ["batch", 3, 12, 20])]
     rows = dict(done.rows())
     assert rows["size"] == f"{(tmp_path / 'e.onnx').stat().st_size / 1e6:,.1f} MB"
-    assert rows["latency of one picture"].endswith("threads, CPU)")
+    assert rows["latency of one image"].endswith("threads, CPU)")
 
 
 def test_values_too_large_for_one_file_lie_beside_it(

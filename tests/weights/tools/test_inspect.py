@@ -16,8 +16,8 @@ from mae.config.objective import ObjectiveConfig
 from mae.config.run import FinetuneConfig
 from mae.config.serialize import to_dict
 from mae.model.create import create
-from mae.weights.classifier import initial_classifier, save_classifier
 from mae.weights.formats.native import save
+from mae.weights.initialize import initial_classifier
 from mae.weights.tools import inspect as module
 from mae.weights.tools.inspect import inspect
 from tests.weights import published
@@ -108,7 +108,7 @@ def test_a_published_head_tells_its_classes_and_what_it_classifies(
 def test_a_classifier_of_ours_tells_them_too(tmp_path: Path) -> None:
     config = FinetuneConfig(model=CONFIG, num_classes=3, pool="cls")
     model, _ = initial_classifier(None, config)
-    save_classifier(model, tmp_path, class_names=("ant", "bee", "cat"))
+    save(model, tmp_path, class_names=("ant", "bee", "cat"))
 
     found = inspect(tmp_path)
 

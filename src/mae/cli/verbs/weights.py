@@ -8,7 +8,7 @@ from typing import Literal
 
 from mae.cli.verbs.shared import HeadPool
 from mae.report.tables import report_of
-from mae.weights.given import Given, Take
+from mae.weights.given import Given, Take, Target
 
 
 def weights_inspect(weights: Path, *, take: Take | None = None) -> object:
@@ -26,7 +26,7 @@ def weights_convert(
     weights: Path,
     dst: Path,
     *,
-    to: Literal["facebook", "timm", "huggingface", "mae"],
+    to: Target,
     encoder_only: bool = False,
     allow_missing: str | None = None,
     pool: HeadPool | None = None,

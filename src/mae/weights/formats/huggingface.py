@@ -10,7 +10,6 @@ Source: names and defaults of transformers 5.24 (ViTMAEConfig, ViTImageProcessor
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +21,18 @@ from torch import Tensor
 from mae.atomic import write_atomic, write_json_atomic
 from mae.config.model import ModelConfig, PixelConfig, hidden_width
 from mae.config.objective import ObjectiveConfig
-from mae.config.serialize import from_dict, to_dict
+from mae.config.serialize import from_dict
 from mae.errors import ConfigError, WeightsError
-from mae.weights.formats.name_table import Facts, Layout, Table, spelled, split_qkv
-from mae.weights.formats.native import CONFIG, TENSORS, ClassifierDescription, Description
+from mae.weights.formats.layout import (
+    ClassifierDescription,
+    Description,
+    Layout,
+    Metadata,
+    Table,
+)
+from mae.weights.formats.name_table import block_names, renamed, split_qkv
+from mae.weights.formats.native import CONFIG, TENSORS
+from mae.weights.io.file_checks import read_json
 
 PROCESSOR = "preprocessor_config.json"
 
@@ -42,9 +49,10 @@ _DECODER = {
     "decoder.embed": "decoder.decoder_embed",
     "decoder.norm": "decoder.decoder_norm",
     "decoder.pred": "decoder.decoder_pred",
+    "head": "classifier",
 }
 _NORMS = {"norm1": "layernorm_before", "norm2": "layernorm_after"}
-_OLDER_PARTS = _NORMS | {
+_OLDER_LAYERS = _NORMS | {
     "attn.q": "attention.attention.query",
     "attn.k": "attention.attention.key",
     "attn.v": "attention.attention.value",
@@ -52,7 +60,7 @@ _OLDER_PARTS = _NORMS | {
     "mlp.fc1": "intermediate.dense",
     "mlp.fc2": "output.dense",
 }
-_NEWER_PARTS = _NORMS | {
+_NEWER_LAYERS = _NORMS | {
     "attn.q": "attention.q_proj",
     "attn.k": "attention.k_proj",
     "attn.v": "attention.v_proj",
@@ -62,24 +70,21 @@ _NEWER_PARTS = _NORMS | {
 }
 
 
-def _table(encoder: str, blocks: str, decoder_blocks: str, parts: Mapping[str, str]) -> Table:
-    plain = {ours: encoder + theirs for ours, theirs in _ENCODER.items()}
-    return Table(
-        plain | _DECODER | {"head": "classifier"},
-        {"encoder.blocks": encoder + blocks, "decoder.blocks": decoder_blocks},
-        parts,
-    )
+def _table(prefix: str, blocks: str, decoder_blocks: str, layers: Mapping[str, str]) -> Table:
+    encoder = _ENCODER | block_names("encoder.blocks", blocks, layers)
+    decoder = _DECODER | block_names("decoder.blocks", decoder_blocks, layers)
+    return {ours: prefix + theirs for ours, theirs in encoder.items()} | decoder
 
 
-_OLDER = _table("vit.", "encoder.layer", "decoder.decoder_layers", _OLDER_PARTS)
-_BARE = _table("", "encoder.layer", "decoder.decoder_layers", _OLDER_PARTS)
-_TABLES = (
+_OLDER = _table("vit.", "encoder.layer", "decoder.decoder_layers", _OLDER_LAYERS)
+_BARE = _table("", "encoder.layer", "decoder.decoder_layers", _OLDER_LAYERS)
+TABLES = (
     _OLDER,
     # Decoder names that transformers 5.24 writes when it saves in the older scheme.
-    _table("vit.", "encoder.layer", "decoder.decoder_encoder.layer", _OLDER_PARTS),
-    _table("vit.", "layers", "decoder.decoder_layers", _NEWER_PARTS),
+    _table("vit.", "encoder.layer", "decoder.decoder_encoder.layer", _OLDER_LAYERS),
+    _table("vit.", "layers", "decoder.decoder_layers", _NEWER_LAYERS),
     _BARE,
-    _table("", "layers", "decoder.decoder_layers", _NEWER_PARTS),
+    _table("", "layers", "decoder.decoder_layers", _NEWER_LAYERS),
 )
 
 
@@ -87,10 +92,7 @@ _TABLES = (
 class _Config:
     """Fields read from config.json; the defaults are those of transformers."""
 
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
     num_attention_heads: int = 12
-    intermediate_size: int = 3072
     hidden_act: Literal["gelu"] = "gelu"
     qkv_bias: Literal[True] = True
     layer_norm_eps: float = 1e-12
@@ -98,101 +100,83 @@ class _Config:
     patch_size: int = 16
     num_channels: int = 3
     decoder_num_attention_heads: int = 16
-    decoder_hidden_size: int = 512
-    decoder_num_hidden_layers: int = 8
-    decoder_intermediate_size: int = 2048
     mask_ratio: float = 0.75
     norm_pix_loss: bool = False
 
 
-def _facts(_beside: Mapping[str, Any], file: Path, _tensors: Mapping[str, Tensor]) -> Facts:
+def _read_metadata(_: Mapping[str, Any], file: Path, _tensors: Mapping[str, Tensor]) -> Metadata:
     """Read config.json and preprocessor_config.json next to the file."""
-    said, where = _read(file.with_name(CONFIG)), file.with_name(CONFIG)
-    known = {name: said[name] for name in _Config.__dataclass_fields__ if name in said}
+    where = file.with_name(CONFIG)
+    stored, processor = _read(where), _read(file.with_name(PROCESSOR))
+    known = {name: stored[name] for name in _Config.__dataclass_fields__ if name in stored}
     if isinstance(known.get("image_size"), int):
         known["image_size"] = [known["image_size"]] * 2
     if isinstance(edges := known.get("patch_size"), list) and edges == edges[:1] * 2:
         known["patch_size"] = edges[0]
     try:
         config = from_dict(_Config, known, where=str(where))
-        processor = _read(file.with_name(PROCESSOR))
         pixels = _pixels(processor, channels=config.num_channels)
     except ConfigError as error:
         raise WeightsError(f"{where.parent}: {error}; this model cannot be held") from error
     # Fields missing from config.json have their defaults; without the file, these are guesses.
-    always: dict[str, Any] = {
-        "norm_eps": config.layer_norm_eps,
-        "normalize_target": config.norm_pix_loss,
-        **_crop_pct(processor),
-    }
-    fields, notes = dict[str, Any](always if said else {}), list[str]()
+    usual = {"norm_eps": config.layer_norm_eps, "normalize_target": config.norm_pix_loss}
+    fields, notes = dict[str, Any](), list[str]()
     # Often set to 0 for feature extraction; training needs a value above 0.
     if 0 < config.mask_ratio < 1:
         fields["mask_ratio"] = config.mask_ratio
     else:
         notes.append(f"{where}: a mask ratio of {config.mask_ratio:g} hides nothing; assumed 0.75")
-    if said:
+    if stored:
+        fields |= usual
         fields["num_heads"] = config.num_attention_heads
         fields["decoder_heads"] = config.decoder_num_attention_heads
-    if "image_size" in said:
+    crop_pct = processor.get("crop_pct")  # only in files written by mae
+    if isinstance(crop_pct, float) and 0 < crop_pct <= 1:
+        fields["crop_pct"] = crop_pct
+    if "image_size" in stored:
         fields["image_size"] = config.image_size
     if pixels is not None:
         fields["pixels"] = pixels
-    return Facts(
-        fields, source=CONFIG, assumed=always, gelu=bool(said), pool="cls", notes=tuple(notes),
-        class_names=_class_names(said.get("id2label"), where=where),
+    return Metadata(
+        fields, f"by {CONFIG}", assumed=usual, gelu=bool(stored), pool="cls", notes=tuple(notes),
+        class_names=_class_names(stored.get("id2label"), where=where),
     )  # fmt: skip
 
 
-def _crop_pct(processor: Mapping[str, Any]) -> dict[str, float]:
-    """Read `crop_pct`, which only `write` adds to the file."""
-    found = processor.get("crop_pct")
-    return {"crop_pct": found} if isinstance(found, float) and 0 < found <= 1 else {}
-
-
-def _class_names(said: Any, *, where: Path) -> tuple[str, ...]:
-    if not isinstance(said, Mapping):
+def _class_names(labels: Any, *, where: Path) -> tuple[str, ...]:
+    if not isinstance(labels, Mapping):
         return ()
     # In numeric order: some files have "10" before "2".
-    numbers = [str(number) for number in range(len(said))]
-    if said.keys() != set(numbers):
+    numbers = [str(number) for number in range(len(labels))]
+    if labels.keys() != set(numbers):
         raise WeightsError(f"{where}: id2label: expected a name for each of 0, 1 ...")
-    return tuple(str(said[number]) for number in numbers)
+    return tuple(str(labels[number]) for number in numbers)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{path}: cannot be read: {error}; get it again") from error
+    values = read_json(path)
     if not isinstance(values, dict):
         raise WeightsError(f"{path}: expected named values, got {type(values).__name__}")
     return values
 
 
-def _pixels(said: Mapping[str, Any], *, channels: int) -> PixelConfig | None:
-    if not said:
+def _pixels(processor: Mapping[str, Any], *, channels: int) -> PixelConfig | None:
+    if not processor:
         return None
-    rescaled, normalised = said.get("do_rescale", True), said.get("do_normalize", True)
-    factor = said.get("rescale_factor", 1 / 255) if rescaled else 1.0
+    normalised = processor.get("do_normalize", True)
+    factor = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1.0
     ranges = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}
     known = type(factor) is float
     dtype = next((d for d, full in ranges.items() if known and abs(factor * full - 1) < 1e-6), None)
     if dtype is None:
         raise ConfigError(f"rescale_factor: expected 1/255, 1/65535 or none, got {factor!r}")
     half = [0.5] * channels  # default of ViTImageProcessor
-    mean = said.get("image_mean", half) if normalised else [0.0] * channels
-    std = said.get("image_std", half) if normalised else [1.0] * channels
+    mean = processor.get("image_mean", half) if normalised else [0.0] * channels
+    std = processor.get("image_std", half) if normalised else [1.0] * channels
     return from_dict(PixelConfig, {"dtype": dtype, "mean": mean, "std": std}, where=PROCESSOR)
 
 
-LAYOUT = Layout("huggingface", _TABLES, _facts)
-
-
-def refuses(description: Description, names: Collection[str]) -> str | None:
-    """Return why this layout cannot hold a model; None if it can."""
+def _refuses(description: Description, names: Collection[str]) -> str | None:
     model = description.model
     if model.grid[0] != model.grid[1]:
         return f"its grid of patches is square, that of this model {model.grid}"
@@ -212,52 +196,46 @@ def refuses(description: Description, names: Collection[str]) -> str | None:
     return None
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], *, description: Description) -> None:
-    """Write a folder that `from_pretrained` of transformers loads.
+def config_fields(model: ModelConfig, objective: ObjectiveConfig) -> dict[str, Any]:
+    """Return the arguments of `ViTMAEConfig` for a model of square images."""
+    return {
+        "hidden_size": model.width,
+        "num_hidden_layers": model.depth,
+        "num_attention_heads": model.num_heads,
+        "intermediate_size": hidden_width(model.width, model.mlp_ratio),
+        "hidden_act": "gelu",
+        "qkv_bias": True,
+        "layer_norm_eps": model.norm_eps,
+        "image_size": model.image_size[0],
+        "patch_size": model.patch_size,
+        "num_channels": model.channels,
+        "decoder_num_attention_heads": model.decoder_heads,
+        "decoder_hidden_size": model.decoder_width,
+        "decoder_num_hidden_layers": model.decoder_depth,
+        "decoder_intermediate_size": hidden_width(model.decoder_width, model.mlp_ratio),
+        "mask_ratio": objective.mask_ratio,
+        "norm_pix_loss": objective.normalize_target,
+    }
 
-    Args:
-        path: folder to create.
-        tensors: by mae's names.
-        description: of a model for which `refuses` returns None.
-    """
-    decodes = any(name.startswith("decoder.") for name in tensors)
-    config: dict[str, Any] = to_dict(_config(description.model, description.objective))
-    config["image_size"] = config["image_size"][0]
+
+def _write(path: Path, tensors: Mapping[str, Tensor], description: Description) -> None:
+    """Write a folder that `from_pretrained` of transformers loads."""
+    config = config_fields(description.model, description.objective or ObjectiveConfig())
     if isinstance(description, ClassifierDescription):
-        kind, sort = "ViTForImageClassification", "vit"
-        labels = description.class_names
-        config["id2label"] = {str(i): name for i, name in enumerate(labels)}
-        config["label2id"] = {name: i for i, name in enumerate(labels)}
-        config = {name: v for name, v in config.items() if not name.startswith("decoder_")}
-        del config["mask_ratio"], config["norm_pix_loss"]
+        name, model_type = "ViTForImageClassification", "vit"
+        of_autoencoder = ("decoder_", "mask_ratio", "norm_pix_loss")
+        config = {name: v for name, v in config.items() if not name.startswith(of_autoencoder)}
+        config["id2label"] = {str(i): label for i, label in enumerate(description.class_names)}
+        config["label2id"] = {label: i for i, label in enumerate(description.class_names)}
     else:
-        kind, sort = ("ViTMAEForPreTraining" if decodes else "ViTMAEModel"), "vit_mae"
-    about = {"architectures": [kind], "model_type": sort, "torch_dtype": "float32"}
-    table = _BARE if kind == "ViTMAEModel" else _OLDER
+        decodes = any(name.startswith("decoder.") for name in tensors)
+        name, model_type = ("ViTMAEForPreTraining" if decodes else "ViTMAEModel"), "vit_mae"
+    about = {"architectures": [name], "model_type": model_type, "torch_dtype": "float32"}
+    table = _BARE if name == "ViTMAEModel" else _OLDER
     write_json_atomic(path / CONFIG, about | config)
     write_json_atomic(path / PROCESSOR, _processor(description.model))
-    named = spelled(table, split_qkv(tensors))
+    named = renamed(table, split_qkv(tensors))
     write_atomic(path / TENSORS, to_safetensors(named, {"format": "pt"}))
-
-
-def _config(model: ModelConfig, objective: ObjectiveConfig | None) -> _Config:
-    objective = objective or ObjectiveConfig()
-    return _Config(
-        hidden_size=model.width,
-        num_hidden_layers=model.depth,
-        num_attention_heads=model.num_heads,
-        intermediate_size=hidden_width(model.width, model.mlp_ratio),
-        layer_norm_eps=model.norm_eps,
-        image_size=model.image_size,
-        patch_size=model.patch_size,
-        num_channels=model.channels,
-        decoder_num_attention_heads=model.decoder_heads,
-        decoder_hidden_size=model.decoder_width,
-        decoder_num_hidden_layers=model.decoder_depth,
-        decoder_intermediate_size=hidden_width(model.decoder_width, model.mlp_ratio),
-        mask_ratio=objective.mask_ratio,
-        norm_pix_loss=objective.normalize_target,
-    )
 
 
 def _processor(model: ModelConfig) -> dict[str, Any]:
@@ -275,3 +253,6 @@ def _processor(model: ModelConfig) -> dict[str, Any]:
         "image_mean": list(pixels.mean),
         "image_std": list(pixels.std),
     }
+
+
+LAYOUT = Layout("huggingface", TABLES, _read_metadata, _write, _refuses)

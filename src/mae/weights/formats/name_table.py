@@ -1,31 +1,35 @@
-"""Name tables and metadata types shared by all weight formats."""
+"""Translate tensor names between mae's and those of other formats, by tables."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mae.errors import WeightsError
-
-Format = Literal["mae", "facebook", "huggingface", "openmmlab", "lightly"]
+from mae.weights.formats.layout import Layout, Table
 
 # Prefix for names that are in no table. No name of mae starts with it, so such a tensor is
 # unexpected in every model.
-NOWHERE = "encoder.?"
+UNKNOWN = "encoder.?"
 
 # Name segments that torch adds for compiled, sharded or checkpointed modules.
 _WRAPPERS = re.compile(
     r"(^|\.)(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+"
 )
+_NUMBERED = re.compile(r"(?P<before>.*?\.)(?P<number>\d+)(?P<layer>\..+)")
 
-PARTS = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+LAYERS = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
 """Layers of a block, by mae's names."""
+
+
+def block_names(ours: str, theirs: str, layers: Mapping[str, str]) -> dict[str, str]:
+    """Return the part of a table for numbered blocks: their prefixes and layers in both namings."""
+    return {f"{ours}.*.{layer}": f"{theirs}.*.{other}" for layer, other in layers.items()}
 
 
 def probe_norm(prefix: str) -> dict[str, str]:
@@ -34,69 +38,26 @@ def probe_norm(prefix: str) -> dict[str, str]:
     return {f"head.bn.{name}": f"{prefix}.{name}" for name in names}
 
 
-class Table(NamedTuple):
-    """Translation from mae's names to a format's, without `.weight` and `.bias`."""
-
-    plain: Mapping[str, str]
-    """Parameters and layers: encoder.cls_token, encoder.norm, head ..."""
-    blocks: Mapping[str, str]
-    """Prefixes before the number of a block: encoder.blocks, decoder.blocks."""
-    parts: Mapping[str, str]
-    """Layers of a block; attn.q, attn.k and attn.v if the format stores them separately."""
-
-    def inverse(self) -> Table:
-        """Return the table of the inverse translation."""
-        return Table(*({theirs: ours for ours, theirs in part.items()} for part in self))
-
-    def translate(self, name: str) -> str | None:
-        """Translate the name of a tensor; None if the table does not have it."""
-        if name in self.plain:
-            return self.plain[name]
-        layer, _, kind = name.rpartition(".")
-        if kind not in ("weight", "bias"):
-            return None
-        if layer in self.plain:
-            return f"{self.plain[layer]}.{kind}"
-        for before, other in self.blocks.items():
-            found = re.fullmatch(rf"{re.escape(before)}\.(\d+)\.(.+)", layer)
-            if found and found[2] in self.parts:
-                return f"{other}.{found[1]}.{self.parts[found[2]]}.{kind}"
-        return None
+def inverse(table: Table) -> dict[str, str]:
+    """Return the table of the inverse translation."""
+    return {theirs: ours for ours, theirs in table.items()}
 
 
-class Facts(NamedTuple):
-    """Facts about a network from metadata in or next to its weights."""
-
-    fields: Mapping[str, Any] = {}
-    """Known fields of `ModelConfig`."""
-    source: str = ""
-    """Their source: config.json, the args of a training run ..."""
-    assumed: Mapping[str, Any] = {}
-    """Usual values in this format for fields that are not known."""
-    gelu: bool = False
-    """Whether the metadata confirms the exact GELU, the only supported activation."""
-    pool: str | None = None
-    """Pooling of the head if known: mean, cls, or an unsupported one."""
-    notes: tuple[str, ...] = ()
-    """Further assumptions."""
-    class_names: tuple[str, ...] = ()
-    """Class names of a classifier, in the order of its scores."""
+def translate(table: Table, name: str) -> str | None:
+    """Translate the name of a tensor; None if the table does not have it."""
+    names = {} if "*" in name else {name: ""}
+    if numbered := _NUMBERED.fullmatch(name):
+        names[f"{numbered['before']}*{numbered['layer']}"] = numbered["number"]
+    for known, number in names.items():
+        layer, _, kind = known.rpartition(".")
+        if known in table:
+            return table[known].replace("*", number)
+        if layer in table and kind in ("weight", "bias"):
+            return f"{table[layer]}.{kind}".replace("*", number)
+    return None
 
 
-class Layout(NamedTuple):
-    """A format that can be read."""
-
-    name: Format
-    tables: tuple[Table, ...]
-    """Its naming schemes; the one that matches most names of a file is used."""
-    facts: Callable[[Mapping[str, Any], Path, Mapping[str, Tensor]], Facts] = (
-        lambda _beside, _file, _tensors: Facts()
-    )
-    """Reads the metadata, given the other contents of the file, its path, and the tensors by mae's
-    names."""
-
-
-class Spelling(NamedTuple):
+class Naming(NamedTuple):
     """Naming scheme of one file."""
 
     layout: Layout
@@ -106,33 +67,32 @@ class Spelling(NamedTuple):
 
     def to_ours(self, names: Iterable[str]) -> dict[str, str]:
         """Return mae's name for each name of the file that has the prefix."""
-        table = self.table.inverse()
+        table = inverse(self.table)
         inside = [name for name in names if name.startswith(self.prefix)]
-        found = {name: table.translate(_bare(name, self.prefix)) for name in inside}
-        return {name: ours or NOWHERE + name for name, ours in found.items()}
+        found = {name: translate(table, _unwrapped(name, self.prefix)) for name in inside}
+        return {name: ours or UNKNOWN + name for name, ours in found.items()}
 
     def to_theirs(self, name: str) -> str:
         """Translate one of mae's names to the file's."""
-        if name.startswith(NOWHERE):
-            return name.removeprefix(NOWHERE)
-        if theirs := self.table.translate(name):
-            return self.prefix + theirs
-        parts = [self.table.translate(part) for part in split_names(name)]
-        return " + ".join(self.prefix + part for part in parts if part) or name
+        if name.startswith(UNKNOWN):
+            return name.removeprefix(UNKNOWN)
+        parts = [name] if translate(self.table, name) else split_names(name)
+        found = [translate(self.table, part) for part in parts]
+        return " + ".join(self.prefix + part for part in found if part) or name
 
 
-def find_spelling(names: Iterable[str], layouts: Iterable[Layout]) -> Spelling | None:
+def find_naming(names: Iterable[str], layouts: Iterable[Layout]) -> Naming | None:
     """Find the naming scheme that matches most names of a file, if at least half of them."""
     given = list(names)
     best, most = None, max(1, len(given) / 2)
     for layout in layouts:
         for table in layout.tables:
-            inverse = table.inverse()
+            ours = inverse(table)
             for prefix in _prefixes(given):
-                inside = (_bare(name, prefix) for name in given if name.startswith(prefix))
-                explained = sum(inverse.translate(name) is not None for name in inside)
-                if explained >= most:
-                    best, most = Spelling(layout, table, prefix), explained + 0.5
+                inside = (_unwrapped(name, prefix) for name in given if name.startswith(prefix))
+                known = sum(translate(ours, name) is not None for name in inside)
+                if known >= most:
+                    best, most = Naming(layout, table, prefix), known + 0.5
     return best
 
 
@@ -147,7 +107,7 @@ def _prefixes(names: list[str]) -> list[str]:
     return [*sorted(found, key=len, reverse=True), ""]
 
 
-def _bare(name: str, prefix: str) -> str:
+def _unwrapped(name: str, prefix: str) -> str:
     """Remove a prefix, and the segments that compiling or sharding adds within a name."""
     return _WRAPPERS.sub(r"\1", name.removeprefix(prefix))
 
@@ -158,7 +118,7 @@ def split_names(name: str) -> list[str]:
 
 
 def fuse_qkv(
-    tensors: Mapping[str, Tensor], *, spell: Callable[[str], str], where: str
+    tensors: Mapping[str, Tensor], *, rename: Callable[[str], str], where: str
 ) -> dict[str, Tensor]:
     """Concatenate query, key and value weights into one matrix, rows in this order.
 
@@ -171,18 +131,17 @@ def fuse_qkv(
         if whole == name:
             fused[name] = tensor
         elif whole not in fused:
-            parts = {part: tensors.get(part) for part in split_names(whole)}
-            absent = [spell(part) for part, found in parts.items() if found is None]
+            absent = [rename(part) for part in split_names(whole) if part not in tensors]
             if absent:
                 raise WeightsError(
-                    f"{where}: {len(absent)} missing ({'; '.join(absent)}) beside {spell(name)}; "
+                    f"{where}: {len(absent)} missing ({'; '.join(absent)}) beside {rename(name)}; "
                     "is it whole?"
                 )
-            found = [part for part in parts.values() if part is not None]
-            if len({part.shape for part in found}) != 1 or not found[0].ndim:
-                shapes = [list(part.shape) for part in found]
-                raise WeightsError(f"{where}: {spell(whole)} have shapes {shapes}, expected equal")
-            fused[whole] = torch.cat(found)
+            parts = [tensors[part] for part in split_names(whole)]
+            if len({part.shape for part in parts}) != 1 or not tensor.ndim:
+                shapes = [list(part.shape) for part in parts]
+                raise WeightsError(f"{where}: {rename(whole)} have shapes {shapes}, expected equal")
+            fused[whole] = torch.cat(parts)
     return fused
 
 
@@ -197,7 +156,7 @@ def split_qkv(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return split
 
 
-def spelled(table: Table, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def renamed(table: Table, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename tensors from mae's names by a table; names not in the table are dropped."""
-    found = {table.translate(name): tensor for name, tensor in tensors.items()}
+    found = {translate(table, name): tensor for name, tensor in tensors.items()}
     return {name: tensor for name, tensor in found.items() if name is not None}

@@ -7,64 +7,41 @@ config.json describes the network and its pixels.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from importlib import metadata
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from mae.atomic import write_atomic, write_json_atomic
-from mae.config.model import ModelConfig
-from mae.config.objective import ObjectiveConfig
 from mae.config.serialize import from_dict, to_dict
 from mae.config.sizes import size_name
-from mae.errors import WeightsError
+from mae.errors import ConfigError, WeightsError
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.classifier import Classifier
 from mae.model.encoder import Encoder
-from mae.weights.formats.name_table import PARTS, Layout, Table
+from mae.runs.directory import RunDir, read_record
+from mae.weights.formats.layout import ClassifierDescription, Description, Layout, Metadata
+from mae.weights.formats.name_table import LAYERS, block_names
 
 CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"
 
-_PLAIN = ("encoder.cls_token", "encoder.pos_embed", "encoder.patch_embed.proj", "encoder.norm",
+Model = MaskedAutoencoder | Encoder | Classifier
+
+_NAMES = ("encoder.cls_token", "encoder.pos_embed", "encoder.patch_embed.proj", "encoder.norm",
           "decoder.mask_token", "decoder.pos_embed", "decoder.embed", "decoder.norm",
           "decoder.pred", "fc_norm", "head")  # fmt: skip
-_BLOCKS = ("encoder.blocks", "decoder.blocks")
-
-LAYOUT = Layout("mae", (Table(*({name: name for name in n} for n in (_PLAIN, _BLOCKS, PARTS))),))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Description:
-    """Contents of config.json."""
-
-    format: Literal["mae"] = "mae"
-    format_version: Literal[1] = 1
-    library: str = field(default_factory=lambda: f"mae-vision {metadata.version('mae-vision')}")
-    """Name and version of the library that wrote it."""
-    model: ModelConfig
-    """The network and its pixel scaling."""
-    objective: ObjectiveConfig | None = None
-    """Mask and target of the pre-training; none: the weights have no decoder."""
-    facts: dict[str, object] = field(default_factory=dict)
-    """Provenance of the weights: recipe, data, steps ..."""
+_TABLE = {name: name for name in _NAMES}
+for _blocks in ("encoder.blocks", "decoder.blocks"):
+    _TABLE |= block_names(_blocks, _blocks, {layer: layer for layer in LAYERS})
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClassifierDescription(Description):
-    """Contents of config.json for a classifier."""
-
-    class_names: tuple[str, ...]
-    """In the order of the scores."""
-    pool: Literal["mean", "cls"]
-    """Pooled feature that the head classifies."""
-
-
-def parse_description(text: str | bytes, *, where: str) -> Description:
+def parse_description(text: str | bytes, *, where: str) -> Metadata:
     """Parse a description from JSON strictly.
 
     Raises:
@@ -72,49 +49,128 @@ def parse_description(text: str | bytes, *, where: str) -> Description:
             keys.
     """
     try:
-        values = json.loads(text)
-        of_classifier = isinstance(values, dict) and "class_names" in values
-        kind = ClassifierDescription if of_classifier else Description
-        return from_dict(kind, values, where=where)
+        return _described(json.loads(text), where=where)
     except (ValueError, RecursionError) as error:
         raise WeightsError(
             f"{where}: does not describe weights as this version of mae-vision does: {error}"
         ) from error
 
 
-def tensors_of(model: MaskedAutoencoder | Encoder | Classifier) -> dict[str, Tensor]:
+def _described(values: Any, *, where: str) -> Metadata:
+    of_classifier = isinstance(values, dict) and "class_names" in values
+    found = from_dict(ClassifierDescription if of_classifier else Description, values, where=where)
+    model, objective = found.model, found.objective
+    known = {f.name: getattr(model, f.name) for f in fields(model)}
+    if objective is not None:
+        known |= asdict(objective)
+    metadata = Metadata(known, "described", gelu=True, model=model, facts=found.facts)
+    if isinstance(found, ClassifierDescription):
+        return metadata._replace(pool=found.pool, class_names=found.class_names)
+    return metadata
+
+
+def _read_metadata(_beside: Mapping[str, Any], file: Path, _: Mapping[str, Tensor]) -> Metadata:
+    """Read the description next to a file, or that of its run."""
+    config = file.with_name(CONFIG)
+    if config.is_file():
+        try:
+            text = config.read_bytes()
+        except OSError as error:
+            raise WeightsError(f"{config}: cannot be read: {error.strerror}") from error
+        found = parse_description(text, where=str(config))
+    elif file.with_name("manifest.json").is_file():
+        found = _of_checkpoint(file)
+    else:
+        return Metadata()
+    if found.fields["crop_pct"] is None and _on_whole_images(file):
+        rest = {name: value for name, value in found.fields.items() if name != "crop_pct"}
+        return found._replace(fields=rest, assumed={"crop_pct": 1.0})
+    return found
+
+
+def _of_checkpoint(file: Path) -> Metadata:
+    """Read the description of a checkpoint from the record of its run."""
+    manifest = file.absolute().with_name("manifest.json")
+    run = manifest.parent.parent.parent
+    if hashlib.sha256(file.read_bytes()).hexdigest().encode() not in manifest.read_bytes():
+        raise WeightsError(f"{file}: is not what {manifest.name} says; name an older checkpoint")
+    record = read_record(run)
+    if record is None:
+        raise WeightsError(f"{file}: is of a run without run.json; put it back")
+    values = {n: record["config"][n] for n in ("model", "objective") if n in record["config"]}
+    if "class_names" in record:
+        values |= {"class_names": record["class_names"], "pool": record["config"]["pool"]}
+    return _described(values, where=str(RunDir(run).record))
+
+
+def _on_whole_images(file: Path) -> bool:
+    """Return whether a file belongs to a run that was trained on whole images."""
+    folder = file.absolute().parent
+    runs = RunDir(folder.parent), RunDir(folder.parent.parent)
+    if folder not in (runs[0].weights, runs[1].checkpoints / folder.name):
+        return False
+    with suppress(ConfigError):  # the weights are usable with a damaged record
+        record = read_record(runs[folder != runs[0].weights].path) or {"config": {}}
+        augment = record["config"].get("augment")
+        return isinstance(augment, Mapping) and augment.get("crop_scale") == [1, 1]
+    return False
+
+
+def tensors_of(model: Model) -> dict[str, Tensor]:
     """Return the tensors of a model by their full names, on the CPU."""
     prefix = "encoder." if isinstance(model, Encoder) else ""
     return {prefix + name: t.cpu().contiguous() for name, t in model.state_dict().items()}
 
 
+def describe(
+    model: Model, *, facts: Mapping[str, object] | None, class_names: Sequence[str] | None
+) -> Description:
+    """Return the contents of config.json for a model; arguments as for `save`.
+
+    Raises:
+        ConfigError: if a classifier is given without class names, or another model with them.
+    """
+    if isinstance(model, Classifier) != (class_names is not None):
+        raise ConfigError("class_names: expected for a classifier, and for no other model")
+    if isinstance(model, Classifier):
+        return ClassifierDescription(
+            model=model.encoder.config,
+            facts=dict(facts or {}),
+            class_names=tuple(class_names or ()),
+            pool=model.pool,
+        )
+    objective = model.objective if isinstance(model, MaskedAutoencoder) else None
+    return Description(model=model.config, objective=objective, facts=dict(facts or {}))
+
+
 def save(
-    model: MaskedAutoencoder | Encoder,
+    model: Model,
     folder: str | Path,
     *,
     facts: Mapping[str, object] | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> Path:
     """Save a model as a self-describing folder, replacing the files of an earlier one.
 
     Args:
-        model: an autoencoder, or an encoder alone.
+        model: an autoencoder, an encoder alone, or a classifier; on any device, not changed.
         folder: created if missing.
         facts: provenance of the weights, as JSON values (recipe, data, steps, license ...).
+        class_names: those of a classifier, in the order of its scores.
 
     Raises:
-        ConfigError: if it cannot be written.
+        ConfigError: if it cannot be written, or for class names of the wrong type of model.
     """
-    objective = model.objective if isinstance(model, MaskedAutoencoder) else None
-    description = Description(model=model.config, objective=objective, facts=dict(facts or {}))
-    return write_folder(Path(folder), description, tensors_of(model))
+    description = describe(model, facts=facts, class_names=class_names)
+    return write(Path(folder), tensors_of(model), description)
 
 
-def write_folder(path: Path, description: Description, tensors: dict[str, Tensor]) -> Path:
+def write(path: Path, tensors: Mapping[str, Tensor], description: Description) -> Path:
     """Write the three files of a native folder; the tensors must be on the CPU."""
     write_json_atomic(path / CONFIG, to_dict(description))
     write_atomic(path / CARD, _card(description).encode())
     # Last, since a folder is recognised as weights by its tensors.
-    write_atomic(path / TENSORS, to_safetensors(tensors, {"format": "pt"}))
+    write_atomic(path / TENSORS, to_safetensors(dict(tensors), {"format": "pt"}))
     return path
 
 
@@ -123,14 +179,14 @@ def _card(description: Description) -> str:
     name = size_name(width=model.width, depth=model.depth, patch_size=model.patch_size)
     if isinstance(description, ClassifierDescription):
         title, task = f"Classifier {name}", "image-classification"
-        how, code = "console", "mae evaluate FOLDER --data pictures/val"
+        how, code = "console", "mae evaluate FOLDER --data images/val"
         title += f" of {len(description.class_names):,} classes"
     else:
         title, task = f"Masked autoencoder {name}", "image-feature-extraction"
         how = "python"
         code = f"""import mae
 
-features = mae.embed("FOLDER", "pictures", pool="mean")  # n x {model.width}"""
+features = mae.embed("FOLDER", "images", pool="mean")  # n x {model.width}"""
     facts = "\n".join(f"- {key}: {value}" for key, value in description.facts.items())
     return f"""---
 license: {json.dumps(description.facts.get("license", "unknown"))}
@@ -152,3 +208,6 @@ The network and the scaling of its pixels are described in {CONFIG}. Where it co
 {code}
 ```
 """
+
+
+LAYOUT = Layout("mae", (_TABLE,), _read_metadata, write)

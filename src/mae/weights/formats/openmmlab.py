@@ -17,23 +17,10 @@ from typing import Any
 from torch import Tensor
 
 from mae.config.model import PixelConfig
-from mae.weights.formats.name_table import Facts, Layout, Table, probe_norm
+from mae.weights.formats.layout import Layout, Metadata
+from mae.weights.formats.name_table import block_names, probe_norm
 
-_ENCODER = {
-    "encoder.cls_token": "backbone.cls_token",
-    "encoder.pos_embed": "backbone.pos_embed",
-    "encoder.patch_embed.proj": "backbone.patch_embed.projection",
-    "encoder.norm": "backbone.ln1",
-}
-_DECODER = {
-    "decoder.mask_token": "neck.mask_token",
-    "decoder.pos_embed": "neck.decoder_pos_embed",
-    "decoder.embed": "neck.decoder_embed",
-    "decoder.norm": "neck.ln1",
-    "decoder.pred": "neck.decoder_pred",
-}
-_BLOCKS = {"encoder.blocks": "backbone.layers", "decoder.blocks": "neck.decoder_blocks"}
-_PARTS = {
+_LAYERS = {
     "norm1": "ln1",
     "attn.qkv": "attn.qkv",
     "attn.proj": "attn.proj",
@@ -41,8 +28,21 @@ _PARTS = {
     "mlp.fc1": "ffn.layers.0.0",
     "mlp.fc2": "ffn.layers.1",
 }
-
-
+_ENCODER = {
+    "encoder.cls_token": "backbone.cls_token",
+    "encoder.pos_embed": "backbone.pos_embed",
+    "encoder.patch_embed.proj": "backbone.patch_embed.projection",
+    **block_names("encoder.blocks", "backbone.layers", _LAYERS),
+    "encoder.norm": "backbone.ln1",
+}
+_DECODER = {
+    "decoder.mask_token": "neck.mask_token",
+    "decoder.pos_embed": "neck.decoder_pos_embed",
+    "decoder.embed": "neck.decoder_embed",
+    **block_names("decoder.blocks", "neck.decoder_blocks", _LAYERS),
+    "decoder.norm": "neck.ln1",
+    "decoder.pred": "neck.decoder_pred",
+}
 # Heads by the name of the network in a config; small is 768 wide with 8 heads, only in OpenMMLab.
 _HEADS_OF: Mapping[str | None, int] = {
     "small": 8, "s": 8, "base": 12, "b": 12, "large": 16, "l": 16, "huge": 16, "h": 16,
@@ -51,7 +51,8 @@ _HEADS_OF: Mapping[str | None, int] = {
 }  # fmt: skip
 _NUMBERS = r"[\[(]\s*(\d+\.?\d*(?:\s*,\s*\d+\.?\d*)*)\s*,?\s*[\])]"
 
-_HEADS: tuple[dict[str, str], ...] = (
+# What the files of each kind hold beside an encoder.
+_OTHERS: tuple[dict[str, str], ...] = (
     _DECODER,
     {"fc_norm": "backbone.fc_norm", "head": "head.head"} | probe_norm("head.bn"),  # mmselfsup 0.x
     {"fc_norm": "backbone.ln2", "head": "head.fc"},  # mmpretrain, fine-tuned
@@ -59,7 +60,9 @@ _HEADS: tuple[dict[str, str], ...] = (
 )
 
 
-def _facts(beside: Mapping[str, Any], _file: Path, tensors: Mapping[str, Tensor]) -> Facts:
+def _read_metadata(
+    beside: Mapping[str, Any], _file: Path, tensors: Mapping[str, Tensor]
+) -> Metadata:
     """Read literal settings from the config text that most files hold in `meta`."""
     meta = beside.get("meta")
     texts = [meta.get(name) for name in ("config", "cfg")] if isinstance(meta, Mapping) else []
@@ -79,7 +82,7 @@ def _facts(beside: Mapping[str, Any], _file: Path, tensors: Mapping[str, Tensor]
         scale = 255 if max(std) > 1 else 1  # for pixel values in [0, 255], or in [0, 1]
         m, s = (tuple(round(value / scale, 6) for value in each) for each in (mean, std))
         fields["pixels"] = PixelConfig(mean=m, std=s)
-    return Facts(fields, source="its config")
+    return Metadata(fields, "by its config")
 
 
 def _numbers(pattern: str, text: str) -> list[float]:
@@ -92,6 +95,4 @@ def _one(pattern: str, text: str) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-LAYOUT = Layout(
-    "openmmlab", tuple(Table(_ENCODER | heads, _BLOCKS, _PARTS) for heads in _HEADS), _facts
-)
+LAYOUT = Layout("openmmlab", tuple(_ENCODER | names for names in _OTHERS), _read_metadata)

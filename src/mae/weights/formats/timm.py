@@ -7,6 +7,7 @@ Source: timm 1.0.31, VisionTransformer.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -14,25 +15,25 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from mae.atomic import write_atomic
+from mae.config.serialize import to_dict
 from mae.weights.formats import facebook
-from mae.weights.formats.name_table import spelled
-from mae.weights.formats.native import Description
+from mae.weights.formats.layout import Description, Layout
+from mae.weights.formats.name_table import renamed
 
 
-def refuses(description: Description, names: Collection[str]) -> str | None:
-    """Return why this layout cannot hold a model; None if it can."""
+def _refuses(description: Description, names: Collection[str]) -> str | None:
     if any(name.startswith("decoder.") for name in names):
         return "it has no decoder; give --encoder-only to leave it"
     return facebook.refuses(description, names)
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], *, said: str) -> None:
+def _write(path: Path, tensors: Mapping[str, Tensor], description: Description) -> None:
     """Write a file that the strict `load_state_dict` of timm's model accepts.
 
-    Args:
-        path: file to write; timm recognises safetensors by the suffix.
-        tensors: by mae's names.
-        said: JSON of `native.Description`, written as metadata, which timm ignores.
+    mae's description is written as metadata, which timm ignores.
     """
-    named = spelled(facebook.TABLE, tensors)
-    write_atomic(path, to_safetensors(named, {"format": "pt", "mae": said}))
+    about = {"format": "pt", "mae": json.dumps(to_dict(description))}
+    write_atomic(path, to_safetensors(renamed(facebook.TABLE, tensors), about))
+
+
+LAYOUT = Layout("timm", write=_write, refuses=_refuses)

@@ -10,7 +10,6 @@ Source: timm 1.0.31, models/_hub.py (save_config_for_hf) and models/vision_trans
 from __future__ import annotations
 
 import inspect
-import json
 import re
 import warnings
 from collections.abc import Mapping
@@ -24,14 +23,15 @@ from torch import Tensor, nn
 from mae.config.model import PixelConfig
 from mae.config.serialize import from_dict
 from mae.errors import ConfigError, WeightsError
-from mae.weights.formats.name_table import Facts
+from mae.weights.formats.layout import Metadata
+from mae.weights.io.file_checks import read_json
 
 CONFIG = "config.json"
 
 _LARGEST = 2**16  # limit of integer arguments
 
 
-def read(config: Path, tensors: Mapping[str, Tensor]) -> Facts | None:
+def read(config: Path, tensors: Mapping[str, Tensor]) -> Metadata | None:
     """Read the config; None if it does not exist or was not written by timm.
 
     Args:
@@ -41,59 +41,53 @@ def read(config: Path, tensors: Mapping[str, Tensor]) -> Facts | None:
     Raises:
         WeightsError: for a network that mae does not support.
     """
-    if not config.is_file():
-        return None
-    try:
-        said = json.loads(config.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{config}: cannot be read: {error}; get it again") from error
-    if not isinstance(said, dict) or not isinstance(said.get("architecture"), str):
+    stored = read_json(config)
+    if not isinstance(stored, dict) or not isinstance(stored.get("architecture"), str):
         return None
     # Before timm 0.9.3 the keys of pretrained_cfg were at the top level.
-    pretrained, args = said.get("pretrained_cfg", said), said.get("model_args") or {}
+    pretrained, args = stored.get("pretrained_cfg", stored), stored.get("model_args") or {}
     if not isinstance(pretrained, dict) or not isinstance(args, dict):
         raise WeightsError(f"{config}: pretrained_cfg and model_args: expected named values")
-    fields: dict[str, Any] = {}
-    # Without recorded arguments, input_size may be that of the weights used for initialisation.
-    for size in (args.get("img_size"), (pretrained.get("input_size") or [None])[1:]):
-        if (found := _pair(size)) is not None and _fits(found, tensors):
-            fields.setdefault("image_size", found)
-    # The evaluation crop of the weights; timm's interpolation has no field in `ModelConfig`.
-    shown = pretrained.get("crop_pct")
-    if isinstance(shown, float) and 0 < shown <= 1:
-        fields["crop_pct"] = shown
-    if (pixels := _pixels(pretrained, config, tensors)) is not None:
-        fields["pixels"] = pixels
-    return _of_network(config, said["architecture"], args, tensors, Facts(
-        fields, source=config.name, class_names=_class_names(said, pretrained),
-    ))  # fmt: skip
-
-
-def _of_network(
-    config: Path, name: str, args: dict[str, Any], tensors: Mapping[str, Tensor], facts: Facts
-) -> Facts:
-    """Add the properties of the built network: heads, eps, activation, pool."""
     shapes = _shapes(tensors)
     if shapes is None:  # reported when the tensors are checked
-        return facts
+        return Metadata()
+    fields: dict[str, Any] = {}
+    positions, p = tensors.get("encoder.pos_embed"), shapes["patch_size"]
+    L = positions.shape[1] - 1 if positions is not None and positions.ndim == 3 else None
+    # Without recorded arguments, input_size may be that of the weights used for initialisation.
+    for size in (args.get("img_size"), (pretrained.get("input_size") or [None])[1:]):
+        found = _pair(size)
+        if found is not None and (found[0] // p) * (found[1] // p) == L:
+            fields.setdefault("image_size", found)
+    # The evaluation crop of the weights; timm's interpolation has no field in `ModelConfig`.
+    crop_pct = pretrained.get("crop_pct")
+    if isinstance(crop_pct, float) and 0 < crop_pct <= 1:
+        fields["crop_pct"] = crop_pct
+    if (pixels := _pixels(pretrained, config, shapes["in_chans"])) is not None:
+        fields["pixels"] = pixels
+    metadata = Metadata(fields, f"by {CONFIG}", class_names=_class_names(stored, pretrained))
+    return _with_network(metadata, config, stored["architecture"], args | shapes)
+
+
+def _with_network(metadata: Metadata, config: Path, name: str, args: dict[str, Any]) -> Metadata:
+    """Build the network, and add its properties: heads, eps, activation, pool."""
     import timm
     from timm.models.vision_transformer import VisionTransformer
 
     known = bool(re.fullmatch(r"\w+(\.\w+)?", name)) and timm.is_model(name)
-    taken = inspect.signature(VisionTransformer.__init__).parameters
+    accepted = inspect.signature(VisionTransformer.__init__).parameters
     for argument, value in args.items():
-        if argument not in taken or (isinstance(value, int) and abs(value) > _LARGEST):
+        if argument not in accepted or (isinstance(value, int) and abs(value) > _LARGEST):
             raise WeightsError(
                 f"{config}: model_args: {argument} {value!r}: is no argument of a plain vision "
                 "transformer; this model cannot be held"
             )
-    own = {argument: value for argument, value in args.items() if argument != "depth"} | shapes
     try:
         # Leaves the random state of the process unchanged.
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             make: Any = partial(timm.create_model, name) if known else VisionTransformer
-            built = make(**own)
+            built = make(**args)
     except (TypeError, ValueError, AssertionError, RuntimeError, LookupError) as error:
         raise WeightsError(
             f"{config}: timm {timm.__version__} cannot build {name} of its model_args: "
@@ -103,16 +97,17 @@ def _of_network(
         raise WeightsError(
             f"{config}: {name} has {wrong}, which this network has not; this model cannot be held"
         )
-    if not known:
-        heads = {"num_heads": built.blocks[0].attn.num_heads} if "num_heads" in args else {}
-        note = (
-            f"{config}: names the architecture {name}, which timm {timm.__version__} does not "
-            "know; assumed a plain vision transformer"
-        )
-        return facts._replace(fields={**facts.fields, **heads}, notes=(note,))
     block = built.blocks[0]
-    own_fields = {"num_heads": block.attn.num_heads, "norm_eps": block.norm1.eps}
-    return facts._replace(fields={**facts.fields, **own_fields}, gelu=True, pool=_pool(built))
+    fields = {"num_heads": block.attn.num_heads, "norm_eps": block.norm1.eps}
+    if known:
+        own = {**metadata.fields, **fields}
+        return metadata._replace(fields=own, gelu=True, pool=_pool(built))
+    note = (
+        f"{config}: names the architecture {name}, which timm {timm.__version__} does not "
+        "know; assumed a plain vision transformer"
+    )
+    heads = {"num_heads": fields["num_heads"]} if "num_heads" in args else {}
+    return metadata._replace(fields={**metadata.fields, **heads}, notes=(note,))
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
@@ -193,17 +188,14 @@ def _pool(built: Any) -> str:
     return f"global_pool {pool!r}{prefix}{'' if normed else ' without fc_norm'}"
 
 
-def _pixels(
-    pretrained: Mapping[str, Any], where: Path, tensors: Mapping[str, Tensor]
-) -> PixelConfig | None:
+def _pixels(pretrained: Mapping[str, Any], where: Path, channels: int) -> PixelConfig | None:
     """Read mean and std, if there is one value per channel."""
-    projection = tensors.get("encoder.patch_embed.proj.weight")
-    said = {name: pretrained.get(name) for name in ("mean", "std")}
-    lengths = {len(values) for values in said.values() if isinstance(values, list)}
-    if projection is None or None in said.values() or lengths != {*projection.shape[1:2]}:
+    stored = {name: pretrained.get(name) for name in ("mean", "std")}
+    lengths = {len(values) for values in stored.values() if isinstance(values, list)}
+    if None in stored.values() or lengths != {channels}:
         return None
     try:
-        return from_dict(PixelConfig, said, where=str(where))
+        return from_dict(PixelConfig, stored, where=str(where))
     except ConfigError as error:
         raise WeightsError(f"{where}: pretrained_cfg: {error}") from error
 
@@ -215,19 +207,8 @@ def _pair(value: object) -> tuple[int, int] | None:
     return None
 
 
-def _fits(size: tuple[int, int], tensors: Mapping[str, Tensor]) -> bool:
-    """Return whether images of a size have as many patches as position embeddings."""
-    table, projection = (
-        tensors.get(f"encoder.{name}") for name in ("pos_embed", "patch_embed.proj.weight")
-    )
-    if table is None or projection is None or table.ndim != 3 or 0 in projection.shape[2:]:
-        return False
-    h, w = (edge // projection.shape[-1] for edge in size)
-    return h * w == table.shape[1] - 1
-
-
-def _class_names(said: Mapping[str, Any], pretrained: Mapping[str, Any]) -> tuple[str, ...]:
-    names = said.get("label_names") or pretrained.get("label_names")
+def _class_names(stored: Mapping[str, Any], pretrained: Mapping[str, Any]) -> tuple[str, ...]:
+    names = stored.get("label_names") or pretrained.get("label_names")
     if isinstance(names, Mapping):
         names = [names.get(str(number)) for number in range(len(names))]
     if isinstance(names, list) and all(isinstance(name, str) for name in names):

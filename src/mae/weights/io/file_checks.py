@@ -9,19 +9,20 @@ import zipfile
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 from mae.errors import WeightsError
 
-Kind = Literal["safetensors", "zip", "pickle"]
-"""safetensors, or a PyTorch file: a zip archive, or plain pickles before PyTorch 1.6."""
+Kind = Literal["index", "safetensors", "zip", "pickle"]
+"""JSON, which may be an index of other files; safetensors; or a PyTorch file: a zip archive, or
+plain pickles before PyTorch 1.6."""
 
 _EXPECTED = "expected safetensors or a PyTorch file"
 # First bytes of files often saved in place of weights, ignoring whitespace and case.
 _OTHERS = {
     (b"version https://git-lfs",): "it is a Git LFS pointer; fetch the file itself (git lfs pull)",
     (b"<!doctype", b"<html", b"<head", b"<?xml"): "it looks like a web page; download it again",
-    (b"{", b"["): "it looks like JSON; name the file with the tensors, or the folder of both",
+    (b"[",): "it looks like JSON; name the file with the tensors, or the folder of both",
     (b"\x1f\x8b", b"bzh", b"\xfd7zxz", b"7z\xbc\xaf"): "it is compressed; unpack it first",
 }
 
@@ -40,7 +41,11 @@ def kind_of(path: Path) -> Kind:
         raise WeightsError(f"{path}: is {what}, {_EXPECTED}")
     with path.open("rb") as file:
         head = file.read(512)
-    # Checked first, since the length before the header may look like the start of a pickle.
+    # A safetensors file may also begin with the byte of a brace, but its first 8 bytes, the length
+    # of its header, contain zeros.
+    if head[:1] == b"{" and 0 not in head[:8]:
+        return "index"
+    # Before the others, since that length may look like the start of a pickle.
     if head[8:9] == b"{":
         return "safetensors"
     if head.startswith(b"PK\x03\x04"):
@@ -165,3 +170,17 @@ def _names(file: IO[bytes]) -> Iterable[str]:
 def printable(text: str) -> str:
     """Return text that is safe to print: at most 120 printable characters."""
     return "".join(char if char.isprintable() else "?" for char in text)[:120]
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; an empty dictionary if it does not exist.
+
+    Raises:
+        WeightsError: if it cannot be read.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: cannot be read: {error}; get it again") from error

@@ -39,7 +39,7 @@ def local(path: str | Path) -> Path:
     require_library(name)
     from huggingface_hub import snapshot_download
 
-    with said_in_one_line(name):
+    with hub_errors(name):
         for patterns in (_SAFE, (*_SAFE, *_PICKLED)):
             folder = Path(
                 snapshot_download(
@@ -69,7 +69,7 @@ def require_library(name: str) -> None:
 
 
 @contextmanager
-def said_in_one_line(name: str) -> Iterator[None]:
+def hub_errors(name: str) -> Iterator[None]:
     """Convert exceptions of huggingface_hub to a one-line error that says what to do.
 
     Args:

@@ -1,8 +1,9 @@
 """Load tensors from untrusted files without executing code.
 
-The file type is detected from the content. A pickle may refer to tensors and plain containers,
-and in a training checkpoint to `argparse.Namespace` for its arguments. Paths and numpy scalars are
-replaced by empty values; any other name is rejected.
+A file holds tensors, or is an index of several that do; its type is detected from the content. A
+pickle may refer to tensors and plain containers, and in a training checkpoint to
+`argparse.Namespace` for its arguments. Paths and numpy scalars are replaced by empty values; any
+other name is rejected.
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
@@ -33,6 +33,7 @@ from mae.weights.io.file_checks import (
     kind_of,
     names_in,
     printable,
+    read_json,
 )
 
 # Exceptions that the readers raise for truncated, modified or forged files.
@@ -42,8 +43,8 @@ _BROKEN = (
     ArithmeticError, MemoryError,
 )  # fmt: skip
 
-Allowed = type | tuple[type, str]
-"""A class that a pickle may refer to, or a replacement class with the name it replaces."""
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_LARGEST_INDEX = 2**24  # bytes; that of ViT-H has 60 kB
 
 _NETWORKS: Mapping[Take, Sequence[str]] = {
     "model": ("model", "state_dict"),
@@ -91,22 +92,28 @@ class PassedOver:
 
 
 def read_tensors(path: Path, *, take: Take | None = None) -> TensorFile:
-    """Read the tensors of a safetensors or PyTorch file.
+    """Read the tensors of a safetensors or PyTorch file, or of all files of an index.
 
     Args:
         path: the file.
         take: network to load from a file with several; None loads the one named model.
 
     Raises:
-        WeightsError: for a file that is neither, is damaged, or would execute code; for several
-            networks of which none is named model, unless `take` selects one.
+        WeightsError: for another file, or one that is damaged or would execute code; for an index
+            that does not match its files; for several networks of which none is named model,
+            unless `take` selects one.
     """
     try:
         kind = kind_of(path)
+        if kind == "index":
+            _require_one_network(path, take)
+            return _read_sharded(path)
         if kind == "safetensors":
             check_header(path)
-            require_choice(path, take)
-            found = TensorFile(load_file(path), {})
+            _require_one_network(path, take)
+            with safe_open(path, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                found = TensorFile(tensors, file.metadata() or {})
         else:
             found = _choose(path, _read_pickle(path, kind), take)
     except WeightsError:
@@ -123,16 +130,26 @@ def read_tensors(path: Path, *, take: Take | None = None) -> TensorFile:
     return found
 
 
-def require_new(path: Path) -> None:
-    """Require that a path does not exist and its parent folder does.
-
-    Raises:
-        WeightsError: otherwise.
-    """
-    if not path.parent.is_dir():
-        raise WeightsError(f"{path.parent}: no such folder; make it first")
-    if path.exists():
-        raise WeightsError(f"{path}: exists already; choose another name, or remove it first")
+def _read_sharded(index: Path) -> TensorFile:
+    """Read the tensors of all files of an index, in the same folder."""
+    if index.stat().st_size > _LARGEST_INDEX:
+        raise WeightsError(f"{index}: is not weights; expected an index of at most 16 MB")
+    content = read_json(index)
+    files = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+        raise WeightsError(f"{index}: is not weights; expected a weight_map of tensors to files")
+    tensors = dict[str, Tensor]()
+    for name in sorted(set(files.values())):
+        file = index.with_name(Path(name).name)
+        # An untrusted index must not refer to files outside its folder, nor to an index.
+        if file.name != name or not file.is_file() or kind_of(file) == "index":
+            raise WeightsError(f"{index}: names {name!r}, which is no file beside it; get it again")
+        shard = read_tensors(file).tensors
+        if odd := sorted(shard.keys() ^ {n for n, other in files.items() if other == name}):
+            which = f"{len(odd)} tensors ({'; '.join(odd[:5])})"
+            raise WeightsError(f"{file}: {which} are not in both the file and {index.name}")
+        tensors |= shard
+    return TensorFile(tensors, {})
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -153,14 +170,13 @@ def _read_pickle(path: Path, kind: Kind) -> Mapping[Any, Any]:
         if not strange:
             raise
         passed_over = {name for name in strange if _PASSED_OVER.fullmatch(name)}
-        if not strange <= passed_over | {_NAMESPACE}:
+        if others := sorted(strange - passed_over - {_NAMESPACE}):
             raise WeightsError(
-                f"{path}: would run {', '.join(sorted(strange - passed_over - {_NAMESPACE})[:5])} "
-                "when opened, expected tensors and plain values only; do not open it elsewhere "
-                "unless you trust its maker"
+                f"{path}: would run {', '.join(others[:5])} when opened, expected tensors and "
+                "plain values only; do not open it elsewhere unless you trust its maker"
             ) from error
-        inert = [(PassedOver, name) for name in sorted(passed_over)]
-        content = _load(path, kind, allowed=[*[Namespace] * (_NAMESPACE in strange), *inert])
+        allowed: list[Any] = [(PassedOver, name) for name in sorted(passed_over)]
+        content = _load(path, kind, allowed=allowed + [Namespace] * (_NAMESPACE in strange))
         args = content.get("args") if isinstance(content, Mapping) else None
         if _NAMESPACE in strange and type(args) is not Namespace:
             raise WeightsError(
@@ -180,7 +196,7 @@ def _choose(path: Path, content: Mapping[Any, Any], take: Take | None) -> Tensor
             if _is_network(content.get(key), plain=group == "model"):
                 there.setdefault(group, key)
     if not there:
-        require_choice(path, take)
+        _require_one_network(path, take)
         return TensorFile(dict(content), {})
     default = "model" if "model" in there else next(iter(there)) if len(there) == 1 else None
     chosen = take or default
@@ -203,17 +219,12 @@ def _is_network(value: object, *, plain: bool) -> bool:
     return plain or any(isinstance(part, Tensor) for part in value.values())
 
 
-def require_choice(path: Path, take: Take | None) -> None:
-    """Reject `take` for a file with a single network.
-
-    Raises:
-        WeightsError: if `take` is given.
-    """
+def _require_one_network(path: Path, take: Take | None) -> None:
     if take is not None:
         raise WeightsError(f"{path}: holds one network, not several; leave --take {take} out")
 
 
-def _load(path: Path, kind: Kind, *, allowed: Sequence[Allowed]) -> object:
+def _load(path: Path, kind: Kind, *, allowed: Sequence[Any]) -> object:
     # PyTorch treats any path with this suffix as safetensors, but not an open file.
     named = path.suffix == ".safetensors"
     with _only(allowed), warnings.catch_warnings(), path.open("rb") as file:
@@ -228,7 +239,7 @@ def _load(path: Path, kind: Kind, *, allowed: Sequence[Allowed]) -> object:
 
 
 @contextmanager
-def _only(allowed: Sequence[Allowed]) -> Iterator[None]:
+def _only(allowed: Sequence[Any]) -> Iterator[None]:
     """Allow pickles only these classes, ignoring other safe globals of the process meanwhile."""
     others = get_safe_globals()
     clear_safe_globals()
@@ -246,8 +257,8 @@ def _require_values(path: Path, tensors: Mapping[Any, object]) -> None:
     size = 0
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            said = printable(repr(name) if isinstance(name, (str, int)) else type(name).__name__)
-            raise WeightsError(f"{path}: {said} is {type(tensor).__name__}, expected a tensor")
+            shown = printable(repr(name) if isinstance(name, (str, int)) else type(name).__name__)
+            raise WeightsError(f"{path}: {shown} is {type(tensor).__name__}, expected a tensor")
         if len(name) > 200 or not name.isprintable():
             raise WeightsError(f"{path}: a tensor is called {printable(name)}, expected a name")
         if tensor.layout is not torch.strided or tensor.device.type != "cpu":

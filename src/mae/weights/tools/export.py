@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
-import shutil
 import time
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -18,9 +16,9 @@ from torch import Tensor
 from mae.config.serialize import to_dict
 from mae.errors import ConfigError, WeightsError
 from mae.weights.given import Given
-from mae.weights.io.safe_load import require_new
 from mae.weights.load import open_encoder, open_model
 from mae.weights.tools import export_graph as graph
+from mae.weights.tools.output import new_output, require_new
 
 Target = Literal["onnx", "torch-export"]
 Part = Literal["encoder", "full"]
@@ -63,7 +61,7 @@ class Exported(NamedTuple):
         yield "largest difference from PyTorch", f"{self.largest:.1e} over images of {tries}"
         yield "size", f"{self.bytes / 1e6:,.1f} MB"
         ours, theirs = (f"{1000 * s:,.1f} ms" for s in (self.eager_seconds, self.seconds))
-        yield "latency of one picture", f"{theirs}, PyTorch {ours} ({self.threads} threads, CPU)"
+        yield "latency of one image", f"{theirs}, PyTorch {ours} ({self.threads} threads, CPU)"
         for note in self.notes:
             yield "note", note
 
@@ -98,29 +96,20 @@ def export(
     """
     path = Path(dst)
     _require_place(path, to)
+    about: dict[str, Any] = {"part": part}
     if part == "encoder":
         encoder, notes = open_encoder(weights, **given)
-        case, said = graph.of_encoder(encoder.eval(), dynamic=dynamic), {}
+        case = graph.of_encoder(encoder.eval(), dynamic=dynamic)
     else:
         model, notes = open_model(weights, **given)
         case = graph.of_full(model.eval(), dynamic=dynamic)
-        said = {"objective": to_dict(model.objective)}
-    description = json.dumps({"part": part, "model": to_dict(case.config), **said})
-    folder = path.with_name(f".tmp-{path.name}-{secrets.token_hex(4)}")
-    try:
-        folder.mkdir()
+        about["objective"] = to_dict(model.objective)
+    about["model"] = to_dict(case.config)
+    with new_output(path) as temporary:
         write = graph.write_onnx if to == "onnx" else graph.write_torch
-        write(case, folder / path.name, description=description)
-        found = _compared(case, folder / path.name, to=to, name=path)
-        size = sum(file.stat().st_size for file in folder.iterdir())
-        # A large ONNX file stores its values in a second file; the file that refers to it is
-        # renamed last.
-        for file in sorted(folder.iterdir(), key=lambda file: file.name == path.name):
-            file.rename(path.with_name(file.name))
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        write(case, temporary, description=json.dumps(about))
+        found = _compare(case, temporary, to=to, name=path)
+        size = sum(file.stat().st_size for file in temporary.parent.iterdir())
     return Exported(
         path=str(path), to=to, part=part, inputs=case.inputs, outputs=case.outputs,
         dynamic=dynamic, bytes=size, threads=torch.get_num_threads(), notes=notes, **found
@@ -143,7 +132,7 @@ def _require_place(path: Path, to: Target) -> None:
 
 
 @torch.inference_mode()
-def _compared(case: graph.Case, file: Path, *, to: Target, name: Path) -> dict[str, Any]:
+def _compare(case: graph.Case, file: Path, *, to: Target, name: Path) -> dict[str, Any]:
     """Compare the exported file with PyTorch, for batches of 1 and 3, and other sizes if dynamic.
 
     Raises:

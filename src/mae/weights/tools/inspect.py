@@ -10,14 +10,12 @@ from typing import Any, NamedTuple
 from mae.config.model import PixelConfig
 from mae.config.serialize import to_dict
 from mae.config.sizes import size_name
-from mae.weights.formats.native import ClassifierDescription
 from mae.weights.given import OPTIONS, Take
-from mae.weights.infer_config import ASSUMED, Known, read_fields
+from mae.weights.infer_config import infer_fields
 from mae.weights.io.file_checks import kind_of
-from mae.weights.io.hub import local
-from mae.weights.io.safe_load import is_finite
-from mae.weights.io.sharded import is_index
-from mae.weights.read import Format, RawWeights, find_file, name_tensors, read_file
+from mae.weights.io.safe_load import is_finite, read_tensors
+from mae.weights.load import head_pool
+from mae.weights.read import RawWeights, read_weights
 
 # First digits of the md5 of each published file, by model size and stage.
 # Source: README.md and FINETUNE.md of github.com/facebookresearch/mae.
@@ -41,7 +39,7 @@ class Inspection(NamedTuple):
     """Result of an inspection as plain values; `_asdict()` is the JSON output."""
 
     path: str
-    format: Format
+    format: str
     size: str
     """Name of the model size if it has one: vit-b/16."""
     has_decoder: bool
@@ -96,73 +94,41 @@ def inspect(path: str | Path, *, take: Take | None = None) -> Inspection:
     Raises:
         WeightsError: for a path without weights, or weights that cannot be read.
     """
-    file = find_file(local(path))
-    tensors, beside, chosen = read_file(file, take=take)
-    # Renamed without values, since for some layouts this concatenates tensors.
-    raw = name_tensors(file, {name: t.to("meta") for name, t in tensors.items()}, beside)
-    # Released early: a file that is not mapped would otherwise be in memory twice.
-    del tensors, beside
-    known = read_fields(raw)
-    fields = known.fields
+    # Without values, since for some layouts renaming concatenates tensors.
+    raw = read_weights(path, take=take, values=False)
+    fields, sources, assumed, _ = infer_fields(raw)
     size = size_name(**{name: fields[name] for name in ("width", "depth", "patch_size")})
     head = raw.tensors.get("head.weight")
     num_classes = None if head is None else len(head)
-    facts = raw.description.facts if raw.description else {}
     published = _published_file(raw, size=size, num_classes=num_classes, fields=fields)
-    pool, of_pool = (None, {}) if head is None else _pool(raw)
-    told = _told(raw, known, published=published) | of_pool
-    if published and "pretrain" in published:  # the decoder was published in a separate file
-        fields["normalize_target"], told["normalize_target"] = True, "by its digest"
+    if head is not None:
+        sources["pool"] = raw.metadata.source
+        if raw.metadata.pool is None:
+            sources["pool"] = f"assumed by its norm ({OPTIONS['pool']})"
+    if published:
+        known = {"pixels" if name in ("mean", "std") else name for name in assumed}
+        if num_classes is None:  # the decoder was published in a separate file
+            fields["normalize_target"] = True
+            known.add("normalize_target")
+        sources |= dict.fromkeys(known, "by its digest")
+    stated = raw.metadata.facts.get("license")
     return Inspection(
         path=str(raw.path),
         format=raw.format,
         size=size,
         has_decoder=raw.has_decoder,
         num_classes=num_classes,
-        pool=pool,
+        pool=None if head is None else head_pool(raw),
         activation="exact GELU",
         published_file=published,
-        license=_LICENSE if published else str(facts["license"]) if "license" in facts else None,
+        license=_LICENSE if published else None if stated is None else str(stated),
         tensors=len(raw.tensors),
         parameters=sum(tensor.numel() for tensor in raw.tensors.values()),
-        not_finite=_count_not_finite(file, take=take),
+        not_finite=_count_not_finite(raw.path, take=take),
         model={n: to_dict(v) if isinstance(v, PixelConfig) else v for n, v in fields.items()},
-        told=told,
-        notes=(*chosen, *raw.notes, *raw.facts.notes),
+        told=sources,
+        notes=(*raw.notes, *raw.metadata.notes),
     )
-
-
-def _told(raw: RawWeights, known: Known, *, published: str | None) -> dict[str, str]:
-    """Return the source of each field, with the option for fields assumed or unknown."""
-    told = dict(known.how)
-    unsaid = [*known.unsaid]
-    if raw.description is None:
-        needed = ("num_heads", "decoder_heads") if raw.has_decoder else ("num_heads",)
-        unsaid += [name for name in needed if name not in known.fields]
-    told["activation"] = f"by {raw.facts.source}" if raw.facts.gelu else ASSUMED
-    if raw.description is not None:
-        told["activation"] = "described"
-    for name in unsaid:
-        if published:
-            told["pixels" if name in ("mean", "std") else name] = "by its digest"
-        elif name in ("mean", "std"):
-            told["pixels"] = f"{ASSUMED} (--mean, --std)"
-        elif name in OPTIONS:
-            told[name] = f"{told.get(name, 'not said')} ({OPTIONS[name]})"
-    if published:
-        told |= {"activation": "by its digest"}
-    told.pop("gelu", None)
-    return told
-
-
-def _pool(raw: RawWeights) -> tuple[str, dict[str, str]]:
-    """Return the pooling of a head, and its source."""
-    if isinstance(raw.description, ClassifierDescription):
-        return raw.description.pool, {"pool": "described"}
-    if raw.facts.pool is not None:
-        return raw.facts.pool, {"pool": f"by {raw.facts.source}"}
-    found = "mean" if "fc_norm.weight" in raw.tensors else "cls"
-    return found, {"pool": f"{ASSUMED} by its norm ({OPTIONS['pool']})"}
 
 
 def _published_file(
@@ -172,38 +138,36 @@ def _published_file(
 
     The digest is computed only for a file whose layout, shapes and size match.
     """
-    kind = "pretrain" if num_classes is None else "finetuned"
-    digest = _DIGESTS.get((_SIZES.get(size, ""), kind))
-    bare = raw.description is None and not raw.has_decoder and num_classes in (None, 1000)
+    stage = "pretrain" if num_classes is None else "finetuned"
+    digest = _DIGESTS.get((_SIZES.get(size, ""), stage))
+    bare = raw.metadata.model is None and not raw.has_decoder and num_classes in (None, 1000)
     if digest is None or raw.format != "facebook" or not bare:
         return None
-    if is_index(raw.path) or kind_of(raw.path) == "safetensors":
+    if kind_of(raw.path) in ("index", "safetensors"):
         return None
-    pictures = (fields["channels"], *fields["image_size"])
+    shape = (fields["channels"], *fields["image_size"])
     values = sum(tensor.nbytes for tensor in raw.tensors.values())
-    if pictures != (3, 224, 224) or not values < raw.path.stat().st_size < 1.01 * values:
+    if shape != (3, 224, 224) or not values < raw.path.stat().st_size < 1.01 * values:
         return None
     with raw.path.open("rb") as file:
         if not hashlib.file_digest(file, "md5").hexdigest().startswith(digest):
             return None
-    return f"mae_{kind}_vit_{_SIZES[size]}.pth"
+    return f"mae_{stage}_vit_{_SIZES[size]}.pth"
 
 
 def _count_not_finite(file: Path, *, take: Take | None) -> int:
-    mapped = is_index(file) or kind_of(file) != "pickle"
-    at_once = _AT_ONCE if mapped else math.inf
+    at_once = math.inf if kind_of(file) == "pickle" else _AT_ONCE
     count, done, total = 0, 0, 1
     while done < total:
-        tensors = list(read_file(file, take=take).tensors.values())
-        total, seen = len(tensors), 0
-        for tensor in tensors[done:]:
+        tensors = list(read_tensors(file, take=take).tensors.values())
+        total, size = len(tensors), 0
+        while done < total and size < at_once:
+            tensor = tensors[done]
             if not is_finite(tensor):
                 # PyTorch supports only conversion for 8-bit floating-point types.
                 values = tensor.float() if tensor.itemsize == 1 else tensor
                 count += int((~values.isfinite()).sum())
-            done, seen = done + 1, seen + tensor.nbytes
-            if seen >= at_once:
-                break
+            done, size = done + 1, size + tensor.nbytes
         del tensors
     return count
 

@@ -6,11 +6,9 @@ from pathlib import Path
 
 from mae.errors import ConfigError, WeightsError
 from mae.runs.directory import RunDir
-from mae.weights.classifier import load_classifier
-from mae.weights.formats.native import CARD, CONFIG, TENSORS, ClassifierDescription
-from mae.weights.io.hub import NAME, require_library, said_in_one_line
-from mae.weights.load import open_encoder, open_model
-from mae.weights.read import read_weights
+from mae.weights.formats.native import CARD, CONFIG, TENSORS
+from mae.weights.io.hub import NAME, hub_errors, require_library
+from mae.weights.load import open_any
 
 
 def push(folder: str | Path, repo: str, *, public: bool = False) -> str:
@@ -35,10 +33,10 @@ def push(folder: str | Path, repo: str, *, public: bool = False) -> str:
         raise ConfigError(f"repo: got {repo!r}, expected owner/name")
     require_library(repo)
     path = _folder_of(Path(folder))
-    _require_loadable(path)
+    open_any(path)  # raises for weights that cannot be loaded
     from huggingface_hub import HfApi
 
-    with said_in_one_line(repo):
+    with hub_errors(repo):
         api = HfApi(library_name="mae-vision")
         api.create_repo(repo, private=not public, exist_ok=True)
         if not public and not api.repo_info(repo).private:
@@ -62,13 +60,3 @@ def _folder_of(path: Path) -> Path:
         f"{path}: expected a folder of {CONFIG}, {TENSORS} and {CARD}, or a finished run; make "
         "one of other weights by mae weights convert IN OUT --to mae"
     )
-
-
-def _require_loadable(path: Path) -> None:
-    raw = read_weights(path)
-    if isinstance(raw.description, ClassifierDescription):
-        load_classifier(path)
-    elif raw.has_decoder:
-        open_model(path)
-    else:
-        open_encoder(path)
