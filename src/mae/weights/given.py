@@ -14,7 +14,7 @@ HeadPool = Literal["mean", "cls"]
 """Pooled feature that a classifier's head takes."""
 
 
-Target = Literal["mae", "facebook", "timm", "huggingface"]
+Target = Literal["facebook", "timm", "huggingface", "mae"]
 """Formats that can be written."""
 
 
