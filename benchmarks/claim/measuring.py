@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from benchmarks.claim.sides import SIDES, Side, make_sides
+from benchmarks.memory import saved_bytes
 from mae.config.model import ModelConfig
 from mae.config.run import OptimConfig
 from mae.config.sizes import model_config
-from mae.train.measure import saved_bytes
 from mae.train.optim.parameter_groups import create_optimizer
 
 RATE = 1e-4

@@ -153,7 +153,7 @@ def _largest(config: PretrainConfig, *, start: int) -> int | None:
 
     try:
         step = our_step(new_state(create(config.model), config), config)
-        return largest_that_fits(fits, start=start)
+        return largest_that_fits(fits, start=start) or None
     except torch.cuda.OutOfMemoryError:
         return None
 

@@ -12,13 +12,13 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.claim.measuring import process_bytes
+from benchmarks.memory import kept_for_backward
 from benchmarks.spread import Spread
 from benchmarks.step.sides import NAMES, PEERS, SIZES, Side, make_batch, make_side
 from mae.config.objective import ObjectiveConfig
 from mae.data.batching.batch import Batch
 from mae.model.costs import step_flops
 from mae.model.onednn_linear import linear
-from mae.train.measure import kept_for_backward
 
 PEAK_EDGE = 2048
 

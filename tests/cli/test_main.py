@@ -484,7 +484,7 @@ def test_a_length_given_takes_the_place_of_that_of_the_recipe(
             "weights convert a b --to jax",
             "to: expected facebook or timm or huggingface or mae, got 'jax'",
         ),
-        ("plan demo", "plan: expected --data, your pictures, or --images, their number"),
+        ("plan demo", "plan: expected --data, your images, or --images, their number"),
         (
             "plan paper-vit-b --gpu h10x8",
             "gpu: got 'h10x8', expected a card and how many, as in h100x8; did you mean h100x8?",
@@ -509,7 +509,7 @@ def test_a_length_given_takes_the_place_of_that_of_the_recipe(
         ("plan demo --images 0", "images: expected at least 1, got 0"),
         (
             "plan folder --images 90 --gpu l4",
-            "batch: got 128, expected from 1, the ranks, to 90, the pictures; change --batch",
+            "batch: got 128, expected from 1, the ranks, to 90, the images; change --batch",
         ),
         (
             "plan continue --images 9",

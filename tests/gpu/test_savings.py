@@ -19,10 +19,10 @@ from mae.config.sizes import model_config
 from mae.data.batching.batch import Batch
 from mae.jobs.pretrain import pretrain
 from mae.model.autoencoder import MaskedAutoencoder
-from mae.model.costs import kept_bytes
+from mae.model.costs import activation_bytes
 from mae.model.create import create
 from mae.planning.hardware import has_bf16
-from mae.train.measure import Rehearsal
+from mae.train.measure import StepRecipe
 from mae.train.micro_batch import fits_here
 from mae.train.optim.muon import Muon
 from mae.train.step import pretraining_loss
@@ -107,7 +107,9 @@ def test_a_forward_pass_keeps_what_is_planned(every: int | None, *, half: bool) 
     found = (kept(count) - kept(count // 2)) / (count - count // 2)
 
     assert found == pytest.approx(
-        kept_bytes(config, ObjectiveConfig(), half=half, on_cpu=False, checkpoint_every=every),
+        activation_bytes(
+            config, ObjectiveConfig(), half=half, on_cpu=False, checkpoint_every=every
+        ).kept,
         rel=0.15,
     )
 
@@ -132,7 +134,7 @@ def test_what_does_not_fit_is_found_out_and_its_memory_given_back() -> None:
     state, (stored,) = state_of("cuda"), small_batches(1)
     before = torch.cuda.memory_allocated()
 
-    tried = [fits_here(CONFIG, state, stored, Rehearsal(crowded), n) for n in (COUNT, 5, 4, 1)]
+    tried = [fits_here(CONFIG, state, stored, StepRecipe(crowded), n) for n in (COUNT, 5, 4, 1)]
 
     assert tried == [False, False, True, True]
     assert torch.cuda.memory_allocated() <= before + 2**20  # workspaces of the libraries stay

@@ -18,15 +18,14 @@ from mae.config.objective import ObjectiveConfig
 from mae.config.run import PretrainConfig
 from mae.data.sources.source import ArraySource
 from mae.errors import ConfigError
-from mae.jobs.bench import bench_run
+from mae.jobs import bench as module
+from mae.jobs.bench import BottleneckReport, bench_run
 from mae.model.costs import step_flops
-from mae.planning.estimate import MEASURED, Plan
+from mae.planning.estimate import Estimate
 from mae.planning.hardware import Machine, use_threads
 from mae.recipes.catalogue import DEMO
-from mae.train import bottleneck as module
 from mae.train import measure as setup
-from mae.train.bottleneck import Reading, Verdict
-from mae.train.measure import few_pictures
+from mae.train.measure import Measurement, few_images
 from tests.jobs.conftest import TINY
 from tests.pictures import encoded, mixed_folder, photo
 
@@ -54,16 +53,17 @@ def write_jpegs(root: Path, *, count: int) -> Path:
 
 def judged(
     *, device: str = "cpu", cores: int, monkeypatch: pytest.MonkeyPatch, **given: Any
-) -> Verdict:
-    """Give a verdict of made-up figures on a made-up machine."""
+) -> BottleneckReport:
+    """Give a report of made-up figures on a made-up machine."""
     monkeypatch.setattr(module, "cores", lambda: cores)
     config = given.pop("config", dataclasses.replace(DEMO, batch=64, epochs=20))
-    machine = Machine("made up", 1, device, 2**34)
-    facts = {"parameters": 10, "state_bytes": 160, "rate": 50.0, "rate_basis": MEASURED}
-    planned = Plan("demo", config, machine, 6400, "counted", rate_note="", **facts)
-    usual = {"pictures": 64, "workers": 0, "threads": 1, "reading": Reading(0.001, 0.001)}
-    usual |= {"largest": 512, "in_memory": False, "unreadable": 0}
-    return Verdict(**usual | {"planned": planned} | given)
+    machine = Machine("made up", 1, device, given.pop("memory", 2**34))
+    spent, busy = given.pop("reading", (0.001, 0.001))
+    estimate = Estimate(config, machine, 6400, 10, 0, given["both"], "here", "demo")
+    usual = {"images_per_step": 64, "workers": 0, "threads": 1, "unreadable": 0}
+    usual |= {"reader_seconds_per_image": spent, "reader_busy_seconds_per_image": busy}
+    measured = Measurement(**usual | {"others_waiting": 0.0} | given)
+    return BottleneckReport(estimate, measured, in_memory=False)
 
 
 def test_a_folder_of_jpegs_is_measured_whole_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -72,11 +72,12 @@ def test_a_folder_of_jpegs_is_measured_whole_and_leaves_nothing_behind(tmp_path:
 
     found = bench_run(tmp_path, dataclasses.replace(CONFIG, threads=1), seconds=0.06, quiet=True)
 
-    assert min(found.loader, found.step, found.both) > 0
-    assert found.both < found.loader
-    assert found.planned.num_steps == 4  # two epochs of two batches of six
-    assert found.planned.rate == found.both and found.threads == 1
-    assert (found.pictures, found.workers, found.unreadable) == (6, 0, 0)
+    measured = found.measured
+    assert min(measured.loader, measured.step, measured.both) > 0
+    assert measured.both < measured.loader
+    assert found.estimate.steps == 4  # two epochs of two batches of six
+    assert found.estimate.images_per_second == measured.both and measured.threads == 1
+    assert (measured.images_per_step, measured.workers, measured.unreadable) == (6, 0, 0)
     assert torch.get_num_threads() == threads
     assert len(list(tmp_path.iterdir())) == 13
 
@@ -85,12 +86,16 @@ def test_pictures_that_are_waited_for_make_the_loader_the_wall_and_workers_the_a
     # Far more than a step takes, on a busy machine as well.
     found = bench_run(SlowSource(12, wait=0.1), CONFIG, seconds=1.5, quiet=True)
 
-    assert found.wall == "loader" and found.reading.waits
-    assert 2 < found.loader <= 10  # 100 ms a picture
+    assert found.bottleneck == "loader"
+    assert 2 < found.measured.loader <= 10  # 100 ms an image
     assert found.waiting > 0.5
-    assert found.sentence.startswith("the loader is the wall: it makes 0.")
+    assert found.verdict.startswith("the loader is the bottleneck: the loader makes 0.")
     (advice,) = found.advice()
-    assert advice.startswith(f"use --workers {found.readers_needed}: a picture takes a process 1")
+    assert advice.startswith(
+        f"use --workers {found.readers_needed}, or mae data pack to a near disk: an image takes a "
+        "reader 1"
+    )
+    assert advice.endswith("of them waiting for the source")
 
 
 def test_pictures_in_memory_make_the_step_the_wall() -> None:
@@ -98,36 +103,36 @@ def test_pictures_in_memory_make_the_step_the_wall() -> None:
         "fashion-mnist", dataclasses.replace(DEMO, device="cpu"), seconds=0.3, quiet=True
     )
 
-    assert found.wall == "step"
-    assert found.loader > 5 * found.step
-    assert "the step is the wall: the loader makes" in found.sentence
+    assert found.bottleneck == "step"
+    assert found.measured.loader > 5 * found.measured.step
+    assert "the step is the bottleneck: the loader makes" in found.verdict
 
 
-def test_a_large_batch_of_a_cpu_is_measured_on_few_pictures(
+def test_a_large_batch_of_a_cpu_is_measured_on_few_images(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(setup, "_PROBED_FLOPS", 8.5 * step_flops(TINY, ObjectiveConfig()))
+    monkeypatch.setattr(setup, "_STEP_FLOPS", 8.5 * step_flops(TINY, ObjectiveConfig()))
     pictures = np.random.default_rng(0).integers(0, 256, (400, 24, 40, 3), dtype=np.uint8)
     config = dataclasses.replace(CONFIG, batch=320, micro_batch=160, epochs=3, threads=2)
 
     found = bench_run(pictures, config, seconds=0.06, quiet=True)
 
-    assert found.pictures == 8
-    assert found.planned.config.batch == 320 and found.planned.num_steps == 3
-    assert any("steps of 320" in line and "weighs more" in line for (line, *_) in found.rows())
+    assert found.measured.images_per_step == 8
+    assert found.estimate.config.batch == 320 and found.estimate.steps == 3
+    assert any("3 steps, 3 epochs" in line and "weighs more" in line for (line, *_) in found.rows())
 
 
 def test_few_pictures_keep_as_many_micro_batches_side_by_side_as_the_batch_has(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(setup, "_PROBED_FLOPS", 11 * step_flops(TINY, ObjectiveConfig()))
+    monkeypatch.setattr(setup, "_STEP_FLOPS", 11 * step_flops(TINY, ObjectiveConfig()))
     config = dataclasses.replace(CONFIG, batch=320, micro_batch=160, views_per_decode=4)
 
     with use_threads(2):
-        few = few_pictures(config, torch.device("cpu"))
+        few = few_images(config, torch.device("cpu"))
 
     assert (few.batch, few.micro_batch) == (8, 4)  # whole pictures of four views
-    assert few_pictures(config, torch.device("cuda")) == config
+    assert few_images(config, torch.device("cuda")) == config
 
 
 def test_readers_feed_the_step_and_what_they_made_ahead_does_not_count() -> None:
@@ -137,8 +142,8 @@ def test_readers_feed_the_step_and_what_they_made_ahead_does_not_count() -> None
 
     # Two processes at 20 ms a picture make 100 a second, fewer on a busy machine. In the time of a
     # slice they make 15, and 24 lie there made ahead.
-    assert found.workers == 2
-    assert 20 < found.loader < 120
+    assert found.measured.workers == 2
+    assert 20 < found.measured.loader < 120
 
 
 def test_broken_pictures_are_counted(tmp_path: Path) -> None:
@@ -146,51 +151,49 @@ def test_broken_pictures_are_counted(tmp_path: Path) -> None:
 
     found = bench_run(tmp_path, CONFIG, seconds=0.06, quiet=True)
 
-    assert found.unreadable == 2
-    assert ("2 pictures could not be read; others stood in for them",) in [*found.rows()]
+    assert found.measured.unreadable == 2
+    assert ("2 images could not be read; others replaced them",) in [*found.rows()]
 
 
 def test_the_time_of_the_run_is_that_of_both_together(monkeypatch: pytest.MonkeyPatch) -> None:
     found = judged(loader=400.0, step=60.0, both=50.0, cores=1, monkeypatch=monkeypatch)
 
-    assert found.planned.num_steps == 2000  # 20 epochs of 100 batches
+    assert found.estimate.steps == 2000  # 20 epochs of 100 batches
     assert found.values()["hours"] == pytest.approx(2000 * 64 / 50 / 3600)
-    assert any("about 43 minutes here: 2,000 steps of 64, 20 epochs" in r[0] for r in found.rows())
+    line = "the whole run here: about 43 minutes: 2,000 steps, 20 epochs"
+    assert any(line in row[0] for row in found.rows())
 
 
 def test_decoding_for_a_gpu_asks_for_as_many_workers_as_keep_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    slow = {"loader": 700.0, "step": 3000.0, "both": 690.0, "reading": Reading(0.0014, 0.0014)}
+    slow = {"loader": 700.0, "step": 3000.0, "both": 690.0, "reading": (0.0014, 0.0014)}
 
     found = judged(device="cuda", cores=16, workers=1, monkeypatch=monkeypatch, **slow)
 
-    assert next(found.advice()) == (
-        "use --workers 5: the step takes what 5 make, at 1.4 ms a picture"
-    )
+    assert next(found.advice()) == ("use --workers 5: an image takes a reader 1.4 ms")
 
 
 def test_readers_that_should_keep_up_and_do_not_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = {"loader": 700.0, "step": 3000.0, "both": 690.0, "reading": Reading(0.0014, 0.0014)}
+    slow = {"loader": 700.0, "step": 3000.0, "both": 690.0, "reading": (0.0014, 0.0014)}
 
     found = judged(device="cuda", cores=16, workers=6, monkeypatch=monkeypatch, **slow)
 
     assert (
-        next(found.advice()) == "5 workers should keep up: mae bench data says which stage is slow"
+        next(found.advice()) == "5 workers should keep up: mae bench data shows which stage is slow"
     )
 
 
 def test_decoding_that_has_no_core_left_asks_for_cheaper_pictures(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    slow = {"loader": 700.0, "step": 3000.0, "both": 500.0, "reading": Reading(0.0014, 0.0014)}
+    slow = {"loader": 700.0, "step": 3000.0, "both": 500.0, "reading": (0.0014, 0.0014)}
 
     found = judged(cores=2, threads=2, monkeypatch=monkeypatch, **slow)
 
     assert next(found.advice()) == (
-        "4.2 cores are wanted for the pictures, 0 are free beside the step: make them cheaper by "
-        "mae data pack --short-side 32 where they are larger, or --augment.scaled-decode for "
-        "large JPEGs, or --views-per-decode 2"
+        "loading needs 4.2 cores, 0 are free beside the step; cheaper: mae data pack "
+        "--short-side 32 or --augment.scaled-decode or --views-per-decode 2"
     )
 
 
@@ -198,11 +201,14 @@ def test_a_pass_that_does_not_fit_asks_for_one_that_does(monkeypatch: pytest.Mon
     config = dataclasses.replace(DEMO, batch=4096, micro_batch=None)
 
     found = judged(
-        loader=900.0, step=5.0, both=4.9, cores=1, config=config, monkeypatch=monkeypatch
-    )
+        loader=900.0, step=5.0, both=4.9, cores=1, config=config, memory=2**30,
+        monkeypatch=monkeypatch,
+    )  # fmt: skip
 
+    largest = found.estimate.largest_micro_batch
+    assert 0 < largest < 4096
     assert [*found.advice()] == [
-        "4,096 pictures a pass do not fit into the memory (formula): use --micro-batch 512"
+        f"4,096 images a pass do not fit (formula): use --micro-batch {largest}"
     ]
 
 
@@ -218,15 +224,16 @@ def test_sides_that_disturb_each_other_are_said(monkeypatch: pytest.MonkeyPatch)
     found = judged(cores=2, threads=2, monkeypatch=monkeypatch, **crowded)
 
     assert [*found.advice()][-1] == (
-        "together they make 60% of what they would undisturbed: 3 readers and 2 threads share 2 "
-        "cores"
+        "together they make 60% of the undisturbed rate: 3 readers and 2 threads share 2 cores"
     )
 
 
 def test_a_busy_machine_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = judged(loader=900.0, step=5.0, both=5.0, cores=1, others=2.5, monkeypatch=monkeypatch)
+    found = judged(
+        loader=900.0, step=5.0, both=5.0, cores=1, others_waiting=2.5, monkeypatch=monkeypatch
+    )
 
-    assert ("too slow: 2.5 others waited for each processor meanwhile",) in [*found.rows()]
+    assert ("machine busy: load 2.5 per core, so this estimate is too slow",) in [*found.rows()]
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, math.inf])
@@ -246,4 +253,4 @@ def test_the_network_comes_from_weights_where_the_recipe_says_so(weights: Path) 
 
     found = bench_run(pictures, config, init=weights, seconds=0.06, quiet=True)
 
-    assert found.planned.config.model.width == TINY.width
+    assert found.estimate.config.model.width == TINY.width

@@ -13,19 +13,22 @@ from zlib import compress, crc32
 import numpy as np
 import pytest
 import tifffile
+from benchmarks.memory import saved_bytes
 from PIL import Image
 
 import mae.jobs.data_inspect as job
 from mae.cli.main import main
 from mae.config.objective import ObjectiveConfig
+from mae.config.run import PretrainConfig
 from mae.data.decoding.decode import PixelKind, decode
 from mae.data.sources.source import FolderSource
 from mae.errors import ConfigError, DataError
 from mae.evaluation.labelled_data import labelled
 from mae.jobs.data_inspect import Inspected, inspect_data
 from mae.model.create import create
-from mae.train.measure import saved_bytes
-from mae.train.outlook import LEARNT_STEPS, Outlook
+from mae.planning.estimate import LEARNT_STEPS, Estimate
+from mae.planning.hardware import this_machine
+from mae.report.tables import report_of
 from tests.bad_pictures import BAD, MAYBE_SOUND, npy, write_bad, write_good
 from tests.data.decoding.test_tiff import tiff
 from tests.jobs.conftest import write_classes
@@ -39,12 +42,21 @@ RECIPE = replace(CONFIG, steps=None, epochs=20, batch=8)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stand in for the measured rate: 7,200 steps an hour."""
-    monkeypatch.setattr("mae.train.outlook.measured_steps", lambda *args, **more: 7200)
+    """Stand in for the measured rate: four images a second."""
+
+    def step_seconds(config: PretrainConfig, *args: Any, **more: Any) -> float:
+        return config.batch / 4
+
+    monkeypatch.setattr("mae.train.measure.step_seconds", step_seconds)
 
 
 def look(folder: Path, **options: Any) -> Inspected:
     return inspect_data(folder, recipe=RECIPE, quiet=True, **options)
+
+
+def pretrain_rows(found: Inspected) -> dict[str, str]:
+    title = "what mae pretrain would do"
+    return dict(next(section.rows for section in found.sections() if section.title == title))
 
 
 def tree(folder: Path) -> list[str]:
@@ -172,25 +184,29 @@ def test_pictures_of_kinds_that_no_run_can_mix_are_looked_at_all_the_same(tmp_pa
 
     found = look(tmp_path)
 
-    assert found.outlook is None and "images disagree" in found.refusal[0]
+    assert found.estimate is None and "images disagree" in found.notes[0]
     values = found.values()
     assert values["readable"] == 4 and values["mean"] is None and values["pretrain"] is None
 
 
-def test_the_outlook_is_what_pretraining_would_do(tmp_path: Path) -> None:
+def test_the_estimate_is_of_what_pretraining_would_do(tmp_path: Path) -> None:
     write_good(tmp_path, count=30)
 
-    outlook = look(tmp_path).outlook
+    found = look(tmp_path)
 
-    assert outlook is not None
-    assert (outlook.config.batch, outlook.steps_per_epoch, outlook.num_steps) == (8, 3, 60)
-    assert outlook.rate == 7200 * 2 / 3600
-    assert outlook.hours(20) == pytest.approx(20 * 3 * 8 / 4 / 3600)
-    assert outlook.config.model.pixels.mean == (0.485, 0.456, 0.406)
-    assert outlook.sensible_epochs == 1600  # of 3 steps each: too few pictures
-    few = dict(outlook.rows((19, 29)))
-    assert few["crops"] == "50% to 100% of the area of each picture, as 12 x 20"
-    assert "few pictures" in few["epochs"]
+    estimate = found.estimate
+    assert estimate is not None
+    assert (estimate.config.batch, estimate.steps_per_epoch, estimate.steps) == (8, 3, 60)
+    assert estimate.images_per_second == 4
+    assert estimate.hours == pytest.approx(20 * 3 * 8 / 4 / 3600)
+    assert estimate.config.model.pixels.mean == (0.485, 0.456, 0.406)
+    assert estimate.sensible_epochs == 1600  # of 3 steps each: too few images
+    rows = pretrain_rows(found)
+    assert rows["crops"] == "50% to 100% of the area of each image, as 12 x 20"
+    assert "few images" in rows["epochs"]
+    assert rows["time"].startswith("about 2 minutes: 60 steps")
+    pretrain = report_of(found).values["pretrain"]
+    assert (pretrain["hours"], pretrain["memory_bytes"]) == (estimate.hours, estimate.memory_bytes)
 
 
 def test_a_run_that_would_stop_over_broken_files_is_foretold(tmp_path: Path) -> None:
@@ -200,27 +216,25 @@ def test_a_run_that_would_stop_over_broken_files_is_foretold(tmp_path: Path) -> 
     rows = [text for section in look(tmp_path).sections() for _, text in section.rows]
 
     assert (
-        "40% cannot be used, more than the 10% a run bears: mend them, set the broken ones aside "
-        "with --quarantine, or raise --max-bad"
+        "40% cannot be used, more than --max-bad 0.1: mend them, move them with --quarantine, or "
+        "raise it"
     ) in rows
 
 
 def test_a_batch_larger_than_the_folder_is_lowered_and_said(tmp_path: Path) -> None:
     write_good(tmp_path, count=5)
 
-    outlook = look(tmp_path).outlook
+    found = look(tmp_path)
 
-    assert outlook is not None and outlook.config.batch == 5
-    assert ("", "batch: lowered from 8 to 5, the pictures there are") in list(outlook.rows(None))
+    assert found.estimate is not None and found.estimate.config.batch == 5
+    assert pretrain_rows(found)[""] == "batch: lowered from 8 to 5, the pictures there are"
 
 
 @pytest.mark.parametrize(("per_epoch", "epochs"), [(10_000, 20), (100, 94), (1, 1600)])
 def test_epochs_make_as_many_steps_as_were_seen_to_teach(per_epoch: int, epochs: int) -> None:
-    outlook = Outlook(
-        PixelKind("uint8", 3), RECIPE, (), per_epoch, 20 * per_epoch, 9, 9, 9, "cpu", 9
-    )
+    estimate = Estimate(RECIPE, this_machine("cpu"), per_epoch * RECIPE.batch, 9, 9)
 
-    assert outlook.sensible_epochs == epochs
+    assert estimate.sensible_epochs == epochs
     assert epochs in (20, 1600) or 0 <= epochs * per_epoch - LEARNT_STEPS < per_epoch
 
 
@@ -409,7 +423,7 @@ def test_nothing_readable_is_said_with_the_reasons(tmp_path: Path) -> None:
 
     values = json.loads(json.dumps(found.values()))
     assert values["readable"] == 0 and len(values["broken"] | values["unfit"]) == len(BAD)
-    assert found.refusal == ["none of 20 can be read"]
+    assert found.notes == ["none of 20 can be read"]
     assert list(found.rows())
 
 

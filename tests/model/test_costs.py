@@ -8,6 +8,7 @@ from typing import Literal
 
 import pytest
 import torch
+from benchmarks.memory import kept_for_backward, saved_bytes
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,14 +18,11 @@ from mae.config.sizes import model_config
 from mae.model.classifier import Classifier
 from mae.model.costs import (
     HALF,
-    classifier_bytes,
+    activation_bytes,
     count_parameters,
-    kept_bytes,
-    recomputed_bytes,
     step_flops,
 )
 from mae.model.create import create
-from mae.train.measure import kept_for_backward, saved_bytes
 from tests.model.costed import SHAPES, checkpointed, drawn
 
 OBJECTIVE = ObjectiveConfig()
@@ -52,7 +50,8 @@ def test_kept_bytes_are_what_autograd_keeps(
     kept = saved_bytes(create(config), images, noise)
 
     # No tensor of the size of a token sequence is missed or counted twice.
-    assert kept_bytes(config, OBJECTIVE, half=False, on_cpu=True) == pytest.approx(kept, rel=1e-3)
+    found = activation_bytes(config, OBJECTIVE, half=False, on_cpu=True)
+    assert found == (pytest.approx(kept, rel=1e-3), 0)
 
 
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
@@ -70,7 +69,8 @@ def test_kept_bytes_of_half_precision_are_what_autograd_keeps(
     kept = (four - two) / 2
     copies = two - 2 * kept
 
-    assert kept_bytes(config, OBJECTIVE, half=True, on_cpu=True) == pytest.approx(kept, rel=0.1)
+    found = activation_bytes(config, OBJECTIVE, half=True, on_cpu=True).kept
+    assert found == pytest.approx(kept, rel=0.1)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert copies == pytest.approx(HALF * trained, rel=0.1)
 
@@ -88,9 +88,9 @@ def test_kept_bytes_are_the_inputs_of_the_runs_that_are_computed_again(
         for n in (2, 4)
     )
 
-    kept = kept_bytes(config, OBJECTIVE, half=half, on_cpu=True, checkpoint_every=every)
+    found = activation_bytes(config, OBJECTIVE, half=half, on_cpu=True, checkpoint_every=every)
 
-    assert kept == pytest.approx((four - two) / 2, rel=0.02)
+    assert found.kept == pytest.approx((four - two) / 2, rel=0.02)
 
 
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
@@ -99,14 +99,13 @@ def test_one_run_computes_all_of_the_larger_side_again(config: ModelConfig) -> N
     how = {"half": False, "on_cpu": True}
     D, E, T = config.width, config.decoder_width, 1 + config.num_patches
     inputs = 4 * ((1 + OBJECTIVE.num_keep(config.num_patches)) * D + T * E)
-    less = kept_bytes(config, OBJECTIVE, **how) - kept_bytes(
-        config, OBJECTIVE, **how, checkpoint_every=99
-    )
+    whole = activation_bytes(config, OBJECTIVE, **how)
+    segments = [activation_bytes(config, OBJECTIVE, **how, checkpoint_every=n) for n in (1, 2, 99)]
 
-    larger = recomputed_bytes(config, OBJECTIVE, **how, checkpoint_every=99)
+    less, larger = whole.kept - segments[-1].kept, segments[-1].recomputed
 
     assert (less + inputs) / 2 <= larger < less + inputs
-    shorter = [recomputed_bytes(config, OBJECTIVE, **how, checkpoint_every=n) for n in (1, 2, 99)]
+    shorter = [found.recomputed for found in segments]
     assert shorter == sorted(shorter)
 
 
@@ -122,8 +121,8 @@ def test_bytes_of_a_classifier_are_what_autograd_keeps(
     kept = kept_for_backward(model, lambda: model(given).sum()) / len(images)
 
     # Counted with the last norm, which the mean over patches does without.
-    found = classifier_bytes(config, half=False, on_cpu=True)
-    assert 1 <= found / kept < (1.002 if pool == "cls" else 1.06)
+    found = activation_bytes(config, None, half=False, on_cpu=True)
+    assert 1 <= found.kept / kept < (1.002 if pool == "cls" else 1.06)
 
 
 def test_counting_what_a_pass_keeps_keeps_nothing(generator: torch.Generator) -> None:
@@ -152,11 +151,11 @@ def test_counting_what_a_pass_keeps_keeps_nothing(generator: torch.Generator) ->
 def test_attention_kept_off_the_cpu_has_no_table_of_token_pairs() -> None:
     config = SHAPES["vit-ti/4 at 28"]
 
-    less = kept_bytes(config, OBJECTIVE, half=False, on_cpu=True) - kept_bytes(
-        config, OBJECTIVE, half=False, on_cpu=False
+    there, elsewhere = (
+        activation_bytes(config, OBJECTIVE, half=False, on_cpu=on_cpu) for on_cpu in (True, False)
     )
 
-    assert less > 0
+    assert there.kept > elsewhere.kept
 
 
 @pytest.mark.parametrize("every", [None, 1, 2, 99])

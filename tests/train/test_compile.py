@@ -20,7 +20,7 @@ from mae.data.decoding.decode import PixelKind
 from mae.data.sources.source import ArraySource
 from mae.model.create import create
 from mae.train.compile import compiled_loss, is_compiled
-from mae.train.measure import Rehearsal
+from mae.train.measure import StepRecipe
 from mae.train.resolve import batch_plan, new_state
 from mae.train.step import Loss, OptimiserStep, pretraining_loss
 from tests.model.tiny import tiny_config
@@ -61,7 +61,7 @@ def test_losses_and_gradients_are_the_plain_ones() -> None:
     state = new_state(create(CONFIG.model, seed=5), CONFIG)
     names = [*state.model.state_dict()]
 
-    loss = compiled_loss(run, state, PLAN, Rehearsal())
+    loss = compiled_loss(run, state, PLAN, StepRecipe())
 
     assert said == [] and loss is not pretraining_loss
     assert [*state.model.state_dict()] == names

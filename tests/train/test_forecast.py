@@ -19,12 +19,9 @@ from mae.config.run import FitConfig, PretrainConfig
 from mae.data.decoding.decode import PixelKind
 from mae.data.sources.source import ArraySource
 from mae.jobs.pretrain import pretrain
-from mae.model.create import create
 from mae.planning.estimate import hours_in_words
-from mae.train import forecast
-from mae.train.forecast import ADAMW, MUON, say_what_it_takes
-from mae.train.measure import Rehearsal
-from mae.train.resolve import batch_plan
+from mae.train import forecast, measure
+from mae.train.forecast import ADAMW, MUON, log_forecast
 from tests.jobs.kill_storm import CONFIG, pictures
 
 LARGE = ModelConfig(width=48, depth=8, num_heads=4, decoder_width=32, decoder_depth=2,
@@ -40,19 +37,16 @@ def said(
     init: str | None = None,
 ) -> list[str]:
     lines: list[str] = []
-    size = (count, 16, 24, 3)
-    source = ArraySource(np.zeros(size, np.uint8))
-    kind = PixelKind("uint8", 3)
     run: Any = SimpleNamespace(
         config=replace(config, device="cpu"),
-        source=source,
+        source=ArraySource(np.zeros((count, 16, 24, 3), np.uint8)),
+        kind=PixelKind("uint8", 3),
         record={"num_steps": steps, "init": init},
         progress=SimpleNamespace(note=lines.append),
         stop=SimpleNamespace(command=shlex.split(command)),
         rundir=SimpleNamespace(path=Path("runs/in")),
     )
-    plan = batch_plan(run.config, source, kind)
-    say_what_it_takes(run, plan, create(config.model), Rehearsal())
+    log_forecast(run)
     return lines
 
 
@@ -125,7 +119,7 @@ def test_what_is_suggested_takes_the_place_of_what_was_typed(typed: str) -> None
 
 def test_hours_are_measured_where_a_run_is_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(CONFIG, model=LARGE, batch=64, micro_batch=32)
-    monkeypatch.setattr(forecast, "step_seconds", lambda *args, **more: 4.0)
+    monkeypatch.setattr(measure, "step_seconds", lambda *args, **more: 4.0)
 
     lines = said(config, steps=4_000, count=100)
 
@@ -140,7 +134,7 @@ def test_a_long_run_of_a_large_network_is_told_of_a_small_one(
 ) -> None:
     large = ModelConfig(image_size=(224, 224))
     config = replace(CONFIG, model=large, batch=64, micro_batch=32)
-    monkeypatch.setattr(forecast, "step_seconds", lambda *args, **more: 4.0)
+    monkeypatch.setattr(measure, "step_seconds", lambda *args, **more: 4.0)
 
     command = "mae pretrain --data in --image-size 224 224 --steps 40"
     line = said(config, steps=40, count=100, command=command)[-1]
@@ -164,20 +158,20 @@ def test_the_small_network_is_an_option() -> None:
 def test_the_rate_of_a_real_network_is_measured_in_seconds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(forecast, "_SECONDS", 0.01)
-    config = replace(CONFIG, model=LARGE, batch=48, micro_batch=32)
+    monkeypatch.setattr(measure, "QUICK_SECONDS", 0.01)
+    config = replace(CONFIG, model=LARGE, batch=48, micro_batch=32, device="cpu")
     run: Any = SimpleNamespace(
-        record={"num_steps": 4_000}, progress=SimpleNamespace(note=lambda line: None)
+        source=ArraySource(pictures()),
+        kind=PixelKind("uint8", 3),
+        record={"num_steps": 4_000},
+        progress=SimpleNamespace(note=lambda line: None),
     )
-    source, kind = ArraySource(pictures()), PixelKind("uint8", 3)
-    plan = batch_plan(config, source, kind)
-    model = create(LARGE)
 
-    rate = forecast._images_a_second(run, config, plan, model, Rehearsal())
+    rate = forecast._images_per_second(run, config)
 
     assert 0.1 < rate < 1e5
-    short: Any = SimpleNamespace(record={"num_steps": 1})
-    assert math.isnan(forecast._images_a_second(short, CONFIG, plan, model, Rehearsal()))
+    run.record["num_steps"] = 1
+    assert math.isnan(forecast._images_per_second(run, replace(CONFIG, device="cpu")))
 
 
 def test_minutes_are_announced_while_they_are_measured_and_known_after(

@@ -19,8 +19,8 @@ from mae.model.classifier import Classifier
 from mae.model.create import create
 from mae.runs.state import TrainState
 from mae.train import micro_batch as fitting
-from mae.train.measure import Rehearsal
-from mae.train.micro_batch import fits_here, fitting_by_formula, largest_that_fits
+from mae.train.measure import StepRecipe
+from mae.train.micro_batch import fits_here, largest_by_formula, largest_that_fits
 from mae.train.resolve import new_state
 from mae.train.step import OptimiserStep, pretraining_loss
 from tests.jobs.kill_storm import CONFIG, end_state
@@ -57,7 +57,7 @@ def tensors(state: TrainState) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize(
     ("room", "found", "tried"),
-    [(5000, 1024, 1), (300, 256, 3), (1, 1, 11), (0, None, 11)],
+    [(5000, 1024, 1), (300, 256, 3), (1, 1, 11), (0, 0, 11)],
 )
 def test_a_number_is_halved_until_it_fits(room: int, found: int | None, tried: int) -> None:
     asked = list[int]()
@@ -73,7 +73,7 @@ def test_a_number_is_halved_until_it_fits(room: int, found: int | None, tried: i
 @pytest.mark.parametrize("updated", [False, True])
 def test_what_is_tried_leaves_no_trace(*, updated: bool) -> None:
     config = PretrainConfig(model=MODEL, batch=8, device="cpu", optim=OptimConfig(lr=0.1))
-    state, given, how = new_state(create(MODEL), config), stored(8), Rehearsal(crowded)
+    state, given, how = new_state(create(MODEL), config), stored(8), StepRecipe(crowded)
     if updated:
         OptimiserStep(loss=pretraining_loss, config=config, device=CPU)(state, given, lr=0.1)
         state.optimizer.zero_grad()
@@ -90,7 +90,7 @@ def by_formula(config: PretrainConfig | FinetuneConfig, gib: float) -> int:
     model: nn.Module = create(config.model)
     if isinstance(config, FinetuneConfig):
         model = Classifier(create(config.model).encoder, num_classes=4).requires_grad_(True)  # noqa: FBT003
-    return fitting_by_formula(config, model, CPU, memory_bytes=gib * 2**30)
+    return largest_by_formula(replace(config, device="cpu"), model, gib * 2**30)
 
 
 def test_as_many_fit_as_the_memory_takes_and_more_where_less_is_kept() -> None:
@@ -111,14 +111,14 @@ def test_as_many_fit_as_the_memory_takes_and_more_where_less_is_kept() -> None:
 def test_a_micro_batch_that_fits_is_recorded_and_kept_by_a_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(fitting, "fitting_by_formula", lambda *_, memory_bytes: 3)
+    monkeypatch.setattr(fitting, "largest_by_formula", lambda *_: 3)
     assert AUTO.batch == 8
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_after_first_save(patch)
         pretrain(AUTO, data=PICTURES, out=tmp_path / "run")
     assert "micro-batch: 3 fit, 3 passes a step" in capfd.readouterr().err
 
-    monkeypatch.setattr(fitting, "fitting_by_formula", lambda *_, memory_bytes: 100)
+    monkeypatch.setattr(fitting, "largest_by_formula", lambda *_: 100)
     pretrain(AUTO, data=PICTURES, out=tmp_path / "run", quiet=True)
 
     record = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -131,7 +131,7 @@ def test_a_micro_batch_that_fits_is_recorded_and_kept_by_a_resume(
 def test_where_nothing_fits_it_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "free_bytes", lambda device: 1e3)
 
-    with pytest.raises(ConfigError, match="micro_batch: not one picture fits .* on cpu; use"):
+    with pytest.raises(ConfigError, match="micro_batch: not one image fits .* on cpu; use"):
         pretrain(AUTO, data=PICTURES, out=tmp_path, quiet=True)
 
 

@@ -20,7 +20,7 @@ from mae.data.sources.source import ArraySource
 from mae.errors import ConfigError
 from mae.jobs.pretrain import pretrain
 from mae.model.costs import step_flops
-from mae.planning.estimate import Plan
+from mae.planning.estimate import Estimate
 from mae.planning.hardware import this_machine
 from mae.runs.signals import Stopped
 from mae.train import session as running
@@ -114,12 +114,8 @@ def test_other_runs_have_one_part(pictures: ArraySource) -> None:
 
 def test_the_plan_counts_both_parts() -> None:
     small = dataclasses.replace(GROWING.model, image_size=(8, 12))
-    planned = Plan(
-        recipe="growing", config=GROWING, machine=this_machine("cpu"), images=100,
-        images_from="as given", parameters=1, state_bytes=1, rate=1.0, rate_basis="given",
-        rate_note="",
-    )  # fmt: skip
+    estimate = Estimate(GROWING, this_machine("cpu"), 100, parameters=1, frozen=1)
 
-    assert planned.step_flops == round(
+    assert estimate.flops_per_image == round(
         sum(step_flops(m, GROWING.objective) for m in (small, GROWING.model)) / 2
     )

@@ -1,46 +1,33 @@
-"""Benchmark of a run: loader alone, training step alone, and both together."""
+"""Benchmark a run: loader alone, step alone, both together, and what would make it faster."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Iterator
 from pathlib import Path
-from statistics import fmean
-from typing import NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import torch
 
 from mae.config.run import PretrainConfig
-from mae.data.batching.batch import Batch, BatchPlan, training_batch
-from mae.data.batching.loader import MADE_AHEAD, batches, on_device
 from mae.data.sources.open import Data, open_source
-from mae.data.sources.source import Source
+from mae.data.sources.source import ArraySource
 from mae.errors import ConfigError
-from mae.jobs.plan import state_bytes
+from mae.model.costs import count_parameters
 from mae.model.create import create
-from mae.planning.estimate import MEASURED, Plan
-from mae.planning.hardware import choose_device, has_bf16, this_machine, use_threads
+from mae.planning.estimate import Estimate, rate_in_words
+from mae.planning.hardware import choose_device, cores, has_bf16, this_machine, use_threads
 from mae.progress import Progress
-from mae.train.bottleneck import Reading, Verdict, is_in_memory
-from mae.train.measure import (
-    WARM_SECONDS,
-    few_pictures,
-    others_waiting,
-    throw_away_steps,
-    times_a_second,
-)
+from mae.train.measure import Measurement, busy_note, few_images, measure
 from mae.train.resolve import batch_plan, choose_workers, resolve, settle_precision
 from mae.train.session import refuse_in_readers
 from mae.weights.given import Given
 from mae.weights.start_from import follow, require_init
 
-ROUNDS = 2
-"""How often loader and both together are measured in turn; the step alone is measured before the
-first round and after the last, when no reader process runs."""
-_SLICES = 2 * ROUNDS + 2
-_FAR = 10**9  # more batches than any benchmark takes
+WAITS = 0.1
+"""Fraction of the time spent waiting for images above which the loader gets advice."""
+_SHARED = 0.8  # of the throughput without mutual interference
+_KEPT_EDGE = 256 / 224  # short side of a stored image over the edge of its crops, as published
 
 
 def bench_run(
@@ -52,7 +39,7 @@ def bench_run(
     seconds: float = 20.0,
     quiet: bool = False,
     **given: Unpack[Given],
-) -> Verdict:
+) -> BottleneckReport:
     """Measure loader and step of a run, alone and together, and report the bottleneck.
 
     Args:
@@ -80,129 +67,166 @@ def bench_run(
             config = follow(config, init, say=progress.note, **given)
         config, kind = resolve(config, source, say=progress.note)
         config = settle_precision(config, has_bf16=has_bf16(device))
-        few = few_pictures(config, device)
-        plan = batch_plan(few, source, kind)
+        few = few_images(config, device)
         # Chosen as the run would: from the cost of its own batches.
         whole = batch_plan(config, source, kind)
         workers = choose_workers(config, whole, device, say=progress.note)
-        progress.note(f"measuring {few.batch} pictures a step for {seconds:g} s on {device}")
+        progress.note(f"measuring {few.batch} images a step for {seconds:g} s on {device}")
+        plan = batch_plan(few, source, kind)
+        model = create(few.model, objective=few.objective, seed=few.seed)
         try:
-            taken = _measured(few, plan, device, workers=workers, seconds=seconds / _SLICES)
+            measured = measure(few, plan, model, workers=workers, seconds=seconds)
         except torch.OutOfMemoryError as error:
             raise ConfigError(
-                f"micro_batch: {few.fixed_micro_batch or few.batch} pictures a pass do not fit "
-                f"into the memory of {device}; use a smaller --micro-batch (mae plan says the "
-                f"largest)"
+                f"micro_batch: {few.fixed_micro_batch or few.batch} images a pass do not fit into "
+                f"the memory of {device}; use a smaller --micro-batch (mae plan shows the largest)"
             ) from error
-        planned = _planned(config, source, recipe=recipe, rate=taken.both)
-        return Verdict(
-            loader=taken.loader,
-            step=taken.step,
-            both=taken.both,
-            pictures=few.batch,
-            workers=workers,
-            threads=torch.get_num_threads(),
-            reading=taken.reading,
-            planned=planned,
-            largest=planned.largest,
-            in_memory=is_in_memory(source),
-            unreadable=taken.unreadable,
-            others=others_waiting() if device.type == "cpu" else 0.0,
+        counts = count_parameters(config.model)
+        estimate = Estimate(
+            config, this_machine(config.device), len(source), *counts, measured.both, recipe=recipe
+        )
+        return BottleneckReport(estimate, measured, isinstance(source, ArraySource))
+
+
+class BottleneckReport(NamedTuple):
+    """What limits the speed of a run: its loader or its step."""
+
+    estimate: Estimate
+    """The whole run at the rate of both together."""
+    measured: Measurement
+    in_memory: bool
+    """Whether the source holds decoded images in memory."""
+
+    @property
+    def bottleneck(self) -> str:
+        """Name the slower of the two: "loader" or "step"."""
+        return "loader" if self.measured.loader < self.measured.step else "step"
+
+    @property
+    def waiting(self) -> float:
+        """Fraction of the time that the step waits for images, with both running."""
+        return max(0.0, 1 - self.measured.both / self.measured.step)
+
+    @property
+    def readers_needed(self) -> int:
+        """Reader processes needed to keep up with the step."""
+        return math.ceil(self.measured.step * self.measured.reader_seconds_per_image)
+
+    @property
+    def verdict(self) -> str:
+        """The bottleneck in one line."""
+        ratio = self.measured.loader / self.measured.step
+        times = f"{ratio:.2g}" if ratio < 10 else f"{ratio:,.0f}"
+        return (
+            f"the {self.bottleneck} is the bottleneck: the loader makes {times} x the step's rate"
         )
 
+    def advice(self) -> Iterator[str]:
+        """Yield one line for each change that would make the run fit, or faster."""
+        config, largest = self.estimate.config, self.estimate.largest_micro_batch
+        asked = config.fixed_micro_batch or config.batch
+        if not largest:
+            yield "not one image of this network fits into the memory beside its state (formula)"
+        elif asked > largest:
+            yield f"{asked:,} images a pass do not fit (formula): use --micro-batch {largest}"
+        if self.bottleneck == "loader" or self.waiting > WAITS:
+            yield self._loader_advice()
+        if self.bottleneck == "step":
+            yield from self._step_advice(asked, min(largest, config.batch))
+        loader, step, both, *_ = self.measured
+        workers, threads = self.measured.workers, self.measured.threads
+        # Without workers they take turns.
+        alone = min(loader, step) if workers else 1 / (1 / loader + 1 / step)
+        if both < _SHARED * alone:
+            ratio = f"together they make {both / alone:.0%} of the undisturbed rate"
+            yield f"{ratio}: {workers} readers and {threads} threads share {cores()} cores"
 
-class _Taken(NamedTuple):
-    """Rates in images per second, and the cost of reading."""
+    def _loader_advice(self) -> str:
+        measured, needed = self.measured, self.readers_needed
+        spent, busy = measured.reader_seconds_per_image, measured.reader_busy_seconds_per_image
+        takes = f"an image takes a reader {1000 * spent:.3g} ms"
+        if busy < spent / 2 and needed > measured.workers:
+            waits = f"{1000 * (spent - busy):.3g} of them waiting for the source"
+            return f"use --workers {needed}, or mae data pack to a near disk: {takes}, {waits}"
+        wanted = measured.step * busy
+        free = cores() - (measured.threads if self.estimate.machine.device == "cpu" else 1)
+        if wanted > free:
+            use = f"use --workers {free}; " if free > measured.workers else ""
+            short = f"loading needs {wanted:.2g} cores, {max(free, 0)} are free beside the step"
+            return f"{use}{short}{self._cheaper()}"
+        if needed > measured.workers:
+            return f"use --workers {needed}: {takes}"
+        return f"{needed} workers should keep up: mae bench data shows which stage is slow"
 
-    loader: float
-    step: float
-    both: float
-    reading: Reading
-    unreadable: int
+    def _cheaper(self) -> str:
+        config = self.estimate.config
+        assert isinstance(config, PretrainConfig)
+        if self.in_memory:
+            return ""
+        ways = [f"mae data pack --short-side {round(_KEPT_EDGE * max(config.model.image_size))}"]
+        if not config.augment.scaled_decode:
+            ways.append("--augment.scaled-decode")
+        if config.views_per_decode == 1:
+            ways.append("--views-per-decode 2")
+        return f"; cheaper: {' or '.join(ways)}"
 
+    def _step_advice(self, asked: int, most: int) -> Iterator[str]:
+        machine, threads = self.estimate.machine, self.measured.threads
+        if machine.device == "cpu":
+            if threads < cores():
+                yield f"the step has {threads} of {cores()} cores: use --threads {cores()}"
+            return
+        if machine.device == "cuda" and self.estimate.config.precision == "float32":
+            half = "bf16" if machine.has_bf16 else "fp16"
+            peak = machine.peak_flops(half) / machine.peak_flops("float32")
+            known = "" if math.isnan(peak) else f": {peak:.0f} times the peak (data sheet)"
+            yield f"use --precision {half}{known}"
+        if asked < most:
+            yield f"a pass of more images fits (formula): use --micro-batch {most}"
 
-def _measured(
-    few: PretrainConfig, plan: BatchPlan, device: torch.device, *, workers: int, seconds: float
-) -> _Taken:
-    """Measure each part for the given seconds; loader and both together alternate."""
-    bad = set[int]()
+    def rows(self) -> Iterator[tuple[str, ...]]:
+        """Yield the rows of a table, the verdict, the time of the run and advice."""
+        measured, batch, few = (
+            self.measured,
+            self.estimate.config.batch,
+            self.measured.images_per_step,
+        )
+        device, workers = self.estimate.machine.device, measured.workers
+        step = f"steps of {few:,} on {device} in {self.estimate.config.precision}"
+        if device == "cpu":
+            step += f", {measured.threads} threads"
+        notes = {
+            "loader alone": f"{workers} workers" if workers else "the training process reads",
+            "step alone": step,
+            "both together": f"waits for images {self.waiting:.0%} of the time",
+        }
+        yield "", "images/s", "ms an image", ""
+        for (name, note), rate in zip(notes.items(), measured, strict=False):
+            yield name, rate_in_words(rate), f"{1000 / rate:.3g}", note
+        yield ("",)
+        yield (self.verdict,)
+        less = f"; less, as an update weighs more on {few} images" if few < batch else ""
+        yield (f"the whole run here: {self.estimate.time_in_words()}{less}",)
+        yield from ((line,) for line in self.advice())
+        yield from ((line,) for line in busy_note(measured.others_waiting))
+        if measured.unreadable:
+            yield (f"{measured.unreadable} images could not be read; others replaced them",)
 
-    def seen(feed: Iterator[Batch]) -> Iterator[Batch]:
-        for batch in feed:
-            bad.update(picture.id for picture in batch.bad)
-            yield batch
-
-    def finish() -> None:
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-
-    def rate(act: Callable[[int], object], *, rounds_of: int = 1) -> float:
-        def a_round(number: int) -> None:
-            for place in range(rounds_of):
-                act(number * rounds_of + place)
-
-        rounds = times_a_second(a_round, least=2, seconds=seconds, finish=finish)
-        return rounds * rounds_of * few.batch
-
-    reading = _reading(plan, seconds=seconds / 2)
-    with throw_away_steps(few, create(few.model, objective=few.objective, seed=few.seed)) as step:
-        again = next(on_device(iter([training_batch(plan, 0)]), device))
-        times_a_second(lambda n: step(again, n), least=1, seconds=min(seconds, WARM_SECONDS))
-        alone = [rate(lambda n: step(again, n))]
-        loader, both = list[float](), list[float]()
-        feed = batches(plan, start=0, stop=_FAR, workers=workers)
-        # Readers that start together finish together: count whole rounds.
-        readers = max(1, workers)
-        with closing(feed):  # type: ignore[type-var]  # a generator; ends the readers
-            fed = on_device(seen(feed), device)
-            for _ in range(ROUNDS):
-                # Batches made ahead while nothing consumed them would inflate the rate: discard
-                # them. After the loader alone none are left.
-                for _ in range(MADE_AHEAD * workers + (device.type == "cuda")):
-                    next(fed)
-                loader.append(rate(lambda n: next(fed), rounds_of=readers))
-                both.append(rate(lambda n: step(next(fed), n), rounds_of=readers))
-        alone.append(rate(lambda n: step(again, n)))
-    return _Taken(fmean(loader), fmean(alone), fmean(both), reading, len(bad))
-
-
-def _reading(plan: BatchPlan, *, seconds: float) -> Reading:
-    """Time this process making batches, in wall time and in CPU time.
-
-    Time in which other processes had the CPU counts neither as work nor as waiting for the source.
-    """
-    training_batch(plan, 0)  # the first call loads libraries
-    busy, queued, began = time.process_time(), _queued_seconds(), time.perf_counter()
-    done = 0
-    while not done or time.perf_counter() - began < seconds:
-        done += 1
-        training_batch(plan, done)
-    passed = time.perf_counter() - began - (_queued_seconds() - queued)
-    busy = time.process_time() - busy
-    pictures = done * plan.batch
-    return Reading(max(busy, passed) / pictures, busy / pictures)
-
-
-def _queued_seconds() -> float:
-    """Return the seconds this thread was runnable without a CPU; 0 where not recorded."""
-    try:
-        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
-    except (OSError, ValueError, IndexError):
-        return 0.0
-
-
-def _planned(config: PretrainConfig, source: Source, *, recipe: str, rate: float) -> Plan:
-    """Plan the whole run from the measured rate."""
-    trained, state = state_bytes(config)
-    return Plan(
-        recipe=recipe,
-        config=config,
-        machine=this_machine(config.device),
-        images=len(source),
-        images_from="counted",
-        parameters=trained,
-        state_bytes=state,
-        rate=rate,
-        rate_basis=MEASURED,
-        rate_note="loader and step together",
-    )
+    def values(self) -> dict[str, Any]:
+        """Return all values for JSON."""
+        estimate, measured = self.estimate, self.measured._asdict()
+        return {
+            "images_per_second": {k: measured.pop(k) for k in ("loader", "step", "both")},
+            "wall": self.bottleneck,
+            "verdict": self.verdict,
+            "advice": [*self.advice()],
+            "waiting": self.waiting,
+            "readers_needed": self.readers_needed,
+            "cores": cores(),
+            "device": estimate.machine.device,
+            "precision": estimate.config.precision,
+            "batch": estimate.config.batch,
+            "steps": estimate.steps,
+            "hours": estimate.hours,
+            **measured,
+        }

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from mae.config.run import PretrainConfig
-from mae.data.augment.crop import CROP_DRAWS, random_box, resized_crop
+from mae.data.augment.crop import CROP_DRAWS
+from mae.data.augment.decode_and_crop import random_crops
 from mae.data.batching.batch import (
     BatchPlan,
     channels_first,
@@ -30,83 +30,70 @@ from mae.data.sampling.masks import mask_noise
 from mae.data.sources.open import Data, open_source
 from mae.data.sources.source import ArraySource
 from mae.errors import ConfigError
-from mae.planning.hardware import choose_device, cores, one_thread
+from mae.planning.hardware import choose_device, cores, use_threads
 from mae.progress import Progress
 from mae.train.resolve import batch_plan, resolve
 
-GPU_RATES = {"ViT-B/16": 8460, "ViT-L/16": 3980, "ViT-H/14": 1700}
+GPU_RATES = {"ViT-B/16": 8460.0, "ViT-L/16": 3980.0, "ViT-H/14": 1700.0}
 """Estimated training rates of an H100 at half of its bf16 peak: 224 x 224 images per second."""
 
 LEAST_ROUNDS = 2
 TOGETHER = "all together"
 WAITING = ("read", "transfer")
-
-T = TypeVar("T")
-
-
-class Stage(NamedTuple):
-    """Speed of one stage on one core."""
-
-    name: str
-    seconds: float
-    """Per image."""
-
-    @property
-    def rate(self) -> float:
-        """Images per second."""
-        return 1 / self.seconds
+"""Stages that wait for a disk or a device, timed in wall time."""
 
 
 class DataBench(NamedTuple):
     """Speed of data loading on one core."""
 
-    stages: tuple[Stage, ...]
-    whole: Stage
-    """From disk to batch, as the loader does it."""
+    seconds: dict[str, float]
+    """Per image, by stage; `TOGETHER` from disk to batch, as the loader does it."""
     device: str
     asked: dict[str, float]
     """Required images per second, by consumer."""
     unreadable: int
 
     @property
-    def wall(self) -> str:
-        """Name of the slowest stage."""
-        return max(self.stages, key=lambda stage: stage.seconds).name
+    def stages(self) -> list[str]:
+        """Names of the stages, in order."""
+        return [name for name in self.seconds if name != TOGETHER]
 
-    def cores_for(self, rate: float) -> int:
-        """Return the number of cores needed for this many images per second."""
-        return math.ceil(rate / self.whole.rate)
+    @property
+    def bottleneck(self) -> str:
+        """Name of the slowest stage."""
+        return max(self.stages, key=self.seconds.__getitem__)
+
+    def cores_needed(self) -> dict[str, int]:
+        """Return the cores that each consumer needs."""
+        whole = self.seconds[TOGETHER]
+        return {name: math.ceil(rate * whole) for name, rate in self.asked.items()}
 
     def values(self) -> dict[str, Any]:
-        """Return all results for --json."""
-        timed = [*self.stages, self.whole]
+        """Return all results for JSON."""
         return {
-            "images_per_second": {stage.name: stage.rate for stage in timed},
-            "milliseconds": {stage.name: 1000 * stage.seconds for stage in timed},
-            "wall": self.wall,
+            "images_per_second": {name: 1 / spent for name, spent in self.seconds.items()},
+            "milliseconds": {name: 1000 * spent for name, spent in self.seconds.items()},
+            "wall": self.bottleneck,
             "device": self.device,
             "cores": cores(),
-            "cores_needed": {name: self.cores_for(rate) for name, rate in self.asked.items()},
+            "cores_needed": self.cores_needed(),
             "unreadable": self.unreadable,
         }
 
     def rows(self) -> Iterator[tuple[str, ...]]:
         """Return the rows of a table."""
-        total = sum(stage.seconds for stage in self.stages)
-        yield "stage", "ms a picture", "pictures/s of one core", "share"
-        for stage in self.stages:
-            yield _row(stage, f"{stage.seconds / total:.0%}")
-        yield _row(self.whole, "")
+        total = sum(self.seconds[name] for name in self.stages)
+        yield "stage", "ms an image", "images/s of one core", "fraction"
+        for name in (*self.stages, TOGETHER):
+            spent = self.seconds[name]
+            fraction = "" if name == TOGETHER else f"{spent / total:.0%}"
+            yield name, f"{1000 * spent:.3f}", f"{1 / spent:,.0f}", fraction
         yield ("",)
-        yield (f"the wall is {self.wall}; this machine has {cores()} cores",)
-        for name, rate in self.asked.items():
-            yield (f"{rate:,.0f} pictures/s ({name}): {self.cores_for(rate)} cores",)
+        yield (f"the bottleneck is {self.bottleneck}; this machine has {cores()} cores",)
+        for name, count in self.cores_needed().items():
+            yield (f"{self.asked[name]:,.0f} images/s ({name}): {count} cores",)
         if self.unreadable:
-            yield (f"{self.unreadable} pictures could not be read and were left out",)
-
-
-def _row(stage: Stage, share: str) -> tuple[str, ...]:
-    return stage.name, f"{1000 * stage.seconds:.3f}", f"{stage.rate:,.0f}", share
+            yield (f"{self.unreadable} images could not be read and were left out",)
 
 
 def bench_data(
@@ -135,63 +122,48 @@ def bench_data(
     for name, value in (("seconds", seconds), ("images_per_second", images_per_second)):
         if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"{name}: expected a number above 0, got {value}")
-    with Progress(quiet=quiet) as progress, one_thread():
+    with Progress(quiet=quiet) as progress, use_threads(1):
         source = open_source(data, log=progress.note)
         device = choose_device(config.device)
         config, kind = resolve(config, source, say=progress.note)
         plan = batch_plan(config, source, kind)
-        progress.note(f"measuring {plan.batch} pictures at a time for {seconds:g} s on one core")
+        progress.note(f"measuring {plan.batch} images at a time for {seconds:g} s on one core")
         training_batch(plan, 0)  # the first call loads libraries
-        watch, began = _Watch(), time.perf_counter()
-        for number in itertools.count():
-            if number >= 2 * LEAST_ROUNDS and time.perf_counter() - began > seconds:
-                break
-            if number % 2:
-                watch.timed(TOGETHER, partial(training_batch, plan, number))
-            else:
-                _stage_by_stage(plan, number, device, watch)
-    asked = {f"{name} on an H100, an estimate": float(rate) for name, rate in GPU_RATES.items()}
+        spent, unreadable, rounds, began = (
+            defaultdict[str, float](float),
+            set[int](),
+            0,
+            time.perf_counter(),
+        )
+        while rounds < LEAST_ROUNDS or time.perf_counter() - began < seconds:
+            _stage_by_stage(plan, 2 * rounds, device, spent, unreadable)
+            with _timed(spent, TOGETHER):
+                training_batch(plan, 2 * rounds + 1)
+            rounds += 1
+    asked = {f"{name} on an H100, an estimate": rate for name, rate in GPU_RATES.items()}
     if images_per_second is not None:
         asked = {"asked for": images_per_second}
-    rounds = {TOGETHER: number // 2}
-    *stages, whole = (
-        Stage(name, spent / plan.batch / rounds.get(name, number - number // 2))
-        for name, spent in sorted(watch.spent.items(), key=lambda item: item[0] == TOGETHER)
-    )
-    return DataBench(tuple(stages), whole, device.type, asked, len(watch.unreadable))
+    each = {name: total / (rounds * plan.batch) for name, total in spent.items()}
+    return DataBench(each, device.type, asked, len(unreadable))
 
 
-@dataclass(slots=True)
-class _Watch:
-    """Seconds spent in each stage, and the ids of unreadable images."""
-
-    spent: dict[str, float] = field(default_factory=dict)
-    unreadable: set[int] = field(default_factory=set)
-
-    def timed(self, name: str, run: Callable[[], T]) -> T:
-        """Time a call in CPU time, which other load does not change, or in wall time.
-
-        Stages that wait for a disk or a device need wall time.
-        """
-        clock = time.perf_counter if name in WAITING else time.process_time
-        began = clock()
-        result = run()
-        self.spent[name] = self.spent.get(name, 0.0) + clock() - began
-        return result
-
-    def readable(self, ids: Sequence[int], look: Callable[[int], T]) -> dict[int, T]:
-        """Apply `look` to each image and leave out those that cannot be read."""
-        found = {}
-        for index in ids:
-            try:
-                found[index] = look(index)
-            except BadImage:
-                self.unreadable.add(index)
-        return found
+@contextmanager
+def _timed(spent: dict[str, float], name: str) -> Iterator[None]:
+    """Add the CPU time of a block, which other load does not change, or its wall time."""
+    clock = time.perf_counter if name in WAITING else time.process_time
+    began = clock()
+    yield
+    spent[name] += clock() - began
 
 
-def _stage_by_stage(plan: BatchPlan, number: int, device: torch.device, watch: _Watch) -> None:
-    """Make a batch as `training_batch` does, but each stage for all images before the next."""
+def _stage_by_stage(
+    plan: BatchPlan,
+    number: int,
+    device: torch.device,
+    spent: dict[str, float],
+    unreadable: set[int],
+) -> None:
+    """Make a batch as `training_batch` does, each stage on its own."""
     epoch, ids = plan.batch_ids(number)
 
     def draw(stream: Stream, count: int) -> NDArray[np.float32]:
@@ -201,39 +173,32 @@ def _stage_by_stage(plan: BatchPlan, number: int, device: torch.device, watch: _
     images = list[NDArray[Any]]()
     if crops_as_batch(plan):
         # For images in memory the lookup counts as part of cropping.
-        stage = "augment" if isinstance(plan.source, ArraySource) else "read"
-        stored, _ = watch.timed(stage, lambda: read_small_images(plan, epoch, ids, []))
-        images = [*watch.timed("augment", lambda: crop_small_images(plan, stored, draws, flips))]
+        with _timed(spent, "augment" if isinstance(plan.source, ArraySource) else "read"):
+            stored, _ = read_small_images(plan, epoch, ids, [])
+        with _timed(spent, "augment"):
+            images += [*crop_small_images(plan, stored, draws, flips)]
     else:
-        read = watch.timed("read", lambda: watch.readable(ids.tolist(), plan.source.read))
-        look = partial(watch.readable, [*read], lambda i: decode(read[i], kind=plan.kind))
-        pictures = watch.timed("decode", look)
-        places = {index: place for place, index in enumerate(ids.tolist())}
-        for index, picture in pictures.items():
-            cut = partial(_crop, plan, picture, draws[places[index]], flip=flips[places[index]])
-            images.append(watch.timed("augment", cut))
+        how = {"kind": plan.kind, "size": plan.size, "augment": plan.augment}
+        for place, index in enumerate(ids.tolist()):
+            try:
+                with _timed(spent, "read"):
+                    data = plan.source.read(index)
+                with _timed(spent, "decode"):
+                    pixels = decode(data, kind=plan.kind)
+            except BadImage:
+                unreadable.add(index)
+                continue
+            with _timed(spent, "augment"):
+                one = slice(place, place + 1)
+                images += random_crops(pixels, draws[one], flips[one], **how)  # type: ignore[arg-type]
     if not images:
         return
-
-    def collate() -> tuple[torch.Tensor, torch.Tensor]:
+    with _timed(spent, "collate"):
         noise = mask_noise(ids, grid=plan.grid, seed=plan.seed, epoch=epoch)
-        return channels_first(np.stack(images)), noise
-
-    batch = watch.timed("collate", collate)
+        tensors = channels_first(np.stack(images)), noise
     if device.type != "cpu":
-        watch.timed("transfer", lambda: _moved(batch, device))
-
-
-def _crop(
-    plan: BatchPlan, picture: NDArray[Any], draws: NDArray[np.float32], *, flip: np.bool_
-) -> NDArray[Any]:
-    height, width, _ = picture.shape
-    box = random_box(height, width, draws.tolist(), plan.augment)
-    return resized_crop(picture, box, size=plan.size, flip=bool(flip))
-
-
-def _moved(batch: tuple[torch.Tensor, ...], device: torch.device) -> None:
-    pinned = [value.pin_memory() if device.type == "cuda" else value for value in batch]
-    for value in pinned:
-        value.to(device, non_blocking=True)
-    torch.accelerator.synchronize(device)
+        with _timed(spent, "transfer"):
+            for tensor in tensors:
+                pinned = tensor.pin_memory() if device.type == "cuda" else tensor
+                pinned.to(device, non_blocking=True)
+            torch.accelerator.synchronize(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,13 +12,18 @@ import numpy as np
 from PIL import Image
 
 from mae.atomic import write_atomic
+from mae.config.model import IMAGENET_MEAN
 from mae.config.run import PretrainConfig
 from mae.data.audit.quarantine import Moved, require_place, set_aside
-from mae.data.audit.report import DatasetReport, Fault
+from mae.data.audit.report import DatasetReport
+from mae.data.decoding.decode import PixelKind
 from mae.data.sources.open import Data, data_name, open_source
-from mae.data.sources.source import FolderSource, notes_of
-from mae.errors import ConfigError, DataError
+from mae.data.sources.source import FolderSource, Source, notes_of
+from mae.errors import ConfigError, DataError, MaeError
 from mae.evaluation.labelled_data import Labelled, labelled
+from mae.model.costs import count_parameters
+from mae.planning.estimate import LEARNT_STEPS, Estimate, hours_in_words
+from mae.planning.hardware import choose_device, has_bf16, this_machine
 from mae.progress import Progress
 from mae.recipes.catalogue import find_config
 from mae.report.contact_sheet import contact_sheet, thumbnail
@@ -25,7 +31,8 @@ from mae.report.dataset import Section, dataset_page, sections_of
 from mae.report.figures import png_bytes
 from mae.report.reconstruction import evenly
 from mae.report.tables import WIDTH, wrapped
-from mae.train.outlook import Outlook, look_ahead, settle
+from mae.train.measure import with_measured_rate
+from mae.train.resolve import resolve, settle_precision
 
 MOST_SHOWN = 48
 """Number of images on the contact sheet."""
@@ -41,10 +48,10 @@ class Inspected(NamedTuple):
     labels: Labelled | str
     """Training and test part for commands that need labels; or why they would refuse the data."""
     looked_at: int
-    outlook: Outlook | None
-    """What the recipe would do; None where it refuses the data."""
-    refusal: Sequence[str]
-    """Why the recipe refuses the data."""
+    estimate: Estimate | None
+    """Estimate for the recipe; None where it refuses the data."""
+    notes: Sequence[str]
+    """Notes that pre-training would print at its start; without an estimate, why it refuses."""
     max_bad: float
     """Largest fraction of unusable images that the recipe tolerates."""
     moved: Moved | None
@@ -61,29 +68,47 @@ class Inspected(NamedTuple):
         if read := [note for note in notes_of(self.found.source) if note not in notes]:
             yield Section("how it was read", [("note", note) for note in read])
         yield from others
-        refused = [("refused", reason) for reason in self.refusal]
-        median = None
-        if self.found.ids:
-            height, width = np.median(self.found.sizes, axis=0)
-            median = int(height), int(width)
-        rows = refused if self.outlook is None else list(self.outlook.rows(median))
-        share, most = len(self.found.faults) / self.looked_at, self.max_bad
-        if share > most:
-            rows.insert(0, ("stop", f"{share:.0%} cannot be used, more than the {most:.0%} a run "
-                            "bears: mend them, set the broken ones aside with --quarantine, or "
-                            "raise --max-bad"))  # fmt: skip
-        yield Section("what mae pretrain would do", rows)
+        yield Section("what mae pretrain would do", list(self._pretrain_rows()))
         if self.moved is not None:
             moved = [("moved", name) for name in self.moved.moved]
             left = [("left", f"{name}: {why}") for name, why in self.moved.left.items()]
             yield Section("set aside", moved + left or [("moved", "nothing")])
 
+    def _pretrain_rows(self) -> Iterator[tuple[str, str]]:
+        """Yield what pre-training would do, or why it refuses the data."""
+        unusable, most = len(self.found.faults) / self.looked_at, self.max_bad
+        if unusable > most:
+            limit = f"{unusable:.0%} cannot be used, more than --max-bad {most:g}"
+            yield "stop", f"{limit}: mend them, move them with --quarantine, or raise it"
+        if self.estimate is None:
+            yield from (("refused", reason) for reason in self.notes)
+            return
+        config, model = self.estimate.config, self.estimate.config.model
+        (H, W), (low, high) = model.image_size, config.augment.crop_scale
+        usual, dtype = model.pixels.mean == IMAGENET_MEAN, model.pixels.dtype
+        scaling = "ImageNet's" if usual else "measured"
+        yield "pixels", f"{model.channels} x {dtype}; {scaling} mean and std"
+        if usual and dtype == "float32":
+            yield "", "ImageNet's fit values from 0 to 1; for others use --measure-pixels"
+        yield "crops", f"{low:.0%} to {high:.0%} of the area of each image, as {H} x {W}"
+        h, w = np.median(self.found.sizes, axis=0).astype(int).tolist()
+        if h * w < H * W:
+            p = model.patch_size
+            smaller = " ".join(str(max(2, edge // p) * p) for edge in (h, w))
+            yield "", f"the median is {h} x {w}: --image-size {smaller} enlarges fewer"
+        yield from (("", note) for note in self.notes)
+        steps = self.estimate.steps
+        whole = "" if steps is None else f", {steps:,} in all"
+        yield "steps", f"{self.estimate.steps_per_epoch:,} an epoch{whole}"
+        yield "epochs", _epochs_in_words(self.estimate)
+        shown = ("micro-batch", "batch", "memory", "rate", "time")
+        yield from ((name, text) for name, text, _ in self.estimate.rows() if name in shown)
+
     def rows(self) -> Iterator[tuple[str, ...]]:
         """Return the rows of a table."""
         for section in self.sections():
             yield (section.title,)
-            for name, text in section.rows:
-                cells = (name, text)
+            for cells in section.rows:
                 yield from ((f"  {a}", b) for a, b in wrapped(cells, (_NAME, WIDTH - _NAME - 4)))
             yield ("",)
         if self.out is not None:
@@ -95,6 +120,7 @@ class Inspected(NamedTuple):
         sizes = np.array(found.sizes).reshape(-1, 2)
         labels = None if isinstance(self.labels, str) else self.labels
         extremes = [] if not found.ids else [f(sizes, axis=0) for f in (np.min, np.median, np.max)]
+        sums = found.sums if found.ids else None
         return {
             "data": self.name,
             "count": len(found.source),
@@ -109,23 +135,52 @@ class Inspected(NamedTuple):
             "notes": list(notes_of(found.source)),
             "heights": [int(size[0]) for size in extremes],  # min, median, max
             "widths": [int(size[1]) for size in extremes],
-            "mean": None if found.sums is None or not found.ids else found.sums.mean,
-            "std": None if found.sums is None or not found.ids else found.sums.std,
+            "mean": None if sums is None else sums.mean,
+            "std": None if sums is None else sums.std,
             "copies": [[names[place] for place in group] for group in found.copies()],
             "look_alikes": [[names[place] for place in group] for group in found.look_alikes()],
             "nearly_constant": [names[place] for place in found.nearly_constant()],
-            "broken": _named(fault for fault in found.faults if fault.broken),
-            "unfit": _named(fault for fault in found.faults if not fault.broken),
-            "read_with_a_warning": _named(iter(found.warnings)),
-            "pretrain": None if self.outlook is None else self.outlook.values(),
-            "refused": list(self.refusal),
+            "broken": {fault.name: fault.reason for fault in found.faults if fault.broken},
+            "unfit": {fault.name: fault.reason for fault in found.faults if not fault.broken},
+            "read_with_a_warning": {fault.name: fault.reason for fault in found.warnings},
+            "pretrain": None if self.estimate is None else self._pretrain_values(self.estimate),
+            "refused": list(self.notes) if self.estimate is None else [],
             "moved": None if self.moved is None else self.moved._asdict(),
             "out": self.out,
         }
 
+    def _pretrain_values(self, estimate: Estimate) -> dict[str, Any]:
+        config, values, kind = estimate.config, estimate.values(), self.found.kind
+        known = ("batch", "steps", "memory_bytes", "device", "images_per_second", "hours")
+        return {
+            "kind": None if kind is None else kind._asdict(),
+            "mean": config.model.pixels.mean,
+            "std": config.model.pixels.std,
+            "image_size": config.model.image_size,
+            "patch_size": config.model.patch_size,
+            "crop_scale": config.augment.crop_scale,
+            "steps_per_epoch": estimate.steps_per_epoch,
+            "epochs": config.epochs,
+            "sensible_epochs": estimate.sensible_epochs,
+            **{name: values[name] for name in known},
+        }
 
-def _named(faults: Iterator[Fault]) -> dict[str, str]:
-    return {fault.name: fault.reason for fault in faults}
+
+def _epochs_in_words(estimate: Estimate) -> str:
+    """Compare the steps of the run with those in which the demo learnt."""
+    epochs, enough = round(estimate.config.epochs), estimate.sensible_epochs
+    demo = f"the {LEARNT_STEPS:,} steps in which the demo learnt"
+    if enough <= epochs:
+        return f"{epochs:,} make at least {demo}"
+    takes = ""
+    if not math.isnan(estimate.hours):
+        takes = f" (about {hours_in_words(estimate.hours * enough / epochs)})"
+    if enough * estimate.steps_per_epoch >= LEARNT_STEPS:
+        return f"{epochs:,} make fewer than {demo}: use --epochs {enough}{takes}"
+    return (
+        f"few images: even {enough:,} epochs{takes}, the longest of the paper, make fewer than "
+        f"{demo}; use a smaller --batch, or --init"
+    )
 
 
 def inspect_data(
@@ -146,7 +201,7 @@ def inspect_data(
         limit: number of images to inspect, evenly spread; none: all.
         out: .html for the whole report, .png for a contact sheet.
         quarantine: folder to move the broken files to; only for data that are a folder.
-        recipe: recipe whose outlook on the data is reported.
+        recipe: recipe to estimate on the data.
         quiet: show no progress.
 
     Raises:
@@ -161,32 +216,48 @@ def inspect_data(
     if quarantine is not None:
         root = _folder_of(data)
         require_place(root, quarantine)
+    count, notes, estimate = len(source), list[str](), None
     with Progress(quiet=quiet) as progress:
-        settled, notes = settle(config, source)
-        found = DatasetReport(source=source, kind=None if settled is None else settled[1])
-        ids = _sample(len(source), limit)
+        resolved, kind = _resolve(config, source, notes)
+        found = DatasetReport(source=source, kind=kind)
+        most = min(limit or count, count)
+        ids = [place * count // most for place in range(most)]
         shown = set(evenly(ids, MOST_SHOWN)) if out is not None else set()
         thumbnails: list[tuple[str, Image.Image]] = []
-        progress.start(len(ids), label="picture")
+        progress.start(most, label="image")
         for done, index in enumerate(ids, start=1):
             pixels = found.add(index)
             if pixels is not None and index in shown:
                 thumbnails.append((source.name(index), thumbnail(pixels)))
             progress.update(done)
-        outlook = None
-        if settled is not None and found.ids:
-            outlook = look_ahead(*settled, source, notes=notes, say=progress.note)
+        if kind is not None and found.ids:
+            machine, counts = this_machine(resolved.device), count_parameters(resolved.model)
+            estimate = Estimate(resolved, machine, count, *counts)
+            estimate = with_measured_rate(estimate, source, kind, log=progress.note)
     moved = None
     if quarantine is not None and root is not None and isinstance(source, FolderSource):
         broken = [source.path(fault.id) for fault in found.faults if fault.broken]
         moved = set_aside(root, [os.path.relpath(path, root) for path in broken], quarantine)
-    name = data_name(data)
-    refusal = [] if outlook is not None else notes or [f"none of {len(ids):,} can be read"]
-    labels = _labels(data)
-    result = Inspected(name, found, labels, len(ids), outlook, refusal, config.max_bad, moved, out)
+    if not found.ids:
+        notes = notes or [f"none of {most:,} can be read"]
+    result = Inspected(
+        data_name(data), found, _labels(data), most, estimate, notes, config.max_bad, moved, out
+    )
     if out is not None:
         _write(out, result, thumbnails)
     return result
+
+
+def _resolve(
+    config: PretrainConfig, source: Source, notes: list[str]
+) -> tuple[PretrainConfig, PixelKind | None]:
+    """Resolve a recipe as pre-training does; no kind, and the reason as a note, if it refuses."""
+    try:
+        resolved, kind = resolve(config, source, say=notes.append)
+    except MaeError as error:
+        notes[:] = [str(error)]
+        return config, None
+    return settle_precision(resolved, has_bf16=has_bf16(choose_device(config.device))), kind
 
 
 def _labels(data: Data) -> Labelled | str:
@@ -205,17 +276,11 @@ def _folder_of(data: Data) -> Path:
     return folder
 
 
-def _sample(count: int, limit: int | None) -> Sequence[int]:
-    if limit is None or limit >= count:
-        return range(count)
-    return [place * count // limit for place in range(limit)]
-
-
 def _write(out: Path, result: Inspected, thumbnails: Sequence[tuple[str, Image.Image]]) -> None:
     sheet = contact_sheet(thumbnails) if thumbnails else None
     if out.suffix == ".html":
-        write_atomic(out, dataset_page(f"Pictures of {result.name}", sheet, result.sections()))
+        write_atomic(out, dataset_page(f"Images of {result.name}", sheet, result.sections()))
     elif sheet is not None:
         write_atomic(out, png_bytes(sheet))
     else:
-        raise ConfigError(f"out: none of {result.looked_at} pictures can be drawn; see without it")
+        raise ConfigError(f"out: none of {result.looked_at} images can be drawn; run without --out")

@@ -24,7 +24,7 @@ from mae.data.sources.source import Source
 from mae.data.survey import survey
 from mae.errors import ConfigError, DataError
 from mae.evaluation.inputs import tell_unreadable
-from mae.planning.hardware import one_thread
+from mae.planning.hardware import use_threads
 from mae.progress import Progress
 from mae.runs.signals import RunLock
 
@@ -101,7 +101,7 @@ def pack(
         _require_folder(root)
         try:
             root.mkdir(parents=True, exist_ok=True)
-            with RunLock(root / "lock"), one_thread():
+            with RunLock(root / "lock"), use_threads(1):
                 return _pack(source, root, form, shard_bytes, progress)
         except OSError as error:
             raise ConfigError(

@@ -31,7 +31,7 @@ from mae.progress import Progress
 from mae.recipes.catalogue import DEMO
 from mae.report.page import write_report
 from mae.runs.directory import RunDir, read_record
-from mae.train.measure import count_steps, measured_steps, measuring
+from mae.train.measure import count_steps, measuring
 from mae.train.resolve import batch_plan, resolve, settle_precision
 from mae.weights.load import open_model
 
@@ -124,7 +124,7 @@ def _config(minutes: float | None, *, say: Callable[[str], None]) -> PretrainCon
     )
     wanted = count_steps(config, plan, model)
     say(measuring(MOST_MINUTES))
-    possible = measured_steps(config, plan, minutes=MOST_MINUTES, model=model)
+    possible = count_steps(replace(config, minutes=MOST_MINUTES), plan, model)
     if possible >= wanted:
         return DEMO
     say(f"this machine makes {possible:,} of {wanted:,} steps in {MOST_MINUTES:g} minutes")

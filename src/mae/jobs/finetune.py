@@ -40,8 +40,8 @@ from mae.runs.state import TrainState
 from mae.train.compile import compiled_loss
 from mae.train.ema import apply_ema
 from mae.train.finetune_batch import finetune_batch, finetune_batches, soft_target_loss
-from mae.train.measure import Rehearsal
-from mae.train.micro_batch import settle_micro_batch
+from mae.train.measure import StepRecipe
+from mae.train.micro_batch import choose_micro_batch
 from mae.train.resolve import batch_plan, choose_workers, device_of, new_state, pixels_of
 from mae.train.session import (
     RunInProgress,
@@ -307,8 +307,9 @@ def _train(run: RunInProgress, state: TrainState) -> None:
     def prepare(batch: Batch, step: int) -> Batch:
         return finetune_batch(batch, plan, config, step=step, device=device)
 
-    how = Rehearsal(soft_target_loss, prepare)
-    run = settle_micro_batch(run, state, plan, how)
+    how = StepRecipe(soft_target_loss, prepare)
+    fixed = dataclasses.replace(run.config, micro_batch=choose_micro_batch(run, state, plan, how))
+    run = run._replace(config=fixed)
     how = how._replace(loss=compiled_loss(run, state, plan, how))
     num_steps = settle_steps(run, plan, state.model, how)
     workers = choose_workers(config, plan, device, say=run.progress.note)

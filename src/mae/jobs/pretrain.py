@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Unpack
@@ -30,10 +31,10 @@ from mae.runs.signals import RunLock, StopSignal
 from mae.runs.state import TrainState
 from mae.train.compile import compiled_loss
 from mae.train.fit import EveryNSteps
-from mae.train.forecast import say_what_it_takes
-from mae.train.measure import Rehearsal
+from mae.train.forecast import log_forecast
+from mae.train.measure import StepRecipe
 from mae.train.meter import losses, running_mean
-from mae.train.micro_batch import settle_micro_batch
+from mae.train.micro_batch import choose_micro_batch
 from mae.train.resolution_schedule import staged_batches
 from mae.train.resolve import batch_plan, choose_workers, device_of, new_state, resolve
 from mae.train.session import (
@@ -194,15 +195,16 @@ def _run_to_the_end(
 
 
 def _train(run: RunInProgress, state: TrainState) -> None:
-    plan, how = batch_plan(run.config, run.source, run.kind), Rehearsal(pretraining_loss)
-    run = settle_micro_batch(run, state, plan, how)
+    plan, how = batch_plan(run.config, run.source, run.kind), StepRecipe(pretraining_loss)
+    fixed = replace(run.config, micro_batch=choose_micro_batch(run, state, plan, how))
+    run = run._replace(config=fixed)
     how = how._replace(loss=compiled_loss(run, state, plan, how))
     config, device = run.config, device_of(state)
     num_steps, draw = settle_steps(run, plan, state.model, how), _drawing(run, plan)
     workers = choose_workers(config, plan, device, say=run.progress.note)
     if state.step == 0:
         if not run.progress.quiet:  # the forecast measures for a few seconds
-            say_what_it_takes(run, plan, state.model, how)
+            log_forecast(run)
         draw(state)
     feed = staged_batches(config, plan, start=state.step, num_steps=num_steps, workers=workers)
     train_run(

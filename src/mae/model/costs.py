@@ -6,7 +6,7 @@ change with them; tests compare the sums with torch's counts.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from mae.config.model import ModelConfig, hidden_width
 from mae.config.objective import ObjectiveConfig
@@ -75,96 +75,55 @@ def _block_macs(T: int, width: int, *, mlp_ratio: float, first: int = 0) -> int:
     return 3 * T * width**2 + 2 * F * T * width + F * width**2 + mlp
 
 
-def kept_bytes(
+class ActivationBytes(NamedTuple):
+    """Bytes of one image that a forward pass holds for the backward pass."""
+
+    kept: int
+    """From the forward pass on."""
+    recomputed: int
+    """In the largest segment that the backward pass recomputes; 0 without recomputation."""
+
+
+def activation_bytes(
     config: ModelConfig,
-    objective: ObjectiveConfig,
+    objective: ObjectiveConfig | None,
     *,
     half: bool,
     on_cpu: bool,
     checkpoint_every: int | None = None,
-) -> int:
+) -> ActivationBytes:
     """Count the bytes of one image that the forward pass keeps for the backward pass.
 
     Args:
         config: the network.
-        objective: its mask ratio sets the number of visible patches.
+        objective: its mask ratio sets the number of visible patches; None: a classifier, with the
+            encoder's last norm, which exists for pool "cls".
         half: whether the forward runs under autocast to bf16 or fp16; residuals stay float32.
         on_cpu: whether attention of few tokens uses explicit products (`attend`).
         checkpoint_every: blocks of a segment of which only the input is kept (see `Blocks`).
     """
-    D, E, P = config.width, config.decoder_width, config.patch_values
-    K = objective.num_keep(config.num_patches)
-    value, hidden = HALF if half else FLOAT32, config.num_patches - K
-    encoder, decoder = _bytes_by_block(config, objective, value=value, on_cpu=on_cpu)
-    blocks = sum(encoder) + sum(decoder)
-    if checkpoint_every is not None:
-        blocks = _runs(config.depth, checkpoint_every) * (1 + K) * D * FLOAT32
-        T = 1 + config.num_patches
-        blocks += _runs(config.decoder_depth, checkpoint_every) * T * E * FLOAT32
-    norms = _norm_bytes(1 + K, D, value=value) + _norm_bytes(hidden, E, value=value)
-    # The input of the patch projection, and the errors before squaring.
-    return K * P * value + blocks + norms + hidden * P * FLOAT32
-
-
-def classifier_bytes(
-    config: ModelConfig, *, half: bool, on_cpu: bool, checkpoint_every: int | None = None
-) -> int:
-    """Count the bytes of one image that a classifier keeps, including one recomputed segment.
-
-    Args:
-        config: the network; every patch is visible.
-        half: see `kept_bytes`.
-        on_cpu: see `kept_bytes`.
-        checkpoint_every: see `kept_bytes`.
-    """
-    T, value = 1 + config.num_patches, HALF if half else FLOAT32
-    ratio, heads = config.mlp_ratio, config.num_heads
-    block = _block_bytes(T, config.width, heads=heads, mlp_ratio=ratio, value=value, on_cpu=on_cpu)
-    blocks = config.depth * block
-    if checkpoint_every is not None:
-        inputs = _runs(config.depth, checkpoint_every) * T * config.width * FLOAT32
-        blocks = inputs + min(checkpoint_every, config.depth) * block
-    # Includes the encoder's last norm, which exists for pool "cls".
-    norm = _norm_bytes(T, config.width, value=value)
-    return config.num_patches * config.patch_values * value + blocks + norm
-
-
-def recomputed_bytes(
-    config: ModelConfig,
-    objective: ObjectiveConfig,
-    *,
-    half: bool,
-    on_cpu: bool,
-    checkpoint_every: int,
-) -> int:
-    """Count the bytes of one image in the largest segment that the backward pass recomputes.
-
-    Args:
-        config: the network.
-        objective: its mask ratio sets the number of visible patches.
-        half: see `kept_bytes`.
-        on_cpu: see `kept_bytes`.
-        checkpoint_every: blocks of a segment.
-    """
-    sides = _bytes_by_block(config, objective, value=HALF if half else FLOAT32, on_cpu=on_cpu)
-    return max(
-        sum(side[start : start + checkpoint_every])
-        for side in sides
-        for start in range(0, len(side), checkpoint_every)
-    )
-
-
-def _bytes_by_block(
-    config: ModelConfig, objective: ObjectiveConfig, *, value: int, on_cpu: bool
-) -> tuple[list[int], list[int]]:
-    """Count the bytes of one image that each block of encoder and decoder keeps."""
-    T, heads = 1 + config.num_patches, config.decoder_heads
-    K = objective.num_keep(config.num_patches)
+    D, E, L, P = config.width, config.decoder_width, config.num_patches, config.patch_values
+    K = L if objective is None else objective.num_keep(L)
+    value, hidden = HALF if half else FLOAT32, L - K
     given: dict[str, Any] = {"mlp_ratio": config.mlp_ratio, "value": value, "on_cpu": on_cpu}
-    encoder = [_block_bytes(1 + K, config.width, heads=config.num_heads, **given)] * config.depth
-    decoder = [_block_bytes(T, config.decoder_width, heads=heads, **given)]
-    last = _block_bytes(T, config.decoder_width, heads=heads, first=1 + K, **given)
-    return encoder, [*decoder * (config.decoder_depth - 1), last]
+    encoder = [_block_bytes(1 + K, D, heads=config.num_heads, **given)] * config.depth
+    sides = [((1 + K) * D, encoder)]
+    if objective is not None:
+        given["heads"] = config.decoder_heads
+        last = _block_bytes(1 + L, E, first=1 + K, **given)
+        decoder = [_block_bytes(1 + L, E, **given)] * (config.decoder_depth - 1)
+        sides.append(((1 + L) * E, [*decoder, last]))
+    # The input of the patch projection, the last norms, and the errors before squaring.
+    kept = K * P * value + _norm_bytes(1 + K, D, value=value)
+    kept += _norm_bytes(hidden, E, value=value) + hidden * P * FLOAT32
+    if checkpoint_every is None:
+        return ActivationBytes(kept + sum(sum(blocks) for _, blocks in sides), 0)
+    segments = []
+    for values, blocks in sides:
+        starts = range(0, len(blocks), checkpoint_every)
+        kept += len(starts) * values * FLOAT32
+        segments += [sum(blocks[start : start + checkpoint_every]) for start in starts]
+    return ActivationBytes(kept, max(segments))
 
 
 def _norm_bytes(T: int, width: int, *, value: int) -> int:

@@ -1,4 +1,4 @@
-"""Estimate memory, time and data loading cores of a pre-training run.
+"""Estimate memory, arithmetic and time of a run from its configuration.
 
 Each row names its basis: given, counted or from a data sheet; measured; a formula tested against
 the memory and FLOPs that torch reports; or an estimate.
@@ -15,112 +15,104 @@ import numpy as np
 import torch
 
 from mae.config.model import ModelConfig
-from mae.config.run import PretrainConfig
+from mae.config.run import FinetuneConfig, FitConfig, PretrainConfig
 from mae.config.sizes import size_name
-from mae.model.costs import FLOAT32, kept_bytes, recomputed_bytes, step_flops
+from mae.model.costs import FLOAT32, HALF, ActivationBytes, activation_bytes, step_flops
 from mae.planning.hardware import CARDS, Machine
 
 LEFT_FREE = 0.1
 """Fraction of the memory left free for temporary tensors and allocator fragmentation."""
+FRACTION_OF_PEAK = 0.5
+"""Fraction of a GPU's peak that optimised training steps reach."""
 CORE_RATE = 700
 """Images per second that a core reads, decodes and crops (109 kB JPEGs, docs/performance.md)."""
+LEARNT_STEPS = 9_360
+"""Steps after which the demo's features beat raw pixels (docs/log.md)."""
+LONGEST = 1600
+"""Longest training of the paper in epochs (He et al. 2021, Figure 7)."""
 
 GIVEN, SHEET, TESTED, ESTIMATE = "given", "data sheet", "formula, tested", "estimate"
 MEASURED, ELSEWHERE, UNKNOWN = "measured", "measured elsewhere", "not known"
 
+GiB = 2**30
+_PRINTED = (
+    "recipe", "images", "parameters", "state_bytes", "kept_bytes_per_image",
+    "recomputed_bytes_per_image", "largest_micro_batch", "batch_per_rank", "micro_batch",
+    "micro_batches", "memory_bytes", "flops_per_image", "images_per_second", "step_seconds",
+    "steps", "epochs_per_hour", "hours", "loader_cores",
+)  # fmt: skip
 
-class Plan(NamedTuple):
-    """Estimated requirements of a run."""
 
-    recipe: str
-    config: PretrainConfig
+class Estimate(NamedTuple):
+    """Estimated requirements of a run on a machine; figures that are unknown are nan."""
+
+    config: PretrainConfig | FinetuneConfig
     machine: Machine
     images: int
-    images_from: str
     parameters: int
-    state_bytes: int
-    """Per rank: weights, gradients, moments, fixed position tables, half-precision copies."""
-    rate: float
-    """Images per second over all ranks; nan if unknown."""
-    rate_basis: str
-    rate_note: str
+    """Trained parameters."""
+    frozen: int
+    """Frozen parameters and position tables."""
+    measured_rate: float = math.nan
+    """Measured images per second; nan: the rate follows from the machine's peak, if known."""
+    measured_on: str = ""
+    """What was measured."""
+    recipe: str = "custom"
+    images_from: str = "counted"
 
     @property
-    def share(self) -> int:
+    def batch_per_rank(self) -> int:
         """Images per rank and step."""
         return math.ceil(self.config.batch / self.machine.ranks)
 
     @property
-    def kept_bytes(self) -> int:
-        """Activation bytes per image kept for the backward pass."""
-        every = self.config.checkpoint_every
-        model, objective = self.config.model, self.config.objective
-        return kept_bytes(model, objective, **self._arithmetic, checkpoint_every=every)
+    def state_bytes(self) -> int:
+        """Bytes per rank: weights, gradients, moments, average, half-precision copies, tables."""
+        averaged = isinstance(self.config, FinetuneConfig) and self.config.ema is not None
+        # Autocast keeps a copy of each weight until the backward pass is done.
+        each = (5 if averaged else 4) * FLOAT32 + (0 if self.config.half is None else HALF)
+        return each * self.parameters + FLOAT32 * self.frozen
 
     @property
-    def recomputed_bytes(self) -> int:
-        """Bytes per image recomputed at a time in the backward pass; 0 without recomputation."""
-        every = self.config.checkpoint_every
-        if every is None:
-            return 0
-        model, objective = self.config.model, self.config.objective
-        return recomputed_bytes(model, objective, **self._arithmetic, checkpoint_every=every)
-
-    @property
-    def _arithmetic(self) -> dict[str, bool]:
-        half = self.config.half is not None
-        return {"half": half, "on_cpu": self.machine.device == "cpu"}
-
-    @property
-    def step_flops(self) -> int:
-        """FLOPs per image in a step, averaged over the run if the image size grows."""
-        every, objective = self.config.checkpoint_every, self.config.objective
-        parts = stage_models(self.config)
-        return round(
-            sum(share * step_flops(m, objective, checkpoint_every=every) for m, share in parts)
+    def _activations(self) -> ActivationBytes:
+        config = self.config
+        return activation_bytes(
+            config.model,
+            config.objective if isinstance(config, PretrainConfig) else None,
+            half=config.half is not None,
+            on_cpu=self.machine.device == "cpu",
+            checkpoint_every=config.checkpoint_every,
         )
 
     @property
-    def picture_bytes(self) -> int:
-        """Bytes per image in a step: kept and recomputed activations, and normalised pixels."""
-        pixels = _values(self.config.model) * FLOAT32
-        return self.kept_bytes + self.recomputed_bytes + pixels
+    def kept_bytes_per_image(self) -> int:
+        """Activation bytes kept for the backward pass."""
+        return self._activations.kept
+
+    @property
+    def recomputed_bytes_per_image(self) -> int:
+        """Bytes recomputed at a time in the backward pass; 0 without recomputation."""
+        return self._activations.recomputed
+
+    @property
+    def _values(self) -> int:
+        return self.config.model.num_patches * self.config.model.patch_values
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes per image in a forward and backward pass."""
+        pixels = 0 if isinstance(self.config, FinetuneConfig) else self._values * FLOAT32
+        return sum(self._activations) + pixels
 
     @property
     def batch_bytes(self) -> int:
         """Bytes of the batches in the memory of a rank: the current one, and on GPU the next."""
         model = self.config.model
-        stored = (
-            _values(model) * np.dtype(model.pixels.dtype).itemsize + model.num_patches * FLOAT32
-        )
-        return self.share * stored * (2 if self.machine.device == "cuda" else 1)
-
-    @property
-    def largest(self) -> int:
-        """The largest micro-batch that fits; 0 if none does."""
-        return fitting(
-            self.share,
-            memory_bytes=self.machine.memory_bytes,
-            held_bytes=self.state_bytes + self.batch_bytes,
-            picture_bytes=self.picture_bytes,
-            threads=self._threads,
-        )
-
-    @property
-    def micro_batch(self) -> int:
-        """Images per forward pass of a rank: the recipe's, or an even split that fits."""
-        return evenly(self.share, self.config.fixed_micro_batch or self.largest or 1)
-
-    @property
-    def micro_batches(self) -> int:
-        """Forward passes per rank and step."""
-        return math.ceil(self.share / self.micro_batch)
-
-    @property
-    def memory_bytes(self) -> int:
-        """Bytes per rank during a step."""
-        at_once = min(self.share, self.micro_batch * self._threads)
-        return self.state_bytes + self.batch_bytes + at_once * self.picture_bytes
+        each = self._values * np.dtype(model.pixels.dtype).itemsize + model.num_patches * FLOAT32
+        each *= 2 if self.machine.device == "cuda" else 1
+        if isinstance(self.config, FinetuneConfig):  # normalised and mixed before it is split
+            each += 2 * self._values * FLOAT32
+        return self.batch_per_rank * each
 
     @property
     def _threads(self) -> int:
@@ -129,9 +121,50 @@ class Plan(NamedTuple):
         return 1 if one else torch.get_num_threads()
 
     @property
+    def largest_micro_batch(self) -> int:
+        """Images of a pass that fit, with a tenth of the memory left free; 0 if none does."""
+        usable = (1 - LEFT_FREE) * self.machine.memory_bytes - self.state_bytes - self.batch_bytes
+        fit = max(0, int(usable // self.image_bytes))
+        return fit if fit >= self.batch_per_rank else fit // self._threads
+
+    @property
+    def micro_batch(self) -> int:
+        """Images per forward pass of a rank: the recipe's, or an even split that fits."""
+        most = self.config.fixed_micro_batch or self.largest_micro_batch or 1
+        return split_evenly(self.batch_per_rank, most)
+
+    @property
+    def micro_batches(self) -> int:
+        """Forward passes per rank and step."""
+        return math.ceil(self.batch_per_rank / self.micro_batch)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes per rank during a step."""
+        at_once = min(self.batch_per_rank, self.micro_batch * self._threads)
+        return self.state_bytes + self.batch_bytes + at_once * self.image_bytes
+
+    @property
+    def flops_per_image(self) -> int:
+        """FLOPs in a step of pre-training, averaged over the run if the image size grows."""
+        config = self.config
+        assert isinstance(config, PretrainConfig)
+        every, objective = config.checkpoint_every, config.objective
+        parts = stage_models(config)
+        return round(sum(f * step_flops(m, objective, checkpoint_every=every) for m, f in parts))
+
+    @property
+    def images_per_second(self) -> float:
+        """Rate over all ranks: measured, or from the peak."""
+        if not self.largest_micro_batch or not math.isnan(self.measured_rate):
+            return self.measured_rate
+        peak = self.machine.peak_flops(self.config.precision)
+        return self.machine.ranks * FRACTION_OF_PEAK * peak / self.flops_per_image
+
+    @property
     def step_seconds(self) -> float:
         """Seconds per optimizer step."""
-        return self.config.batch / self.rate
+        return self.config.batch / self.images_per_second
 
     @property
     def steps_per_epoch(self) -> int:
@@ -139,27 +172,32 @@ class Plan(NamedTuple):
         return self.images // self.config.batch
 
     @property
-    def num_steps(self) -> int | None:
+    def steps(self) -> int | None:
         """Steps of the run; None if they depend on an unknown rate."""
-        config = self.config
-        if config.steps is not None:
-            return config.steps
-        if config.minutes is None:
-            return max(1, round(config.epochs * self.steps_per_epoch))
-        return None if math.isnan(self.rate) else int(60 * config.minutes / self.step_seconds)
+        return num_steps(self.config, self.steps_per_epoch, self.step_seconds)
+
+    @property
+    def epochs_per_hour(self) -> float:
+        """Epochs per hour."""
+        return 3600 / (self.steps_per_epoch * self.step_seconds)
 
     @property
     def hours(self) -> float:
-        """Hours of the run; nan if unknown."""
-        if self.config.minutes is not None:
-            return self.config.minutes / 60
-        assert self.num_steps is not None
-        return self.num_steps * self.step_seconds / 3600
+        """Hours of the run."""
+        return math.nan if self.steps is None else self.steps * self.step_seconds / 3600
 
     @property
     def loader_cores(self) -> float:
-        """Cores needed to load images at this rate; nan if the rate is unknown."""
-        return self.rate if math.isnan(self.rate) else math.ceil(self.rate / CORE_RATE)
+        """Cores needed to load images at this rate."""
+        rate = self.images_per_second / CORE_RATE
+        return rate if math.isnan(rate) else math.ceil(rate)
+
+    @property
+    def sensible_epochs(self) -> int:
+        """Epochs for at least `LEARNT_STEPS` steps, limited to the paper's longest training."""
+        epochs = round(self.config.epochs)
+        needed = math.ceil(LEARNT_STEPS / self.steps_per_epoch)
+        return min(max(epochs, needed), max(LONGEST, epochs))
 
     def rows(self) -> Iterator[tuple[str, str, str]]:
         """Yield the table rows: name, value, basis."""
@@ -172,127 +210,113 @@ class Plan(NamedTuple):
         name = size_name(width=model.width, depth=model.depth, patch_size=model.patch_size)
         size = "{} x {}".format(*model.image_size)
         yield "recipe", f"{self.recipe}: {name} at {size}, {precision}", GIVEN
-        yield "pictures", f"{self.images:,}, {self.images_from}", GIVEN
-        each = f"{machine.memory_bytes / 2**30:,.3g} GiB"
+        yield "images", f"{self.images:,}, {self.images_from}", GIVEN
+        each = f"{machine.memory_bytes / GiB:,.3g} GiB"
         peak = machine.peak_flops(precision)
         if not math.isnan(peak):
             each += f" and {peak / 1e12:,.4g} TFLOP/s in {precision}"
         count = f"{machine.ranks} x " if machine.ranks > 1 else ""
         yield "machine", f"{count}{machine.name}: {each}", SHEET if machine.elsewhere else MEASURED
         if machine.card is not None:
-            has_bf16 = CARDS[machine.card].has_bf16
-            half = "bf16" if has_bf16 else "fp16"
+            half = "bf16" if CARDS[machine.card].has_bf16 else "fp16"
             if precision == "float32":
-                peak = machine.peak_flops(half) / machine.peak_flops(precision)
-                yield "", f"--precision {half} has {peak:.0f} times the peak", SHEET
-            elif precision == "bf16" and not has_bf16:
+                times = machine.peak_flops(half) / peak
+                yield "", f"--precision {half} has {times:.0f} times the peak", SHEET
+            elif precision == "bf16" and half == "fp16":
                 yield "", f"{machine.name} has no bf16; use --precision fp16", SHEET
 
     def _memory_rows(self) -> Iterator[tuple[str, str, str]]:
-        config, GiB = self.config, 2**30
+        config, largest = self.config, self.largest_micro_batch
         state = f"{self.parameters:,} parameters, gradients and two moments"
         if config.half is not None:
             state += f", {config.precision} copies"
         yield "state", f"{self.state_bytes / GiB:.3g} GiB: {state}", TESTED
-        kept = f"{self.kept_bytes / 2**20:,.4g} MiB kept for the backward pass"
-        if self.recomputed_bytes:
-            kept += f", {self.recomputed_bytes / 2**20:,.4g} MiB computed again at a time"
-        yield "a picture", kept, TESTED
-        if not self.largest:
-            yield "micro-batch", "not one picture fits beside the state and the batch", ESTIMATE
+        kept = f"{self.kept_bytes_per_image / 2**20:,.4g} MiB kept for the backward pass"
+        if self.recomputed_bytes_per_image:
+            kept += f", {self.recomputed_bytes_per_image / 2**20:,.4g} MiB recomputed at a time"
+        yield "an image", kept, TESTED
+        if not largest:
+            yield "micro-batch", "not one image fits beside the state and the batch", ESTIMATE
             return
-        free = f"{self.largest:,} fit, a tenth of the memory left free"
-        yield "micro-batch", free, ESTIMATE
-        ranks = f"{self.share:,} a rank: " if self.machine.ranks > 1 else ""
-        passes = f"{ranks}one pass"
+        yield "micro-batch", f"{largest:,} fit, a tenth of the memory left free", ESTIMATE
+        passes = "one pass"
         if self.micro_batches > 1:
-            passes = f"{ranks}{self.micro_batches:,} passes of {self.micro_batch:,}, accumulated"
+            passes = f"{self.micro_batches:,} passes of {self.micro_batch:,}, accumulated"
             if config.micro_batch is None:
                 passes += f" (add --micro-batch {self.micro_batch})"
-        yield "batch", f"{config.batch:,}, {passes}", GIVEN
-        if config.fixed_micro_batch is not None and self.micro_batch > self.largest:
-            yield "", f"too many: use --micro-batch {self.largest}", ESTIMATE
-        rank = " a rank" if self.machine.ranks > 1 else ""
+        several = self.machine.ranks > 1
+        ranks = f"{self.batch_per_rank:,} a rank: " if several else ""
+        yield "batch", f"{config.batch:,}, {ranks}{passes}", GIVEN
+        if self.micro_batch > largest:
+            yield "", f"too many: use --micro-batch {largest}", ESTIMATE
+        rank = " a rank" if several else ""
         yield "memory", f"{self.memory_bytes / GiB:.3g} GiB{rank}, at least", TESTED
 
     def _time_rows(self) -> Iterator[tuple[str, str, str]]:
-        basis = self.rate_basis
-        work = self.step_flops / 1e9
-        yield "work", f"{work:,.4g} GFLOP a picture, forward and backward", TESTED
-        if math.isnan(self.rate) or not self.largest:
-            yield "time", self.rate_note if self.largest else "none: it does not fit", UNKNOWN
+        work = self.flops_per_image / 1e9
+        yield "work", f"{work:,.4g} GFLOP an image, forward and backward", TESTED
+        if math.isnan(self.images_per_second):
+            add = "add --measure for this machine, or --gpu h100 for another"
+            fits = self.largest_micro_batch > 0
+            yield "time", add if fits else "none: it does not fit", UNKNOWN
             return
-        yield "rate", f"{_few_digits(self.rate)} pictures/s: {self.rate_note}", basis
+        basis, note = MEASURED, self.measured_on
+        if math.isnan(self.measured_rate):
+            basis, note = ESTIMATE, f"{FRACTION_OF_PEAK:.0%} of the peak in {self.config.precision}"
+            if self.machine.ranks > 1:
+                note += ", exchange of gradients not counted"
+        yield "rate", f"{rate_in_words(self.images_per_second)} images/s: {note}", basis
         yield "step", f"{self.step_seconds:.3g} s", basis
-        an_hour = 3600 / (self.steps_per_epoch * self.step_seconds)
-        yield "epochs", f"{an_hour:.3g} an hour", basis
-        assert self.num_steps is not None
-        epochs = self.num_steps / self.steps_per_epoch
-        what = f"{self.num_steps:,} steps, {epochs:,.4g} epochs"
-        yield "time", f"about {hours_in_words(self.hours)}: {what}", basis
+        yield "epochs", f"{self.epochs_per_hour:.3g} an hour", basis
+        yield "time", self.time_in_words(), basis
         cores = f"{self.loader_cores:,.0f} at {CORE_RATE} JPEGs of 109 kB a second and core"
         yield "loader cores", f"{cores}; yours: mae bench data", ELSEWHERE
 
+    def time_in_words(self) -> str:
+        """Return duration, steps and epochs of a run whose rate is known."""
+        assert self.steps is not None
+        epochs = self.steps / self.steps_per_epoch
+        return f"about {hours_in_words(self.hours)}: {self.steps:,} steps, {epochs:,.4g} epochs"
+
     def values(self) -> dict[str, Any]:
-        """Return all values for JSON; None if unknown."""
-        known = not math.isnan(self.rate) and self.largest > 0
-        basis = {name: basis for name, _, basis in self.rows() if name}
+        """Return all values for JSON."""
         return {
-            "recipe": self.recipe,
-            "images": self.images,
             "gpu": self.machine.card,
             "ranks": self.machine.ranks,
             "device": self.machine.device,
             "rank_memory_bytes": self.machine.memory_bytes,
             "precision": self.config.precision,
-            "parameters": self.parameters,
-            "state_bytes": self.state_bytes,
-            "kept_bytes_per_picture": self.kept_bytes,
-            "recomputed_bytes_per_picture": self.recomputed_bytes,
-            "largest_micro_batch": self.largest,
             "batch": self.config.batch,
-            "batch_per_rank": self.share,
-            "micro_batch": self.micro_batch,
-            "micro_batches": self.micro_batches,
-            "memory_bytes": self.memory_bytes,
-            "flops_per_picture": self.step_flops,
-            "images_per_second": self.rate if known else None,
-            "step_seconds": self.step_seconds if known else None,
-            "steps": self.num_steps,
-            "epochs_per_hour": (3600 / self.steps_per_epoch / self.step_seconds if known else None),
-            "hours": self.hours if known else None,
-            "loader_cores": self.loader_cores if known else None,
-            "basis": basis,
+            **{name: getattr(self, name) for name in _PRINTED},
+            "basis": {name: basis for name, _, basis in self.rows() if name},
         }
 
 
-def fitting(
-    share: int, *, memory_bytes: float, held_bytes: int, picture_bytes: int, threads: int
-) -> int:
-    """Return how many images fit into one forward pass, leaving a tenth of the memory free.
+def num_steps(config: FitConfig, steps_per_epoch: int, step_seconds: float) -> int | None:
+    """Return the optimiser steps that --epochs, --steps or --minutes give.
 
     Args:
-        share: images per rank and step.
-        memory_bytes: memory of the rank.
-        held_bytes: bytes of its state and batches.
-        picture_bytes: bytes per image in the pass.
-        threads: micro-batches in memory at the same time, if there are several.
+        config: configuration of the run.
+        steps_per_epoch: full batches per epoch.
+        step_seconds: needed for --minutes; nan if unknown.
+
+    Returns:
+        The number of steps; None if it depends on an unknown rate.
     """
-    usable = (1 - LEFT_FREE) * memory_bytes
-    fit = max(0, int((usable - held_bytes) // picture_bytes))
-    return fit if fit >= share else fit // threads
+    if config.steps is not None:
+        return config.steps
+    if config.minutes is None:
+        return max(1, round(config.epochs * steps_per_epoch))
+    return None if math.isnan(step_seconds) else max(1, int(60 * config.minutes / step_seconds))
 
 
-def evenly(share: int, largest: int) -> int:
-    """Return the micro-batch that splits `share` evenly into the fewest passes of `largest`."""
-    return math.ceil(share / math.ceil(share / largest))
+def split_evenly(batch: int, largest: int) -> int:
+    """Return the micro-batch that splits a batch evenly into the fewest passes of `largest`."""
+    return math.ceil(batch / math.ceil(batch / largest))
 
 
-def _values(model: ModelConfig) -> int:
-    return model.num_patches * model.patch_values
-
-
-def _few_digits(rate: float) -> str:
+def rate_in_words(rate: float) -> str:
+    """Format a rate with three digits or as a whole number."""
     return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 

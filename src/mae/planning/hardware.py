@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -149,18 +149,16 @@ def has_bf16(device: torch.device) -> bool:
 
 @contextmanager
 def use_threads(count: int | None) -> Iterator[None]:
-    """Set the number of torch threads within a block; None keeps the current number."""
+    """Set the number of torch threads within a block; None keeps the current number.
+
+    One thread, to measure one core or to run one worker per core.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def one_thread() -> AbstractContextManager[None]:
-    """Limit torch to one thread, to measure one core or to run one worker per core."""
-    return use_threads(1)
 
 
 def cores() -> int:

@@ -11,14 +11,14 @@ import torch
 from mae.config.run import FitConfig
 from mae.data.batching.batch import Batch, BatchPlan, training_batch
 from mae.runs.state import TrainState
-from mae.train.measure import Rehearsal
+from mae.train.measure import StepRecipe
 from mae.train.resolution_schedule import stages
 from mae.train.resolve import device_of
 from mae.train.session import RunInProgress
 from mae.train.step import Loss, OptimiserStep
 
 
-def compiled_loss(run: RunInProgress, state: TrainState, plan: BatchPlan, how: Rehearsal) -> Loss:
+def compiled_loss(run: RunInProgress, state: TrainState, plan: BatchPlan, how: StepRecipe) -> Loss:
     """Return the loss of a run, compiled if requested and possible.
 
     The loss function is compiled, not the model, so parameter names do not change. The shapes of
@@ -63,7 +63,7 @@ def is_compiled(config: FitConfig, device: torch.device) -> bool:
 
 
 def _parts(
-    config: FitConfig, plan: BatchPlan, how: Rehearsal, device: torch.device
+    config: FitConfig, plan: BatchPlan, how: StepRecipe, device: torch.device
 ) -> Iterator[Batch]:
     """Yield a micro-batch of each micro-batch size and each image size of the run."""
     whole = config.fixed_micro_batch or config.batch

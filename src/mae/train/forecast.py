@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 import shlex
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from torch import nn
-
 from mae.config.run import PretrainConfig
 from mae.config.sizes import model_config
-from mae.data.batching.batch import BatchPlan
-from mae.errors import MaeError
-from mae.model.costs import step_flops
-from mae.planning.estimate import hours_in_words, stage_models
-from mae.train.measure import Rehearsal, few_pictures, step_seconds
+from mae.model.costs import count_parameters, step_flops
+from mae.planning.estimate import Estimate, hours_in_words
+from mae.planning.hardware import this_machine
+from mae.train.measure import with_measured_rate
 from mae.train.session import RunInProgress
 
 SMALL, SMALL_SIZE = "vit-ti/16", 96
 """Network and image size to suggest where a longer run would take more than PATIENCE."""
 PATIENCE = 1.0  # hours
 _WORTH_FLOPS, _WORTH_STEPS = 1e12, 10_000  # of a run: below both, a CPU finishes within a minute
-_STEPS, _SECONDS = 2, 1.0  # to measure the rate, after one step
-_STEP_FLOPS = 1e11  # of each: enough to make the update, once per batch, negligible
 _OVERRIDDEN = {"epochs", "steps", "minutes", "batch", "lr", "optim.lr", "out"}
 _NETWORK = {"model", "image-size", "model.image-size"}
 _OPTION = re.compile(r"-{0,2}([A-Za-z][\w.-]*)(=.*)?", re.DOTALL)
@@ -47,9 +41,7 @@ MUON = Enough(steps=1_562, images=100_000, batch=64, peak_lr=5e-3)
 """2026-11-26, Muon and half of the demo: ahead by 2 points at least."""
 
 
-def say_what_it_takes(
-    run: RunInProgress, plan: BatchPlan, model: nn.Module, how: Rehearsal
-) -> None:
+def log_forecast(run: RunInProgress) -> None:
     """Print steps, images seen and hours, with a suggestion where the run is too short to learn.
 
     On a CPU the rate is measured for a few seconds if the run is long enough; on a GPU the first
@@ -57,15 +49,14 @@ def say_what_it_takes(
     """
     config, num_steps = run.config, run.record["num_steps"]
     assert isinstance(config, PretrainConfig)
-    rate = _images_a_second(run, config, plan, model, how)
-    images = num_steps * config.batch
+    rate, images = _images_per_second(run, config), num_steps * config.batch
     text = f"{num_steps:,} steps of {config.batch:,} see {images:,} images"
     if not math.isnan(rate):
         text += f", in about {hours_in_words(images / rate / 3600)} on this machine"
     run.progress.note(text)
     enough = MUON if config.optim.name == "muon" else ADAMW
-    of_weights = run.record.get("init") is not None  # pre-trained already
-    if of_weights or (num_steps >= enough.steps and images >= enough.images):
+    pretrained = run.record.get("init") is not None
+    if pretrained or (num_steps >= enough.steps and images >= enough.images):
         return
     run.progress.note(
         f"notice: a network learns little in under {enough.steps:,} steps or {enough.images:,} "
@@ -73,27 +64,18 @@ def say_what_it_takes(
     )
 
 
-def _images_a_second(
-    run: RunInProgress, config: PretrainConfig, plan: BatchPlan, model: nn.Module, how: Rehearsal
-) -> float:
+def _images_per_second(run: RunInProgress, config: PretrainConfig) -> float:
     """Return the rate of this machine in images per second; nan where it is not measured."""
-    images: int = run.record["num_steps"] * config.batch
+    num_steps: int = run.record["num_steps"]
     if config.minutes is not None:
-        return images / (60 * config.minutes)
-    device = next(model.parameters()).device
-    parts = stage_models(config)
-    work = images * sum(share * step_flops(m, config.objective) for m, share in parts)
-    worth = work >= _WORTH_FLOPS or run.record["num_steps"] >= _WORTH_STEPS
-    if device.type != "cpu" or not worth:
+        return num_steps * config.batch / (60 * config.minutes)
+    machine, counts = this_machine(config.device), count_parameters(config.model)
+    estimate = Estimate(config, machine, len(run.source), *counts)
+    work = num_steps * config.batch * estimate.flops_per_image
+    if machine.device != "cpu" or (work < _WORTH_FLOPS and num_steps < _WORTH_STEPS):
         return math.nan
-    few = few_pictures(config, device, flops=_STEP_FLOPS)
-    run.progress.note(f"measuring the rate of this machine, {few.batch} images a step ...")
-    few_plan = dataclasses.replace(plan, batch=few.batch)
-    try:
-        seconds = step_seconds(few, few_plan, model, how, warm=0, least=_STEPS, seconds=_SECONDS)
-    except MaeError:  # too many unreadable images in a row: the run itself reports it
-        return math.nan
-    return few.batch / seconds
+    estimate = with_measured_rate(estimate, run.source, run.kind, log=run.progress.note)
+    return estimate.images_per_second
 
 
 def _advice(run: RunInProgress, config: PretrainConfig, enough: Enough, rate: float) -> str:

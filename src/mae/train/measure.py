@@ -1,33 +1,46 @@
-"""Measure the time of training steps and the memory that they keep."""
+"""Time training steps and data loading, on a copy of the model whose updates are discarded."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mae.config.run import FinetuneConfig, PretrainConfig
 from mae.data.batching.batch import Batch, BatchPlan, training_batch
-from mae.model.autoencoder import MaskedAutoencoder
+from mae.data.batching.loader import MADE_AHEAD, batches, on_device
+from mae.data.decoding.decode import PixelKind
+from mae.data.sources.source import Source
+from mae.errors import MaeError
 from mae.model.costs import step_flops
+from mae.model.create import create
+from mae.planning.estimate import Estimate, num_steps
+from mae.planning.hardware import choose_device
 from mae.train.resolution_schedule import Stage, stages
-from mae.train.resolve import device_of, new_state
-from mae.train.schedule import rate_at
+from mae.train.resolve import batch_plan, device_of, new_state
 from mae.train.step import Loss, OptimiserStep, pretraining_loss
 
 RATE_STEPS, RATE_SECONDS = 10, 3.0  # at least both, to measure the rate for --minutes
-WARM_SECONDS = 1.0  # not counted: the first steps allocate memory and fill caches
-_PROBED_FLOPS = 2e10  # of a step measured on a CPU: a fraction of a second
+QUICK_STEPS, QUICK_SECONDS = 3, 1.5  # at least both, for an estimate
+ROUNDS = 2
+"""How often loader and both together are measured in turn; the step alone is measured before the
+first round and after the last, when no reader process runs."""
+_STEP_FLOPS = 5e10  # of a step measured on a CPU: about a second
+_MANY = 10**9  # more batches than any measurement takes
 
 
-class Rehearsal(NamedTuple):
+class StepRecipe(NamedTuple):
     """Loss and batch preparation of a run's step, to measure its time."""
 
     loss: Loss = pretraining_loss
@@ -35,9 +48,31 @@ class Rehearsal(NamedTuple):
     """Transforms the batch of a step before it is split."""
 
 
+class Measurement(NamedTuple):
+    """Measured loader and step of a run, alone and together."""
+
+    loader: float
+    """Images per second."""
+    step: float
+    """Images per second."""
+    both: float
+    """Images per second."""
+    images_per_step: int
+    """On a CPU fewer than a step of the run has."""
+    reader_seconds_per_image: float
+    """Time of one process to read and prepare an image."""
+    reader_busy_seconds_per_image: float
+    """CPU time of the same; the rest is waiting for the source."""
+    workers: int
+    threads: int
+    unreadable: int
+    others_waiting: float
+    """Other runnable threads per core."""
+
+
 def measuring(minutes: float) -> str:
     """Return a note that the rate is being measured, which shows no progress."""
-    least = WARM_SECONDS + RATE_SECONDS
+    least = RATE_SECONDS * 4 / 3
     return f"measuring the rate for {least:g} s or more: how many steps {minutes:g} minutes hold"
 
 
@@ -45,38 +80,54 @@ def count_steps(
     config: PretrainConfig | FinetuneConfig,
     plan: BatchPlan,
     model: nn.Module,
-    how: Rehearsal = Rehearsal(),  # noqa: B008
+    recipe: StepRecipe = StepRecipe(),  # noqa: B008
 ) -> int:
-    """Return the optimiser steps of the run, from --epochs, --steps or --minutes."""
-    if config.steps is not None:
-        return config.steps
-    if config.minutes is not None:
-        return measured_steps(config, plan, minutes=config.minutes, model=model, how=how)
-    return max(1, round(config.epochs * plan.batches_per_epoch))
+    """Return the optimiser steps of the run; with --minutes, measure the rate first."""
+    timed = config.minutes is not None
+    seconds = step_seconds(config, plan, model, recipe) if timed else math.nan
+    steps = num_steps(config, plan.batches_per_epoch, seconds)
+    assert steps is not None
+    return steps
 
 
-def measured_steps(
-    config: PretrainConfig | FinetuneConfig,
-    plan: BatchPlan,
-    *,
-    minutes: float,
-    model: nn.Module,
-    how: Rehearsal = Rehearsal(),  # noqa: B008
-) -> int:
-    """Measure the rate on discarded steps and return the steps that fit into the minutes."""
-    seconds = step_seconds(config, plan, model, how)
-    return max(1, int(minutes * 60 / seconds))
+def with_measured_rate(
+    estimate: Estimate, source: Source, kind: PixelKind, *, log: Callable[[str], None]
+) -> Estimate:
+    """Measure the rate of a pre-training run on this machine, if the run fits.
+
+    If too many images in a row are unreadable, the estimate is returned as it is.
+
+    Args:
+        estimate: of the run on this machine.
+        source: the images.
+        kind: type and channels of the images.
+        log: prints one line for the user.
+    """
+    if not estimate.largest_micro_batch:
+        return estimate
+    config, device = estimate.config, torch.device(estimate.machine.device)
+    assert isinstance(config, PretrainConfig)
+    few = few_images(dataclasses.replace(config, micro_batch=estimate.micro_batch), device)
+    model = create(config.model, objective=config.objective, seed=config.seed)
+    plan, quick = batch_plan(few, source, kind), (QUICK_STEPS, QUICK_SECONDS)
+    log(f"measuring the rate of this machine, {few.batch} images a step ...")
+    try:
+        rate = few.batch / step_seconds(few, plan, model, at_least=quick)
+    except MaeError as error:
+        log(str(error))
+        return estimate
+    on = f"on this machine's {device.type}, steps of {few.batch}"
+    note = "; ".join((on, *busy_note(others_waiting(device))))
+    return estimate._replace(measured_rate=rate, measured_on=note)
 
 
 def step_seconds(
     config: PretrainConfig | FinetuneConfig,
     plan: BatchPlan,
     model: nn.Module,
-    how: Rehearsal = Rehearsal(),  # noqa: B008
+    recipe: StepRecipe = StepRecipe(),  # noqa: B008
     *,
-    warm: float = WARM_SECONDS,
-    least: int = RATE_STEPS,
-    seconds: float = RATE_SECONDS,
+    at_least: tuple[int, float] = (RATE_STEPS, RATE_SECONDS),
 ) -> float:
     """Measure the seconds of a step on discarded steps; the mean over a run's stages.
 
@@ -84,65 +135,139 @@ def step_seconds(
         config: configuration of the run.
         plan: defines the batches.
         model: the model before the run; not changed.
-        how: loss and preparation of a batch.
-        warm: warm-up in seconds, at least one step.
-        least: minimum number of measured steps of each stage.
-        seconds: minimum time of each stage.
+        recipe: loss and preparation of a batch.
+        at_least: measured steps and seconds of each stage, after a warm-up of a third.
     """
-    with throw_away_steps(config, model, how) as step:
+    least, seconds = at_least
+    with discarded_steps(config, model, recipe) as step:
 
         def rate_of(stage: Stage) -> float:
             def take(number: int) -> None:
                 step(training_batch(stage.plan, number), number)
 
-            times_a_second(lambda _: take(0), least=1, seconds=warm)
-            return times_a_second(take, least=least, seconds=seconds)
+            calls_per_second(lambda _: take(0), least=1, seconds=seconds / 3)
+            return calls_per_second(take, least=least, seconds=seconds)
 
         return sum(stage.share / rate_of(stage) for stage in stages(config, plan))
 
 
+def measure(
+    config: PretrainConfig, plan: BatchPlan, model: nn.Module, *, workers: int, seconds: float
+) -> Measurement:
+    """Measure loader and step of a pre-training run, alone and together.
+
+    Args:
+        config: configuration of the run, with the batch of `few_images`.
+        plan: defines the batches.
+        model: the model before the run; not changed.
+        workers: reader processes.
+        seconds: approximate time in seconds.
+    """
+    device, part, bad = choose_device(config.device), seconds / (2 * ROUNDS + 2), set[int]()
+    readers = max(1, workers)
+    reader_seconds, busy_seconds = _reader_seconds(plan, seconds=part / 2)
+
+    def rate(act: Callable[[], object], *, calls: int = 1) -> float:
+        def group(_: int) -> None:
+            for _ in range(calls):
+                act()
+
+        return plan.batch * calls * calls_per_second(group, least=2, seconds=part)
+
+    with discarded_steps(config, model) as step:
+        again = next(on_device(iter([training_batch(plan, 0)]), device))
+        repeat = partial(step, again, 0)
+        calls_per_second(lambda _: repeat(), least=1, seconds=min(part, 1.0))
+        alone, loader, both = [rate(repeat)], list[float](), list[float]()
+        feed = batches(plan, start=0, stop=_MANY, workers=workers)
+        with closing(feed):  # type: ignore[type-var]  # a generator; ends the readers
+            fed = on_device(feed, device)
+
+            def take() -> Batch:
+                batch = next(fed)
+                bad.update(image.id for image in batch.bad)
+                return batch
+
+            for _ in range(ROUNDS):
+                # Drain prefetched batches first; they would inflate the rate. After the loader
+                # alone none are left.
+                for _ in range(MADE_AHEAD * workers + (device.type == "cuda")):
+                    take()
+                # Readers that start together finish together: count whole rounds.
+                loader.append(rate(take, calls=readers))
+                both.append(rate(lambda: step(take(), 0), calls=readers))
+        alone.append(rate(repeat))
+    return Measurement(
+        loader=fmean(loader),
+        step=fmean(alone),
+        both=fmean(both),
+        images_per_step=plan.batch,
+        reader_seconds_per_image=reader_seconds,
+        reader_busy_seconds_per_image=busy_seconds,
+        workers=workers,
+        threads=torch.get_num_threads(),
+        unreadable=len(bad),
+        others_waiting=others_waiting(device),
+    )
+
+
+def _reader_seconds(plan: BatchPlan, *, seconds: float) -> tuple[float, float]:
+    """Time this process making batches: wall time and CPU time per image, in seconds.
+
+    Time in which other processes had the CPU counts neither as work nor as waiting for the source.
+    """
+    training_batch(plan, 0)  # the first call loads libraries
+    busy, queued, began = time.process_time(), _queued_seconds(), time.perf_counter()
+    done = 0
+    while not done or time.perf_counter() - began < seconds:
+        done += 1
+        training_batch(plan, done)
+    passed = time.perf_counter() - began - (_queued_seconds() - queued)
+    busy = time.process_time() - busy
+    return max(busy, passed) / (done * plan.batch), busy / (done * plan.batch)
+
+
+def _queued_seconds() -> float:
+    """Return the seconds this thread was runnable without a CPU; 0 where not recorded."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
 @contextmanager
-def throw_away_steps(
+def discarded_steps(
     config: PretrainConfig | FinetuneConfig,
     model: nn.Module,
-    how: Rehearsal = Rehearsal(),  # noqa: B008
+    recipe: StepRecipe = StepRecipe(),  # noqa: B008
 ) -> Iterator[Callable[[Batch, int], object]]:
     """Yield a function (batch, step number) that runs a training step on a copy of the model."""
-    # A copy: without a warm-up, even the first step changes the weights.
+    # A copy: even at a learning rate of 0, gradients and moments are stored with it.
     state = new_state(copy.deepcopy(model), config)
-    step = OptimiserStep(loss=how.loss, config=config, device=device_of(state))
-    rate = rate_at(0, num_steps=100, config=config, batch=config.batch)
+    step = OptimiserStep(loss=recipe.loss, config=config, device=device_of(state))
     with step.side_by_side():
-        yield lambda batch, number: step(state, how.prepare(batch, number), lr=rate)
+        yield lambda batch, number: step(state, recipe.prepare(batch, number), lr=0.0)
 
 
-def times_a_second(
-    act: Callable[[int], object],
-    *,
-    least: int,
-    seconds: float,
-    finish: Callable[[], object] = lambda: None,
-) -> float:
+def calls_per_second(act: Callable[[int], object], *, least: int, seconds: float) -> float:
     """Call `act` with 0, 1, 2 and so on, and return the calls per second.
 
     Args:
         act: function to time.
         least: minimum number of calls, unless they take more than ten times `seconds`.
         seconds: minimum time.
-        finish: waits for asynchronous work.
     """
     began, done, passed = time.perf_counter(), 0, 0.0
     while (done < least or passed < seconds) and passed <= 10 * seconds:
         act(done)
         done += 1
         passed = time.perf_counter() - began
-    finish()
+    if torch.accelerator.is_available():  # wait for asynchronous work
+        torch.accelerator.synchronize()
     return done / (time.perf_counter() - began)
 
 
-def few_pictures(
-    config: PretrainConfig, device: torch.device, *, flops: float | None = None
-) -> PretrainConfig:
+def few_images(config: PretrainConfig, device: torch.device) -> PretrainConfig:
     """Lower the batch of a measured step: a CPU would take minutes for a large one.
 
     The number of parallel micro-batches stays that of the whole batch.
@@ -150,64 +275,25 @@ def few_pictures(
     Args:
         config: configuration of the run.
         device: any device but a CPU measures the whole batch.
-        flops: upper bound of the operations of a step, of at least two images; none: a default
-            that takes a fraction of a second.
     """
     if device.type != "cpu":
         return config
-    views = config.views_per_decode
-    wanted = max(
-        2, views, int((flops or _PROBED_FLOPS) // step_flops(config.model, config.objective))
-    )
-    pictures = min(config.batch, wanted // views * views)
+    views, flops = config.views_per_decode, step_flops(config.model, config.objective)
+    images = min(config.batch, max(2, views, int(_STEP_FLOPS // flops)) // views * views)
     micro_batch = config.fixed_micro_batch or config.batch
     side_by_side = min(torch.get_num_threads(), -(-config.batch // micro_batch))
-    micro_batch = min(micro_batch, -(-pictures // side_by_side))
-    return dataclasses.replace(config, batch=pictures, micro_batch=micro_batch)
+    micro_batch = min(micro_batch, -(-images // side_by_side))
+    return dataclasses.replace(config, batch=images, micro_batch=micro_batch)
 
 
-def others_waiting() -> float:
-    """Return the number of other runnable threads per processor."""
-    processors = os.cpu_count() or 1
-    return max(0.0, os.getloadavg()[0] - torch.get_num_threads()) / processors
+def others_waiting(device: torch.device) -> float:
+    """Return the number of other runnable threads per core; 0 on a GPU, which they do not use."""
+    if device.type != "cpu":
+        return 0.0
+    return max(0.0, os.getloadavg()[0] - torch.get_num_threads()) / (os.cpu_count() or 1)
 
 
-def saved_bytes(
-    model: MaskedAutoencoder, images: Tensor, noise: Tensor, *, half: bool = False
-) -> float:
-    """Measure the bytes that the forward pass of a training step keeps for the backward pass.
-
-    Args:
-        model: the model, on the CPU; sizes are the same on every device.
-        images: B C H W of the stored type.
-        noise: B L.
-        half: whether to run under autocast to bf16, which also keeps a copy of each weight.
-
-    Returns:
-        Bytes per image, without parameters.
-    """
-
-    def compute() -> Tensor:
-        return model(model.normalize(images), noise=noise).loss  # type: ignore[no-any-return]
-
-    return kept_for_backward(model, compute, half=half) / len(images)
-
-
-def kept_for_backward(
-    model: nn.Module, compute: Callable[[], Tensor], *, half: bool = False
-) -> int:
-    """Measure the bytes that a forward pass keeps for the backward pass, without parameters."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # the tensor itself would keep its own graph alive
-
-    saving = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with saving, torch.autocast("cpu", torch.bfloat16, half):
-        loss = compute()
-    assert loss.grad_fn is not None  # saved tensors are still alive, so addresses are unique
-    return sum(kept.values())
+def busy_note(others: float) -> Iterator[str]:
+    """Yield a note if other threads slowed a measurement down."""
+    if others > 1:
+        yield f"machine busy: load {others:.1f} per core, so this estimate is too slow"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import math
 import os
@@ -10,7 +9,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -18,10 +16,10 @@ from mae.atomic import write_json_atomic
 from mae.config.run import FinetuneConfig, PretrainConfig
 from mae.data.batching.batch import Batch, BatchPlan, training_batch
 from mae.errors import ConfigError
-from mae.model.costs import FLOAT32, HALF, classifier_bytes, kept_bytes, recomputed_bytes
-from mae.planning.estimate import evenly, fitting
+from mae.planning.estimate import Estimate, split_evenly
+from mae.planning.hardware import this_machine
 from mae.runs.state import TrainState
-from mae.train.measure import Rehearsal
+from mae.train.measure import StepRecipe
 from mae.train.resolve import device_of
 from mae.train.session import RunInProgress
 from mae.train.step import OptimiserStep
@@ -29,112 +27,80 @@ from mae.train.step import OptimiserStep
 _CGROUP = Path("/sys/fs/cgroup/memory.max")  # memory limit of a container
 
 
-def settle_micro_batch(
+def choose_micro_batch(
     run: RunInProgress,
     state: TrainState,
     plan: BatchPlan,
-    how: Rehearsal = Rehearsal(),  # noqa: B008
-) -> RunInProgress:
-    """Replace a micro-batch of "auto" by a number and store it in the run's record.
+    recipe: StepRecipe = StepRecipe(),  # noqa: B008
+) -> int | None:
+    """Return the images of one pass of a run; for "auto" as many as fit, kept in its record.
 
     A resumed run uses the same number: another order of summation changes the last bits.
+
+    Returns:
+        The number of images; None for the whole batch.
 
     Raises:
         ConfigError: if not a single image fits.
     """
     config, record = run.config, run.record
     if config.micro_batch != "auto":
-        return run
+        return config.micro_batch
     if "micro_batch" not in record:
-        record["micro_batch"] = _largest(config, state, plan, how)
+        record["micro_batch"] = _largest(config, state, plan, recipe)
         write_json_atomic(run.rundir.record, record)
-    found = record["micro_batch"]
+    found: int = record["micro_batch"]
     passes = math.ceil(config.batch / found)
     run.progress.note(f"micro-batch: {found:,} fit, {passes:,} passes a step")
-    return run._replace(config=dataclasses.replace(config, micro_batch=found))
+    return found
 
 
 def _largest(
-    config: PretrainConfig | FinetuneConfig, state: TrainState, plan: BatchPlan, how: Rehearsal
+    config: PretrainConfig | FinetuneConfig, state: TrainState, plan: BatchPlan, recipe: StepRecipe
 ) -> int:
     device = device_of(state)
-    guess = fitting_by_formula(config, state.model, device, memory_bytes=free_bytes(device))
-    largest: int | None = guess
+    largest = largest_by_formula(config, state.model, free_bytes(device))
     if device.type == "cuda":
-        fits = partial(fits_here, config, state, training_batch(plan, 0), how)
+        fits = partial(fits_here, config, state, training_batch(plan, 0), recipe)
         # Try one image even where the formula says that none fits.
-        largest = largest_that_fits(fits, start=evenly(config.batch, max(1, guess)))
+        largest = largest_that_fits(fits, start=split_evenly(config.batch, max(1, largest)))
     if not largest:
         raise ConfigError(
-            f"micro_batch: not one picture fits beside the network and the batch of "
-            f"{config.batch:,} on {device}; use --checkpoint-every 1, a smaller --batch or another "
-            "network"
+            f"micro_batch: not one image fits beside the network and the batch of {config.batch:,} "
+            f"on {device}; use --checkpoint-every 1, a smaller --batch or another network"
         )
-    return evenly(config.batch, largest)
+    return split_evenly(config.batch, largest)
 
 
-def fitting_by_formula(
-    config: PretrainConfig | FinetuneConfig,
-    model: nn.Module,
-    device: torch.device,
-    *,
-    memory_bytes: float,
+def largest_by_formula(
+    config: PretrainConfig | FinetuneConfig, model: nn.Module, memory_bytes: float
 ) -> int:
-    """Estimate how many images fit into one pass from the shapes of the network; 0: none.
+    """Estimate how many images fit into one pass; 0: none.
 
     Args:
         config: configuration of the run.
-        model: the network; the device already holds at least its weights.
-        device: device of the model.
+        model: the network, for its parameters.
         memory_bytes: memory of the device available to a step.
     """
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    # Weight, gradient, two moments, optional average; and the half-precision copy of the weight.
-    averaged = isinstance(config, FinetuneConfig) and config.ema is not None
-    each = (5 if averaged else 4) * FLOAT32 + (0 if config.half is None else HALF)
-    stored, picture = _picture_bytes(config, on_cpu=device.type == "cpu")
-    return fitting(
-        config.batch,
-        memory_bytes=memory_bytes,
-        held_bytes=trained * each + frozen * FLOAT32 + config.batch * stored,
-        picture_bytes=picture,
-        threads=1 if device.type != "cpu" or config.compile else torch.get_num_threads(),
-    )
+    machine = this_machine(config.device)._replace(memory_bytes=memory_bytes)
+    return Estimate(config, machine, config.batch, trained, frozen).largest_micro_batch
 
 
-def _picture_bytes(config: PretrainConfig | FinetuneConfig, *, on_cpu: bool) -> tuple[int, int]:
-    """Count the bytes of an image stored on the device, and of one in the forward pass."""
-    model, every = config.model, config.checkpoint_every
-    values = model.num_patches * model.patch_values
-    how = {"half": config.half is not None, "on_cpu": on_cpu}
-    # A GPU also holds the next batch.
-    stored = values * np.dtype(model.pixels.dtype).itemsize * (1 if on_cpu else 2)
-    if isinstance(config, FinetuneConfig):
-        # The whole batch is normalised and mixed before it is split.
-        picture = classifier_bytes(model, **how, checkpoint_every=every)
-        return stored + 2 * values * FLOAT32, picture
-    kept = kept_bytes(model, config.objective, **how, checkpoint_every=every) + values * FLOAT32
-    if every:
-        kept += recomputed_bytes(model, config.objective, **how, checkpoint_every=every)
-    return stored, kept
-
-
-def largest_that_fits(fits: Callable[[int], bool], *, start: int) -> int | None:
-    """Halve the number of images until it fits; None if not even one does."""
+def largest_that_fits(fits: Callable[[int], bool], *, start: int) -> int:
+    """Halve the number of images until it fits; 0 if not even one does."""
     count = start
-    while count:
-        if fits(count):
-            return count
+    while count and not fits(count):
         count //= 2
-    return None
+    return count
 
 
 def fits_here(
     config: PretrainConfig | FinetuneConfig,
     state: TrainState,
     stored: Batch,
-    how: Rehearsal,
+    recipe: StepRecipe,
     count: int,
 ) -> bool:
     """Return whether a micro-batch of `count` images fits, by a trial forward and backward pass.
@@ -146,12 +112,11 @@ def fits_here(
         config: configuration of the run.
         state: training state before a step.
         stored: the images of a whole step, on the host.
-        how: loss and preparation of a batch.
+        recipe: loss and preparation of a batch.
         count: images of the micro-batch.
     """
     device, optimizer = device_of(state), state.optimizer
-    plain = dataclasses.replace(config, micro_batch=count)
-    step = OptimiserStep(loss=how.loss, config=plain, device=device)
+    step = OptimiserStep(loss=recipe.loss, config=config, device=device)
     averaged = isinstance(config, FinetuneConfig) and config.ema is not None
     room: list[object] = []
     try:
@@ -159,7 +124,7 @@ def fits_here(
             trained = [p for p in state.model.parameters() if p.requires_grad]
             room += [torch.empty_like(p) for p in trained for _ in range(3 if averaged else 2)]
         room.append(stored.to(device))  # the next batch, copied during the step
-        part = next(how.prepare(stored.to(device), 0).split(count))
+        part = next(recipe.prepare(stored.to(device), 0).split(count))
         for _ in range(2):  # the second time with the gradients of the first
             step.rehearse(state.model, part)
         if device.type == "cuda":

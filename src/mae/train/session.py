@@ -35,7 +35,7 @@ from mae.runs.log import BadFiles, LogWriter, read_rows
 from mae.runs.signals import FINISHING, StopSignal
 from mae.runs.state import TrainState
 from mae.train.fit import EveryNSteps, fit
-from mae.train.measure import Rehearsal, count_steps, measuring
+from mae.train.measure import StepRecipe, count_steps, measuring
 from mae.train.meter import Meter, peak_memory, state_bytes
 from mae.train.resolve import ConfigT, device_of, settle_precision
 from mae.train.schedule import fixed_rate_at, log_every, rate_at
@@ -157,7 +157,7 @@ def require_same_start(opened: OpenedRun, asked: Mapping[str, object], key: str)
         )
 
 
-def settle_steps(run: RunInProgress, plan: BatchPlan, model: nn.Module, how: Rehearsal) -> int:
+def settle_steps(run: RunInProgress, plan: BatchPlan, model: nn.Module, how: StepRecipe) -> int:
     """Return the steps of a run, fixed and recorded when it begins."""
     config, record = run.config, run.record
     if "num_steps" not in record:
