@@ -12,9 +12,14 @@ from typing import Any, NamedTuple
 WIDTH = 100
 """Width of the output, in characters."""
 
-# Format and factor of numbers with a unit, by name.
-_UNITS = {"bytes": ("{:,.1f} MB", 1e-6), "top1": ("{:.2f} %", 100), "top5": ("{:.2f} %", 100),
-          "psnr": ("{:.1f} dB", 1)}  # fmt: skip
+# Format and factor of numbers with a unit, by the last word of their name.
+_UNITS = {
+    "bytes": ("{:,.1f} MB", 1e-6),
+    "psnr": ("{:.1f} dB", 1),
+    "seconds": ("{:.3g} s", 1),
+    "top1": ("{:.2f} %", 100),
+    "top5": ("{:.2f} %", 100),
+}
 
 
 class Report(NamedTuple):
@@ -79,7 +84,9 @@ def _text(value: Any, name: str) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int | float):
-        form, factor = _UNITS.get(name, ("{:,}" if isinstance(value, int) else "{:.4g}", 1))
+        form, factor = _UNITS.get(
+            name.rpartition("_")[2], ("{:,}" if isinstance(value, int) else "{:.4g}", 1)
+        )
         return form.format(value * factor)
     return str(value)
 

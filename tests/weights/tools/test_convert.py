@@ -131,11 +131,11 @@ def test_the_command_prints_what_was_compared(
 ) -> None:
     code = main(["weights", "convert", str(folder), str(tmp_path / "out.pth"), "--to", "facebook"])
 
-    lines = capsys.readouterr().out.splitlines()
+    rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert code == 0
-    assert lines[1].split() == ["equal", "tensors", "50"]
-    # Tokens, predictions and the loss of two pictures of 15 patches: 2 * (16 * 24 + 15 * 32) + 1.
-    assert lines[2].startswith("largest difference  0 over 1,729 values in 63 rows")
+    assert (rows["path"], rows["tensors"]) == (str(tmp_path / "out.pth"), "50")
+    # Tokens, predictions and the loss of two images of 15 patches: 2 * (16 * 24 + 15 * 32) + 1.
+    assert (rows["difference"], rows["values"], rows["outputs"]) == ("0", "1,729", "63")
 
 
 def test_a_classifier_keeps_its_head_names_and_pool(tmp_path: Path) -> None:

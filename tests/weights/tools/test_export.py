@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mae.errors import ConfigError, WeightsError
 from mae.model.autoencoder import MaskedAutoencoder
+from mae.report.tables import plain, value_rows
 from mae.weights.formats.native import save
 from mae.weights.tools import export as exporting
 from mae.weights.tools import export_graph as graph
@@ -101,9 +102,10 @@ def test_what_is_written_says_what_it_is(weights: Path, tmp_path: Path) -> None:
     said = json.loads(session.get_modelmeta().custom_metadata_map["mae"])
     assert (said["part"], said["model"]["pixels"]["std"]) == ("encoder", [0.25, 0.25, 0.25])
     assert [(e.name, e.shape) for e in session.get_inputs()] == [("images", ["batch", 3, 12, 20])]
-    rows = dict(done.rows())
-    assert rows["size"] == f"{(tmp_path / 'e.onnx').stat().st_size / 1e6:,.1f} MB"
-    assert rows["latency of one image"].endswith("threads, CPU)")
+    assert done.bytes == (tmp_path / "e.onnx").stat().st_size
+    rows = dict(value_rows(plain(done)))
+    assert rows["bytes"] == f"{done.bytes / 1e6:,.1f} MB" and rows["seconds"].endswith(" s")
+    assert rows["inputs images"] == "batch 3 12 20" and rows["threads"] == f"{done.threads}"
 
 
 def test_values_too_large_for_one_file_lie_beside_it(

@@ -38,16 +38,6 @@ class Converted(NamedTuple):
     """Number of output rows compared: tokens, predictions, scores, a loss."""
     notes: list[str]
 
-    def rows(self) -> list[tuple[str, str]]:
-        """Return the table rows: name and value."""
-        proof = f"{self.difference:g} over {self.values:,} values in {self.outputs:,} rows"
-        return [
-            ("written", self.path),
-            ("equal tensors", str(self.tensors)),
-            ("largest difference", f"{proof}, same images and mask"),
-            *(("note", note) for note in self.notes),
-        ]
-
 
 def convert(
     src: str | Path,

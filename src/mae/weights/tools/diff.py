@@ -64,13 +64,6 @@ class Difference(NamedTuple):
     assumed: list[str]
     """Networks selected from files with several, and assumptions."""
 
-    def values(self) -> dict[str, object]:
-        """Return the values that --json prints."""
-        named = {
-            name: [t._asdict() for t in getattr(self, name)] for name in ("differing", "outputs")
-        }
-        return self._asdict() | named
-
     def rows(self) -> Iterator[tuple[str, ...]]:
         """Yield the table rows."""
         yield "a", self.a

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -49,21 +48,6 @@ class Exported(NamedTuple):
     """Latency of one image in PyTorch."""
     threads: int
     notes: list[str]
-
-    def rows(self) -> Iterator[tuple[str, str]]:
-        """Yield the table rows."""
-        yield "written", self.path
-        for name, shape in self.inputs.items():
-            yield f"input {name}", f"{' x '.join(map(str, shape))} float32"
-        for name, shape in self.outputs.items():
-            yield f"output {name}", " x ".join(map(str, shape))
-        tries = ", ".join(" x ".join(map(str, shape)) for shape in self.tried)
-        yield "largest difference from PyTorch", f"{self.largest:.1e} over images of {tries}"
-        yield "size", f"{self.bytes / 1e6:,.1f} MB"
-        ours, theirs = (f"{1000 * s:,.1f} ms" for s in (self.eager_seconds, self.seconds))
-        yield "latency of one image", f"{theirs}, PyTorch {ours} ({self.threads} threads, CPU)"
-        for note in self.notes:
-            yield "note", note
 
 
 def export(
