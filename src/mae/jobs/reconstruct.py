@@ -51,13 +51,6 @@ class Reconstructed(NamedTuple):
     about: str
     """What was measured."""
 
-    def rows(self) -> list[tuple[str, str]]:
-        """Return the rows of a table."""
-        drawn = ("reconstructions", f"{self.out}  {len(self.names)} pictures")
-        scores = [(name, f"{psnr:.1f} dB") for name, psnr in self.psnr.items()]
-        bad = [("unreadable", f"{name}: {reason}") for name, reason in self.bad.items()]
-        return [drawn, *scores, ("", self.about), *bad]
-
 
 def reconstruct(
     weights: str | Path,
