@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mae.data.sources.fashion_mnist import fashion_mnist
-from mae.data.sources.list_rows import LISTS, read_rows
+from mae.data.sources.lists import LISTS, read_rows
 from mae.data.sources.open import BUILT_IN, open_source
 from mae.data.sources.pack import is_pack
 from mae.data.sources.source import (

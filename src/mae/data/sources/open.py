@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from mae.data.sources.compressed import refuse_compressed
 from mae.data.sources.fashion_mnist import fashion_mnist
-from mae.data.sources.list_rows import LISTS
-from mae.data.sources.lists import read_list
+from mae.data.sources.lists import LISTS, read_list
 from mae.data.sources.pack import is_pack, open_pack
 from mae.data.sources.source import (
     EXTENSIONS,

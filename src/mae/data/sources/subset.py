@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,27 +14,27 @@ Classes = tuple[tuple[str, ...], NDArray[np.int64]]
 """Class names, and the class number of each image."""
 
 
+@dataclass(frozen=True)
 class _Subset:
-    def __init__(self, source: Source, ids: NDArray[np.int64], classes: Classes | None) -> None:
-        self._source, self._ids, self._own = source, ids, classes
-        self.labels = None if source.labels is None else source.labels[ids]
-        self.class_names = source.class_names
-        if classes is not None:
-            self.class_names, self.labels = classes
+    source: Source
+    ids: NDArray[np.int64]
+    class_names: tuple[str, ...]
+    labels: NDArray[np.int64] | None
+    relabelled: bool
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self.ids)
 
     def read(self, index: int) -> bytes | NDArray[np.generic]:
-        return self._source.read(int(self._ids[index]))
+        return self.source.read(int(self.ids[index]))
 
     def name(self, index: int) -> str:
-        return self._source.name(int(self._ids[index]))
+        return self.source.name(int(self.ids[index]))
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(self._source.fingerprint().encode() + self._ids.tobytes())
-        if self._own is not None:
-            digest.update("\0".join(self._own[0]).encode() + self._own[1].tobytes())
+        digest = hashlib.sha256(self.source.fingerprint().encode() + self.ids.tobytes())
+        if self.relabelled and self.labels is not None:
+            digest.update("\0".join(self.class_names).encode() + self.labels.tobytes())
         return digest.hexdigest()
 
 
@@ -51,8 +52,8 @@ def subset(source: Source, ids: NDArray[np.int64], *, classes: Classes | None = 
     whole = len(ids) == len(source) and np.array_equal(ids, np.arange(len(source)))
     if whole and classes is None:
         return source
+    labels = None if source.labels is None else source.labels[ids]
+    names, labels = (source.class_names, labels) if classes is None else classes
     if isinstance(source, ArraySource):
-        labels = None if source.labels is None else source.labels[ids]
-        names, labels = (source.class_names, labels) if classes is None else classes
         return ArraySource(source.images[ids], labels=labels, class_names=names)
-    return _Subset(source, ids, classes)
+    return _Subset(source, ids, names, labels, relabelled=classes is not None)
