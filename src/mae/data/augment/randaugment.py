@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -70,7 +68,8 @@ def augmented(
     """Apply separately drawn operations to each image: B H W C to a copy of the same shape."""
     transform = _transform(policy, images.shape[1:3])
     changed = np.empty_like(images)
-    with _generators_kept():
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
         for i, image in enumerate(images):
             own = generator(seed, epoch, int(ids[i]), stream=Stream.AUGMENT)
             words = own.integers(2**32, size=4, dtype=np.uint32)
@@ -79,6 +78,9 @@ def augmented(
             pixels = np.ascontiguousarray(image)
             shown = Image.fromarray(pixels[..., 0] if image.shape[2] == 1 else pixels)
             changed[i] = np.asarray(transform(shown)).reshape(image.shape)
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
     return changed
 
 
@@ -110,13 +112,3 @@ def _posterized(
     if bits > 0:
         return posterize(image, bits, **settings)
     return Image.new(image.mode, image.size)
-
-
-@contextmanager
-def _generators_kept() -> Iterator[None]:
-    ours, theirs = random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        random.setstate(ours)
-        np.random.set_state(theirs)

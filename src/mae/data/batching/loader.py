@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import atexit
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ from mae.data.batching.readers import (
 )
 from mae.data.batching.shared_memory import SharedBatchPool
 from mae.errors import MaeError
+
+T = TypeVar("T")
 
 MADE_AHEAD = 2
 """Batches that each reader process may prefetch."""
@@ -121,13 +124,18 @@ def on_device(feed: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
         yield from feed
         return
     side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    copied: tuple[Batch, torch.cuda.Event] | None = None
-    for batch in _pinned(feed, device):
-        before, copied = copied, _copy(batch, device, side)
-        if before is not None:
-            yield _handed_over(*before, device)
-    if copied is not None:
-        yield _handed_over(*copied, device)
+    for batch, copied in _one_ahead(_copy(batch, device, side) for batch in _pinned(feed, device)):
+        yield _handed_over(batch, copied, device)
+
+
+def _one_ahead(items: Iterable[T]) -> Iterator[T]:
+    """Yield each item once the next one is made, which has then been started."""
+    made = deque[T]()
+    for item in items:
+        made.append(item)
+        if len(made) > 1:
+            yield made.popleft()
+    yield from made
 
 
 def _pinned(feed: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
@@ -141,13 +149,8 @@ def _pinned(feed: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
         torch.set_num_threads(1)  # as torch's own loader does; enough for a copy
 
     with ThreadPoolExecutor(1, initializer=begin) as thread:
-        begun: Future[Batch] | None = None
-        for batch in feed:
-            before, begun = begun, thread.submit(batch.each, torch.Tensor.pin_memory)
-            if before is not None:
-                yield before.result()
-        if begun is not None:
-            yield begun.result()
+        for pinned in _one_ahead(thread.submit(b.each, torch.Tensor.pin_memory) for b in feed):
+            yield pinned.result()
 
 
 def _copy(

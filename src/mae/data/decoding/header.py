@@ -11,7 +11,7 @@ import re
 import textwrap
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import BinaryIO, NamedTuple
 
@@ -189,7 +189,6 @@ def _tiff_layout(
         beyond = tiff.beyond_pillow(image)
         if not beyond and not 1 < getattr(image, "n_frames", 1) == channels:
             return None
-        _check_size(image.height, image.width)
     layout = tiff.read_layout(file, channels=channels)
     if not (beyond or layout.pages):
         return None
@@ -284,22 +283,20 @@ def libtiff_heard(file_format: str, warn: Callable[[str], None]) -> Iterator[Non
     if file_format != "TIFF":
         yield
         return
+    failure = None
     with libtiff.messages_caught() as messages:
         try:
             yield
         except Exception as error:
-            if messages:
-                raise BadImage(_told(messages)) from error
-            raise
-    if damage := [line for line in messages if libtiff.in_the_pixels(line)]:
-        raise BadImage(_told(damage))
+            if not messages:
+                raise
+            failure = error
+    if damage := [line for line in messages if failure or libtiff.in_the_pixels(line)]:
+        more = f", and {len(damage) - 1} more" if len(damage) > 1 else ""
+        reason = f"TIFF that cannot be decoded ({printable(damage[0])}{more})"
+        raise BadImage(reason) from failure
     if messages:
         warn(f"TIFF of which a tag is damaged ({printable(messages[0])})")
-
-
-def _told(messages: Sequence[str]) -> str:
-    more = f", and {len(messages) - 1} more" if len(messages) > 1 else ""
-    return f"TIFF that cannot be decoded ({printable(messages[0])}{more})"
 
 
 def image_kind(image: Image.Image) -> PixelKind:

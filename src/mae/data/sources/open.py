@@ -40,18 +40,25 @@ def open_source(data: Data, *, log: Callable[[str], None] | None = None) -> Sour
     Raises:
         DataError: if a path is missing, damaged or holds no images, or `data` has another type.
     """
-    source = _open(data)
+    if isinstance(data, np.ndarray):
+        source: Source = ArraySource(data)
+    elif isinstance(data, str | Path):
+        source = _open_path(data)
+    elif hasattr(data, "read") and hasattr(data, "fingerprint"):
+        source = data
+    else:
+        raise DataError(
+            f"data: got {type(data).__module__}.{type(data).__qualname__}, expected a path, an "
+            "array N H W (C) or a source; for a tensor N C H W give "
+            "tensor.permute(0, 2, 3, 1).numpy()"
+        )
     if log is not None:
         for note in notes_of(source):
             log(f"data: {note}")
     return source
 
 
-def _open(data: Data) -> Source:
-    if isinstance(data, np.ndarray):
-        return ArraySource(data)
-    if not isinstance(data, str | Path):
-        return _checked(data)
+def _open_path(data: str | Path) -> Source:
     path = Path(data).expanduser()
     if data == BUILT_IN and not path.exists():
         return fashion_mnist("train")
@@ -59,11 +66,8 @@ def _open(data: Data) -> Source:
         return open_pack(path)
     if is_tars(path):
         return open_tars(path)
-    return _open_file(path) if path.is_file() else FolderSource(path)
-
-
-def _open_file(path: Path) -> Source:
-    """Open a file other than a tar file by its extension."""
+    if not path.is_file():
+        return FolderSource(path)
     refuse_compressed([path])
     end = path.suffix.lower()
     if end in LISTS:
@@ -76,17 +80,6 @@ def _open_file(path: Path) -> Source:
         f"data: {path} ends in {path.suffix!r}; expected a folder, a list ({' '.join(LISTS)}), a "
         f".tar, or an image ({' '.join(sorted(EXTENSIONS))}). Rename it if it is one of these"
     )
-
-
-def _checked(source: Source) -> Source:
-    """Reject objects that are no source."""
-    if not (hasattr(source, "read") and hasattr(source, "fingerprint")):
-        found = type(source)
-        raise DataError(
-            f"data: got {found.__module__}.{found.__qualname__}, expected a path, an array "
-            "N H W (C) or a source; for a tensor N C H W give tensor.permute(0, 2, 3, 1).numpy()"
-        )
-    return source
 
 
 def data_name(data: Data) -> str:

@@ -72,8 +72,8 @@ class PackSource:
             DataError: if the index is missing, damaged or of another version.
         """
         self._root = os.path.expanduser(root)
-        self._index = Index(Path(self._root, INDEX) if index is None else Path(index))
-        arrays, info = self._index.arrays, self._index.info
+        self.index = Index(Path(self._root, INDEX) if index is None else Path(index))
+        arrays, info = self.index.arrays, self.index.info
         self._offsets, self._lengths = arrays["offsets"], arrays["lengths"]
         self._shards, self._digests = arrays["shards"], arrays.get("sha256")
         self.labels: NDArray[np.int64] | None = arrays.get("labels")
@@ -83,15 +83,10 @@ class PackSource:
         self._open: dict[int, _Shard] = {}
 
     def __reduce__(self) -> tuple[type[PackSource], tuple[str, str]]:
-        return PackSource, (self._root, str(self._index.path))
+        return PackSource, (self._root, str(self.index.path))
 
     def __len__(self) -> int:
-        return len(self._index)
-
-    @property
-    def index(self) -> Index:
-        """The index, for code that adds to the pack."""
-        return self._index
+        return len(self.index)
 
     def read(self, index: int) -> bytes | NDArray[np.generic]:
         """Return the stored file of an image, or its pixels H W C if stored raw.
@@ -137,11 +132,11 @@ class PackSource:
 
     def name(self, index: int) -> str:
         """Return the name of an image."""
-        return self._index.name(index).decode(errors="backslashreplace")
+        return self.index.name(index).decode(errors="backslashreplace")
 
     def fingerprint(self) -> str:
         """Return the digest that identifies these images, stored in the index."""
-        return self._index.fingerprint
+        return self.index.fingerprint
 
     def require_shards(self) -> None:
         """Check that every shard exists and is long enough.
@@ -149,7 +144,7 @@ class PackSource:
         Raises:
             DataError: for the first that does not.
         """
-        for name, size in self._index.info.shards:
+        for name, size in self.index.info.shards:
             path = os.path.join(self._root, name)
             try:
                 found = os.stat(path).st_size
@@ -172,7 +167,7 @@ class PackSource:
         return file
 
     def _shard_name(self, shard: int) -> str:
-        shards = self._index.info.shards
+        shards = self.index.info.shards
         return shards[shard][0] if shard < len(shards) else f"shard {shard}"
 
 

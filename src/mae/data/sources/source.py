@@ -295,9 +295,19 @@ def folder_classes(
     return ((), None) if len(set(tops)) < 2 else numbered(tops)
 
 
-def numbered(classes: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Return the class names, sorted bytewise, and the number of each item's class."""
+def numbered(
+    classes: Sequence[str], *, by_value: bool = False
+) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Return the class names, sorted, and the number of each item's class.
+
+    Args:
+        classes: name of the class of each item.
+        by_value: whether names that are all numbers are sorted by value, 2 before 10, instead of
+            bytewise.
+    """
     names = sorted(set(classes), key=lambda name: name.encode(errors="surrogateescape"))
+    if by_value and all(name.lstrip("-").isdecimal() for name in names):
+        names.sort(key=int)
     numbers = {name: number for number, name in enumerate(names)}
     return tuple(map(printable, names)), np.array([numbers[name] for name in classes], np.int64)
 

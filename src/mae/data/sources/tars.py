@@ -6,10 +6,11 @@ import hashlib
 import json
 import os
 import tarfile
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +20,14 @@ from mae.data.sources.compressed import is_compressed_tar, refuse_compressed, un
 from mae.data.sources.pack import PackSource
 from mae.data.sources.pack_index import Index, IndexInfo, whole, write_index
 from mae.data.sources.source import EXTENSIONS, folder_classes, numbered
-from mae.data.sources.tar_members import Stored, is_hidden, is_image, list_tar, listed
 from mae.errors import ConfigError, DataError
 
 _BESIDE = ".mae-index.safetensors"
 _LABELS = (".cls", ".json")  # extensions of label files of a WebDataset sample
 _LARGEST_LABEL = 2**20  # bytes; the file may also hold a caption
+_LONGEST = 2**32  # bytes; an index stores lengths in 32 bits
+_MOST_LINKS = 40  # followed for one name, as Linux does
+_NAMED = 3  # maximum number of names in a note
 _RULES = 2  # version of the listing rules; an index of another version is rebuilt
 
 
@@ -98,14 +101,13 @@ def open_tars(root: Path) -> PackSource:
         )
     shards = tuple((name, status.st_size) for name, status in stats)
     info = IndexInfo(shards, stamp=stamp, notes=tuple(notes))
-    for place in places:
-        try:
-            _write(place, images, info)
-            return PackSource(folder, place)
-        except ConfigError:
-            if place == places[-1]:
-                raise
-    raise AssertionError("there are two places")
+    place, elsewhere = places
+    try:
+        _write(place, images, info)
+    except ConfigError:
+        place = elsewhere
+        _write(place, images, info)
+    return PackSource(folder, place)
 
 
 def _places(root: Path) -> tuple[Path, Path]:
@@ -123,39 +125,39 @@ def _images(paths: list[Path], *, prefixed: bool) -> tuple[list[_Image], list[st
     for shard, path in enumerate(paths):
         prefix = f"{path.name}/" if prefixed else ""
         try:
-            files, said = list_tar(path)
+            files, said = _list_tar(path)
             labels, broken = _read_labels(path, files)
         except (OSError, tarfile.TarError) as error:
             raise DataError(
                 f"data: {path} cannot be read as tar: {error}; put back a whole copy"
             ) from error
-        images = [name for name in files if is_image(name)]
+        images = [name for name in files if _is_image(name)]
         for name in images:
             shown, label = printable(name), labels.get(_stem(name), labels.get(_key(name)))
             found.append(_Image(prefix + shown, shown, shard, *files[name][:2], label))
         notes += said
         if broken:
-            notes.append(f"{path.name}: {len(broken):,} not JSON: {listed(broken)}")
+            notes.append(f"{path.name}: {len(broken):,} not JSON: {_listed(broken)}")
         if shared := _sharing(images, labels):
             notes.append(
                 f"{path.name}: {len(shared):,} images have no label file of their own name and "
-                f"share that of their key, which ends at the first dot: {listed(shared)}"
+                f"share that of their key, which ends at the first dot: {_listed(shared)}"
             )
     without = [image.name for image in found if image.label is None]
     if 0 < len(without) < len(found):
         count = f"{len(without):,} of {len(found):,} images have no label"
-        notes.append(f"labels: {count}, so those of the others are not used: {listed(without)}")
+        notes.append(f"labels: {count}, so those of the others are not used: {_listed(without)}")
     return sorted(found, key=lambda image: image.name.encode()), notes
 
 
-def _read_labels(path: Path, files: dict[str, Stored]) -> tuple[dict[str, str], list[str]]:
+def _read_labels(path: Path, files: dict[str, _Stored]) -> tuple[dict[str, str], list[str]]:
     """Read labels, keyed by file name without extension, and list files that are not valid JSON."""
     labels: dict[str, str] = {}
     broken: list[str] = []
     with path.open("rb") as file:
         for name, stored in files.items():
             end = os.path.splitext(name)[1].lower()
-            if end not in _LABELS or stored.length > _LARGEST_LABEL or is_hidden(name):
+            if end not in _LABELS or stored.length > _LARGEST_LABEL or _is_hidden(name):
                 continue
             file.seek(stored.offset)
             try:
@@ -198,7 +200,11 @@ def _label(content: bytes, end: str) -> str | None:
 
 
 def _write(place: Path, images: list[_Image], info: IndexInfo) -> None:
-    class_names, labels = _classes(images)
+    given = [image.label for image in images if image.label is not None]
+    if len(given) < len(images):
+        class_names, labels = folder_classes([image.path for image in images])
+    else:
+        class_names, labels = numbered(given, by_value=True)
     names = [image.name.encode() for image in images]
     arrays: dict[str, NDArray[np.generic]] = {
         "name_ends": np.cumsum([len(name) for name in names], dtype="<u8"),
@@ -213,13 +219,147 @@ def _write(place: Path, images: list[_Image], info: IndexInfo) -> None:
     write_index(place, columns, info._replace(class_names=class_names))
 
 
-def _classes(images: list[_Image]) -> tuple[tuple[str, ...], NDArray[np.int64] | None]:
-    given = [image.label for image in images if image.label is not None]
-    if len(given) < len(images):
-        return folder_classes([image.path for image in images])
-    names, labels = numbered(given)
-    if not all(name.lstrip("-").isdecimal() for name in names):
-        return names, labels
-    # Sort numeric names by value: 2 before 10.
-    order = sorted(range(len(names)), key=lambda number: int(names[number]))
-    return tuple(names[number] for number in order), np.argsort(order)[labels]
+class _Stored(NamedTuple):
+    """Byte range of a file in a tar file."""
+
+    offset: int
+    length: int
+    fault: str = ""
+    """Why it cannot be read; "" if it can."""
+
+
+_Folder: TypeAlias = "dict[str, _Stored | str | _Folder]"  # a str is a symbolic link
+
+
+def _list_tar(path: Path) -> tuple[dict[str, _Stored], list[str]]:
+    """List the files of a tar file; links are listed as the files that they resolve to.
+
+    A link to a folder lists the files of that folder, as on a disk. Of several members with the
+    same path the last one is used, as by `tar`. Links that lead to nothing in the tar file, sparse
+    members and members of 4 GiB or more are left out; notes name the images among them.
+
+    Raises:
+        OSError, tarfile.TarError: if it cannot be read as an uncompressed tar file.
+    """
+    root: _Folder = {}
+    repeated: dict[str, None] = {}
+    with tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape") as tar:
+        while (member := tar.next()) is not None:
+            tar.members = []  # type: ignore[attr-defined]  # it would keep all members
+            name = member.name.removeprefix("./")
+            if _add(root, name, member) and _is_image(name):
+                repeated[name] = None
+    files, faults = {}, {}
+    for name, stored in _walk(root):
+        if not stored.fault:
+            files[name] = stored
+        elif _is_image(name) or "." not in os.path.basename(name):  # may have been a folder
+            faults[name] = stored.fault
+    notes = []
+    if faults:
+        named = _listed([f"{name} ({fault})" for name, fault in faults.items()])
+        notes.append(f"{path.name}: {len(faults):,} left out: {named}")
+    if repeated:
+        count = f"{path.name}: {len(repeated):,} in it more than once, the last of each counts"
+        notes.append(f"{count}: {_listed([*repeated])}")
+    return files, notes
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Join the first few names, and count the others."""
+    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def _is_image(name: str) -> bool:
+    """Whether the name of a file is that of an image."""
+    return os.path.splitext(name)[1].lower() in EXTENSIONS and not _is_hidden(name)
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a file is hidden and therefore skipped, as on a disk."""
+    return os.path.basename(name).startswith(".")
+
+
+def _add(root: _Folder, name: str, member: tarfile.TarInfo) -> bool:
+    """Add a member to the tree; return whether it replaces a file or link."""
+    *above, last = [part for part in name.split("/") if part not in ("", ".")] or [""]
+    folder = root
+    for part in above:
+        inner = folder.get(part)
+        if not isinstance(inner, dict):
+            inner = folder[part] = {}
+        folder = inner
+    before = folder.get(last)
+    if member.isdir():
+        if not isinstance(before, dict):
+            folder[last] = {}
+        return False
+    if member.islnk():
+        folder[last] = _linked(root, member.linkname)
+    elif member.issym():
+        folder[last] = member.linkname
+    elif not member.isreg():
+        return False
+    elif member.issparse():
+        folder[last] = _Stored(0, 0, "stored sparse; make the tar without --sparse")
+    elif member.size >= _LONGEST:
+        folder[last] = _Stored(0, 0, f"too large, {member.size:,} bytes")
+    else:
+        folder[last] = _Stored(member.offset_data, member.size)
+    return before is not None
+
+
+def _linked(root: _Folder, name: str) -> _Stored | str:
+    """Resolve a hard link to an earlier member, in its state at that point."""
+    node: _Stored | str | _Folder | None = root
+    for part in name.removeprefix("./").split("/"):
+        node = node.get(part) if isinstance(node, dict) else None
+    missing = _Stored(0, 0, f"a hard link to {name}, which is not before it in the tar")
+    return missing if node is None or isinstance(node, dict) else node
+
+
+def _walk(root: _Folder) -> Iterator[tuple[str, _Stored]]:
+    """Yield every file with its path; do not follow links back to a containing folder."""
+    rest: list[tuple[str, list[_Folder], tuple[_Folder, ...]]] = [("", [root], (root,))]
+    while rest:
+        prefix, trail, above = rest.pop()
+        for name, node in trail[-1].items():
+            found = _follow(trail, name)
+            if found is None:
+                fault = f"a link to {node}, which leads to nothing in the tar file"
+                yield prefix + name, _Stored(0, 0, fault)
+            elif isinstance(found, _Stored):
+                yield prefix + name, found
+            elif all(found[-1] is not folder for folder in above):
+                rest.append((f"{prefix}{name}/", found, (*above, found[-1])))
+
+
+def _follow(trail: list[_Folder], path: str) -> _Stored | list[_Folder] | None:
+    """Look up a path and follow symbolic links.
+
+    Args:
+        trail: the folders from the root to the one that the path is relative to.
+        path: name of an entry, or the target of a link.
+
+    Returns:
+        A file, or the folders from the root to the folder found; None if there is neither.
+    """
+    folders, parts, links = [*trail], deque(path.split("/")), 0
+    while parts:
+        part = parts.popleft()
+        if part == "..":
+            folders.pop()
+            if not folders:
+                return None
+        if part in ("", ".", ".."):
+            continue
+        node = folders[-1].get(part)
+        if isinstance(node, dict):
+            folders.append(node)
+        elif isinstance(node, str) and links < _MOST_LINKS and not node.startswith("/"):
+            links += 1
+            parts.extendleft(reversed(node.split("/")))
+        else:
+            return node if isinstance(node, _Stored) and not parts else None
+    return folders
