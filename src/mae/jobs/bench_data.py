@@ -18,6 +18,7 @@ from mae.data.augment.crop import CROP_DRAWS
 from mae.data.augment.decode_and_crop import random_crops
 from mae.data.batching.batch import (
     BatchPlan,
+    SourceReader,
     channels_first,
     crop_small_images,
     crops_as_batch,
@@ -174,7 +175,7 @@ def _stage_by_stage(
     if crops_as_batch(plan):
         # For images in memory the lookup counts as part of cropping.
         with _timed(spent, "augment" if isinstance(plan.source, ArraySource) else "read"):
-            stored, _ = read_small_images(plan, epoch, ids, [])
+            stored, _ = read_small_images(plan, epoch, ids, SourceReader(plan.source))
         with _timed(spent, "augment"):
             images += [*crop_small_images(plan, stored, draws, flips)]
     else:

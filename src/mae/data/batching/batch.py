@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -27,13 +27,10 @@ from mae.data.sources.pack import Form, PackSource
 from mae.data.sources.source import ArraySource, Source
 from mae.errors import DataError
 
+T = TypeVar("T")
 
-class View(Protocol):
-    """A function that makes the evaluation view of an image."""
-
-    def __call__(self, image: NDArray[Any], *, size: tuple[int, int]) -> NDArray[Any]:
-        """Return the view h w C of an image H W C, of the same type."""
-
+View = Callable[..., NDArray[Any]]
+"""Makes the view h w C of an image H W C for evaluation, by `view(image, size=(h, w))`."""
 
 _REPLACEMENTS = 100  # candidates tried in place of a broken image
 _SMALL = 32  # pixels; larger images are cropped faster one by one (measured, 3 channels)
@@ -47,12 +44,26 @@ class Bad(NamedTuple):
     reason: str
 
 
-class Found(NamedTuple):
-    """Damage found in the files of a batch while it is made."""
+class SourceReader:
+    """Reads images of a source and records the damage in their files."""
 
-    bad: list[Bad]
-    warned: list[Bad]
-    """Images that were read although their file is damaged as the reason says."""
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.bad: list[Bad] = []
+        self.warned: list[Bad] = []
+        """Images that were read although their file is damaged as the reason says."""
+
+    def read(self, index: int, use: Callable[..., T]) -> T | None:
+        """Return `use(stored image, warn=)`; None if the image cannot be read."""
+        name = self.source.name
+        try:
+            return use(
+                self.source.read(index),
+                warn=lambda text: self.warned.append(Bad(index, name(index), text)),
+            )
+        except BadImage as error:
+            self.bad.append(Bad(index, name(index), str(error)))
+            return None
 
 
 class Batch(NamedTuple):
@@ -152,12 +163,12 @@ def training_batch(plan: BatchPlan, step: int, *, room: NDArray[Any] | None = No
 
     flips = draw(Stream.FLIP, 1)[:, 0] < plan.augment.flip
     crops = draw(Stream.CROP, CROP_DRAWS)
-    found = Found([], [])
+    reader = SourceReader(plan.source)
     if crops_as_batch(plan):
-        images, shown = read_small_images(plan, first, ids, found.bad)
+        images, shown = read_small_images(plan, first, ids, reader)
         images = crop_small_images(plan, images, crops, flips)
     else:
-        images, shown = _read_crops(plan, first, ids, crops, flips, found, room)
+        images, shown = _read_crops(plan, first, ids, crops, flips, reader, room)
     if plan.policy is not None:
         images = augmented(images, plan.policy, ids, seed=plan.seed, epoch=first)
     if room is not None and images is not room:
@@ -170,9 +181,9 @@ def training_batch(plan: BatchPlan, step: int, *, room: NDArray[Any] | None = No
         torch.cat([mask_noise(ids, grid=plan.grid, seed=plan.seed, epoch=e) for e in epochs]),
         torch.from_numpy(np.tile(ids, len(epochs))),
         torch.from_numpy(np.tile(shown_labels, len(epochs))),
-        tuple(found.bad),
+        tuple(reader.bad),
         torch.from_numpy(draw(Stream.DROP, plan.num_drops)) if plan.num_drops else None,
-        warned=tuple(found.warned),
+        warned=tuple(reader.warned),
     )
 
 
@@ -182,7 +193,7 @@ def _read_crops(
     ids: NDArray[np.int64],
     draws: NDArray[np.float32],
     flips: NDArray[np.bool_],
-    found: Found,
+    reader: SourceReader,
     room: NDArray[Any] | None,
 ) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Read images one by one, so that only one decoded image is in memory.
@@ -198,7 +209,7 @@ def _read_crops(
     for place, index in enumerate(ids.tolist()):
         views = slice(place, None, len(ids))
         cut = partial(how, draws=draws[views], flips=flips[views])
-        crops, shown[place] = _read_or_replace(plan, epoch, index, cut, found)
+        crops, shown[place] = _read_or_replace(plan, epoch, index, cut, reader)
         for view, crop in enumerate(crops):
             images[place + view * len(ids)] = crop
     return images, shown
@@ -208,10 +219,8 @@ def crops_as_batch(plan: BatchPlan) -> bool:
     """Whether the images are stored as equal-size arrays that are cropped fastest as a batch."""
     match plan.source:
         case ArraySource(images=images):
-            edge, kind = (
-                max(images.shape[1:3]),
-                PixelKind(pixel_dtype(images.dtype), images.shape[3]),
-            )
+            *_, H, W, C = images.shape
+            edge, kind = max(H, W), PixelKind(pixel_dtype(images.dtype), C)
         case PackSource(form=Form(raw=int(edge), kind=PixelKind() as kind)):
             pass
         case _:
@@ -221,7 +230,7 @@ def crops_as_batch(plan: BatchPlan) -> bool:
 
 
 def read_small_images(
-    plan: BatchPlan, epoch: int, ids: NDArray[np.int64], bad: list[Bad]
+    plan: BatchPlan, epoch: int, ids: NDArray[np.int64], reader: SourceReader
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Read the images of a batch for which `crops_as_batch` is true.
 
@@ -230,10 +239,9 @@ def read_small_images(
     """
     if isinstance(plan.source, ArraySource):
         return plan.source.images.astype(np.uint8, copy=False)[ids], ids
-    uncollated = lambda pixels, warn: [np.asarray(pixels)]  # noqa: E731
-    found = Found(bad, [])
-    read = [_read_or_replace(plan, epoch, index, uncollated, found) for index in ids.tolist()]
-    return np.stack([pixels for (pixels,), _ in read]), np.array([index for _, index in read])
+    keep = lambda pixels, warn: pixels  # noqa: E731
+    read = [_read_or_replace(plan, epoch, index, keep, reader) for index in ids.tolist()]
+    return np.stack([pixels for pixels, _ in read]), np.array([index for _, index in read])
 
 
 def crop_small_images(
@@ -252,30 +260,18 @@ def crop_small_images(
 
 
 def _read_or_replace(
-    plan: BatchPlan,
-    epoch: int,
-    index: int,
-    cut: Callable[..., list[NDArray[Any]]],
-    found: Found,
-) -> tuple[list[NDArray[Any]], int]:
+    plan: BatchPlan, epoch: int, index: int, use: Callable[..., T], reader: SourceReader
+) -> tuple[T, int]:
     """Read an image, or the first readable replacement drawn for (seed, epoch, id).
 
     Returns:
-        The crops and the id of the image shown.
+        What `use` makes of it, and the id of the image shown.
     """
     for candidate in _candidates(plan, epoch, index):
-        name = plan.source.name
-        warn = partial(_note, found.warned, candidate, name)
-        try:
-            return cut(plan.source.read(candidate), warn=warn), candidate
-        except BadImage as error:
-            found.bad.append(Bad(candidate, name(candidate), str(error)))
-    last = found.bad[-1].reason
+        if (found := reader.read(candidate, use)) is not None:
+            return found, candidate
+    last = reader.bad[-1].reason
     raise DataError(f"images: none of {_REPLACEMENTS + 1} in a row could be read; last: {last}")
-
-
-def _note(found: list[Bad], index: int, name: Callable[[int], str], text: str) -> None:
-    found.append(Bad(index, name(index), text))
 
 
 def _candidates(plan: BatchPlan, epoch: int, index: int) -> Iterator[int]:
@@ -314,21 +310,17 @@ def evaluation_batch(
         size: height and width to deliver.
         view: makes the evaluation view of an image.
     """
-    images, kept = [], []
-    bad, warned = Found([], [])
-    for index in ids:
-        try:
-            warn = partial(_note, warned, index, source.name)
-            image = decode(source.read(index), kind=kind, warn=warn)
-        except BadImage as error:
-            bad.append(Bad(index, source.name(index), str(error)))
-            continue
-        images.append(view(image, size=size))
-        kept.append(index)
+    reader, use = SourceReader(source), partial(decode, kind=kind)
+    read = [
+        (index, view(image, size=size))
+        for index in ids
+        if (image := reader.read(index, use)) is not None
+    ]
     empty = np.zeros((0, *size, kind.channels), dtype=kind.dtype)
-    stacked = np.stack(images) if images else empty
-    ids_kept = torch.tensor(kept, dtype=torch.int64)
-    return EvaluationBatch(channels_first(stacked), ids_kept, tuple(bad), tuple(warned))
+    images = np.stack([image for _, image in read]) if read else empty
+    ids_read = torch.tensor([index for index, _ in read], dtype=torch.int64)
+    bad, warned = tuple(reader.bad), tuple(reader.warned)
+    return EvaluationBatch(channels_first(images), ids_read, bad, warned)
 
 
 def channels_first(images: NDArray[Any]) -> Tensor:
