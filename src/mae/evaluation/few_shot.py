@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from mae.config.run import AugmentConfig, FinetuneConfig, OptimConfig
-from mae.data.augment.randaugment import Policy
+from mae.data.augment.randaugment import RandAugment
 from mae.data.batching.batch import BatchPlan
 from mae.data.batching.loader import batches
 from mae.data.decoding.header import kind_of
@@ -171,5 +171,5 @@ def _plan(train: Pictures, config: FinetuneConfig) -> BatchPlan:
         batch=config.batch,
         seed=config.seed,
         num_drops=2 * config.model.depth if config.drop_path else 0,
-        policy=None if policy is None else Policy(policy, pixels.mean),
+        randaugment=None if policy is None else RandAugment(policy, pixels.mean),
     )

@@ -14,7 +14,7 @@ import numpy as np
 from mae.atomic import write_json_atomic
 from mae.config.model import refuse_without_effect
 from mae.config.run import FinetuneConfig, ModelConfig, settle_crop_pct
-from mae.data.augment.randaugment import Policy, check_policy
+from mae.data.augment.randaugment import RandAugment, check_randaugment
 from mae.data.batching.batch import Batch
 from mae.data.batching.loader import batches, on_device
 from mae.data.decoding.decode import PixelKind
@@ -240,7 +240,7 @@ def _resolve(
             f"data: the pictures are floating-point, the weights take {kind.dtype}; convert them"
         )
     if config.rand_augment is not None:
-        check_policy(Policy(config.rand_augment, model.pixels.mean), kind)
+        check_randaugment(RandAugment(config.rand_augment, model.pixels.mean), kind)
     batch = min(config.batch, len(source))
     if batch < config.batch:
         say(f"batch: lowered from {config.batch} to {batch}, the pictures there are")

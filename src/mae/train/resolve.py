@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from mae.config.run import FinetuneConfig, FitConfig, PixelConfig, PretrainConfig, settle_crop_pct
-from mae.data.augment.randaugment import Policy
+from mae.data.augment.randaugment import RandAugment
 from mae.data.batching.batch import BatchPlan
 from mae.data.batching.loader import MADE_AHEAD
 from mae.data.batching.readers import why_no_readers
@@ -93,7 +93,7 @@ def batch_plan(
     return dataclasses.replace(
         plan,
         num_drops=2 * config.model.depth if config.drop_path else 0,
-        policy=None if text is None else Policy(text, mean),
+        randaugment=None if text is None else RandAugment(text, mean),
     )
 
 

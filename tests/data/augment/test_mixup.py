@@ -22,12 +22,12 @@ def images() -> torch.Tensor:
 LABELS = torch.tensor([0, 4, 2, 2, 1, 3])
 
 
-@pytest.mark.parametrize("share", [0.07, 0.31, 0.9, 1.0])
-def test_averaged_pictures_and_labels_are_timms(share, images, monkeypatch) -> None:
+@pytest.mark.parametrize("fraction", [0.07, 0.31, 0.9, 1.0])
+def test_averaged_pictures_and_labels_are_timms(fraction, images, monkeypatch) -> None:
     other = timms.Mixup(mixup_alpha=0.8, label_smoothing=0.1, num_classes=5)
-    monkeypatch.setattr(other, "_params_per_batch", lambda: (share, False))
+    monkeypatch.setattr(other, "_params_per_batch", lambda: (fraction, False))
 
-    how = Mixing(share, None)
+    how = Mixing(fraction, None)
 
     expected, targets = other(images.clone(), LABELS)
     torch.testing.assert_close(mixed_images(images, how), expected, rtol=0, atol=1e-6)
@@ -35,15 +35,15 @@ def test_averaged_pictures_and_labels_are_timms(share, images, monkeypatch) -> N
     torch.testing.assert_close(found, targets, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.07, 0.31, 0.9, 0.9999])
+@pytest.mark.parametrize("fraction", [0.0, 0.07, 0.31, 0.9, 0.9999])
 @pytest.mark.parametrize("centre", [(0.0, 0.0), (0.4, 0.6), (0.99, 0.02)])
-def test_cut_pictures_and_labels_are_timms(share, centre, images, monkeypatch) -> None:
+def test_cut_pictures_and_labels_are_timms(fraction, centre, images, monkeypatch) -> None:
     other = timms.Mixup(mixup_alpha=0, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=5)
-    monkeypatch.setattr(other, "_params_per_batch", lambda: (share, True))
+    monkeypatch.setattr(other, "_params_per_batch", lambda: (fraction, True))
     places = iter([int(at * edge) for at, edge in zip(centre, SIZE, strict=True)])
     monkeypatch.setattr(np.random, "randint", lambda low, high, size: next(places))
 
-    how = cut_box(share, size=SIZE, centre=centre)
+    how = cut_box(fraction, size=SIZE, centre=centre)
 
     expected, targets = other(images.clone(), LABELS)
     assert torch.equal(mixed_images(images, how), expected)
@@ -56,7 +56,7 @@ def drawn(config: MixConfig, count: int = 4000) -> list[Mixing]:
 
 
 def test_shares_follow_their_beta_distributions() -> None:
-    averaged = [how.share for how in drawn(MixConfig(mixup=0.8))]
+    averaged = [how.fraction for how in drawn(MixConfig(mixup=0.8))]
     cut = drawn(MixConfig(cutmix=1.0))
 
     # A Beta(a, a) has mean 1/2 and variance 1 / (4 (2 a + 1)).

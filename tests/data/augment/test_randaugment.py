@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
 
-from mae.data.augment.randaugment import Policy, augmented, check_policy
+from mae.data.augment.randaugment import RandAugment, augmented, check_randaugment
 from mae.data.decoding.decode import PixelKind
 from mae.errors import ConfigError
 from tests.pictures import photo
 
-PUBLISHED = Policy("rand-m9-mstd0.5-inc1", (0.485, 0.456, 0.406))
-GREY = Policy("rand-m9-mstd0.5-inc1", (0.3,))
+PUBLISHED = RandAugment("rand-m9-mstd0.5-inc1", (0.485, 0.456, 0.406))
+GREY = RandAugment("rand-m9-mstd0.5-inc1", (0.3,))
 PICTURES = np.stack([photo(24, 40, seed=seed) for seed in range(30)])
 IDS = np.arange(30)
 
@@ -54,7 +54,7 @@ def test_what_is_done_follows_from_seed_epoch_and_id_alone() -> None:
 
 def test_a_picture_posterized_to_no_bits_is_black_with_any_pillow() -> None:
     # Every operation happens, at magnitude 10: some of them leave 4 - 4 bits.
-    highest = Policy("rand-m10-p1-inc1", PUBLISHED.mean)
+    highest = RandAugment("rand-m10-p1-inc1", PUBLISHED.mean)
 
     found = augmented(np.tile(PICTURES, (3, 1, 1, 1)), highest, np.arange(90), seed=0, epoch=0)
 
@@ -75,7 +75,7 @@ def test_grey_pictures_are_taken_by_every_operation() -> None:
     after = augmented(grey, GREY, np.arange(300), seed=1, epoch=2)
 
     assert after.shape == (300, 24, 40, 1)
-    check_policy(GREY, PixelKind("uint8", 1))
+    check_randaugment(GREY, PixelKind("uint8", 1))
 
 
 @pytest.mark.parametrize(
@@ -83,10 +83,10 @@ def test_grey_pictures_are_taken_by_every_operation() -> None:
 )
 def test_other_kinds_of_pictures_are_refused(kind) -> None:
     with pytest.raises(ConfigError, match=f"got {kind.channels} channels of {kind.dtype}"):
-        check_policy(PUBLISHED, kind)
+        check_randaugment(PUBLISHED, kind)
 
 
 @pytest.mark.parametrize("text", ["augmix-m3", "rand-x9", "rand-m9-mstd", "", "rand-m9-tnone"])
 def test_what_timm_does_not_understand_is_refused(text) -> None:
     with pytest.raises(ConfigError, match="rand_augment: got .* expected timm's terms"):
-        check_policy(PUBLISHED._replace(text=text), PixelKind("uint8", 3))
+        check_randaugment(PUBLISHED._replace(text=text), PixelKind("uint8", 3))

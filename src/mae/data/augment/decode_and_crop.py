@@ -48,10 +48,8 @@ def random_crops(
     def boxes_in(height: int, width: int) -> list[Box]:
         return [random_box(height, width, drawn, augment) for drawn in draws.tolist()]
 
-    head = jpeg_head(data) if augment.scaled_decode and isinstance(data, bytes) else None
-    if head is None:
-        shrink, whole = 1, None
-    else:
+    shrink, whole = 1, None
+    if augment.scaled_decode and isinstance(data, bytes) and (head := jpeg_head(data)) is not None:
         whole = head.height, head.width
         # Once rotated, an incomplete block would come first and shift all other pixels.
         divided = whole if head.turned else (0, 0)

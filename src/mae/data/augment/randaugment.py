@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _POLICY = re.compile(r"rand(-(m|n|mmax|inc)\d+|-(mstd|p)\d+(\.\d+)?)*")
 
 
-class Policy(NamedTuple):
+class RandAugment(NamedTuple):
     """A RandAugment policy and its fill colour."""
 
     text: str
@@ -35,7 +35,7 @@ class Policy(NamedTuple):
     """Fill value of each channel, 0 to 1, for pixels outside a transformed image."""
 
 
-def check_policy(policy: Policy, kind: PixelKind) -> None:
+def check_randaugment(randaugment: RandAugment, kind: PixelKind) -> None:
     """Check that timm knows a policy and can apply it to images of a kind.
 
     Raises:
@@ -47,26 +47,26 @@ def check_policy(policy: Policy, kind: PixelKind) -> None:
             f"of {kind.dtype}; leave it out (--rand-augment none)"
         )
     try:
-        if not _POLICY.fullmatch(policy.text):
+        if not _POLICY.fullmatch(randaugment.text):
             raise ValueError("unknown part")
-        _transform(policy, (224, 224))
+        _transform(randaugment, (224, 224))
     except (ValueError, AssertionError, LookupError) as error:
         raise ConfigError(
-            f"rand_augment: got {policy.text!r} ({error}), expected timm's terms as in "
+            f"rand_augment: got {randaugment.text!r} ({error}), expected timm's terms as in "
             "rand-m9-mstd0.5-inc1, or none"
         ) from error
 
 
 def augmented(
     images: NDArray[np.uint8],
-    policy: Policy,
+    randaugment: RandAugment,
     ids: NDArray[np.int64],
     *,
     seed: int,
     epoch: int,
 ) -> NDArray[np.uint8]:
     """Apply separately drawn operations to each image: B H W C to a copy of the same shape."""
-    transform = _transform(policy, images.shape[1:3])
+    transform = _transform(randaugment, images.shape[1:3])
     changed = np.empty_like(images)
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
@@ -85,16 +85,16 @@ def augmented(
 
 
 @lru_cache(maxsize=4)
-def _transform(policy: Policy, size: tuple[int, int]) -> Callable[[Any], Any]:
+def _transform(randaugment: RandAugment, size: tuple[int, int]) -> Callable[[Any], Any]:
     from timm.data.auto_augment import rand_augment_transform
 
-    fill = tuple(min(255, round(255 * value)) for value in policy.mean)
+    fill = tuple(min(255, round(255 * value)) for value in randaugment.mean)
     settings = {
         "translate_const": int(min(size) * 0.45),
         "img_mean": fill if len(fill) > 1 else fill[0],
         "interpolation": Image.Resampling.BICUBIC,
     }
-    found = rand_augment_transform(policy.text, settings)
+    found = rand_augment_transform(randaugment.text, settings)
     for operation in found.ops:
         if operation.name.startswith("Posterize"):
             operation.aug_fn = partial(_posterized, operation.aug_fn)

@@ -17,7 +17,7 @@ from mae.config.run import AugmentConfig
 from mae.data.augment.batched_crop import resized_crops
 from mae.data.augment.crop import CROP_DRAWS, crop_boxes, evaluation_view
 from mae.data.augment.decode_and_crop import random_crops
-from mae.data.augment.randaugment import Policy, augmented
+from mae.data.augment.randaugment import RandAugment, augmented
 from mae.data.decoding.decode import BadImage, PixelKind, decode
 from mae.data.decoding.header import pixel_dtype
 from mae.data.sampling.draws import Stream, uniform
@@ -115,8 +115,8 @@ class BatchPlan:
     """Patches along height and width; none where nothing is masked."""
     num_drops: int = 0
     """Residual branches that stochastic depth may drop."""
-    policy: Policy | None = None
-    """RandAugment, after crop and flip; not with several views."""
+    randaugment: RandAugment | None = None
+    """Applied after crop and flip; not with several views."""
     views_per_decode: int = 1
     """V: views per image in a batch, which holds B / V images.
 
@@ -169,8 +169,8 @@ def training_batch(plan: BatchPlan, step: int, *, room: NDArray[Any] | None = No
         images = crop_small_images(plan, images, crops, flips)
     else:
         images, shown = _read_crops(plan, first, ids, crops, flips, reader, room)
-    if plan.policy is not None:
-        images = augmented(images, plan.policy, ids, seed=plan.seed, epoch=first)
+    if plan.randaugment is not None:
+        images = augmented(images, plan.randaugment, ids, seed=plan.seed, epoch=first)
     if room is not None and images is not room:
         room[...] = images
         images = room

@@ -40,13 +40,10 @@ def refuse_compressed(paths: Sequence[Path]) -> None:
     Raises:
         DataError: for the first compressed file, with the command that unpacks it.
     """
-    heads = {path: _head(path) for path in paths}
-    known = tuple(_TOOLS)
-    found = [path for path, head in heads.items() if head.startswith(known)]
+    found = [(path, tool) for path in paths if (tool := _tool(path)) is not None]
     if not found:
         return
-    path = found[0]
-    tool = next(tool for magic, tool in _TOOLS.items() if heads[path].startswith(magic))
+    path, tool = found[0]
     source, target = shlex.quote(str(path)), shlex.quote(str(unpacked(path)))
     command = f"{tool} -dc {source} > {target}"
     if tool == "unzip":
@@ -58,9 +55,11 @@ def refuse_compressed(paths: Sequence[Path]) -> None:
     )
 
 
-def _head(path: Path) -> bytes:
+def _tool(path: Path) -> str | None:
+    """Return the tool that unpacks a file; None if it is not compressed or cannot be read."""
     try:
         with path.open("rb") as file:
-            return file.read(8)
+            head = file.read(8)
     except OSError:  # reported when the file is read
-        return b""
+        return None
+    return next((tool for magic, tool in _TOOLS.items() if head.startswith(magic)), None)
