@@ -1,4 +1,4 @@
-"""Twenty kinds of unreadable files and eleven odd ones: a reason in one line, or a picture."""
+"""Twenty kinds of unreadable files and eleven odd ones: a reason in one line, or an image."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def test_every_kind_is_a_reason_of_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "ending", "data"), ODD, ids=[f"{n}.{e}" for n, e, _ in ODD])
-def test_odd_files_are_pictures_whatever_their_name(name: str, ending: str, data: bytes) -> None:
-    with Image.open(io.BytesIO(data)) as picture:
-        first = np.asarray(picture.convert("RGB"))
+def test_odd_files_are_images_whatever_their_name(name: str, ending: str, data: bytes) -> None:
+    with Image.open(io.BytesIO(data)) as image:
+        first = np.asarray(image.convert("RGB"))
 
     pixels = decode(data, kind=RGB)
 

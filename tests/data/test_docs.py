@@ -27,30 +27,30 @@ def example(name: str) -> Any:
 
 def test_an_object_store_is_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
     fsspec = pytest.importorskip("fsspec")
-    pictures = [encoded(image(20, 31, seed=seed), "PNG") for seed in range(3)]
-    for number, content in enumerate(pictures):
-        with fsspec.open(f"memory://pictures/{number}.png", "wb") as file:
+    images = [encoded(image(20, 31, seed=seed), "PNG") for seed in range(3)]
+    for number, content in enumerate(images):
+        with fsspec.open(f"memory://images/{number}.png", "wb") as file:
             file.write(content)
     StoredPictures = example("StoredPictures")
     monkeypatch.setitem(globals(), "StoredPictures", StoredPictures)
 
-    source = pickle.loads(pickle.dumps(StoredPictures("memory://pictures/*.png")))
+    source = pickle.loads(pickle.dumps(StoredPictures("memory://images/*.png")))
 
-    assert [source.read(index) for index in range(len(source))] == pictures
-    assert source.name(2).endswith("pictures/2.png") and len(source.fingerprint()) == 64
+    assert [source.read(index) for index in range(len(source))] == images
+    assert source.name(2).endswith("images/2.png") and len(source.fingerprint()) == 64
     assert survey(source) == ("uint8", 3)
 
 
 def test_a_hub_dataset_is_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
-    pictures = [image(20, 31, seed=seed) for seed in range(3)]
+    images = [image(20, 31, seed=seed) for seed in range(3)]
     dataset = datasets.Dataset.from_dict(
-        {"image": pictures}, features=datasets.Features({"image": datasets.Image()})
+        {"image": images}, features=datasets.Features({"image": datasets.Image()})
     )
 
     source = example("HubPictures")(dataset)
 
     kind = survey(source)
     assert len(source) == 3 and source.fingerprint()
-    assert np.array_equal(decode(source.read(2), kind=kind), np.asarray(pictures[2]))
+    assert np.array_equal(decode(source.read(2), kind=kind), np.asarray(images[2]))
     assert io.BytesIO(source.read(0)).read(4) == b"\x89PNG"

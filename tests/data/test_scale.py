@@ -1,4 +1,4 @@
-"""A billion pictures cost what a thousand do: a resume, a worker, memory."""
+"""A billion images cost what a thousand do: a resume, a worker, memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BATCH = 64
 STEPS = np.random.default_rng(3).integers(0, 50 * COUNT // BATCH, 20).tolist()
 
 
-def test_a_billion_pictures_are_resumed_at_any_position_in_under_a_second(tmp_path: Path) -> None:
+def test_a_billion_images_are_resumed_at_any_position_in_under_a_second(tmp_path: Path) -> None:
     source = sparse_pack(tmp_path, count=COUNT)
     for step in STEPS:
         write_rows(source, plan_of(source, batch=BATCH).batch_ids(step)[1])
@@ -33,7 +33,7 @@ def test_a_billion_pictures_are_resumed_at_any_position_in_under_a_second(tmp_pa
         assert not found.bad and len(set(found.ids.tolist())) == BATCH
 
 
-def test_a_pack_of_a_billion_pictures_travels_as_its_paths(tmp_path: Path) -> None:
+def test_a_pack_of_a_billion_images_travels_as_its_paths(tmp_path: Path) -> None:
     source = sparse_pack(tmp_path, count=COUNT)
 
     assert len(source) == COUNT

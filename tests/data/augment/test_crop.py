@@ -26,14 +26,14 @@ SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
 AUGMENT = AugmentConfig(crop_scale=SCALE, crop_ratio=RATIO)
 
 
-def pillow(picture: NDArray[np.generic], box, size: tuple[int, int]) -> NDArray[np.generic]:
+def pillow(image: NDArray[np.generic], box, size: tuple[int, int]) -> NDArray[np.generic]:
     """Crop, then resize with Pillow, horizontal pass first.
 
     The passes are called one by one: since 13.0 Pillow takes the vertical one first where that is
     cheaper, which clips other values at hard edges.
     """
     top, left, height, width = map(int, box)
-    crop = picture[top : top + height, left : left + width]
+    crop = image[top : top + height, left : left + width]
     planes = []
     for channel in range(crop.shape[2]):
         plane = Image.fromarray(np.ascontiguousarray(crop[..., channel]))
@@ -65,37 +65,37 @@ def test_every_crop_equals_pillow_to_50_db(draw, channels):
     rng = np.random.default_rng(channels)
     for seed in range(40):
         height, width = (int(v) for v in rng.integers(1, 300, 2))
-        picture = draw(height, width, channels=channels, seed=seed)
+        image = draw(height, width, channels=channels, seed=seed)
         size = (224, 224) if seed % 3 == 0 else tuple(int(v) for v in rng.integers(1, 120, 2))
         box = drawn_box(rng, height, width)
 
-        resized = resized_crop(picture, box, size=size)
+        resized = resized_crop(image, box, size=size)
 
         assert resized.shape == (*size, channels) and resized.dtype == np.uint8
         assert resized.flags.c_contiguous
-        assert psnr(resized, pillow(picture, box, size)) >= 50, (picture.shape, box, size)
+        assert psnr(resized, pillow(image, box, size)) >= 50, (image.shape, box, size)
 
 
 def test_a_photograph_equals_one_call_of_pillow_to_50_db():
     rng = np.random.default_rng(0)
     for seed in range(40):
-        picture = photo(120 + seed, 170 - seed, seed=seed)
-        top, left, height, width = box = drawn_box(rng, *picture.shape[:2])
+        image = photo(120 + seed, 170 - seed, seed=seed)
+        top, left, height, width = box = drawn_box(rng, *image.shape[:2])
 
-        resized = resized_crop(picture, box, size=(96, 64))
+        resized = resized_crop(image, box, size=(96, 64))
 
-        cut = Image.fromarray(picture).crop((left, top, left + width, top + height))
+        cut = Image.fromarray(image).crop((left, top, left + width, top + height))
         assert psnr(resized, np.asarray(cut.resize((64, 96), Image.Resampling.BICUBIC))) >= 50
 
 
 @pytest.mark.parametrize("channels", [1, 3, 5])
 def test_float_crops_equal_pillow(channels):
-    picture = photo(61, 83, channels=channels).astype(np.float32) / 255
+    image = photo(61, 83, channels=channels).astype(np.float32) / 255
 
-    resized = resized_crop(picture, (7, 3, 40, 71), size=(24, 36))
+    resized = resized_crop(image, (7, 3, 40, 71), size=(24, 36))
 
     assert resized.dtype == np.float32
-    assert np.abs(resized - pillow(picture, (7, 3, 40, 71), (24, 36))).max() < 1e-5
+    assert np.abs(resized - pillow(image, (7, 3, 40, 71), (24, 36))).max() < 1e-5
 
 
 def test_16_bit_crops_keep_their_range():
@@ -109,31 +109,31 @@ def test_16_bit_crops_keep_their_range():
 
 
 def test_nothing_outside_the_box_is_seen():
-    picture = photo(40, 50)
-    spoiled = np.full_like(picture, 255)
-    spoiled[7:31, 5:38] = picture[7:31, 5:38]
+    image = photo(40, 50)
+    spoiled = np.full_like(image, 255)
+    spoiled[7:31, 5:38] = image[7:31, 5:38]
 
     for size in ((12, 15), (48, 60)):
-        kept = resized_crop(picture, (7, 5, 24, 33), size=size)
+        kept = resized_crop(image, (7, 5, 24, 33), size=size)
         assert np.array_equal(kept, resized_crop(spoiled, (7, 5, 24, 33), size=size))
 
 
 def test_a_crop_of_the_right_size_is_an_exact_copy():
-    picture = photo(40, 50)
+    image = photo(40, 50)
 
-    crop = resized_crop(picture, (7, 5, 24, 33), size=(24, 33))
+    crop = resized_crop(image, (7, 5, 24, 33), size=(24, 33))
 
-    assert np.array_equal(crop, picture[7:31, 5:38])
-    assert not np.shares_memory(crop, picture)
+    assert np.array_equal(crop, image[7:31, 5:38])
+    assert not np.shares_memory(crop, image)
 
 
 def test_read_only_and_backward_memory_can_be_cropped():
-    picture = photo(40, 50)
-    expected = resized_crop(picture, (0, 0, 40, 50), size=(24, 36))
-    frozen, fortran = picture.copy(), np.asfortranarray(picture)
+    image = photo(40, 50)
+    expected = resized_crop(image, (0, 0, 40, 50), size=(24, 36))
+    frozen, fortran = image.copy(), np.asfortranarray(image)
     frozen.flags.writeable = False
 
-    backward = resized_crop(picture[:, ::-1], (0, 0, 40, 50), size=(24, 36))
+    backward = resized_crop(image[:, ::-1], (0, 0, 40, 50), size=(24, 36))
 
     assert np.array_equal(resized_crop(frozen, (0, 0, 40, 50), size=(24, 36)), expected)
     assert np.array_equal(resized_crop(fortran, (0, 0, 40, 50), size=(24, 36)), expected)
@@ -156,31 +156,31 @@ def batch(number: int, height: int, width: int, channels: int) -> NDArray[np.uin
     ],
 )
 def test_batched_crops_equal_pillow_to_50_db(shape, size):
-    pictures = batch(40, *shape)
+    images = batch(40, *shape)
     rng = np.random.default_rng(0)
-    boxes = np.array([drawn_box(rng, *shape[:2]) for _ in pictures])
+    boxes = np.array([drawn_box(rng, *shape[:2]) for _ in images])
     boxes[0] = 0, 0, *shape[:2]
     boxes[1] = shape[0] - 1, shape[1] - 1, 1, 1
-    flips = rng.random(len(pictures)) < 0.5
+    flips = rng.random(len(images)) < 0.5
 
-    crops = resized_crops(pictures, boxes, size=size, flips=flips)
+    crops = resized_crops(images, boxes, size=size, flips=flips)
 
     assert crops.shape == (40, *size, shape[2]) and crops.dtype == np.uint8
     assert crops.flags.c_contiguous
-    for picture, box, flip, crop in zip(pictures, boxes, flips, crops, strict=True):
+    for image, box, flip, crop in zip(images, boxes, flips, crops, strict=True):
         upright = crop[:, ::-1] if flip else crop
-        assert psnr(upright, pillow(picture, box, size)) >= 50, box
+        assert psnr(upright, pillow(image, box, size)) >= 50, box
 
 
 def test_batched_crops_equal_single_ones_to_50_db():
-    pictures = batch(20, 32, 24, 3)
+    images = batch(20, 32, 24, 3)
     rng = np.random.default_rng(1)
-    boxes = np.array([drawn_box(rng, 32, 24) for _ in pictures])
+    boxes = np.array([drawn_box(rng, 32, 24) for _ in images])
 
-    crops = resized_crops(pictures, boxes, size=(32, 24), flips=np.zeros(20, dtype=bool))
+    crops = resized_crops(images, boxes, size=(32, 24), flips=np.zeros(20, dtype=bool))
 
-    for picture, box, crop in zip(pictures, boxes, crops, strict=True):
-        assert psnr(crop, resized_crop(picture, box, size=(32, 24))) >= 50
+    for image, box, crop in zip(images, boxes, crops, strict=True):
+        assert psnr(crop, resized_crop(image, box, size=(32, 24))) >= 50
 
 
 def dense(taps: Taps, *, stored: int) -> NDArray[np.float64]:
@@ -190,15 +190,15 @@ def dense(taps: Taps, *, stored: int) -> NDArray[np.float64]:
 
 
 def test_batched_crops_equal_integer_arithmetic_bit_for_bit():
-    pictures = batch(12, 19, 31, 3)
+    images = batch(12, 19, 31, 3)
     rng = np.random.default_rng(2)
-    boxes = np.array([drawn_box(rng, 19, 31) for _ in pictures])
+    boxes = np.array([drawn_box(rng, 19, 31) for _ in images])
 
-    crops = resized_crops(pictures, boxes, size=(16, 24), flips=np.zeros(12, dtype=bool))
+    crops = resized_crops(images, boxes, size=(16, 24), flips=np.zeros(12, dtype=bool))
 
     columns = dense(bicubic_taps(boxes[:, 1], boxes[:, 3], wanted=24), stored=31)
     rows = dense(bicubic_taps(boxes[:, 0], boxes[:, 2], wanted=16), stored=19)
-    values = pictures.astype(np.int64)
+    values = images.astype(np.int64)
     for weights, axes in ((columns, "bjw,bhwc->bhjc"), (rows, "bih,bhjc->bijc")):
         units = np.rint(weights * 2**15).astype(np.int64)
         values = ((np.einsum(axes, units, values) + 2**14) >> 15).clip(0, 255)
@@ -206,20 +206,20 @@ def test_batched_crops_equal_integer_arithmetic_bit_for_bit():
 
 
 def test_batched_crops_do_not_depend_on_threads_or_neighbours():
-    pictures = batch(60, 32, 32, 3)
+    images = batch(60, 32, 32, 3)
     rng = np.random.default_rng(3)
-    boxes = np.array([drawn_box(rng, 32, 32) for _ in pictures])
+    boxes = np.array([drawn_box(rng, 32, 32) for _ in images])
     flips = rng.random(60) < 0.5
     threads = torch.get_num_threads()
 
-    together = resized_crops(pictures, boxes, size=(32, 32), flips=flips)
+    together = resized_crops(images, boxes, size=(32, 32), flips=flips)
     torch.set_num_threads(2 if threads == 1 else 1)
     try:
-        again = resized_crops(pictures, boxes, size=(32, 32), flips=flips)
+        again = resized_crops(images, boxes, size=(32, 32), flips=flips)
     finally:
         torch.set_num_threads(threads)
     alone = [
-        resized_crops(pictures[i : i + 1], boxes[i : i + 1], size=(32, 32), flips=flips[i : i + 1])
+        resized_crops(images[i : i + 1], boxes[i : i + 1], size=(32, 32), flips=flips[i : i + 1])
         for i in range(60)
     ]
 
@@ -243,21 +243,21 @@ def test_weights_are_multiples_of_2_to_the_minus_15_that_sum_to_one():
         assert not weights[np.broadcast_to(~inside[:, None], weights.shape)].any()
 
 
-def test_a_whole_picture_at_its_own_size_is_only_mirrored():
-    pictures = batch(6, 19, 31, 3)
+def test_a_whole_image_at_its_own_size_is_only_mirrored():
+    images = batch(6, 19, 31, 3)
     whole = np.tile([0, 0, 19, 31], (6, 1))
     flips = np.array([True, False, True, False, False, True])
 
-    only_flips = resized_crops(pictures, whole, size=(19, 31), flips=flips)
+    only_flips = resized_crops(images, whole, size=(19, 31), flips=flips)
     boxes = whole.copy()
     boxes[3] = 2, 3, 10, 20
-    through_products = resized_crops(pictures, boxes, size=(19, 31), flips=flips)
+    through_products = resized_crops(images, boxes, size=(19, 31), flips=flips)
 
-    expected = np.where(flips[:, None, None, None], pictures[:, :, ::-1], pictures)
+    expected = np.where(flips[:, None, None, None], images[:, :, ::-1], images)
     assert np.array_equal(only_flips, expected)
     others = [0, 1, 2, 4, 5]
     assert np.array_equal(through_products[others], expected[others])
-    assert not np.shares_memory(only_flips, pictures)
+    assert not np.shares_memory(only_flips, images)
 
 
 def torchvision_box(height, width, draws, scale, ratio):
@@ -308,7 +308,7 @@ def test_boxes_chosen_all_at_once_are_those_chosen_one_by_one():
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 900), (3000, 1), (2, 3)])
-def test_crop_boxes_lie_inside_pictures_of_any_shape(height, width):
+def test_crop_boxes_lie_inside_images_of_any_shape(height, width):
     draws = np.random.default_rng(0).random((200, CROP_DRAWS)).astype(np.float32)
     draws[0], draws[1] = 0, np.nextafter(np.float32(1), np.float32(0))
     sides = np.full(200, height), np.full(200, width)
@@ -337,7 +337,7 @@ def test_crop_boxes_are_distributed_as_torchvisions():
     assert np.allclose(ours.std(axis=0), others.std(axis=0), rtol=0.06)
 
 
-def test_a_scale_of_one_keeps_whole_pictures_of_any_shape():
+def test_a_scale_of_one_keeps_whole_images_of_any_shape():
     heights, widths = np.array([28, 100, 7]), np.array([28, 300, 90])
     draws = np.random.default_rng(0).random((3, CROP_DRAWS))
 

@@ -39,8 +39,8 @@ def pillow(data: bytes, box: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Cut and resize as torchvision's published transforms do."""
     top, left, height, width = box.tolist()
     with Image.open(io.BytesIO(data)) as opened:
-        picture = ImageOps.exif_transpose(opened).convert("RGB")
-    cut = picture.crop((left, top, left + width, top + height))
+        sample = ImageOps.exif_transpose(opened).convert("RGB")
+    cut = sample.crop((left, top, left + width, top + height))
     return np.asarray(cut.resize(SIZE[::-1], Image.Resampling.BICUBIC))
 
 
@@ -50,7 +50,7 @@ def psnr(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> float:
 
 
 def smooth(height: int, width: int, *, seed: int) -> Image.Image:
-    """Draw a picture of soft shapes and little noise, as photographs of many pixels are."""
+    """Draw an image of soft shapes and little noise, as photographs of many pixels are."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (height // 24, width // 24, 3)).astype(np.uint8)
     soft = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
@@ -118,7 +118,7 @@ def test_no_crop_has_to_be_enlarged_for_a_scaled_decode(sides: tuple[int, int], 
     assert crop_scale(np.array([[5, 7, *sides]]), size=SIZE) == scale
 
 
-def test_a_turned_picture_is_only_shrunk_to_whole_pixels() -> None:
+def test_a_turned_image_is_only_shrunk_to_whole_pixels() -> None:
     box = np.array([[0, 0, 900, 900]])
 
     assert crop_scale(box, size=SIZE) == 8

@@ -23,7 +23,7 @@ LABELS = torch.tensor([0, 4, 2, 2, 1, 3])
 
 
 @pytest.mark.parametrize("fraction", [0.07, 0.31, 0.9, 1.0])
-def test_averaged_pictures_and_labels_are_timms(fraction, images, monkeypatch) -> None:
+def test_averaged_images_and_labels_are_timms(fraction, images, monkeypatch) -> None:
     other = timms.Mixup(mixup_alpha=0.8, label_smoothing=0.1, num_classes=5)
     monkeypatch.setattr(other, "_params_per_batch", lambda: (fraction, False))
 
@@ -37,7 +37,7 @@ def test_averaged_pictures_and_labels_are_timms(fraction, images, monkeypatch) -
 
 @pytest.mark.parametrize("fraction", [0.0, 0.07, 0.31, 0.9, 0.9999])
 @pytest.mark.parametrize("centre", [(0.0, 0.0), (0.4, 0.6), (0.99, 0.02)])
-def test_cut_pictures_and_labels_are_timms(fraction, centre, images, monkeypatch) -> None:
+def test_cut_images_and_labels_are_timms(fraction, centre, images, monkeypatch) -> None:
     other = timms.Mixup(mixup_alpha=0, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=5)
     monkeypatch.setattr(other, "_params_per_batch", lambda: (fraction, True))
     places = iter([int(at * edge) for at, edge in zip(centre, SIZE, strict=True)])
@@ -82,7 +82,7 @@ def test_a_batch_is_mixed_the_same_way_every_time_and_others_in_other_ways() -> 
     assert mixing(BOTH, seed=4, step=0, size=SIZE) != first[0]
 
 
-def test_without_mixing_pictures_stay_and_labels_are_only_smoothed(images) -> None:
+def test_without_mixing_images_stay_and_labels_are_only_smoothed(images) -> None:
     how = mixing(MixConfig(smoothing=0.1), seed=0, step=7, size=SIZE)
 
     assert mixed_images(images, how) is images

@@ -44,14 +44,12 @@ def test_a_rectangle_becomes_standard_noise_and_the_rest_stays() -> None:
     assert (images == 7).all()
     assert float(noise.mean()) == pytest.approx(0, abs=0.01)
     assert float(noise.std()) == pytest.approx(1, abs=0.01)
-    for picture, box in zip(
+    for image, box in zip(
         after, erase_boxes(IDS[:200], seed=1, epoch=2, rate=1.0, size=SIZE), strict=True
     ):
         top, left, h, w = box
         assert (
-            (picture != 7).sum()
-            == 3 * h * w
-            == (picture[:, top : top + h, left : left + w] != 7).sum()
+            (image != 7).sum() == 3 * h * w == (image[:, top : top + h, left : left + w] != 7).sum()
         )
 
 

@@ -86,9 +86,9 @@ def test_a_slot_is_used_again_once_nothing_holds_its_batch() -> None:
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
 def test_a_batch_in_a_slot_has_the_bits_of_one_in_memory_of_its_own(dtype: PixelDtype) -> None:
-    pictures = np.random.default_rng(0).random((16, 40, 50, 3))
+    samples = np.random.default_rng(0).random((16, 40, 50, 3))
     scale = {"uint8": 255, "uint16": 65535, "float32": 1}[dtype]
-    source = ArraySource((pictures * scale).astype(dtype))
+    source = ArraySource((samples * scale).astype(dtype))
     plan = plan_of(source, kind=PixelKind(dtype, 3))
     slots = SharedBatchPool(plan, count=3)
 
@@ -99,9 +99,9 @@ def test_a_batch_in_a_slot_has_the_bits_of_one_in_memory_of_its_own(dtype: Pixel
         assert np.shares_memory(batch.images.numpy(), slots.room(step))
 
 
-def test_small_pictures_are_moved_into_their_slot() -> None:
-    pictures = np.random.default_rng(0).integers(0, 256, (16, 28, 28, 3), dtype=np.uint8)
-    plan = plan_of(ArraySource(pictures))
+def test_small_images_are_moved_into_their_slot() -> None:
+    samples = np.random.default_rng(0).integers(0, 256, (16, 28, 28, 3), dtype=np.uint8)
+    plan = plan_of(ArraySource(samples))
     slots = SharedBatchPool(plan, count=1)
 
     batch = training_batch(plan, 1, room=slots.room(0))
@@ -132,7 +132,7 @@ def test_the_global_generator_is_never_drawn_from(tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_an_epoch_gives_each_picture_once_and_drops_the_remainder() -> None:
+def test_an_epoch_gives_each_image_once_and_drops_the_remainder() -> None:
     source = ArraySource(np.zeros((14, 28, 28, 1), dtype=np.uint8))
     plan = BatchPlan(source=source, kind=PixelKind("uint8", 1), size=(28, 28), grid=(7, 7),
                      augment=AugmentConfig(), batch=4, seed=0)  # fmt: skip
@@ -143,7 +143,7 @@ def test_an_epoch_gives_each_picture_once_and_drops_the_remainder() -> None:
     assert len(set(ids.tolist())) == 12
 
 
-def test_a_broken_picture_is_replaced_by_the_same_other_one_and_named(tmp_path: Path) -> None:
+def test_a_broken_image_is_replaced_by_the_same_other_one_and_named(tmp_path: Path) -> None:
     broken = mixed_folder(tmp_path, count=20, broken=2)
     plan = folder_plan(tmp_path, batch=20)
 
@@ -178,7 +178,7 @@ def test_labels_follow_the_samples() -> None:
     assert torch.equal(batch.labels, batch.ids)
 
 
-def test_flips_mirror_half_of_the_pictures() -> None:
+def test_flips_mirror_half_of_the_images() -> None:
     ramp = np.broadcast_to(np.arange(8, dtype=np.uint8), (400, 8, 8))
     plan = BatchPlan(source=ArraySource(ramp.copy()), kind=PixelKind("uint8", 1), size=(8, 8),
                      grid=(2, 2), augment=AugmentConfig(crop_scale=(1, 1)), batch=400,
@@ -190,7 +190,7 @@ def test_flips_mirror_half_of_the_pictures() -> None:
     assert 150 < int((first_columns == 7).sum()) < 250
 
 
-def test_evaluation_leaves_broken_pictures_out_and_says_so(tmp_path: Path) -> None:
+def test_evaluation_leaves_broken_images_out_and_says_so(tmp_path: Path) -> None:
     broken = mixed_folder(tmp_path, count=20, broken=2)
     source = FolderSource(tmp_path)
 
@@ -213,7 +213,7 @@ def test_a_replacement_brings_its_own_class(tmp_path: Path) -> None:
 
 
 class Endless:
-    """A source of 10^9 drawn pictures."""
+    """A source of 10^9 drawn images."""
 
     labels = None
     class_names = ()
@@ -243,7 +243,7 @@ def test_a_resume_at_any_position_continues_with_the_batch_that_would_have_come(
         assert same(resumed, undisturbed[step])
 
 
-def test_a_resume_among_a_billion_pictures_takes_no_time() -> None:
+def test_a_resume_among_a_billion_images_takes_no_time() -> None:
     plan = plan_of(Endless(), batch=8)
     last = 400 * plan.batches_per_epoch
 
@@ -298,8 +298,8 @@ def test_a_feed_that_nobody_closes_holds_up_no_exit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("views", [2, 4])
 def test_several_views_are_those_of_as_many_epochs_in_another_order(views: int) -> None:
-    pictures = np.random.default_rng(0).integers(0, 256, (16, 40, 50, 3), dtype=np.uint8)
-    source = ArraySource(pictures)
+    samples = np.random.default_rng(0).integers(0, 256, (16, 40, 50, 3), dtype=np.uint8)
+    source = ArraySource(samples)
 
     once = epochs_of(plan_of(source, batch=8), 8)
     several = epochs_of(plan_of(source, batch=8, views_per_decode=views), 8)
@@ -308,7 +308,7 @@ def test_several_views_are_those_of_as_many_epochs_in_another_order(views: int) 
     assert all(torch.equal(once[key], several[key]) for key in once)
 
 
-def test_a_batch_of_several_views_decodes_each_of_its_pictures_once(tmp_path: Path) -> None:
+def test_a_batch_of_several_views_decodes_each_of_its_images_once(tmp_path: Path) -> None:
     mixed_folder(tmp_path, count=20, broken=0)
     plan = folder_plan(tmp_path, batch=12, views_per_decode=3)
     source, reads = FolderSource(tmp_path), list[int]()
@@ -321,9 +321,9 @@ def test_a_batch_of_several_views_decodes_each_of_its_pictures_once(tmp_path: Pa
     assert len({tuple(noise.tolist()) for noise in batch.noise}) == 12
 
 
-def test_small_pictures_in_memory_are_shown_several_times_as_well() -> None:
-    pictures = np.random.default_rng(0).integers(0, 256, (16, 28, 28, 3), dtype=np.uint8)
-    source = ArraySource(pictures)
+def test_small_images_in_memory_are_shown_several_times_as_well() -> None:
+    samples = np.random.default_rng(0).integers(0, 256, (16, 28, 28, 3), dtype=np.uint8)
+    source = ArraySource(samples)
 
     once = epochs_of(plan_of(source, batch=8), 4)
     several = epochs_of(plan_of(source, batch=8, views_per_decode=4), 4)

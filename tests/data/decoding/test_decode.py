@@ -54,8 +54,8 @@ def tiff(pixels: NDArray[np.generic], *, extra: tuple[int, ...] = (), rgb: bool 
 
 
 def pil(data: bytes, mode: str = "RGB") -> NDArray[np.uint8]:
-    with Image.open(io.BytesIO(data)) as picture:
-        pixels = np.asarray(picture.convert(mode))
+    with Image.open(io.BytesIO(data)) as sample:
+        pixels = np.asarray(sample.convert(mode))
     return pixels.reshape(*pixels.shape[:2], -1)
 
 
@@ -126,11 +126,11 @@ def test_grey_of_any_storage_is_one_channel(file_format, mode):
 
 
 def test_palette_with_transparency_is_read_without_a_warning():
-    picture = image(41, 53).convert("P")
-    opaque = np.asarray(picture.convert("RGB"))
-    picture.info["transparency"] = bytes(range(256))
+    sample = image(41, 53).convert("P")
+    opaque = np.asarray(sample.convert("RGB"))
+    sample.info["transparency"] = bytes(range(256))
 
-    data = encoded(picture, "PNG")
+    data = encoded(sample, "PNG")
 
     assert np.array_equal(decode(data, kind=RGB), opaque)
 
@@ -291,21 +291,21 @@ def test_npy_of_two_dimensions_is_grey():
         (np.zeros((0, 7), np.uint8), "no pixels"),
     ],
 )
-def test_npy_that_is_no_picture_is_refused(array, reason):
+def test_npy_that_is_no_image_is_refused(array, reason):
     with pytest.raises(BadImage, match=reason):
         decode(npy(array), kind=FLOAT)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(orientation):
-    picture = image(41, 53)
+    sample = image(41, 53)
     exif = Image.Exif()
     exif[0x0112] = orientation
     files = {
-        "JPEG": rotated_jpeg(picture, orientation),
-        "PNG": encoded(picture, "PNG", exif=exif),
-        "WEBP": encoded(picture, "WEBP", exif=exif, lossless=True),
-        "TIFF": encoded(picture, "TIFF", exif=exif),
+        "JPEG": rotated_jpeg(sample, orientation),
+        "PNG": encoded(sample, "PNG", exif=exif),
+        "WEBP": encoded(sample, "WEBP", exif=exif, lossless=True),
+        "TIFF": encoded(sample, "TIFF", exif=exif),
     }
 
     for file_format, data in files.items():
@@ -327,9 +327,9 @@ def test_exif_orientation_is_applied(orientation):
         b"\x08\x00\x00\x00",  # orientation 99, and a next directory that is this one
     ],
 )
-def test_damaged_exif_does_not_spoil_the_picture(exif):
-    picture = image(41, 53)
-    plain = encoded(picture, "JPEG")
+def test_damaged_exif_does_not_spoil_the_image(exif):
+    sample = image(41, 53)
+    plain = encoded(sample, "JPEG")
     segment = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
 
     pixels = decode(plain[:2] + segment + plain[2:], kind=RGB)
@@ -386,7 +386,7 @@ PNG = encoded(image(41, 53), "PNG")
         (npy(photo(11, 13))[:40], "NPY"),
     ],
 )
-def test_a_broken_file_is_a_bad_picture_with_its_reason(data, reason):
+def test_a_broken_file_is_a_bad_image_with_its_reason(data, reason):
     with pytest.raises(BadImage, match=reason) as error:
         decode(data, kind=RGB)
     assert "\n" not in str(error.value)
@@ -458,13 +458,13 @@ def test_damage_that_pillow_would_let_pass_is_found_in_jpeg():
     assert silent > 0.8 * refused
 
 
-def test_random_damage_gives_a_picture_or_a_reason_and_nothing_else():
+def test_random_damage_gives_an_image_or_a_reason_and_nothing_else():
     rng = np.random.default_rng(0)
-    picture = image(17, 23)
-    files = [encoded(picture, f) for f in ("JPEG", "PNG", "GIF", "BMP", "WEBP")] + [
+    sample = image(17, 23)
+    files = [encoded(sample, f) for f in ("JPEG", "PNG", "GIF", "BMP", "WEBP")] + [
         npy(photo(17, 23))
     ]
-    outcomes = {"picture": 0, "reason": 0}
+    outcomes = {"image": 0, "reason": 0}
     for count in range(600):
         data = bytearray(files[count % len(files)])
         for place in rng.integers(0, min(len(data), 400), 3):
@@ -475,14 +475,14 @@ def test_random_damage_gives_a_picture_or_a_reason_and_nothing_else():
             outcomes["reason"] += 1
         else:
             assert pixels.dtype == np.uint8 and pixels.shape[2] == 3
-            outcomes["picture"] += 1
+            outcomes["image"] += 1
 
     assert min(outcomes.values()) > 30
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
-def test_every_sound_picture_becomes_exactly_the_kind(tmp_path, dtype, channels):
+def test_every_sound_image_becomes_exactly_the_kind(tmp_path, dtype, channels):
     mixed_folder(tmp_path, count=16, broken=0)
     source, kind = FolderSource(tmp_path), PixelKind(dtype, channels)
 
@@ -521,7 +521,7 @@ def test_grey_is_replicated_and_colour_reduced_to_its_luma():
         (photo(11, 13).astype(np.float32), RGB, "floating-point values in a run of uint8"),
     ],
 )
-def test_a_picture_of_another_kind_is_refused(pixels, kind, reason):
+def test_an_image_of_another_kind_is_refused(pixels, kind, reason):
     with pytest.raises(BadImage, match=reason):
         decode(npy(pixels), kind=kind)
 
@@ -600,7 +600,7 @@ def test_survey_of_nothing_readable_says_why(tmp_path):
         survey(source)
 
 
-def test_survey_looks_at_few_pictures_evenly_spread():
+def test_survey_looks_at_few_images_evenly_spread():
     class Counting(ArraySource):
         def read(self, index):
             seen.append(index)
@@ -625,7 +625,7 @@ def test_survey_reads_no_pixels(tmp_path, monkeypatch):
     assert survey(FolderSource(tmp_path)) == PixelKind("uint16", 3)
 
 
-def test_mean_and_deviation_count_every_picture_alike(tmp_path):
+def test_mean_and_std_count_every_image_alike(tmp_path):
     small, large = photo(5, 7, seed=1), photo(40, 30, seed=2)
     source = write(tmp_path, a_npy=npy(small), b_npy=npy(large), c_npy=b"broken")
 
@@ -639,7 +639,7 @@ def test_mean_and_deviation_count_every_picture_alike(tmp_path):
     assert std == pytest.approx(tuple(spread), abs=1e-12)
 
 
-def test_a_channel_that_never_varies_has_deviation_one():
+def test_a_channel_that_never_varies_has_std_one():
     source = ArraySource(np.full((2, 3, 5, 1), 51, dtype=np.uint8))
 
     mean, std = measure_pixels(source, kind=GREY)

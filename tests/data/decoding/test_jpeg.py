@@ -19,16 +19,16 @@ from mae.data.sources.source import FolderSource
 from tests.pictures import encoded, image, rotated_jpeg
 
 RGB = PixelKind("uint8", 3)
-PICTURE = image(61, 83)
-PLAIN = encoded(PICTURE, "JPEG", quality=90)
-PROGRESSIVE = encoded(PICTURE, "JPEG", quality=90, progressive=True)
-CMYK = encoded(PICTURE.convert("CMYK"), "JPEG", quality=90)
-TURNED = rotated_jpeg(PICTURE, 6)
+SAMPLE = image(61, 83)
+PLAIN = encoded(SAMPLE, "JPEG", quality=90)
+PROGRESSIVE = encoded(SAMPLE, "JPEG", quality=90, progressive=True)
+CMYK = encoded(SAMPLE.convert("CMYK"), "JPEG", quality=90)
+TURNED = rotated_jpeg(SAMPLE, 6)
 
 
 def pil(data: bytes) -> NDArray[np.uint8]:
-    with Image.open(io.BytesIO(data)) as picture:
-        return np.asarray(picture.convert("RGB"))
+    with Image.open(io.BytesIO(data)) as sample:
+        return np.asarray(sample.convert("RGB"))
 
 
 def read(data: bytes, **how: Any) -> tuple[NDArray[Any], list[str]]:
@@ -44,7 +44,7 @@ def with_junk(data: bytes) -> bytes:
 def without_a_chunk(mode: str = "RGB") -> bytes:
     """Leave out the first of several chunks of a profile."""
     profile = bytes(range(256)) * 600
-    data = encoded(PICTURE.convert(mode), "JPEG", quality=90, icc_profile=profile)
+    data = encoded(SAMPLE.convert(mode), "JPEG", quality=90, icc_profile=profile)
     start = data.index(b"ICC_PROFILE\0") - 4
     return data[:start] + data[start + 2 + struct.unpack_from(">H", data, start + 2)[0] :]
 
@@ -70,7 +70,7 @@ def with_a_scan_header_of_its_own(data: bytes) -> bytes:
         (with_a_scan_header_of_its_own(PLAIN), PLAIN),
         (without_a_chunk(), PLAIN),
         (without_a_chunk("CMYK"), CMYK),
-        (without_a_chunk("L"), encoded(PICTURE.convert("L"), "JPEG", quality=90)),
+        (without_a_chunk("L"), encoded(SAMPLE.convert("L"), "JPEG", quality=90)),
     ],
     ids="junk progressive cmyk jfif scan profile cmyk-profile grey-profile".split(),
 )

@@ -14,15 +14,15 @@ from mae.data.decoding.decode import BadImage, PixelKind, UnsupportedImage, deco
 from tests.pictures import encoded, image
 
 RGB = PixelKind("uint8", 3)
-PICTURE = image(61, 83)
+SAMPLE = image(61, 83)
 
 
 def spoilt(data: bytes, place: int, content: bytes) -> bytes:
     return data[:place] + content + data[place + len(content) :]
 
 
-FAX = spoilt(encoded(PICTURE.convert("1"), "TIFF", compression="group4"), 100, b"\1\2\3\4\5")
-LZW = spoilt(encoded(PICTURE, "TIFF", compression="tiff_lzw"), 300, bytes(range(40)))
+FAX = spoilt(encoded(SAMPLE.convert("1"), "TIFF", compression="group4"), 100, b"\1\2\3\4\5")
+LZW = spoilt(encoded(SAMPLE, "TIFF", compression="tiff_lzw"), 300, bytes(range(40)))
 
 
 @pytest.mark.parametrize(("data", "said"), [(FAX, "Fax4Decode: Bad code word"), (LZW, "LZW|code")])
@@ -41,13 +41,13 @@ def test_a_damaged_tag_that_changes_no_pixel_is_a_warning(
 ) -> None:
     exif = Image.Exif()
     exif[0x0112] = 1
-    sound = encoded(PICTURE, "TIFF", compression="tiff_lzw", exif=exif)
+    sound = encoded(SAMPLE, "TIFF", compression="tiff_lzw", exif=exif)
     entry = sound.index(b"\x12\x01\x03\0\1\0\0\0")
     said: list[str] = []
 
     pixels = decode(spoilt(sound, entry + 8, b"\x63\0"), kind=RGB, warn=said.append)
 
-    assert np.array_equal(pixels, np.asarray(PICTURE))
+    assert np.array_equal(pixels, np.asarray(SAMPLE))
     assert len(said) == 1 and said[0].startswith("TIFF of which a tag is damaged (")
     assert 'Bad value 99 for "Orientation" tag' in said[0]
     assert capfd.readouterr() == ("", "")
@@ -62,8 +62,8 @@ def test_each_thread_hears_of_its_own_file_alone() -> None:
         for _ in range(20):
             with libtiff.messages_caught() as messages:
                 if number % 2:
-                    with Image.open(io.BytesIO(FAX)) as picture:
-                        picture.load()
+                    with Image.open(io.BytesIO(FAX)) as sample:
+                        sample.load()
             heard.setdefault(number, []).extend(messages)
 
     threads = [threading.Thread(target=look, args=(number,)) for number in range(4)]
@@ -83,7 +83,7 @@ def test_what_another_part_of_the_process_opens_is_printed_as_before(
     with libtiff.messages_caught():
         pass
 
-    with Image.open(io.BytesIO(FAX)) as picture:
-        picture.load()
+    with Image.open(io.BytesIO(FAX)) as sample:
+        sample.load()
 
     assert "Fax4Decode: Bad code word" in capfd.readouterr().err

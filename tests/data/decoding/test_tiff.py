@@ -32,7 +32,7 @@ def tiff(pixels: NDArray[Any], **how: Any) -> bytes:
 
 
 def values(channels: int, dtype: str, *, height: int = 11, width: int = 13) -> NDArray[Any]:
-    """Draw a picture H W C of a type, of values that 8 bits cannot hold."""
+    """Draw an image H W C of a type, of values that 8 bits cannot hold."""
     pixels = photo(height, width, channels=channels).astype(np.float64)
     return (pixels / 7 - 3 if dtype.startswith("float") else pixels * 251).astype(dtype)
 
@@ -149,14 +149,14 @@ def test_of_grey_pages_the_first_is_the_image_unless_their_number_is_asked_for(c
 
 
 def palette_pages() -> bytes:
-    pictures = [image(11, 13, seed=seed).convert("P") for seed in range(3)]
-    return encoded(pictures[0], "TIFF", save_all=True, append_images=pictures[1:])
+    images = [image(11, 13, seed=seed).convert("P") for seed in range(3)]
+    return encoded(images[0], "TIFF", save_all=True, append_images=images[1:])
 
 
 def bilevel_pages(compression: str) -> bytes:
-    pictures = [image(11, 13, seed=seed).convert("1") for seed in range(3)]
-    how = {"save_all": True, "append_images": pictures[1:], "compression": compression}
-    return encoded(pictures[0], "TIFF", **how)
+    images = [image(11, 13, seed=seed).convert("1") for seed in range(3)]
+    how = {"save_all": True, "append_images": images[1:], "compression": compression}
+    return encoded(images[0], "TIFF", **how)
 
 
 def stack(**how: Any) -> bytes:
@@ -179,8 +179,8 @@ def stack(**how: Any) -> bytes:
     ids="palette bilevel group4 sizes types slices times ome-slices shaped-times".split(),
 )
 def test_pages_that_cannot_be_channels_are_none_even_if_asked_for(data: bytes) -> None:
-    with Image.open(io.BytesIO(data)) as picture:
-        first = np.asarray(picture.convert("RGB"))
+    with Image.open(io.BytesIO(data)) as sample:
+        first = np.asarray(sample.convert("RGB"))
 
     for channels in (None, 3):
         kind = read_kind(io.BytesIO(data), channels=channels)
@@ -232,7 +232,7 @@ def test_the_orientation_of_bands_is_applied(orientation: int) -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_value_that_is_not_finite_breaks_the_picture(bad: float) -> None:
+def test_a_value_that_is_not_finite_breaks_the_image(bad: float) -> None:
     pixels = values(5, "float32")
     pixels[3, 4, 2] = bad
 
@@ -262,7 +262,7 @@ def test_more_channels_than_sixty_four_are_refused() -> None:
         read_kind(io.BytesIO(tiff(values(65, "uint8"), **BANDS)))
 
 
-def test_random_damage_gives_a_picture_or_a_reason_and_nothing_on_stderr(
+def test_random_damage_gives_an_image_or_a_reason_and_nothing_on_stderr(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(header, "MAX_PIXELS", 10_000)
@@ -272,7 +272,7 @@ def test_random_damage_gives_a_picture_or_a_reason_and_nothing_on_stderr(
         tiff(np.moveaxis(values(5, "float32"), -1, 0), imagej=True, metadata={"axes": "CYX"}),
         tiff(values(3, "uint16"), photometric="rgb", compression="zlib"),
     ]
-    outcomes = {"picture": 0, "reason": 0}
+    outcomes = {"image": 0, "reason": 0}
     for count in range(300):
         data = bytearray(files[count % len(files)])
         for place in rng.integers(0, min(len(data), 400), 2):
@@ -283,7 +283,7 @@ def test_random_damage_gives_a_picture_or_a_reason_and_nothing_on_stderr(
             assert "\n" not in str(error)
             outcomes["reason"] += 1
         else:
-            outcomes["picture"] += 1
+            outcomes["image"] += 1
 
     assert min(outcomes.values()) > 15
     assert capfd.readouterr() == ("", "")

@@ -25,7 +25,7 @@ ASSETS = resources.files("mae") / "assets"
 
 
 @pytest.mark.parametrize(("split", "count"), [("test", 10_000), ("train", 30_000)])
-def test_every_picture_and_label_is_that_of_the_original_files_in_their_order(split, count):
+def test_every_image_and_label_is_that_of_the_original_files_in_their_order(split, count):
     source = fashion_mnist(split)
 
     images, labels = source.images, source.labels
@@ -37,7 +37,7 @@ def test_every_picture_and_label_is_that_of_the_original_files_in_their_order(sp
     assert digests == ORIGINAL[split]
 
 
-def test_the_test_set_holds_a_thousand_pictures_of_each_class():
+def test_the_test_set_holds_a_thousand_images_of_each_class():
     assert np.bincount(fashion_mnist("test").labels).tolist() == [1000] * 10
 
 
@@ -57,7 +57,7 @@ def test_what_is_shared_by_all_callers_cannot_be_written_to():
         fashion_mnist("test").images[0] = 0
 
 
-def test_the_package_carries_at_most_15_megabytes_of_assets_with_the_notice_of_the_pictures():
+def test_the_package_carries_at_most_15_megabytes_of_assets_with_the_notice_of_the_images():
     assert sum(len(path.read_bytes()) for path in ASSETS.iterdir()) <= 15_000_000
     notice = (ASSETS / "fashion-mnist-LICENSE.txt").read_text()
     assert "Copyright (c) 2017 Zalando SE" in notice
@@ -68,7 +68,7 @@ def test_the_package_carries_at_most_15_megabytes_of_assets_with_the_notice_of_t
     ("packed", "reason"),
     [
         (b"not an xz file", "damaged"),
-        (lzma.compress(b"other pictures"), "another file"),
+        (lzma.compress(b"other images"), "another file"),
         (lzma.compress(b"cut short")[:-9], "damaged"),
         (b"", "damaged"),
     ],

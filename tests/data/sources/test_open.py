@@ -1,4 +1,4 @@
-"""What --data may name besides a folder of pictures."""
+"""What --data may name besides a folder of images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.jobs.conftest import write_classes
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return write_classes(tmp_path / "pictures", "cat", "dog", count=2)
+    return write_classes(tmp_path / "images", "cat", "dog", count=2)
 
 
 def test_a_list_of_paths_alone_has_no_labels(folder: Path) -> None:
@@ -183,9 +183,9 @@ def test_what_a_tar_leaves_out_is_said_by_every_command(
 
 def test_an_array_file_is_mapped_and_travels_as_its_path(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 65536, (500, 30, 41), dtype=np.uint16)
-    np.save(tmp_path / "pictures.npy", pixels)
+    np.save(tmp_path / "images.npy", pixels)
 
-    source = open_source(tmp_path / "pictures.npy")
+    source = open_source(tmp_path / "images.npy")
     parcel = pickle.dumps(source)
 
     assert isinstance(source, ArraySource)
@@ -201,18 +201,18 @@ def test_an_array_file_is_mapped_and_travels_as_its_path(tmp_path: Path) -> None
     [
         (np.zeros((3, 4), np.uint8), "images: got an array of shape"),
         (np.zeros((2, 3, 4), np.int32), "images: got values of type int32"),
-        (np.array([{}]), "pictures.npy: it cannot be read as an array"),
+        (np.array([{}]), "images.npy: it cannot be read as an array"),
         (np.zeros((5, 3, 48, 40), np.uint8), r"B C H W; give images.transpose\(0, 2, 3, 1\)"),
-        (np.zeros((48, 40, 3), np.uint8), r"pictures.npy: images: .* give images\[None\]"),
+        (np.zeros((48, 40, 3), np.uint8), r"images.npy: images: .* give images\[None\]"),
     ],
 )
-def test_an_array_file_that_is_no_pictures_is_one_line(
+def test_an_array_file_that_is_no_images_is_one_line(
     array: np.ndarray, message: str, tmp_path: Path
 ) -> None:
-    np.save(tmp_path / "pictures.npy", array)
+    np.save(tmp_path / "images.npy", array)
 
     with pytest.raises(DataError, match=message):
-        open_source(tmp_path / "pictures.npy")
+        open_source(tmp_path / "images.npy")
 
 
 def test_a_tensor_as_training_data_is_one_line_that_says_how_to_give_it() -> None:

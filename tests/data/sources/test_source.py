@@ -27,7 +27,7 @@ def names(source: FolderSource) -> list[str]:
     return [source.name(index) for index in range(len(source))]
 
 
-def test_pictures_are_sorted_bytewise_by_relative_path(tmp_path):
+def test_images_are_sorted_bytewise_by_relative_path(tmp_path):
     fill(tmp_path, "b.JPG", "a/z.png", "a b/été 7.webp", "B.jpeg", "a.tif", "c/d/e.npy")
 
     source = FolderSource(tmp_path)
@@ -55,7 +55,7 @@ def test_folders_of_the_first_level_are_the_classes(tmp_path):
 @pytest.mark.parametrize(
     "layout", [("cat/1.jpg", "cat/2.jpg"), ("cat/1.jpg", "dog/2.jpg", "3.jpg")]
 )
-def test_one_folder_or_a_loose_picture_makes_no_classes(tmp_path, layout):
+def test_one_folder_or_a_loose_image_makes_no_classes(tmp_path, layout):
     source = FolderSource(fill(tmp_path, *layout))
 
     assert source.labels is None
@@ -96,15 +96,15 @@ def test_a_named_file_that_is_missing_is_an_error_with_similar_names(tmp_path):
 
 
 def test_a_missing_folder_names_the_nearest_and_similar_ones(tmp_path, monkeypatch):
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     monkeypatch.chdir(tmp_path)
 
     with pytest.raises(DataError) as error:
-        FolderSource("picturs/train")
+        FolderSource("imags/train")
 
     message = str(error.value)
-    assert f"no folder {tmp_path}/picturs/train" in message
-    assert f"exists is {tmp_path}, which has pictures" in message
+    assert f"no folder {tmp_path}/imags/train" in message
+    assert f"exists is {tmp_path}, which has images" in message
     assert "\n" not in message
 
 
@@ -144,7 +144,7 @@ def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
         FolderSource(tmp_path)
 
 
-def test_what_cannot_be_read_is_a_bad_picture_with_its_reason(tmp_path):
+def test_what_cannot_be_read_is_a_bad_image_with_its_reason(tmp_path):
     fill(tmp_path, "a.jpg", "gone.jpg")
     (tmp_path / "dangling.jpg").symlink_to("nowhere")
     (tmp_path / "folder.jpg").mkdir()
@@ -170,7 +170,7 @@ def test_what_cannot_be_read_is_a_bad_picture_with_its_reason(tmp_path):
     }
 
 
-def test_a_folder_named_like_a_picture_counts_only_if_it_holds_none(tmp_path):
+def test_a_folder_named_like_an_image_counts_only_if_it_holds_none(tmp_path):
     fill(tmp_path, "a.jpg", "full.jpg/b.jpg", "deep.jpg/c/d.jpg")
     (tmp_path / "empty.jpg").mkdir()
 
@@ -212,7 +212,7 @@ def test_a_source_travels_to_another_process(tmp_path):
     assert copy.read(1) == b"dog/b.jpg"
 
 
-def test_every_picture_of_a_mixed_folder_is_listed(tmp_path):
+def test_every_image_of_a_mixed_folder_is_listed(tmp_path):
     broken = mixed_folder(tmp_path, count=40, broken=7)
 
     source = FolderSource(tmp_path)
@@ -222,7 +222,7 @@ def test_every_picture_of_a_mixed_folder_is_listed(tmp_path):
     assert source.labels is None
 
 
-def test_an_array_is_a_source_of_its_pictures():
+def test_an_array_is_a_source_of_its_images():
     images = np.arange(2 * 3 * 5, dtype=np.uint8).reshape(2, 3, 5)
 
     source = ArraySource(images, labels=np.array([1, 0], dtype=np.uint8), class_names=("a", "b"))

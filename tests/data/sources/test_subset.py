@@ -18,7 +18,7 @@ def test_a_subset_of_files_keeps_names_labels_and_classes(tmp_path: Path) -> Non
     assert part.read(0) == source.read(5)
 
 
-def test_pictures_in_memory_stay_in_memory() -> None:
+def test_images_in_memory_stay_in_memory() -> None:
     images = np.arange(4 * 2 * 3, dtype=np.uint8).reshape(4, 2, 3, 1)
     source = ArraySource(images, labels=np.array([0, 1, 0, 1]), class_names=("a", "b"))
 
@@ -36,7 +36,7 @@ def test_all_of_a_source_is_the_source(tmp_path: Path) -> None:
     assert subset(source, np.array([0, 1, 3, 2])) is not source
 
 
-def test_other_pictures_have_another_fingerprint(tmp_path: Path) -> None:
+def test_other_images_have_another_fingerprint(tmp_path: Path) -> None:
     source = FolderSource(write_classes(tmp_path / "d", "a", "b", count=2))
 
     first, again, other = (subset(source, np.array(ids)).fingerprint() for ids in ([0], [0], [1]))

@@ -40,7 +40,7 @@ def shards(tmp_path: Path) -> Path:
     root = tmp_path / "shards"
     root.mkdir()
     first = {
-        "b.jpg": b"picture b",
+        "b.jpg": b"image b",
         "b.cls": b"10",
         "b.txt": b"a bee",
         "a.png": b"a",
@@ -51,7 +51,7 @@ def shards(tmp_path: Path) -> Path:
     return root
 
 
-def test_webdataset_shards_give_pictures_with_labels(shards: Path) -> None:
+def test_webdataset_shards_give_images_with_labels(shards: Path) -> None:
     source = open_tars(shards)
 
     assert names(source) == [
@@ -59,7 +59,7 @@ def test_webdataset_shards_give_pictures_with_labels(shards: Path) -> None:
         "train-0000.tar/b.jpg",
         "train-0001.tar/c.seg.jpg",
     ]
-    assert [source.read(index) for index in (2, 0, 1)] == [b"c", b"a", b"picture b"]
+    assert [source.read(index) for index in (2, 0, 1)] == [b"c", b"a", b"image b"]
     assert source.class_names == ("2", "10")
     assert source.labels is not None and source.labels.tolist() == [0, 1, 0]
 
@@ -145,7 +145,7 @@ def test_names_that_cannot_be_printed_are_escaped(tmp_path: Path) -> None:
         (None, "no images in .*all.tar: expected members ending in"),
     ],
 )
-def test_what_is_no_tar_of_pictures_is_one_line(
+def test_what_is_no_tar_of_images_is_one_line(
     content: bytes | None, message: str, tmp_path: Path
 ) -> None:
     path = write_tar(tmp_path / "all.tar", {"notes.txt": b"x"})
@@ -166,7 +166,7 @@ def test_a_tar_cut_short_is_one_line(shards: Path) -> None:
         open_tars(shards)
 
 
-def test_a_folder_with_pictures_or_folders_beside_is_no_folder_of_tars(shards: Path) -> None:
+def test_a_folder_with_images_or_folders_beside_is_no_folder_of_tars(shards: Path) -> None:
     assert is_tars(shards) and is_tars(shards / "train-0000.tar")
     (shards / "sizes.json").write_text("{}")
     assert is_tars(shards)
