@@ -23,6 +23,14 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         require(self.target_eps > 0, "target_eps", self.target_eps, "a number above 0")
 
+    def require_grid(self, grid: tuple[int, int]) -> None:
+        """Check that patches of a grid, h x w, can be hidden as asked.
+
+        Raises:
+            ConfigError: if not, with what to change.
+        """
+        self.num_keep(grid[0] * grid[1])
+
     def num_keep(self, num_patches: int) -> int:
         """Count the visible patches K of an image with `num_patches` patches.
 

@@ -191,7 +191,7 @@ class PretrainConfig(FitConfig):
         # slots=True makes a new class, which the bare form of super() does not find.
         super(PretrainConfig, self).__post_init__()  # noqa: UP008
         _require_one_network(self)
-        self.objective.num_keep(self.model.num_patches)
+        self.objective.require_grid(self.model.grid)
         views, allowed = self.views_per_decode, f"at least 1 that divides the batch, {self.batch}"
         require(views >= 1 and self.batch % views == 0, "views_per_decode", views, allowed)
         require(
@@ -205,6 +205,7 @@ class PretrainConfig(FitConfig):
             )
             allowed = f"multiples of the patch, {p}, up to {most[0]} {most[1]}"
             require(fits, "start_size", self.start_size, allowed)
+            self.objective.require_grid((self.start_size[0] // p, self.start_size[1] // p))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

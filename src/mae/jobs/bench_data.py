@@ -27,7 +27,6 @@ from mae.data.batching.batch import (
 )
 from mae.data.decoding.decode import BadImage, decode
 from mae.data.sampling.draws import Stream, uniform
-from mae.data.sampling.masks import mask_noise
 from mae.data.sources.open import Data, open_source
 from mae.data.sources.source import ArraySource
 from mae.errors import ConfigError
@@ -195,8 +194,7 @@ def _stage_by_stage(
     if not images:
         return
     with _timed(spent, "collate"):
-        noise = mask_noise(ids, grid=plan.grid, seed=plan.seed, epoch=epoch)
-        tensors = channels_first(np.stack(images)), noise
+        tensors = channels_first(np.stack(images)), plan.noise(ids, epoch=epoch)
     if device.type != "cpu":
         with _timed(spent, "transfer"):
             for tensor in tensors:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mae.atomic import write_json_atomic
 from mae.config.run import PretrainConfig
@@ -145,20 +144,16 @@ def _evidence(
     table = evidence_table(model.encoder, train=train, test=test, init_seed=config.seed, log=say)
     say("fine-tuning on few labels ...")
     few_labels = few_label_finetuning(model.encoder, train=train, test=test)
-    psnr = hidden_psnr(model, _with_noise(test.images, config.model.grid))
+    ids = np.arange(len(test.images), dtype=np.int64)
+    noise = mask_noise(ids, config.objective, grid=config.model.grid, seed=MASK_SEED)
+    batches = zip(*(torch.split(part, BATCH) for part in (test.images, noise)), strict=True)
+    psnr = hidden_psnr(model, batches)
     return {
         "evidence": table.to_dict(),
         "few_labels": few_labels.to_dict(),
         "hidden_psnr": psnr.to_dict(),
         "shortfalls": list(shortfalls(table)) if verdict else [],
     }
-
-
-def _with_noise(images: Tensor, grid: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
-    ids = np.arange(len(images), dtype=np.int64)
-    noise = mask_noise(ids, grid=grid, seed=MASK_SEED)
-    parts = (torch.split(tensor, BATCH) for tensor in (images, noise))
-    yield from zip(*parts, strict=True)
 
 
 def _cells(scores: list[dict[str, Any]]) -> list[str]:

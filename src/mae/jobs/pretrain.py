@@ -15,7 +15,6 @@ from mae.config.run import PretrainConfig
 from mae.data.augment.crop import evaluation_view
 from mae.data.batching.batch import BatchPlan, evaluation_batch
 from mae.data.batching.loader import on_device
-from mae.data.sampling.masks import mask_noise
 from mae.data.sources.open import Data, data_name, open_source
 from mae.errors import ConfigError
 from mae.model.autoencoder import MaskedAutoencoder
@@ -227,7 +226,7 @@ def _drawing(run: RunInProgress, plan: BatchPlan) -> Callable[[TrainState], None
     view = partial(evaluation_view, crop_pct=run.config.model.crop_pct)
     shown = evaluation_batch(run.source, ids.tolist(), kind=run.kind, size=plan.size, view=view)
     kept = shown.ids.numpy()
-    noise = mask_noise(kept, grid=plan.grid, seed=plan.seed)
+    noise = plan.noise(kept, epoch=0)
 
     def draw(state: TrainState) -> None:
         if not len(kept):

@@ -96,7 +96,7 @@ def reconstruct(
         model.objective = replace(model.objective, mask_ratio=mask_ratio)
     images, names, bad = _read(pictures, model, count=count)
     ids = np.arange(len(names), dtype=np.int64)
-    noise = mask_noise(ids, grid=model.config.grid, seed=seed)
+    noise = mask_noise(ids, model.objective, grid=model.config.grid, seed=seed)
     panels = reconstruction_panels(model, images, noise=noise)
     psnr = hidden_psnr(model, [(images, noise)])
     if out.suffix == ".html":

@@ -44,7 +44,7 @@ class MaskedAutoencoder(nn.Module):
         super().__init__()
         self.config = config
         self.objective = objective or ObjectiveConfig()
-        self.objective.num_keep(config.num_patches)  # raises if it hides all or nothing
+        self.objective.require_grid(config.grid)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
 

@@ -87,8 +87,12 @@ def batch_plan(
         seed=config.seed,
     )
     if isinstance(config, PretrainConfig):
-        views = config.views_per_decode
-        return dataclasses.replace(plan, grid=config.model.grid, views_per_decode=views)
+        return dataclasses.replace(
+            plan,
+            grid=config.model.grid,
+            objective=config.objective,
+            views_per_decode=config.views_per_decode,
+        )
     text, mean = config.rand_augment, config.model.pixels.mean
     return dataclasses.replace(
         plan,

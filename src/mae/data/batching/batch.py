@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mae.config.run import AugmentConfig
+from mae.config.run import AugmentConfig, ObjectiveConfig
 from mae.data.augment.batched_crop import resized_crops
 from mae.data.augment.crop import CROP_DRAWS, crop_boxes, evaluation_view
 from mae.data.augment.decode_and_crop import random_crops
@@ -113,6 +113,8 @@ class BatchPlan:
     seed: int
     grid: tuple[int, int] = (0, 0)
     """Patches along height and width; none where nothing is masked."""
+    objective: ObjectiveConfig = ObjectiveConfig()
+    """How patches are hidden."""
     num_drops: int = 0
     """Residual branches that stochastic depth may drop."""
     randaugment: RandAugment | None = None
@@ -144,6 +146,10 @@ class BatchPlan:
         positions = np.arange(place * count, (place + 1) * count, dtype=np.int64)
         epoch = passed * views
         return epoch, shuffled(positions, n=len(self.source), seed=self.seed, epoch=epoch)
+
+    def noise(self, ids: NDArray[np.int64], *, epoch: int) -> Tensor:
+        """Draw the mask noise B L of images in an epoch."""
+        return mask_noise(ids, self.objective, grid=self.grid, seed=self.seed, epoch=epoch)
 
 
 def training_batch(plan: BatchPlan, step: int, *, room: NDArray[Any] | None = None) -> Batch:
@@ -178,7 +184,7 @@ def training_batch(plan: BatchPlan, step: int, *, room: NDArray[Any] | None = No
     shown_labels = np.full(len(ids), -1) if labels is None else labels[shown]
     return Batch(
         channels_first(images),
-        torch.cat([mask_noise(ids, grid=plan.grid, seed=plan.seed, epoch=e) for e in epochs]),
+        torch.cat([plan.noise(ids, epoch=epoch) for epoch in epochs]),
         torch.from_numpy(np.tile(ids, len(epochs))),
         torch.from_numpy(np.tile(shown_labels, len(epochs))),
         tuple(reader.bad),

@@ -7,16 +7,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mae.config.objective import ObjectiveConfig
 from mae.data.sampling.draws import Stream, uniform
 
 
 def mask_noise(
-    ids: NDArray[np.int64], *, grid: tuple[int, int], seed: int, epoch: int = 0
+    ids: NDArray[np.int64],
+    objective: ObjectiveConfig,
+    *,
+    grid: tuple[int, int],
+    seed: int,
+    epoch: int = 0,
 ) -> Tensor:
     """Draw the noise by which a model hides patches, keyed by (seed, epoch, sample id).
 
     Args:
         ids: B sample ids.
+        objective: what the run hides.
         grid: patches along height and width, h and w.
         seed: key of the run.
         epoch: pass over the data; each has its own masks.

@@ -187,6 +187,9 @@ def _refuses(description: Description, names: Collection[str]) -> str | None:
     objective, L = description.objective or ObjectiveConfig(), model.num_patches
     if objective.target_eps != 1e-6:
         return f"its target has an eps of 1e-6, that of this model {objective.target_eps:g}"
+    told = {n: getattr(objective, n) for n in ("mask_ratio", "normalize_target")}
+    if objective != ObjectiveConfig(**told):
+        return "it masks at random, this model otherwise"
     theirs, ours = int(L * (1 - objective.mask_ratio)), objective.num_keep(L)
     if theirs != ours:
         return (
