@@ -188,7 +188,7 @@ def test_the_options_of_a_recipe_are_pinned() -> None:
         "epochs steps minutes batch micro-batch checkpoint-every lr seed precision compile device "
         "threads workers save-every-steps log-every-steps keep keep-checkpoints follow-weights "
         "resize max-bad image-size crop-pct "
-        "mask-ratio channels measure-pixels init-channels views-per-decode "
+        "mask-kind mask-ratio channels measure-pixels init-channels views-per-decode "
         "start-size start-share "
         "optim.name optim.min-lr optim.min-lr-scaled optim.warmup-epochs optim.warmup-start "
         "optim.betas optim.eps "
@@ -196,7 +196,8 @@ def test_the_options_of_a_recipe_are_pinned() -> None:
         "augment.crop-ratio augment.crop-clip augment.flip augment.scaled-decode "
         "model.patch-size model.width "
         "model.depth model.num-heads model.decoder-width model.decoder-depth model.decoder-heads "
-        "model.mlp-ratio model.norm-eps objective.normalize-target objective.target-eps"
+        "model.mlp-ratio model.norm-eps objective.mask-block "
+        "objective.normalize-target objective.target-eps"
     ).split()
 
 
@@ -277,6 +278,22 @@ def test_options_of_version_0_1_are_still_taken(
 
     objective = ObjectiveConfig(mask_ratio=0.6, normalize_target=False)
     assert asked["config"].objective == objective
+
+
+def test_the_kind_of_mask_is_an_option(mae_: Run, asked: dict[str, Any]) -> None:
+    assert (
+        mae_(*"pretrain --data pics --mask-kind block --objective.mask-block 4".split()).code == 0
+    )
+
+    objective = asked["config"].objective
+    assert (objective.mask_kind, objective.mask_block, objective.mask_ratio) == ("block", 4, 0.75)
+    for words, why in (
+        ("--mask-kind stripes", "mask_kind: expected random or block"),
+        ("objective.mask_block=4", "mask_block: has no effect with mask_kind random"),
+        ("--mask-kind block objective.mask_block=0", "mask_block: expected at least 1, got 0"),
+    ):
+        said = mae_("pretrain", "--data", "pics", *words.split())
+        assert said.code == 2 and why in said.err and said.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ from tests.jobs.kill_storm import CONFIG, end_state
 from tests.pictures import mixed_folder
 
 SHORT = replace(CONFIG, steps=6)
+SQUARE = replace(CONFIG.model, image_size=(16, 24))  # 4 x 6 patches
+BLOCKS = [ObjectiveConfig(mask_kind="block", mask_block=3)]
 
 
 def run(out: Path, data: object, config: PretrainConfig = SHORT, **options: object) -> mae.Run:
@@ -39,10 +41,12 @@ def stop_after_first_save(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job, "save_checkpoint", save_and_die)
 
 
-def begin(out: Path, data: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def begin(
+    out: Path, data: object, monkeypatch: pytest.MonkeyPatch, config: PretrainConfig = SHORT
+) -> None:
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_after_first_save(patch)
-        run(out, data)
+        run(out, data, config)
 
 
 def test_a_mixed_nested_folder_runs_and_names_the_broken_ones_once(
@@ -184,6 +188,32 @@ def test_a_stopped_run_of_version_0_1_resumes_to_the_same_end(
     assert resumed.resumed
     mine, yours = resumed.model.state_dict(), whole.model.state_dict()
     assert all(torch.equal(mine[name], yours[name]) for name in mine)
+
+
+@pytest.mark.parametrize("objective", BLOCKS)
+def test_a_stopped_run_of_another_mask_kind_resumes_to_the_same_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: ObjectiveConfig
+) -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (20, 16, 24, 3), dtype=np.uint8)
+    config = replace(SHORT, objective=objective, model=SQUARE)
+    begin(tmp_path / "stopped", pictures, monkeypatch, config)
+
+    with pytest.raises(ConfigError, match=f"mask_kind: run has {objective.mask_kind}, asked ran"):
+        run(tmp_path / "stopped", pictures, replace(config, objective=ObjectiveConfig()))
+    resumed = run(tmp_path / "stopped", pictures, replace(config, workers=2))
+    whole = run(tmp_path / "whole", pictures, config)
+    random = run(tmp_path / "random", pictures, replace(config, objective=ObjectiveConfig()))
+
+    assert resumed.resumed and resumed.model.objective == objective
+    record = json.loads((tmp_path / "whole" / "run.json").read_bytes())
+    assert record["config"]["objective"]["mask_kind"] == objective.mask_kind
+    ends = [done.model.decoder.pred.weight for done in (resumed, whole, random)]
+    assert torch.equal(ends[0], ends[1]) and not torch.equal(ends[1], ends[2])
+    drawings = [
+        (tmp_path / name / "pictures" / "step-00000000.png").read_bytes()
+        for name in ("stopped", "whole", "random")
+    ]
+    assert drawings[0] == drawings[1] != drawings[2]
 
 
 def test_files_added_to_an_unfinished_run_are_refused(

@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 
 from mae.config.model import PixelConfig, PixelDtype
+from mae.data.sampling.masks import mask_noise
 from mae.errors import ConfigError, DataError, MaeError, WeightsError
 from mae.jobs.reconstruct import Reconstructed, reconstruct
+from mae.model.masking import random_masking
 from mae.report.tables import plain, value_rows
 from mae.weights.formats.native import save
 from tests.model.tiny import tiny_model
@@ -70,6 +72,22 @@ def test_the_mask_ratio_is_that_of_training_unless_given(
     result = drawn(tmp_path, mask_ratio=ratio)
 
     assert f"over {3 * hidden * 4 * 4 * 3:,} hidden" in result.about
+
+
+def test_the_mask_kind_is_that_of_training(tmp_path: Path) -> None:
+    model = tiny_model(torch.Generator().manual_seed(0), mask_kind="block", mask_block=3)
+    image(30, 50).save(tmp_path / "a.png")
+    save(model, tmp_path / "weights")
+
+    reconstruct(tmp_path / "weights", [tmp_path / "a.png"], out=tmp_path / "out.png", quiet=True)
+
+    with Image.open(tmp_path / "out.png") as strip:  # enlarged by 10, and four stages wide
+        masked = np.asarray(strip)[4:124, 4 + 204 : 4 + 404].reshape(3, 40, 5, 40, 3)
+    grey = (masked == 128).all(axis=(1, 3, 4))
+    assert grey.sum() == 12
+    assert grey[:, :3].all() or grey[:, 3:].all()  # cells of 3 x 3 and 3 x 2
+    hidden = mask_noise(np.arange(1), model.objective, grid=(3, 5), seed=0)
+    assert (grey.ravel() == random_masking(hidden, num_keep=3).mask[0].numpy()).all()
 
 
 def test_of_a_folder_a_few_are_drawn_and_broken_ones_named(tmp_path: Path) -> None:

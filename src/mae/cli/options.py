@@ -24,7 +24,7 @@ from mae.recipes.catalogue import RECIPES
 
 # Recipe fields that are changed most often, listed first and under a short name.
 _SHORT = {"optim.lr": "lr", "model.image_size": "image-size", "objective.mask_ratio": "mask-ratio",
-          "model.crop_pct": "crop-pct"}  # fmt: skip
+          "objective.mask_kind": "mask-kind", "model.crop_pct": "crop-pct"}  # fmt: skip
 # Fields determined by the images; --channels and --measure-pixels control how.
 _DERIVED = ("model.channels", "model.pixels.", "num_classes")
 _NAMED = re.compile(r"(?P<dashes>--?)?(?P<flag>[A-Za-z][\w.-]*)(=(?P<text>.*))?", re.DOTALL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from mae.config.model import require
 from mae.errors import ConfigError
@@ -13,6 +14,10 @@ from mae.errors import ConfigError
 class ObjectiveConfig:
     """What pre-training asks of a network: the hidden patches and the target of their pixels."""
 
+    mask_kind: Literal["random", "block"] = "random"
+    """How hidden patches are chosen: one by one, or in aligned cells of mask_block x mask_block."""
+    mask_block: int = 2
+    """Edge of a cell in patches; with mask_kind block alone."""
     mask_ratio: float = 0.75
     """Fraction of the patches that is hidden."""
     normalize_target: bool = True
@@ -21,6 +26,12 @@ class ObjectiveConfig:
     """Added to a patch's variance before its root (published: 1e-6); more quiets blank patches."""
 
     def __post_init__(self) -> None:
+        require(self.mask_block >= 1, "mask_block", self.mask_block, "at least 1")
+        if self.mask_block != 2 and self.mask_kind != "block":
+            raise ConfigError(
+                f"mask_block: has no effect with mask_kind {self.mask_kind}, expected with block; "
+                "drop it"
+            )
         require(self.target_eps > 0, "target_eps", self.target_eps, "a number above 0")
 
     def require_grid(self, grid: tuple[int, int]) -> None:

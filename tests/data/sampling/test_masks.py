@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 import mae
 from mae.config.objective import ObjectiveConfig
+from mae.data.sampling.draws import Stream, uniform
 from mae.data.sampling.masks import mask_noise
+from mae.errors import ConfigError
+from mae.model.masking import random_masking
 
 IDS = np.array([7, 0, 12345])
 RANDOM = ObjectiveConfig()
@@ -39,3 +45,63 @@ def test_one_module_alone_draws_mask_noise() -> None:
     users = {p.name for p in source.rglob("*.py") if "Stream.MASK" in p.read_text("utf-8")}
 
     assert users == {"masks.py"}
+
+
+def hidden(objective: ObjectiveConfig, grid: tuple[int, int], *, images: int = 8) -> torch.Tensor:
+    """Return which patches a model would hide: B h w bool."""
+    noise = mask_noise(np.arange(images), objective, grid=grid, seed=5)
+    assert noise.dtype == torch.float32 and 0 <= noise.min() and noise.max() < 1
+    num_keep = objective.num_keep(grid[0] * grid[1])
+    return random_masking(noise, num_keep=num_keep).mask.view(images, *grid)
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 0.6, 0.75, 0.8])
+@pytest.mark.parametrize("edge", [1, 2, 3, 4])
+@pytest.mark.parametrize("grid", [(3, 5), (4, 6), (7, 4), (14, 14)])
+def test_blocks_are_aligned_cells_and_one_at_most_is_cut(
+    grid: tuple[int, int], edge: int, ratio: float
+) -> None:
+    objective = ObjectiveConfig(mask_kind="block", mask_block=edge, mask_ratio=ratio)
+
+    for mask in hidden(objective, grid):
+        assert int((~mask).sum()) == math.floor(grid[0] * grid[1] * (1 - ratio) + 1e-4)
+        cells = [
+            mask[row : row + edge, column : column + edge]
+            for row in range(0, grid[0], edge)
+            for column in range(0, grid[1], edge)
+        ]
+        assert sum(bool(cell.any()) and not bool(cell.all()) for cell in cells) <= 1
+
+
+def test_blocks_are_drawn_from_the_numbers_of_their_stream() -> None:
+    objective = ObjectiveConfig(mask_kind="block", mask_ratio=0.6)
+    # 3 x 5 patches, in 2 x 3 cells of 2 x 2, some of them smaller.
+    cells = ["aabbc", "aabbc", "ddeef"]
+    numbers = uniform(5, 0, np.arange(8), stream=Stream.MASK, count=15 + 6)
+
+    for drawn, mask in zip(numbers.tolist(), hidden(objective, (3, 5)), strict=True):
+        of_cell = dict(zip("abcdef", drawn[15:], strict=True))
+        order = sorted(range(15), key=lambda i: (of_cell["".join(cells)[i]], drawn[i]))
+        assert sorted(order[:6]) == torch.nonzero(~mask.flatten())[:, 0].tolist()
+
+
+@pytest.mark.parametrize("ratio", [0.75, 0.875])  # a whole cell visible, and half of one
+def test_every_patch_is_visible_in_as_many_block_masks(ratio: float) -> None:
+    objective = ObjectiveConfig(mask_kind="block", mask_ratio=ratio)
+
+    visible = ~hidden(objective, (4, 4), images=4000)
+
+    spread = math.sqrt(ratio * (1 - ratio) / 4000)
+    assert (visible.float().mean(dim=0) - (1 - ratio)).abs().max() < 4 * spread
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"mask_kind": "block", "mask_block": 0}, "mask_block: expected at least 1, got 0"),
+        ({"mask_block": 3}, "mask_block: has no effect with mask_kind random, .* drop it"),
+    ],
+)
+def test_masks_that_cannot_be_drawn_are_refused(fields: dict[str, Any], why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        ObjectiveConfig(**fields)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -9,6 +11,9 @@ from torch import Tensor
 
 from mae.config.objective import ObjectiveConfig
 from mae.data.sampling.draws import Stream, uniform
+
+Draw = Callable[[int], NDArray[np.float32]]
+"""Draws so many numbers in [0, 1) for each image of a batch."""
 
 
 def mask_noise(
@@ -23,7 +28,7 @@ def mask_noise(
 
     Args:
         ids: B sample ids.
-        objective: what the run hides.
+        objective: its kind of mask; the number of hidden patches is left to the model.
         grid: patches along height and width, h and w.
         seed: key of the run.
         epoch: pass over the data; each has its own masks.
@@ -31,4 +36,28 @@ def mask_noise(
     Returns:
         B L float32 in [0, 1), L = h w.
     """
-    return torch.from_numpy(uniform(seed, epoch, ids, stream=Stream.MASK, count=grid[0] * grid[1]))
+
+    def draw(count: int) -> NDArray[np.float32]:
+        return uniform(seed, epoch, ids, stream=Stream.MASK, count=count)
+
+    match objective.mask_kind:
+        case "random":
+            noise = draw(grid[0] * grid[1])
+        case "block":
+            noise = _block_noise(draw, grid, edge=objective.mask_block)
+    return torch.from_numpy(noise)
+
+
+def _block_noise(draw: Draw, grid: tuple[int, int], *, edge: int) -> NDArray[np.float32]:
+    """Order patches by cells of `edge` x `edge`, in random order, and at random inside each.
+
+    Cells are aligned with the top left corner; those at the other edges may be smaller. Where the
+    number of visible patches ends inside a cell, a random part of it is visible.
+    """
+    rows, columns = np.indices(grid) // edge
+    cell = (rows * -(-grid[1] // edge) + columns).ravel()  # L
+    count = int(cell.max()) + 1
+    noise = draw(len(cell) + count)
+    rank = noise[:, len(cell) :].argsort(axis=1, kind="stable").argsort(axis=1)
+    # Half of the noise, so that rounding never takes a patch into the next cell.
+    return (rank[:, cell] + noise[:, : len(cell)] / 2).astype(np.float32) / np.float32(count)
