@@ -21,7 +21,10 @@ from tests.pictures import mixed_folder
 
 SHORT = replace(CONFIG, steps=6)
 SQUARE = replace(CONFIG.model, image_size=(16, 24))  # 4 x 6 patches
-BLOCKS = [ObjectiveConfig(mask_kind="block", mask_block=3)]
+KINDS = [
+    ObjectiveConfig(mask_kind="block", mask_block=3),
+    ObjectiveConfig(mask_kind="grid"),
+]
 
 
 def run(out: Path, data: object, config: PretrainConfig = SHORT, **options: object) -> mae.Run:
@@ -190,7 +193,7 @@ def test_a_stopped_run_of_version_0_1_resumes_to_the_same_end(
     assert all(torch.equal(mine[name], yours[name]) for name in mine)
 
 
-@pytest.mark.parametrize("objective", BLOCKS)
+@pytest.mark.parametrize("objective", KINDS)
 def test_a_stopped_run_of_another_mask_kind_resumes_to_the_same_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: ObjectiveConfig
 ) -> None:

@@ -14,8 +14,8 @@ from mae.errors import ConfigError
 class ObjectiveConfig:
     """What pre-training asks of a network: the hidden patches and the target of their pixels."""
 
-    mask_kind: Literal["random", "block"] = "random"
-    """How hidden patches are chosen: one by one, or in aligned cells of mask_block x mask_block."""
+    mask_kind: Literal["random", "block", "grid"] = "random"
+    """block: in cells of mask_block x mask_block; grid: all but one patch of each 2 x 2."""
     mask_block: int = 2
     """Edge of a cell in patches; with mask_kind block alone."""
     mask_ratio: float = 0.75
@@ -32,6 +32,11 @@ class ObjectiveConfig:
                 f"mask_block: has no effect with mask_kind {self.mask_kind}, expected with block; "
                 "drop it"
             )
+        if self.mask_kind == "grid" and self.mask_ratio != 0.75:
+            raise ConfigError(
+                f"mask_ratio: got {self.mask_ratio:g}, expected 0.75, as mask_kind grid keeps one "
+                "of 4 patches; choose --mask-kind random for another ratio"
+            )
         require(self.target_eps > 0, "target_eps", self.target_eps, "a number above 0")
 
     def require_grid(self, grid: tuple[int, int]) -> None:
@@ -41,6 +46,11 @@ class ObjectiveConfig:
             ConfigError: if not, with what to change.
         """
         self.num_keep(grid[0] * grid[1])
+        if self.mask_kind == "grid" and (grid[0] % 2 or grid[1] % 2):
+            raise ConfigError(
+                f"mask_kind: got grid for {grid[0]} x {grid[1]} patches, expected even numbers, as "
+                "it keeps one of each 2 x 2; choose another image or patch size"
+            )
 
     def num_keep(self, num_patches: int) -> int:
         """Count the visible patches K of an image with `num_patches` patches.

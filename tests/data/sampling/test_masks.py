@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import mae
-from mae.config.objective import ObjectiveConfig
+from mae.config.run import ObjectiveConfig, PretrainConfig
 from mae.data.sampling.draws import Stream, uniform
 from mae.data.sampling.masks import mask_noise
 from mae.errors import ConfigError
@@ -85,9 +85,45 @@ def test_blocks_are_drawn_from_the_numbers_of_their_stream() -> None:
         assert sorted(order[:6]) == torch.nonzero(~mask.flatten())[:, 0].tolist()
 
 
-@pytest.mark.parametrize("ratio", [0.75, 0.875])  # a whole cell visible, and half of one
-def test_every_patch_is_visible_in_as_many_block_masks(ratio: float) -> None:
-    objective = ObjectiveConfig(mask_kind="block", mask_ratio=ratio)
+@pytest.mark.parametrize("grid", [(2, 2), (4, 6), (14, 8)])
+def test_a_grid_keeps_the_same_one_of_each_two_by_two(grid: tuple[int, int]) -> None:
+    places = set()
+    for mask in hidden(ObjectiveConfig(mask_kind="grid"), grid, images=64):
+        rows, columns = torch.nonzero(~mask).T.tolist()
+        kept = {(row % 2, column % 2) for row, column in zip(rows, columns, strict=True)}
+        assert len(kept) == 1 and len(rows) == grid[0] * grid[1] // 4
+        places |= kept
+
+    assert places == {(0, 0), (0, 1), (1, 0), (1, 1)}
+
+
+def test_the_place_in_a_grid_is_the_last_number_of_the_stream() -> None:
+    numbers = uniform(5, 0, np.arange(8), stream=Stream.MASK, count=24 + 1)[:, -1]
+
+    for number, mask in zip(
+        numbers, hidden(ObjectiveConfig(mask_kind="grid"), (4, 6)), strict=True
+    ):
+        row, column = divmod(math.floor(4 * number), 2)
+        assert not mask[row::2, column::2].any()
+
+
+@pytest.mark.parametrize("grid", [(3, 4), (4, 5)])
+def test_a_grid_of_odd_edges_is_refused(grid: tuple[int, int]) -> None:
+    objective = ObjectiveConfig(mask_kind="grid")
+
+    with pytest.raises(ConfigError, match=f"grid for {grid[0]} x {grid[1]} patches, expected even"):
+        objective.require_grid(grid)
+    with pytest.raises(ConfigError, match="expected even"):  # of the first part of a run alone
+        PretrainConfig(objective=objective, start_size=(grid[0] * 16, grid[1] * 16))
+
+
+@pytest.mark.parametrize(
+    ("kind", "ratio"),
+    [("grid", 0.75), ("block", 0.75), ("block", 0.875)],
+    # of a block, a whole cell is visible, or half of one
+)
+def test_every_patch_is_visible_in_as_many_masks(kind: Any, ratio: float) -> None:
+    objective = ObjectiveConfig(mask_kind=kind, mask_ratio=ratio)
 
     visible = ~hidden(objective, (4, 4), images=4000)
 
@@ -99,6 +135,7 @@ def test_every_patch_is_visible_in_as_many_block_masks(ratio: float) -> None:
     ("fields", "why"),
     [
         ({"mask_kind": "block", "mask_block": 0}, "mask_block: expected at least 1, got 0"),
+        ({"mask_kind": "grid", "mask_ratio": 0.5}, "mask_ratio: got 0.5, expected 0.75, .*random"),
         ({"mask_block": 3}, "mask_block: has no effect with mask_kind random, .* drop it"),
     ],
 )
