@@ -37,18 +37,18 @@ def help_text(run: Callable[..., object], options: Sequence[Option], *, verb: st
     width = min(shutil.get_terminal_size().columns, _MAX_WIDTH)
     bold = "\033[1m{}\033[0m" if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else "{}"
     positional = [option.flag.upper() for option in options if option.positional]
-    lines = [" ".join(["usage: mae", verb, *positional, "[options]"]), ""]
-    lines += [*(textwrap.fill(part, width) for part in about.split("\n\n")), ""]
+    usage = " ".join(["usage: mae", verb, *positional, "[options]"])
+    paragraphs = [textwrap.fill(part, width) for part in about.split("\n\n")]
+    lines = ["\n\n".join([usage, *paragraphs]), ""]
     for option in options:
         name = option.flag.upper() if option.positional else f"--{option.flag}"
         is_switch = option.hint is bool and option.default is False
-        start = f"  {name} {'' if is_switch else _type(option.hint)}{' ...' * option.many}  ".ljust(
-            _COLUMN
-        )
+        kind = "" if is_switch else _type(option.hint) + " ..." * option.many
+        start = f"  {name} {kind}  ".ljust(_COLUMN)
         text = texts.get(option.path) or _field_text(option.owner, option.path.rpartition(".")[2])
         if option.default is not Parameter.empty:
             text += f" (default: {_value(option.default)})"
-        wrapped = textwrap.wrap(" ".join(text.split()), width - _COLUMN)
+        wrapped = textwrap.wrap(" ".join(text.split()), width - _COLUMN) or [""]
         if len(start) == _COLUMN:
             start += wrapped.pop(0)
         lines += [start.rstrip().replace(name, bold.format(name), 1)]
@@ -75,8 +75,9 @@ def _value(value: object) -> str:
 
 def _field_text(cls: type, name: str) -> str:
     """Return the docstring of a field, which may be inherited."""
-    docs = (_docs_of_fields(c.__module__).get((c.__name__, name)) for c in cls.__mro__)
-    return next(filter(None, docs))
+    ours = (base for base in cls.__mro__ if base.__module__.startswith("mae."))
+    docs = (_docs_of_fields(base.__module__).get((base.__name__, name)) for base in ours)
+    return next(filter(None, docs), "")
 
 
 @cache
