@@ -20,7 +20,7 @@ from mae.errors import ConfigError
 from mae.jobs.plan import plan
 from mae.model.create import create
 from mae.planning.estimate import Estimate
-from mae.planning.hardware import Machine, card_named, find_cards
+from mae.planning.hardware import Machine, card_named, machine_of
 from mae.recipes.catalogue import DEMO, find_config
 from mae.report.tables import report_of
 from mae.train.resolve import new_state
@@ -217,18 +217,20 @@ def test_a_batch_smaller_than_the_ranks_is_refused() -> None:
     [("h100", ("h100", 1)), ("H100x8", ("h100", 8)), ("rtx4090x2", ("rtx4090", 2))],
 )
 def test_cards_are_read(text: str, cards: tuple[str, int]) -> None:
-    assert find_cards(text) == cards
+    machine = machine_of(text)
+
+    assert (machine.card, machine.ranks) == cards
 
 
 @pytest.mark.parametrize("text", ["rtx4091", "h100x0", "h100x", "x8", "", "h100x-1"])
 def test_what_is_no_card_is_one_line(text: str) -> None:
     with pytest.raises(ConfigError, match="expected a card and how many, as in h100x8; "):
-        find_cards(text)
+        machine_of(text)
 
 
 def test_a_misspelt_card_whose_name_has_an_x_is_still_near() -> None:
     with pytest.raises(ConfigError, match=r"did you mean rtx4090x8\?"):
-        find_cards("rtx409")
+        machine_of("rtx409")
 
 
 @pytest.mark.parametrize(

@@ -129,12 +129,8 @@ def bench_data(
         plan = batch_plan(config, source, kind)
         progress.note(f"measuring {plan.batch} images at a time for {seconds:g} s on one core")
         training_batch(plan, 0)  # the first call loads libraries
-        spent, unreadable, rounds, began = (
-            defaultdict[str, float](float),
-            set[int](),
-            0,
-            time.perf_counter(),
-        )
+        spent, unreadable = defaultdict[str, float](float), set[int]()
+        rounds, began = 0, time.perf_counter()
         while rounds < LEAST_ROUNDS or time.perf_counter() - began < seconds:
             _stage_by_stage(plan, 2 * rounds, device, spent, unreadable)
             with _timed(spent, TOGETHER):

@@ -82,29 +82,17 @@ def this_machine(device: str) -> Machine:
 
 
 def machine_of(text: str) -> Machine:
-    """Parse a machine specification of GPU and count, such as h100x8.
-
-    Raises:
-        ConfigError: as `find_cards`.
-    """
-    name, count = find_cards(text)
-    card = CARDS[name]
-    memory = card.memory_gib * 2**30
-    return Machine(name, count, "cuda", memory, name, elsewhere=True, has_bf16=card.has_bf16)
-
-
-def find_cards(text: str) -> tuple[str, int]:
     """Parse GPU name and count: h100, or h100x8.
 
     Raises:
         ConfigError: for an unknown GPU or a malformed count; suggests the closest name.
     """
     asked = text.lower()
-    if asked in CARDS:
-        return asked, 1
-    name, _, count = asked.rpartition("x")
+    name, _, count = (asked, "x", "1") if asked in CARDS else asked.rpartition("x")
     if name in CARDS and count.isdecimal() and 1 <= int(count) <= MOST:
-        return name, int(count)
+        card, ranks = CARDS[name], int(count)
+        memory, half = card.memory_gib * 2**30, card.has_bf16
+        return Machine(name, ranks, "cuda", memory, name, elsewhere=True, has_bf16=half)
     if name not in CARDS:
         name = re.sub(r"x\d{0,3}$", "", asked)
     near = [n for t in (name, asked) for n in difflib.get_close_matches(t, CARDS, n=1)]
