@@ -192,8 +192,8 @@ def test_decoding_that_has_no_core_left_asks_for_cheaper_pictures(
     found = judged(cores=2, threads=2, monkeypatch=monkeypatch, **slow)
 
     assert next(found.advice()) == (
-        "loading needs 4.2 cores, 0 are free beside the step; cheaper: mae data pack "
-        "--short-side 32 or --augment.scaled-decode or --views-per-decode 2"
+        "use mae data pack --short-side 32 or --augment.scaled-decode or --views-per-decode 2: "
+        "loading needs 4.2 cores, 0 are free"
     )
 
 

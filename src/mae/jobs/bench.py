@@ -142,7 +142,7 @@ class BottleneckReport(NamedTuple):
             yield f"{ratio}: {workers} readers and {threads} threads share {cores()} cores"
 
     def _loader_advice(self) -> str:
-        measured, needed = self.measured, self.readers_needed
+        measured, config, needed = self.measured, self.estimate.config, self.readers_needed
         spent, busy = measured.reader_seconds_per_image, measured.reader_busy_seconds_per_image
         takes = f"an image takes a reader {1000 * spent:.3g} ms"
         if busy < spent / 2 and needed > measured.workers:
@@ -150,38 +150,31 @@ class BottleneckReport(NamedTuple):
             return f"use --workers {needed}, or mae data pack to a near disk: {takes}, {waits}"
         wanted = measured.step * busy
         free = cores() - (measured.threads if self.estimate.machine.device == "cpu" else 1)
-        if wanted > free:
-            use = f"use --workers {free}; " if free > measured.workers else ""
-            short = f"loading needs {wanted:.2g} cores, {max(free, 0)} are free beside the step"
-            return f"{use}{short}{self._cheaper()}"
-        if needed > measured.workers:
-            return f"use --workers {needed}: {takes}"
-        return f"{needed} workers should keep up: mae bench data shows which stage is slow"
-
-    def _cheaper(self) -> str:
-        config = self.estimate.config
+        if wanted <= free:
+            if needed > measured.workers:
+                return f"use --workers {needed}: {takes}"
+            return f"{needed} workers should keep up: mae bench data shows which stage is slow"
         assert isinstance(config, PretrainConfig)
-        if self.in_memory:
-            return ""
-        ways = [f"mae data pack --short-side {round(_KEPT_EDGE * max(config.model.image_size))}"]
-        if not config.augment.scaled_decode:
-            ways.append("--augment.scaled-decode")
-        if config.views_per_decode == 1:
-            ways.append("--views-per-decode 2")
-        return f"; cheaper: {' or '.join(ways)}"
+        edge = round(_KEPT_EDGE * max(config.model.image_size))
+        ways = {
+            f"--workers {free}": free > measured.workers,
+            f"mae data pack --short-side {edge}": not self.in_memory,
+            "--augment.scaled-decode": not (self.in_memory or config.augment.scaled_decode),
+            "--views-per-decode 2": not self.in_memory and config.views_per_decode == 1,
+        }
+        use = " or ".join(way for way, helps in ways.items() if helps) or "fewer threads"
+        return f"use {use}: loading needs {wanted:.2g} cores, {max(free, 0)} are free"
 
     def _step_advice(self, asked: int, most: int) -> Iterator[str]:
         machine, threads = self.estimate.machine, self.measured.threads
-        if machine.device == "cpu":
-            if threads < cores():
-                yield f"the step has {threads} of {cores()} cores: use --threads {cores()}"
-            return
+        if machine.device == "cpu" and threads < cores():
+            yield f"the step has {threads} of {cores()} cores: use --threads {cores()}"
         if machine.device == "cuda" and self.estimate.config.precision == "float32":
             half = "bf16" if machine.has_bf16 else "fp16"
-            peak = machine.peak_flops(half) / machine.peak_flops("float32")
-            known = "" if math.isnan(peak) else f": {peak:.0f} times the peak (data sheet)"
+            times = machine.peak_flops(half) / machine.peak_flops("float32")
+            known = "" if math.isnan(times) else f": {times:.0f} times the peak (data sheet)"
             yield f"use --precision {half}{known}"
-        if asked < most:
+        if machine.device != "cpu" and asked < most:
             yield f"a pass of more images fits (formula): use --micro-batch {most}"
 
     def rows(self) -> Iterator[tuple[str, ...]]:

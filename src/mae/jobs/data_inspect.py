@@ -150,8 +150,7 @@ class Inspected(NamedTuple):
         }
 
     def _pretrain_values(self, estimate: Estimate) -> dict[str, Any]:
-        config, values, kind = estimate.config, estimate.values(), self.found.kind
-        known = ("batch", "steps", "memory_bytes", "device", "images_per_second", "hours")
+        config, kind = estimate.config, self.found.kind
         return {
             "kind": None if kind is None else kind._asdict(),
             "mean": config.model.pixels.mean,
@@ -162,7 +161,7 @@ class Inspected(NamedTuple):
             "steps_per_epoch": estimate.steps_per_epoch,
             "epochs": config.epochs,
             "sensible_epochs": estimate.sensible_epochs,
-            **{name: values[name] for name in known},
+            **estimate.values(),
         }
 
 
@@ -172,15 +171,12 @@ def _epochs_in_words(estimate: Estimate) -> str:
     demo = f"the {LEARNT_STEPS:,} steps in which the demo learnt"
     if enough <= epochs:
         return f"{epochs:,} make at least {demo}"
-    takes = ""
-    if not math.isnan(estimate.hours):
-        takes = f" (about {hours_in_words(estimate.hours * enough / epochs)})"
+    hours = estimate.hours * enough / epochs
+    takes = "" if math.isnan(hours) else f" (about {hours_in_words(hours)})"
     if enough * estimate.steps_per_epoch >= LEARNT_STEPS:
         return f"{epochs:,} make fewer than {demo}: use --epochs {enough}{takes}"
-    return (
-        f"few images: even {enough:,} epochs{takes}, the longest of the paper, make fewer than "
-        f"{demo}; use a smaller --batch, or --init"
-    )
+    few = f"few images: even {enough:,} epochs{takes}, the longest of the paper, make fewer than"
+    return f"{few} {demo}; use a smaller --batch, or --init"
 
 
 def inspect_data(

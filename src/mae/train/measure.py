@@ -217,22 +217,22 @@ def _reader_seconds(plan: BatchPlan, *, seconds: float) -> tuple[float, float]:
     Time in which other processes had the CPU counts neither as work nor as waiting for the source.
     """
     training_batch(plan, 0)  # the first call loads libraries
-    busy, queued, began = time.process_time(), _queued_seconds(), time.perf_counter()
+    began, wall, busy = time.perf_counter(), _seconds_with_a_cpu(), time.process_time()
     done = 0
     while not done or time.perf_counter() - began < seconds:
         done += 1
         training_batch(plan, done)
-    passed = time.perf_counter() - began - (_queued_seconds() - queued)
-    busy = time.process_time() - busy
-    return max(busy, passed) / (done * plan.batch), busy / (done * plan.batch)
+    images, busy = done * plan.batch, time.process_time() - busy
+    return max(busy, _seconds_with_a_cpu() - wall) / images, busy / images
 
 
-def _queued_seconds() -> float:
-    """Return the seconds this thread was runnable without a CPU; 0 where not recorded."""
+def _seconds_with_a_cpu() -> float:
+    """Return wall time less the time this thread was runnable without a CPU, if recorded."""
     try:
-        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+        queued = int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
     except (OSError, ValueError, IndexError):
-        return 0.0
+        queued = 0.0
+    return time.perf_counter() - queued
 
 
 @contextmanager
