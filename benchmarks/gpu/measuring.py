@@ -231,7 +231,7 @@ def measure_loader(precision: str, *, count: int, until: float) -> LoaderRow:
     with tempfile.TemporaryDirectory() as name:
         source = open_pack(_packed(Path(name), at_least=4 * count))
         plan = batch_plan(config, source, KIND)
-        workers = choose_workers(config, plan, DEVICE, say=print)
+        workers = choose_workers(config, plan, DEVICE, log=print)
         feed = batches(plan, start=0, stop=10**6, workers=workers)
         fed = on_device(feed, DEVICE)
         # What the readers made ahead while nobody took it would count as speed.

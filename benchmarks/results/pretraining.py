@@ -64,7 +64,7 @@ def supervise_half(folder: Path, half: int, seed: int) -> Path:
     weights = folder / f"half-{half}-supervised-{seed}"
     if not (weights / "model.safetensors").exists():
         source = half_source("train", HALVES[half])
-        config, _ = resolve(DEMO, source, say=print)
+        config = resolve(DEMO, source).config
         how = replace(SUPERVISED, steps=supervised_steps(config.model), seed=seed)
         encoder = create(config.model, seed=seed).encoder
         model = tuned(encoder, train=Pictures.of(source), config=how)

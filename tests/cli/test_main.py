@@ -458,8 +458,8 @@ def test_a_length_given_takes_the_place_of_that_of_the_recipe(
         ),
         (
             "pretrain continue --data pics",
-            "init: expected --init, weights or a run, which this recipe takes its network from; "
-            "to start anew use the recipe folder",
+            "init: expected --init, the weights or run whose network this recipe takes; to train "
+            "a new network use the recipe folder",
         ),
         (
             "pretrain continue --data pics --init w --image-size 160",
@@ -540,8 +540,8 @@ def test_a_length_given_takes_the_place_of_that_of_the_recipe(
         ("bench --data d --seconds 0", "seconds: expected a number above 0, got 0.0"),
         (
             "bench continue --data d",
-            "init: expected --init, weights or a run, which this recipe takes its network from; "
-            "to start anew use the recipe folder",
+            "init: expected --init, the weights or run whose network this recipe takes; to train "
+            "a new network use the recipe folder",
         ),
         ("embed w --data d --out f.csv", "out: f.csv ends in '.csv', expected .npy or .parquet"),
     ],

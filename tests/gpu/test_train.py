@@ -77,7 +77,7 @@ def test_a_run_goes_on_from_its_checkpoint_to_the_same_bits(tmp_path: Path, prec
         losses(whole, given, precision=precision)
         losses(first, given[:2], precision=precision)
         save_checkpoint(tmp_path, first, extra={}, keep=2)
-        load_checkpoint(tmp_path, again, say=print)
+        load_checkpoint(tmp_path, again, log=print)
         assert_same(again, first)
         losses(again, given[2:], precision=precision)
 
@@ -91,7 +91,7 @@ def test_a_checkpoint_of_a_gpu_is_read_on_a_cpu_and_trains_on(tmp_path: Path) ->
     losses(there, given[:3])
     save_checkpoint(tmp_path, there, extra={}, keep=2)
 
-    load_checkpoint(tmp_path, here, say=print)
+    load_checkpoint(tmp_path, here, log=print)
 
     saved, read = there.model.state_dict(), here.model.state_dict()
     assert all(torch.equal(value.cpu(), read[name]) for name, value in saved.items())

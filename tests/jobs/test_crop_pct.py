@@ -1,6 +1,6 @@
 """The fraction of an image that evaluation keeps: settled in training, kept by weights, overridden.
 
-Source of the order: `settle_crop_pct`.
+Source of the order: `resolve_crop_pct`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mae.config.run import (
     FinetuneConfig,
     ModelConfig,
     PretrainConfig,
-    settle_crop_pct,
+    resolve_crop_pct,
 )
 from mae.errors import ConfigError
 from mae.evaluation.inputs import FeatureSettings
@@ -89,7 +89,7 @@ def age(file: Path, *names: str) -> None:
 def test_what_is_asked_for_wins_then_whole_images_then_the_weights_then_what_was_published(
     model: ModelConfig, augment: AugmentConfig, of_weights: ModelConfig | None, expected: float
 ) -> None:
-    assert settle_crop_pct(model, augment, of_weights=of_weights).crop_pct == expected
+    assert resolve_crop_pct(model, augment, of_weights=of_weights).crop_pct == expected
 
 
 @pytest.mark.parametrize(("augment", "expected"), [(WHOLE, 1.0), (CROPS, 0.875)])

@@ -227,7 +227,7 @@ def test_a_batch_larger_than_the_folder_is_lowered_and_said(tmp_path: Path) -> N
     found = look(tmp_path)
 
     assert found.estimate is not None and found.estimate.config.batch == 5
-    assert pretrain_rows(found)[""] == "batch: lowered from 8 to 5, the pictures there are"
+    assert pretrain_rows(found)[""] == "batch: lowered from 8 to 5; there are 5 images"
 
 
 @pytest.mark.parametrize(("per_epoch", "epochs"), [(10_000, 20), (100, 94), (1, 1600)])

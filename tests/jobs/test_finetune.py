@@ -24,7 +24,7 @@ from mae.model.classifier import Classifier
 from mae.model.create import create
 from mae.runs.checkpoint import latest_checkpoint
 from mae.runs.signals import Stopped
-from mae.train import session as running
+from mae.train import trainer as running
 from mae.weights.formats.native import save
 from mae.weights.load import load_classifier
 from tests.jobs.conftest import TINY, write_classes
@@ -90,7 +90,7 @@ def test_classes_told_by_their_shade_are_learnt(
     assert run.top1 == 1.0 and run.top5 is None
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results == {
-        "top1": 1.0, "top5": None, "loss": run.loss, "pictures": 9, "unreadable": [],
+        "top1": 1.0, "top5": None, "loss": run.loss, "images": 9, "unreadable": [],
         "averaged": False,
     }  # fmt: skip
     losses = [

@@ -33,7 +33,7 @@ def run(out: Path, data: object, config: PretrainConfig = SHORT, **options: obje
 
 def stop_after_first_save(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the process die, as far as the run can tell, right after its first checkpoint."""
-    from mae.train import session as job
+    from mae.train import trainer as job
 
     real = job.save_checkpoint
 
@@ -152,7 +152,7 @@ def test_a_batch_larger_than_the_data_is_lowered_and_said(
 def test_other_channels_than_there_are_are_refused(tmp_path: Path) -> None:
     pictures = np.zeros((20, 16, 24, 3), dtype=np.uint8)
 
-    with pytest.raises(ConfigError, match="channels: asked for 4, but the pictures have 3"):
+    with pytest.raises(ConfigError, match="channels: asked for 4, but the images have 3"):
         run(tmp_path, pictures, replace(SHORT, channels=4))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from mae.config.run import FinetuneConfig, PretrainConfig, settle_crop_pct
+from mae.config.run import FinetuneConfig, PretrainConfig, resolve_crop_pct
 from mae.config.serialize import field_types
 from mae.config.sizes import size_name
 from mae.data.batching.batch import Batch
@@ -133,7 +133,7 @@ def test_evaluation_shows_the_published_fraction_of_an_image(recipe: Recipe) -> 
     if recipe.name == "mmpretrain-ft-vit-h-448":
         expected = 0.875
 
-    assert settle_crop_pct(recipe.config.model, recipe.config.augment).crop_pct == expected
+    assert resolve_crop_pct(recipe.config.model, recipe.config.augment).crop_pct == expected
 
 
 @pytest.mark.parametrize("name", [*FINETUNING, *SCRATCH])

@@ -222,7 +222,7 @@ def test_a_folder_that_is_no_run_is_named(here: Path, content: str | None) -> No
     if content is not None:
         (here / "run.json").write_text(content)
 
-    with pytest.raises(ConfigError, match=r"is not a run|is no record of a run"):
+    with pytest.raises(ConfigError, match=r"is not a run|is not the record of a run"):
         write_report(here)
 
     assert not (here / "report.html").exists()

@@ -43,7 +43,7 @@ def set_step(state: TrainState, step: int) -> None:
 
 def load(folder: Path) -> TrainState:
     state, said = fresh_state(), []
-    extra = load_checkpoint(folder, state, say=said.append)
+    extra = load_checkpoint(folder, state, log=said.append)
     assert not said, said
     if extra is None:
         return state

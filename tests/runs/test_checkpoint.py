@@ -79,7 +79,7 @@ def save(folder: Path, state: TrainState, *, keep: int = 3) -> Path:
 
 def load(folder: Path) -> tuple[TrainState, list[str]]:
     state, said = make_state(seed=9), []
-    assert load_checkpoint(folder, state, say=said.append) == {"run": "tiny"}
+    assert load_checkpoint(folder, state, log=said.append) == {"run": "tiny"}
     return state, said
 
 
@@ -141,7 +141,7 @@ def test_moments_of_the_state_loaded_into_are_replaced(tmp_path):
     save(tmp_path / "checkpoints", make_state())
     state = train(make_state(), 3)
 
-    load_checkpoint(tmp_path / "checkpoints", state, say=print)
+    load_checkpoint(tmp_path / "checkpoints", state, log=print)
 
     assert not any(state.optimizer.state.values())
 
@@ -187,7 +187,7 @@ def test_state_file_names_the_versions(folder):
 def test_no_checkpoint_leaves_the_state_as_it_was(tmp_path):
     state = train(make_state(), 2)
 
-    extra = load_checkpoint(tmp_path / "nowhere", state, say=print)
+    extra = load_checkpoint(tmp_path / "nowhere", state, log=print)
 
     assert extra is None
     assert_same(state, train(make_state(), 2))
@@ -404,7 +404,7 @@ def test_all_damaged_is_an_error_with_each_reason_and_changes_nothing(folder):
 
     for _ in range(2):  # a second start must not begin anew either
         with pytest.raises(CheckpointError) as caught:
-            load_checkpoint(folder, state, say=print)
+            load_checkpoint(folder, state, log=print)
 
         message = str(caught.value)
         assert "none of the 2" in message and "\n" not in message
@@ -428,7 +428,7 @@ def test_another_model_is_refused_by_name_and_nothing_changes(folder):
     before = contents(state)
 
     with pytest.raises(WeightsError, match=r"norm.bias: run has .*\[5\], asked .*\[6\]") as caught:
-        load_checkpoint(folder, state, say=print)
+        load_checkpoint(folder, state, log=print)
 
     assert "step-00000004" in str(caught.value) and "\n" not in str(caught.value)
     assert all(torch.equal(before[name], now) for name, now in contents(state).items())
@@ -441,7 +441,7 @@ def test_missing_and_unexpected_tensors_are_named(folder):
     del state.model.table
 
     with pytest.raises(WeightsError, match=r"table: .*asked nothing; more: run has nothing"):
-        load_checkpoint(folder, state, say=print)
+        load_checkpoint(folder, state, log=print)
 
 
 def test_another_dtype_is_refused(folder):
@@ -449,7 +449,7 @@ def test_another_dtype_is_refused(folder):
     state.model.double()
 
     with pytest.raises(WeightsError, match="float32 .*asked torch.float64"):
-        load_checkpoint(folder, state, say=print)
+        load_checkpoint(folder, state, log=print)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -563,7 +563,7 @@ def test_a_checkpoint_one_may_not_read_is_no_damage(folder, monkeypatch):
     monkeypatch.setattr(Path, "read_bytes", forbidden)
 
     with pytest.raises(CheckpointError, match="cannot be read"):
-        load_checkpoint(folder, make_state(), say=print)
+        load_checkpoint(folder, make_state(), log=print)
 
     assert names(folder) == ["step-00000002", "step-00000004"]
 

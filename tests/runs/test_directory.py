@@ -219,14 +219,32 @@ def test_a_file_on_the_way_to_the_folder_is_one_line(tmp_path):
 def test_a_damaged_record_is_refused_and_kept(tmp_path, content):
     (tmp_path / "run.json").write_text(content)
 
-    with pytest.raises(ConfigError, match="no record of a run"):
+    with pytest.raises(ConfigError, match="not the record of a run"):
         open_run(tmp_path, record=record())
 
     assert (tmp_path / "run.json").read_text() == content
 
 
 def test_a_folder_without_a_run_has_no_record(tmp_path):
+    (tmp_path / "file").touch()
+
     assert read_record(tmp_path) is None
+    assert read_record(tmp_path / "file" / "run") is None
+
+
+def test_a_record_that_cannot_be_read_is_one_line(tmp_path):
+    (tmp_path / "run.json").mkdir()
+
+    with pytest.raises(ConfigError, match="run.json: Is a directory; restore it, or choose"):
+        read_record(tmp_path)
+
+
+def test_a_run_of_version_0_1_keeps_its_folder_of_images(tmp_path):
+    assert RunDir(tmp_path).images == tmp_path / "images"
+
+    (tmp_path / "pictures").mkdir()
+
+    assert RunDir(tmp_path).images == tmp_path / "pictures"
 
 
 def test_a_full_disk_at_the_start_is_for_the_user_to_change(tmp_path, monkeypatch):

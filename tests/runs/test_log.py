@@ -13,7 +13,7 @@ def read(path):
 
 @pytest.fixture
 def log(tmp_path):
-    return LogWriter(tmp_path / "log.jsonl", say=pytest.fail)
+    return LogWriter(tmp_path / "log.jsonl", log=pytest.fail)
 
 
 def test_each_row_is_a_line_that_can_be_read_at_once(log):
@@ -54,7 +54,7 @@ def test_truncating_a_log_that_is_not_there_does_nothing(log):
 
 def test_rows_that_find_no_room_are_dropped_whole_and_said_once(tmp_path):
     said = []
-    log = LogWriter(tmp_path / "log.jsonl", say=said.append)
+    log = LogWriter(tmp_path / "log.jsonl", log=said.append)
     log.append({"step": 1})
     size = log.path.stat().st_size
     old = resource.getrlimit(resource.RLIMIT_FSIZE)

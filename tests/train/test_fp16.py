@@ -104,7 +104,7 @@ def test_a_checkpoint_brings_the_scale_back(tmp_path: Path) -> None:
     state.step = 1
     save_checkpoint(tmp_path, state, extra={}, keep=2)
 
-    load_checkpoint(tmp_path, again, say=print)
+    load_checkpoint(tmp_path, again, log=print)
 
     assert state.scaler is not None and again.scaler is not None
     assert again.scaler.state_dict() == state.scaler.state_dict()

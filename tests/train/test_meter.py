@@ -31,11 +31,11 @@ def test_the_parts_of_a_state_are_counted() -> None:
     assert state_bytes(state) == StateBytes(trained + frozen, trained, 2 * trained + steps)
 
 
-def test_what_is_left_of_the_peak_is_the_pictures() -> None:
-    said = StateBytes(2**30, 2**29, 2**31).said(5 * 2**30)
+def test_what_is_left_of_the_peak_is_the_images() -> None:
+    said = StateBytes(2**30, 2**29, 2**31).message(5 * 2**30)
 
     assert said == (
-        "memory: 5.00 GiB at the peak: weights 1.00, gradients 0.50, moments 2.00, pictures 1.50"
+        "memory: 5.00 GiB at the peak: weights 1.00, gradients 0.50, moments 2.00, images 1.50"
     )
 
 

@@ -23,7 +23,7 @@ from mae.model.costs import step_flops
 from mae.planning.estimate import Estimate
 from mae.planning.hardware import this_machine
 from mae.runs.signals import Stopped
-from mae.train import session as running
+from mae.train import trainer as running
 from mae.train.resolution_schedule import staged_batches, stages
 from mae.train.resolve import batch_plan
 from mae.weights.load import load

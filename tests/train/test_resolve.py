@@ -21,7 +21,7 @@ from mae.model.patches import patchify
 from mae.planning import hardware as machines
 from mae.planning.hardware import has_bf16
 from mae.train import resolve as setup
-from mae.train.resolve import batch_plan, choose_workers, new_state, resolve, settle_precision
+from mae.train.resolve import batch_plan, choose_workers, new_state, resolve, resolve_precision
 from tests.model.tiny import tiny_config
 from tests.pictures import mixed_folder
 
@@ -42,9 +42,9 @@ def test_workers_are_one_a_core_where_a_gpu_trains(
     monkeypatch.setattr(setup, "cores", lambda: 5)
     monkeypatch.setattr(setup, "_room_for_batches", lambda: 2**40)
 
-    assert choose_workers(AUTO, plan, GPU, say=str) == 5
-    assert choose_workers(AUTO, plan, CPU, say=str) == 0
-    assert choose_workers(replace(AUTO, workers=3), plan, CPU, say=str) == 3
+    assert choose_workers(AUTO, plan, GPU, log=str) == 5
+    assert choose_workers(AUTO, plan, CPU, log=str) == 0
+    assert choose_workers(replace(AUTO, workers=3), plan, CPU, log=str) == 3
 
 
 def test_workers_are_few_where_batches_are_larger_than_memory(
@@ -56,13 +56,13 @@ def test_workers_are_few_where_batches_are_larger_than_memory(
     assert plan.batch_bytes == 4096 * 224 * 224 * 3
     for gigabytes, workers in ((64, 16), (4, 3), (0.06, 1)):
         monkeypatch.setattr(setup, "_room_for_batches", lambda room=gigabytes: room * 1e9)
-        assert choose_workers(AUTO, plan, GPU, say=str) == workers
+        assert choose_workers(AUTO, plan, GPU, log=str) == workers
 
 
 def test_no_worker_reads_what_is_in_memory() -> None:
     source = ArraySource(np.zeros((9, 28, 28), dtype=np.uint8))
 
-    assert choose_workers(AUTO, batch_plan(AUTO, source, PixelKind("uint8", 1)), GPU, say=str) == 0
+    assert choose_workers(AUTO, batch_plan(AUTO, source, PixelKind("uint8", 1)), GPU, log=str) == 0
 
 
 @pytest.mark.parametrize(
@@ -82,14 +82,10 @@ def test_the_precision_is_the_one_asked_for_or_begun_with_or_the_devices(
 ) -> None:
     record = None if begun is None else {"config": {"precision": begun}}
 
-    config = settle_precision(
-        PretrainConfig(precision=asked),  # type: ignore[arg-type]
-        has_bf16=has_bf16,
-        begun=record,
-    )
+    precision = resolve_precision(asked, has_bf16=has_bf16, begun=record)  # type: ignore[arg-type]
 
-    assert config.precision == chosen
-    assert config.half == (None if chosen == "float32" else chosen)
+    assert precision == chosen
+    assert PretrainConfig(precision=precision).half == (None if chosen == "float32" else chosen)
 
 
 def test_no_cpu_is_said_to_have_bf16_and_what_is_not_settled_is_float32() -> None:
@@ -124,12 +120,10 @@ def test_pictures_lie_channels_last_until_they_are_cut_into_patches(folder: Fold
 
 
 def test_a_batch_of_several_views_is_lowered_to_a_multiple_of_them(folder: FolderSource) -> None:
-    said: list[str] = []
+    resolved = resolve(PretrainConfig(batch=16, views_per_decode=4), folder)
 
-    config, _ = resolve(PretrainConfig(batch=16, views_per_decode=4), folder, say=said.append)
-
-    assert config.batch == 8
-    assert said == ["batch: lowered from 16 to 8, the pictures there are"]
+    assert resolved.config.batch == 8
+    assert resolved.notes == ("batch: lowered from 16 to 8; there are 9 images",)
 
 
 def test_views_that_do_not_divide_the_batch_are_refused() -> None:
@@ -139,11 +133,10 @@ def test_views_that_do_not_divide_the_batch_are_refused() -> None:
 
 def test_views_of_pictures_in_memory_are_said_to_save_nothing() -> None:
     source = ArraySource(np.random.default_rng(0).integers(0, 256, (9, 28, 28, 3), dtype=np.uint8))
-    said: list[str] = []
 
-    resolve(PretrainConfig(batch=8, views_per_decode=4), source, say=said.append)
+    resolved = resolve(PretrainConfig(batch=8, views_per_decode=4), source)
 
-    assert any("views_per_decode" in line for line in said)
+    assert any("views_per_decode" in line for line in resolved.notes)
 
 
 @pytest.mark.parametrize(

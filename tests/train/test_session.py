@@ -12,7 +12,8 @@ from mae.config.run import FinetuneConfig, OptimConfig
 from mae.config.serialize import to_dict
 from mae.errors import ConfigError
 from mae.runs.directory import open_run
-from mae.train.session import defaults_of, tf32_beside
+from mae.train.session import _defaults_of
+from mae.train.trainer import tf32_beside
 
 
 @pytest.mark.parametrize(
@@ -48,5 +49,5 @@ def test_a_run_from_before_a_field_goes_on_as_it_began(tmp_path: Path) -> None:
 
     fixed = replace(config, optim=replace(config.optim, min_lr_scaled=False))
     with pytest.raises(ConfigError, match="optim.min_lr_scaled: run has True, asked False"):
-        open_run(tmp_path, record=record | {"config": to_dict(fixed)}, defaults=defaults_of(fixed))
-    assert open_run(tmp_path, record=record, defaults=defaults_of(config)).resumed
+        open_run(tmp_path, record=record | {"config": to_dict(fixed)}, defaults=_defaults_of(fixed))
+    assert open_run(tmp_path, record=record, defaults=_defaults_of(config)).resumed

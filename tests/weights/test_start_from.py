@@ -119,7 +119,7 @@ def test_the_same_command_goes_on_with_an_unfinished_run(weights: Path, tmp_path
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (CONTINUED, "init: expected --init, weights or a run"),
+        (CONTINUED, "init: expected --init, the weights or run"),
         (replace(CONFIG, init_channels="mean"), "init_channels: has no effect without --init"),
     ],
 )

@@ -291,7 +291,7 @@ def _require_one_network(config: PretrainConfig | FinetuneConfig) -> None:
         )
 
 
-def settle_crop_pct(
+def resolve_crop_pct(
     model: ModelConfig, augment: AugmentConfig, *, of_weights: ModelConfig | None = None
 ) -> ModelConfig:
     """Set `crop_pct`, the fraction of an image that evaluation keeps, to store it in the weights.

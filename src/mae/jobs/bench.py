@@ -16,13 +16,13 @@ from mae.errors import ConfigError
 from mae.model.costs import count_parameters
 from mae.model.create import create
 from mae.planning.estimate import Estimate, rate_in_words
-from mae.planning.hardware import choose_device, cores, has_bf16, this_machine, use_threads
+from mae.planning.hardware import choose_device, cores, this_machine, use_threads
 from mae.progress import Progress
 from mae.train.measure import Measurement, busy_note, few_images, measure
-from mae.train.resolve import batch_plan, choose_workers, resolve, settle_precision
+from mae.train.resolve import batch_plan, choose_workers, resolve
 from mae.train.session import refuse_in_readers
 from mae.weights.given import Given
-from mae.weights.start_from import follow, require_init
+from mae.weights.start_from import require_init
 
 WAITS = 0.1
 """Fraction of the time spent waiting for images above which the loader gets advice."""
@@ -63,14 +63,14 @@ def bench_run(
         device = choose_device(config.device)
         if init is not None and not config.follow_weights:
             raise ConfigError(f"init: has no effect on the speed of {recipe}; drop it")
-        if init is not None:
-            config = follow(config, init, say=progress.note, **given)
-        config, kind = resolve(config, source, say=progress.note)
-        config = settle_precision(config, has_bf16=has_bf16(device))
+        resolved = resolve(config, source, weights=init, given=given)
+        for note in resolved.notes:
+            progress.note(note)
+        config, kind = resolved.config, resolved.kind
         few = few_images(config, device)
         # Chosen as the run would: from the cost of its own batches.
         whole = batch_plan(config, source, kind)
-        workers = choose_workers(config, whole, device, say=progress.note)
+        workers = choose_workers(config, whole, device, log=progress.note)
         progress.note(f"measuring {few.batch} images a step for {seconds:g} s on {device}")
         plan = batch_plan(few, source, kind)
         model = create(few.model, objective=few.objective, seed=few.seed)

@@ -125,8 +125,10 @@ def bench_data(
     with Progress(quiet=quiet) as progress, use_threads(1):
         source = open_source(data, log=progress.note)
         device = choose_device(config.device)
-        config, kind = resolve(config, source, say=progress.note)
-        plan = batch_plan(config, source, kind)
+        resolved = resolve(config, source)
+        for note in resolved.notes:
+            progress.note(note)
+        plan = batch_plan(resolved.config, source, resolved.kind)
         progress.note(f"measuring {plan.batch} images at a time for {seconds:g} s on one core")
         training_batch(plan, 0)  # the first call loads libraries
         spent, unreadable = defaultdict[str, float](float), set[int]()

@@ -16,14 +16,13 @@ from mae.config.model import IMAGENET_MEAN
 from mae.config.run import PretrainConfig
 from mae.data.audit.quarantine import Moved, require_place, set_aside
 from mae.data.audit.report import DatasetReport
-from mae.data.decoding.decode import PixelKind
 from mae.data.sources.open import Data, data_name, open_source
 from mae.data.sources.source import FolderSource, Source, notes_of
 from mae.errors import ConfigError, DataError, MaeError
 from mae.evaluation.labelled_data import Labelled, labelled
 from mae.model.costs import count_parameters
 from mae.planning.estimate import LEARNT_STEPS, Estimate, hours_in_words
-from mae.planning.hardware import choose_device, has_bf16, this_machine
+from mae.planning.hardware import this_machine
 from mae.progress import Progress
 from mae.recipes.catalogue import find_config
 from mae.report.contact_sheet import contact_sheet, thumbnail
@@ -32,7 +31,7 @@ from mae.report.figures import png_bytes
 from mae.report.reconstruction import evenly
 from mae.report.tables import WIDTH, wrapped
 from mae.train.measure import with_measured_rate
-from mae.train.resolve import resolve, settle_precision
+from mae.train.resolve import ResolvedRun, resolve
 
 MOST_SHOWN = 48
 """Number of images on the contact sheet."""
@@ -212,10 +211,10 @@ def inspect_data(
     if quarantine is not None:
         root = _folder_of(data)
         require_place(root, quarantine)
-    count, notes, estimate = len(source), list[str](), None
+    count, estimate = len(source), None
     with Progress(quiet=quiet) as progress:
-        resolved, kind = _resolve(config, source, notes)
-        found = DatasetReport(source=source, kind=kind)
+        resolved, notes = _resolved(config, source)
+        found = DatasetReport(source=source, kind=None if resolved is None else resolved.kind)
         most = min(limit or count, count)
         ids = [place * count // most for place in range(most)]
         shown = set(evenly(ids, MOST_SHOWN)) if out is not None else set()
@@ -226,10 +225,10 @@ def inspect_data(
             if pixels is not None and index in shown:
                 thumbnails.append((source.name(index), thumbnail(pixels)))
             progress.update(done)
-        if kind is not None and found.ids:
-            machine, counts = this_machine(resolved.device), count_parameters(resolved.model)
-            estimate = Estimate(resolved, machine, count, *counts)
-            estimate = with_measured_rate(estimate, source, kind, log=progress.note)
+        if resolved is not None and found.ids:
+            machine, counts = this_machine(config.device), count_parameters(resolved.config.model)
+            estimate = Estimate(resolved.config, machine, count, *counts)
+            estimate = with_measured_rate(estimate, source, resolved.kind, log=progress.note)
     moved = None
     if quarantine is not None and root is not None and isinstance(source, FolderSource):
         broken = [source.path(fault.id) for fault in found.faults if fault.broken]
@@ -244,16 +243,15 @@ def inspect_data(
     return result
 
 
-def _resolve(
-    config: PretrainConfig, source: Source, notes: list[str]
-) -> tuple[PretrainConfig, PixelKind | None]:
-    """Resolve a recipe as pre-training does; no kind, and the reason as a note, if it refuses."""
+def _resolved(
+    config: PretrainConfig, source: Source
+) -> tuple[ResolvedRun[PretrainConfig] | None, list[str]]:
+    """Resolve a recipe as pre-training does; None, and the reason as a note, if it refuses."""
     try:
-        resolved, kind = resolve(config, source, say=notes.append)
+        resolved = resolve(config, source)
     except MaeError as error:
-        notes[:] = [str(error)]
-        return config, None
-    return settle_precision(resolved, has_bf16=has_bf16(choose_device(config.device))), kind
+        return None, [str(error)]
+    return resolved, [*resolved.notes]
 
 
 def _labels(data: Data) -> Labelled | str:

@@ -25,13 +25,13 @@ from mae.evaluation.split import labels_per_class
 from mae.jobs.pretrain import pretrain
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.create import create
-from mae.planning.hardware import choose_device, has_bf16
+from mae.planning.hardware import choose_device
 from mae.progress import Progress
 from mae.recipes.catalogue import DEMO
 from mae.report.page import write_report
 from mae.runs.directory import RunDir, read_record
 from mae.train.measure import count_steps, measuring
-from mae.train.resolve import batch_plan, resolve, settle_precision
+from mae.train.resolve import batch_plan, resolve
 from mae.weights.load import open_model
 
 MOST_MINUTES = 8.0
@@ -115,8 +115,8 @@ def _config(minutes: float | None, *, say: Callable[[str], None]) -> PretrainCon
     if minutes is not None:
         return replace(DEMO, minutes=minutes)
     source = fashion_mnist("train")
-    own = has_bf16(choose_device(DEMO.device))
-    config, kind = resolve(settle_precision(DEMO, has_bf16=own), source, say=say)
+    resolved = resolve(DEMO, source)
+    config, kind = resolved.config, resolved.kind
     model, plan = (
         create(config.model, objective=config.objective, seed=config.seed),
         batch_plan(config, source, kind),

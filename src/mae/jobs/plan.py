@@ -17,7 +17,7 @@ from mae.planning.estimate import Estimate
 from mae.planning.hardware import machine_of, this_machine
 from mae.recipes.pretraining import PRETRAINING
 from mae.train.measure import with_measured_rate
-from mae.train.resolve import resolve, settle_precision
+from mae.train.resolve import resolve, resolve_precision
 
 IMAGENET = 1_281_167
 
@@ -54,7 +54,8 @@ def plan(
             "model fields, or another recipe"
         )
     machine = this_machine(config.device) if gpu is None else machine_of(gpu)
-    config = settle_precision(config, has_bf16=machine.has_bf16)
+    precision = resolve_precision(config.precision, has_bf16=machine.has_bf16)
+    config = replace(config, precision=precision)
     config, count, images_from = _images(config, recipe, data=data, images=images, say=say)
     if not machine.ranks <= config.batch <= count:
         raise ConfigError(
@@ -85,7 +86,10 @@ def _images(
         raise ConfigError("data and images: got both, expected one of them; drop one")
     if data is not None:
         source = open_source(data, log=say)
-        return resolve(config, source, say=say)[0], len(source), "counted"
+        resolved = resolve(config, source)
+        for note in resolved.notes:
+            say(note)
+        return resolved.config, len(source), "counted"
     if images is not None and images < 1:
         raise ConfigError(f"images: expected at least 1, got {images}")
     if images is None and recipe not in {known.name for known in PRETRAINING}:

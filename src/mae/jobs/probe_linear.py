@@ -192,7 +192,7 @@ def _train(
                 progress.note(f"unreadable: {bad.name}: {bad.reason}; another stands in for it")
 
     settled = replace(config, seed=plan.seed)
-    workers = choose_workers(settled, plan, encoder.cls_token.device, say=progress.note)
+    workers = choose_workers(settled, plan, encoder.cls_token.device, log=progress.note)
     progress.note(f"seed {plan.seed}: {count_steps(plan, settled):,} steps of {plan.batch:,}")
     progress.start(count_steps(plan, settled), images_per_step=plan.batch)
     return train_head(

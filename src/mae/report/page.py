@@ -124,8 +124,8 @@ def _loss_label(runs: Sequence[RunFacts]) -> str:
 
 
 def _film(run: RunFacts) -> Iterable[Element]:
-    """Show fixed images: original, masked, and their predictions during training."""
-    paths = evenly(sorted(run.files.pictures.glob(f"step-{'[0-9]' * 8}.png")), MOST_DRAWINGS)
+    """Show the fixed images: original, masked, and the prediction during training."""
+    paths = evenly(sorted(run.files.images.glob(f"step-{'[0-9]' * 8}.png")), MOST_DRAWINGS)
     if not paths:
         return
     drawings = [(f"step\u00a0{int(path.stem[5:]):,}", read_stages(path)) for path in paths]

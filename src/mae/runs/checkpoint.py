@@ -101,7 +101,7 @@ def _delete(folder: Path, checkpoints: Iterable[Path]) -> None:
 
 
 def load_checkpoint(
-    folder: Path, state: TrainState, *, say: Callable[[str], None]
+    folder: Path, state: TrainState, *, log: Callable[[str], None]
 ) -> dict[str, Any] | None:
     """Restore the state from the newest intact checkpoint, after verifying it.
 
@@ -111,7 +111,7 @@ def load_checkpoint(
     Args:
         folder: checkpoint folder of the run; need not exist.
         state: a state of the same model and optimizer; changed in place.
-        say: called with one line for the user for each damaged checkpoint.
+        log: called with one line for each damaged checkpoint.
 
     Returns:
         The `extra` passed to `save_checkpoint`; None, with the state unchanged, if there is no
@@ -136,7 +136,7 @@ def load_checkpoint(
                 "it was made with"
             )
         for bad, why in damaged.items():
-            say(f"{bad.name}: {why}; renamed to {_set_aside(bad).name}, going on from {path.name}")
+            log(f"{bad.name}: {why}; renamed to {_set_aside(bad).name}, going on from {path.name}")
         record = json.loads((path / _STATE).read_bytes())
         _apply(state, model, load_file(path / _OPTIMIZER))
         state.step, state.bad_in_a_row = record["step"], record["bad_in_a_row"]

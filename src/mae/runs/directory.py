@@ -37,8 +37,13 @@ class RunDir:
         self.results = path / "results.json"
         self.bad_files = path / "bad-files.tsv"
         self.report = path / "report.html"
-        self.pictures = path / "pictures"
         self.lock = path / "lock"
+
+    @property
+    def images(self) -> Path:
+        """Folder of the images drawn during training; `pictures/` in runs of version 0.1."""
+        older = self.path / "pictures"
+        return older if older.is_dir() else self.path / "images"
 
 
 class OpenedRun(NamedTuple):
@@ -125,15 +130,16 @@ def read_record(path: Path) -> dict[str, Any] | None:
         ConfigError: if the record is damaged.
     """
     file = RunDir(path).record
-    if not file.exists():
-        return None
     try:
         record = json.loads(file.read_bytes())
         config = with_current_names({**record["config"]})
         return {**record, "config": config, "data": {**record["data"]}}
-    except (ValueError, KeyError, TypeError):
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not the record of a run"
         raise ConfigError(
-            f"{file}: is no record of a run; restore it, or choose another folder with --out"
+            f"{file}: {reason}; restore it, or choose another folder with --out"
         ) from None
 
 

@@ -24,19 +24,19 @@ class LogWriter:
 
     Args:
         path: the log file; created by the first row.
-        say: called with one line for the user.
+        log: called with one line for the user.
     """
 
-    def __init__(self, path: Path, *, say: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, *, log: Callable[[str], None]) -> None:
         self.path = path
-        self._say = say
+        self._log = log
         self._failing = False
 
     def append(self, row: Mapping[str, object]) -> None:
         """Write one row, whose `step` is at least that of the previous row."""
         reason = _append(self.path, json.dumps(row).encode() + b"\n")
         if reason and not self._failing:
-            self._say(f"{self.path.name}: {reason}; rows are dropped until they can be written")
+            self._log(f"{self.path.name}: {reason}; rows are dropped until they can be written")
         self._failing = bool(reason)
 
     def truncate_after(self, step: int) -> None:

@@ -23,10 +23,10 @@ class StateBytes(NamedTuple):
     gradient_bytes: int
     moment_bytes: int
 
-    def said(self, peak: int) -> str:
+    def message(self, peak: int) -> str:
         """Describe the parts of a peak; the remainder is images and their activations."""
         gib = [f"{count / 2**30:.2f}" for count in (peak, *self, peak - sum(self))]
-        names = "memory: {} GiB at the peak: weights {}, gradients {}, moments {}, pictures {}"
+        names = "memory: {} GiB at the peak: weights {}, gradients {}, moments {}, images {}"
         return names.format(*gib)
 
 

@@ -1,4 +1,4 @@
-"""Resolve a run's configuration before its first step: pixels, precision, workers, steps."""
+"""Settle a run before its first step: network, pixels, batch, precision, state, workers."""
 
 from __future__ import annotations
 
@@ -6,64 +6,198 @@ import dataclasses
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import nn
 
-from mae.config.run import FinetuneConfig, FitConfig, PixelConfig, PretrainConfig, settle_crop_pct
-from mae.data.augment.randaugment import RandAugment
+from mae.config.model import refuse_without_effect
+from mae.config.run import (
+    FinetuneConfig,
+    FitConfig,
+    PixelConfig,
+    PretrainConfig,
+    resolve_crop_pct,
+)
+from mae.data.augment.randaugment import RandAugment, check_randaugment
 from mae.data.batching.batch import BatchPlan
 from mae.data.batching.loader import MADE_AHEAD
 from mae.data.batching.readers import why_no_readers
 from mae.data.decoding.decode import PagesKind, PixelKind
+from mae.data.decoding.header import asked_channels, kind_of
 from mae.data.sources.source import ArraySource, Source
 from mae.data.survey import measure_pixels, survey
-from mae.errors import ConfigError
+from mae.errors import ConfigError, DataError
 from mae.model.classifier import Classifier
 from mae.model.transformer import Blocks
-from mae.planning.hardware import choose_device, cores
+from mae.planning.hardware import choose_device, cores, has_bf16
 from mae.runs.state import TrainState
 from mae.train.optim.parameter_groups import choose_trained, create_optimizer
+from mae.weights.given import Given
+from mae.weights.start_from import config_from_weights
 
 ConfigT = TypeVar("ConfigT", PretrainConfig, FinetuneConfig)
+Precision = Literal["auto", "float32", "bf16", "fp16"]
+
+_KEPT_ON_RESUME = ("log_every_steps", "keep", "keep_checkpoints")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResolvedRun(Generic[ConfigT]):
+    """A run whose settings no longer depend on images, weights or machine."""
+
+    config: ConfigT
+    """Complete, network included, so that run.json alone repeats the run."""
+    kind: PixelKind
+    """Type and channels that images are decoded to."""
+    source: Source
+    notes: tuple[str, ...]
+    """Messages for the user."""
 
 
 def resolve(
-    config: PretrainConfig,
+    config: ConfigT,
     source: Source,
     *,
-    say: Callable[[str], None],
-    known: PixelConfig | None = None,
-) -> tuple[PretrainConfig, PixelKind]:
-    """Set the fields that follow from the images: channels, type, scaling, and a batch that fits.
+    weights: str | Path | None = None,
+    begun: Mapping[str, Any] | None = None,
+    given: Given | None = None,
+) -> ResolvedRun[ConfigT]:
+    """Settle all settings that depend on weights, images, machine and an earlier start.
 
-    `crop_pct` follows from the crops. A `known` scaling is kept where it was made for images of
-    this kind.
+    Args:
+        config: a recipe, with its changes.
+        source: the training images.
+        weights: initial weights, if any.
+        begun: run.json of the run to resume. Its precision, and its log and checkpoint intervals
+            where the config has the defaults, are kept: the defaults of older versions differ.
+        given: settings that the weights do not say.
+
+    Raises:
+        MaeError: for images or weights that cannot be read or do not fit each other or the config.
     """
-    kind = survey(source, channels=config.channels, max_bad=config.max_bad, log=say)
+    notes: list[str] = []
+    network = _finetuning_network if isinstance(config, FinetuneConfig) else _pretraining_network
+    fields, kind = network(config, source, weights, given or {}, log=notes.append)
+    fields["model"] = resolve_crop_pct(fields["model"], config.augment)
+    fields |= {"follow_weights": False, "resize": None}
+    fields["batch"] = _resolve_batch(config, source, log=notes.append)
+    if config.precision == "auto":
+        bf16 = has_bf16(choose_device(config.device))
+        fields["precision"] = resolve_precision("auto", has_bf16=bf16, begun=begun)
+    stored, defaults = {} if begun is None else begun["config"], FitConfig()
+    for name in _KEPT_ON_RESUME:
+        if name in stored and getattr(config, name) == getattr(defaults, name):
+            fields[name] = stored[name]
+    config = dataclasses.replace(config, **fields)
+    return ResolvedRun(config=config, kind=kind, source=source, notes=tuple(notes))
+
+
+def _pretraining_network(
+    config: PretrainConfig,
+    source: Source,
+    weights: str | Path | None,
+    given: Given,
+    *,
+    log: Callable[[str], None],
+) -> tuple[dict[str, Any], PixelKind]:
+    """Return model and objective for the images, with the scaling of weights for such images."""
+    model, objective, known = config.model, config.objective, None
+    if weights is not None and config.follow_weights:
+        model, objective, notes = config_from_weights(config, weights, **given)
+        known = model.pixels
+        for note in notes:
+            log(note)
+    kind = survey(source, channels=config.channels, max_bad=config.max_bad, log=log)
     if config.channels is not None and config.channels != kind.channels:
         # Grey images can be read as colour and colour as grey; other counts cannot be converted.
         if {config.channels, kind.channels} != {1, 3}:
             raise ConfigError(
-                f"channels: asked for {config.channels}, but the pictures have {kind.channels}; "
-                "drop --channels, or choose other pictures"
+                f"channels: asked for {config.channels}, but the images have {kind.channels}; "
+                "drop --channels, or choose other images"
             )
         kind = kind._replace(channels=config.channels)
-    same = known is not None and PixelKind(known.dtype, len(known.mean)) == kind
-    pixels = known if same and not config.measure_pixels else None
-    pixels = pixels or pixels_of(source, kind, measured=config.measure_pixels)
-    pixels = dataclasses.replace(pixels, tiff_pages=isinstance(kind, PagesKind))
-    model = dataclasses.replace(config.model, channels=kind.channels, pixels=pixels)
-    model = settle_crop_pct(model, config.augment)
-    batch = config.batch
-    if len(source) < batch:
-        batch = len(source) // config.views_per_decode * config.views_per_decode
-        say(f"batch: lowered from {config.batch} to {batch}, the pictures there are")
+    fits = known is not None and PixelKind(known.dtype, len(known.mean)) == kind
+    if known is None or not fits or config.measure_pixels:
+        known = pixels_of(source, kind, measured=config.measure_pixels)
+    pixels = dataclasses.replace(known, tiff_pages=isinstance(kind, PagesKind))
     if config.views_per_decode > 1 and isinstance(source, ArraySource):
-        say("views_per_decode: pictures in memory are not decoded; it only changes their order")
-    return dataclasses.replace(config, model=model, batch=batch), kind
+        log("views_per_decode: images in memory are not decoded; it only changes their order")
+    model = dataclasses.replace(model, channels=kind.channels, pixels=pixels)
+    return {"model": model, "objective": objective}, kind
+
+
+def _finetuning_network(
+    config: FinetuneConfig,
+    source: Source,
+    weights: str | Path | None,
+    given: Given,
+    *,
+    log: Callable[[str], None],
+) -> tuple[dict[str, Any], PixelKind]:
+    """Return the model of the weights, or a new one, which must take the images."""
+    found = survey(source, max_bad=config.max_bad, log=log)
+    classes = len(source.class_names)
+    if weights is not None:
+        # The notes on assumptions are printed when the weights are loaded.
+        model = config_from_weights(config, weights, num_classes=classes, **given).model
+    else:
+        refuse_without_effect("a new network", "--weights", **given)
+        if config.follow_weights:
+            raise ConfigError(
+                "weights: expected --weights, a folder, file or run; from scratch there are the "
+                "recipes paper-scratch-vit-b, -l and -h"
+            )
+        pixels = pixels_of(source, found)
+        model = dataclasses.replace(config.model, channels=found.channels, pixels=pixels)
+    kind = kind_of(model)
+    if found.channels != model.channels and (pages := asked_channels(kind)) is not None:
+        found = survey(source, channels=pages, max_bad=config.max_bad, log=log)
+    # Grey and RGB images can be converted to each other; other channel counts cannot.
+    if found.channels != model.channels and {found.channels, model.channels} != {1, 3}:
+        raise DataError(
+            f"data: the images have {found.channels} channels, the weights take "
+            f"{model.channels}; give images or weights of the other"
+        )
+    if found.dtype == "float32" != kind.dtype:
+        raise DataError(
+            f"data: the images are floating-point, the weights take {kind.dtype}; convert them"
+        )
+    if config.rand_augment is not None:
+        check_randaugment(RandAugment(config.rand_augment, model.pixels.mean), kind)
+    return {"model": model, "num_classes": classes}, kind
+
+
+def _resolve_batch(
+    config: PretrainConfig | FinetuneConfig, source: Source, *, log: Callable[[str], None]
+) -> int:
+    """Return the batch size, lowered to the number of images if there are fewer."""
+    if len(source) >= config.batch:
+        return config.batch
+    views = config.views_per_decode if isinstance(config, PretrainConfig) else 1
+    batch = len(source) // views * views
+    log(f"batch: lowered from {config.batch} to {batch}; there are {len(source)} images")
+    return batch
+
+
+def resolve_precision(
+    precision: Precision, *, has_bf16: bool, begun: Mapping[str, Any] | None = None
+) -> Precision:
+    """Resolve a precision of "auto" to that of the run to resume, else to bf16 or float32.
+
+    It never selects fp16, which has a short range and needs loss scaling.
+
+    Args:
+        precision: any other one is kept.
+        has_bf16: whether the device supports bf16.
+        begun: run.json of the run to resume.
+    """
+    if precision != "auto":
+        return precision
+    best: Precision = "bf16" if has_bf16 else "float32"
+    return best if begun is None else begun["config"].get("precision", best)
 
 
 def pixels_of(source: Source, kind: PixelKind, *, measured: bool = False) -> PixelConfig:
@@ -122,27 +256,8 @@ def device_of(state: TrainState) -> torch.device:
     return next(state.model.parameters()).device
 
 
-def settle_precision(
-    config: ConfigT, *, has_bf16: bool, begun: Mapping[str, Any] | None = None
-) -> ConfigT:
-    """Replace a precision of "auto" by bf16 or float32, before anything is recorded.
-
-    "auto" never selects fp16, which has a short range and needs loss scaling.
-
-    Args:
-        config: any other precision is kept.
-        has_bf16: whether the device supports bf16.
-        begun: record of the run to resume, whose precision is kept.
-    """
-    if config.precision != "auto":
-        return config
-    best = "bf16" if has_bf16 else "float32"
-    chosen = best if begun is None else begun["config"].get("precision", best)
-    return dataclasses.replace(config, precision=chosen)  # type: ignore[arg-type]
-
-
 def choose_workers(
-    config: FitConfig, plan: BatchPlan, device: torch.device, *, say: Callable[[str], None]
+    config: FitConfig, plan: BatchPlan, device: torch.device, *, log: Callable[[str], None]
 ) -> int:
     """Choose the number of reader processes: 0 where images are in memory or a CPU trains.
 
@@ -157,7 +272,7 @@ def choose_workers(
         ahead = MADE_AHEAD * plan.batch_bytes
         workers = min(16, cores(), max(1, int(_room_for_batches() // ahead)))
     if workers and (reason := why_no_readers(plan.source)):
-        say(reason)
+        log(reason)
         return 0
     return workers
 

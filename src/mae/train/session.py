@@ -1,12 +1,10 @@
-"""Lifecycle of a training run: record, resume, log, checkpoints and finish."""
+"""Lifecycle of a training run: lock, record, resume, finish."""
 
 from __future__ import annotations
 
-import dataclasses
 import multiprocessing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,34 +14,18 @@ from torch import nn
 from mae.atomic import write_json_atomic
 from mae.config.run import FinetuneConfig, FitConfig, PretrainConfig
 from mae.config.serialize import to_dict
-from mae.data.batching.batch import Batch, BatchPlan
 from mae.data.batching.readers import exit_if_reader
 from mae.data.decoding.decode import PixelKind
 from mae.data.sources.open import Data, data_name
 from mae.data.sources.source import Source
 from mae.errors import ConfigError, TrainingError
-from mae.planning.hardware import choose_device, has_bf16
 from mae.progress import Progress
-from mae.runs.checkpoint import (
-    NotSaved,
-    latest_checkpoint,
-    remove_checkpoints,
-    save_checkpoint,
-)
-from mae.runs.directory import OpenedRun, RunDir, differences, git_state, read_record, versions
-from mae.runs.log import BadFiles, LogWriter, read_rows
-from mae.runs.signals import FINISHING, StopSignal
+from mae.runs.checkpoint import load_checkpoint, remove_checkpoints
+from mae.runs.directory import RunDir, differences, git_state, make_run_folder, open_run, versions
+from mae.runs.signals import RunLock, StopSignal
 from mae.runs.state import TrainState
-from mae.train.fit import EveryNSteps, fit
-from mae.train.measure import StepRecipe, count_steps, measuring
-from mae.train.meter import Meter, peak_memory, state_bytes
-from mae.train.resolve import ConfigT, device_of, settle_precision
-from mae.train.schedule import fixed_rate_at, log_every, rate_at
-from mae.train.step import Metrics, OptimiserStep
+from mae.train.resolve import ConfigT, ResolvedRun, new_state
 from mae.weights.formats.native import TENSORS
-
-MOST_FAILED_SAVES = 3
-_AS_BEGUN = ("log_every_steps", "keep", "keep_checkpoints")
 
 
 class RunInProgress(NamedTuple):
@@ -56,6 +38,8 @@ class RunInProgress(NamedTuple):
     record: dict[str, Any]
     progress: Progress
     stop: StopSignal
+    resumed: bool
+    """Whether the run existed before: it was resumed, or is already finished."""
 
 
 def refuse_in_readers(verb: str) -> None:
@@ -74,28 +58,85 @@ def refuse_in_readers(verb: str) -> None:
         )
 
 
-def first_record(
-    config: PretrainConfig | FinetuneConfig,
+@contextmanager
+def open_session(
+    folder: Path,
+    resolved: ResolvedRun[ConfigT],
+    progress: Progress,
+    stop: StopSignal,
     *,
     recipe: str,
-    command: Sequence[str],
-    data: dict[str, Any],
-    **more: object,
-) -> dict[str, Any]:
-    """Return the contents of run.json when a run begins."""
+    data: dict[str, object],
+    finished_too: bool,
+    **facts: object,
+) -> Iterator[RunInProgress]:
+    """Lock a run directory and start its run, or resume it.
+
+    Args:
+        folder: the run directory; created only now, after the images proved readable.
+        resolved: the run.
+        progress: prints the notes of the resolved run.
+        stop: holds the command for the record.
+        recipe: name of the recipe, for the record.
+        data: entry of the record on the images, see `data_record`.
+        finished_too: return a finished run, whose `record["finished"]` is true, instead of
+            refusing it.
+        facts: further entries of the record, first of all the initial weights.
+
+    Raises:
+        ConfigError: for a folder that is no run, or a run of another configuration, other data or,
+            if finished, other initial weights; if another process holds the lock.
+    """
+    for note in resolved.notes:
+        progress.note(note)
+    config, rundir = resolved.config, make_run_folder(folder)
+    with RunLock(rundir.lock):
+        record = {
+            "recipe": recipe,
+            "config": to_dict(config),
+            "command": list(stop.command),
+            "data": data,
+            **facts,
+            "versions": versions(),
+            "git": git_state(),
+            "finished": False,
+        }
+        opened = open_run(
+            folder, record=record, defaults=_defaults_of(config), finished_too=finished_too
+        )
+        if opened.record["finished"]:
+            _require_same_start(folder, opened.record, record, key=next(iter(facts)))
+            # A crash may have left them; older versions kept them and did not record that.
+            if not opened.record["config"].get("keep_checkpoints", True):
+                _remove_unneeded_checkpoints(config, rundir)
+        else:
+            _set_threads(config, opened.record)
+        yield RunInProgress(
+            rundir,
+            config,
+            resolved.source,
+            resolved.kind,
+            opened.record,
+            progress,
+            stop,
+            opened.resumed,
+        )
+
+
+def data_record(
+    data: Data, source: Source, kind: PixelKind, *, test: Source | None = None
+) -> dict[str, object]:
+    """Return the entry of run.json on the images; `test` adds the fingerprint of test images."""
+    prints = [part.fingerprint() for part in (source, test) if part is not None]
     return {
-        "recipe": recipe,
-        "config": to_dict(config),
-        "command": list(command),
-        "data": data,
-        **more,
-        "versions": versions(),
-        "git": git_state(),
-        "finished": False,
+        "path": str(Path(data).resolve()) if isinstance(data, str | Path) else data_name(data),
+        "count": len(source),
+        "fingerprint": "-".join(prints),
+        "kind": kind._asdict(),
     }
 
 
-def defaults_of(config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
+def _defaults_of(config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
     """Return default values for fields that the run.json of an older version lacks.
 
     `crop_pct` is the value given now: no training step depends on it.
@@ -105,67 +146,35 @@ def defaults_of(config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
     return plain
 
 
-def data_record(
-    data: Data, source: Source, kind: PixelKind, *, judged_on: Source | None = None
-) -> dict[str, Any]:
-    """Return the entry of run.json on the images; `judged_on` adds its fingerprint."""
-    prints = [part.fingerprint() for part in (source, judged_on) if part is not None]
-    return {
-        "path": str(Path(data).resolve()) if isinstance(data, str | Path) else data_name(data),
-        "count": len(source),
-        "fingerprint": "-".join(prints),
-        "kind": kind._asdict(),
-    }
+def _require_same_start(
+    folder: Path, stored: dict[str, Any], asked: dict[str, Any], *, key: str
+) -> None:
+    """Refuse a finished run that started from other weights than those given now."""
+    if different := differences({key: stored.get(key)}, {key: asked[key]}):
+        raise ConfigError(
+            f"{folder}: holds a finished run from other weights: {different}; choose another "
+            "folder with --out"
+        )
 
 
-def settled(config: ConfigT, rundir: RunDir) -> ConfigT:
-    """Take over the fields that a resumed run keeps from its start; the caller holds its lock.
-
-    These are the precision, and the fields in `_AS_BEGUN` that are left at their defaults: a run
-    of an earlier version keeps its log interval and its checkpoint settings. Checkpoints of a
-    finished run that a crash left behind are removed.
-    """
-    begun = read_record(rundir.path)
-    config = settle_precision(config, has_bf16=has_bf16(choose_device(config.device)), begun=begun)
-    if begun is None:
-        return config
-    stored, usual = begun["config"], FitConfig()
-    unasked = [name for name in _AS_BEGUN if getattr(config, name) == getattr(usual, name)]
-    as_begun = {name: stored[name] for name in unasked if name in stored}
-    config = dataclasses.replace(config, **as_begun)
-    # Earlier versions kept checkpoints and did not record this.
-    if begun.get("finished") and not stored.get("keep_checkpoints", True):
-        _drop_checkpoints(config, rundir)
-    return config
-
-
-def _drop_checkpoints(config: FitConfig, rundir: RunDir) -> None:
+def _remove_unneeded_checkpoints(config: FitConfig, rundir: RunDir) -> None:
     if not config.keep_checkpoints:
         remove_checkpoints(rundir.checkpoints)
 
 
-def require_same_start(opened: OpenedRun, asked: Mapping[str, object], key: str) -> None:
-    """Refuse a finished run that started from other weights than those given now.
-
-    Raises:
-        ConfigError: if they differ, with both.
-    """
-    if different := differences(*({key: r.get(key)} for r in (opened.record, asked))):
-        raise ConfigError(
-            f"{opened.rundir.path}: holds a finished run from other weights: {different}; choose "
-            "another folder with --out"
-        )
+def _set_threads(config: FitConfig, record: dict[str, Any]) -> None:
+    """Set the number of threads, as given or as the run began: results depend on it bitwise."""
+    threads = config.threads or record.get("threads")
+    if threads:
+        torch.set_num_threads(threads)
+    record["threads"] = torch.get_num_threads()
 
 
-def settle_steps(run: RunInProgress, plan: BatchPlan, model: nn.Module, how: StepRecipe) -> int:
-    """Return the steps of a run, fixed and recorded when it begins."""
-    config, record = run.config, run.record
-    if "num_steps" not in record:
-        if config.minutes is not None:
-            run.progress.note(measuring(config.minutes))
-        record["num_steps"] = count_steps(config, plan, model, how)
-        write_json_atomic(run.rundir.record, record)
-    return int(record["num_steps"])
+def restore(run: RunInProgress, model: nn.Module) -> TrainState:
+    """Return the state of the newest checkpoint, or that of a new run of the model."""
+    state = new_state(model, run.config)
+    load_checkpoint(run.rundir.checkpoints, state, log=run.progress.note)
+    return state
 
 
 def finish(run: RunInProgress, model: nn.Module, *, written: nn.Module) -> None:
@@ -175,7 +184,7 @@ def finish(run: RunInProgress, model: nn.Module, *, written: nn.Module) -> None:
     checkpoint; after a later crash, it removes the remaining checkpoints.
 
     Args:
-        run: the run; its weights are on the disk.
+        run: the run, with its weights on the disk.
         model: the trained model, on the CPU.
         written: the model read back from the disk.
 
@@ -193,171 +202,4 @@ def finish(run: RunInProgress, model: nn.Module, *, written: nn.Module) -> None:
         )
     run.record["finished"] = True
     write_json_atomic(run.rundir.record, run.record)
-    _drop_checkpoints(run.config, run.rundir)
-
-
-def set_threads(config: PretrainConfig | FinetuneConfig, record: dict[str, Any]) -> None:
-    """Set the number of threads, as given or as the run began: results depend on it bitwise."""
-    threads = config.threads or record.get("threads")
-    if threads:
-        torch.set_num_threads(threads)
-    record["threads"] = torch.get_num_threads()
-
-
-@contextmanager
-def tf32_beside(half: str | None, device: torch.device) -> Iterator[None]:
-    """On a GPU, use TF32 for float32 matrix products in a run in half precision.
-
-    A run in float32 keeps full float32 products.
-    """
-    before = torch.get_float32_matmul_precision()
-    rounded = half is not None and device.type == "cuda"
-    torch.set_float32_matmul_precision("high" if rounded else before)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-def train_run(
-    run: RunInProgress,
-    state: TrainState,
-    step: OptimiserStep,
-    feed: Iterable[Batch],
-    *,
-    batches_per_epoch: int,
-    draw: EveryNSteps | None = None,
-) -> None:
-    """Train to the last step: log, save checkpoints, report unreadable images, stop on request.
-
-    Args:
-        run: its record holds the number of steps.
-        state: training state to continue from.
-        step: updates the parameters by one batch.
-        feed: the batches from `state.step` on.
-        batches_per_epoch: batches of an epoch, for the log.
-        draw: callback that draws during training; the caller has drawn before the first step.
-
-    Raises:
-        TrainingError: if training cannot continue, with the last good checkpoint.
-        Stopped: after a stop request, once the state is saved.
-    """
-    config, rundir, num_steps = run.config, run.rundir, run.record["num_steps"]
-    log = LogWriter(rundir.log, say=run.progress.note)
-    log.truncate_after(state.step)
-    saver, witness = _Saver(run), _Witness(run, log)
-    meter = Meter(read_rows(rundir.log), step=state.step)
-    device, began = device_of(state), state.step
-    told = device.type != "cuda"
-    if device.type == "cuda":  # exclude the memory of trial steps
-        torch.cuda.reset_peak_memory_stats(device)
-
-    def seen(batch: Batch, metrics: Metrics) -> None:
-        meter.add(batch, metrics)
-        witness.see(state, batch, metrics)
-
-    def write_row(state: TrainState, metrics: Metrics) -> None:
-        nonlocal told
-        epoch = state.step / batches_per_epoch
-        log.append({"step": state.step, "epoch": epoch, **meter.row(metrics)})
-        if not told and state.step > began + 1:  # the first step has no moments before its update
-            told = True
-            run.progress.note(state_bytes(state).said(peak_memory()))
-
-    def show(state: TrainState, metrics: Metrics) -> None:
-        run.progress.update(state.step, loss=meter, lr=metrics.lr)
-
-    callbacks = (
-        EveryNSteps(1, show),
-        EveryNSteps(config.log_every_steps or log_every(num_steps), write_row, first=True),
-        *([] if draw is None else [draw]),
-        EveryNSteps(config.save_every_steps, lambda state, metrics: saver.save(state)),
-    )
-    run.progress.note(_summary(run, device, num_steps))
-    run.progress.start(num_steps, at=state.step, images_per_step=config.batch)
-    run.stop.doing = FINISHING
-    try:
-        fit(
-            state,
-            meter.timed(feed),
-            step,
-            num_steps=num_steps,
-            rate=lambda step: rate_at(step, num_steps=num_steps, config=config, batch=config.batch),
-            fixed_rate=partial(fixed_rate_at, num_steps=num_steps, config=config),
-            callbacks=callbacks,
-            on_step_end=seen,
-            stop=lambda: run.stop.requested is not None,
-        )
-    except TrainingError as error:
-        raise TrainingError(f"{error}; {_last_good(rundir)}") from error
-    witness.tell()
-    if state.step < num_steps:
-        saver.save_or_raise(state)
-        raise run.stop.stopped(f"stopped at step {state.step:,} of {num_steps:,}")
-    run.stop.doing = "the last step is done; writing the results"
-
-
-def _summary(run: RunInProgress, device: torch.device, num_steps: int) -> str:
-    config, (H, W) = run.config, run.config.model.image_size
-    return (
-        f"{len(run.source):,} pictures of {run.kind.channels} channels, {run.kind.dtype}, as "
-        f"{H} x {W}; {num_steps:,} steps of {config.batch} on {device} in {config.precision}; "
-        f"learning rate {config.optim.lr:g} per 256 pictures, "
-        f"{config.optim.peak_lr(config.batch):g} at its peak"
-    )
-
-
-def _last_good(rundir: RunDir) -> str:
-    path = latest_checkpoint(rundir.checkpoints)
-    return f"last good checkpoint: {path}" if path else "there is no checkpoint yet"
-
-
-class _Witness:
-    """Log skipped steps and unreadable images, and stop when too many are unreadable."""
-
-    def __init__(self, run: RunInProgress, log: LogWriter) -> None:
-        self._run = run
-        self._log = log
-        self._bad_files = BadFiles(run.rundir.bad_files)
-
-    def see(self, state: TrainState, batch: Batch, metrics: Metrics) -> None:
-        if not metrics.finite:
-            self._log.append({"step": state.step, "skipped": batch.ids.tolist()})
-        for picture in batch.bad:
-            if self._bad_files.add(picture.name, picture.reason):
-                self._run.progress.note(f"unreadable: {picture.name}: {picture.reason}")
-        for picture in batch.warned:
-            self._bad_files.add_read(picture.name, picture.reason)
-        most, there = self._run.config.max_bad, len(self._run.source)
-        if len(self._bad_files) > most * there:
-            raise TrainingError(
-                f"pictures: {len(self._bad_files)} of {there} cannot be read, more than "
-                f"{most:.0%}; see {self._run.rundir.bad_files}, or raise --max-bad"
-            )
-
-    def tell(self) -> None:
-        """Report how many images were read with a warning."""
-        if count := self._bad_files.read:
-            said = f"{count:,} read with a warning; see {self._run.rundir.bad_files}"
-            self._run.progress.note(said)
-
-
-class _Saver:
-    """Save checkpoints; a failed save is reported and retried at the next interval, three times."""
-
-    def __init__(self, run: RunInProgress) -> None:
-        self._run = run
-        self._failed = 0
-
-    def save(self, state: TrainState) -> None:
-        try:
-            self.save_or_raise(state)
-            self._failed = 0
-        except NotSaved as error:
-            self._failed += 1
-            if self._failed == MOST_FAILED_SAVES or state.step == self._run.record["num_steps"]:
-                raise
-            self._run.progress.note(f"{error}; training goes on")
-
-    def save_or_raise(self, state: TrainState) -> None:
-        save_checkpoint(self._run.rundir.checkpoints, state, extra={}, keep=self._run.config.keep)
+    _remove_unneeded_checkpoints(run.config, run.rundir)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Unpack
 
 import torch
@@ -12,7 +11,6 @@ from mae.config.run import (
     FinetuneConfig,
     ModelConfig,
     ObjectiveConfig,
-    settle_crop_pct,
 )
 from mae.errors import WeightsError
 from mae.model.autoencoder import MaskedAutoencoder
@@ -21,7 +19,7 @@ from mae.model.create import create
 from mae.runs.directory import differences
 from mae.weights.adapt_shape import resize_weights
 from mae.weights.given import OPTIONS, Given
-from mae.weights.infer_config import OBJECTIVE, infer_config, infer_fields, notes_on
+from mae.weights.infer_config import OBJECTIVE, infer_fields, notes_on
 from mae.weights.load import Loaded, Source, group_notes
 from mae.weights.load_state import load_strict
 from mae.weights.read import read_weights
@@ -35,9 +33,6 @@ _OF_RUN = {
     "decoder_heads": "--model.decoder-heads",
     "norm_eps": "--model.norm-eps",
 }
-
-# Model fields in which weights must equal a recipe that fine-tunes them.
-_NETWORK = ("patch_size", "width", "depth", "num_heads", "mlp_ratio")
 
 
 def initial_model(
@@ -108,7 +103,7 @@ def initial_classifier(
 
     Args:
         path: as for `load_encoder`; None initialises the encoder from the seed.
-        config: its `model` must come from `model_to_tune` and sets the image size.
+        config: its `model` must come from `config_from_weights` and sets the image size.
         given: as for `load_encoder`.
 
     Returns:
@@ -140,41 +135,3 @@ def initial_classifier(
     load_strict(model.encoder, raw, prefix="encoder.", expected="an encoder")
     groups = group_notes(raw, config.model, ("encoder",))
     return Loaded(model, [*notes_on(raw, known), *changes, *groups])
-
-
-def model_to_tune(
-    path: Source, config: FinetuneConfig, *, num_classes: int, **given: Unpack[Given]
-) -> ModelConfig:
-    """Return the model config to fine-tune, combined from the recipe and the weights.
-
-    Channels, pixel scaling and norm eps are those of the weights. With `follow_weights`, all
-    other fields are too, except an image size set by `resize`. `crop_pct` is resolved by
-    `settle_crop_pct`.
-
-    Raises:
-        WeightsError: if the weights have another network than the recipe, or a head with more
-            classes than the data.
-    """
-    raw = read_weights(path, take=given.get("take"))
-    if (known := len(raw.tensors.get("head.bias", ()))) > num_classes:
-        raise WeightsError(
-            f"{raw.path}: its head has {known} classes, the data {num_classes}; give data of the "
-            "same classes, or pre-trained weights, which have no head"
-        )
-    stored = infer_config(raw.encoder(), **given).model
-    if config.follow_weights:
-        model = replace(
-            stored,
-            image_size=config.resize or stored.image_size,
-            crop_pct=config.model.crop_pct,
-        )
-        return settle_crop_pct(model, config.augment, of_weights=stored)
-    of_weights, of_run = ({n: getattr(c, n) for n in _NETWORK} for c in (stored, config.model))
-    if of_weights != of_run:
-        raise WeightsError(
-            f"{raw.path}: holds another network than the recipe's: "
-            f"{differences(of_weights, of_run).replace('run has', 'weights have')}; choose the "
-            "recipe of its size, or finetune-folder, which takes any"
-        )
-    own = {"channels": stored.channels, "pixels": stored.pixels, "norm_eps": stored.norm_eps}
-    return settle_crop_pct(replace(config.model, **own), config.augment)  # type: ignore[arg-type]

@@ -1,73 +1,105 @@
-"""Configure a pre-training run from initial weights."""
+"""The network of a run that starts from weights."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Unpack
 
 from mae.config.model import refuse_without_effect
-from mae.config.run import ModelConfig, PretrainConfig, settle_crop_pct
+from mae.config.run import (
+    FinetuneConfig,
+    ModelConfig,
+    PretrainConfig,
+    resolve_crop_pct,
+)
 from mae.config.sizes import SIZES
-from mae.errors import ConfigError
+from mae.errors import ConfigError, WeightsError
+from mae.runs.directory import differences
 from mae.weights.given import Given
-from mae.weights.infer_config import infer_config
-from mae.weights.read import read_weights
+from mae.weights.infer_config import NetworkConfig, infer_config
+from mae.weights.read import RawWeights, read_weights
+
+_ENCODER_SIZES = ("patch_size", "width", "depth", "num_heads", "mlp_ratio")
 
 
 def require_init(config: PretrainConfig, init: str | Path | None, **given: Unpack[Given]) -> None:
-    """Reject settings that need initial weights if none are given.
+    """Reject settings of pre-training that need initial weights if none are given.
 
     Raises:
         ConfigError: with the option to add or to drop.
     """
-    if init is None and config.follow_weights:
+    if init is not None:
+        return
+    if config.follow_weights:
         raise ConfigError(
-            "init: expected --init, weights or a run, which this recipe takes its network from; "
-            "to start anew use the recipe folder"
+            "init: expected --init, the weights or run whose network this recipe takes; to train "
+            "a new network use the recipe folder"
         )
-    if init is None and config.init_channels is not None:
+    if config.init_channels is not None:
         raise ConfigError("init_channels: has no effect without --init; drop it")
-    if init is None:
-        refuse_without_effect("a new network", "--init", **given)
+    refuse_without_effect("a new network", "--init", **given)
 
 
-def follow(
-    config: PretrainConfig,
-    init: str | Path,
+def config_from_weights(
+    config: PretrainConfig | FinetuneConfig,
+    path: str | Path,
     *,
-    say: Callable[[str], None],
+    num_classes: int = 0,
     **given: Unpack[Given],
-) -> PretrainConfig:
-    """Set the network of a run from weights.
+) -> NetworkConfig:
+    """Return the network of a run from weights, with mask and target of their pre-training.
 
-    If the weights have no decoder, the run gets the decoder for this encoder size, or that of
-    ViT-B.
+    With `follow_weights`, all fields are those of the weights, except the image size where
+    `resize` sets it, `crop_pct` (see `resolve_crop_pct`), and the decoder, which follows from the
+    encoder's size if pre-training starts from weights without one. Otherwise, for fine-tuning,
+    only channels, pixel scaling and norm eps are.
 
     Args:
-        config: a config with `follow_weights`.
-        init: any path that `load_encoder` accepts.
-        say: called with each assumption.
+        config: the run.
+        path: any path that `load_encoder` accepts.
+        num_classes: number of classes of the data, for fine-tuning.
         given: settings that the weights do not say, see `Given`.
 
-    Returns:
-        A config with explicit network fields, so that run.json alone reproduces the run.
-
     Raises:
-        WeightsError: for weights that cannot be read or whose network cannot be inferred.
+        WeightsError: for weights that cannot be read, whose network cannot be inferred or differs
+            from the recipe's, or that have a head with more classes than the data.
     """
-    raw = read_weights(init, take=given.get("take"))
-    stored, objective, notes = infer_config(raw, **given)
-    for note in notes:
-        say(note)
-    decoder = {} if raw.metadata.model or raw.has_decoder else _decoder_of(stored)
-    size = config.resize or stored.image_size
+    raw = read_weights(path, take=given.get("take"))
+    if isinstance(config, FinetuneConfig):
+        _require_classes(raw, num_classes)
+        raw = raw.encoder()
+    stored = infer_config(raw, **given)
+    if not config.follow_weights:
+        return stored._replace(model=_with_pixels_of(stored.model, config.model, where=raw.path))
+    size = config.resize or stored.model.image_size
     asked = {"image_size": size, "crop_pct": config.model.crop_pct}
-    model = dataclasses.replace(stored, **asked, **decoder)  # type: ignore[arg-type]
-    model = settle_crop_pct(model, config.augment, of_weights=stored)
+    if isinstance(config, PretrainConfig) and not raw.metadata.model and not raw.has_decoder:
+        asked |= _decoder_of(stored.model)
+    model = dataclasses.replace(stored.model, **asked)  # type: ignore[arg-type]
+    return stored._replace(model=resolve_crop_pct(model, config.augment, of_weights=stored.model))
+
+
+def _require_classes(raw: RawWeights, num_classes: int) -> None:
+    """Reject a classifier of more classes than the data has."""
+    if (known := len(raw.tensors.get("head.bias", ()))) > num_classes:
+        raise WeightsError(
+            f"{raw.path}: its head has {known} classes, the data {num_classes}; give data of the "
+            "same classes, or pre-trained weights, which have no head"
+        )
+
+
+def _with_pixels_of(stored: ModelConfig, model: ModelConfig, *, where: Path) -> ModelConfig:
+    """Take channels, pixel scaling and norm eps from the weights of the same network."""
+    of_weights, of_run = ({n: getattr(c, n) for n in _ENCODER_SIZES} for c in (stored, model))
+    if of_weights != of_run:
+        raise WeightsError(
+            f"{where}: holds another network than the recipe's: "
+            f"{differences(of_weights, of_run).replace('run has', 'weights have')}; choose the "
+            "recipe of its size, or finetune-folder, which takes any"
+        )
     return dataclasses.replace(
-        config, model=model, objective=objective, follow_weights=False, resize=None
+        model, channels=stored.channels, pixels=stored.pixels, norm_eps=stored.norm_eps
     )
 
 

@@ -128,7 +128,7 @@ def test_every_optimizer_resumes_from_a_checkpoint_bit_by_bit(tmp_path: Path, na
     step(state)
 
     resumed = state_of(name, seed=1)
-    load_checkpoint(tmp_path, resumed, say=lambda said: pytest.fail(said))
+    load_checkpoint(tmp_path, resumed, log=lambda said: pytest.fail(said))
     step(resumed)
 
     assert all(map(torch.equal, state.model.parameters(), resumed.model.parameters()))

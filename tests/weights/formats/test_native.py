@@ -277,7 +277,7 @@ def test_run_without_a_record_or_a_checkpoint_is_refused(
         load(tmp_path)
 
     (tmp_path / "run.json").write_text("{")
-    with pytest.raises(ConfigError, match="run.json: is no record of a run"):
+    with pytest.raises(ConfigError, match="run.json: is not the record of a run"):
         load(tmp_path)
 
     (tmp_path / "run.json").unlink()

@@ -1,0 +1,258 @@
+"""Train a run from its state to the last step, as pre-training and fine-tuning do.
+
+Settings that need the model and its device come first: micro-batch, compilation, number of steps,
+reader processes. Then the loop of `fit` runs, with a log, checkpoints, progress and a check of
+unreadable images.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import nn
+
+from mae.atomic import write_json_atomic
+from mae.data.batching.batch import Batch, BatchPlan
+from mae.data.batching.loader import on_device
+from mae.errors import TrainingError
+from mae.runs.checkpoint import NotSaved, latest_checkpoint, save_checkpoint
+from mae.runs.directory import RunDir
+from mae.runs.log import BadFiles, LogWriter, read_rows
+from mae.runs.signals import FINISHING
+from mae.runs.state import TrainState
+from mae.train.compile import compiled_loss
+from mae.train.fit import EveryNSteps, fit
+from mae.train.forecast import log_forecast
+from mae.train.measure import StepRecipe, count_steps, measuring
+from mae.train.meter import Meter, peak_memory, state_bytes
+from mae.train.micro_batch import choose_micro_batch
+from mae.train.resolution_schedule import staged_batches
+from mae.train.resolve import choose_workers, device_of
+from mae.train.schedule import fixed_rate_at, log_every, rate_at
+from mae.train.session import RunInProgress
+from mae.train.step import Metrics, OptimiserStep
+
+MOST_FAILED_SAVES = 3
+DRAWINGS = 8
+"""How often the images of `draw` are drawn during a run."""
+
+
+def train(
+    run: RunInProgress,
+    state: TrainState,
+    plan: BatchPlan,
+    recipe: StepRecipe,
+    *,
+    draw: Callable[[TrainState], None] | None = None,
+) -> None:
+    """Train to the last step, unless the state is already there.
+
+    Args:
+        run: the run; the number of steps and the micro-batch are recorded when it begins.
+        state: training state to continue from, updated in place.
+        plan: defines the batches.
+        recipe: loss and preparation of a batch.
+        draw: for pre-training; called before the first step and `DRAWINGS` times during training.
+
+    Raises:
+        TrainingError: if training cannot continue, with the last good checkpoint.
+        Stopped: after a stop request, once the state is saved.
+    """
+    if state.step >= run.record.get("num_steps", math.inf):
+        return
+    device, log = device_of(state), run.progress.note
+    with tf32_beside(run.config.half, device):
+        micro_batch = choose_micro_batch(run, state, plan, recipe)
+        run = run._replace(config=dataclasses.replace(run.config, micro_batch=micro_batch))
+        recipe = recipe._replace(loss=compiled_loss(run, state, plan, recipe))
+        num_steps = _resolve_steps(run, plan, state.model, recipe)
+        workers = choose_workers(run.config, plan, device, log=log)
+        if state.step == 0 and draw is not None:
+            if not run.progress.quiet:  # the forecast measures for a few seconds
+                log_forecast(run)
+            draw(state)
+        batches = staged_batches(
+            run.config, plan, start=state.step, num_steps=num_steps, workers=workers
+        )
+        feed = enumerate(on_device(batches, device), start=state.step)
+        prepared = (recipe.prepare(batch, step) for step, batch in feed)
+        step = OptimiserStep(loss=recipe.loss, config=run.config, device=device)
+        _fit(run, state, step, prepared, epoch_steps=plan.batches_per_epoch, draw=draw)
+
+
+def _resolve_steps(
+    run: RunInProgress, plan: BatchPlan, model: nn.Module, recipe: StepRecipe
+) -> int:
+    """Return the steps of a run, counted and recorded when it begins."""
+    config, record = run.config, run.record
+    if "num_steps" not in record:
+        if config.minutes is not None:
+            run.progress.note(measuring(config.minutes))
+        record["num_steps"] = count_steps(config, plan, model, recipe)
+        write_json_atomic(run.rundir.record, record)
+    return int(record["num_steps"])
+
+
+@contextmanager
+def tf32_beside(half: str | None, device: torch.device) -> Iterator[None]:
+    """On a GPU, use TF32 for the float32 matrix products of a run in half precision.
+
+    A run in float32 keeps full float32 products.
+    """
+    before = torch.get_float32_matmul_precision()
+    if half is not None and device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _fit(
+    run: RunInProgress,
+    state: TrainState,
+    step: OptimiserStep,
+    batches: Iterable[Batch],
+    *,
+    epoch_steps: int,
+    draw: Callable[[TrainState], None] | None,
+) -> None:
+    """Run the loop: log, save checkpoints, report unreadable images, stop on request."""
+    config, rundir, num_steps = run.config, run.rundir, run.record["num_steps"]
+    rows = LogWriter(rundir.log, log=run.progress.note)
+    rows.truncate_after(state.step)
+    saver, monitor = CheckpointSaver(run), BadSampleMonitor(run, rows)
+    meter = Meter(read_rows(rundir.log), step=state.step)
+    # The first step has no moments before its update.
+    memory_due = state.step + 2 if step.device.type == "cuda" else math.inf
+    if step.device.type == "cuda":  # exclude the memory of trial steps
+        torch.cuda.reset_peak_memory_stats(step.device)
+
+    def on_step_end(batch: Batch, metrics: Metrics) -> None:
+        meter.add(batch, metrics)
+        monitor.check(state, batch, metrics)
+
+    def write_row(state: TrainState, metrics: Metrics) -> None:
+        nonlocal memory_due
+        epoch = state.step / epoch_steps
+        rows.append({"step": state.step, "epoch": epoch, **meter.row(metrics)})
+        if state.step >= memory_due:
+            memory_due = math.inf
+            run.progress.note(state_bytes(state).message(peak_memory()))
+
+    def show(state: TrainState, metrics: Metrics) -> None:
+        run.progress.update(state.step, loss=meter, lr=metrics.lr)
+
+    callbacks = [
+        EveryNSteps(1, show),
+        EveryNSteps(config.log_every_steps or log_every(num_steps), write_row, first=True),
+        EveryNSteps(config.save_every_steps, lambda state, _: saver.save(state)),
+    ]
+    if draw is not None:
+        drawing = EveryNSteps(max(1, num_steps // DRAWINGS), lambda state, _: draw(state))
+        callbacks.insert(2, drawing)
+    run.progress.note(_summary(run, step.device))
+    run.progress.start(num_steps, at=state.step, images_per_step=config.batch)
+    run.stop.doing = FINISHING
+    try:
+        fit(
+            state,
+            meter.timed(batches),
+            step,
+            num_steps=num_steps,
+            rate=partial(rate_at, num_steps=num_steps, config=config, batch=config.batch),
+            fixed_rate=partial(fixed_rate_at, num_steps=num_steps, config=config),
+            callbacks=callbacks,
+            on_step_end=on_step_end,
+            stop=lambda: run.stop.requested is not None,
+        )
+    except TrainingError as error:
+        raise TrainingError(f"{error}; {_last_good(rundir)}") from error
+    monitor.report()
+    if state.step < num_steps:
+        saver.save_or_raise(state)
+        raise run.stop.stopped(f"stopped at step {state.step:,} of {num_steps:,}")
+    run.stop.doing = "the last step is done; writing the results"
+
+
+def _summary(run: RunInProgress, device: torch.device) -> str:
+    config, (H, W) = run.config, run.config.model.image_size
+    return (
+        f"{len(run.source):,} images of {run.kind.channels} channels, {run.kind.dtype}, as "
+        f"{H} x {W}; {run.record['num_steps']:,} steps of {config.batch} on {device} in "
+        f"{config.precision}; learning rate {config.optim.lr:g} per 256 images, "
+        f"{config.optim.peak_lr(config.batch):g} at its peak"
+    )
+
+
+def _last_good(rundir: RunDir) -> str:
+    path = latest_checkpoint(rundir.checkpoints)
+    return f"last good checkpoint: {path}" if path else "there is no checkpoint yet"
+
+
+class BadSampleMonitor:
+    """Log skipped steps and unreadable images, and stop when too many are unreadable."""
+
+    def __init__(self, run: RunInProgress, rows: LogWriter) -> None:
+        self._run = run
+        self._rows = rows
+        self._bad_files = BadFiles(run.rundir.bad_files)
+
+    def check(self, state: TrainState, batch: Batch, metrics: Metrics) -> None:
+        """Log the batch of a step.
+
+        Raises:
+            TrainingError: if more than `max_bad` of the images are unreadable.
+        """
+        if not metrics.finite:
+            self._rows.append({"step": state.step, "skipped": batch.ids.tolist()})
+        for image in batch.bad:
+            if self._bad_files.add(image.name, image.reason):
+                self._run.progress.note(f"unreadable: {image.name}: {image.reason}")
+        for image in batch.warned:
+            self._bad_files.add_read(image.name, image.reason)
+        most, count = self._run.config.max_bad, len(self._run.source)
+        if len(self._bad_files) > most * count:
+            raise TrainingError(
+                f"images: {len(self._bad_files)} of {count} cannot be read, more than {most:.0%}; "
+                f"see {self._run.rundir.bad_files}, or raise --max-bad"
+            )
+
+    def report(self) -> None:
+        """Report how many images were read with a warning."""
+        if count := self._bad_files.read:
+            self._run.progress.note(
+                f"{count:,} read with a warning; see {self._run.rundir.bad_files}"
+            )
+
+
+class CheckpointSaver:
+    """Save checkpoints; a failed save is reported and retried at the next interval, three times."""
+
+    def __init__(self, run: RunInProgress) -> None:
+        self._run = run
+        self._failed = 0
+
+    def save(self, state: TrainState) -> None:
+        """Save the state; ignore a failure unless it is the third in a row or the last step's.
+
+        Raises:
+            NotSaved: otherwise.
+        """
+        try:
+            self.save_or_raise(state)
+            self._failed = 0
+        except NotSaved as error:
+            self._failed += 1
+            if self._failed == MOST_FAILED_SAVES or state.step == self._run.record["num_steps"]:
+                raise
+            self._run.progress.note(f"{error}; training goes on")
+
+    def save_or_raise(self, state: TrainState) -> None:
+        """Save the state."""
+        save_checkpoint(self._run.rundir.checkpoints, state, extra={}, keep=self._run.config.keep)
