@@ -29,7 +29,7 @@ from mae.config.run import ObjectiveConfig, OptimConfig, PixelConfig, PretrainCo
 from mae.data.decoding.decode import PixelKind
 from mae.data.sources.fashion_mnist import fashion_mnist
 from mae.data.survey import measure_pixels
-from mae.evaluation.features import Pictures, encoder_features, standardized
+from mae.evaluation.features import LabelledImages, encoder_features, standardized
 from mae.evaluation.knn import knn_accuracy
 from mae.evaluation.logistic import logistic_accuracy
 from mae.evaluation.split import labels_per_class
@@ -116,7 +116,7 @@ def _scores(encoder: Encoder) -> list[float]:
     source = fashion_mnist("train")
     assert source.labels is not None
     few = labels_per_class(source.labels, 1000, seed=0)
-    train, test = Pictures.of(source).only(few), Pictures.of(fashion_mnist("test"))
+    train, test = LabelledImages.of(source).only(few), LabelledImages.of(fashion_mnist("test"))
     known, asked = (
         encoder_features(encoder, part.batches(), pools=["grid"])["grid"] for part in (train, test)
     )

@@ -22,7 +22,7 @@ from mae.config.run import FinetuneConfig
 from mae.data.sources.fashion_mnist import fashion_mnist
 from mae.evaluation.features import (
     Array,
-    Pictures,
+    LabelledImages,
     encoder_features,
     pixel_features,
     standardized,
@@ -49,7 +49,7 @@ Features = Callable[[Iterable[Tensor]], Array]
 def few_labels(folder: Path, *, seed: int, per_class: int) -> Cell:
     """Measure all ways with few labels of all ten classes, which the seed draws."""
     encoder = load_encoder(pretrain_whole(folder, seed))
-    train, test = (Pictures.of(fashion_mnist(part)) for part in ("train", "test"))  # type: ignore[arg-type]
+    train, test = (LabelledImages.of(fashion_mnist(part)) for part in ("train", "test"))  # type: ignore[arg-type]
     few = _draw(train, per_class, seed=seed)
     new = create(encoder.config, seed=seed).encoder
     parts = {"train": few, "test": test}
@@ -69,7 +69,7 @@ def few_labels(folder: Path, *, seed: int, per_class: int) -> Cell:
 def transfer(folder: Path, *, half: int, seed: int, per_class: int) -> Cell:
     """Measure, with few labels of five classes, what was learnt from the other five."""
     other = HALVES[1 - half]
-    train, test = (Pictures.of(half_source(part, other)) for part in ("train", "test"))  # type: ignore[arg-type]
+    train, test = (LabelledImages.of(half_source(part, other)) for part in ("train", "test"))  # type: ignore[arg-type]
     few = _draw(train, per_class, seed=seed)
     parts = {"train": few, "test": test}
     mae = load_encoder(pretrain_half(folder, half, seed))
@@ -113,7 +113,7 @@ def transfer(folder: Path, *, half: int, seed: int, per_class: int) -> Cell:
 def partial_tuning(folder: Path, *, seed: int, per_class: int) -> Cell:
     """Tune the last blocks alone; 0 is logistic regression on the mean of the patch tokens."""
     encoder = load_encoder(pretrain_whole(folder, seed))
-    train, test = (Pictures.of(fashion_mnist(part)) for part in ("train", "test"))  # type: ignore[arg-type]
+    train, test = (LabelledImages.of(fashion_mnist(part)) for part in ("train", "test"))  # type: ignore[arg-type]
     parts = {"train": _draw(train, per_class, seed=seed), "test": test}
     tuned = {
         str(blocks or encoder.config.depth): _finetuned(
@@ -124,7 +124,7 @@ def partial_tuning(folder: Path, *, seed: int, per_class: int) -> Cell:
     return {"0": _read(partial(_pooled, encoder, "mean"), **parts)["logistic"]} | tuned
 
 
-def _draw(pictures: Pictures, per_class: int, *, seed: int) -> Pictures:
+def _draw(pictures: LabelledImages, per_class: int, *, seed: int) -> LabelledImages:
     ids = labels_per_class(pictures.labels, per_class, seed=0, draw=seed)
     return pictures.only(ids)
 
@@ -135,8 +135,8 @@ def _finetuned(
     per_class: int,
     *,
     seed: int,
-    train: Pictures,
-    test: Pictures,
+    train: LabelledImages,
+    test: LabelledImages,
 ) -> float:
     config = replace(config, steps=STEPS[per_class], seed=seed)
     return finetune_accuracy(encoder, train=train, test=test, config=config)
@@ -146,7 +146,7 @@ def _pooled(encoder: Encoder, pool: Any, batches: Iterable[Tensor]) -> Array:
     return encoder_features(encoder, batches, pools=[pool])[pool]
 
 
-def _read(features: Features, *, train: Pictures, test: Pictures) -> Cell:
+def _read(features: Features, *, train: LabelledImages, test: LabelledImages) -> Cell:
     """Classify by neighbours and by logistic regression on standardised features."""
     known, asked = standardized(features(train.batches()), features(test.batches()))
     rows = known, train.labels, asked, test.labels

@@ -14,8 +14,8 @@ from mae.config.run import AugmentConfig, FinetuneConfig, MixConfig, ModelConfig
 from mae.data.batching.batch import Batch
 from mae.data.sources.fashion_mnist import Split, fashion_mnist
 from mae.data.sources.source import ArraySource
-from mae.evaluation.features import Pictures
-from mae.evaluation.few_shot import tuned
+from mae.evaluation.features import LabelledImages
+from mae.evaluation.few_shot import finetune_in_memory
 from mae.jobs.pretrain import pretrain
 from mae.model.classifier import Classifier
 from mae.model.create import create
@@ -67,7 +67,7 @@ def supervise_half(folder: Path, half: int, seed: int) -> Path:
         config = resolve(DEMO, source).config
         how = replace(SUPERVISED, steps=supervised_steps(config.model), seed=seed)
         encoder = create(config.model, seed=seed).encoder
-        model = tuned(encoder, train=Pictures.of(source), config=how)
+        model = finetune_in_memory(encoder, train=LabelledImages.of(source), config=how)
         save(model, weights, class_names=source.class_names)
     return weights
 

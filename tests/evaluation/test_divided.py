@@ -13,8 +13,7 @@ from mae.cli.main import main
 from mae.config.run import AugmentConfig, FinetuneConfig, OptimConfig
 from mae.data.sources.source import FolderSource
 from mae.errors import ConfigError
-from mae.evaluation.divided import Held, tuned_on
-from mae.evaluation.labelled_data import labelled
+from mae.evaluation.labelled_data import HeldOut, finetuning_data, labelled
 from mae.jobs.data_pack import pack
 from mae.jobs.evaluate import evaluate
 from mae.jobs.finetune import finetune
@@ -60,7 +59,7 @@ def as_before(run: Path) -> None:
 
 def held_out_names(data: Path, seed: int) -> set[str]:
     source = FolderSource(data)
-    return {source.name(i) for i in Held(seed).divide(source)[1].tolist()}
+    return {source.name(i) for i in HeldOut(seed).divide(source)[1].tolist()}
 
 
 def judged(weights: Path, data: Path, **how: object) -> tuple[set[str], str]:
@@ -140,7 +139,7 @@ def test_what_cannot_be_told_is_said(
         evaluate(tmp_path / "run", data)
         (data / "a" / "more.png").unlink()
 
-    assert "may have learnt from some of those that are tested on" in capsys.readouterr().err
+    assert "may have been trained on some of the test images" in capsys.readouterr().err
 
 
 def test_the_folder_it_was_trained_on_is_named_as_such(
@@ -152,17 +151,17 @@ def test_the_folder_it_was_trained_on_is_named_as_such(
 
     assert evaluate(tmp_path / "run", tmp_path / "data").part == "valid"
     said = capsys.readouterr().err
-    assert "fine-tun" not in said and "learnt from" not in said
+    assert "fine-tun" not in said and "trained on" not in said
     assert evaluate(tmp_path / "run", tmp_path / "data", split="train").part == "train"
     assert "the classifier was fine-tuned on these images" in capsys.readouterr().err
-    assert evaluate(tmp_path / "run", tmp_path / "data" / "train").pictures == 8
+    assert evaluate(tmp_path / "run", tmp_path / "data" / "train").images == 8
     assert "the classifier was fine-tuned on these images" in capsys.readouterr().err
 
 
 def test_probes_test_on_what_fine_tuning_held_out(
     tuned: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = labelled(data, seed=0, tuned=tuned_on(tuned))
+    found = labelled(data, seed=0, weights=tuned)
     names = {found.test.source.name(i) for i in found.test.ids.tolist()}
     assert names == held_out_names(data, 5)
 
@@ -216,10 +215,10 @@ def test_a_pack_of_its_own_data_is_suspected(
 ) -> None:
     pack(data, tmp_path / "pack", quiet=True)
 
-    assert evaluate(tuned, tmp_path / "pack").pictures == 30
-    assert "most of them were learnt from; give the folder" in capsys.readouterr().err
+    assert evaluate(tuned, tmp_path / "pack").images == 30
+    assert "the classifier was trained on most of them; give the folder" in capsys.readouterr().err
 
 
 def test_weights_of_pretraining_were_tuned_on_nothing(weights: Path, tmp_path: Path) -> None:
-    assert tuned_on(weights) is None and tuned_on(None) is None
-    assert tuned_on(tmp_path / "nothing") is None
+    assert finetuning_data(weights) is None and finetuning_data(None) is None
+    assert finetuning_data(tmp_path / "nothing") is None

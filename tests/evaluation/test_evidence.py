@@ -15,7 +15,7 @@ from mae.evaluation.evidence import (
     score,
     shortfalls,
 )
-from mae.evaluation.features import Pictures, encoder_features, pixel_features, standardized
+from mae.evaluation.features import LabelledImages, encoder_features, pixel_features, standardized
 from mae.evaluation.knn import knn_accuracy
 from mae.evaluation.logistic import logistic_accuracy
 from mae.evaluation.split import labels_per_class
@@ -31,7 +31,7 @@ COLUMNS = ("k-NN", "logistic, 10,000 labels", "10 a class")
 def labelled_images(rng, n):
     labels = np.arange(n) % 3
     images = rng.integers(0, 200, (n, 3, 12, 20)) + 20 * labels[:, None, None, None]
-    return Pictures(torch.from_numpy(images.astype(np.uint8)), labels)
+    return LabelledImages(torch.from_numpy(images.astype(np.uint8)), labels)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,13 @@ import pytest
 
 from mae.data.sources.source import ArraySource
 from mae.errors import ConfigError, DataError
-from mae.evaluation.few_labels import FewLabels, choose_labels, parse_few, read_choice, write_choice
+from mae.evaluation.few_labels import (
+    LabelCount,
+    choose_labels,
+    parse_label_count,
+    read_choice,
+    write_choice,
+)
 
 LABELS = np.repeat([0, 1, 2], [200, 100, 30])
 
@@ -19,21 +25,23 @@ def source() -> ArraySource:
 @pytest.mark.parametrize(
     ("text", "few"),
     [
-        ("1%", FewLabels(share=0.01)),
-        (" 0.5 % ", FewLabels(share=0.005)),
-        ("100%", FewLabels(share=1.0)),
-        ("10/class", FewLabels(per_class=10)),
-        ("3 / class", FewLabels(per_class=3)),
+        ("1%", LabelCount(fraction=0.01)),
+        (" 0.5 % ", LabelCount(fraction=0.005)),
+        ("100%", LabelCount(fraction=1.0)),
+        ("10/class", LabelCount(per_class=10)),
+        ("3 / class", LabelCount(per_class=3)),
     ],
 )
-def test_shares_and_numbers_are_read(text: str, few: FewLabels):
-    assert parse_few(text) == few
+def test_shares_and_numbers_are_read(text: str, few: LabelCount):
+    assert parse_label_count(text) == few
 
 
 @pytest.mark.parametrize("text", ["10", "0%", "101%", "0/class", "-1%", "1/clas", "", "ten/class"])
 def test_anything_else_is_refused_with_what_is_expected(text: str):
-    with pytest.raises(ConfigError, match="expected a share up to 100% as in 1%, a number as in"):
-        parse_few(text)
+    with pytest.raises(
+        ConfigError, match="expected a fraction up to 100% as in 1%, a number as in"
+    ):
+        parse_label_count(text)
 
 
 def test_a_share_is_taken_of_each_class_and_at_least_one():
@@ -66,7 +74,7 @@ def test_a_larger_choice_holds_the_smaller_one():
 
 
 def test_more_labels_than_a_class_has_are_refused_by_name():
-    with pytest.raises(DataError, match="got 30 pictures of class cat, expected at least 31"):
+    with pytest.raises(DataError, match="got 30 images of class cat, expected at least 31"):
         choose_labels(LABELS, "31/class", seed=5, names=("ant", "bee", "cat"))
 
 
@@ -89,8 +97,8 @@ def test_a_choice_is_written_and_read_back(source: ArraySource, tmp_path: Path):
         ("0,image 0,bee", "line 2: image 0 is of class bee, in the data of ant"),
         ("0,picture 7,ant", "line 2: image 7 is held out for testing"),
         ("x,image 0,ant", "no choice of labels, expected the columns draw,name,class"),
-        ("", "names no picture$"),
-        ("4,image 0,ant\n4,image 300,cat", "names no picture of class bee in draw 4"),
+        ("", "names no image$"),
+        ("4,image 0,ant\n4,image 300,cat", "names no image of class bee in draw 4"),
     ],
 )
 def test_a_choice_that_does_not_fit_is_refused(

@@ -6,12 +6,12 @@ import torch
 
 from mae.config.model import ModelConfig
 from mae.evaluation import few_shot as fewshot
-from mae.evaluation.features import Pictures
+from mae.evaluation.features import LabelledImages
 from mae.evaluation.few_shot import (
     FEW_SHOT_SCRATCH,
     few_label_finetuning,
     finetune_accuracy,
-    tuned,
+    finetune_in_memory,
 )
 from mae.model.create import create
 from mae.train.finetune_batch import soft_target_loss
@@ -26,7 +26,7 @@ RUN = replace(FEW_SHOT_SCRATCH, num_classes=3, steps=30, batch=9)
 def pictures(rng, n):
     labels = np.arange(n) % 3
     images = rng.integers(0, 100, (n, 3, 12, 20)) + 70 * labels[:, None, None, None]
-    return Pictures(torch.from_numpy(images.astype(np.uint8)), labels)
+    return LabelledImages(torch.from_numpy(images.astype(np.uint8)), labels)
 
 
 def test_fine_tuning_learns_what_is_easy_and_leaves_the_encoder_as_it_was(rng):
@@ -92,7 +92,7 @@ def test_only_the_last_block_and_the_head_learn_where_one_block_is_trained(rng):
     encoder = create(replace(CONFIG, depth=2)).encoder
     run = replace(RUN, steps=2, train_blocks=1, layer_decay=0.5, drop_path=0.1)
 
-    model = tuned(encoder, train=pictures(rng, 30), config=run)
+    model = finetune_in_memory(encoder, train=pictures(rng, 30), config=run)
 
     before, after = encoder.state_dict(), model.encoder.state_dict()
     same = {name for name in after if torch.equal(before[name], after[name])}
@@ -105,8 +105,8 @@ def test_the_average_of_the_weights_is_what_is_given(rng):
     run = replace(RUN, steps=3, ema=0.999999)
     encoder, train = create(CONFIG).encoder, pictures(rng, 30)
 
-    averaged = tuned(encoder, train=train, config=run)
-    last = tuned(encoder, train=train, config=replace(run, ema=None))
+    averaged = finetune_in_memory(encoder, train=train, config=run)
+    last = finetune_in_memory(encoder, train=train, config=replace(run, ema=None))
 
     start = encoder.state_dict()["blocks.0.mlp.fc1.weight"]
     moved = [(m.encoder.blocks[0].mlp.fc1.weight - start).abs().max() for m in (averaged, last)]
@@ -124,4 +124,4 @@ def test_the_comparison_has_three_ways_over_the_same_labels(rng):
     assert 0 <= found.pretrained.mean <= 1
     assert found.to_dict().keys() == {"about", "pretrained", "scratch", "pixels"}
     assert json.loads(json.dumps(found.to_dict())) == found.to_dict()
-    assert "10 labels a class; mean ± deviation of 3 seeds" in found.about
+    assert "10 labels a class; mean ± std of 3 seeds" in found.about

@@ -11,8 +11,7 @@ from PIL import Image
 
 from mae.data.sources.source import FolderSource
 from mae.errors import DataError
-from mae.evaluation.divided import Held
-from mae.evaluation.labelled_data import Part, labelled
+from mae.evaluation.labelled_data import HeldOut, Part, labelled
 from mae.jobs.data_pack import pack
 from tests.jobs.conftest import write_classes
 
@@ -75,7 +74,7 @@ def test_other_labels_of_the_same_pictures_are_other_data(data: Path) -> None:
     [
         (["train/a/0.png,a", "train/b/0.png"], "train.csv, line 2: got .*expected path,label"),
         (["train/a/0.png,a", "train/b/9.png,b"], "line 2: there is no .*train/b/9.png"),
-        (["path,label", "train/a/0.png,a"], "has one class alone, a"),
+        (["path,label", "train/a/0.png,a"], "has only one class, a"),
         ([], "train.csv has no images"),
         (
             ["train/a/0.png,a", "train/b/0.png,x"],
@@ -104,7 +103,7 @@ def test_of_a_list_alone_a_fifth_is_held_out_and_no_image_lies_in_both(tmp_path:
 
     train, test, held, notes = labelled(tmp_path / "labels.csv", seed=3)
 
-    assert (len(train.ids), len(test.ids), held) == (16, 4, Held(3, 0.2))
+    assert (len(train.ids), len(test.ids), held) == (16, 4, HeldOut(3, 0.2))
     paths = [
         {Path(s.path(i)).resolve() for i in ids}
         for s, ids in (train, test)
@@ -138,8 +137,8 @@ def test_images_in_both_lists_are_counted_and_said(data: Path) -> None:
     notes = labelled(data, seed=0).notes
 
     assert notes[1:] == (
-        "val.csv: 3 of 6 images are in train.csv too, sub/../train/a/0.png first: they are tested "
-        "on and learnt from",
+        "val.csv: 3 of 6 images are in train.csv too, sub/../train/a/0.png first: they are both "
+        "trained and tested on",
     )
 
 
@@ -180,7 +179,7 @@ def test_lists_of_other_endings_are_splits_too(
 
     found = labelled(tmp_path / named, seed=0)
 
-    assert f"4 images in train{ending} to learn from, 2 in valid{ending}" in found.notes[0]
+    assert f"4 images in train{ending} for training, 2 in valid{ending}" in found.notes[0]
 
 
 SPELLINGS = [
@@ -210,7 +209,7 @@ def test_splits_of_any_usual_name_are_taken(spelt: tuple[Path, str, str]) -> Non
 
     assert found.train.source.class_names == found.test.source.class_names == ("a", "b", "c")
     assert found.held is None and found.notes == (
-        f"{root}: 12 images in {train} to learn from, 6 in {test} to test on; 3 classes: a, b, c",
+        f"{root}: 12 images in {train} for training, 6 in {test} for testing; 3 classes: a, b, c",
     )
     assert names(found.test) == ["a/0.png", "a/1.png", "b/0.png", "b/1.png", "c/0.png", "c/1.png"]
 
@@ -262,7 +261,7 @@ def test_of_several_the_validation_split_is_tested_on_and_the_others_are_named(
     found = labelled(tmp_path, seed=0)
 
     assert found.notes == (
-        f"{tmp_path}: 4 images in train to learn from, 4 in valid to test on; 2 classes: a, b; "
+        f"{tmp_path}: 4 images in train for training, 4 in valid for testing; 2 classes: a, b; "
         "not used: test, annotations",
     )
 
@@ -275,7 +274,7 @@ def test_what_lies_beside_train_and_is_no_split_is_named(tmp_path: Path) -> None
 
     found = labelled(tmp_path, seed=0)
 
-    assert (len(found.train.ids), len(found.test.ids), found.held) == (8, 2, Held(0, 0.2))
+    assert (len(found.train.ids), len(found.test.ids), found.held) == (8, 2, HeldOut(0, 0.2))
     assert found.notes[0].endswith("; 2 classes: a, b; not used: masks, test")
 
 
@@ -292,7 +291,7 @@ def test_two_folders_of_the_same_classes_are_splits_by_any_name(
     found = labelled(tmp_path, seed=0)
 
     assert names(found.train)[-1] == "c/3.png" and len(found.train.ids) == 12
-    assert f"12 images in {learnt} to learn from, 4 in {second}" in found.notes[0]
+    assert f"12 images in {learnt} for training, 4 in {second}" in found.notes[0]
     assert found.notes[1].startswith("guess: ")
     assert found.notes[2] == f"{second}: no image of c, not tested"
 
@@ -328,7 +327,7 @@ def test_the_first_ten_of_many_classes_are_named(tmp_path: Path) -> None:
 
     named = ", ".join(f"c{i:02}" for i in range(10))
     assert line == (
-        f"{tmp_path}: 12 images to learn from, 12 to test on (20% of each class held out for "
+        f"{tmp_path}: 12 images for training, 12 for testing (20% of each class held out for "
         f"testing, seed 0); 12 classes: {named} and 2 more"
     )
 
@@ -349,5 +348,5 @@ def test_splits_without_one_to_learn_from_are_refused(tmp_path: Path) -> None:
     for name in ("val", "test"):
         write_classes(tmp_path / name, "a", "b", count=2)
 
-    with pytest.raises(DataError, match="has val and test but no split to learn from; name one"):
+    with pytest.raises(DataError, match="has val and test but no split to train on; name one"):
         labelled(tmp_path, seed=0)

@@ -7,22 +7,23 @@ from torch import nn
 
 from mae.config.run import AugmentConfig
 from mae.data.batching.loader import batches
+from mae.data.decoding.header import kind_of
 from mae.data.sources.source import ArraySource
 from mae.evaluation import linear_probe as paper_linear
 from mae.evaluation.linear_probe import (
-    CROPS,
     PROTOCOL,
-    batch_plan,
     cls_features,
-    count_steps,
     linear_head,
-    reach,
+    max_update,
     train_head,
 )
 from mae.model.create import create
 from mae.train.fit import EveryNSteps
+from mae.train.measure import count_steps
+from mae.train.resolve import batch_plan
 from tests.model.tiny import tiny_config
 
+CROPS = PROTOCOL.augment
 WHOLE = AugmentConfig(crop_scale=(1.0, 1.0), flip=0.5)
 # The paper's rate is for batches of 16,384; per 256 pictures, tiny ones need a much larger one.
 SHORT = replace(PROTOCOL, epochs=4, batch=11, optim=replace(PROTOCOL.optim, lr=400.0))
@@ -40,9 +41,15 @@ def easy(rng, n):
     return ArraySource(images.astype(np.uint8), labels=labels, class_names=("a", "b", "c"))
 
 
+def plan_of(encoder, source, config, augment=WHOLE):
+    config = replace(config, model=encoder.config, augment=augment)
+    return batch_plan(config, source, kind_of(encoder.config))
+
+
 def trained(encoder, source, config=SHORT, **given):
-    plan = batch_plan(encoder, source, config=config, augment=WHOLE)
-    return train_head(encoder, plan, config=config, workers=0, **given)
+    plan = plan_of(encoder, source, config)
+    num_steps = count_steps(config, plan, encoder)
+    return train_head(encoder, plan, config=config, num_steps=num_steps, workers=0, **given)
 
 
 def test_the_protocol_is_that_of_table_10():
@@ -88,10 +95,10 @@ def test_an_easy_task_is_learnt_and_the_encoder_left_bit_for_bit(encoder, rng):
 
 def test_statistics_are_of_whole_batches_in_training_and_kept_for_the_test(encoder, rng):
     source, one = easy(rng, 12), replace(SHORT, steps=1, batch=11)
-    plan = batch_plan(encoder, source, config=one, augment=WHOLE)
+    plan = plan_of(encoder, source, one)
     batch = next(iter(batches(plan, start=0, stop=1, workers=0)))
 
-    head = train_head(encoder, plan, config=one, workers=0)
+    head = train_head(encoder, plan, config=one, num_steps=1, workers=0)
 
     features = cls_features(encoder, batch.images)
     norm = head[0]
@@ -125,18 +132,16 @@ def test_a_head_is_a_function_of_its_seed(encoder, rng):
 
 
 def test_epochs_are_whole_batches(encoder, rng):
-    plan = batch_plan(encoder, easy(rng, 24), config=SHORT, augment=CROPS)
+    plan = plan_of(encoder, easy(rng, 24), SHORT, augment=CROPS)
 
-    assert plan.batches_per_epoch == 2 and count_steps(plan, SHORT) == 8
-    assert count_steps(plan, replace(SHORT, steps=5)) == 5
+    assert plan.batches_per_epoch == 2 and count_steps(SHORT, plan, encoder) == 8
+    assert count_steps(replace(SHORT, steps=5), plan, encoder) == 5
 
 
-def test_the_reach_tells_the_paper_from_a_handful_of_pictures(encoder, rng):
-    plan = batch_plan(encoder, easy(rng, 100), config=PROTOCOL, augment=CROPS)
-    few = replace(plan, batch=100)
+def test_the_largest_update_tells_the_paper_from_a_handful_of_images():
+    few = replace(PROTOCOL, batch=100)
     # 90 steps, whose rates are half the peak of 0.1 * 100 / 256 in the mean; 0.01 of them counts.
-    assert reach(few, PROTOCOL) == pytest.approx(90 / 2 * 0.0390625 * 0.01, rel=0.02)
+    assert max_update(few, num_steps=90) == pytest.approx(90 / 2 * 0.0390625 * 0.01, rel=0.02)
 
     # 78 steps an epoch, as of ImageNet.
-    large = replace(PROTOCOL, steps=90 * 78)
-    assert reach(replace(plan, batch=16384), large) == pytest.approx(225, rel=0.01)
+    assert max_update(PROTOCOL, num_steps=90 * 78) == pytest.approx(225, rel=0.01)

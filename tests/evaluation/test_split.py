@@ -35,7 +35,7 @@ def test_every_picture_is_chosen_equally_often():
 
 
 def test_too_few_labels_of_a_class_are_named():
-    with pytest.raises(DataError, match="got 3 pictures of class 5, expected at least 4"):
+    with pytest.raises(DataError, match="got 3 images of class 5, expected at least 4"):
         labels_per_class(LABELS, 4, seed=0)
 
 
@@ -46,5 +46,5 @@ def test_a_fifth_of_each_class_is_held_out_and_at_least_one():
 
 
 def test_nothing_to_hold_out_is_refused():
-    with pytest.raises(DataError, match="one picture a class"):
+    with pytest.raises(DataError, match="one image a class"):
         held_out(np.arange(4), 0.2, seed=0)

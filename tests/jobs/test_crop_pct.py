@@ -43,7 +43,7 @@ from tests.jobs.test_finetune import PLAIN
 
 WHOLE, CROPS = AugmentConfig(crop_scale=(1.0, 1.0)), AugmentConfig(crop_scale=(0.2, 1.0))
 SHORT = replace(CONFIG, steps=2)
-NOT_SAID = "crop_pct: not said by the weights; assumed 0.875, as published"
+NOT_SAID = "crop_pct: not in the weights; assumed 0.875, as published"
 
 
 @pytest.fixture

@@ -150,7 +150,7 @@ def test_splits_and_classes_are_said_as_commands_that_need_labels_say_them(tmp_p
     found = look(tmp_path / "in")
 
     line = labelled(tmp_path / "in", seed=0).notes[0]
-    assert line.endswith("12 images in train to learn from, 6 in valid to test on; "
+    assert line.endswith("12 images in train for training, 6 in valid for testing; "
                          "3 classes: a, b, c")  # fmt: skip
     labels = next(section for section in found.sections() if section.title == "labels")
     assert labels.rows == [("found", line)]

@@ -107,7 +107,7 @@ def test_the_file_holds_a_row_for_each_picture_in_the_order_of_the_names(
 
     result = embed_to_file(weights, pictures, out=out, settings=SETTINGS, quiet=True)
 
-    assert (result.pictures, result.width, result.unreadable) == (7, 24, 1)
+    assert (result.images, result.width, result.unreadable) == (7, 24, 1)
     expected = mae.embed(weights, whole(pictures))
     np.testing.assert_allclose(np.load(out, allow_pickle=False), expected, atol=1e-6)
     names = out.with_suffix(".tsv").read_text(encoding="utf-8").splitlines()
@@ -132,7 +132,7 @@ def test_a_parquet_holds_names_classes_and_features(
     assert set(table["class"].to_pylist()) == {"cats", "dogs"}
     embed_to_file(weights, pictures, out=tmp_path / "a.npy", settings=SETTINGS, quiet=True)
     assert np.array_equal(np.array(table["features"].to_pylist()), np.load(tmp_path / "a.npy"))
-    assert (result.names, result.pictures, result.unreadable) == (str(out), 7, 1)
+    assert (result.names, result.images, result.unreadable) == (str(out), 7, 1)
     assert len(result.rows()) == 2 and (tmp_path / "features.bad-files.tsv").exists()
 
 
@@ -219,7 +219,7 @@ def test_a_second_start_with_something_else_begins_anew(
 
     embed_to_file(weights, pictures, out=out, settings=settings)
 
-    assert "beginning anew" in capsys.readouterr().err
+    assert "starting over" in capsys.readouterr().err
     paths = whole(pictures)
     expected = mae.embed(weights, paths, pool=settings.pool)
     np.testing.assert_allclose(np.load(out), expected, atol=1e-6)
@@ -235,7 +235,7 @@ def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(weights: Path, tmp_pa
 
     job = subprocess.Popen(command)
     record = tmp_path / ".b.npy.part" / "done.json"
-    while not record.exists() or json.loads(record.read_bytes())["pictures"] < 6:
+    while not record.exists() or json.loads(record.read_bytes())["images"] < 6:
         assert job.poll() is None
         time.sleep(0.01)
     job.send_signal(signal.SIGKILL)
@@ -322,7 +322,7 @@ def test_a_place_that_cannot_be_written_to_is_said(
         ),
         (np.zeros((2, 30, 44, 7), np.uint8), DataError, "none of 2 .*7 channels in a run of 3"),
         (np.zeros((2, 30, 44, 3), np.int64), DataError, "int64, expected uint8"),
-        ([[1, 2], [3, 4]], DataError, "picture 0: got list, expected a path"),
+        ([[1, 2], [3, 4]], DataError, "image 0: got list, expected a path"),
         ((path for path in ["a.png"]), DataError, "got builtins.generator, expected a path"),
     ],
     ids=["none", "no file", "no folder", "floats", "channels", "type", "numbers", "generator"],
@@ -394,9 +394,9 @@ def test_three_grey_images_are_three_to_a_network_of_one_channel(grey_weights: P
         ),
         (GREYS[:3], r"for 3 grey images give images\[..., None\]"),
         (GREYS[:, None], "may be B C H W"),
-        ([PHOTOS[0].transpose(2, 0, 1)], r"picture 0: .*C H W; give image.transpose\(1, 2, 0\)"),
-        ([PHOTOS[0], PHOTOS], r"picture 1: .*\(5, 30, 44, 3\), expected one image H W or H W C"),
-        ([GREYS], r"picture 0: images: got shape \(5, 30, 44\), expected one image H W or H W C"),
+        ([PHOTOS[0].transpose(2, 0, 1)], r"image 0: .*C H W; give image.transpose\(1, 2, 0\)"),
+        ([PHOTOS[0], PHOTOS], r"image 1: .*\(5, 30, 44, 3\), expected one image H W or H W C"),
+        ([GREYS], r"image 0: images: got shape \(5, 30, 44\), expected one image H W or H W C"),
         (torch.from_numpy(GREYS)[:4], r"for one image C H W give images.permute\(1, 2, 0\), for 4"),
         (PHOTOS[0, 0, 0], r"got shape \(3,\), expected H W, H W C, B H W or B H W C"),
     ],
@@ -418,7 +418,7 @@ def test_a_tensor_of_colour_and_three_grey_images_are_asked_by_a_grey_network(
 ) -> None:
     with pytest.raises(DataError, match="for 3 grey images give"):
         mae.embed(grey_weights, torch.from_numpy(GREYS[:3]))
-    with pytest.raises(DataError, match=r"picture 0: .*give image.transpose\(1, 2, 0\)"):
+    with pytest.raises(DataError, match=r"image 0: .*give image.transpose\(1, 2, 0\)"):
         mae.embed(grey_weights, [PHOTOS[0].transpose(2, 0, 1)])
 
 

@@ -13,20 +13,23 @@ from PIL import Image
 from pyarrow import parquet
 from torch.nn.functional import cross_entropy
 
-import mae.jobs.evaluate as module
+import mae.jobs.evaluate
 import mae.jobs.evaluate_corruptions
 from mae.cli.main import main
 from mae.config.model import ModelConfig, PixelConfig
 from mae.data.sources.source import FolderSource
 from mae.errors import ConfigError, DataError
+from mae.evaluation import classify as module
+from mae.evaluation.classify import find_candidates
 from mae.evaluation.inputs import FeatureSettings
 from mae.evaluation.robustness import ALEXNET_ERRORS
-from mae.jobs.evaluate import Judge, evaluate, question
+from mae.jobs.evaluate import evaluate
 from mae.jobs.evaluate_corruptions import evaluate_corruptions
 from mae.model.classifier import Classifier
 from mae.model.create import create
-from mae.progress import Progress
+from mae.report.tables import report_of
 from mae.weights.formats.native import save
+from mae.weights.load import LoadedClassifier
 
 H, W = 24, 40
 CLASSES = tuple("abcdefg")
@@ -55,13 +58,13 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Let any path stand for a classifier of the seven shades, or of others."""
 
     def use(names: tuple[str, ...]) -> None:
-        def open_judge(_: object, settings: FeatureSettings, progress: Progress) -> Judge:
-            device = settings.checked_device()
+        def opened(_: object, settings: FeatureSettings, **how: object) -> LoadedClassifier:
+            settings.checked_device()
             model: Classifier = ByShade(len(names))  # type: ignore[assignment]
-            return Judge(model, names, device, settings.batch, progress)
+            return LoadedClassifier(model, names)
 
-        monkeypatch.setattr(module, "open_judge", open_judge)
-        monkeypatch.setattr(mae.jobs.evaluate_corruptions, "open_judge", open_judge)
+        monkeypatch.setattr(mae.jobs.evaluate, "open_for_evaluation", opened)
+        monkeypatch.setattr(mae.jobs.evaluate_corruptions, "open_for_evaluation", opened)
 
     use(CLASSES)
     return use
@@ -86,11 +89,11 @@ def folder(tmp_path: Path) -> Path:
 def test_figures_are_those_counted_by_hand(folder: Path) -> None:
     result = evaluate("w", folder, quiet=True)
 
-    assert (result.pictures, result.top1) == (14, 12 / 14)
+    assert (result.images, result.top1) == (14, 12 / 14)
     # The b that looks like f is nearer to f, e, g, d and c than to b.
     assert result.top5 == 13 / 14
     assert result.scored == "7 classes" and result.unreadable == ()
-    rows = {row.name: (row.pictures, row.right, row.mistaken_for) for row in result.classes}
+    rows = {row.name: (row.images, row.right, row.mistaken_for) for row in result.classes}
     assert rows["b"] == (2, 1, "f") and rows["c"] == (2, 1, "d") and rows["g"] == (2, 2, "")
     assert [(m.name, m.taken_for, m.times) for m in result.mistakes] == [
         ("b", "f", 1),
@@ -130,7 +133,7 @@ def test_a_broken_picture_is_named_left_out_and_counted(
 
     result = evaluate("w", folder)
 
-    assert (result.pictures, result.top1, result.unreadable) == (13, 12 / 13, ("b/1.png",))
+    assert (result.images, result.top1, result.unreadable) == (13, 12 / 13, ("b/1.png",))
     assert "1 unreadable, left out: b/1.png" in capsys.readouterr().err
     assert ("unreadable", "1, left out") in result.rows()
 
@@ -138,7 +141,7 @@ def test_a_broken_picture_is_named_left_out_and_counted(
 def test_the_folder_beside_train_is_the_one_for_testing(folder: Path) -> None:
     write(folder.parent / "train", {name: [name] for name in CLASSES})
 
-    assert evaluate("w", folder.parent, quiet=True).pictures == 14
+    assert evaluate("w", folder.parent, quiet=True).images == 14
 
 
 def test_predictions_are_a_row_a_picture(folder: Path, tmp_path: Path) -> None:
@@ -217,18 +220,18 @@ def test_the_real_lists_match_folders_by_name(tmp_path: Path) -> None:
     names, indices = wnids(1000), module.set_classes("imagenet-r")
     source = source_of(tuple(names[i] for i in indices), tmp_path)
 
-    asked = question(source, names, dataset="imagenet-r", all_classes=False)
+    asked = find_candidates(source, names, dataset="imagenet-r", all_classes=False)
 
-    assert asked.scored.tolist() == indices and asked.places.tolist() == list(range(200))
+    assert asked.classes.tolist() == indices and asked.positions.tolist() == list(range(200))
     assert asked.names(names) == list(source.class_names)
 
 
 def test_classes_are_matched_by_name_not_by_place(tmp_path: Path) -> None:
-    asked = question(
+    asked = find_candidates(
         source_of(("a", "b", "c"), tmp_path), ("c", "a", "b"), dataset="folder", all_classes=False
     )
 
-    assert asked.places.tolist() == [1, 2, 0] and asked.scored.tolist() == [0, 1, 2]
+    assert asked.positions.tolist() == [1, 2, 0] and asked.classes.tolist() == [0, 1, 2]
 
 
 def test_classes_without_an_image_have_an_empty_row(folder: Path) -> None:
@@ -239,11 +242,11 @@ def test_classes_without_an_image_have_an_empty_row(folder: Path) -> None:
     result = evaluate("w", folder, quiet=True)
 
     # The c that looks like d is still taken for it, as one of seven classes.
-    assert (result.pictures, result.top1) == (10, 8 / 10)
+    assert (result.images, result.top1) == (10, 8 / 10)
     assert result.scored == "7 classes, no image of 2: d, g"
-    assert [row.pictures for row in result.classes] == [2, 2, 2, 0, 2, 2, 0]
+    assert [row.images for row in result.classes] == [2, 2, 2, 0, 2, 2, 0]
     assert ("d", "", "of 0") in result.rows()
-    values = json.loads(json.dumps(result.values()))
+    values = json.loads(json.dumps(report_of(result).values))
     assert values["classes"][3]["accuracy"] is None and values["classes"][0]["accuracy"] == 1
 
 
@@ -253,7 +256,7 @@ def test_a_test_set_of_one_class_can_be_scored(folder: Path) -> None:
 
     result = evaluate("w", folder, quiet=True)
 
-    assert (result.pictures, result.top1, result.part) == (2, 1.0, "all images")
+    assert (result.images, result.top1, result.part) == (2, 1.0, "all images")
 
 
 def test_the_split_that_is_asked_for_is_scored(folder: Path) -> None:
@@ -266,7 +269,7 @@ def test_the_split_that_is_asked_for_is_scored(folder: Path) -> None:
     }
 
     assert [r.part for r in parts.values()] == ["val", "Train", "val", "testing"]
-    assert [r.pictures for r in parts.values()] == [14, 7, 14, 3]
+    assert [r.images for r in parts.values()] == [14, 7, 14, 3]
     assert parts["test"].top1 == 2 / 3
 
 
@@ -281,7 +284,7 @@ def test_other_classes_are_refused(
     folders: tuple[str, ...], dataset: str, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=message):
-        question(source_of(folders, tmp_path), CLASSES, dataset=dataset, all_classes=False)
+        find_candidates(source_of(folders, tmp_path), CLASSES, dataset=dataset, all_classes=False)
 
 
 @pytest.mark.parametrize(
@@ -346,7 +349,7 @@ def test_the_mce_is_that_counted_by_hand(
 
     # Half of the pictures are wrong at two of five severities of one corruption.
     assert result.mce == pytest.approx(0.2 / 0.866816 / 15)
-    assert result.error == pytest.approx(0.2 / 15) and result.pictures == 150
+    assert result.error == pytest.approx(0.2 / 15) and result.images == 150
     snow = next(each for each in result.corruptions if each.name == "snow")
     assert snow.errors == (0, 0, 0, 0.5, 0.5) and snow.ce == pytest.approx(0.2 / 0.866816)
     with (tmp_path / "p.csv").open() as file:
@@ -361,7 +364,7 @@ def test_a_class_that_a_condition_lacks_is_said(
     stub(("a", "b"))
     shutil.rmtree(corrupted / "fog" / "3" / "a")
 
-    assert evaluate_corruptions("w", corrupted).pictures == 149
+    assert evaluate_corruptions("w", corrupted).images == 149
     assert "no image of some classes in 1 folders: fog/3" in capsys.readouterr().err
 
 

@@ -107,7 +107,7 @@ def test_the_classifier_that_comes_out_is_evaluated_alike(
 
     assert main(["evaluate", str(run.path), "--data", str(folder), "--json", "--quiet"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["top1"], found["pictures"]) == (run.top1, run.test)
+    assert (found["top1"], found["images"]) == (run.top1, run.test)
     assert found["loss"] == pytest.approx(run.loss, rel=1e-5)
     assert load_classifier(run.path).class_names == ("blue", "green", "red")
     card = (run.path / "weights" / "config.json").read_text()
@@ -252,9 +252,9 @@ def make(root: Path, case: str) -> Path:
 @pytest.mark.parametrize(
     ("case", "message"),
     [
-        ("one class", "one class alone, red"),
+        ("one class", "only one class, red"),
         ("unlabelled", "has no classes"),
-        ("empty class", "no pictures of class blue"),
+        ("empty class", "no images of class blue"),
         ("differ", "1 of the classes of .*val are not in .*train: blue; add images of them"),
     ],
 )

@@ -9,8 +9,7 @@ import pytest
 import mae
 from mae.errors import ConfigError, DataError
 from mae.evaluation.features import standardized
-from mae.evaluation.few_labels import read_choice
-from mae.evaluation.few_options import FewSettings
+from mae.evaluation.few_labels import FewLabels, read_choice
 from mae.evaluation.inputs import FeatureSettings
 from mae.evaluation.knn import knn_accuracy
 from mae.evaluation.labelled_data import labelled
@@ -99,7 +98,7 @@ def test_train_and_a_test_folder_are_taken_as_they_are(name: str, parts: Path) -
     found = labelled(parts, seed=0)
 
     assert (len(found.train.ids), len(found.test.ids)) == (8, 4)
-    assert f"8 images in train to learn from, 4 in {name} to test on" in found.notes[0]
+    assert f"8 images in train for training, 4 in {name} for testing" in found.notes[0]
 
 
 def test_train_alone_is_divided(parts: Path) -> None:
@@ -129,7 +128,7 @@ def test_a_broken_picture_is_left_out_and_said(
 
 
 def test_no_flat_folder_has_classes(classes: Path) -> None:
-    with pytest.raises(DataError, match="has no classes; expected every picture in one of"):
+    with pytest.raises(DataError, match="has no classes; expected every image in one of"):
         labelled(classes / "a", seed=0)
 
 
@@ -137,14 +136,14 @@ def test_one_class_alone_is_refused(classes: Path) -> None:
     shutil.rmtree(classes / "a")
     shutil.rmtree(classes / "b")
 
-    with pytest.raises(DataError, match="has one class alone, c; expected"):
+    with pytest.raises(DataError, match="has only one class, c; expected"):
         labelled(classes, seed=0)
 
 
 def test_an_empty_class_is_refused_by_name(classes: Path) -> None:
     (classes / "d").mkdir()
 
-    with pytest.raises(DataError, match="no pictures of class d in"):
+    with pytest.raises(DataError, match="no images of class d in"):
         labelled(classes, seed=0)
 
 
@@ -171,7 +170,7 @@ def test_a_class_without_a_readable_picture_is_refused_by_name(weights: Path, pa
     for path in (parts / "train" / "b").iterdir():
         path.write_bytes(b"nothing")
 
-    with pytest.raises(DataError, match="no picture of class b can be read"):
+    with pytest.raises(DataError, match="no image of class b can be read"):
         probe(weights, parts, K3, quiet=True)
 
 
@@ -227,11 +226,11 @@ def test_few_labels_in_several_draws_give_mean_and_deviation(
 ) -> None:
     method = choose_method(name, k=3 if name == "knn" else None, seed=0)  # type: ignore[arg-type]
 
-    result = probe(weights, classes, method, few=FewSettings("2/class", None, 3), quiet=True)
+    result = probe(weights, classes, method, few=FewLabels("2/class", None, 3), quiet=True)
 
     assert (result.train, result.test, result.labels, result.runs) == (6, 3, "2/class", 3)
     row = result.rows()[0][2]
-    assert row == "6 train (2/class, mean ± deviation of 3 runs), 3 test"
+    assert row == "6 train (2/class, mean ± std of 3 runs), 3 test"
     assert "±" in result.rows()[1][1]
 
 
@@ -244,7 +243,7 @@ def test_a_probe_on_few_labels_sees_the_chosen_pictures_and_the_same_test(
         seen.append(features)
         return len(seen) / 10
 
-    few = FewSettings("2/class", tmp_path / "few.csv", 2)
+    few = FewLabels("2/class", tmp_path / "few.csv", 2)
     result = probe(weights, parts, module.Method("any", accuracy), few=few, quiet=True)
 
     source = labelled(parts, seed=0).train.source
@@ -263,9 +262,9 @@ def test_a_choice_read_back_gives_the_same_result(
     weights: Path, classes: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "few.csv"
-    made = probe(weights, classes, K3, few=FewSettings("2/class", file, 2), quiet=True)
+    made = probe(weights, classes, K3, few=FewLabels("2/class", file, 2), quiet=True)
 
-    read = probe(weights, classes, K3, few=FewSettings(str(file)), quiet=True)
+    read = probe(weights, classes, K3, few=FewLabels(str(file)), quiet=True)
 
     assert read._replace(labels="2/class") == made
 
@@ -274,25 +273,25 @@ def test_a_choice_that_holds_test_pictures_is_refused(
     weights: Path, classes: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "few.csv"
-    probe(weights, classes, K3, few=FewSettings("4/class", file), quiet=True)
+    probe(weights, classes, K3, few=FewLabels("4/class", file), quiet=True)
 
     with pytest.raises(DataError, match="is held out for testing; use the seed of the choice"):
-        probe(weights, classes, K3, few=FewSettings(str(file)), seed=1, quiet=True)
+        probe(weights, classes, K3, few=FewLabels(str(file)), seed=1, quiet=True)
 
 
 @pytest.mark.parametrize(
     ("few", "message"),
     [
-        (FewSettings(None, Path("few.csv")), "labels_out: has no effect on all labels"),
-        (FewSettings(None, None, 3), "seeds: has no effect on all labels, expected with --labels"),
-        (FewSettings("2/class", None, 0), "seeds: expected at least 1, got 0"),
-        (FewSettings("few.csv", None, 2), "seeds: has no effect, few.csv holds its draws"),
-        (FewSettings("2"), "labels: got '2', expected a share"),
-        (FewSettings("9/class"), "got 5 pictures of class a, expected at least 9"),
+        (FewLabels(None, Path("few.csv")), "labels_out: has no effect on all labels"),
+        (FewLabels(None, None, 3), "seeds: has no effect on all labels, expected with --labels"),
+        (FewLabels("2/class", None, 0), "seeds: expected at least 1, got 0"),
+        (FewLabels("few.csv", None, 2), "seeds: has no effect, few.csv holds its draws"),
+        (FewLabels("2"), "labels: got '2', expected a fraction"),
+        (FewLabels("9/class"), "got 5 images of class a, expected at least 9"),
     ],
 )
 def test_bad_settings_of_few_labels_are_refused_before_any_work(
-    few: FewSettings, message: str, weights: Path, classes: Path, monkeypatch: pytest.MonkeyPatch
+    few: FewLabels, message: str, weights: Path, classes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(module, "open_for_features")
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from mae.errors import ConfigError
-from mae.evaluation.few_options import FewSettings
+from mae.evaluation.few_labels import FewLabels
 from mae.evaluation.linear_probe import PROTOCOL
 from mae.jobs.probe_linear import paper_config, paper_probe
+from mae.report.tables import report_of
 from tests.jobs.conftest import write_classes
 
 # Tiny batches need a rate far above the paper's, see `reach`.
@@ -58,14 +59,15 @@ def test_classes_of_different_colour_are_told_apart(weights: Path, parts: Path) 
 
     assert result.top1 > 0.6 and result.top5 is None and result.seeds == (0,)
     assert (result.classes, result.train, result.test, result.steps) == (2, 16, 6, 80)
-    rows = ["  ".join(row) for row in result.rows()]
-    assert rows[0] == "linear, paper  2 classes  16 train, 6 test"
-    assert "80 steps of 8 in 40 epochs, LARS, rate 400 per 256, 12.5 at its peak" in rows[1]
-    assert not any("top-5" in row for row in rows)
+    rows = dict(report_of(result).rows)
+    assert (rows["classes"], rows["train"], rows["test"]) == ("2", "16", "6")
+    assert (rows["steps"], rows["batch"], rows["epochs"]) == ("80", "8", "40")
+    assert (rows["base lr"], rows["peak lr"]) == ("400", "12.5")
+    assert "top1" in rows and "top5" not in rows
 
 
 def test_a_run_of_several_seeds_repeats_the_runs_of_each(weights: Path, parts: Path) -> None:
-    both = paper_probe(weights, parts, config=SHORT, few=FewSettings(runs=2), quiet=True)
+    both = paper_probe(weights, parts, config=SHORT, few=FewLabels(runs=2), quiet=True)
     first, second = (
         paper_probe(weights, parts, config=replace(SHORT, seed=seed), quiet=True) for seed in (0, 1)
     )
@@ -84,15 +86,15 @@ def test_a_batch_larger_than_the_data_is_lowered_and_a_hopeless_rate_said(
 
     said = capsys.readouterr().err
     assert result.batch == 16 and result.steps == 2 and result.peak_lr == 0.1 * 16 / 256
-    assert "batch: lowered from 16,384 to 16, the pictures there are" in said
-    assert "about nothing is learnt; give --lr" in said
+    assert "batch: lowered from 16,384 to 16, all images" in said
+    assert "about nothing is learned; give --lr" in said
     assert "step 2/2" in said and "images/s" in said
 
 
 def test_few_labels_are_all_that_is_learnt_from_and_are_written_down(
     weights: Path, parts: Path, tmp_path: Path
 ) -> None:
-    few = FewSettings("3/class", tmp_path / "few.csv", 2)
+    few = FewLabels("3/class", tmp_path / "few.csv", 2)
 
     result = paper_probe(weights, parts, config=SHORT, few=few, quiet=True)
 
@@ -101,7 +103,7 @@ def test_few_labels_are_all_that_is_learnt_from_and_are_written_down(
         rows = list(csv.DictReader(file))
     assert len(rows) == 12 and {row["draw"] for row in rows} == {"0", "1"}
     again = paper_probe(
-        weights, parts, config=SHORT, few=FewSettings(f"{tmp_path / 'few.csv'}"), quiet=True
+        weights, parts, config=SHORT, few=FewLabels(f"{tmp_path / 'few.csv'}"), quiet=True
     )
     assert (again.top1, again.loss) == (result.top1, result.loss)
 

@@ -5,7 +5,7 @@ import numpy as np
 from mae.report.confusion import (
     DARK,
     LIGHT,
-    confusion_picture,
+    confusion_image,
     evaluation_page,
     worst_mistakes,
 )
@@ -15,7 +15,7 @@ NAMES = ("ant", "b<e>e", "cat")
 
 
 def test_the_picture_has_a_cell_a_pair_darker_for_a_larger_share() -> None:
-    picture = np.asarray(confusion_picture(COUNTS))
+    picture = np.asarray(confusion_image(COUNTS))
 
     assert picture.shape == (600, 600, 3)
     shown = picture[100::200, 100::200].astype(int)
@@ -26,7 +26,7 @@ def test_the_picture_has_a_cell_a_pair_darker_for_a_larger_share() -> None:
 
 
 def test_many_classes_are_a_pixel_each() -> None:
-    assert confusion_picture(np.eye(1000, dtype=np.int64)).size == (1000, 1000)
+    assert confusion_image(np.eye(1000, dtype=np.int64)).size == (1000, 1000)
 
 
 def test_mistakes_come_most_frequent_first_and_right_ones_never() -> None:
@@ -47,4 +47,4 @@ def test_the_page_tells_every_class_and_needs_no_other_file() -> None:
 
     Links().feed(page)
     assert len(links) == 1 and links[0].startswith("data:image/png;base64,")
-    assert "b&lt;e&gt;e" in page and "<e>" not in page and "no picture" in page and "50.0%" in page
+    assert "b&lt;e&gt;e" in page and "<e>" not in page and "no image" in page and "50.0%" in page

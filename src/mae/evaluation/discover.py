@@ -38,7 +38,7 @@ from mae.data.sources.splits import (
 from mae.data.sources.subset import subset
 from mae.data.sources.tars import is_tars
 from mae.errors import DataError
-from mae.evaluation.few_labels import Ids
+from mae.evaluation.split import Ids
 
 MOST_NAMED = 10  # classes in the line on the data found
 
@@ -54,27 +54,32 @@ class Split(NamedTuple):
     open: Opener
 
 
-class Found(NamedTuple):
+class DataLayout(NamedTuple):
     """Either an undivided data set (`whole`) or splits; `whole` may be a training split."""
 
     where: str
     whole: Opener | None
     splits: Mapping[Kind, Split] = {}
-    left: Sequence[str] = ()
+    unused: Sequence[str] = ()
     """Names of unused splits and folders beside them."""
     note: str = ""
 
-    def without(self, *kinds: Kind) -> Found:
-        """Add the splits of other kinds than `kinds` to `left`."""
+    @property
+    def test_kind(self) -> Kind:
+        """The split to test on by default: the validation split if there is one."""
+        return "val" if "val" in self.splits else "test"
+
+    def without(self, *kinds: Kind) -> DataLayout:
+        """Add the splits of other kinds than `kinds` to `unused`."""
         unused = [split.name for kind, split in self.splits.items() if kind not in kinds]
-        return self._replace(left=[*unused, *self.left])
+        return self._replace(unused=[*unused, *self.unused])
 
     def notes(self, line: str, source: Source, *more: str | None) -> tuple[str, ...]:
         """Return the line with classes and unused parts, followed by further notes."""
         names = source.class_names
-        left = f"; not used: {', '.join(self.left)}" if self.left else ""
+        unused = f"; not used: {', '.join(self.unused)}" if self.unused else ""
         classes = f"{len(names):,} {'class' if len(names) == 1 else 'classes'}"
-        first = f"{self.where}: {line}; {classes}: {some(names, MOST_NAMED)}{left}"
+        first = f"{self.where}: {line}; {classes}: {some(names, MOST_NAMED)}{unused}"
         return (first, *filter(None, (self.note, *notes_of(source), *more)))
 
 
@@ -84,7 +89,7 @@ def some(names: Sequence[str], most: int) -> str:
     return ", ".join(names[:most]) + more
 
 
-def find_labelled(data: str | Path) -> Found:
+def find_labelled(data: str | Path) -> DataLayout:
     """Discover whether data are one set of classes or splits of it.
 
     Raises:
@@ -92,19 +97,20 @@ def find_labelled(data: str | Path) -> Found:
     """
     root = Path(data).expanduser()
     if data == BUILT_IN and not root.exists():
-        return Found(BUILT_IN, None, {
+        return DataLayout(BUILT_IN, None, {
             "train": Split("train", partial(fashion_mnist, "train")),
             "test": Split("test", partial(fashion_mnist, "test")),
         })  # fmt: skip
     if root.suffix.lower() in LISTS and not root.is_dir():
-        return _of_list(root)
+        return _from_list(root)
     if is_pack(root) or is_tars(root):
-        return _in_archive(str(root), open_source(root))
-    lists = _of_lists(root)
-    if lists is not None and lists.whole is None:
-        return lists
-    folders = _of_folders(root)
-    return folders if lists is None or folders.whole is None else lists
+        return _from_archive(str(root), open_source(root))
+    lists = _find_lists(root, _NAMED_LISTS)
+    listed = _from_lists(root, lists) if "train" in lists else None
+    if listed is not None and listed.whole is None:
+        return listed
+    folders = _from_folders(root)
+    return folders if listed is None or folders.whole is None else listed
 
 
 def class_folders(root: Path) -> Source:
@@ -124,23 +130,27 @@ def class_folders(root: Path) -> Source:
     return _by_folder(source, np.arange(len(source)), _names(source), where=str(root))
 
 
-def _of_list(path: Path) -> Found:
+def _from_splits(
+    where: str, splits: Mapping[Kind, Split], unused: Sequence[str], note: str = ""
+) -> DataLayout:
+    """Return the splits; a training split alone is the whole data set."""
+    if [*splits] != ["train"]:
+        return DataLayout(where, None, splits, unused, note)
+    train = splits["train"]
+    return DataLayout(os.path.join(where, train.name), train.open, splits, unused, note)
+
+
+def _from_list(path: Path) -> DataLayout:
     """Return a list with the test lists beside it, or alone if it is a test list itself."""
-    whole = Found(str(path), partial(class_folders, path))
+    whole = DataLayout(str(path), partial(class_folders, path))
     if split_kind(path.stem) in ("val", "test"):
         return whole
-    beside = _lists(path.parent, (path.suffix.lower(),))
+    beside = _find_lists(path.parent, (path.suffix.lower(),))
     beside["train"] = [path]
-    return whole if [*beside] == ["train"] else _listed(path.parent, beside)
+    return whole if [*beside] == ["train"] else _from_lists(path.parent, beside)
 
 
-def _of_lists(folder: Path) -> Found | None:
-    """Return the lists of a folder, if one is a training list."""
-    lists = _lists(folder, _NAMED_LISTS)
-    return _listed(folder, lists) if "train" in lists else None
-
-
-def _lists(folder: Path, endings: Sequence[str]) -> dict[Kind, list[Path]]:
+def _find_lists(folder: Path, endings: Sequence[str]) -> dict[Kind, list[Path]]:
     """Find the lists in a folder that are named like splits, best match of each kind first."""
     found: dict[Kind, list[Path]] = {}
     with suppress(OSError):
@@ -151,17 +161,15 @@ def _lists(folder: Path, endings: Sequence[str]) -> dict[Kind, list[Path]]:
     return found
 
 
-def _listed(folder: Path, lists: Mapping[Kind, Sequence[Path]]) -> Found:
-    splits, left = dict[Kind, Split](), list[str]()
+def _from_lists(folder: Path, lists: Mapping[Kind, Sequence[Path]]) -> DataLayout:
+    splits, unused = dict[Kind, Split](), list[str]()
     for kind, paths in lists.items():
         for path in paths:
             if kind in splits or not (kind == "train" or _has_labels(path)):
-                left.append(path.name)
+                unused.append(path.name)
             else:
                 splits[kind] = Split(path.name, partial(class_folders, path))
-    if [*splits] == ["train"]:
-        return Found(str(folder / splits["train"].name), splits["train"].open, splits, left)
-    return Found(str(folder), None, splits, left)
+    return _from_splits(str(folder), splits, unused)
 
 
 def _has_labels(path: Path) -> bool:
@@ -171,18 +179,18 @@ def _has_labels(path: Path) -> bool:
     return True
 
 
-def _of_folders(root: Path) -> Found:
-    whole = Found(str(root), partial(class_folders, root))
+def _from_folders(root: Path) -> DataLayout:
+    whole = DataLayout(str(root), partial(class_folders, root))
     with suppress(OSError):  # reported when the folder is searched for images
         with os.scandir(root) as entries:
             names = sorted(e.name for e in entries if e.name[0] != "." and e.is_dir())
-        inside = {name: _look(root / name) for name in names}
+        inside = {name: _inside(root / name) for name in names}
         splits = find_splits(inside, lambda name: len(FolderSource(root / name)))
-        return _sorted_out(whole, splits, inside, lambda name: partial(class_folders, root / name))
+        return _resolve(whole, splits, inside, lambda name: partial(class_folders, root / name))
     return whole
 
 
-def _look(folder: Path) -> Inside:
+def _inside(folder: Path) -> Inside:
     """List a first-level folder, only as far as its name requires."""
     if is_pack(folder):
         return Inside(closed=True)
@@ -201,40 +209,40 @@ def _look(folder: Path) -> Inside:
     return Inside(frozenset(folders), loose, closed)
 
 
-def _sorted_out(
-    whole: Found,
+def _resolve(
+    whole: DataLayout,
     splits: Splits | None,
     inside: Mapping[str, Inside],
     opener: Callable[[str], Opener],
-) -> Found:
+) -> DataLayout:
     """Return the splits, or the whole with a note on any ambiguity."""
-    if splits is None:
-        if (name := split_beside_classes(inside)) is not None:
-            raise DataError(
-                f"data: {whole.where} has classes and {name}, a split of them, side by side; move "
-                f"the classes into a folder named train beside {name}"
-            )
-        if not same_folders(inside):
-            return whole
-        return whole._replace(
-            note=f"guess: {some(sorted(inside), 3)} are taken for classes though all hold the same "
-            "folders; if they are splits, name one train and one val"
+    if splits is not None:
+        found = {kind: Split(name, opener(name)) for kind, name in splits.parts.items()}
+        return _from_splits(whole.where, found, splits.left, splits.guess)
+    if (name := split_beside_classes(inside)) is not None:
+        raise DataError(
+            f"data: {whole.where} has classes and {name}, a split of them, side by side; move "
+            f"the classes into a folder named train beside {name}"
         )
-    found = {kind: Split(name, opener(name)) for kind, name in splits.parts.items()}
-    if [*found] == ["train"]:
-        where = os.path.join(whole.where, found["train"].name)
-        return Found(where, found["train"].open, found, splits.left, splits.guess)
-    return Found(whole.where, None, found, splits.left, splits.guess)
+    if not same_folders(inside):
+        return whole
+    return whole._replace(
+        note=f"guess: {some(sorted(inside), 3)} are taken for classes though all hold the same "
+        "folders; if they are splits, name one train and one val"
+    )
 
 
-def _in_archive(where: str, source: Source) -> Found:
+def _from_archive(where: str, source: Source) -> DataLayout:
     """Find splits in the names inside a pack or tar files, or in the names of the tar files."""
     names = _names(source)
     shards = {top: _shard_kind(top) for top in {name.partition("/")[0] for name in names}}
     if all(shard.lower().endswith(".tar") for shard in shards):
-        kinds = {*shards.values()}
-        if None not in kinds and "train" in kinds and len(kinds) > 1:
-            return Found(where, None, _by_shard(source, names, shards))
+        kinds = {kind for kind in shards.values() if kind is not None}
+        if None not in shards.values() and "train" in kinds and len(kinds) > 1:
+            of_image = np.array([shards[name.partition("/")[0]] for name in names])
+            parts = {kind: np.flatnonzero(of_image == kind) for kind in kinds}
+            split = {k: Split(k, partial(_compact, source, ids)) for k, ids in parts.items()}
+            return DataLayout(where, None, split)
         names = [name.partition("/")[2] for name in names]
     names = _without_common_folder(names)
     # Labels stored in the archive, as in WebDataset, differ from all folder names.
@@ -250,22 +258,10 @@ def _in_archive(where: str, source: Source) -> Found:
         return partial(_by_folder, source, ids, inner, where=os.path.join(where, name))
 
     every = np.arange(len(source))
+    whole: Opener = partial(_by_folder, source, every, names, where=where)
     if own or (len(source.class_names) and source.class_names == folder_classes(names)[0]):
-        whole = Found(where, partial(_compact, source, every))
-    else:
-        whole = Found(where, partial(_by_folder, source, every, names, where=where))
-    return _sorted_out(whole, splits_of(names), inside_of(names), open_part)
-
-
-def _by_shard(
-    source: Source, names: Sequence[str], shards: Mapping[str, Kind | None]
-) -> dict[Kind, Split]:
-    kinds = np.array([shards[name.partition("/")[0]] for name in names])
-    return {
-        kind: Split(kind, partial(_compact, source, np.flatnonzero(kinds == kind)))
-        for kind in {*shards.values()} - {None}
-        if kind is not None
-    }
+        whole = partial(_compact, source, every)
+    return _resolve(DataLayout(where, whole), splits_of(names), inside_of(names), open_part)
 
 
 def _shard_kind(shard: str) -> Kind | None:
@@ -288,7 +284,7 @@ def _by_folder(source: Source, ids: Ids, paths: Sequence[str], *, where: str) ->
     """Return images with the first folder of their paths as classes, at least one class."""
     if not all("/" in path for path in paths):
         raise DataError(
-            f"data: {where} has no classes; expected every picture in one of at least two folders, "
+            f"data: {where} has no classes; expected every image in one of at least two folders, "
             "which are the classes" + "".join(f" ({note})" for note in notes_of(source))
         )
     return subset(source, ids, classes=numbered([path.partition("/")[0] for path in paths]))
@@ -297,9 +293,9 @@ def _by_folder(source: Source, ids: Ids, paths: Sequence[str], *, where: str) ->
 def _compact(source: Source, ids: Ids) -> Source:
     """Return images with only the classes that occur among them."""
     if source.labels is None:
-        raise DataError("data: some pictures have no label; expected one for each")
-    there, labels = np.unique(source.labels[ids], return_inverse=True)
-    if len(there) == len(source.class_names):
+        raise DataError("data: some images have no label; expected one for each")
+    present, labels = np.unique(source.labels[ids], return_inverse=True)
+    if len(present) == len(source.class_names):
         return subset(source, ids)
-    names = tuple(source.class_names[number] for number in there.tolist())
+    names = tuple(source.class_names[number] for number in present.tolist())
     return subset(source, ids, classes=(names, labels.astype(np.int64)))

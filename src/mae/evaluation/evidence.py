@@ -12,7 +12,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mae.evaluation.features import Array, Pictures, encoder_features, pixel_features, standardized
+from mae.evaluation.features import (
+    Array,
+    LabelledImages,
+    encoder_features,
+    pixel_features,
+    standardized,
+)
 from mae.evaluation.knn import knn_accuracy
 from mae.evaluation.logistic import logistic_accuracy
 from mae.evaluation.split import labels_per_class
@@ -67,8 +73,8 @@ class EvidenceTable(NamedTuple):
 def evidence_table(
     trained: Encoder,
     *,
-    train: Pictures,
-    test: Pictures,
+    train: LabelledImages,
+    test: LabelledImages,
     init_seed: int,
     log: Callable[[str], None] = lambda text: None,
 ) -> EvidenceTable:
@@ -109,8 +115,8 @@ def evidence_table(
 
 def _candidates(
     trained: Encoder,
-    train: Pictures,
-    test: Pictures,
+    train: LabelledImages,
+    test: LabelledImages,
     *,
     init_seed: int,
     log: Callable[[str], None],

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mae.data.sources.source import ArraySource
+from mae.evaluation.split import Ids, Labels
 from mae.model.encoder import Encoder, Pool, pool_tokens
 
 Array = NDArray[np.float32]
-Labels = NDArray[np.int64]
 BATCH = 256
 
 
-class Pictures(NamedTuple):
+class LabelledImages(NamedTuple):
     """Labelled images in memory."""
 
     images: Tensor
@@ -27,15 +27,15 @@ class Pictures(NamedTuple):
     """n classes, from 0."""
 
     @classmethod
-    def of(cls, source: ArraySource) -> Pictures:
+    def of(cls, source: ArraySource) -> LabelledImages:
         """Return all images of a labelled source in memory."""
         assert source.labels is not None
         images = torch.from_numpy(np.array(source.images)).permute(0, 3, 1, 2)
         return cls(images, source.labels)
 
-    def only(self, ids: NDArray[np.int64]) -> Pictures:
+    def only(self, ids: Ids) -> LabelledImages:
         """Select images by index, in this order."""
-        return Pictures(self.images[torch.from_numpy(ids)], self.labels[ids])
+        return LabelledImages(self.images[torch.from_numpy(ids)], self.labels[ids])
 
     def batches(self) -> tuple[Tensor, ...]:
         """Split the images into batches."""
@@ -71,13 +71,11 @@ def encoder_features(
 
 def pixel_features(batches: Iterable[Tensor]) -> Array:
     """Flatten images B C H W into n C*H*W float32; integers are scaled to [0, 1]."""
-    return np.concatenate([_scaled(images).flatten(1).cpu().numpy() for images in batches])
-
-
-def _scaled(images: Tensor) -> Tensor:
-    if images.is_floating_point():
-        return images.float()
-    return images.float() / torch.iinfo(images.dtype).max
+    parts = []
+    for images in batches:
+        most = 1 if images.is_floating_point() else torch.iinfo(images.dtype).max
+        parts.append((images.float() / most).flatten(1).cpu().numpy())
+    return np.concatenate(parts)
 
 
 def standardized(train: Array, test: Array) -> tuple[Array, Array]:

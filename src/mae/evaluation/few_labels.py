@@ -1,65 +1,62 @@
-"""Reproducible few-label subsets: seeded choice, .csv export and import."""
+"""Reproducible few-label subsets: options, seeded choice, .csv export and import."""
 
 from __future__ import annotations
 
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mae.atomic import write_atomic
+from mae.config.model import refuse_without_effect
 from mae.data.sources.source import Source
 from mae.errors import ConfigError, DataError
-from mae.evaluation.split import labels_per_class, share_of_labels
+from mae.evaluation.split import Ids, Labels, fraction_of_labels, labels_per_class
 
-Ids = NDArray[np.int64]
 CHOICE = ".csv"
 """File extension of a saved choice."""
 COLUMNS = ("draw", "name", "class")
 
-_SHARE = re.compile(r"(?P<percent>\d+(\.\d+)?)\s*%")
-_COUNT = re.compile(r"(?P<count>\d+)\s*/\s*class")
+_FRACTION = re.compile(r"(\d+(?:\.\d+)?)\s*%")
+_PER_CLASS = re.compile(r"(\d+)\s*/\s*class")
 
 
-class FewLabels(NamedTuple):
+class LabelCount(NamedTuple):
     """Number of labels to use: one of the two fields."""
 
-    share: float | None = None
+    fraction: float | None = None
     """Fraction of each class, above 0 and at most 1; at least one image of each."""
-    per_class: int | None = None
+    per_class: int = 0
 
 
-def parse_few(text: str) -> FewLabels:
+def parse_label_count(text: str) -> LabelCount:
     """Parse "1%" or "10/class".
 
     Raises:
         ConfigError: for any other text, 0 labels or more than 100%.
     """
-    if found := _SHARE.fullmatch(text.strip()):
-        share = float(found["percent"]) / 100
-        if 0 < share <= 1:
-            return FewLabels(share=share)
-    if (found := _COUNT.fullmatch(text.strip())) and int(found["count"]):
-        return FewLabels(per_class=int(found["count"]))
+    if (found := _FRACTION.fullmatch(text.strip())) and 0 < float(found[1]) <= 100:
+        return LabelCount(fraction=float(found[1]) / 100)
+    if (found := _PER_CLASS.fullmatch(text.strip())) and int(found[1]):
+        return LabelCount(per_class=int(found[1]))
     raise ConfigError(
-        f"labels: got {text!r}, expected a share up to 100% as in 1%, a number as in 10/class, "
+        f"labels: got {text!r}, expected a fraction up to 100% as in 1%, a number as in 10/class, "
         "or the .csv of an earlier choice"
     )
 
 
 def choose_labels(
-    labels: Ids, spec: str | FewLabels, *, seed: int, draw: int = 0, names: Sequence[str] = ()
+    labels: Labels, text: str, *, seed: int, draw: int = 0, names: Sequence[str] = ()
 ) -> Ids:
     """Choose few images of each class, as a pure function of (labels, seed, draw).
 
     Args:
         labels: n classes.
-        spec: text for `parse_few`, or its result.
+        text: number of labels, see `parse_label_count`.
         seed: seed of the choice.
         draw: number of the draw; different draws are independent.
         names: class names for messages.
@@ -68,37 +65,82 @@ def choose_labels(
         Positions in `labels`, ascending.
 
     Raises:
-        ConfigError: for a text that `parse_few` rejects.
+        ConfigError: for a text that `parse_label_count` rejects.
         DataError: if a class has fewer labels than requested.
     """
-    few = parse_few(spec) if isinstance(spec, str) else spec
-    if few.share is not None:
-        return share_of_labels(labels, few.share, seed=seed, draw=draw)
-    assert few.per_class is not None
-    return labels_per_class(labels, few.per_class, seed=seed, draw=draw, names=names)
+    count = parse_label_count(text)
+    if count.fraction is not None:
+        return fraction_of_labels(labels, count.fraction, seed=seed, draw=draw)
+    return labels_per_class(labels, count.per_class, seed=seed, draw=draw, names=names)
 
 
-def label_draws(source: Source, text: str, *, among: Ids, seed: int, runs: int | None) -> list[Ids]:
-    """Choose few labels for several runs, or read an earlier choice.
+class FewLabels(NamedTuple):
+    """Options of learning from few labels, in several draws."""
 
-    Args:
-        source: labelled images.
-        text: text for `parse_few`, or a .csv written by `write_choice`.
-        among: ids of the training images.
-        seed: seed of the choice.
-        runs: number of draws, none: one; must be none for a .csv, which holds its own.
+    labels: str | None = None
+    """Text for `parse_label_count`, or a .csv written by `write_choice`; none: all labels."""
+    labels_out: Path | None = None
+    """.csv file for the choice."""
+    runs: int | None = None
+    """Number of draws, none: one; must be none for a .csv, which holds its own."""
 
-    Returns:
-        Ids of each draw, ascending.
-    """
-    if text.endswith(CHOICE):
-        if runs is not None:
-            raise ConfigError(f"seeds: has no effect, {text} holds its draws; drop it")
-        return read_choice(Path(text).expanduser(), source, among=among)
-    assert source.labels is not None
-    labels, names = source.labels[among], source.class_names
-    draws = range(1 if runs is None else runs)
-    return [among[choose_labels(labels, text, seed=seed, draw=d, names=names)] for d in draws]
+    def draws(
+        self, source: Source, among: Ids, *, seed: int, log: Callable[[str], None]
+    ) -> list[Ids]:
+        """Choose the training images of each run, and write them to `labels_out` if given.
+
+        Args:
+            source: labelled images.
+            among: ids of the training images.
+            seed: seed of the choice.
+            log: called with a line on the choice.
+
+        Returns:
+            Ids of each draw, ascending.
+
+        Raises:
+            ConfigError: for a setting without effect, or less than one run.
+        """
+        text, runs = self.labels, self.runs
+        if runs is not None and runs < 1:
+            raise ConfigError(f"seeds: expected at least 1, got {runs}")
+        if text is None:
+            refuse_without_effect("all labels", "--labels", labels_out=self.labels_out)
+            return [among] * (runs or 1)
+        if text.endswith(CHOICE):
+            if runs is not None:
+                raise ConfigError(f"seeds: has no effect, {text} holds its draws; drop it")
+            draws, key = read_choice(Path(text).expanduser(), source, among=among), ""
+        else:
+            assert source.labels is not None
+            known, names = source.labels[among], source.class_names
+            draws = [
+                among[choose_labels(known, text, seed=seed, draw=draw, names=names)]
+                for draw in range(runs or 1)
+            ]
+            key = f", seed {seed}"
+        if self.labels_out is not None:
+            write_choice(self.labels_out, source, draws)
+        several = f", {len(draws)} draws" if len(draws) > 1 else ""
+        log(f"labels {text}: {len(draws[0]):,} of {len(among):,} images{key}{several}")
+        return draws
+
+
+ALL = FewLabels()
+
+
+def percent(mean: float, std: float, *, runs: int) -> str:
+    """Format a fraction in percent, with its std where there are several runs."""
+    return f"{mean:.1%} ± {100 * std:.1f}" if runs > 1 else f"{mean:.1%}"
+
+
+def image_counts(train: int, test: int, *, labels: str | None, runs: int) -> str:
+    """Describe the number of training and test images."""
+    notes = [] if labels is None else [labels]
+    if runs > 1:
+        notes.append(f"mean ± std of {runs} runs")
+    about = f" ({', '.join(notes)})" if notes else ""
+    return f"{train:,} train{about}, {test:,} test"
 
 
 def write_choice(path: Path, source: Source, draws: Sequence[Ids]) -> None:
@@ -134,13 +176,14 @@ def read_choice(path: Path, source: Source, *, among: Ids) -> list[Ids]:
         DataError: for a missing or damaged file, or an image that is missing, of another class,
             or for testing.
     """
+    assert source.labels is not None
     draws: dict[int, list[int]] = {}
     numbers = {source.name(i): i for i in range(len(source))}
     allowed = set(among.tolist())
     for line, (draw, name, class_name) in enumerate(_rows(path), start=2):
         name = re.sub(r"^picture (?=\d+$)", "image ", name)  # name in an array before 0.2
         where = f"labels: {path}, line {line}: {name}"
-        if name not in numbers or source.labels is None:
+        if name not in numbers:
             raise DataError(f"{where} is not in the data; give the data of the choice")
         own = source.class_names[source.labels[numbers[name]]]
         if own != class_name:
@@ -152,12 +195,11 @@ def read_choice(path: Path, source: Source, *, among: Ids) -> list[Ids]:
             )
         draws.setdefault(draw, []).append(numbers[name])
     if not draws:
-        raise DataError(f"labels: {path} names no picture")
+        raise DataError(f"labels: {path} names no image")
     for draw, ids in draws.items():
-        assert source.labels is not None
         for missing in sorted({*range(len(source.class_names))} - {*source.labels[ids].tolist()}):
             name = source.class_names[missing]
-            raise DataError(f"labels: {path} names no picture of class {name} in draw {draw}")
+            raise DataError(f"labels: {path} names no image of class {name} in draw {draw}")
     return [np.unique(np.array(draws[draw], dtype=np.int64)) for draw in sorted(draws)]
 
 

@@ -10,23 +10,21 @@ from typing import NamedTuple
 import torch
 
 from mae.config.run import AugmentConfig, FinetuneConfig, OptimConfig
-from mae.data.augment.randaugment import RandAugment
-from mae.data.batching.batch import BatchPlan
 from mae.data.batching.loader import batches
 from mae.data.decoding.header import kind_of
 from mae.data.sources.source import ArraySource
 from mae.evaluation.evidence import Score, score
-from mae.evaluation.features import Pictures, pixel_features, standardized
+from mae.evaluation.features import LabelledImages, pixel_features, standardized
 from mae.evaluation.logistic import logistic_accuracy
 from mae.evaluation.split import labels_per_class
 from mae.model.classifier import Classifier
 from mae.model.create import create
 from mae.model.encoder import Encoder
-from mae.runs.state import TrainState
 from mae.train.ema import apply_ema
 from mae.train.finetune_batch import finetune_batches, soft_target_loss
 from mae.train.fit import fit
-from mae.train.optim.parameter_groups import choose_trained, create_optimizer
+from mae.train.measure import count_steps
+from mae.train.resolve import batch_plan, new_state
 from mae.train.schedule import fixed_rate_at, rate_at
 from mae.train.step import OptimiserStep
 
@@ -64,8 +62,8 @@ class FewShot(NamedTuple):
 def few_label_finetuning(
     pretrained: Encoder,
     *,
-    train: Pictures,
-    test: Pictures,
+    train: LabelledImages,
+    test: LabelledImages,
     config: FinetuneConfig = FEW_SHOT,
     scratch: FinetuneConfig = FEW_SHOT_SCRATCH,
 ) -> FewShot:
@@ -97,38 +95,41 @@ def few_label_finetuning(
         pixels = logistic_accuracy(train_x[ids], few.labels, test_x, test.labels)
         found.append((*accuracies, pixels))
     about = (
-        f"accuracy on {len(test.labels):,} test pictures after training on {PER_CLASS} labels a "
-        f"class; mean ± deviation of {len(SEEDS)} seeds"
+        f"accuracy on {len(test.labels):,} test images after training on {PER_CLASS} labels a "
+        f"class; mean ± std of {len(SEEDS)} seeds"
     )
     from_mae, from_new, of_pixels = map(score, zip(*found, strict=True))
     return FewShot(from_mae, from_new, of_pixels, about)
 
 
 def finetune_accuracy(
-    encoder: Encoder, *, train: Pictures, test: Pictures, config: FinetuneConfig
+    encoder: Encoder, *, train: LabelledImages, test: LabelledImages, config: FinetuneConfig
 ) -> float:
-    """Train a classifier with `tuned` and return its test accuracy, 0 to 1."""
-    model = tuned(encoder, train=train, config=config)
+    """Train a classifier with `finetune_in_memory` and return its test accuracy, 0 to 1."""
+    model = finetune_in_memory(encoder, train=train, config=config)
     device = model.head.weight.device
     with torch.inference_mode():
         scores = [model(encoder.normalize(part.to(device))).cpu() for part in test.batches()]
     return float((torch.cat(scores).argmax(dim=1).numpy() == test.labels).mean())
 
 
-def tuned(encoder: Encoder, *, train: Pictures, config: FinetuneConfig) -> Classifier:
-    """Train a classifier on a copy of the encoder.
+def finetune_in_memory(
+    encoder: Encoder, *, train: LabelledImages, config: FinetuneConfig
+) -> Classifier:
+    """Train a classifier on a copy of the encoder, without a run directory.
 
     Args:
         encoder: not changed; the copy is trained on its device.
         train: labelled images, whole, flipped or cropped as configured.
-        config: settings, of which the network is replaced by the encoder's; length in steps, or
-            in epochs of whole batches.
+        config: settings, of which the network and the device are replaced by the encoder's;
+            length in steps, or in epochs of whole batches.
 
     Returns:
         The classifier, in evaluation mode.
     """
-    batch = min(config.batch, len(train.images))
-    config = replace(config, model=encoder.config, follow_weights=False, batch=batch)
+    device, batch = encoder.cls_token.device, min(config.batch, len(train.images))
+    settled = {"model": encoder.config, "follow_weights": False, "device": str(device)}
+    config = replace(config, **settled, batch=batch)  # type: ignore[arg-type]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         model = Classifier(
@@ -137,39 +138,19 @@ def tuned(encoder: Encoder, *, train: Pictures, config: FinetuneConfig) -> Class
             pool=config.pool,
             drop_path=config.drop_path,
         )
-    device = encoder.cls_token.device
-    choose_trained(model.to(device).train(), config.train_blocks)
-    plan = _plan(train, config)
-    num_steps = config.steps or max(1, round(config.epochs * plan.batches_per_epoch))
+    images = train.images.permute(0, 2, 3, 1).contiguous().numpy()  # n H W C
+    source = ArraySource(images, labels=train.labels)
+    plan = batch_plan(config, source, kind_of(config.model))
+    num_steps = count_steps(config, plan, model)
+    state = new_state(model, config)
     made = batches(plan, start=0, stop=num_steps, workers=0)
-    state = TrainState(
-        model,
-        create_optimizer(
-            model, config.optim, layer_decay=config.layer_decay, depth=config.model.depth
-        ),
-    )
     fit(
         state,
         finetune_batches(made, plan, config, start=0, device=device),
         OptimiserStep(loss=soft_target_loss, config=config, device=device),
         num_steps=num_steps,
-        rate=lambda step: rate_at(step, num_steps=num_steps, config=config, batch=plan.batch),
+        rate=partial(rate_at, num_steps=num_steps, config=config, batch=plan.batch),
         fixed_rate=partial(fixed_rate_at, num_steps=num_steps, config=config),
     )
     apply_ema(state.optimizer)
     return model.eval()
-
-
-def _plan(train: Pictures, config: FinetuneConfig) -> BatchPlan:
-    images = train.images.permute(0, 2, 3, 1).contiguous().numpy()  # n H W C
-    pixels, policy = config.model.pixels, config.rand_augment
-    return BatchPlan(
-        source=ArraySource(images, labels=train.labels),
-        kind=kind_of(config.model),
-        size=config.model.image_size,
-        augment=config.augment,
-        batch=config.batch,
-        seed=config.seed,
-        num_drops=2 * config.model.depth if config.drop_path else 0,
-        randaugment=None if policy is None else RandAugment(policy, pixels.mean),
-    )

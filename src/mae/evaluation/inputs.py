@@ -1,11 +1,11 @@
-"""Image batches for embedding and probing: settings, evaluation view, unreadable images."""
+"""Run a network over the images of a source: settings, evaluation batches, unreadable images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,14 +18,13 @@ from mae.data.batching.batch import Bad, EvaluationBatch, View, evaluation_batch
 from mae.data.decoding.header import kind_of
 from mae.data.sources.source import Source
 from mae.errors import ConfigError, DataError
+from mae.evaluation.split import Ids, Labels
 from mae.model.encoder import Encoder, Pool
 from mae.parallel.processes import SINGLE_PROCESS, Communicator, ProcessInfo
 from mae.planning.hardware import choose_device
 from mae.progress import Progress
 from mae.weights.given import Given, HeadPool
 from mae.weights.load import open_encoder
-
-Ids = NDArray[np.int64]
 
 
 class FeatureSettings(NamedTuple):
@@ -39,8 +38,8 @@ class FeatureSettings(NamedTuple):
     """See `choose_device`."""
     crop_pct: float | None = None
     """Fraction of an image to keep, see `ModelConfig`; none: that of the weights."""
-    given: Given | None = None
-    """Facts that the weight file does not record."""
+    given: Given = {}
+    """Settings that the weights file does not record."""
     head_pool: HeadPool | None = None
     """Pooling of a classifier's head, where its file does not record it."""
 
@@ -77,26 +76,25 @@ DEFAULT = FeatureSettings()
 
 
 def open_for_features(
-    weights: str | Path, settings: FeatureSettings, *, say: Callable[[str], None]
+    weights: str | Path, settings: FeatureSettings, *, log: Callable[[str], None]
 ) -> Encoder:
     """Load an encoder onto its device, and report what was loaded, ignored and assumed."""
     device = settings.checked_device()
-    given = settings.given or {}
-    encoder, notes = open_encoder(weights, crop_pct=settings.crop_pct, **given)
+    encoder, notes = open_encoder(weights, crop_pct=settings.crop_pct, **settings.given)
     for note in notes:
-        say(note)
-    tell_view(encoder.config, say=say)
+        log(note)
+    report_view(encoder.config, log=log)
     return encoder.to(device).eval()
 
 
-def tell_view(model: ModelConfig, *, say: Callable[[str], None]) -> None:
+def report_view(model: ModelConfig, *, log: Callable[[str], None]) -> None:
     """Report the assumed `crop_pct` where the weights do not record it."""
     if model.crop_pct is None:
         assumed = published_crop_pct(model.image_size)
-        say(f"crop_pct: not said by the weights; assumed {assumed:g}, as published (--crop-pct)")
+        log(f"crop_pct: not in the weights; assumed {assumed:g}, as published (--crop-pct)")
 
 
-def prepared_in_batches(
+def evaluation_batches(
     encoder: Encoder,
     source: Source,
     ids: Sequence[int],
@@ -121,18 +119,19 @@ def _own_batches(ids: Sequence[int], *, batch: int, place: ProcessInfo) -> Seque
     return place.shard([ids[start : start + batch] for start in range(0, len(ids), batch)])
 
 
-class Looked(NamedTuple):
+class LabelledBatch(NamedTuple):
     """A batch of labelled images in the evaluation view."""
 
-    images: Tensor
-    """B C H W of the stored type."""
-    labels: Ids
-    """B."""
     ids: Ids
     """B."""
+    labels: Labels
+    """B."""
+    images: Tensor
+    """B C H W of the stored type."""
 
 
-def labelled_in_batches(
+def map_images(
+    function: Callable[[LabelledBatch], Sequence[NDArray[Any]]],
     encoder: Encoder,
     source: Source,
     ids: Ids,
@@ -142,35 +141,55 @@ def labelled_in_batches(
     label: str,
     view: View | None = None,
     ranks: Communicator = SINGLE_PROCESS,
-) -> Iterator[Looked]:
-    """Read labelled images as `prepared_in_batches` does, with a progress display.
+) -> list[NDArray[Any]]:
+    """Apply a function to labelled images, batch by batch; several processes divide the batches.
 
     Unreadable images are skipped and reported at the end; if all are unreadable, it is an error.
-    Each of several processes reads its part, and they synchronise at the end.
+
+    Args:
+        function: returns columns of B rows for a batch, the ids first.
+        encoder: determines the format of the images, see `evaluation_batches`.
+        source: labelled images.
+        ids: of the images to read.
+        batch: images read at a time.
+        progress: shows the images of this process.
+        label: name of an image in the progress display.
+        view: see `evaluation_batches`.
+        ranks: the processes; all of them return the rows of all images.
+
+    Returns:
+        The columns of all readable images, rows ascending by id.
     """
     assert source.labels is not None
-    bad: list[Bad] = []
-    warned: list[Bad] = []
-    done, place, every = 0, ranks.process, ids.tolist()
-    shown = f" in 1 of {place.world_size} processes" if place.world_size > 1 else ""
+    place, bad, warned = ranks.process, list[Bad](), list[Bad]()
+    rows: list[Sequence[NDArray[Any]]] = []
+    done, every = 0, ids.tolist()
+    where = f" in 1 of {place.world_size} processes" if place.world_size > 1 else ""
     own = sum(map(len, _own_batches(every, batch=batch, place=place)))
-    progress.start(own, label=f"{label}{shown}")
-    for got in prepared_in_batches(encoder, source, every, batch=batch, view=view, place=place):
+    progress.start(own, label=f"{label}{where}")
+    for got in evaluation_batches(encoder, source, every, batch=batch, view=view, place=place):
         if len(got.ids):
             kept = got.ids.numpy()
-            yield Looked(got.images, source.labels[kept], kept)
+            rows.append(function(LabelledBatch(kept, source.labels[kept], got.images)))
         bad += got.bad
         warned += got.warned
         done += len(got.ids) + len(got.bad)
         progress.update(done)
-    everyones = [
-        sorted(sum(part, [])) for part in zip(*ranks.all_gather((bad, warned)), strict=True)
-    ]
-    tell_unreadable(len(ids), *everyones, say=progress.note)
+    everyone = ranks.all_gather((rows, bad, warned))
+    rows, bad, warned = (sum(parts, []) for parts in zip(*everyone, strict=True))
+    report_unreadable(len(ids), sorted(bad), sorted(warned), log=progress.note)
+    return joined(rows)
 
 
-def tell_unreadable(
-    count: int, bad: Sequence[Bad], warned: Sequence[Bad] = (), *, say: Callable[[str], None]
+def joined(parts: Sequence[Sequence[NDArray[Any]]]) -> list[NDArray[Any]]:
+    """Concatenate the columns of batches or processes; rows ascending by the first column."""
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    order = columns[0].argsort(kind="stable")
+    return [column[order] for column in columns]
+
+
+def report_unreadable(
+    count: int, bad: Sequence[Bad], warned: Sequence[Bad] = (), *, log: Callable[[str], None]
 ) -> None:
     """Report the unreadable images and those read with a warning, in one line each.
 
@@ -180,14 +199,14 @@ def tell_unreadable(
         DataError: if none could be read.
     """
     if warned:
-        say(f"{len(warned)} read with a warning: {_named(warned)}")
+        log(f"{len(warned)} read with a warning: {_named(warned)}")
     if bad:
         text = f"{len(bad)} unreadable, left out: {_named(bad)}"
         if len(bad) == count:
-            raise DataError(f"pictures: none of {count} can be read; {text}")
-        say(text)
+            raise DataError(f"images: none of {count} can be read; {text}")
+        log(text)
 
 
 def _named(found: Sequence[Bad]) -> str:
-    named = "; ".join(f"{picture.name}: {picture.reason}" for picture in found[:3])
+    named = "; ".join(f"{image.name}: {image.reason}" for image in found[:3])
     return named + (f" and {len(found) - 3} more" if len(found) > 3 else "")

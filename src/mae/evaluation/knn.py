@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mae.errors import ConfigError
-from mae.evaluation.features import Array, Labels
+from mae.evaluation.features import Array
+from mae.evaluation.split import Labels
 from mae.parallel.processes import SINGLE_PROCESS, Communicator
 
 NEIGHBOURS = 20
@@ -44,7 +45,7 @@ def knn_predict(
     """
     if not 1 <= k <= len(train_x):
         raise ConfigError(
-            f"k: got {k} neighbours, expected 1 to {len(train_x)}, the training pictures; lower k"
+            f"k: got {k} neighbours, expected 1 to {len(train_x)}, the training images; lower k"
         )
     require_temperature(temperature)
     bank = _directions(torch.from_numpy(train_x)).T  # F n

@@ -1,22 +1,29 @@
-"""Load labelled data and divide it into training and test images."""
+"""Divide labelled data into training and test images, as the fine-tuning of the weights did."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mae.data.sources.source import FolderSource, Source, notes_of
 from mae.data.sources.splits import Kind
 from mae.data.sources.subset import subset
-from mae.errors import ConfigError, DataError
-from mae.evaluation.discover import Found, Split, find_labelled, some
-from mae.evaluation.divided import Held, TunedOn
-from mae.evaluation.features import Labels
-from mae.evaluation.few_labels import Ids
+from mae.errors import ConfigError, DataError, WeightsError
+from mae.evaluation.discover import DataLayout, find_labelled, some
+from mae.evaluation.split import Ids, Labels, held_out
+from mae.runs.directory import read_record
+from mae.weights.formats.native import CONFIG
+from mae.weights.io.hub import local
+from mae.weights.read import find_file
+
+FRACTION = 0.2  # of each class
 
 
 class Part(NamedTuple):
@@ -30,12 +37,41 @@ class Part(NamedTuple):
         return subset(self.source, self.ids)
 
 
+class HeldOut(NamedTuple):
+    """A fraction of each class held out for testing."""
+
+    seed: int
+    share: float = FRACTION
+    """The fraction; named as in run.json."""
+
+    def divide(self, source: Source) -> tuple[Ids, Ids]:
+        """Return the training ids and the held-out ids, ascending.
+
+        Duplicates in a list are dropped: copies of an image could be in both parts.
+
+        Raises:
+            DataError: if no class has two images.
+        """
+        assert source.labels is not None
+        ids = np.arange(len(source))
+        if notes_of(source):
+            names = [os.path.normpath(source.name(i)) for i in ids.tolist()]
+            ids = np.sort(np.unique(names, return_index=True)[1])
+        held = held_out(source.labels[ids], self.share, seed=self.seed)
+        return ids[~held], ids[held]
+
+    def names_digest(self, source: Source) -> str:
+        """Hash the names of the held-out images: equal for a folder and a pack of it."""
+        names = [source.name(i) for i in self.divide(source)[1].tolist()]
+        return hashlib.sha256("\0".join(names).encode()).hexdigest()
+
+
 class Labelled(NamedTuple):
     """Training and test images of the same classes."""
 
     train: Part
     test: Part
-    held: Held | None
+    held: HeldOut | None
     """How the test images were held out; None where they are a split of their own."""
     notes: tuple[str, ...]
     """One line on the data found, then warnings for the user."""
@@ -47,7 +83,7 @@ class Labelled(NamedTuple):
         return {**counts, "held_out": held, "notes": list(self.notes)}
 
 
-class Scored(NamedTuple):
+class EvaluationData(NamedTuple):
     """Test images of a classifier; some of its classes may be missing."""
 
     source: Source
@@ -57,7 +93,106 @@ class Scored(NamedTuple):
     """See `Labelled`."""
 
 
-def labelled(data: str | Path, *, seed: int, tuned: TunedOn | None = None) -> Labelled:
+class FinetuningData(NamedTuple):
+    """The labelled images of a fine-tuning run, as recorded by the run or its classifier."""
+
+    path: str
+    """Path of the data during the run."""
+    train: str
+    """Fingerprint of the training images."""
+    test: str
+    """Fingerprint of the test images."""
+    held: HeldOut
+    """How the test images were held out; older runs do not record this."""
+    names: str = ""
+    """Hash of the names of the held-out images; empty for older runs."""
+
+    def divide(self, source: Source) -> tuple[Ids, Ids] | None:
+        """Return the run's training and test ids; None if the run used other images."""
+        with suppress(DataError):
+            train, test = self.held.divide(source)
+            if subset(source, test).fingerprint() == self.test:
+                return train, test
+        return None
+
+    def warning(self, data: str | Path, source: Source, *, whole: bool) -> str | None:
+        """Return a warning if the run was trained on the test images, or may have been.
+
+        Args:
+            data: name of the data.
+            source: the test images.
+            whole: whether the data are undivided, so that they may contain both parts of the run.
+        """
+        if source.fingerprint() == self.train:
+            return f"{data}: the classifier was fine-tuned on these images"
+        if not whole:
+            return None
+        with suppress(DataError):
+            if self.names and self.held.names_digest(source) == self.names:
+                return (
+                    f"{data}: its files have the names of the fine-tuning images; if they are "
+                    "copies in another form, the classifier was trained on most of them; give the "
+                    "folder of the fine-tuning to test on what it held out"
+                )
+        if str(Path(data).expanduser().resolve()) == self.path:
+            return (
+                f"{data}: names, sizes or labels have changed since the fine-tuning; the "
+                "classifier may have been trained on some of the test images"
+            )
+        return None
+
+
+def finetuning_data(weights: str | Path | None) -> FinetuningData | None:
+    """Find the labelled images that a classifier was fine-tuned on; None without a record.
+
+    The record in the folder of the weights has precedence over that of the run, as the folder may
+    have been copied. Errors in the weights are reported when they are loaded.
+    """
+    if weights is None:
+        return None
+    try:
+        file = find_file(local(weights))
+    except (WeightsError, OSError):
+        return None
+    # RUN/weights/model.safetensors, or RUN/checkpoints/step-1/model.safetensors
+    runs = [run for folder in file.absolute().parents[1:3] if (run := _run_record(folder))]
+    for record in (_facts(file.with_name(CONFIG)), *runs):
+        if (found := _from_record(record.get("data"), runs)) is not None:
+            return found
+    return None
+
+
+def _from_record(data: Any, runs: Sequence[Mapping[str, Any]]) -> FinetuningData | None:
+    if not isinstance(data, Mapping):
+        return None
+    train, _, test = str(data.get("fingerprint", "")).partition("-")
+    if not test:  # of pre-training
+        return None
+    split = data.get("split")
+    if not isinstance(split, Mapping):
+        # Older versions did not record the seed of the split and used that of the run.
+        same = [run for run in runs if run["data"].get("fingerprint") == data["fingerprint"]]
+        split = {"seed": same[0]["config"].get("seed", 0)} if same else {}
+    held = HeldOut(int(split.get("seed", 0)), float(split.get("share", FRACTION)))
+    names = str(split.get("names", ""))
+    return FinetuningData(str(data.get("path", "")), train, test, held, names)
+
+
+def _run_record(run: Path) -> Mapping[str, Any]:
+    with suppress(ConfigError, OSError):
+        return read_record(run) or {}
+    return {}
+
+
+def _facts(config: Path) -> Mapping[str, Any]:
+    with suppress(ValueError, OSError, RecursionError):
+        values = json.loads(config.read_bytes())
+        facts = values.get("facts") if isinstance(values, dict) else None
+        return facts if isinstance(facts, dict) else {}
+    return {}
+
+
+def labelled(data: str | Path, *, seed: int, weights: str | Path | None = None) -> Labelled:
     """Find labelled images and divide them into training and test images.
 
     Args:
@@ -68,7 +203,8 @@ def labelled(data: str | Path, *, seed: int, tuned: TunedOn | None = None) -> La
             path,label, or a folder with train.csv, with val.csv or test.csv beside it. A pack or
             tar files with labels can replace any of these folders.
         seed: seed of the held-out images.
-        tuned: the fine-tuning of the weights; on the same data, its held-out images are used.
+        weights: weights to probe or fine-tune; on the data of their own fine-tuning, its held-out
+            images are used.
 
     Raises:
         DataError: for no classes, a single class, an empty class, or test classes that the
@@ -76,126 +212,121 @@ def labelled(data: str | Path, *, seed: int, tuned: TunedOn | None = None) -> La
     """
     found = find_labelled(data)
     if found.whole is not None:
-        source = _to_learn_from(found.whole(), found.where)
-        return _divided(found, source, Held(seed), tuned)
+        source = _check_classes(found.whole(), found.where)
+        return _hold_out(found, source, HeldOut(seed), finetuning_data(weights))
     if "train" not in found.splits:
         names = " and ".join(split.name for split in found.splits.values())
         raise DataError(
-            f"data: {found.where} has {names} but no split to learn from; name one train, or give "
+            f"data: {found.where} has {names} but no split to train on; name one train, or give "
             "one of them"
         )
-    kind: Kind = "val" if "val" in found.splits else "test"
+    kind = found.test_kind
     train, test = (found.splits[each] for each in ("train", kind))
-    learnt = _to_learn_from(train.open(), _named(found, train))
-    tested = test.open()
-    if unknown := sorted({*tested.class_names} - {*learnt.class_names}):
+    train_source = _check_classes(train.open(), f"{found.where}/{train.name}")
+    test_source = test.open()
+    if unknown := sorted({*test_source.class_names} - {*train_source.class_names}):
         raise DataError(
-            f"data: {len(unknown):,} of the classes of {_named(found, test)} are not in "
-            f"{_named(found, train)}: {some(unknown, 5)}; add images of them to {train.name}, or "
-            f"take them out of {test.name}"
+            f"data: {len(unknown):,} of the classes of {found.where}/{test.name} are not in "
+            f"{found.where}/{train.name}: {some(unknown, 5)}; add images of them to {train.name}, "
+            f"or take them out of {test.name}"
         )
-    absent = [name for name in learnt.class_names if name not in tested.class_names]
-    line = (
-        f"{len(learnt):,} images in {train.name} to learn from, {len(tested):,} in {test.name} "
-        "to test on"
-    )
+    absent = [name for name in train_source.class_names if name not in test_source.class_names]
     notes = found.without("train", kind).notes(
-        line,
-        learnt,
-        *notes_of(tested),
+        f"{len(train_source):,} images in {train.name} for training, {len(test_source):,} in "
+        f"{test.name} for testing",
+        train_source,
+        *notes_of(test_source),
         f"{test.name}: no image of {some(absent, 5)}, not tested" if absent else None,
-        _overlap(learnt, tested, names=(train.name, test.name)),
+        _overlap(train_source, test_source, names=(train.name, test.name)),
     )
-    return Labelled(_whole(learnt), _whole(_numbered_as(tested, learnt)), None, notes)
+    train_part = Part(train_source, np.arange(len(train_source)))
+    test_part = Part(_renumber(test_source, train_source), np.arange(len(test_source)))
+    return Labelled(train_part, test_part, None, notes)
 
 
-def _divided(found: Found, source: Source, held: Held, tuned: TunedOn | None) -> Labelled:
-    """Hold out a part of each class; on a classifier's own data, the part it was not tuned on."""
-    why, warning = "", None
-    own = None if tuned is None else tuned.division(source)
-    if own is not None and tuned is not None:
-        held, why = tuned.held, ", as in the fine-tuning of the weights"
-    elif tuned is not None:
-        warning = tuned.warning(found.where, source, whole=True)
-    learnt, tested = held.divide(source) if own is None else own
-    line = f"{len(learnt):,} images to learn from, {len(tested):,} to test on ({held.about()}{why})"
+def _hold_out(
+    found: DataLayout, source: Source, held: HeldOut, finetuning: FinetuningData | None
+) -> Labelled:
+    """Hold out a part of each class; on a classifier's own data, the part it held out."""
+    reason, warning = "", None
+    if finetuning is not None and (own := finetuning.divide(source)) is not None:
+        held, (train, test), reason = finetuning.held, own, ", as in the fine-tuning of the weights"
+    else:
+        if finetuning is not None:
+            warning = finetuning.warning(found.where, source, whole=True)
+        train, test = held.divide(source)
+    line = (
+        f"{len(train):,} images for training, {len(test):,} for testing ({held.share:.0%} of each "
+        f"class held out for testing, seed {held.seed}{reason})"
+    )
     notes = found.notes(line, source, warning)
-    return Labelled(Part(source, learnt), Part(source, tested), held, notes)
+    return Labelled(Part(source, train), Part(source, test), held, notes)
 
 
-def scored(data: str | Path, *, split: Kind | None, tuned: TunedOn | None) -> Scored:
+def evaluation_data(data: str | Path, *, split: Kind | None, weights: str | Path) -> EvaluationData:
     """Find the test images of a classifier.
 
     Args:
         data: see `labelled`; of splits, the validation split, else the test split.
         split: another split; on the data of the classifier's fine-tuning, "train" selects its
             training images.
-        tuned: the classifier's fine-tuning; on the same data, only its held-out images are used.
+        weights: the classifier; on the data of its fine-tuning, only its held-out images are used.
 
     Raises:
         DataError: if there are no classes.
         ConfigError: for a split that the data do not have.
     """
-    found = find_labelled(data)
-    if found.whole is None:
-        kind: Kind = split or ("val" if "val" in found.splits else "test")
+    found, finetuning = find_labelled(data), finetuning_data(weights)
+    whole = found.whole is not None
+    if found.whole is not None:
+        source, part = found.whole(), "all images"
+        line = f"tested on all {len(source):,} images"
+        if finetuning is not None and (own := finetuning.divide(source)) is not None:
+            return _own_part(found, source, own, finetuning.held, trained=split == "train")
+        if split is not None:
+            _require_split(split, found)
+    else:
+        kind = split or found.test_kind
         _require_split(kind, found)
         source, part = found.splits[kind].open(), found.splits[kind].name
         found, line = found.without(kind), f"tested on {len(source):,} images in {part}"
-    else:
-        source, part = found.whole(), "all images"
-        line = f"tested on all {len(source):,} images"
-    own = None if tuned is None or found.whole is None else tuned.division(source)
-    if own is not None and tuned is not None:
-        return _part_of_own(found, source, own, tuned.held, trained=split == "train")
-    if found.whole is not None and split is not None:
-        _require_split(split, found)
-    whole = found.whole is not None
-    warning = None if tuned is None else tuned.warning(found.where, source, whole=whole)
-    return Scored(source, part, found.notes(line, source, warning))
+    warning = finetuning and finetuning.warning(found.where, source, whole=whole)
+    return EvaluationData(source, part, found.notes(line, source, warning))
 
 
-def _part_of_own(
-    found: Found, source: Source, own: tuple[Ids, Ids], held: Held, *, trained: bool
-) -> Scored:
+def _own_part(
+    found: DataLayout, source: Source, own: tuple[Ids, Ids], held: HeldOut, *, trained: bool
+) -> EvaluationData:
     """Return the held-out images of the classifier's own data, or its training images."""
     source = subset(source, own[0 if trained else 1])
-    name, share = ("train", 1 - held.share) if trained else ("test", held.share)
-    part = f"{name} part ({share:.0%} of each class, seed {held.seed})"
-    meant = "which the classifier was fine-tuned on" if trained else "as fine-tuning held it out"
-    line = f"tested on {len(source):,} images, the {part}, {meant}"
-    return Scored(source, part, found.notes(line, source))
+    name, fraction = ("train", 1 - held.share) if trained else ("test", held.share)
+    part = f"{name} part ({fraction:.0%} of each class, seed {held.seed})"
+    origin = "which the classifier was fine-tuned on" if trained else "held out by the fine-tuning"
+    line = f"tested on {len(source):,} images, the {part}, {origin}"
+    return EvaluationData(source, part, found.notes(line, source))
 
 
-def _require_split(split: Kind, found: Found) -> None:
+def _require_split(split: Kind, found: DataLayout) -> None:
     """Raise for a missing split.
 
     Raises:
         ConfigError: if the split is missing, with the available ones.
     """
     if split not in found.splits:
-        there = ", ".join(found.splits) or "none, and fine-tuning did not divide these images"
+        present = ", ".join(found.splits) or "none, and fine-tuning did not divide these images"
         raise ConfigError(
-            f"split: {found.where} has no {split} split, it has {there}; drop --split or give "
+            f"split: {found.where} has no {split} split, it has {present}; drop --split or give "
             "other data"
         )
 
 
-def _whole(source: Source) -> Part:
-    return Part(source, np.arange(len(source)))
-
-
-def _named(found: Found, split: Split) -> str:
-    return f"{found.where}/{split.name}"
-
-
-def _numbered_as(source: Source, other: Source) -> Source:
+def _renumber(source: Source, other: Source) -> Source:
     """Renumber the labels by the class numbers of another source."""
     if source.class_names == other.class_names:
         return source
-    places = np.array([other.class_names.index(name) for name in source.class_names])
+    numbers = np.array([other.class_names.index(name) for name in source.class_names])
     assert source.labels is not None
-    classes = other.class_names, places[source.labels].astype(np.int64)
+    classes = other.class_names, numbers[source.labels].astype(np.int64)
     return subset(source, np.arange(len(source)), classes=classes)
 
 
@@ -209,21 +340,21 @@ def _overlap(train: Source, test: Source, *, names: tuple[str, str]) -> str | No
         return None
     return (
         f"{names[1]}: {len(both):,} of {len(test):,} images are in {names[0]} too, "
-        f"{test.name(both[0])} first: they are tested on and learnt from"
+        f"{test.name(both[0])} first: they are both trained and tested on"
     )
 
 
-def _to_learn_from(source: Source, where: str) -> Source:
-    """Refuse data of a single class, and empty class folders."""
+def _check_classes(source: Source, where: str) -> Source:
+    """Refuse training data of a single class, and empty class folders."""
     if len(source.class_names) < 2:
         raise DataError(
-            f"data: {where} has one class alone, {source.class_names[0]}; expected every picture "
+            f"data: {where} has only one class, {source.class_names[0]}; expected every image "
             "in one of at least two folders, which are the classes"
         )
     if isinstance(source, FolderSource) and os.path.isdir(where):
         folders = {e.name for e in os.scandir(where) if e.is_dir() and e.name[0] != "."}
         for empty in sorted(folders - {*source.class_names}):
-            raise DataError(f"data: no pictures of class {empty} in {where}; fill or remove it")
+            raise DataError(f"data: no images of class {empty} in {where}; fill or remove it")
     return source
 
 
@@ -234,4 +365,4 @@ def require_classes(names: Sequence[str], labels: Labels) -> None:
         DataError: for the first class without images.
     """
     for number in sorted({*range(len(names))} - {*labels.tolist()}):
-        raise DataError(f"data: no picture of class {names[number]} can be read")
+        raise DataError(f"data: no image of class {names[number]} can be read")

@@ -6,31 +6,32 @@ Source: He et al. 2021, Table 10 and Appendix A.1.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mae.config.run import AugmentConfig, FitConfig, OptimConfig
+from mae.config.run import AugmentConfig, FinetuneConfig, OptimConfig
 from mae.data.batching.batch import Batch, BatchPlan
 from mae.data.batching.loader import batches, on_device
-from mae.data.decoding.header import kind_of
-from mae.data.sources.source import Source
 from mae.model.encoder import Encoder
 from mae.runs.state import TrainState
 from mae.train.fit import EveryNSteps, fit
-from mae.train.optim.lars import MOMENTUM, TRUST, Lars
+from mae.train.optim.lars import TRUST
+from mae.train.optim.parameter_groups import create_optimizer
 from mae.train.schedule import rate_at
 from mae.train.step import Metrics, OptimiserStep
 
-PROTOCOL = FitConfig(
+PROTOCOL = FinetuneConfig(
     epochs=90,
     batch=16384,
-    optim=OptimConfig(lr=0.1, warmup_epochs=10, weight_decay=0.0),
+    pool="cls",
+    optim=OptimConfig(name="lars", lr=0.1, warmup_epochs=10, weight_decay=0.0),
+    augment=AugmentConfig(crop_scale=(0.08, 1.0), crop_clip=True, flip=0.5),
 )
-"""Momentum 0.9 and the trust coefficient of 0.001 are those of `Lars`."""
-CROPS = AugmentConfig(crop_scale=(0.08, 1.0), crop_clip=True, flip=0.5)
-"""The crops of the published code (main_linprobe.py, util/crop.py): one draw, clipped."""
+"""Momentum 0.9 is the default of `betas`, the trust coefficient of 0.001 that of `Lars`. The crops
+are those of the published code (main_linprobe.py, util/crop.py): one draw, clipped."""
 NORM_EPS = 1e-6
 ENCODED = 256  # images encoded at a time, whatever the batch
 
@@ -53,25 +54,12 @@ def cls_features(encoder: Encoder, images: Tensor) -> Tensor:
     return torch.cat([part.float() for part in parts])
 
 
-def batch_plan(
-    encoder: Encoder, source: Source, *, config: FitConfig, augment: AugmentConfig
-) -> BatchPlan:
-    """Return the plan that defines the training batches of a head."""
-    return BatchPlan(
-        source=source,
-        kind=kind_of(encoder.config),
-        size=encoder.config.image_size,
-        augment=augment,
-        batch=config.batch,
-        seed=config.seed,
-    )
-
-
 def train_head(
     encoder: Encoder,
     plan: BatchPlan,
     *,
-    config: FitConfig,
+    config: FinetuneConfig,
+    num_steps: int,
     workers: int,
     callbacks: Sequence[EveryNSteps] = (),
     on_step_end: Callable[[Batch, Metrics], None] = lambda batch, metrics: None,
@@ -84,7 +72,8 @@ def train_head(
     Args:
         encoder: on the device to train on; not changed.
         plan: defines the labelled batches.
-        config: length, batch, learning rates and seed.
+        config: batch, learning rates and seed.
+        num_steps: optimiser steps.
         workers: number of reader processes.
         callbacks: see `fit`.
         on_step_end: see `fit`.
@@ -92,17 +81,20 @@ def train_head(
     Returns:
         The head, in evaluation mode.
     """
+
+    def loss(head: nn.Module, batch: Batch) -> Tensor:
+        return F.cross_entropy(head(cls_features(encoder, batch.images)), batch.labels)
+
     was_training, device = encoder.training, encoder.cls_token.device
     encoder.eval()
     classes = len(plan.source.class_names)
     head = linear_head(encoder.config.width, num_classes=classes, seed=config.seed).to(device)
-    num_steps = count_steps(plan, config)
     fit(
-        TrainState(head.train(), Lars(head.parameters(), lr=config.optim.lr)),
+        TrainState(head.train(), create_optimizer(head, config.optim)),
         on_device(batches(plan, start=0, stop=num_steps, workers=workers), device),
-        OptimiserStep(loss=_loss_on(encoder), config=config, device=device),
+        OptimiserStep(loss=loss, config=config, device=device),
         num_steps=num_steps,
-        rate=lambda step: rate_at(step, num_steps=num_steps, config=config, batch=plan.batch),
+        rate=partial(rate_at, num_steps=num_steps, config=config, batch=config.batch),
         callbacks=callbacks,
         on_step_end=on_step_end,
     )
@@ -110,27 +102,12 @@ def train_head(
     return head.eval()
 
 
-def count_steps(plan: BatchPlan, config: FitConfig) -> int:
-    """Return the optimiser steps of the configured steps or epochs."""
-    return config.steps or max(1, round(config.epochs * plan.batches_per_epoch))
-
-
-def reach(plan: BatchPlan, config: FitConfig) -> float:
+def max_update(config: FinetuneConfig, *, num_steps: int) -> float:
     """Return the largest total change of the weights by LARS, as a multiple of their norm.
 
     Each step changes them by 0.001 times the learning rate, and momentum multiplies this by ten.
     At the paper's batch and length the total is 200 times their norm; with little data, and so
     few steps at the low learning rate of a small batch, they stay near their initial values.
     """
-    num_steps = count_steps(plan, config)
-    rates = (
-        rate_at(step, num_steps=num_steps, config=config, batch=plan.batch)
-        for step in range(num_steps)
-    )
-    return TRUST / (1 - MOMENTUM) * sum(rates)
-
-
-def _loss_on(encoder: Encoder) -> Callable[[nn.Module, Batch], Tensor]:
-    return lambda head, batch: F.cross_entropy(
-        head(cls_features(encoder, batch.images)), batch.labels
-    )
+    rate = partial(rate_at, num_steps=num_steps, config=config, batch=config.batch)
+    return TRUST / (1 - config.optim.betas[0]) * sum(map(rate, range(num_steps)))

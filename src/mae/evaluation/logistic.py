@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mae.evaluation.features import Array, Labels
-from mae.evaluation.split import held_out
+from mae.evaluation.features import Array
+from mae.evaluation.split import Labels, held_out
 
 STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
 """Regularisation strengths, tried in this order."""
-VALIDATION_SHARE = 0.2
+VALIDATION_FRACTION = 0.2
 MAX_ITERATIONS = 300
 TOLERANCE = 1e-4  # of the scaled gradient; a tenth of it changes no accuracy by 0.1 %
 
@@ -114,7 +114,7 @@ def choose_l2(features: Tensor, labels: Tensor, *, num_classes: int, seed: int) 
 
     Weaker strengths are tried until the cross-entropy grows.
     """
-    held = torch.from_numpy(held_out(labels.numpy(), VALIDATION_SHARE, seed=seed))
+    held = torch.from_numpy(held_out(labels.numpy(), VALIDATION_FRACTION, seed=seed))
     chosen, least = STRENGTHS[0], math.inf
     for l2, model in strong_to_weak(features[~held], labels[~held], num_classes=num_classes):
         loss = float(F.cross_entropy(model.scores(features[held]), labels[held]))

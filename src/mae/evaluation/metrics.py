@@ -1,11 +1,12 @@
 """Classification metrics: accuracy, cross-entropy and confusion from per-image predictions.
 
 Every metric is computed from one row per image, so each image counts once, for any batch size and
-number of processes: the rows of all processes are concatenated.
+number of processes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,21 +15,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mae.data.sources.source import Source
 from mae.errors import WeightsError
+from mae.evaluation.split import Ids, Labels
 
-Ids = NDArray[np.int64]
 
-
-class Verdicts(NamedTuple):
+class Predictions(NamedTuple):
     """Predictions for n images."""
 
     ids: Ids
     """n: ids of the images."""
-    labels: Ids
+    labels: Labels
     """n: their classes."""
-    predicted: Ids
+    predicted: Labels
     """n: the class with the highest score, the first of tied ones."""
-    ranks: Ids
+    ranks: Labels
     """n: number of classes ranked above the right one; 0 for a right prediction."""
     probabilities: NDArray[np.float64]
     """n: probability of the predicted class."""
@@ -47,13 +48,18 @@ class Verdicts(NamedTuple):
         """Mean cross-entropy."""
         return float(self.losses.mean())
 
-    def confusion(self, num_classes: int) -> Ids:
+    def unreadable(self, source: Source) -> tuple[str, ...]:
+        """Return the names of the images of a source without a prediction."""
+        missing = np.setdiff1d(np.arange(len(source)), self.ids)
+        return tuple(source.name(i) for i in missing.tolist())
+
+    def confusion(self, num_classes: int) -> NDArray[np.int64]:
         """Return the confusion matrix K K: rows are true classes, columns predicted ones."""
         cells = np.bincount(self.labels * num_classes + self.predicted, minlength=num_classes**2)
         return cells.reshape(num_classes, num_classes)
 
 
-def verdicts(scores: Tensor, *, labels: Ids, ids: Ids) -> Verdicts:
+def predictions_from_scores(scores: Tensor, *, labels: Labels, ids: Ids) -> Predictions:
     """Compute predictions, ranks and losses from class scores.
 
     Args:
@@ -78,45 +84,33 @@ def verdicts(scores: Tensor, *, labels: Ids, ids: Ids) -> Verdicts:
     predicted = scores.argmax(dim=1)
     likely, losses = logs.gather(1, predicted[:, None]).exp(), -logs.gather(1, right)
     found = (predicted, ahead.sum(dim=1), likely.squeeze(1), losses.squeeze(1))
-    return Verdicts(ids, labels, *(value.numpy() for value in found))
-
-
-def joined(parts: Sequence[Verdicts]) -> Verdicts:
-    """Concatenate the predictions of batches or processes, ordered by id.
-
-    Args:
-        parts: at least one, of disjoint images.
-    """
-    whole = Verdicts(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
-    order = whole.ids.argsort(kind="stable")
-    return Verdicts(*(column[order] for column in whole))  # type: ignore[arg-type]
+    return Predictions(ids, labels, *(value.numpy() for value in found))
 
 
 class ClassRow(NamedTuple):
     """Results of the images of one class."""
 
     name: str
-    pictures: int
+    images: int
     right: int
     mistaken_for: str
     """Most frequent wrong prediction; empty where all are right."""
-
-    @property
-    def accuracy(self) -> float:
-        """Fraction of right predictions; NaN without images."""
-        return self.right / self.pictures if self.pictures else float("nan")
+    accuracy: float
+    """Fraction of right predictions; NaN without images."""
 
 
-def class_rows(confusion: Ids, names: Sequence[str]) -> list[ClassRow]:
+def class_rows(confusion: NDArray[np.int64], names: Sequence[str]) -> list[ClassRow]:
     """Return a row for each class, in order.
 
     Args:
-        confusion: K K, see `Verdicts.confusion`.
+        confusion: K K, see `Predictions.confusion`.
         names: K.
     """
     rows = []
     for number, counts in enumerate(confusion):
         wrong = np.where(np.arange(len(names)) == number, 0, counts)
         other = names[int(wrong.argmax())] if wrong.any() else ""
-        rows.append(ClassRow(names[number], int(counts.sum()), int(counts[number]), other))
+        images, right = int(counts.sum()), int(counts[number])
+        accuracy = right / images if images else math.nan
+        rows.append(ClassRow(names[number], images, right, other, accuracy))
     return rows

@@ -23,7 +23,7 @@ from mae.data.sources.pack import INDEX, UNFINISHED, Form, PackSource, open_pack
 from mae.data.sources.source import Source
 from mae.data.survey import survey
 from mae.errors import ConfigError, DataError
-from mae.evaluation.inputs import tell_unreadable
+from mae.evaluation.inputs import report_unreadable
 from mae.planning.hardware import use_threads
 from mae.progress import Progress
 from mae.runs.signals import RunLock
@@ -144,7 +144,7 @@ def _pack(source: Source, root: Path, form: Form, shard_bytes: int, progress: Pr
             packing.publish(classes, form=form)
         else:
             packing.discard()
-    tell_unreadable(len(names), bad, say=progress.note)
+    report_unreadable(len(names), bad, log=progress.note)
     if bad:
         lines = [f"{image.name}\t{image.reason}\n" for image in bad]
         write_atomic(root / BAD_FILES, "".join(lines).encode())

@@ -18,7 +18,7 @@ from mae.data.sampling.masks import mask_noise
 from mae.data.sources.fashion_mnist import fashion_mnist
 from mae.data.sources.open import BUILT_IN
 from mae.evaluation.evidence import BEHIND, Score, evidence_table, shortfalls
-from mae.evaluation.features import BATCH, Pictures
+from mae.evaluation.features import BATCH, LabelledImages
 from mae.evaluation.few_shot import few_label_finetuning
 from mae.evaluation.reconstruction import hidden_psnr
 from mae.evaluation.split import labels_per_class
@@ -140,7 +140,7 @@ def _evidence(
     source = fashion_mnist("train")
     assert source.labels is not None
     few = labels_per_class(source.labels, LABELS_PER_CLASS, seed=0)
-    train, test = Pictures.of(source).only(few), Pictures.of(fashion_mnist("test"))
+    train, test = LabelledImages.of(source).only(few), LabelledImages.of(fashion_mnist("test"))
     table = evidence_table(model.encoder, train=train, test=test, init_seed=config.seed, log=say)
     say("fine-tuning on few labels ...")
     few_labels = few_label_finetuning(model.encoder, train=train, test=test)

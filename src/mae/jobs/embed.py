@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from mae.atomic import fsync_folder, write_atomic, write_json_atomic
+from mae.atomic import fsync_folder, open_atomic, write_atomic, write_json_atomic
 from mae.config.model import ModelConfig
 from mae.config.serialize import to_dict
-from mae.data.batching.batch import Bad
+from mae.data.batching.batch import Bad, EvaluationBatch
 from mae.data.decoding.arrays import as_batch, as_image
 from mae.data.decoding.header import pillow_faults
 from mae.data.sources.open import Data, open_source
@@ -32,9 +32,9 @@ from mae.evaluation.features import Array, encoder_features
 from mae.evaluation.inputs import (
     DEFAULT,
     FeatureSettings,
+    evaluation_batches,
     open_for_features,
-    prepared_in_batches,
-    tell_unreadable,
+    report_unreadable,
 )
 from mae.model.encoder import Encoder, Pool
 from mae.progress import Progress
@@ -44,12 +44,12 @@ from mae.runs.signals import RunLock
 from mae.weights.given import Given
 
 _Readable = str | Path | Image.Image | NDArray[Any]
-Picture = _Readable | Tensor
+OneImage = _Readable | Tensor
 
 
 def embed(
     weights: str | Path,
-    pictures: Data | Picture | Sequence[Picture],
+    images: Data | OneImage | Sequence[OneImage],
     *,
     pool: Pool = "mean",
     batch: int = 64,
@@ -61,7 +61,7 @@ def embed(
 
     Args:
         weights: as for `load_encoder`.
-        pictures: what `--data` takes (a folder gives rows in the order of its sorted paths), one
+        images: what `--data` takes (a folder gives rows in the order of its sorted paths), one
             Pillow image, an array or .npy of H W, H W C, N H W or N H W C, a tensor of these or of
             C H W or N C H W, a `Source`, or a sequence of paths, Pillow images, arrays and
             tensors. An ambiguous array is an error that says what to give instead.
@@ -77,111 +77,115 @@ def embed(
     Raises:
         MaeError: for whatever the user must change, in one line.
     """
-    say = partial(print, file=sys.stderr)
+    log = partial(print, file=sys.stderr)
     settings = FeatureSettings(pool, batch, device, crop_pct, given)
-    encoder = open_for_features(weights, settings, say=say)
-    source = _source_of(pictures, encoder.config, say=say)
+    encoder = open_for_features(weights, settings, log=log)
+    source = _source_of(images, encoder.config, log=log)
     features: list[Array] = []
     bad: list[Bad] = []
     warned: list[Bad] = []
-    for got in prepared_in_batches(encoder, source, range(len(source)), batch=batch):
-        features.append(encoder_features(encoder, [got.images], pools=[pool])[pool])
+    for got, rows in _encoded(encoder, source, range(len(source)), settings):
+        features.append(rows)
         bad += got.bad
         warned += got.warned
-    tell_unreadable(len(source), bad, warned, say=partial(warnings.warn, stacklevel=3))
+    report_unreadable(len(source), bad, warned, log=partial(warnings.warn, stacklevel=3))
     return np.concatenate(features)
 
 
-class _Pictures:
+def _encoded(
+    encoder: Encoder, source: Source, ids: Sequence[int], settings: FeatureSettings
+) -> Iterator[tuple[EvaluationBatch, Array]]:
+    """Read and encode batches of images."""
+    pool = settings.pool
+    for got in evaluation_batches(encoder, source, ids, batch=settings.batch):
+        yield got, encoder_features(encoder, [got.images], pools=[pool])[pool]
+
+
+class _ImageList:
     """A sequence of images of any sizes as a source."""
 
     labels, class_names = None, ()
 
-    def __init__(self, pictures: Sequence[_Readable]) -> None:
-        self._pictures = pictures
+    def __init__(self, images: Sequence[_Readable]) -> None:
+        self._images = images
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._images)
 
     def read(self, index: int) -> bytes | NDArray[Any]:
-        picture = self._pictures[index]
-        if isinstance(picture, str | Path):
-            return FolderSource.of_files([picture]).read(0)
-        if isinstance(picture, Image.Image):
+        image = self._images[index]
+        if isinstance(image, str | Path):
+            return FolderSource.of_files([image]).read(0)
+        if isinstance(image, Image.Image):
             # Encode to a lossless format that has every mode, so that an image in memory is
             # decoded exactly as the same image from a file.
-            with pillow_faults(picture.mode), io.BytesIO() as file:
-                ImageOps.exif_transpose(picture).save(file, "TIFF")
+            with pillow_faults(image.mode), io.BytesIO() as file:
+                ImageOps.exif_transpose(image).save(file, "TIFF")
                 return file.getvalue()
-        return picture
+        return image
 
     def name(self, index: int) -> str:
-        return f"picture {index}"
+        return f"image {index}"
 
     def fingerprint(self) -> str:
-        return f"{len(self)} pictures"
+        return f"{len(self)} images"
 
 
 def _source_of(
-    pictures: Data | Picture | Sequence[Picture],
+    images: Data | OneImage | Sequence[OneImage],
     config: ModelConfig,
     *,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> Source:
     """Open the images as a source; the network's channels decide the layout of an array."""
-    if isinstance(pictures, str | Path):
-        path = Path(pictures).expanduser()
+    if isinstance(images, str | Path):
+        path = Path(images).expanduser()
         if path.suffix.lower() != ".npy" or not path.is_file():
-            return open_source(pictures, log=say)
+            return open_source(images, log=log)
         try:
-            return ArraySource(_batch(load_array(path), config))
+            return ArraySource(_convert(load_array(path), config, as_batch))
         except DataError as error:
             raise DataError(f"data: {path}: {error}") from error
-    if isinstance(pictures, np.ndarray | Tensor):
-        return ArraySource(_batch(pictures, config))
-    if isinstance(pictures, Image.Image):
-        pictures = [pictures]
-    if not isinstance(pictures, list | tuple):
-        return open_source(pictures, log=say)  # type: ignore[arg-type]
-    if all(isinstance(picture, str | Path) for picture in pictures):
-        return FolderSource.of_files(pictures)
-    return _Pictures([_one(picture, number, config) for number, picture in enumerate(pictures)])
+    if isinstance(images, np.ndarray | Tensor):
+        return ArraySource(_convert(images, config, as_batch))
+    if isinstance(images, Image.Image):
+        images = [images]
+    if not isinstance(images, list | tuple):
+        return open_source(images, log=log)  # type: ignore[arg-type]
+    if all(isinstance(image, str | Path) for image in images):
+        return FolderSource.of_files(images)
+    return _ImageList([_readable(image, number, config) for number, image in enumerate(images)])
 
 
-def _array_of(pictures: NDArray[Any] | Tensor, config: ModelConfig) -> NDArray[Any]:
-    """Convert an array or a tensor to an array of a dtype that the network takes."""
-    if isinstance(pictures, Tensor):
-        pictures = pictures.detach().cpu()
-        pictures = (pictures.float() if pictures.is_floating_point() else pictures).numpy()
+def _convert(
+    images: NDArray[Any] | Tensor, config: ModelConfig, convert: Callable[..., NDArray[Any]]
+) -> NDArray[Any]:
+    """Convert an array or a tensor to B H W C or H W C of a dtype that the network takes."""
+    if is_tensor := isinstance(images, Tensor):
+        images = images.detach().cpu()
+        images = (images.float() if images.is_floating_point() else images).numpy()
     wanted = config.pixels.dtype
-    if pictures.dtype.kind == "f" and wanted != "float32":
+    if images.dtype.kind == "f" and wanted != "float32":
         raise DataError(
-            f"images: got {pictures.dtype}, expected {wanted}, as the network was trained on; for "
+            f"images: got {images.dtype}, expected {wanted}, as the network was trained on; for "
             f"values from 0 to 1 give (images * {np.iinfo(wanted).max}).round() as {wanted}"
         )
-    return pictures
+    return convert(images, channels=config.channels, is_tensor=is_tensor)
 
 
-def _batch(pictures: NDArray[Any] | Tensor, config: ModelConfig) -> NDArray[Any]:
-    """Convert an array or a tensor to B H W C."""
-    array, is_tensor = _array_of(pictures, config), isinstance(pictures, Tensor)
-    return as_batch(array, channels=config.channels, is_tensor=is_tensor)
-
-
-def _one(picture: Picture, number: int, config: ModelConfig) -> _Readable:
+def _readable(image: OneImage, number: int, config: ModelConfig) -> _Readable:
     """Return one of several images, an array or a tensor converted to H W C."""
-    if isinstance(picture, str | Path | Image.Image):
-        return picture
-    if not isinstance(picture, np.ndarray | Tensor):
+    if isinstance(image, str | Path | Image.Image):
+        return image
+    if not isinstance(image, np.ndarray | Tensor):
         raise DataError(
-            f"picture {number}: got {type(picture).__name__}, expected a path, a Pillow image, an "
+            f"image {number}: got {type(image).__name__}, expected a path, a Pillow image, an "
             "array H W (C) or a tensor"
         )
     try:
-        array, is_tensor = _array_of(picture, config), isinstance(picture, Tensor)
-        return as_image(array, channels=config.channels, is_tensor=is_tensor)
+        return _convert(image, config, as_image)
     except DataError as error:
-        raise DataError(f"picture {number}: {error}") from error
+        raise DataError(f"image {number}: {error}") from error
 
 
 class Embedded(NamedTuple):
@@ -190,7 +194,7 @@ class Embedded(NamedTuple):
     features: str
     names: str
     """File with the name of each row: a .tsv, or the .parquet itself."""
-    pictures: int
+    images: int
     """Rows."""
     width: int
     unreadable: int
@@ -198,7 +202,7 @@ class Embedded(NamedTuple):
 
     def rows(self) -> list[tuple[str, str]]:
         """Return the rows of a table."""
-        shape = f"{self.pictures:,} x {self.width:,} float32"
+        shape = f"{self.images:,} x {self.width:,} float32"
         left_out = [("unreadable", f"{self.unreadable:,}, left out")] if self.unreadable else []
         names = [] if self.names == self.features else [("names", self.names)]
         return [("features", f"{self.features}  {shape}"), *names, *left_out]
@@ -209,7 +213,7 @@ class _Done(NamedTuple):
 
     work: str
     """Digest of everything that determines the features."""
-    pictures: int = 0
+    images: int = 0
     """Number of images processed, broken ones included."""
     size: int = 0
     """Bytes of features written."""
@@ -244,19 +248,19 @@ def embed_to_file(
     store = out.with_name(f".{out.name}.part")
     _require_target(out, store)
     with Progress(quiet=quiet) as progress:
-        encoder = open_for_features(weights, settings, say=progress.note)
-        source = _source_of(data, encoder.config, say=progress.note)
+        encoder = open_for_features(weights, settings, log=progress.note)
+        source = _source_of(data, encoder.config, log=progress.note)
         try:
             store.mkdir(parents=True, exist_ok=True)
             with RunLock(store / "lock"):
                 done = _finish(store, encoder, source, settings, progress)
-                tell_unreadable(len(source), done.bad, done.warned, say=progress.note)
+                report_unreadable(len(source), done.bad, done.warned, log=progress.note)
                 result = _publish(store, out, source, done)
                 shutil.rmtree(store)
         except OSError as error:
             raise ConfigError(
-                f"out: {out} cannot be written: {error.strerror}; make room or choose another "
-                "place, and start the same again"
+                f"out: {out} cannot be written: {error.strerror}; free some space or choose "
+                "another path, and give the same command again"
             ) from error
     return result
 
@@ -276,25 +280,25 @@ def _finish(
     store: Path, encoder: Encoder, source: Source, settings: FeatureSettings, progress: Progress
 ) -> _Done:
     """Encode the remaining images; record each batch once it is on disk."""
-    record, pool = store / "done.json", settings.pool
-    done = _taken_over(record, _work(encoder, source, settings), say=progress.note)
-    progress.start(len(source), at=done.pictures, label="picture")
-    rest = range(done.pictures, len(source))
+    record = store / "done.json"
+    done = _resumed(record, _digest(encoder, source, settings), log=progress.note)
+    progress.start(len(source), at=done.images, label="image")
+    rest = range(done.images, len(source))
     with (store / "features").open("ab") as file:
         file.truncate(done.size)  # drop what a crash left of an unrecorded batch
-        for got in prepared_in_batches(encoder, source, rest, batch=settings.batch):
-            file.write(encoder_features(encoder, [got.images], pools=[pool])[pool].tobytes())
+        for got, rows in _encoded(encoder, source, rest, settings):
+            file.write(rows.tobytes())
             file.flush()
             os.fsync(file.fileno())
-            seen = done.pictures + len(got.ids) + len(got.bad)
+            images = done.images + len(got.ids) + len(got.bad)
             found = [*done.bad, *got.bad], [*done.warned, *got.warned]
-            done = _Done(done.work, seen, file.tell(), *found)
+            done = _Done(done.work, images, file.tell(), *found)
             write_json_atomic(record, done._asdict())
-            progress.update(seen)
+            progress.update(images)
     return done
 
 
-def _work(encoder: Encoder, source: Source, settings: FeatureSettings) -> str:
+def _digest(encoder: Encoder, source: Source, settings: FeatureSettings) -> str:
     device = encoder.cls_token.device.type
     facts = to_dict(encoder.config), source.fingerprint(), settings.pool, settings.batch, device
     digest = hashlib.sha256(json.dumps(facts).encode())
@@ -303,16 +307,18 @@ def _work(encoder: Encoder, source: Source, settings: FeatureSettings) -> str:
     return digest.hexdigest()
 
 
-def _taken_over(record: Path, work: str, *, say: Callable[[str], None]) -> _Done:
+def _resumed(record: Path, work: str, *, log: Callable[[str], None]) -> _Done:
+    """Return the progress of a stopped job with the same inputs, else none."""
     if not record.exists():
         return _Done(work)
-    found = _Done(**json.loads(record.read_bytes()))
-    if found.work != work:
-        say("beginning anew: weights, pictures or settings are not those of the last start")
+    found = json.loads(record.read_bytes())
+    if found["work"] != work:
+        log("starting over: weights, images or settings differ from those of the last start")
         return _Done(work)
-    say(f"going on: {found.pictures:,} pictures are done")
-    bad, warned = ([Bad(*one) for one in some] for some in (found.bad, found.warned))
-    return found._replace(bad=bad, warned=warned)
+    images = found.get("images", found.get("pictures", 0))  # pictures: before 0.2
+    log(f"resuming: {images:,} images are done")
+    bad, warned = ([Bad(*each) for each in found[name]] for name in ("bad", "warned"))
+    return _Done(work, images, found["size"], bad, warned)
 
 
 def _publish(store: Path, out: Path, source: Source, done: _Done) -> Embedded:
@@ -322,25 +328,22 @@ def _publish(store: Path, out: Path, source: Source, done: _Done) -> Embedded:
     columns = {"name": [source.name(i) for i in ids.tolist()]}
     if source.labels is not None:
         columns["class"] = [source.class_names[label] for label in source.labels[ids]]
-    alone = out.suffix == ENDING
-    with (store / "whole").open("wb") as file:
-        if alone:
+    names, whole = out, store / "whole"
+    with open_atomic(whole) as file:
+        if out.suffix == ENDING:
             write_features(file, columns, features)
         else:
             np.save(file, features)
-        file.flush()
-        os.fsync(file.fileno())
-    names = out if alone else out.with_suffix(".tsv")
-    if not alone:
+    if out.suffix != ENDING:
+        names = out.with_suffix(".tsv")
         _write_table(names, [tuple(columns), *zip(*columns.values(), strict=True)])
     if done.bad or done.warned:
         bad_rows = [(bad.name, bad.reason) for bad in done.bad]
         bad_rows += [(bad.name, f"{READ}{bad.reason}") for bad in done.warned]
         _write_table(out.with_suffix(".bad-files.tsv"), [("name", "reason"), *bad_rows])
-    (store / "whole").replace(out)
+    whole.replace(out)
     fsync_folder(out.parent)
-    n, width = features.shape
-    return Embedded(str(out), str(names), n, width, len(done.bad))
+    return Embedded(str(out), str(names), *features.shape, len(done.bad))
 
 
 def _write_table(path: Path, rows: Sequence[Sequence[str]]) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
 from mae.data.augment.crop import central_pixels
-from mae.data.sources.source import Source
 from mae.errors import DataError
+from mae.evaluation.classify import classify, find_candidates, open_for_evaluation
 from mae.evaluation.discover import class_folders, some
 from mae.evaluation.inputs import DEFAULT, FeatureSettings
 from mae.evaluation.robustness import (
@@ -18,10 +19,14 @@ from mae.evaluation.robustness import (
     corruption_error,
     mean_corruption_error,
 )
-from mae.jobs.evaluate import open_judge, question
 from mae.parallel.processes import open_communicator
 from mae.progress import Progress
-from mae.report.predictions import Predicted, require_writable, write_predictions
+from mae.report.predictions import (
+    PredictionRow,
+    prediction_rows,
+    require_writable,
+    write_predictions,
+)
 
 
 class Corruption(NamedTuple):
@@ -43,31 +48,25 @@ class Robustness(NamedTuple):
     error: float
     """Mean error, 0 to 1, not divided by AlexNet's."""
     corruptions: tuple[Corruption, ...]
-    pictures: int
+    images: int
     """Evaluated, each once."""
     unreadable: tuple[str, ...]
     """Names of the images left out."""
     written: tuple[str, ...]
 
-    def values(self) -> dict[str, object]:
-        """Return the values that --json prints."""
-        return self._asdict() | {"corruptions": [each._asdict() for each in self.corruptions]}
-
     def rows(self) -> list[tuple[str, ...]]:
         """Return the rows of a table."""
-        out = [("unreadable", f"{len(self.unreadable):,}, left out")] if self.unreadable else []
-        return [
+        rows: list[tuple[str, ...]] = [
             ("mCE", f"{100 * self.mce:.1f}", "errors divided by AlexNet's, mean of 15 corruptions"),
             ("mean error", f"{self.error:.1%}", "not divided"),
-            ("pictures", f"{self.pictures:,}", "central 224 x 224 pixels, not resized"),
-            *out,
-            *(
-                (each.name, f"CE {100 * each.ce:.1f}", f"error {fmean(each.errors):.1%}",
-                 "  ".join(f"{error:.1%}" for error in each.errors))
-                for each in self.corruptions
-            ),
-            *(("written", path) for path in self.written),
-        ]  # fmt: skip
+            ("images", f"{self.images:,}", "central 224 x 224 pixels, not resized"),
+        ]
+        if self.unreadable:
+            rows.append(("unreadable", f"{len(self.unreadable):,}, left out"))
+        for name, errors, ce in self.corruptions:
+            each = "  ".join(f"{error:.1%}" for error in errors)
+            rows.append((name, f"CE {100 * ce:.1f}", f"error {fmean(errors):.1%}", each))
+        return rows + [("written", path) for path in self.written]
 
 
 def evaluate_corruptions(
@@ -90,11 +89,11 @@ def evaluate_corruptions(
     Raises:
         MaeError: for whatever the user must change, in one line.
     """
-    errors: dict[str, list[float]] = {}
-    parts: list[Predicted] = []
+    errors: dict[str, list[float]] = {name: [] for name in ALEXNET_ERRORS}
+    rows: list[PredictionRow] = []
     unreadable: list[str] = []
-    lacking: list[str] = []
-    pictures = 0
+    incomplete: list[str] = []
+    images = 0
     with (
         open_communicator() as ranks,
         Progress(quiet=quiet or not ranks.is_main_process) as progress,
@@ -104,45 +103,46 @@ def evaluate_corruptions(
         _require_folders(root)
         if others := sorted(p.name for p in root.iterdir() if p.name not in ALEXNET_ERRORS):
             progress.note(f"left out, none of the 15 corruptions: {', '.join(others)}")
-        judge = open_judge(weights, settings.at(ranks.process), progress)
+        settings = settings.at(ranks.process)
+        model, class_names = open_for_evaluation(weights, settings, log=progress.note)
+        # ImageNet-C images are already 224 x 224: resizing would weaken the corruption.
+        run = partial(classify, batch=settings.batch, progress=progress, view=central_pixels)
         for name, severity in _conditions():
-            source = class_folders(root / name / str(severity))
-            asked = question(source, judge.class_names, dataset="imagenet-c", all_classes=False)
-            lacking += [f"{name}/{severity}"] if asked.absent else []
-            label = f"{name} {severity}/{SEVERITIES}, picture"
-            # ImageNet-C images are already 224 x 224: resizing would weaken the corruption.
-            found = judge.verdicts(asked, label=label, view=central_pixels, ranks=ranks)
-            errors.setdefault(name, []).append(1 - found.top(1))
-            named = partial(_named, source, f"{name}/{severity}")
-            left_out = sorted({*range(len(source))} - {*found.ids.tolist()})
-            unreadable += [named(i) for i in left_out]
-            pictures += len(found)
+            folder = f"{name}/{severity}"
+            source = class_folders(root / folder)
+            candidates = find_candidates(
+                source, class_names, dataset="imagenet-c", all_classes=False
+            )
+            incomplete += [folder] if candidates.absent else []
+            label = f"{name} {severity}/{SEVERITIES}, image"
+            found = run(model, source, candidates, label=label, ranks=ranks)
+            errors[name].append(1 - found.top(1))
+            unreadable += [f"{folder}/{image}" for image in found.unreadable(source)]
+            images += len(found)
             if predictions is not None:
-                parts.append(Predicted(found, named, asked.names(judge.class_names)))
-        if lacking:
-            progress.note(f"no image of some classes in {len(lacking)} folders: {some(lacking, 3)}")
+                names = candidates.names(class_names)
+                rows += prediction_rows(found, source, names, prefix=f"{folder}/")
+        if incomplete:
+            few = some(incomplete, 3)
+            progress.note(f"no image of some classes in {len(incomplete)} folders: {few}")
         if predictions is not None and ranks.is_main_process:
-            write_predictions(predictions, parts)
+            write_predictions(predictions, rows)
     return Robustness(
         data=str(data),
         mce=mean_corruption_error(errors),
-        error=fmean(fmean(each) for each in errors.values()),
+        error=fmean(map(fmean, errors.values())),
         corruptions=tuple(
             Corruption(name, tuple(each), corruption_error(each, name))
             for name, each in errors.items()
         ),
-        pictures=pictures,
+        images=images,
         unreadable=tuple(unreadable),
         written=() if predictions is None else (str(predictions),),
     )
 
 
 def _conditions() -> list[tuple[str, int]]:
-    return [(name, s) for name in ALEXNET_ERRORS for s in range(1, SEVERITIES + 1)]
-
-
-def _named(source: Source, prefix: str, index: int) -> str:
-    return f"{prefix}/{source.name(index)}"
+    return [*product(ALEXNET_ERRORS, range(1, SEVERITIES + 1))]
 
 
 def _require_folders(root: Path) -> None:

@@ -15,12 +15,10 @@ from mae.data.batching.batch import Batch
 from mae.data.sources.open import data_name
 from mae.data.sources.source import Source
 from mae.errors import ConfigError
-from mae.evaluation.divided import tuned_on
-from mae.evaluation.few_labels import write_choice
-from mae.evaluation.few_options import FewSettings
+from mae.evaluation.classify import TOP, Candidates, classify
+from mae.evaluation.few_labels import FewLabels, write_choice
 from mae.evaluation.labelled_data import Labelled, Part, labelled
-from mae.evaluation.metrics import Verdicts
-from mae.jobs.evaluate import TOP, Judge, Question
+from mae.evaluation.metrics import Predictions
 from mae.model.classifier import Classifier
 from mae.progress import Progress
 from mae.recipes.catalogue import find_config
@@ -97,7 +95,7 @@ def finetune(
         data: labelled images, see `labelled`.
         weights: whatever `load_encoder` takes; none: a new network, trained from scratch.
         out: run directory; `runs/DATA-NAME-tuned` if none.
-        labels: few labels, see `label_draws`; none: all.
+        labels: few labels, see `FewLabels`; none: all.
         finished_too: return a finished run unchanged instead of refusing it.
         quiet: show no progress.
         command: the command line, for the record.
@@ -117,7 +115,7 @@ def finetune(
         parts = _divided(data, config, weights, begun=begun)
         for note in parts.notes:
             progress.note(note)
-        draws = FewSettings(labels).draws(*parts.train, seed=config.seed, say=progress.note)
+        draws = FewLabels(labels).draws(*parts.train, seed=config.seed, log=progress.note)
         if len(draws) > 1:
             raise ConfigError(f"labels: {labels} holds {len(draws)} draws, expected one")
         source = Part(parts.train.source, draws[0]).as_source()
@@ -171,7 +169,7 @@ def _divided(
 ) -> Labelled:
     """Split the data as the run to resume did, else as the fine-tuning of the weights did."""
     if begun is None:
-        return labelled(data, seed=config.seed, tuned=tuned_on(weights))
+        return labelled(data, seed=config.seed, weights=weights)
     split = begun["data"].get("split") or {}
     return labelled(data, seed=split.get("seed", config.seed))
 
@@ -200,9 +198,12 @@ def _train(run: RunInProgress, model: Classifier, config: FinetuneConfig, test: 
     train(run, state, plan, StepRecipe(soft_target_loss, prepare))
     apply_ema(state.optimizer)
     names = run.source.class_names
-    judge = Judge(model.eval(), names, device, EVALUATION_BATCH, run.progress)
     every = np.arange(config.num_classes)
-    found = judge.verdicts(Question(test, every, every, "all classes"))
+    candidates, how = (
+        Candidates(every, every),
+        {"batch": EVALUATION_BATCH, "progress": run.progress},
+    )
+    found = classify(model.eval(), test, candidates, **how)  # type: ignore[arg-type]
     write_json_atomic(run.rundir.results, _results(found, config, test))
     facts = {name: run.record[name] for name in ("recipe", "data", "weights", "num_steps")}
     save(model.cpu(), run.rundir.weights, class_names=names, facts=facts)
@@ -210,7 +211,7 @@ def _train(run: RunInProgress, model: Classifier, config: FinetuneConfig, test: 
     finish(run, model, written=load_classifier(run.rundir.weights).model)
 
 
-def _results(found: Verdicts, config: FinetuneConfig, test: Source) -> dict[str, object]:
+def _results(found: Predictions, config: FinetuneConfig, test: Source) -> dict[str, object]:
     """Return the contents of results.json."""
     there = {*found.ids.tolist()}
     return {

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Unpack
+from typing import Any, NamedTuple
 
 from mae.config.run import FinetuneConfig
 from mae.data.sources.open import data_name
@@ -14,7 +13,6 @@ from mae.errors import ConfigError
 from mae.evaluation.evidence import Score, score
 from mae.jobs.finetune import Tuned, finetune
 from mae.report.tables import value_rows
-from mae.weights.given import Given
 
 
 class TunedSeeds(NamedTuple):
@@ -54,13 +52,9 @@ def finetune_seeds(
     *,
     seeds: int,
     data: str | Path,
-    weights: str | Path | None = None,
     out: str | Path | None = None,
     labels: str | None = None,
-    quiet: bool = False,
-    command: Sequence[str] = (),
-    based_on: str = "custom",
-    **given: Unpack[Given],
+    **how: Any,
 ) -> TunedSeeds:
     """Fine-tune with several seeds one after another, or resume a stopped call.
 
@@ -72,13 +66,9 @@ def finetune_seeds(
         config: configuration of the runs; its seed is the first one.
         seeds: number of seeds.
         data: see `labelled`.
-        weights: whatever `load_encoder` takes.
         out: folder of the runs, seed-0 and so on; `runs/DATA-NAME-tuned` if none.
-        labels: few labels, see `label_draws`; none: all.
-        quiet: show no progress.
-        command: the command line, for the record.
-        based_on: name of the recipe that the configuration was made from, for the record.
-        given: what the weights do not say, see `Given`.
+        labels: few labels, see `FewLabels`; none: all.
+        how: other arguments of `finetune`: weights, quiet and so on.
 
     Raises:
         MaeError: for whatever the user must change, in one line.
@@ -92,8 +82,10 @@ def finetune_seeds(
             f"{folder}: is a run itself, expected a folder for a run of each seed; choose another "
             "with --out, or drop --seeds"
         )
-    one = partial(finetune, data=data, weights=weights, labels=labels, **given)
-    said = partial(one, quiet=quiet, command=command, based_on=based_on)
-    every = range(config.seed, config.seed + seeds)
-    runs = [said(replace(config, seed=seed), out=folder / f"seed-{seed}") for seed in every]
+    runs = [
+        finetune(
+            replace(config, seed=seed), data=data, out=folder / f"seed-{seed}", labels=labels, **how
+        )
+        for seed in range(config.seed, config.seed + seeds)
+    ]
     return TunedSeeds(folder, labels, tuple(runs))

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch.nn.functional as F
+from numpy.typing import NDArray
 
 from mae.config.model import refuse_without_effect
-from mae.evaluation.divided import tuned_on
 from mae.evaluation.evidence import score
-from mae.evaluation.features import Array, Labels, encoder_features, pixel_features, standardized
-from mae.evaluation.few_labels import Ids
-from mae.evaluation.few_options import ALL, FewSettings, counted, percent
+from mae.evaluation.features import encoder_features, pixel_features, standardized
+from mae.evaluation.few_labels import ALL, FewLabels, image_counts, percent
 from mae.evaluation.inputs import (
     DEFAULT,
     FeatureSettings,
-    labelled_in_batches,
+    LabelledBatch,
+    map_images,
     open_for_features,
 )
 from mae.evaluation.knn import NEIGHBOURS, TEMPERATURE, knn_accuracy, require_temperature
-from mae.evaluation.labelled_data import Part, labelled, require_classes
+from mae.evaluation.labelled_data import labelled, require_classes
 from mae.evaluation.logistic import logistic_accuracy
 from mae.model.create import create
 from mae.model.encoder import Encoder
-from mae.parallel.processes import Communicator, open_communicator
+from mae.parallel.processes import open_communicator
 from mae.progress import Progress
 
 MOST_PIXEL_VALUES = 1024  # raw-pixel features per image: 32 x 32 in grey, 18 x 18 in colour
@@ -63,8 +63,8 @@ def choose_method(
     k = NEIGHBOURS if k is None else k
     t = TEMPERATURE if temperature is None else temperature
     require_temperature(t)
-    said = "" if temperature is None else f", temperature {t:g}"
-    return Method(f"k-NN, k = {k}{said}", partial(knn_accuracy, k=k, temperature=t))
+    shown = "" if temperature is None else f", temperature {t:g}"
+    return Method(f"k-NN, k = {k}{shown}", partial(knn_accuracy, k=k, temperature=t))
 
 
 class Probe(NamedTuple):
@@ -93,22 +93,16 @@ class Probe(NamedTuple):
         """Return the rows of a table."""
         others = (("raw pixels", self.pixels), ("random encoder", self.random))
         behind = [f"behind {name}" for name, other in others if self.trained < other]
-        size = "at {} x {}".format(*self.pixels_size)
-        trained, random, pixels = (
-            percent(mean, spread, runs=self.runs)
-            for mean, spread in (
-                (self.trained, self.trained_spread),
-                (self.random, self.random_spread),
-                (self.pixels, self.pixels_spread),
-            )
-        )
-        counts = counted(self.train, self.test, labels=self.labels, runs=self.runs)
+        counts = image_counts(self.train, self.test, labels=self.labels, runs=self.runs)
+        show = partial(percent, runs=self.runs)
         return [
             (self.method, f"{self.classes} classes", counts),
-            ("trained encoder", trained, ", ".join([f"pool {self.pool}", *behind])),
-            ("random encoder", random, f"pool {self.pool}"),
-            ("raw pixels", pixels, size),
-        ]
+            ("trained encoder", show(self.trained, self.trained_spread),
+             ", ".join([f"pool {self.pool}", *behind])),
+            ("random encoder", show(self.random, self.random_spread), f"pool {self.pool}"),
+            ("raw pixels", show(self.pixels, self.pixels_spread),
+             "at {} x {}".format(*self.pixels_size)),
+        ]  # fmt: skip
 
 
 def probe(
@@ -117,7 +111,7 @@ def probe(
     method: Method,
     *,
     settings: FeatureSettings = DEFAULT,
-    few: FewSettings = ALL,
+    few: FewLabels = ALL,
     seed: int = 0,
     quiet: bool = False,
 ) -> Probe:
@@ -145,84 +139,50 @@ def probe(
     ):
         if few.labels is None:
             refuse_without_effect("all labels", "--labels", seeds=few.runs)
-        train, test, _, notes = labelled(data, seed=seed, tuned=tuned_on(weights))
+        train, test, _, notes = labelled(data, seed=seed, weights=weights)
         for note in notes:
             progress.note(note)
         if not ranks.is_main_process:
             few = few._replace(labels_out=None)
-        draws = few.draws(*train, seed=seed, say=progress.note)
-        trained = open_for_features(weights, settings.at(ranks.process), say=progress.note)
+        draws = few.draws(*train, seed=seed, log=progress.note)
+        trained = open_for_features(weights, settings.at(ranks.process), log=progress.note)
         random = create(trained.config, seed=seed).encoder.to(trained.cls_token.device).eval()
-        learnt = Part(train.source, np.unique(np.concatenate(draws)))
-        look = partial(_look, encoders=(trained, random), settings=settings, progress=progress)
-        known = look(learnt, label="training picture", ranks=ranks)
-        asked = look(test, label="test picture", ranks=ranks)
-        names = train.source.class_names
-        accuracies = partial(_accuracies, method, asked=asked, names=names, ranks=ranks)
-        found = [accuracies(known.only(ids)) for ids in draws]
-    trained_one, random_one, pixels = (score(each) for each in zip(*found, strict=True))
+        pixels_size, pools = _pixels_size(trained), [settings.pool]
+
+        def compute(batch: LabelledBatch) -> list[NDArray[Any]]:
+            images = [batch.images]
+            encoded = [encoder_features(e, images, pools=pools) for e in (trained, random)]
+            # No scaling: the standardisation would undo it.
+            pixels = pixel_features([F.adaptive_avg_pool2d(batch.images.float(), pixels_size)])
+            return [batch.ids, batch.labels, *(each[settings.pool] for each in encoded), pixels]
+
+        run = partial(map_images, compute, trained, batch=settings.batch, progress=progress)
+        chosen = np.unique(np.concatenate(draws))
+        ids, *known = run(train.source, chosen, label="training image", ranks=ranks)
+        _, test_labels, *test_features = run(*test, label="test image", ranks=ranks)
+        shared = {"ranks": ranks} if ranks.process.world_size > 1 else {}
+        accuracies = []
+        for draw in draws:
+            labels, *features = (column[np.isin(ids, draw)] for column in known)
+            require_classes(train.source.class_names, labels)
+            accuracies.append([
+                method.accuracy(x, labels, y, test_labels, **shared)
+                for x, y in map(standardized, features, test_features)
+            ])  # fmt: skip
+    scores = [score(each) for each in zip(*accuracies, strict=True)]
+    names = ("trained", "random", "pixels")
     return Probe(
         method.name,
         settings.pool,
-        trained_one.mean,
-        random_one.mean,
-        pixels.mean,
-        pixels_size=_pixels_size(trained),
-        classes=len(names),
-        train=len(known.only(draws[0]).ids),
-        test=len(asked.labels),
+        **{name: each.mean for name, each in zip(names, scores, strict=True)},
+        **{f"{name}_spread": each.spread for name, each in zip(names, scores, strict=True)},
+        pixels_size=pixels_size,
+        classes=len(train.source.class_names),
+        train=int(np.isin(ids, draws[0]).sum()),
+        test=len(test_labels),
         labels=few.labels,
         runs=len(draws),
-        trained_spread=trained_one.spread,
-        random_spread=random_one.spread,
-        pixels_spread=pixels.spread,
     )
-
-
-def _accuracies(
-    method: Method, known: _Seen, *, asked: _Seen, names: Sequence[str], ranks: Communicator
-) -> list[float]:
-    """Return the accuracy of each type of features."""
-    require_classes(names, known.labels)
-    shared = {"ranks": ranks} if ranks.process.world_size > 1 else {}
-    kinds = map(standardized, known.features, asked.features)
-    return [method.accuracy(x, known.labels, y, asked.labels, **shared) for x, y in kinds]
-
-
-class _Seen(NamedTuple):
-    features: tuple[Array, ...]
-    """n F each: one array per encoder, then the raw pixels."""
-    labels: Labels
-    ids: Ids
-
-    def only(self, ids: Ids) -> _Seen:
-        """Return the rows of some images."""
-        rows = np.isin(self.ids, ids)
-        return _Seen(tuple(f[rows] for f in self.features), self.labels[rows], self.ids[rows])
-
-
-def _look(
-    part: Part,
-    *,
-    encoders: Sequence[Encoder],
-    settings: FeatureSettings,
-    progress: Progress,
-    label: str,
-    ranks: Communicator,
-) -> _Seen:
-    pieces, pool = [], settings.pool
-    size = _pixels_size(encoders[0])
-    for got in labelled_in_batches(
-        encoders[0], *part, batch=settings.batch, progress=progress, label=label, ranks=ranks
-    ):
-        seen = [encoder_features(encoder, [got.images], pools=[pool])[pool] for encoder in encoders]
-        # No scaling: the standardisation would undo it.
-        pixels = pixel_features([F.adaptive_avg_pool2d(got.images.float(), size)])
-        pieces.append((*seen, pixels, got.labels, got.ids))
-    everyones = [piece for each in ranks.all_gather(pieces) for piece in each]
-    *features, labels, ids = map(np.concatenate, zip(*everyones, strict=True))
-    order = ids.argsort()
-    return _Seen(tuple(kind[order] for kind in features), labels[order], ids[order])
 
 
 def _pixels_size(encoder: Encoder) -> tuple[int, int]:

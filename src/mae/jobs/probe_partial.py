@@ -34,7 +34,7 @@ def partial_probe(
         data: see `labelled`.
         blocks: number of last blocks to train; 0.5: only the MLP of the last one.
         out: run directory; `runs/DATA-partial-BLOCKS` if none.
-        labels: few labels, see `label_draws`; none: all.
+        labels: few labels, see `FewLabels`; none: all.
         lr: base rate; none: that of the recipe.
         fields: other fields of the recipe to change; None leaves a field unchanged.
         given: what the weights do not say.

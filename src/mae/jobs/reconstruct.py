@@ -17,7 +17,7 @@ from mae.data.sampling.masks import mask_noise
 from mae.data.sources.open import open_source
 from mae.data.sources.source import FolderSource
 from mae.errors import ConfigError, DataError
-from mae.evaluation.inputs import prepared_in_batches, tell_view
+from mae.evaluation.inputs import evaluation_batches, report_view
 from mae.evaluation.reconstruction import HiddenPsnr, hidden_psnr
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.planning.hardware import choose_device
@@ -90,7 +90,7 @@ def reconstruct(
         model, notes = open_model(weights, crop_pct=crop_pct, **given)
         for note in notes:
             progress.note(note)
-        tell_view(model.config, say=progress.note)
+        report_view(model.config, log=progress.note)
     model = model.to(choose_device(device)).eval()
     if mask_ratio is not None:
         model.objective = replace(model.objective, mask_ratio=mask_ratio)
@@ -116,7 +116,7 @@ def _read(
     for path in pictures:
         folder = Path(path).is_dir()
         source = open_source(path) if folder else FolderSource.of_files([path])
-        for read in prepared_in_batches(
+        for read in evaluation_batches(
             model.encoder, source, evenly(range(len(source)), count), batch=count
         ):
             images.append(read.images)

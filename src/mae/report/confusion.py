@@ -15,6 +15,7 @@ from mae.report.figures import element, image_element
 from mae.report.page import facts_list, html_page, html_table
 
 Counts = NDArray[np.int64]
+"""Confusion matrix K K, see `Predictions.confusion`."""
 
 EDGE = 600  # pixels; larger if there are more classes than that
 LIGHT, DARK = (247, 246, 243), (11, 66, 120)  # colours of no image, and of all images of a class
@@ -34,11 +35,11 @@ class Mistake(NamedTuple):
     """Fraction of the images of the class, 0 to 1."""
 
 
-def confusion_picture(counts: Counts) -> Image.Image:
+def confusion_image(counts: Counts) -> Image.Image:
     """Draw the confusion matrix as a square of cells, one row per class.
 
     Args:
-        counts: K K, see `Verdicts.confusion`.
+        counts: K K, see `Predictions.confusion`.
     """
     sizes = counts.sum(axis=1, keepdims=True)
     shares = np.sqrt(counts / np.maximum(1, sizes))[..., None]  # K K 1
@@ -67,7 +68,7 @@ def evaluation_page(
     Args:
         title: title of the page.
         facts: metrics to show first, by name.
-        counts: K K, see `Verdicts.confusion`.
+        counts: K K, see `Predictions.confusion`.
         names: names of the K classes.
     """
     return html_page(title, _body(facts, counts, names))
@@ -75,7 +76,7 @@ def evaluation_page(
 
 def _body(facts: Mapping[str, str], counts: Counts, names: Sequence[str]) -> Iterable[Element]:
     yield facts_list(facts.items())
-    drawn = image_element(confusion_picture(counts), "confusion of classes")
+    drawn = image_element(confusion_image(counts), "confusion of classes")
     yield element("h2", "What is taken for what")
     yield element("figure", drawn, element("figcaption", CAPTION))
     mistakes = [
@@ -84,16 +85,16 @@ def _body(facts: Mapping[str, str], counts: Counts, names: Sequence[str]) -> Ite
     ]
     if mistakes:
         yield html_table(
-            "most frequent", ["class", "taken for", "times", "of its pictures"], mistakes
+            "most frequent", ["class", "taken for", "times", "of its images"], mistakes
         )
     yield element("h2", "Every class")
     yield html_table(
         "",
-        ["class", "right", "pictures", "most often taken for"],
+        ["class", "right", "images", "most often taken for"],
         map(_cells, class_rows(counts, names)),
     )
 
 
 def _cells(row: ClassRow) -> tuple[str, str, str, str]:
-    right = f"{row.accuracy:.1%}" if row.pictures else "no picture"
-    return row.name, right, f"{row.pictures:,}", row.mistaken_for
+    right = f"{row.accuracy:.1%}" if row.images else "no image"
+    return row.name, right, f"{row.images:,}", row.mistaken_for

@@ -4,33 +4,36 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from mae.atomic import write_atomic
+from mae.atomic import open_atomic
+from mae.data.sources.source import Source
 from mae.errors import ConfigError
-from mae.evaluation.metrics import Verdicts
+from mae.evaluation.metrics import Predictions
 from mae.report.parquet import ENDING, require_pyarrow, write_columns
 
 COLUMNS = ("name", "class", "predicted", "probability", "rank", "loss")
+PredictionRow = tuple[str, str, str, float, int, float]
+"""Values of `COLUMNS`; rank 1 is a correct prediction."""
 
 
-class Predicted(NamedTuple):
-    """Predictions with the names of images and classes."""
+def prediction_rows(
+    found: Predictions, source: Source, classes: Sequence[str], *, prefix: str = ""
+) -> list[PredictionRow]:
+    """Return one row per image.
 
-    found: Verdicts
-    name: Callable[[int], str]
-    """Returns the name of an image by its id."""
-    classes: Sequence[str]
-
-    def rows(self) -> list[tuple[str, str, str, float, int, float]]:
-        """Return one row per image; rank 1 is a correct prediction."""
-        columns = zip(*(column.tolist() for column in self.found), strict=True)
-        return [
-            (self.name(i), self.classes[label], self.classes[said], probability, rank + 1, loss)
-            for i, label, said, rank, probability, loss in columns
-        ]
+    Args:
+        found: predictions for images of the source.
+        source: names the images.
+        classes: names of the classes that were compared.
+        prefix: put before the names of the images.
+    """
+    columns = zip(*(column.tolist() for column in found), strict=True)
+    return [
+        (prefix + source.name(i), classes[label], classes[predicted], probability, rank + 1, loss)
+        for i, label, predicted, rank, probability, loss in columns
+    ]
 
 
 def require_writable(path: Path | None) -> None:
@@ -47,23 +50,13 @@ def require_writable(path: Path | None) -> None:
         require_pyarrow("predictions", instead=".csv")
 
 
-def write_predictions(path: Path, parts: Sequence[Predicted]) -> None:
-    """Write the rows of all parts atomically."""
-    rows = [row for part in parts for row in part.rows()]
-    content = _parquet(rows) if path.suffix == ENDING else _csv(rows)
-    write_atomic(path, content)
-
-
-def _csv(rows: Sequence[tuple[object, ...]]) -> bytes:
-    file = io.StringIO()
-    table = csv.writer(file, lineterminator="\n")
-    table.writerow(COLUMNS)
-    table.writerows(rows)
-    return file.getvalue().encode("utf-8", errors="replace")
-
-
-def _parquet(rows: Sequence[tuple[object, ...]]) -> bytes:
-    values = [list(column) for column in zip(*rows, strict=True)]
-    file = io.BytesIO()
-    write_columns(file, dict(zip(COLUMNS, values, strict=True)))
-    return file.getvalue()
+def write_predictions(path: Path, rows: Sequence[PredictionRow]) -> None:
+    """Write the rows atomically."""
+    with open_atomic(path) as file:
+        if path.suffix == ENDING:
+            columns = (list(column) for column in zip(*rows, strict=True))
+            write_columns(file, dict(zip(COLUMNS, columns, strict=True)))
+            return
+        text = io.TextIOWrapper(file, "utf-8", errors="replace", newline="")
+        csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
+        text.detach()  # flushes; the file stays open

@@ -148,7 +148,7 @@ def test_one_image_is_data(folder: Path, weights: Path, tmp_path: Path) -> None:
     assert len(source) == 1 and source.name(0) == "1.png" and source.labels is None
     assert inspect_data(folder / "dog" / "1.png", quiet=True).looked_at == 1
     embedded = embed_to_file(weights, folder / "dog" / "1.png", out=tmp_path / "f.npy", quiet=True)
-    assert embedded.pictures == 1
+    assert embedded.images == 1
 
 
 def test_a_file_of_another_kind_is_one_line_that_says_what_is_taken(folder: Path) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from mae.cli.verbs.shared import HeadPool, Pool
 from mae.config.run import ModelConfig
@@ -62,10 +61,11 @@ def probe(
         seed: Key of every random choice.
     """
     from mae.config.model import refuse_without_effect
-    from mae.evaluation.few_options import FewSettings
+    from mae.evaluation.few_labels import FewLabels
     from mae.evaluation.inputs import FeatureSettings
-    from mae.jobs import probe as job
-    from mae.jobs import probe_linear as linear_probe
+    from mae.jobs.probe import choose_method, probe
+    from mae.jobs.probe_linear import paper_config, paper_probe
+    from mae.jobs.probe_partial import partial_probe
     from mae.parallel.processes import require_single_process
 
     if method != "knn":
@@ -75,36 +75,30 @@ def probe(
             "partial", "knn or linear", k=k, temperature=temperature, labels_out=labels_out,
             seeds=seeds, protocol=None if protocol == "quick" else protocol,
         )  # fmt: skip
+        if pool == "grid":
+            raise ConfigError("pool: grid has no effect on partial, expected mean or cls")
         fields = {"epochs": epochs, "batch": batch, "pool": pool, "seed": seed, "device": device,
                   "model": ModelConfig(crop_pct=crop_pct)}  # fmt: skip
-        return _partial(weights, data, blocks=blocks, out=out, labels=labels, lr=lr, fields=fields,
-                        given=given, quiet=quiet)  # fmt: skip
+        return partial_probe(
+            weights, data, blocks=blocks, out=out, labels=labels, lr=lr, fields=fields,
+            given=given, quiet=quiet, command=["mae", *sys.argv[1:]],
+        )  # fmt: skip
     refuse_without_effect(method, "partial", blocks=blocks, out=out)
-    few = FewSettings(labels, labels_out, seeds)
+    few = FewLabels(labels, labels_out, seeds)
     if protocol == "paper":
         if method == "knn":
             refuse_without_effect("knn", "linear", protocol=protocol)
         unused = {"k": k, "temperature": temperature, "pool": pool}
         refuse_without_effect("the paper's protocol", "--protocol quick", **unused)
-        config = linear_probe.paper_config(
-            epochs=epochs, batch=batch, lr=lr, seed=seed, device=device
+        config = paper_config(epochs=epochs, batch=batch, lr=lr, seed=seed, device=device)
+        return paper_probe(
+            weights, data, config=config, few=few, crop_pct=crop_pct, quiet=quiet, **given
         )
-        ask_paper = partial(linear_probe.paper_probe, few=few, crop_pct=crop_pct, quiet=quiet)
-        return ask_paper(weights, data, config=config, given=given)
     refuse_without_effect("the quick protocol", "--protocol paper", epochs=epochs, lr=lr)
-    how = job.choose_method(method, k=k, temperature=temperature, seed=seed)
-    rows = 64 if batch is None else batch
-    settings = FeatureSettings(pool or "mean", rows, device, crop_pct, given)
-    ask = partial(job.probe, settings=settings, few=few, seed=seed, quiet=quiet)
-    return ask(weights, data, how)
-
-
-def _partial(weights: Path, data: str, **given: Any) -> object:
-    from mae.jobs.probe_partial import partial_probe
-
-    if given["fields"]["pool"] == "grid":
-        raise ConfigError("pool: grid has no effect on partial, expected mean or cls")
-    return partial_probe(weights, data, command=["mae", *sys.argv[1:]], **given)
+    how = choose_method(method, k=k, temperature=temperature, seed=seed)
+    batch = 64 if batch is None else batch
+    settings = FeatureSettings(pool or "mean", batch, device, crop_pct, given)
+    return probe(weights, data, how, settings=settings, few=few, seed=seed, quiet=quiet)
 
 
 def evaluate(
@@ -142,8 +136,8 @@ def evaluate(
     """
     from mae.config.model import refuse_without_effect
     from mae.evaluation.inputs import FeatureSettings
-    from mae.jobs import evaluate as job
-    from mae.jobs import evaluate_corruptions as corruptions
+    from mae.jobs.evaluate import evaluate
+    from mae.jobs.evaluate_corruptions import evaluate_corruptions
 
     settings = FeatureSettings(
         batch=batch, device=device, crop_pct=crop_pct, given=given, head_pool=pool
@@ -153,12 +147,13 @@ def evaluate(
             set, "another set", out=out, all_classes=all_classes or None, split=split,
             crop_pct=crop_pct,
         )  # fmt: skip
-        return corruptions.evaluate_corruptions(
+        return evaluate_corruptions(
             weights, data, settings=settings, predictions=predictions, quiet=quiet
         )
-    how = {"dataset": set, "all_classes": all_classes, "split": split, "settings": settings}
-    files = {"out": out, "predictions": predictions}
-    return job.evaluate(weights, data, **how, **files, quiet=quiet)  # type: ignore[arg-type]
+    return evaluate(
+        weights, data, dataset=set, all_classes=all_classes, split=split, out=out,
+        predictions=predictions, settings=settings, quiet=quiet,
+    )  # fmt: skip
 
 
 def reconstruct(
@@ -180,10 +175,12 @@ def reconstruct(
         mask_ratio: Fraction of the patches that is hidden; none: as in training.
         seed: Key of the masks.
     """
-    from mae.jobs import reconstruct as job
+    from mae.jobs.reconstruct import reconstruct
 
-    ask = partial(job.reconstruct, mask_ratio=mask_ratio, seed=seed, device=device, quiet=quiet)
-    return ask(weights, images, out=out, crop_pct=crop_pct, **given)
+    return reconstruct(
+        weights, images, out=out, mask_ratio=mask_ratio, seed=seed, device=device,
+        crop_pct=crop_pct, quiet=quiet, **given,
+    )  # fmt: skip
 
 
 def embed(
@@ -206,7 +203,7 @@ def embed(
         batch: Images per batch.
     """
     from mae.evaluation.inputs import FeatureSettings
-    from mae.jobs import embed as job
+    from mae.jobs.embed import embed_to_file
 
     settings = FeatureSettings(pool, batch, device, crop_pct, given)
-    return job.embed_to_file(weights, data, out=out, settings=settings, quiet=quiet)
+    return embed_to_file(weights, data, out=out, settings=settings, quiet=quiet)

@@ -1,0 +1,133 @@
+"""Classify labelled images with a fine-tuned classifier, all classes or some to choose from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from mae.data.batching.batch import View
+from mae.data.sources.source import Source
+from mae.errors import DataError
+from mae.evaluation.discover import some
+from mae.evaluation.inputs import FeatureSettings, LabelledBatch, map_images
+from mae.evaluation.metrics import Predictions, predictions_from_scores
+from mae.evaluation.robustness import set_classes
+from mae.evaluation.split import Ids, Labels
+from mae.model.classifier import Classifier
+from mae.parallel.processes import SINGLE_PROCESS, Communicator
+from mae.progress import Progress
+from mae.weights.load import LoadedClassifier, open_classifier
+
+TOP = 5
+IMAGENET_CLASSES = 1000
+
+
+class Candidates(NamedTuple):
+    """The classes that a classifier chooses from for the images of a source."""
+
+    classes: Ids
+    """Indices of the model's classes to choose from."""
+    positions: Ids
+    """Position in `classes` of each class of the source."""
+    about: str = "all classes"
+    absent: Sequence[str] = ()
+    """Classes of the model without any image."""
+
+    def names(self, class_names: Sequence[str]) -> list[str]:
+        """Return the names of the classes to choose from."""
+        return [class_names[i] for i in self.classes]
+
+
+def open_for_evaluation(
+    weights: str | Path, settings: FeatureSettings, *, log: Callable[[str], None]
+) -> LoadedClassifier:
+    """Load a classifier onto its device, and report the assumptions made."""
+    device = settings.checked_device()
+    found, notes = open_classifier(
+        weights, pool=settings.head_pool, crop_pct=settings.crop_pct, **settings.given
+    )
+    for note in notes:
+        log(note)
+    found.model.to(device).eval()
+    return found
+
+
+def classify(
+    model: Classifier,
+    source: Source,
+    candidates: Candidates,
+    *,
+    batch: int,
+    progress: Progress,
+    label: str = "image",
+    view: View | None = None,
+    ranks: Communicator = SINGLE_PROCESS,
+) -> Predictions:
+    """Classify every readable image of a labelled source.
+
+    Args:
+        model: on the device to use, in evaluation mode.
+        source: labelled images.
+        candidates: the classes to choose from.
+        batch: images classified at a time.
+        progress: shows the images of this process.
+        label: name of an image in the progress display.
+        view: view of an image; none: the evaluation view of the model.
+        ranks: the processes that divide the images; all of them return all predictions.
+    """
+    encoder, kept = model.encoder, torch.from_numpy(candidates.classes)
+
+    @torch.inference_mode()
+    def predict(images: LabelledBatch) -> Predictions:
+        scores = model(encoder.normalize(images.images.to(encoder.cls_token.device))).cpu()
+        labels: Labels = candidates.positions[images.labels]
+        return predictions_from_scores(scores[:, kept], labels=labels, ids=images.ids)
+
+    every = np.arange(len(source))
+    how = {"batch": batch, "progress": progress, "label": label, "view": view, "ranks": ranks}
+    return Predictions(*map_images(predict, encoder, source, every, **how))  # type: ignore[arg-type]
+
+
+def find_candidates(
+    source: Source, class_names: Sequence[str], *, dataset: str, all_classes: bool
+) -> Candidates:
+    """Match the classes of a folder with those of a classifier, by name.
+
+    Args:
+        source: labelled images.
+        class_names: classes of the classifier, in the order of its scores.
+        dataset: imagenet-a and imagenet-r are restricted to their 200 classes.
+        all_classes: do not restrict them.
+
+    Raises:
+        DataError: if a folder matches no class of the classifier, or if the folders of
+            imagenet-a or imagenet-r are not exactly their 200 classes.
+    """
+    numbers = {name: number for number, name in enumerate(class_names)}
+    K, unknown = len(class_names), [name for name in source.class_names if name not in numbers]
+    if unknown:
+        raise DataError(
+            f"data: {len(unknown)} of {len(source.class_names)} classes are unknown to the "
+            f"classifier: {', '.join(unknown[:3])}; expected folders named as its {K} classes: "
+            f"{', '.join(class_names[:3])} ..."
+        )
+    own = np.array([numbers[name] for name in source.class_names], dtype=np.int64)
+    if dataset in ("imagenet-a", "imagenet-r"):
+        if K != IMAGENET_CLASSES or sorted(own.tolist()) != set_classes(dataset):  # type: ignore[arg-type]
+            raise DataError(
+                f"data: {len(own)} folders, which are not the 200 classes of {dataset} among the "
+                f"1,000 of ImageNet; the classifier has {K}. Check --data, or use --set folder"
+            )
+        if all_classes:
+            return Candidates(np.arange(K), own, f"the scores of all {K:,} classes compared")
+        classes, about = np.sort(own), f"restricted to the scores of its {len(own)} classes"
+        return Candidates(classes, np.searchsorted(classes, own), about)
+    labels = () if source.labels is None else np.unique(source.labels).tolist()
+    present = {source.class_names[label] for label in labels}
+    absent = [name for name in class_names if name not in present]
+    lacking = f", no image of {len(absent):,}: {some(absent, 3)}" if absent else ""
+    return Candidates(np.arange(K), own, f"{K:,} classes{lacking}", absent)
