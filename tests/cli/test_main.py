@@ -718,7 +718,7 @@ def test_doctor_works_with_nothing_installed_but_itself() -> None:
     assert (done.returncode, done.stderr) == (1, "")
     checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
     for name in ("torch", "numpy", "pillow", "device", "threads", "reads JPEG"):
-        assert not checks[name]["ok"] and "install it anew: pip install" in checks[name]["found"]
+        assert not checks[name]["ok"] and "reinstall it: pip install" in checks[name]["found"]
     assert checks["disk"]["ok"] and checks["allocator"]["ok"]
 
 

@@ -33,7 +33,7 @@ CONFIG = PretrainConfig(model=TINY, batch=6, micro_batch=3, device="cpu", epochs
 
 
 class SlowSource(ArraySource):
-    """Pictures that come from far away: each is waited for, and no processor works meanwhile."""
+    """Images that come from far away: each is waited for, and no processor works meanwhile."""
 
     def __init__(self, count: int, *, wait: float = 0.02) -> None:
         super().__init__(np.stack([photo(24, 40, seed=seed) for seed in range(count)]))
@@ -46,8 +46,8 @@ class SlowSource(ArraySource):
 
 def write_jpegs(root: Path, *, count: int) -> Path:
     for seed in range(count):
-        picture = Image.fromarray(photo(48, 64, seed=seed))
-        (root / f"{seed}.jpg").write_bytes(encoded(picture, "JPEG"))
+        image = Image.fromarray(photo(48, 64, seed=seed))
+        (root / f"{seed}.jpg").write_bytes(encoded(image, "JPEG"))
     return root
 
 
@@ -82,7 +82,7 @@ def test_a_folder_of_jpegs_is_measured_whole_and_leaves_nothing_behind(tmp_path:
     assert len(list(tmp_path.iterdir())) == 13
 
 
-def test_pictures_that_are_waited_for_make_the_loader_the_wall_and_workers_the_advice() -> None:
+def test_images_that_are_waited_for_make_the_loader_the_wall_and_workers_the_advice() -> None:
     # Far more than a step takes, on a busy machine as well.
     found = bench_run(SlowSource(12, wait=0.1), CONFIG, seconds=1.5, quiet=True)
 
@@ -98,7 +98,7 @@ def test_pictures_that_are_waited_for_make_the_loader_the_wall_and_workers_the_a
     assert advice.endswith("of them waiting for the source")
 
 
-def test_pictures_in_memory_make_the_step_the_wall() -> None:
+def test_images_in_memory_make_the_step_the_wall() -> None:
     found = bench_run(
         "fashion-mnist", dataclasses.replace(DEMO, device="cpu"), seconds=0.3, quiet=True
     )
@@ -112,17 +112,17 @@ def test_a_large_batch_of_a_cpu_is_measured_on_few_images(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(setup, "_STEP_FLOPS", 8.5 * step_flops(TINY, ObjectiveConfig()))
-    pictures = np.random.default_rng(0).integers(0, 256, (400, 24, 40, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (400, 24, 40, 3), dtype=np.uint8)
     config = dataclasses.replace(CONFIG, batch=320, micro_batch=160, epochs=3, threads=2)
 
-    found = bench_run(pictures, config, seconds=0.06, quiet=True)
+    found = bench_run(images, config, seconds=0.06, quiet=True)
 
     assert found.measured.images_per_step == 8
     assert found.estimate.config.batch == 320 and found.estimate.steps == 3
     assert any("3 steps, 3 epochs" in line and "weighs more" in line for (line, *_) in found.rows())
 
 
-def test_few_pictures_keep_as_many_micro_batches_side_by_side_as_the_batch_has(
+def test_few_images_keep_as_many_micro_batches_side_by_side_as_the_batch_has(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(setup, "_STEP_FLOPS", 11 * step_flops(TINY, ObjectiveConfig()))
@@ -131,7 +131,7 @@ def test_few_pictures_keep_as_many_micro_batches_side_by_side_as_the_batch_has(
     with use_threads(2):
         few = few_images(config, torch.device("cpu"))
 
-    assert (few.batch, few.micro_batch) == (8, 4)  # whole pictures of four views
+    assert (few.batch, few.micro_batch) == (8, 4)  # whole images of four views
     assert few_images(config, torch.device("cuda")) == config
 
 
@@ -140,13 +140,13 @@ def test_readers_feed_the_step_and_what_they_made_ahead_does_not_count() -> None
 
     found = bench_run(SlowSource(12), config, seconds=0.9, quiet=True)
 
-    # Two processes at 20 ms a picture make 100 a second, fewer on a busy machine. In the time of a
+    # Two processes at 20 ms an image make 100 a second, fewer on a busy machine. In the time of a
     # slice they make 15, and 24 lie there made ahead.
     assert found.measured.workers == 2
     assert 20 < found.measured.loader < 120
 
 
-def test_broken_pictures_are_counted(tmp_path: Path) -> None:
+def test_broken_images_are_counted(tmp_path: Path) -> None:
     mixed_folder(tmp_path, count=24, broken=2)
 
     found = bench_run(tmp_path, CONFIG, seconds=0.06, quiet=True)
@@ -184,7 +184,7 @@ def test_readers_that_should_keep_up_and_do_not_are_said(monkeypatch: pytest.Mon
     )
 
 
-def test_decoding_that_has_no_core_left_asks_for_cheaper_pictures(
+def test_decoding_that_has_no_core_left_asks_for_cheaper_images(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     slow = {"loader": 700.0, "step": 3000.0, "both": 500.0, "reading": (0.0014, 0.0014)}
@@ -248,9 +248,9 @@ def test_weights_that_change_no_speed_are_refused(weights: Path) -> None:
 
 
 def test_the_network_comes_from_weights_where_the_recipe_says_so(weights: Path) -> None:
-    pictures = np.random.default_rng(0).integers(0, 256, (20, 30, 44, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (20, 30, 44, 3), dtype=np.uint8)
     config = PretrainConfig(follow_weights=True, batch=4, device="cpu")
 
-    found = bench_run(pictures, config, init=weights, seconds=0.06, quiet=True)
+    found = bench_run(images, config, init=weights, seconds=0.06, quiet=True)
 
     assert found.estimate.config.model.width == TINY.width

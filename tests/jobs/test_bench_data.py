@@ -32,10 +32,10 @@ def test_every_stage_of_files_is_timed_and_broken_ones_are_counted(tmp_path: Pat
     assert torch.get_num_threads() == threads
 
 
-def test_pictures_in_memory_are_neither_read_nor_decoded() -> None:
-    pictures = np.random.default_rng(0).integers(0, 256, (40, 28, 28, 3), dtype=np.uint8)
+def test_images_in_memory_are_neither_read_nor_decoded() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 28, 28, 3), dtype=np.uint8)
 
-    found = bench_data(pictures, CONFIG, seconds=0.01, quiet=True)
+    found = bench_data(images, CONFIG, seconds=0.01, quiet=True)
 
     assert found.stages == ["augment", "collate"]
 
@@ -51,7 +51,7 @@ def test_cores_are_counted_for_the_rate_that_is_asked_for() -> None:
 
 @pytest.mark.parametrize("name", ["seconds", "images_per_second"])
 def test_a_rate_or_a_time_of_nothing_is_refused(name: str) -> None:
-    pictures = np.zeros((40, 28, 28, 3), dtype=np.uint8)
+    images = np.zeros((40, 28, 28, 3), dtype=np.uint8)
 
     with pytest.raises(ConfigError, match=f"{name}: expected a number above 0, got 0"):
-        bench_data(pictures, dataclasses.replace(CONFIG), quiet=True, **{name: 0.0})
+        bench_data(images, dataclasses.replace(CONFIG), quiet=True, **{name: 0.0})

@@ -1,4 +1,4 @@
-"""A folder of pictures looked at as a run would: every fact is right, and nothing is touched."""
+"""A folder of images looked at as a run would: every fact is right, and nothing is touched."""
 
 from __future__ import annotations
 
@@ -100,12 +100,12 @@ def test_every_fact_of_a_mixed_folder_is_said(tmp_path: Path) -> None:
     assert all(name in text for name in broken) and "JPEG that cannot be decoded" in text
 
 
-def test_copies_look_alikes_and_flat_pictures_are_told_apart(tmp_path: Path) -> None:
+def test_copies_look_alikes_and_flat_images_are_told_apart(tmp_path: Path) -> None:
     write_good(tmp_path, count=9)
-    picture = image(60, 90, seed=77)
-    (tmp_path / "a.png").write_bytes(encoded(picture, "PNG"))
-    (tmp_path / "b.png").write_bytes(encoded(picture, "PNG"))
-    (tmp_path / "c.jpg").write_bytes(encoded(picture.resize((72, 48)), "JPEG", quality=90))
+    shown = image(60, 90, seed=77)
+    (tmp_path / "a.png").write_bytes(encoded(shown, "PNG"))
+    (tmp_path / "b.png").write_bytes(encoded(shown, "PNG"))
+    (tmp_path / "c.jpg").write_bytes(encoded(shown.resize((72, 48)), "JPEG", quality=90))
     for number in range(2):
         Image.new("RGB", (30 + number, 20), (90, 91, 92)).save(tmp_path / f"flat {number}.png")
 
@@ -178,7 +178,7 @@ def test_a_sample_is_spread_evenly_and_said(tmp_path: Path) -> None:
     assert dict(next(found.sections()).rows)["inspected"] == "6, a sample of 30, evenly spread"
 
 
-def test_pictures_of_kinds_that_no_run_can_mix_are_looked_at_all_the_same(tmp_path: Path) -> None:
+def test_images_of_kinds_that_no_run_can_mix_are_looked_at_all_the_same(tmp_path: Path) -> None:
     write_good(tmp_path, count=3)
     np.save(tmp_path / "five.npy", photo(20, 30, channels=5))
 
@@ -265,11 +265,11 @@ def test_the_page_shows_the_sheet_and_every_section(tmp_path: Path) -> None:
     page = Page(tmp_path / "page.html")
     assert page.values("img", "src")[0].startswith("data:image/png;base64,")
     for section in found.sections():
-        assert section.title == "pictures" or section.title[1:] in page.text
+        assert section.title == "images" or section.title[1:] in page.text
     assert "not an image" in page.text and "http" not in page.text.replace("http-", "")
 
 
-def test_the_sheet_draws_pictures_of_any_kind(tmp_path: Path) -> None:
+def test_the_sheet_draws_images_of_any_kind(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for number in range(10):
         bands = photo(30 + number, 300, channels=5, seed=number).astype(np.float32)
@@ -406,14 +406,14 @@ def test_a_quarantine_within_the_folder_is_refused_before_looking(
 
 
 def test_arrays_are_inspected_too() -> None:
-    pictures = np.random.default_rng(0).integers(0, 256, (9, 16, 24, 1), dtype=np.uint8)
-    pictures[4] = pictures[2]
+    images = np.random.default_rng(0).integers(0, 256, (9, 16, 24, 1), dtype=np.uint8)
+    images[4] = images[2]
 
-    values = inspect_data(pictures, recipe=RECIPE, quiet=True).values()
+    values = inspect_data(images, recipe=RECIPE, quiet=True).values()
 
     assert values["copies"] == [["image 2", "image 4"]]
-    assert values["mean"] == [pictures.mean()]
-    assert values["std"] == pytest.approx([pictures.std()], rel=1e-14)
+    assert values["mean"] == [images.mean()]
+    assert values["std"] == pytest.approx([images.std()], rel=1e-14)
 
 
 def test_nothing_readable_is_said_with_the_reasons(tmp_path: Path) -> None:

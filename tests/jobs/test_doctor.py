@@ -32,7 +32,7 @@ def test_a_library_that_is_missing_is_a_problem_with_its_remedy(
     check = found(doctor(tmp_path), "simplejpeg")
 
     assert not check.ok
-    assert check.found.startswith("No module named 'no_such_module'; install it anew: pip install")
+    assert check.found.startswith("No module named 'no_such_module'; reinstall it: pip install")
 
 
 def test_a_full_disk_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +51,7 @@ def test_a_folder_that_is_not_there_is_a_problem(tmp_path: Path) -> None:
     assert not check.ok and "work in a local folder" in check.found
 
 
-def test_a_decoder_that_changes_pictures_is_a_problem(
+def test_a_decoder_that_changes_images_is_a_problem(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mae.data.decoding import decode
@@ -61,7 +61,7 @@ def test_a_decoder_that_changes_pictures_is_a_problem(
 
     check = found(doctor(tmp_path), "reads PNG")
 
-    assert not check.ok and "came back as another" in check.found
+    assert not check.ok and "came back changed" in check.found
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ BASES = {
 
 
 def planned(config: PretrainConfig, *, recipe: str = "folder", **given: Any) -> Estimate:
-    return plan(config, recipe=recipe, say=lambda line: None, **given)
+    return plan(config, recipe=recipe, log=lambda line: None, **given)
 
 
 def paper(size: str, *, gpu: str, **fields: Any) -> Estimate:
@@ -172,10 +172,10 @@ def test_imagenet_is_said_to_be_what_a_recipe_of_the_paper_is_planned_for() -> N
     assert row(found, "images").startswith("1,281,167, ImageNet-1k's")
 
 
-def test_pictures_are_counted_and_settle_what_follows_from_them() -> None:
-    pictures = np.zeros((40, 28, 28, 1), dtype=np.uint8)
+def test_images_are_counted_and_settle_what_follows_from_them() -> None:
+    images = np.zeros((40, 28, 28, 1), dtype=np.uint8)
 
-    found = planned(DEMO, data=pictures)
+    found = planned(DEMO, data=images)
 
     assert found.images == 40 and found.config.batch == 40
     assert found.config.model.channels == 1

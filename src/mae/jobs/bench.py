@@ -26,7 +26,7 @@ from mae.weights.start_from import require_init
 
 WAITS = 0.1
 """Fraction of the time spent waiting for images above which the loader gets advice."""
-_SHARED = 0.8  # of the throughput without mutual interference
+_UNDISTURBED = 0.8  # of the throughput without mutual interference
 _KEPT_EDGE = 256 / 224  # short side of a stored image over the edge of its crops, as published
 
 
@@ -137,7 +137,7 @@ class BottleneckReport(NamedTuple):
         workers, threads = self.measured.workers, self.measured.threads
         # Without workers they take turns.
         alone = min(loader, step) if workers else 1 / (1 / loader + 1 / step)
-        if both < _SHARED * alone:
+        if both < _UNDISTURBED * alone:
             ratio = f"together they make {both / alone:.0%} of the undisturbed rate"
             yield f"{ratio}: {workers} readers and {threads} threads share {cores()} cores"
 

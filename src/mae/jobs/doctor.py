@@ -28,7 +28,7 @@ LIBRARIES = {
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 ALLOCATORS = ("jemalloc", "tcmalloc", "mimalloc")
 LEAST_FREE_BYTES = 2 * 2**30
-ANEW = f"install it anew: {INSTALL}"
+ANEW = f"reinstall it: {INSTALL}"
 
 
 class Check(NamedTuple):
@@ -134,12 +134,12 @@ def _decoder(file_format: str) -> str:
 
     from mae.data.decoding.decode import PixelKind, decode
 
-    picture = np.full((16, 24, 3), (200, 100, 50), dtype=np.uint8)
+    image = np.full((16, 24, 3), (200, 100, 50), dtype=np.uint8)
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, file_format)
+    Image.fromarray(image).save(file, file_format)
     pixels = decode(file.getvalue(), kind=PixelKind("uint8", 3))
-    if pixels.shape != picture.shape or np.abs(pixels.astype(int) - picture).max() > 4:
-        raise ValueError(f"a {file_format} picture came back as another")
+    if pixels.shape != image.shape or np.abs(pixels.astype(int) - image).max() > 4:
+        raise ValueError(f"a {file_format} image came back changed")
     return "written and read back"
 
 

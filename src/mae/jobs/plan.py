@@ -30,7 +30,7 @@ def plan(
     gpu: str | None = None,
     images: int | None = None,
     measure: bool = False,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> Estimate:
     """Estimate the memory, time and cores of a run.
 
@@ -41,7 +41,7 @@ def plan(
         gpu: card and how many, as in h100x8; none: this machine.
         images: number of images instead of `data`.
         measure: whether to measure the rate of this machine, on steps whose result is discarded.
-        say: prints one line for the user.
+        log: prints one line for the user.
 
     Raises:
         MaeError: for whatever the user must change, in one line.
@@ -56,7 +56,7 @@ def plan(
     machine = this_machine(config.device) if gpu is None else machine_of(gpu)
     precision = resolve_precision(config.precision, has_bf16=machine.has_bf16)
     config = replace(config, precision=precision)
-    config, count, images_from = _images(config, recipe, data=data, images=images, say=say)
+    config, count, images_from = _images(config, recipe, data=data, images=images, log=log)
     if not machine.ranks <= config.batch <= count:
         raise ConfigError(
             f"batch: got {config.batch}, expected from {machine.ranks}, the ranks, to {count}, "
@@ -70,7 +70,7 @@ def plan(
     size = (*model.image_size, model.channels)
     noise = np.random.default_rng(config.seed).integers(0, 256, size).astype(model.pixels.dtype)
     source = ArraySource(np.broadcast_to(noise, (config.batch, *size)))
-    return with_measured_rate(estimate, source, kind_of(model), log=say)
+    return with_measured_rate(estimate, source, kind_of(model), log=log)
 
 
 def _images(
@@ -79,16 +79,16 @@ def _images(
     *,
     data: Data | None,
     images: int | None,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> tuple[PretrainConfig, int, str]:
     """Resolve the fields that depend on the images; return also their number and its source."""
     if data is not None and images is not None:
         raise ConfigError("data and images: got both, expected one of them; drop one")
     if data is not None:
-        source = open_source(data, log=say)
+        source = open_source(data, log=log)
         resolved = resolve(config, source)
         for note in resolved.notes:
-            say(note)
+            log(note)
         return resolved.config, len(source), "counted"
     if images is not None and images < 1:
         raise ConfigError(f"images: expected at least 1, got {images}")

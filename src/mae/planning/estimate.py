@@ -239,17 +239,13 @@ class Estimate(NamedTuple):
             yield "micro-batch", "not one image fits beside the state and the batch", ESTIMATE
             return
         yield "micro-batch", f"{largest:,} fit, a tenth of the memory left free", ESTIMATE
-        passes = "one pass"
-        if self.micro_batches > 1:
-            passes = f"{self.micro_batches:,} passes of {self.micro_batch:,}, accumulated"
-            if config.micro_batch is None:
-                passes += f" (add --micro-batch {self.micro_batch})"
-        several = self.machine.ranks > 1
-        ranks = f"{self.batch_per_rank:,} a rank: " if several else ""
-        yield "batch", f"{config.batch:,}, {ranks}{passes}", GIVEN
+        rank = " a rank" if self.machine.ranks > 1 else ""
+        passes = f"{self.micro_batches:,} x {self.micro_batch:,} images{rank}"
+        if self.micro_batches > 1 and config.micro_batch is None:
+            passes += f" (add --micro-batch {self.micro_batch})"
+        yield "batch", f"{config.batch:,}: {passes}", GIVEN
         if self.micro_batch > largest:
             yield "", f"too many: use --micro-batch {largest}", ESTIMATE
-        rank = " a rank" if several else ""
         yield "memory", f"{self.memory_bytes / GiB:.3g} GiB{rank}, at least", TESTED
 
     def _time_rows(self) -> Iterator[tuple[str, str, str]]:

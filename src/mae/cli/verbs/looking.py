@@ -92,7 +92,7 @@ def plan(
 
     with Progress(quiet=quiet) as progress:
         given = {"data": data, "gpu": gpu, "images": images, "measure": measure}
-        result = job.plan(resolved, recipe=recipe, say=progress.note, **given)  # type: ignore[arg-type]
+        result = job.plan(resolved, recipe=recipe, log=progress.note, **given)  # type: ignore[arg-type]
     report = report_of(result)
     if result.machine.ranks > 1 and "pretrain" not in MULTI_PROCESS_VERBS:
         note = ("mae pretrain runs as one process so far; this is what several would need",)
