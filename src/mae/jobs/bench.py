@@ -169,11 +169,8 @@ class BottleneckReport(NamedTuple):
         machine, threads = self.estimate.machine, self.measured.threads
         if machine.device == "cpu" and threads < cores():
             yield f"the step has {threads} of {cores()} cores: use --threads {cores()}"
-        if machine.device == "cuda" and self.estimate.config.precision == "float32":
-            half = "bf16" if machine.has_bf16 else "fp16"
-            times = machine.peak_flops(half) / machine.peak_flops("float32")
-            known = "" if math.isnan(times) else f": {times:.0f} times the peak (data sheet)"
-            yield f"use --precision {half}{known}"
+        if tip := self.estimate.precision_advice():
+            yield tip
         if machine.device != "cpu" and asked < most:
             yield f"a pass of more images fits (formula): use --micro-batch {most}"
 

@@ -30,7 +30,7 @@ from mae.progress import Progress
 from mae.recipes.catalogue import DEMO
 from mae.report.page import write_report
 from mae.runs.directory import RunDir, read_record
-from mae.train.measure import count_steps, measuring
+from mae.train.measure import count_steps
 from mae.train.resolve import batch_plan, resolve
 from mae.weights.load import open_model
 
@@ -121,9 +121,8 @@ def _config(minutes: float | None, *, say: Callable[[str], None]) -> PretrainCon
         create(config.model, objective=config.objective, seed=config.seed),
         batch_plan(config, source, kind),
     )
-    wanted = count_steps(config, plan, model)
-    say(measuring(MOST_MINUTES))
-    possible = count_steps(replace(config, minutes=MOST_MINUTES), plan, model)
+    wanted = count_steps(config, plan, model, log=say)
+    possible = count_steps(replace(config, minutes=MOST_MINUTES), plan, model, log=say)
     if possible >= wanted:
         return DEMO
     say(f"this machine makes {possible:,} of {wanted:,} steps in {MOST_MINUTES:g} minutes")

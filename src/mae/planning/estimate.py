@@ -18,7 +18,7 @@ from mae.config.model import ModelConfig
 from mae.config.run import FinetuneConfig, FitConfig, PretrainConfig
 from mae.config.sizes import size_name
 from mae.model.costs import FLOAT32, HALF, ActivationBytes, activation_bytes, step_flops
-from mae.planning.hardware import CARDS, Machine
+from mae.planning.hardware import Machine
 
 LEFT_FREE = 0.1
 """Fraction of the memory left free for temporary tensors and allocator fragmentation."""
@@ -217,13 +217,20 @@ class Estimate(NamedTuple):
             each += f" and {peak / 1e12:,.4g} TFLOP/s in {precision}"
         count = f"{machine.ranks} x " if machine.ranks > 1 else ""
         yield "machine", f"{count}{machine.name}: {each}", SHEET if machine.elsewhere else MEASURED
-        if machine.card is not None:
-            half = "bf16" if CARDS[machine.card].has_bf16 else "fp16"
-            if precision == "float32":
-                times = machine.peak_flops(half) / peak
-                yield "", f"--precision {half} has {times:.0f} times the peak", SHEET
-            elif precision == "bf16" and half == "fp16":
-                yield "", f"{machine.name} has no bf16; use --precision fp16", SHEET
+        if tip := self.precision_advice():
+            yield "", tip, SHEET
+
+    def precision_advice(self) -> str:
+        """Return the precision that a GPU computes faster in, or has at all; "" if used."""
+        machine, precision = self.machine, self.config.precision
+        half = "bf16" if machine.has_bf16 else "fp16"
+        if machine.device != "cuda" or precision in ("fp16", half):
+            return ""
+        times = machine.peak_flops(half) / machine.peak_flops("float32")
+        why = "" if math.isnan(times) else f": {times:.0f} times the peak of float32"
+        if precision == "bf16":
+            why = f": {machine.name} has no bf16"
+        return f"use --precision {half}{why}"
 
     def _memory_rows(self) -> Iterator[tuple[str, str, str]]:
         config, largest = self.config, self.largest_micro_batch

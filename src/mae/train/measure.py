@@ -70,21 +70,20 @@ class Measurement(NamedTuple):
     """Other runnable threads per core."""
 
 
-def measuring(minutes: float) -> str:
-    """Return a note that the rate is being measured, which shows no progress."""
-    least = RATE_SECONDS * 4 / 3
-    return f"measuring the rate for {least:g} s or more: how many steps {minutes:g} minutes hold"
-
-
 def count_steps(
     config: PretrainConfig | FinetuneConfig,
     plan: BatchPlan,
     model: nn.Module,
     recipe: StepRecipe = StepRecipe(),  # noqa: B008
+    *,
+    log: Callable[[str], None],
 ) -> int:
     """Return the optimiser steps of the run; with --minutes, measure the rate first."""
-    timed = config.minutes is not None
-    seconds = step_seconds(config, plan, model, recipe) if timed else math.nan
+    seconds = math.nan
+    if config.minutes is not None:
+        least = f"{RATE_SECONDS * 4 / 3:g} s or more"
+        log(f"measuring the rate for {least}: how many steps {config.minutes:g} minutes hold")
+        seconds = step_seconds(config, plan, model, recipe)
     steps = num_steps(config, plan.batches_per_epoch, seconds)
     assert steps is not None
     return steps
@@ -113,8 +112,8 @@ def with_measured_rate(
     log(f"measuring the rate of this machine, {few.batch} images a step ...")
     try:
         rate = few.batch / step_seconds(few, plan, model, at_least=quick)
-    except MaeError as error:
-        log(str(error))
+    except (MaeError, torch.OutOfMemoryError) as error:
+        log(str(error).splitlines()[0])
         return estimate
     on = f"on this machine's {device.type}, steps of {few.batch}"
     note = "; ".join((on, *busy_note(others_waiting(device))))

@@ -28,7 +28,7 @@ from mae.runs.state import TrainState
 from mae.train.compile import compiled_loss
 from mae.train.fit import EveryNSteps, fit
 from mae.train.forecast import log_forecast
-from mae.train.measure import StepRecipe, count_steps, measuring
+from mae.train.measure import StepRecipe, count_steps
 from mae.train.meter import Meter, peak_memory, state_bytes
 from mae.train.micro_batch import choose_micro_batch
 from mae.train.resolution_schedule import staged_batches
@@ -91,9 +91,7 @@ def _resolve_steps(
     """Return the steps of a run, counted and recorded when it begins."""
     config, record = run.config, run.record
     if "num_steps" not in record:
-        if config.minutes is not None:
-            run.progress.note(measuring(config.minutes))
-        record["num_steps"] = count_steps(config, plan, model, recipe)
+        record["num_steps"] = count_steps(config, plan, model, recipe, log=run.progress.note)
         write_json_atomic(run.rundir.record, record)
     return int(record["num_steps"])
 
