@@ -76,7 +76,7 @@ def count_steps(
     model: nn.Module,
     recipe: StepRecipe = StepRecipe(),  # noqa: B008
     *,
-    log: Callable[[str], None],
+    log: Callable[[str], object] = lambda line: None,
 ) -> int:
     """Return the optimiser steps of the run; with --minutes, measure the rate first."""
     seconds = math.nan
