@@ -157,8 +157,8 @@ def test_verbs_and_options_are_pinned() -> None:
         f"seeds epochs batch lr pool device crop-pct seed {given} quiet json traceback",
         "evaluate": "WEIGHTS data set all-classes split out predictions batch device crop-pct "
         f"pool {given} quiet json traceback",
-        "reconstruct": f"WEIGHTS IMAGES out mask-ratio seed device crop-pct {given} quiet json "
-        "traceback",
+        "reconstruct": f"WEIGHTS IMAGES out mask mask-kind mask-ratio seed device crop-pct "
+        f"{given} quiet json traceback",
         "embed": f"WEIGHTS data out pool batch device crop-pct {given} quiet json traceback",
         "data inspect": "FOLDER limit out quarantine quiet json traceback",
         "report": "RUNS json traceback",

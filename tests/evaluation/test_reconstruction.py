@@ -94,7 +94,7 @@ def test_with_normalised_targets_every_way_is_given_the_patch_statistics(batch):
     flat = [(((p - mean) / std).mean() * std + mean).clamp(0, 1) - p for p in patches]
     expected = -10 * math.log10(torch.stack(flat).square().mean())
     assert by_name(result)["mean colour"] == pytest.approx(expected, abs=1e-4)
-    assert "mean and deviation of each hidden patch are given to all" in result.about
+    assert "mean and std of each hidden patch are given to all" in result.about
     assert json.loads(json.dumps(result.to_dict())) == result.to_dict()
 
 

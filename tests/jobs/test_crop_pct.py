@@ -109,7 +109,7 @@ def test_the_drawings_of_a_run_show_its_view(
 ) -> None:
     drawn: list[torch.Tensor] = []
     monkeypatch.setattr(
-        "mae.jobs.pretrain.save_progress_picture",
+        "mae.jobs.pretrain.save_progress_image",
         lambda model, images, noise, path: drawn.append(images),
     )
     data = pictures()

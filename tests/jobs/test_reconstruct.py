@@ -81,13 +81,94 @@ def test_the_mask_kind_is_that_of_training(tmp_path: Path) -> None:
 
     reconstruct(tmp_path / "weights", [tmp_path / "a.png"], out=tmp_path / "out.png", quiet=True)
 
-    with Image.open(tmp_path / "out.png") as strip:  # enlarged by 10, and four stages wide
-        masked = np.asarray(strip)[4:124, 4 + 204 : 4 + 404].reshape(3, 40, 5, 40, 3)
-    grey = (masked == 128).all(axis=(1, 3, 4))
+    grey = masked_patches(tmp_path / "out.png")
     assert grey.sum() == 12
     assert grey[:, :3].all() or grey[:, 3:].all()  # cells of 3 x 3 and 3 x 2
     hidden = mask_noise(np.arange(1), model.objective, grid=(3, 5), seed=0)
     assert (grey.ravel() == random_masking(hidden, num_keep=3).mask[0].numpy()).all()
+
+
+MASK = np.array([[0, 255, 255, 0, 0], [0, 255, 0, 0, 0], [0, 0, 0, 255, 0]], dtype=np.uint8)
+
+
+def masked_patches(path: Path) -> np.ndarray:
+    """Read which of 3 x 5 patches of the first image are grey, at 12 x 20 enlarged by 10."""
+    with Image.open(path) as strip:
+        patches = np.asarray(strip)[4:124, 208:408].reshape(3, 40, 5, 40, 3)
+    return (patches == 128).all(axis=(1, 3, 4))
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        Image.fromarray(MASK),
+        Image.fromarray(MASK).convert("1"),
+        Image.fromarray(MASK).convert("RGBA"),
+        Image.fromarray(MASK).resize((20, 12), Image.Resampling.NEAREST),
+        Image.fromarray(MASK.astype(np.uint16) * 130),  # of 16 bits, above the middle
+    ],
+    ids=["grey", "bits", "alpha", "size of images", "16 bits"],
+)
+def test_a_given_mask_hides_its_white_patches_of_every_image(
+    tmp_path: Path, file: Image.Image
+) -> None:
+    file.save(tmp_path / "mask.png")
+
+    result = drawn(tmp_path, mask=tmp_path / "mask.png")
+
+    assert (masked_patches(tmp_path / "out.png") == (MASK == 255)).all()
+    assert f"over {3 * 4 * 4 * 4 * 3:,} hidden" in result.about
+
+
+@pytest.mark.parametrize("count", [1, 14])
+def test_a_given_mask_may_hide_any_number_of_patches_but_all_or_none(
+    tmp_path: Path, count: int
+) -> None:
+    mask = np.arange(15).reshape(3, 5) < count
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+
+    drawn(tmp_path, mask=tmp_path / "mask.png")
+
+    assert (masked_patches(tmp_path / "out.png") == mask).all()
+
+
+@pytest.mark.parametrize(
+    ("mask", "options", "error", "why"),
+    [
+        (MASK * 0, {}, DataError, r"hides 0 of 15 patches, expected some hidden \(white\)"),
+        (MASK * 0 + 255, {}, DataError, "hides 15 of 15 patches"),
+        (MASK.T, {}, DataError, r"is 5 x 3 pixels, expected 3 x 5, the patches, or 12 x 20, the"),
+        (MASK, {"mask_ratio": 0.5}, ConfigError, "mask_ratio: has no effect on a given --mask"),
+        (MASK, {"mask_kind": "block"}, ConfigError, "mask_kind: has no effect on a given --mask"),
+        (MASK, {"seed": 0}, ConfigError, "seed: has no effect on a given --mask, .* drop it"),
+        (None, {}, DataError, "mask.png: cannot be read: .*No such file"),
+    ],
+)
+def test_masks_of_no_use_are_refused_in_one_line(
+    tmp_path: Path,
+    mask: np.ndarray | None,
+    options: dict[str, object],
+    error: type[MaeError],
+    why: str,
+) -> None:
+    if mask is not None:
+        Image.fromarray(np.ascontiguousarray(mask)).save(tmp_path / "mask.png")
+
+    with pytest.raises(error, match=why) as found:
+        drawn(tmp_path, mask=tmp_path / "mask.png", **options)
+
+    assert "\n" not in str(found.value) and not (tmp_path / "out.png").exists()
+
+
+def test_another_kind_of_mask_may_be_asked_for(tmp_path: Path) -> None:
+    drawn(tmp_path, mask_kind="block", mask_ratio=0.6)
+
+    hidden = masked_patches(tmp_path / "out.png")
+    cells = [hidden[r : r + 2, c : c + 2] for r in (0, 2) for c in (0, 2, 4)]
+    assert hidden.sum() == 9
+    assert sum(bool(cell.any()) and not bool(cell.all()) for cell in cells) <= 1
+    with pytest.raises(ConfigError, match="mask_kind: got grid for 3 x 5 patches, expected even"):
+        drawn(tmp_path, mask_kind="grid", mask_ratio=0.75)
 
 
 def test_of_a_folder_a_few_are_drawn_and_broken_ones_named(tmp_path: Path) -> None:
@@ -148,7 +229,7 @@ def test_options_that_cannot_be_are_refused(
 
 
 def test_a_picture_is_never_written_over(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"1\.png is one of the pictures"):
+    with pytest.raises(ConfigError, match=r"1\.png is one of the images"):
         drawn(tmp_path, "1.png")
 
     with Image.open(tmp_path / "1.png") as picture:
@@ -163,6 +244,6 @@ def test_pictures_that_are_missing_or_all_broken_are_named(tmp_path: Path) -> No
         reconstruct(path, [tmp_path / "text.jpg"], out=out, quiet=True)
     with pytest.raises(DataError, match=r"no file .*gone.jpg"):
         reconstruct(path, [tmp_path / "gone.jpg"], out=out, quiet=True)
-    with pytest.raises(DataError, match=r"pictures: none of 0"):
+    with pytest.raises(DataError, match=r"images: none of 0"):
         reconstruct(path, [], out=out, quiet=True)
     assert not out.exists()

@@ -10,7 +10,7 @@ import torch
 
 from mae.config.run import OptimConfig, PretrainConfig
 from mae.config.serialize import to_dict
-from mae.report.reconstruction import save_progress_picture
+from mae.report.reconstruction import save_progress_image
 from tests.model.tiny import tiny_config, tiny_model
 
 
@@ -53,7 +53,7 @@ def draw_pictures(path: Path, *, count: int) -> None:
     images = torch.randint(256, (2, 3, 12, 20), generator=generator, dtype=torch.uint8)
     noise = torch.rand(2, 15, generator=generator)
     for number in range(count):
-        save_progress_picture(model, images, noise, path / f"pictures/step-{40 * number:08d}.png")
+        save_progress_image(model, images, noise, path / f"pictures/step-{40 * number:08d}.png")
 
 
 def results() -> dict[str, Any]:

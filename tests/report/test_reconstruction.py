@@ -22,7 +22,7 @@ from mae.report.reconstruction import (
     read_stages,
     reconstruction_panels,
     reconstruction_strip,
-    save_progress_picture,
+    save_progress_image,
     tile,
 )
 from tests.model.tiny import GRID, B, tiny_model
@@ -66,7 +66,7 @@ def test_the_pasted_picture_is_the_original_wherever_it_is_visible(
     images = stored(generator, channels=channels, dtype=dtype, top=top)
     noise = torch.rand(B, L, generator=generator)
 
-    cells = reconstruction_panels(model, images, noise=noise).cells
+    cells = reconstruction_panels(model, images, hides=noise).cells
 
     mask = model.reconstruct(model.normalize(images), noise=noise).mask
     hidden = mask.view(B, *GRID).numpy().repeat(4, 1).repeat(4, 2)
@@ -84,7 +84,7 @@ def test_the_original_of_8_bits_is_drawn_as_it_is(generator: torch.Generator) ->
     images = stored(generator, channels=3, dtype=torch.uint8, top=256)
 
     cells = reconstruction_panels(
-        model_for(generator), images, noise=torch.rand(B, L, generator=generator)
+        model_for(generator), images, hides=torch.rand(B, L, generator=generator)
     ).cells
 
     assert np.array_equal(cells[:, 0], images.permute(0, 2, 3, 1).numpy())
@@ -95,7 +95,7 @@ def test_the_pasted_picture_is_what_the_model_fills_in(generator: torch.Generato
     images = stored(generator, channels=3, dtype=torch.uint8, top=256)
     noise = torch.rand(B, L, generator=generator)
 
-    cells = reconstruction_panels(model, images, noise=noise).cells
+    cells = reconstruction_panels(model, images, hides=noise).cells
 
     filled = model.reconstruct(model.normalize(images), noise=noise).images
     expected = denormalize_pixels(filled, model.config.pixels).clamp(0, 1) * 255
@@ -110,7 +110,7 @@ def test_a_normalised_prediction_has_the_mean_of_the_original_patch(
     model.decoder.pred.bias.data.zero_()
     images = stored(generator, channels=3, dtype=torch.uint8, top=256)
 
-    panels = reconstruction_panels(model, images, noise=torch.rand(B, L, generator=generator))
+    panels = reconstruction_panels(model, images, hides=torch.rand(B, L, generator=generator))
 
     corner = panels.cells[0, 2, :4, :4].astype(float)
     assert np.ptp(corner) == 0
@@ -125,7 +125,7 @@ def test_channels_that_are_left_out_are_said(
     model = model_for(generator, channels=channels, normalize_target=False)
     images = stored(generator, channels=channels, dtype=torch.uint8, top=256)
 
-    panels = reconstruction_panels(model, images, noise=torch.rand(B, L, generator=generator))
+    panels = reconstruction_panels(model, images, hides=torch.rand(B, L, generator=generator))
 
     assert panels.caption == f"Of {channels} channels {said} drawn."
     assert np.array_equal(panels.cells[:, 0, :, :, 0], images[:, 0].numpy())
@@ -135,7 +135,7 @@ def test_pictures_of_more_bits_are_stretched_and_said(generator: torch.Generator
     model = model_for(generator, channels=1, dtype="uint16", normalize_target=False)
     images = stored(generator, channels=1, dtype=torch.uint16, top=4096)
 
-    panels = reconstruction_panels(model, images, noise=torch.rand(B, L, generator=generator))
+    panels = reconstruction_panels(model, images, hides=torch.rand(B, L, generator=generator))
 
     assert panels.cells[:, 0].min() == 0
     assert panels.cells[:, 0].max() == 255
@@ -147,7 +147,7 @@ def test_a_plain_pixel_model_needs_no_caption(generator: torch.Generator) -> Non
     images = stored(generator, channels=3, dtype=torch.uint8, top=256)
 
     assert (
-        reconstruction_panels(model, images, noise=torch.rand(B, L, generator=generator)).caption
+        reconstruction_panels(model, images, hides=torch.rand(B, L, generator=generator)).caption
         == ""
     )
 
@@ -157,7 +157,7 @@ def test_a_model_that_diverged_is_drawn(generator: torch.Generator) -> None:
     model.decoder.pred.bias.data.fill_(torch.nan)
     images = stored(generator, channels=3, dtype=torch.uint8, top=256)
 
-    cells = reconstruction_panels(model, images, noise=torch.rand(B, L, generator=generator)).cells
+    cells = reconstruction_panels(model, images, hides=torch.rand(B, L, generator=generator)).cells
 
     assert (cells[:, 2] == 0).all()
 
@@ -179,7 +179,7 @@ def test_large_pictures_keep_their_size() -> None:
 def test_a_strip_explains_itself(generator: torch.Generator) -> None:
     model = model_for(generator)
     images = stored(generator, channels=3, dtype=torch.uint8, top=256)
-    panels = reconstruction_panels(model, images, noise=torch.rand(B, L, generator=generator))
+    panels = reconstruction_panels(model, images, hides=torch.rand(B, L, generator=generator))
 
     strip, plain = (
         np.asarray(reconstruction_strip(p).convert("L"))
@@ -199,9 +199,9 @@ def test_a_progress_picture_comes_back_in_stages(
     noise = torch.rand(B, L, generator=generator)
     path, before = tmp_path / "pictures" / "step-00000040.png", torch.get_rng_state()
 
-    save_progress_picture(model, images, noise, path)
+    save_progress_image(model, images, noise, path)
 
-    cells = reconstruction_panels(model, images, noise=noise).cells
+    cells = reconstruction_panels(model, images, hides=noise).cells
     assert model.training
     assert torch.equal(torch.get_rng_state(), before)
     assert [p.name for p in path.parent.iterdir()] == [path.name]
@@ -219,7 +219,7 @@ def test_a_progress_picture_that_cannot_be_written_is_said(
     noise = torch.rand(B, L, generator=generator)
 
     with pytest.raises(ConfigError, match="cannot be written"):
-        save_progress_picture(model_for(generator), images, noise, tmp_path / "pictures/a.png")
+        save_progress_image(model_for(generator), images, noise, tmp_path / "pictures/a.png")
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n0000"])

@@ -9,12 +9,14 @@ from typing import Literal
 from mae.config.model import require
 from mae.errors import ConfigError
 
+MaskKind = Literal["random", "block", "grid"]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ObjectiveConfig:
     """What pre-training asks of a network: the hidden patches and the target of their pixels."""
 
-    mask_kind: Literal["random", "block", "grid"] = "random"
+    mask_kind: MaskKind = "random"
     """block: in cells of mask_block x mask_block; grid: all but one patch of each 2 x 2."""
     mask_block: int = 2
     """Edge of a cell in patches; with mask_kind block alone."""

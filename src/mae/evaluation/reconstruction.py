@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mae.model.autoencoder import MaskedAutoencoder
+from mae.model.autoencoder import MaskedAutoencoder, Reconstruction
 from mae.model.normalize import denormalize_pixels
 from mae.model.patches import unpatchify
 
@@ -32,6 +32,29 @@ class HiddenPsnr(NamedTuple):
         return {"about": self.about, "rows": rows}
 
 
+def reconstruct_stored(
+    model: MaskedAutoencoder, stored: Tensor, hides: Tensor
+) -> tuple[Tensor, Reconstruction]:
+    """Reconstruct the hidden patches of stored images on the model's device.
+
+    Args:
+        model: it is used in its mode, and not changed.
+        stored: B C H W of the stored dtype.
+        hides: B L: noise, or a bool mask, True where hidden.
+
+    Returns:
+        The images B C H W, normalised, and their reconstruction.
+
+    Raises:
+        ShapeError: for images or noise that do not fit the model.
+    """
+    device = model.encoder.cls_token.device
+    images, hides = model.normalize(stored.to(device)), hides.to(device)
+    if hides.dtype == torch.bool:
+        return images, model.reconstruct(images, mask=hides)
+    return images, model.reconstruct(images, noise=hides)
+
+
 @torch.inference_mode()
 def hidden_psnr(model: MaskedAutoencoder, batches: Iterable[tuple[Tensor, Tensor]]) -> HiddenPsnr:
     """Compute the PSNR of the reconstructed hidden patches and of the baselines.
@@ -41,15 +64,14 @@ def hidden_psnr(model: MaskedAutoencoder, batches: Iterable[tuple[Tensor, Tensor
 
     Args:
         model: used in evaluation mode; not changed.
-        batches: stored images B C H W and noise B L that hides patches.
+        batches: stored images B C H W, and what hides their patches, see `reconstruct_stored`.
     """
-    device, was_training = model.encoder.cls_token.device, model.training
+    was_training = model.training
     model.eval()
     errors = dict.fromkeys((MODEL, IN_FILL, MEAN_COLOUR), 0.0)
     count = 0
-    for stored, noise in batches:
-        images = model.normalize(stored.to(device))
-        rebuilt = model.reconstruct(images, noise=noise.to(device))
+    for stored, hides in batches:
+        images, rebuilt = reconstruct_stored(model, stored, hides)
         hidden = _hidden_pixels(rebuilt.mask, model=model, images=images)  # B 1 H W
         truth = _shown(images, model=model)
         count += int(hidden.sum()) * images.shape[1]
@@ -61,9 +83,7 @@ def hidden_psnr(model: MaskedAutoencoder, batches: Iterable[tuple[Tensor, Tensor
     psnr = {n: -10 * math.log10(max(error / count, LEAST_ERROR)) for n, error in errors.items()}
     about = f"PSNR in dB over {count:,} hidden test values, clipped to [0, 1]"
     if model.objective.normalize_target:
-        about += (
-            "; mean and deviation of each hidden patch are given to all (mean colour: the mean)"
-        )
+        about += "; mean and std of each hidden patch are given to all (mean colour: the mean)"
     return HiddenPsnr(psnr, about)
 
 

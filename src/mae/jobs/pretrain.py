@@ -19,7 +19,7 @@ from mae.model.create import create
 from mae.progress import Progress
 from mae.recipes.catalogue import find_config
 from mae.report.page import write_report
-from mae.report.reconstruction import save_progress_picture
+from mae.report.reconstruction import save_progress_image
 from mae.runs.directory import read_record
 from mae.runs.log import read_rows
 from mae.runs.signals import StopSignal
@@ -176,7 +176,7 @@ def _drawing(run: RunInProgress, plan: BatchPlan) -> Callable[[TrainState], None
         path = run.rundir.images / f"step-{state.step:08d}.png"
         assert isinstance(state.model, MaskedAutoencoder)
         try:
-            save_progress_picture(state.model, shown.images, noise, path)
+            save_progress_image(state.model, shown.images, noise, path)
         except ConfigError as error:  # a failed drawing must not end the training
             run.progress.note(str(error))
 

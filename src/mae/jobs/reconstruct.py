@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 from xml.etree.ElementTree import Element
 
 import numpy as np
@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from mae.atomic import write_atomic
-from mae.data.sampling.masks import mask_noise
+from mae.config.model import refuse_without_effect
+from mae.config.objective import MaskKind, ObjectiveConfig
+from mae.data.sampling.masks import mask_noise, read_mask
 from mae.data.sources.open import open_source
 from mae.data.sources.source import FolderSource
 from mae.errors import ConfigError, DataError
@@ -54,11 +56,13 @@ class Reconstructed(NamedTuple):
 
 def reconstruct(
     weights: str | Path,
-    pictures: Sequence[str | Path],
+    images: Sequence[str | Path],
     *,
     out: Path,
+    mask: Path | None = None,
+    mask_kind: MaskKind | None = None,
     mask_ratio: float | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     count: int = 8,
     device: str = "auto",
     crop_pct: float | None = None,
@@ -69,10 +73,12 @@ def reconstruct(
 
     Args:
         weights: whatever `mae.load` takes; they need a decoder.
-        pictures: image files, and folders from each of which some images are taken.
+        images: image files, and folders from each of which some images are taken.
         out: .png, or .html for a page with the measured errors.
+        mask: image file of the mask of every image, see `read_mask`; none: drawn for each.
+        mask_kind: how the hidden patches are chosen; none: as in training.
         mask_ratio: fraction of the patches that is hidden; none: as in training.
-        seed: key of the masks.
+        seed: key of the masks; none: 0.
         count: number of images from each folder, evenly spread.
         device: see `choose_device`.
         crop_pct: fraction of an image that is kept, see `ModelConfig`; none: as in the weights.
@@ -84,21 +90,32 @@ def reconstruct(
     """
     if out.suffix not in (".png", ".html"):
         raise ConfigError(f"out: expected a name ending in .png or .html, got {out}")
-    if any(out.exists() and out.samefile(path) for path in pictures if Path(path).exists()):
-        raise ConfigError(f"out: {out} is one of the pictures; choose another name")
+    given_files = [Path(path) for path in (*images, *([mask] if mask else []))]
+    if any(out.exists() and path.exists() and out.samefile(path) for path in given_files):
+        raise ConfigError(f"out: {out} is one of the images; choose another name")
+    drawn = {"mask_kind": mask_kind, "mask_ratio": mask_ratio}
+    if mask is not None:
+        refuse_without_effect("a given --mask", "drawn masks", **drawn, seed=seed)
     with Progress(quiet=quiet) as progress:
         model, notes = open_model(weights, crop_pct=crop_pct, **given)
         for note in notes:
             progress.note(note)
         report_view(model.config, log=progress.note)
     model = model.to(choose_device(device)).eval()
-    if mask_ratio is not None:
-        model.objective = replace(model.objective, mask_ratio=mask_ratio)
-    images, names, bad = _read(pictures, model, count=count)
-    ids = np.arange(len(names), dtype=np.int64)
-    noise = mask_noise(ids, model.objective, grid=model.config.grid, seed=seed)
-    panels = reconstruction_panels(model, images, noise=noise)
-    psnr = hidden_psnr(model, [(images, noise)])
+    asked: dict[str, Any] = {name: value for name, value in drawn.items() if value is not None}
+    if mask_kind is not None and mask_kind != model.objective.mask_kind:
+        asked["mask_block"] = ObjectiveConfig().mask_block
+    model.objective = replace(model.objective, **asked)
+    model.objective.require_grid(model.config.grid)
+    hidden = None if mask is None else read_mask(mask, model.config)
+    stored, names, bad = _read(images, model, count=count)
+    if hidden is None:
+        ids = np.arange(len(names), dtype=np.int64)
+        hides = mask_noise(ids, model.objective, grid=model.config.grid, seed=seed or 0)
+    else:
+        hides = hidden.flatten().expand(len(names), -1)
+    panels = reconstruction_panels(model, stored, hides=hides)
+    psnr = hidden_psnr(model, [(stored, hides)])
     if out.suffix == ".html":
         content = html_page(f"Reconstructions by {weights}", _page(panels, names, psnr))
     else:
@@ -108,12 +125,12 @@ def reconstruct(
 
 
 def _read(
-    pictures: Sequence[str | Path], model: MaskedAutoencoder, *, count: int
+    paths: Sequence[str | Path], model: MaskedAutoencoder, *, count: int
 ) -> tuple[Tensor, list[str], dict[str, str]]:
     """Read the images in the format the model was trained on: B C H W of the stored dtype."""
     images, names = [], []
     bad: dict[str, str] = {}
-    for path in pictures:
+    for path in paths:
         folder = Path(path).is_dir()
         source = open_source(path) if folder else FolderSource.of_files([path])
         for read in evaluation_batches(
@@ -121,10 +138,10 @@ def _read(
         ):
             images.append(read.images)
             names += [source.name(i) for i in read.ids.tolist()]
-            bad |= {picture.name: picture.reason for picture in read.bad}
+            bad |= {image.name: image.reason for image in read.bad}
     if not names:
         first = "".join(f"; the first, {name}: {reason}" for name, reason in [*bad.items()][:1])
-        raise DataError(f"pictures: none of {len(bad)} can be read{first}. Name others")
+        raise DataError(f"images: none of {len(bad)} can be read{first}. Name others")
     return torch.cat(images), names, bad
 
 
@@ -132,7 +149,6 @@ def _page(panels: Panels, names: Sequence[str], psnr: HiddenPsnr) -> Iterator[El
     yield element("p", "From left to right: " + "; ".join(STAGES.values()) + ".")
     yield element("p", panels.caption, class_="quiet")
     for name, cells in zip(names, panels.cells, strict=True):
-        picture = tile(cells[None])
-        image = image_element(picture, f"{name} in four stages")
+        image = image_element(tile(cells[None]), f"{name} in four stages")
         yield element("figure", image, element("figcaption", name), class_="strip")
     yield results_table(psnr.to_dict())

@@ -17,6 +17,7 @@ from mae.atomic import write_atomic
 from mae.config.model import ModelConfig
 from mae.config.objective import ObjectiveConfig
 from mae.errors import DataError
+from mae.evaluation.reconstruction import reconstruct_stored
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.normalize import denormalize_pixels
 from mae.model.patches import unpatchify
@@ -48,20 +49,19 @@ class Panels(NamedTuple):
     """What is drawn where it differs from the pixels that the model predicts."""
 
 
-def reconstruction_panels(model: MaskedAutoencoder, images: Tensor, *, noise: Tensor) -> Panels:
-    """Reconstruct the masked patches of images and draw every stage.
+def reconstruction_panels(model: MaskedAutoencoder, images: Tensor, *, hides: Tensor) -> Panels:
+    """Reconstruct the hidden patches of images and draw every stage.
 
     Args:
         model: on any device.
         images: B C H W of the stored dtype.
-        noise: B L; see `MaskedAutoencoder.reconstruct`.
+        hides: B L, noise or a mask, see `reconstruct_stored`.
 
     Raises:
         ShapeError: for images or noise that do not fit the model.
     """
-    config, device = model.config, next(model.parameters()).device
-    normalized = model.normalize(images.to(device))
-    result = model.reconstruct(normalized, noise=noise.to(device))
+    config = model.config
+    normalized, result = reconstruct_stored(model, images, hides)
     H, W = images.shape[-2:]
     p, grid = config.patch_size, (H // config.patch_size, W // config.patch_size)
     pred = model.to_pixels(result.pred, patches=model.patches(normalized))
@@ -143,7 +143,7 @@ def reconstruction_strip(panels: Panels) -> Image.Image:
     return strip
 
 
-def save_progress_picture(
+def save_progress_image(
     model: MaskedAutoencoder, images: Tensor, noise: Tensor, path: Path
 ) -> None:
     """Draw the current reconstructions of images: one column per image, one row per stage.
@@ -157,7 +157,7 @@ def save_progress_picture(
     Raises:
         ConfigError: if it cannot be written.
     """
-    cells = reconstruction_panels(model, images, noise=noise).cells
+    cells = reconstruction_panels(model, images, hides=noise).cells
     write_atomic(path, png_bytes(tile(cells.swapaxes(0, 1))))
 
 

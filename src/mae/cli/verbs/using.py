@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from mae.cli.verbs.shared import HeadPool, Pool
+from mae.config.objective import MaskKind
 from mae.config.run import ModelConfig
 from mae.errors import ConfigError
 from mae.weights.given import Given
@@ -160,8 +161,10 @@ def reconstruct(
     weights: Path,
     *images: Path,
     out: Path = Path("reconstruction.png"),
+    mask: Path | None = None,
+    mask_kind: MaskKind | None = None,
     mask_ratio: float | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     device: str = "auto",
     crop_pct: float | None = None,
     given: Given,
@@ -172,14 +175,17 @@ def reconstruct(
     Args:
         images: Image files, or folders of them.
         out: File to write, .png or .html.
+        mask: Image file of a mask for every image: white is hidden, black visible; a pixel for each
+            patch, or the size of the model's images. None: masks are drawn.
+        mask_kind: How the hidden patches are chosen; none: as in training.
         mask_ratio: Fraction of the patches that is hidden; none: as in training.
-        seed: Key of the masks.
+        seed: Key of the masks; none: 0.
     """
     from mae.jobs.reconstruct import reconstruct
 
     return reconstruct(
-        weights, images, out=out, mask_ratio=mask_ratio, seed=seed, device=device,
-        crop_pct=crop_pct, quiet=quiet, **given,
+        weights, images, out=out, mask=mask, mask_kind=mask_kind, mask_ratio=mask_ratio, seed=seed,
+        device=device, crop_pct=crop_pct, quiet=quiet, **given,
     )  # fmt: skip
 
 

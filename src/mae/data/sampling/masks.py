@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mae.config.model import ModelConfig
 from mae.config.objective import ObjectiveConfig
+from mae.data.decoding.decode import BadImage, PixelKind, decode
 from mae.data.sampling.draws import Stream, uniform
+from mae.errors import DataError
 
 Draw = Callable[[int], NDArray[np.float32]]
 """Draws so many numbers in [0, 1) for each image of a batch."""
@@ -76,3 +80,39 @@ def _grid_noise(draw: Draw, grid: tuple[int, int]) -> NDArray[np.float32]:
     hidden = place != np.floor(4 * noise[:, -1:])  # B L
     order: NDArray[np.float64] = noise[:, :-1] + 2 * hidden
     return order.astype(np.float32) / np.float32(4)
+
+
+def read_mask(path: Path, config: ModelConfig) -> Tensor:
+    """Read a mask from an image file: white patches are hidden, black ones visible.
+
+    Args:
+        path: an image with a pixel for each patch, or of the size of the network's images, where a
+            patch is hidden if more than half of it is white.
+        config: the network.
+
+    Returns:
+        h w bool, True where hidden.
+
+    Raises:
+        DataError: if it cannot be read, is of another size, or hides all or none of the patches.
+    """
+    try:
+        pixels = decode(path.read_bytes(), kind=PixelKind("uint8", 1))[..., 0]
+    except (OSError, BadImage) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"mask: {path}: cannot be read: {reason}") from error
+    (h, w), (H, W) = config.grid, config.image_size
+    if pixels.shape not in ((h, w), (H, W)):
+        raise DataError(
+            f"mask: {path}: is {pixels.shape[0]} x {pixels.shape[1]} pixels, expected {h} x {w}, "
+            f"the patches, or {H} x {W}, the images of the model"
+        )
+    cells = pixels.reshape(h, pixels.shape[0] // h, w, pixels.shape[1] // w)
+    hidden = torch.from_numpy(cells.mean(axis=(1, 3)) > 127.5)
+    count = int(hidden.sum())
+    if not 0 < count < h * w:
+        raise DataError(
+            f"mask: {path}: hides {count} of {h * w} patches, expected some hidden (white) and "
+            "some visible (black)"
+        )
+    return hidden
