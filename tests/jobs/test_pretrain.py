@@ -213,7 +213,7 @@ def test_a_stopped_run_of_another_mask_kind_resumes_to_the_same_end(
     ends = [done.model.decoder.pred.weight for done in (resumed, whole, random)]
     assert torch.equal(ends[0], ends[1]) and not torch.equal(ends[1], ends[2])
     drawings = [
-        (tmp_path / name / "pictures" / "step-00000000.png").read_bytes()
+        (tmp_path / name / "images" / "step-00000000.png").read_bytes()
         for name in ("stopped", "whole", "random")
     ]
     assert drawings[0] == drawings[1] != drawings[2]
