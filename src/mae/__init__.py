@@ -40,38 +40,23 @@ if TYPE_CHECKING:
     from mae.weights.load import load_encoder as load_encoder
     from mae.weights.tools.convert import convert as convert
 
-_HOMES = {
-    "AugmentConfig": "mae.config.run",
-    "CheckpointError": "mae.errors",
-    "ConfigError": "mae.errors",
-    "DataError": "mae.errors",
-    "Encoder": "mae.model.encoder",
-    "FinetuneConfig": "mae.config.run",
-    "MaeError": "mae.errors",
-    "MaskedAutoencoder": "mae.model.autoencoder",
-    "MixConfig": "mae.config.run",
-    "ModelConfig": "mae.config.run",
-    "ObjectiveConfig": "mae.config.run",
-    "OptimConfig": "mae.config.run",
-    "Output": "mae.model.autoencoder",
-    "PixelConfig": "mae.config.run",
-    "PretrainConfig": "mae.config.run",
-    "Reconstruction": "mae.model.autoencoder",
-    "Run": "mae.jobs.pretrain",
-    "ShapeError": "mae.errors",
-    "Stopped": "mae.runs.signals",
-    "TrainingError": "mae.errors",
-    "Tuned": "mae.jobs.finetune",
-    "WeightsError": "mae.errors",
-    "convert": "mae.weights.tools.convert",
-    "create": "mae.model.create",
-    "embed": "mae.jobs.embed",
-    "finetune": "mae.jobs.finetune",
-    "load": "mae.weights.load",
-    "load_encoder": "mae.weights.load",
-    "pretrain": "mae.jobs.pretrain",
-    "save": "mae.weights.formats.native",
+_NAMES = {
+    "mae.config.run": "AugmentConfig FinetuneConfig MixConfig ModelConfig "
+    "ObjectiveConfig OptimConfig PixelConfig PretrainConfig",
+    "mae.errors": "CheckpointError ConfigError DataError "
+    "MaeError ShapeError TrainingError WeightsError",
+    "mae.jobs.embed": "embed",
+    "mae.jobs.finetune": "Tuned finetune",
+    "mae.jobs.pretrain": "Run pretrain",
+    "mae.model.autoencoder": "MaskedAutoencoder Output Reconstruction",
+    "mae.model.create": "create",
+    "mae.model.encoder": "Encoder",
+    "mae.runs.signals": "Stopped",
+    "mae.weights.formats.native": "save",
+    "mae.weights.load": "load load_encoder",
+    "mae.weights.tools.convert": "convert",
 }
+_HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = sorted(_HOMES)  # noqa: PLE0605
 __version__ = "0.1.0"

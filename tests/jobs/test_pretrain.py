@@ -226,7 +226,7 @@ def test_files_added_to_an_unfinished_run_are_refused(
     begin(tmp_path / "run", tmp_path / "in", monkeypatch)
     Image.new("RGB", (20, 20)).save(tmp_path / "in" / "new.png")
 
-    with pytest.raises(ConfigError, match="1 files added, 21 pictures, the run has 20"):
+    with pytest.raises(ConfigError, match="1 files added, 21 images, the run has 20"):
         run(tmp_path / "run", tmp_path / "in")
 
 

@@ -42,7 +42,7 @@ def test_a_new_run_gets_its_record(tmp_path):
     assert not opened.resumed
     assert opened.record == read_record(tmp_path / "a" / "run")
     assert (opened.record["num_steps"], opened.record["seed"]) == (40, 3)
-    assert opened.rundir.checkpoints == tmp_path / "a" / "run" / "checkpoints"
+    assert RunDir(tmp_path / "a" / "run").record.exists()
 
 
 def test_the_same_configuration_goes_on_with_the_first_record(tmp_path):
@@ -158,9 +158,9 @@ def test_a_finished_run_points_to_init(tmp_path):
 @pytest.mark.parametrize(
     ("count", "words"),
     [
-        (1003, "3 files added, 1,003 pictures, the run has 1,000"),
-        (990, "10 files removed, 990 pictures, the run has 1,000"),
-        (1000, "other names or sizes, 1,000 pictures"),
+        (1003, "3 files added, 1,003 images, the run has 1,000"),
+        (990, "10 files removed, 990 images, the run has 1,000"),
+        (1000, "other names or sizes, 1,000 images"),
     ],
 )
 def test_a_changed_data_folder_is_refused_with_the_counts(tmp_path, count, words):
@@ -235,7 +235,7 @@ def test_a_folder_without_a_run_has_no_record(tmp_path):
 def test_a_record_that_cannot_be_read_is_one_line(tmp_path):
     (tmp_path / "run.json").mkdir()
 
-    with pytest.raises(ConfigError, match="run.json: Is a directory; restore it, or choose"):
+    with pytest.raises(ConfigError, match="run.json: Is a directory; repair it, or choose"):
         read_record(tmp_path)
 
 

@@ -115,8 +115,8 @@ def test_what_was_read_with_a_warning_is_listed_and_not_counted_as_bad(tmp_path)
     bad = BadFiles(path)
     bad.add("a.jpg", "is empty")
 
-    assert bad.add_read("b.jpg", "its head is damaged")
-    assert not bad.add_read("b.jpg", "its head is damaged")
+    assert bad.add("b.jpg", "its head is damaged", read=True)
+    assert not bad.add("b.jpg", "its head is damaged", read=True)
 
     assert path.read_text().splitlines()[1] == "b.jpg\tread with a warning: its head is damaged"
     for found in (bad, BadFiles(path)):

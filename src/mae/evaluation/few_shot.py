@@ -21,7 +21,7 @@ from mae.model.classifier import Classifier
 from mae.model.create import create
 from mae.model.encoder import Encoder
 from mae.train.ema import apply_ema
-from mae.train.finetune_batch import finetune_batches, soft_target_loss
+from mae.train.finetune_batch import finetune_batch, soft_target_loss
 from mae.train.fit import fit
 from mae.train.measure import count_steps
 from mae.train.resolve import batch_plan, new_state
@@ -146,7 +146,7 @@ def finetune_in_memory(
     made = batches(plan, start=0, stop=num_steps, workers=0)
     fit(
         state,
-        finetune_batches(made, plan, config, start=0, device=device),
+        (finetune_batch(b, plan, config, step=i, device=device) for i, b in enumerate(made)),
         OptimiserStep(loss=soft_target_loss, config=config, device=device),
         num_steps=num_steps,
         rate=partial(rate_at, num_steps=num_steps, config=config, batch=plan.batch),

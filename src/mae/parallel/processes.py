@@ -171,6 +171,6 @@ def open_communicator(*, timeout_s: float = TIMEOUT_S) -> Iterator[Communicator]
 def _lost(error: RuntimeError) -> RankError:
     reason = f"{error}".partition("\n")[0]
     return RankError(
-        f"ranks: another process of this job ended or did not answer ({reason}); see what it "
-        "said, and start all of them again"
+        f"ranks: another process of this job ended or did not answer ({reason}); see its "
+        "messages, and start all of them again"
     )

@@ -47,11 +47,10 @@ class RunDir:
 
 
 class OpenedRun(NamedTuple):
-    """A run directory opened for writing."""
+    """The record of a run opened for writing."""
 
-    rundir: RunDir
     record: dict[str, Any]
-    """The effective record: on resume the stored one, with the current configuration."""
+    """The new one; on resume the stored one, with the current configuration."""
     resumed: bool
 
 
@@ -116,11 +115,11 @@ def open_run(
             )
         _require_same_run(path, stored, asked, defaults or {})
         if stored.get("finished"):
-            return OpenedRun(rundir, stored, resumed=True)
+            return OpenedRun(stored, resumed=True)
         asked = {**stored, "config": asked["config"]}
     if asked != stored:
         write_json_atomic(rundir.record, asked)
-    return OpenedRun(rundir, asked, resumed=stored is not None)
+    return OpenedRun(asked, resumed=stored is not None)
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
@@ -139,7 +138,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not the record of a run"
         raise ConfigError(
-            f"{file}: {reason}; restore it, or choose another folder with --out"
+            f"{file}: {reason}; repair it, or choose another folder with --out"
         ) from None
 
 
@@ -153,8 +152,8 @@ def _require_same_run(
         change = f"{abs(more):,} files {'added' if more > 0 else 'removed'}"
         raise ConfigError(
             f"{path}: its data has changed: {change if more else 'other names or sizes'}, "
-            f"{now['count']:,} pictures, the run has {before['count']:,}; put it back as it was, "
-            "or begin a new run with --out"
+            f"{now['count']:,} images, the run has {before['count']:,}; restore it, or begin a new "
+            "run with --out"
         )
     before, now = (_compared(config) for config in (stored["config"], asked["config"]))
     older = _compared(json.loads(json.dumps(defaults)))

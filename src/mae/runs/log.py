@@ -87,21 +87,20 @@ class BadFiles:
         """Number of images read with a warning."""
         return len(self._read)
 
-    def add(self, name: str, reason: str) -> bool:
+    def add(self, name: str, reason: str, *, read: bool = False) -> bool:
         """Append an image unless it is listed; return whether it was new.
 
         A line that cannot be written is retried when the image is added again.
+
+        Args:
+            name: name of the image.
+            reason: why it is unreadable.
+            read: whether it was read nevertheless, and the reason is a warning.
         """
-        return self._add(self._names, name, reason)
-
-    def add_read(self, name: str, warning: str) -> bool:
-        """Append an image that was read with a warning, as `add` does."""
-        return self._add(self._read, name, f"{READ}{warning}")
-
-    def _add(self, names: set[str], name: str, reason: str) -> bool:
+        names = self._read if read else self._names
         if name in names:
             return False
-        if not _append(self.path, f"{name}\t{reason}\n".encode()):
+        if not _append(self.path, f"{name}\t{READ if read else ''}{reason}\n".encode()):
             names.add(name)
         return True
 

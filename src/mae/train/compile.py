@@ -18,7 +18,9 @@ from mae.train.session import RunInProgress
 from mae.train.step import Loss, OptimiserStep
 
 
-def compiled_loss(run: RunInProgress, state: TrainState, plan: BatchPlan, how: StepRecipe) -> Loss:
+def compiled_loss(
+    run: RunInProgress, state: TrainState, plan: BatchPlan, recipe: StepRecipe
+) -> Loss:
     """Return the loss of a run, compiled if requested and possible.
 
     The loss function is compiled, not the model, so parameter names do not change. The shapes of
@@ -28,30 +30,30 @@ def compiled_loss(run: RunInProgress, state: TrainState, plan: BatchPlan, how: S
     micro-batches accumulate.
 
     Args:
-        run: the run, with a fixed micro-batch.
+        run: the run.
         state: training state before a step; its gradients are discarded.
         plan: defines the batches.
-        how: loss and preparation of a batch.
+        recipe: loss, preparation of a batch, and micro-batch.
     """
     config, device = run.config, device_of(state)
     if not is_compiled(config, device):
-        return how.loss
+        return recipe.loss
     # Compilations of earlier runs in this process count towards torch's recompile limit.
     torch.compiler.reset()
     try:
         # fullgraph: a graph break means fallback to eager, not partial compilation.
-        loss: Loss = torch.compile(how.loss, fullgraph=True, dynamic=False)
+        loss: Loss = torch.compile(recipe.loss, fullgraph=True, dynamic=False)
         step = OptimiserStep(loss=loss, config=config, device=device)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # compiler warnings are not actionable for the user
-            for part in _parts(config, plan, how, device):
+            for part in _parts(config, plan, recipe, device):
                 step.rehearse(state.model, part)
     except torch.cuda.OutOfMemoryError:
         raise
     except RuntimeError as error:  # errors of the compiler, or a missing compiler program
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         run.progress.note(f"compile: not done, the run goes on without it: {reason[:200]}")
-        return how.loss
+        return recipe.loss
     finally:
         state.optimizer.zero_grad(set_to_none=True)
     return loss
@@ -63,11 +65,11 @@ def is_compiled(config: FitConfig, device: torch.device) -> bool:
 
 
 def _parts(
-    config: FitConfig, plan: BatchPlan, how: StepRecipe, device: torch.device
+    config: FitConfig, plan: BatchPlan, recipe: StepRecipe, device: torch.device
 ) -> Iterator[Batch]:
     """Yield a micro-batch of each micro-batch size and each image size of the run."""
-    whole = config.fixed_micro_batch or config.batch
+    whole = recipe.micro_batch or config.fixed_micro_batch or config.batch
     for stage in stages(config, plan):
         for size in {min(whole, config.batch), config.batch % whole} - {0}:
             few = dataclasses.replace(stage.plan, batch=size, views_per_decode=1)
-            yield how.prepare(training_batch(few, 0).to(device), 0)
+            yield recipe.prepare(training_batch(few, 0).to(device), 0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -43,19 +41,6 @@ def finetune_batch(
         batch.labels, how, num_classes=config.num_classes, smoothing=config.mix.smoothing
     )
     return batch._replace(images=mixed_images(images, how), targets=targets)
-
-
-def finetune_batches(
-    batches: Iterable[Batch],
-    plan: BatchPlan,
-    config: FinetuneConfig,
-    *,
-    start: int,
-    device: torch.device,
-) -> Iterator[Batch]:
-    """Apply `finetune_batch` to each of the batches from a step on."""
-    for step, batch in enumerate(batches, start=start):
-        yield finetune_batch(batch, plan, config, step=step, device=device)
 
 
 def soft_target_loss(model: nn.Module, batch: Batch) -> Tensor:

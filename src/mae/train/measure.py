@@ -41,11 +41,13 @@ _MANY = 10**9  # more batches than any measurement takes
 
 
 class StepRecipe(NamedTuple):
-    """Loss and batch preparation of a run's step, to measure its time."""
+    """What a step of a run computes."""
 
     loss: Loss = pretraining_loss
     prepare: Callable[[Batch, int], Batch] = lambda batch, step: batch
     """Transforms the batch of a step before it is split."""
+    micro_batch: int | None = None
+    """Images of one pass; none: as configured, or else the whole batch."""
 
 
 class Measurement(NamedTuple):
@@ -243,7 +245,8 @@ def discarded_steps(
     """Yield a function (batch, step number) that runs a training step on a copy of the model."""
     # A copy: even at a learning rate of 0, gradients and moments are stored with it.
     state = new_state(copy.deepcopy(model), config)
-    step = OptimiserStep(loss=recipe.loss, config=config, device=device_of(state))
+    device, micro_batch = device_of(state), recipe.micro_batch
+    step = OptimiserStep(loss=recipe.loss, config=config, device=device, micro_batch=micro_batch)
     with step.side_by_side():
         yield lambda batch, number: step(state, recipe.prepare(batch, number), lr=0.0)
 

@@ -39,6 +39,8 @@ class OptimiserStep:
     loss: Loss
     config: FitConfig
     device: torch.device
+    micro_batch: int | None = None
+    """Images of one pass; none: as configured, or else the whole batch."""
     _pool: ThreadPoolExecutor | None = field(default=None, init=False)
 
     @contextmanager
@@ -49,9 +51,8 @@ class OptimiserStep:
         (docs/decisions/0009-micro-batches-side-by-side.md). The result does not depend on timing:
         gradients are added in the order of the micro-batches.
         """
-        batch, micro_batch = self.config.batch, self.config.fixed_micro_batch
-        threads = torch.get_num_threads()
-        at_once = min(threads, -(-batch // (micro_batch or batch)))
+        threads, batch = torch.get_num_threads(), self.config.batch
+        at_once = min(threads, -(-batch // (self._pass_size or batch)))
         # A compiled function uses all threads and supports a single caller.
         if self.device.type != "cpu" or at_once == 1 or self.config.compile:
             yield
@@ -81,7 +82,7 @@ class OptimiserStep:
         one = torch.ones((), device=self.device)
         factor = one if state.scaler is None else state.scaler.scale(one)
         optimizer.zero_grad(set_to_none=True)
-        parts = list(batch.split(self.config.fixed_micro_batch or len(batch.ids)))
+        parts = list(batch.split(self._pass_size or len(batch.ids)))
         if self._pool is not None:
             total = self._spread(self._pool, model, parts, factor=factor)
         else:
@@ -110,6 +111,10 @@ class OptimiserStep:
             overflow = not finite and bool(total.isfinite() & (factor > 1))
             state.scaler.update()
         return Metrics(total, grad_norm, lr, finite, overflow)
+
+    @property
+    def _pass_size(self) -> int | None:
+        return self.micro_batch or self.config.fixed_micro_batch
 
     def rehearse(self, model: nn.Module, part: Batch) -> None:
         """Accumulate the gradients of a micro-batch without an update.

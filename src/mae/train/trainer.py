@@ -7,7 +7,6 @@ unreadable images.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -67,8 +66,7 @@ def train(
         return
     device, log = device_of(state), run.progress.note
     with tf32_beside(run.config.half, device):
-        micro_batch = choose_micro_batch(run, state, plan, recipe)
-        run = run._replace(config=dataclasses.replace(run.config, micro_batch=micro_batch))
+        recipe = recipe._replace(micro_batch=choose_micro_batch(run, state, plan, recipe))
         recipe = recipe._replace(loss=compiled_loss(run, state, plan, recipe))
         num_steps = _resolve_steps(run, plan, state.model, recipe)
         workers = choose_workers(run.config, plan, device, log=log)
@@ -81,7 +79,9 @@ def train(
         )
         feed = enumerate(on_device(batches, device), start=state.step)
         prepared = (recipe.prepare(batch, step) for step, batch in feed)
-        step = OptimiserStep(loss=recipe.loss, config=run.config, device=device)
+        step = OptimiserStep(
+            loss=recipe.loss, config=run.config, device=device, micro_batch=recipe.micro_batch
+        )
         _fit(run, state, step, prepared, epoch_steps=plan.batches_per_epoch, draw=draw)
 
 
@@ -213,7 +213,7 @@ class BadSampleMonitor:
             if self._bad_files.add(image.name, image.reason):
                 self._run.progress.note(f"unreadable: {image.name}: {image.reason}")
         for image in batch.warned:
-            self._bad_files.add_read(image.name, image.reason)
+            self._bad_files.add(image.name, image.reason, read=True)
         most, count = self._run.config.max_bad, len(self._run.source)
         if len(self._bad_files) > most * count:
             raise TrainingError(
