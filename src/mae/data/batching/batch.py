@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
@@ -44,14 +44,14 @@ class Bad(NamedTuple):
     reason: str
 
 
+@dataclass(frozen=True)
 class SourceReader:
     """Reads images of a source and records the damage in their files."""
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        self.bad: list[Bad] = []
-        self.warned: list[Bad] = []
-        """Images that were read although their file is damaged as the reason says."""
+    source: Source
+    bad: list[Bad] = field(default_factory=list)
+    warned: list[Bad] = field(default_factory=list)
+    """Images that were read although their file is damaged as the reason says."""
 
     def read(self, index: int, use: Callable[..., T]) -> T | None:
         """Return `use(stored image, warn=)`; None if the image cannot be read."""

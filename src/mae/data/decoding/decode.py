@@ -95,12 +95,7 @@ def _decode_file(
 
 
 def _decode_opened_jpeg(
-    data: bytes,
-    image: Image.Image,
-    space: str,
-    *,
-    shrink: int,
-    warn: Callable[[str], None],
+    data: bytes, image: Image.Image, space: str, *, shrink: int, warn: Callable[[str], None]
 ) -> NDArray[Any]:
     """Decode strictly, or without damaged header parts that do not affect the pixels."""
     if reason := jpeg.other_process(data):

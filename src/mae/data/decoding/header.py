@@ -105,9 +105,6 @@ class ImageHeader(NamedTuple):
     """Content of the file that is never read."""
 
 
-_GREY_ALPHA = (16, 4)  # bits and colour type of PNGs that Pillow reads as 8-bit colour
-
-
 def read_kind(file: BinaryIO, *, channels: int | None = None) -> PixelKind:
     """Read the pixel kind of a file from its header.
 
@@ -200,8 +197,8 @@ def _tiff_layout(
 
 
 def is_deep_grey_alpha(head: bytes) -> bool:
-    """Whether the first 26 bytes are those of a 16-bit grey PNG with alpha."""
-    return head[:4] == b"\x89PNG" and tuple(head[24:26]) == _GREY_ALPHA
+    """Whether a file begins as a 16-bit grey PNG with alpha, which Pillow reads as 8-bit colour."""
+    return head[:4] == b"\x89PNG" and tuple(head[24:26]) == (16, 4)  # bits and colour type
 
 
 def grey_alpha_as_bytes(data: bytes) -> bytes:

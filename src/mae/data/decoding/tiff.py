@@ -143,8 +143,7 @@ def read_layout(file: BinaryIO, *, channels: int | None) -> Layout:
             dtype, count = np.dtype(np.uint16), 3
         elif dtype.kind in "ub" and page.bitspersample not in (8, 16, 32, 64):
             dtype = np.dtype(np.uint8 if page.bitspersample < 8 else np.uint16)
-        tag = page.tags.get(ORIENTATION)
-        orientation = 1 if tag is None else int(tag.value)
+        orientation = int(page.tags.valueof(ORIENTATION, 1))
         asked = bool(planes) and _declared_channels(page.description) <= 1
         return Layout(page.imagelength, page.imagewidth, count, dtype, orientation, asked)
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mae.data.decoding.header import BadImage, PixelKind
 from mae.data.sources.pack_index import Index
+from mae.data.sources.source import reason_of
 from mae.errors import DataError
 
 INDEX = "index.safetensors"
@@ -111,8 +112,7 @@ class PackSource:
             file = self._file(shard)
             data = os.pread(file.descriptor, length, int(self._offsets[index]))
         except OSError as error:
-            reason = (error.strerror or type(error).__name__).lower()
-            raise BadImage(f"{self._shard_name(shard)}: {reason}") from error
+            raise BadImage(f"{self._shard_name(shard)}: {reason_of(error)}") from error
         if len(data) != length:
             raise BadImage(f"{self._shard_name(shard)}: ends before the image does")
         return data
@@ -149,7 +149,7 @@ class PackSource:
             try:
                 found = os.stat(path).st_size
             except OSError as error:
-                reason = (error.strerror or type(error).__name__).lower()
+                reason = reason_of(error)
                 raise DataError(f"data: {path}: {reason}; put it back, or pack again") from error
             if found < size:
                 raise DataError(

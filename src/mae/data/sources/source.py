@@ -126,7 +126,7 @@ class FolderSource:
             with open(self._checked(index), "rb") as file:
                 yield file
         except OSError as error:
-            raise BadImage(_reason(error)) from error
+            raise BadImage(reason_of(error)) from error
 
     def _checked(self, index: int) -> str:
         path = self.path(index)
@@ -148,7 +148,7 @@ class FolderSource:
             with open(self._checked(index), "rb", 0) as file:
                 return file.readall()
         except OSError as error:
-            raise BadImage(_reason(error)) from error
+            raise BadImage(reason_of(error)) from error
 
     def name(self, index: int) -> str:
         """Return the relative path, with unprintable characters escaped."""
@@ -256,7 +256,7 @@ def load_array(path: str | Path) -> NDArray[np.generic]:
     try:
         return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError) as error:
-        reason = _reason(error) if isinstance(error, OSError) else str(error)
+        reason = reason_of(error) if isinstance(error, OSError) else str(error)
         raise DataError(f"it cannot be read as an array: {reason}; check the file") from error
 
 
@@ -321,7 +321,7 @@ def _find_images(root: str) -> list[str]:
         names = list(_walk(root, "", frozenset(), others))
     except OSError as error:
         path = os.path.abspath(error.filename)
-        raise DataError(f"data: {path}: {_reason(error)}, expected a folder. Check it") from error
+        raise DataError(f"data: {path}: {reason_of(error)}, expected a folder. Check it") from error
     if not names:
         found = ", ".join(f"{count} {end}" for end, count in others.most_common(5))
         raise DataError(
@@ -376,5 +376,6 @@ def _missing(path: str, what: str) -> str:
     )
 
 
-def _reason(error: OSError) -> str:
+def reason_of(error: OSError) -> str:
+    """Return why a file cannot be read, in lower case."""
     return (error.strerror or type(error).__name__).lower()
