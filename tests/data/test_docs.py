@@ -31,10 +31,10 @@ def test_an_object_store_is_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
     for number, content in enumerate(images):
         with fsspec.open(f"memory://images/{number}.png", "wb") as file:
             file.write(content)
-    StoredPictures = example("StoredPictures")
-    monkeypatch.setitem(globals(), "StoredPictures", StoredPictures)
+    StoredImages = example("StoredImages")
+    monkeypatch.setitem(globals(), "StoredImages", StoredImages)
 
-    source = pickle.loads(pickle.dumps(StoredPictures("memory://images/*.png")))
+    source = pickle.loads(pickle.dumps(StoredImages("memory://images/*.png")))
 
     assert [source.read(index) for index in range(len(source))] == images
     assert source.name(2).endswith("images/2.png") and len(source.fingerprint()) == 64
@@ -48,7 +48,7 @@ def test_a_hub_dataset_is_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
         {"image": images}, features=datasets.Features({"image": datasets.Image()})
     )
 
-    source = example("HubPictures")(dataset)
+    source = example("HubImages")(dataset)
 
     kind = survey(source)
     assert len(source) == 3 and source.fingerprint()
