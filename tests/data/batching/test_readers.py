@@ -16,7 +16,7 @@ from mae.data.sources.source import ArraySource
 from tests.pictures import mixed_folder
 
 ONE_LINE = (
-    "mae: readers: each reader process imports this script and came to the same call again; put "
+    "mae: readers: each reader process imports this script and reached the same call again; put "
     'the call under `if __name__ == "__main__":`, or use workers=0\n'
 )
 

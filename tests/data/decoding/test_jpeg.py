@@ -78,7 +78,7 @@ def test_damage_that_reaches_no_pixel_is_read_with_a_warning(data: bytes, whole:
     pixels, said = read(data)
 
     assert np.array_equal(pixels, pil(whole)) and np.array_equal(pil(data), pil(whole))
-    assert len(said) == 1 and said[0].startswith("JPEG of which the head is damaged (")
+    assert len(said) == 1 and said[0].startswith("JPEG with a damaged header (")
     assert read(whole)[1] == []
 
 

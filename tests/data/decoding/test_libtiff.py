@@ -48,7 +48,7 @@ def test_a_damaged_tag_that_changes_no_pixel_is_a_warning(
     pixels = decode(spoilt(sound, entry + 8, b"\x63\0"), kind=RGB, warn=said.append)
 
     assert np.array_equal(pixels, np.asarray(SAMPLE))
-    assert len(said) == 1 and said[0].startswith("TIFF of which a tag is damaged (")
+    assert len(said) == 1 and said[0].startswith("TIFF with a damaged tag (")
     assert 'Bad value 99 for "Orientation" tag' in said[0]
     assert capfd.readouterr() == ("", "")
 

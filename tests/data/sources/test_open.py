@@ -171,7 +171,7 @@ def test_what_a_tar_leaves_out_is_said_by_every_command(
     members = {str(p.relative_to(folder)): p.read_bytes() for p in folder.glob("*/*")}
     tar = write_tar(tmp_path / "all.tar", members)
     write_tar(tar, {"cat/0.png": members["cat/0.png"]}, "a")
-    note = "all.tar: 1 in it more than once, the last of each counts: cat/0.png"
+    note = "all.tar: 1 repeated names, the last of each is used: cat/0.png"
 
     embed_to_file(weights, tar, out=tmp_path / "f.npy")
     found = inspect_data(tar, quiet=True)

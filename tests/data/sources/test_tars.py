@@ -125,7 +125,7 @@ def test_of_two_members_of_one_name_the_later_counts(tmp_path: Path) -> None:
     source = open_tars(tmp_path / "all.tar")
 
     assert names(source) == ["a.jpg"] and source.read(0) == b"second"
-    assert source.notes == ("all.tar: 1 in it more than once, the last of each counts: a.jpg",)
+    assert source.notes == ("all.tar: 1 repeated names, the last of each is used: a.jpg",)
     assert open_tars(tmp_path / "all.tar").notes == source.notes  # by the index
 
 

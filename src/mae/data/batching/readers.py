@@ -27,7 +27,7 @@ from mae.errors import ConfigError, DataError, MaeError, TrainingError
 T = TypeVar("T")
 
 _NAME = "mae reader"
-_CAME_AGAIN = 78
+_REACHED_AGAIN = 78
 """Exit code of a reader that reached the call that started it while importing the script."""
 
 
@@ -61,17 +61,17 @@ class Readers(SpawnContext):
         codes = [process.exitcode for process in self._started if process.exitcode]
         if not codes:
             return None
-        if _CAME_AGAIN in codes:
+        if _REACHED_AGAIN in codes:
             # In another thread, SystemExit would pass without a message.
             in_main = threading.current_thread() is threading.main_thread()
             return (UnguardedScript if in_main else ConfigError)(
-                "readers: each reader process imports this script and came to the same call "
+                "readers: each reader process imports this script and reached the same call "
                 'again; put the call under `if __name__ == "__main__":`, or use workers=0'
             )
         if (code := codes[0]) > 0:
             return TrainingError(
-                f"readers: a reader process ended with exit code {code}; what it said stands "
-                "above, and workers=0 reads without such processes"
+                f"readers: a reader process ended with exit code {code}; its output is above, and "
+                "workers=0 reads without such processes"
             )
         return TrainingError(
             f"readers: a reader process was killed by {signal.Signals(-code).name}; SIGKILL means "
@@ -86,7 +86,7 @@ def exit_if_reader() -> None:
     """
     process = multiprocessing.current_process()
     if process.name == _NAME and getattr(process, "_inheriting", False):
-        os._exit(_CAME_AGAIN)
+        os._exit(_REACHED_AGAIN)
 
 
 def why_no_readers(source: Source) -> str | None:

@@ -108,7 +108,7 @@ def _decode_opened_jpeg(
         if (sound := jpeg.without_damaged_head(data)) is None:
             raise
         pixels = jpeg.strictly_decoded(sound, space, size, shrink=shrink)
-        warn(f"JPEG of which the head is damaged ({header.printable(str(error))})")
+        warn(f"JPEG with a damaged header ({header.printable(str(error))})")
     if pixels is None:
         return _by_pillow(image)
     if not inks:

@@ -293,7 +293,7 @@ def libtiff_heard(file_format: str, warn: Callable[[str], None]) -> Iterator[Non
         reason = f"TIFF that cannot be decoded ({printable(damage[0])}{more})"
         raise BadImage(reason) from failure
     if messages:
-        warn(f"TIFF of which a tag is damaged ({printable(messages[0])})")
+        warn(f"TIFF with a damaged tag ({printable(messages[0])})")
 
 
 def image_kind(image: Image.Image) -> PixelKind:

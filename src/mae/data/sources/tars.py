@@ -260,7 +260,7 @@ def _list_tar(path: Path) -> tuple[dict[str, _Stored], list[str]]:
         named = _listed([f"{name} ({fault})" for name, fault in faults.items()])
         notes.append(f"{path.name}: {len(faults):,} left out: {named}")
     if repeated:
-        count = f"{path.name}: {len(repeated):,} in it more than once, the last of each counts"
+        count = f"{path.name}: {len(repeated):,} repeated names, the last of each is used"
         notes.append(f"{count}: {_listed([*repeated])}")
     return files, notes
 
