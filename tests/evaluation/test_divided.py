@@ -17,8 +17,7 @@ from mae.evaluation.labelled_data import HeldOut, finetuning_data, labelled
 from mae.jobs.data_pack import pack
 from mae.jobs.evaluate import evaluate
 from mae.jobs.finetune import finetune
-from mae.jobs.probe import choose_method, probe
-from mae.jobs.probe_linear import paper_config, paper_probe
+from mae.jobs.probe import choose_method, paper_config, paper_probe, probe
 from tests.jobs.conftest import write_classes
 
 CONFIG = FinetuneConfig(

@@ -18,12 +18,12 @@ from mae.evaluation.linear_probe import (
     train_head,
 )
 from mae.model.create import create
-from mae.train.fit import EveryNSteps
+from mae.progress import Progress
 from mae.train.measure import count_steps
 from mae.train.resolve import batch_plan
 from tests.model.tiny import tiny_config
 
-CROPS = PROTOCOL.augment
+CROPS, QUIET = PROTOCOL.augment, Progress(quiet=True)
 WHOLE = AugmentConfig(crop_scale=(1.0, 1.0), flip=0.5)
 # The paper's rate is for batches of 16,384; per 256 pictures, tiny ones need a much larger one.
 SHORT = replace(PROTOCOL, epochs=4, batch=11, optim=replace(PROTOCOL.optim, lr=400.0))
@@ -46,10 +46,10 @@ def plan_of(encoder, source, config, augment=WHOLE):
     return batch_plan(config, source, kind_of(encoder.config))
 
 
-def trained(encoder, source, config=SHORT, **given):
+def trained(encoder, source, config=SHORT, progress=QUIET):
     plan = plan_of(encoder, source, config)
     num_steps = count_steps(config, plan, encoder)
-    return train_head(encoder, plan, config=config, num_steps=num_steps, workers=0, **given)
+    return train_head(encoder, plan, config=config, num_steps=num_steps, progress=progress)
 
 
 def test_the_protocol_is_that_of_table_10():
@@ -98,7 +98,7 @@ def test_statistics_are_of_whole_batches_in_training_and_kept_for_the_test(encod
     plan = plan_of(encoder, source, one)
     batch = next(iter(batches(plan, start=0, stop=1, workers=0)))
 
-    head = train_head(encoder, plan, config=one, num_steps=1, workers=0)
+    head = train_head(encoder, plan, config=one, num_steps=1, progress=QUIET)
 
     features = cls_features(encoder, batch.images)
     norm = head[0]
@@ -111,10 +111,12 @@ def test_statistics_are_of_whole_batches_in_training_and_kept_for_the_test(encod
 
 def test_the_rate_warms_up_for_its_share_and_falls_to_nothing(encoder, rng):
     rates = []
-    config = replace(PROTOCOL, batch=40)
-    keep = EveryNSteps(1, lambda state, metrics: rates.append(metrics.lr))
 
-    trained(encoder, easy(rng, 40), config, callbacks=[keep])
+    class Kept(Progress):
+        def update(self, step, *, lr, **numbers):
+            rates.append(lr)
+
+    trained(encoder, easy(rng, 40), replace(PROTOCOL, batch=40), Kept(quiet=True))
 
     assert len(rates) == 90 and rates[0] == 0
     assert rates[10] == max(rates) == pytest.approx(0.1 * 40 / 256)

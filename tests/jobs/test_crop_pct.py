@@ -30,8 +30,7 @@ from mae.jobs.embed import embed_to_file
 from mae.jobs.evaluate import evaluate
 from mae.jobs.finetune import finetune
 from mae.jobs.pretrain import pretrain
-from mae.jobs.probe import choose_method, probe
-from mae.jobs.probe_linear import paper_config, paper_probe
+from mae.jobs.probe import choose_method, paper_config, paper_probe, probe
 from mae.jobs.reconstruct import reconstruct
 from mae.model.create import create
 from mae.weights.formats.native import save

@@ -133,7 +133,7 @@ def test_a_parquet_holds_names_classes_and_features(
     embed_to_file(weights, pictures, out=tmp_path / "a.npy", settings=SETTINGS, quiet=True)
     assert np.array_equal(np.array(table["features"].to_pylist()), np.load(tmp_path / "a.npy"))
     assert (result.names, result.images, result.unreadable) == (str(out), 7, 1)
-    assert len(result.rows()) == 2 and (tmp_path / "features.bad-files.tsv").exists()
+    assert (tmp_path / "features.bad-files.tsv").exists()
 
 
 def test_a_parquet_goes_on_where_it_was_stopped(

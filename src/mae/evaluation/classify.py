@@ -93,13 +93,13 @@ def classify(
 
 
 def find_candidates(
-    source: Source, class_names: Sequence[str], *, dataset: str, all_classes: bool
+    source: Source, names: Sequence[str], *, dataset: str = "folder", all_classes: bool = False
 ) -> Candidates:
     """Match the classes of a folder with those of a classifier, by name.
 
     Args:
         source: labelled images.
-        class_names: classes of the classifier, in the order of its scores.
+        names: classes of the classifier, in the order of its scores.
         dataset: imagenet-a and imagenet-r are restricted to their 200 classes.
         all_classes: do not restrict them.
 
@@ -107,13 +107,13 @@ def find_candidates(
         DataError: if a folder matches no class of the classifier, or if the folders of
             imagenet-a or imagenet-r are not exactly their 200 classes.
     """
-    numbers = {name: number for number, name in enumerate(class_names)}
-    K, unknown = len(class_names), [name for name in source.class_names if name not in numbers]
+    numbers = {name: number for number, name in enumerate(names)}
+    K, unknown = len(names), [name for name in source.class_names if name not in numbers]
     if unknown:
         raise DataError(
             f"data: {len(unknown)} of {len(source.class_names)} classes are unknown to the "
             f"classifier: {', '.join(unknown[:3])}; expected folders named as its {K} classes: "
-            f"{', '.join(class_names[:3])} ..."
+            f"{', '.join(names[:3])} ..."
         )
     own = np.array([numbers[name] for name in source.class_names], dtype=np.int64)
     if dataset in ("imagenet-a", "imagenet-r"):
@@ -128,6 +128,6 @@ def find_candidates(
         return Candidates(classes, np.searchsorted(classes, own), about)
     labels = () if source.labels is None else np.unique(source.labels).tolist()
     present = {source.class_names[label] for label in labels}
-    absent = [name for name in class_names if name not in present]
+    absent = [name for name in names if name not in present]
     lacking = f", no image of {len(absent):,}: {some(absent, 3)}" if absent else ""
     return Candidates(np.arange(K), own, f"{K:,} classes{lacking}", absent)

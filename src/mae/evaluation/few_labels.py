@@ -134,15 +134,6 @@ def percent(mean: float, std: float, *, runs: int) -> str:
     return f"{mean:.1%} ± {100 * std:.1f}" if runs > 1 else f"{mean:.1%}"
 
 
-def image_counts(train: int, test: int, *, labels: str | None, runs: int) -> str:
-    """Describe the number of training and test images."""
-    notes = [] if labels is None else [labels]
-    if runs > 1:
-        notes.append(f"mean ± std of {runs} runs")
-    about = f" ({', '.join(notes)})" if notes else ""
-    return f"{train:,} train{about}, {test:,} test"
-
-
 def write_choice(path: Path, source: Source, draws: Sequence[Ids]) -> None:
     """Write a .csv of the images chosen in each draw, by name and class.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any
 
 import torch
 
@@ -13,7 +13,7 @@ from mae.config.run import AugmentConfig, FinetuneConfig, OptimConfig
 from mae.data.batching.loader import batches
 from mae.data.decoding.header import kind_of
 from mae.data.sources.source import ArraySource
-from mae.evaluation.evidence import Score, score
+from mae.evaluation.evidence import score
 from mae.evaluation.features import LabelledImages, pixel_features, standardized
 from mae.evaluation.logistic import logistic_accuracy
 from mae.evaluation.split import labels_per_class
@@ -43,22 +43,6 @@ PER_CLASS = 10
 SEEDS = (0, 1, 2)
 
 
-class FewShot(NamedTuple):
-    """Accuracies on few labels, over the same draws of labels."""
-
-    pretrained: Score
-    scratch: Score
-    """The same network from its initial weights, for as many steps of the same batch."""
-    pixels: Score
-    """Logistic regression on raw pixels."""
-    about: str
-
-    def to_dict(self) -> dict[str, object]:
-        """Return the contents of results.json."""
-        names = ("pretrained", "scratch", "pixels")
-        return {"about": self.about} | {name: getattr(self, name)._asdict() for name in names}
-
-
 def few_label_finetuning(
     pretrained: Encoder,
     *,
@@ -66,7 +50,7 @@ def few_label_finetuning(
     test: LabelledImages,
     config: FinetuneConfig = FEW_SHOT,
     scratch: FinetuneConfig = FEW_SHOT_SCRATCH,
-) -> FewShot:
+) -> dict[str, Any]:
     """Fine-tune on 10 labels per class with three seeds, beside two baselines.
 
     The baselines are the same network from scratch and logistic regression on raw pixels. Each
@@ -78,6 +62,10 @@ def few_label_finetuning(
         test: images to classify.
         config: settings for the pre-trained encoder.
         scratch: settings for the same network from new weights.
+
+    Returns:
+        Contents of results.json: mean and std of the accuracy of `pretrained`; of `scratch`, the
+        same network from its initial weights for as many steps of the same batch; and of `pixels`.
 
     Raises:
         DataError: if a class has too few labels.
@@ -98,8 +86,9 @@ def few_label_finetuning(
         f"accuracy on {len(test.labels):,} test images after training on {PER_CLASS} labels a "
         f"class; mean ± std of {len(SEEDS)} seeds"
     )
-    from_mae, from_new, of_pixels = map(score, zip(*found, strict=True))
-    return FewShot(from_mae, from_new, of_pixels, about)
+    names = ("pretrained", "scratch", "pixels")
+    scores = [score(each)._asdict() for each in zip(*found, strict=True)]
+    return {"about": about} | dict(zip(names, scores, strict=True))
 
 
 def finetune_accuracy(

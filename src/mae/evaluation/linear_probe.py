@@ -5,7 +5,6 @@ Source: He et al. 2021, Table 10 and Appendix A.1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -16,10 +15,12 @@ from mae.config.run import AugmentConfig, FinetuneConfig, OptimConfig
 from mae.data.batching.batch import Batch, BatchPlan
 from mae.data.batching.loader import batches, on_device
 from mae.model.encoder import Encoder
+from mae.progress import Progress
 from mae.runs.state import TrainState
 from mae.train.fit import EveryNSteps, fit
 from mae.train.optim.lars import TRUST
 from mae.train.optim.parameter_groups import create_optimizer
+from mae.train.resolve import choose_workers
 from mae.train.schedule import rate_at
 from mae.train.step import Metrics, OptimiserStep
 
@@ -60,9 +61,7 @@ def train_head(
     *,
     config: FinetuneConfig,
     num_steps: int,
-    workers: int,
-    callbacks: Sequence[EveryNSteps] = (),
-    on_step_end: Callable[[Batch, Metrics], None] = lambda batch, metrics: None,
+    progress: Progress,
 ) -> nn.Sequential:
     """Train a head on the cls tokens of crops, with the encoder frozen.
 
@@ -74,29 +73,41 @@ def train_head(
         plan: defines the labelled batches.
         config: batch, learning rates and seed.
         num_steps: optimiser steps.
-        workers: number of reader processes.
-        callbacks: see `fit`.
-        on_step_end: see `fit`.
+        progress: shows the steps, and names each unreadable image once.
 
     Returns:
         The head, in evaluation mode.
     """
 
+    named: set[str] = set()
+
     def loss(head: nn.Module, batch: Batch) -> Tensor:
         return F.cross_entropy(head(cls_features(encoder, batch.images)), batch.labels)
+
+    def show(state: TrainState, metrics: Metrics) -> None:
+        progress.update(state.step, loss=metrics.loss, lr=metrics.lr)
+
+    def name_unreadable(batch: Batch, metrics: Metrics) -> None:
+        for bad in batch.bad:
+            if bad.name not in named:
+                named.add(bad.name)
+                progress.note(f"unreadable: {bad.name}: {bad.reason}; another image replaces it")
 
     was_training, device = encoder.training, encoder.cls_token.device
     encoder.eval()
     classes = len(plan.source.class_names)
     head = linear_head(encoder.config.width, num_classes=classes, seed=config.seed).to(device)
+    workers = choose_workers(config, plan, device, log=progress.note)
+    progress.note(f"seed {config.seed}: {num_steps:,} steps of {config.batch:,}")
+    progress.start(num_steps, images_per_step=config.batch)
     fit(
         TrainState(head.train(), create_optimizer(head, config.optim)),
         on_device(batches(plan, start=0, stop=num_steps, workers=workers), device),
         OptimiserStep(loss=loss, config=config, device=device),
         num_steps=num_steps,
         rate=partial(rate_at, num_steps=num_steps, config=config, batch=config.batch),
-        callbacks=callbacks,
-        on_step_end=on_step_end,
+        callbacks=[EveryNSteps(1, show)],
+        on_step_end=name_unreadable,
     )
     encoder.train(was_training)
     return head.eval()

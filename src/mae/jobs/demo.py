@@ -149,7 +149,7 @@ def _evidence(
     psnr = hidden_psnr(model, batches)
     return {
         "evidence": table.to_dict(),
-        "few_labels": few_labels.to_dict(),
+        "few_labels": few_labels,
         "hidden_psnr": psnr.to_dict(),
         "shortfalls": list(shortfalls(table)) if verdict else [],
     }

@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
@@ -22,7 +22,7 @@ from torch import Tensor
 from mae.atomic import fsync_folder, open_atomic, write_atomic, write_json_atomic
 from mae.config.model import ModelConfig
 from mae.config.serialize import to_dict
-from mae.data.batching.batch import Bad, EvaluationBatch
+from mae.data.batching.batch import Bad
 from mae.data.decoding.arrays import as_batch, as_image
 from mae.data.decoding.header import pillow_faults
 from mae.data.sources.open import Data, open_source
@@ -84,21 +84,12 @@ def embed(
     features: list[Array] = []
     bad: list[Bad] = []
     warned: list[Bad] = []
-    for got, rows in _encoded(encoder, source, range(len(source)), settings):
-        features.append(rows)
+    for got in evaluation_batches(encoder, source, range(len(source)), batch=batch):
+        features.append(encoder_features(encoder, [got.images], pools=[pool])[pool])
         bad += got.bad
         warned += got.warned
     report_unreadable(len(source), bad, warned, log=partial(warnings.warn, stacklevel=3))
     return np.concatenate(features)
-
-
-def _encoded(
-    encoder: Encoder, source: Source, ids: Sequence[int], settings: FeatureSettings
-) -> Iterator[tuple[EvaluationBatch, Array]]:
-    """Read and encode batches of images."""
-    pool = settings.pool
-    for got in evaluation_batches(encoder, source, ids, batch=settings.batch):
-        yield got, encoder_features(encoder, [got.images], pools=[pool])[pool]
 
 
 class _ImageList:
@@ -200,13 +191,6 @@ class Embedded(NamedTuple):
     unreadable: int
     """Number of images left out; a file beside the features lists them."""
 
-    def rows(self) -> list[tuple[str, str]]:
-        """Return the rows of a table."""
-        shape = f"{self.images:,} x {self.width:,} float32"
-        left_out = [("unreadable", f"{self.unreadable:,}, left out")] if self.unreadable else []
-        names = [] if self.names == self.features else [("names", self.names)]
-        return [("features", f"{self.features}  {shape}"), *names, *left_out]
-
 
 class _Done(NamedTuple):
     """Progress of a job; a file beside this record holds the features so far, row by row."""
@@ -280,14 +264,14 @@ def _finish(
     store: Path, encoder: Encoder, source: Source, settings: FeatureSettings, progress: Progress
 ) -> _Done:
     """Encode the remaining images; record each batch once it is on disk."""
-    record = store / "done.json"
+    record, pool = store / "done.json", settings.pool
     done = _resumed(record, _digest(encoder, source, settings), log=progress.note)
     progress.start(len(source), at=done.images, label="image")
     rest = range(done.images, len(source))
     with (store / "features").open("ab") as file:
         file.truncate(done.size)  # drop what a crash left of an unrecorded batch
-        for got, rows in _encoded(encoder, source, rest, settings):
-            file.write(rows.tobytes())
+        for got in evaluation_batches(encoder, source, rest, batch=settings.batch):
+            file.write(encoder_features(encoder, [got.images], pools=[pool])[pool].tobytes())
             file.flush()
             os.fsync(file.fileno())
             images = done.images + len(got.ids) + len(got.bad)
@@ -315,10 +299,9 @@ def _resumed(record: Path, work: str, *, log: Callable[[str], None]) -> _Done:
     if found["work"] != work:
         log("starting over: weights, images or settings differ from those of the last start")
         return _Done(work)
-    images = found.get("images", found.get("pictures", 0))  # pictures: before 0.2
-    log(f"resuming: {images:,} images are done")
-    bad, warned = ([Bad(*each) for each in found[name]] for name in ("bad", "warned"))
-    return _Done(work, images, found["size"], bad, warned)
+    log(f"resuming: {found['images']:,} images are done")
+    found |= {name: [Bad(*each) for each in found[name]] for name in ("bad", "warned")}
+    return _Done(**found)
 
 
 def _publish(store: Path, out: Path, source: Source, done: _Done) -> Embedded:

@@ -1,23 +1,39 @@
-"""Evaluate a fine-tuned classifier on labelled images or the ImageNet robustness sets."""
+"""Evaluate a fine-tuned classifier on labelled images and the ImageNet robustness sets."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Literal, NamedTuple
 
 from mae.atomic import write_atomic
 from mae.config.model import refuse_without_effect
+from mae.data.augment.crop import central_pixels
 from mae.data.sources.splits import Kind
-from mae.errors import ConfigError
+from mae.errors import ConfigError, DataError
 from mae.evaluation.classify import TOP, classify, find_candidates, open_for_evaluation
+from mae.evaluation.discover import class_folders, some
 from mae.evaluation.inputs import DEFAULT, FeatureSettings, report_view
 from mae.evaluation.labelled_data import evaluation_data
 from mae.evaluation.metrics import ClassRow, class_rows
+from mae.evaluation.robustness import (
+    ALEXNET_ERRORS,
+    SEVERITIES,
+    corruption_error,
+    mean_corruption_error,
+)
 from mae.parallel.processes import open_communicator
 from mae.progress import Progress
 from mae.report.confusion import Mistake, confusion_image, evaluation_page, worst_mistakes
 from mae.report.figures import png_bytes
-from mae.report.predictions import prediction_rows, require_writable, write_predictions
+from mae.report.predictions import (
+    PredictionRow,
+    prediction_rows,
+    require_writable,
+    write_predictions,
+)
+from mae.report.tables import value_rows
 
 FolderSet = Literal["folder", "imagenet", "imagenet-a", "imagenet-r", "imagenet-sketch"]
 MOST_CLASSES = 20  # in the terminal table; --json and the HTML page list all
@@ -48,16 +64,9 @@ class Evaluation(NamedTuple):
 
     def facts(self) -> dict[str, str]:
         """Return the metrics as text, by name."""
-        top5 = {} if self.top5 is None else {"top-5": f"{self.top5:.2%}"}
-        left_out = f"{len(self.unreadable):,}, left out"
-        return {
-            "top-1": f"{self.top1:.2%}",
-            **top5,
-            "loss": f"{self.loss:.4f}",
-            "set": f"{self.dataset}, {self.scored}",
-            "images": f"{self.images:,}",
-            "part": self.part,
-        } | ({"unreadable": left_out} if self.unreadable else {})
+        names = ("top1", "top5", "loss", "dataset", "scored", "images", "part")
+        values = {name: getattr(self, name) for name in names}
+        return dict(value_rows(values | {"unreadable": len(self.unreadable) or None}))
 
     def rows(self) -> list[tuple[str, ...]]:
         """Return the rows of a table: metrics, worst classes, most frequent mistakes."""
@@ -154,3 +163,125 @@ def evaluate(
             image = png_bytes(confusion_image(confusion))
             write_atomic(out, image if out.suffix == ".png" else page)
     return result
+
+
+class Corruption(NamedTuple):
+    """Errors of a classifier under one corruption."""
+
+    name: str
+    errors: tuple[float, ...]
+    """At each severity, 0 to 1."""
+    ce: float
+    """Mean of `errors` divided by the mean of AlexNet's: 1 is as good as AlexNet."""
+
+
+class Robustness(NamedTuple):
+    """Errors of a classifier under all corruptions."""
+
+    data: str
+    mce: float
+    """Mean of the corruption errors `ce`: 1 is as good as AlexNet."""
+    error: float
+    """Mean error, 0 to 1, not divided by AlexNet's."""
+    corruptions: tuple[Corruption, ...]
+    images: int
+    """Evaluated, each once."""
+    unreadable: tuple[str, ...]
+    """Names of the images left out."""
+    written: tuple[str, ...]
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Return the rows of a table."""
+        rows: list[tuple[str, ...]] = [
+            ("mCE", f"{100 * self.mce:.1f}", "errors divided by AlexNet's, mean of 15 corruptions"),
+            ("mean error", f"{self.error:.1%}", "not divided"),
+            ("images", f"{self.images:,}", "central 224 x 224 pixels, not resized"),
+        ]
+        if self.unreadable:
+            rows.append(("unreadable", f"{len(self.unreadable):,}, left out"))
+        for name, errors, ce in self.corruptions:
+            each = "  ".join(f"{error:.1%}" for error in errors)
+            rows.append((name, f"CE {100 * ce:.1f}", f"error {fmean(errors):.1%}", each))
+        return rows + [("written", path) for path in self.written]
+
+
+def evaluate_corruptions(
+    weights: str | Path,
+    data: str | Path,
+    *,
+    predictions: Path | None = None,
+    settings: FeatureSettings = DEFAULT,
+    quiet: bool = False,
+) -> Robustness:
+    """Classify every image of ImageNet-C; several processes split the work as in `evaluate`.
+
+    Args:
+        weights: folder of a fine-tuned classifier.
+        data: folder of CORRUPTION/SEVERITY/CLASS/...; corruptions other than the 15 are ignored.
+        predictions: .csv or .parquet to write, one row per image.
+        settings: batch and device.
+        quiet: show no progress.
+
+    Raises:
+        MaeError: for whatever the user must change, in one line.
+    """
+    errors: dict[str, list[float]] = {name: [] for name in ALEXNET_ERRORS}
+    rows: list[PredictionRow] = []
+    unreadable: list[str] = []
+    incomplete: list[str] = []
+    images = 0
+    with (
+        open_communicator() as ranks,
+        Progress(quiet=quiet or not ranks.is_main_process) as progress,
+    ):
+        require_writable(predictions)
+        root = Path(data)
+        folders = _corruption_folders(root)
+        if others := sorted(p.name for p in root.iterdir() if p.name not in ALEXNET_ERRORS):
+            progress.note(f"left out, none of the 15 corruptions: {', '.join(others)}")
+        settings = settings.at(ranks.process)
+        model, class_names = open_for_evaluation(weights, settings, log=progress.note)
+        # ImageNet-C images are already 224 x 224: resizing would weaken the corruption.
+        run = partial(classify, batch=settings.batch, progress=progress, view=central_pixels)
+        for folder in folders:
+            source = class_folders(root / folder)
+            candidates = find_candidates(source, class_names)
+            incomplete += [folder] if candidates.absent else []
+            found = run(model, source, candidates, label=f"{folder}, image", ranks=ranks)
+            errors[folder.partition("/")[0]].append(1 - found.top(1))
+            unreadable += [f"{folder}/{image}" for image in found.unreadable(source)]
+            images += len(found)
+            if predictions is not None:
+                names = candidates.names(class_names)
+                rows += prediction_rows(found, source, names, prefix=f"{folder}/")
+        if incomplete:
+            few = some(incomplete, 3)
+            progress.note(f"no image of some classes in {len(incomplete)} folders: {few}")
+        if predictions is not None and ranks.is_main_process:
+            write_predictions(predictions, rows)
+    return Robustness(
+        data=str(data),
+        mce=mean_corruption_error(errors),
+        error=fmean(map(fmean, errors.values())),
+        corruptions=tuple(
+            Corruption(name, tuple(each), corruption_error(each, name))
+            for name, each in errors.items()
+        ),
+        images=images,
+        unreadable=tuple(unreadable),
+        written=() if predictions is None else (str(predictions),),
+    )
+
+
+def _corruption_folders(root: Path) -> list[str]:
+    """Return the 75 folders of ImageNet-C; all are required before the long evaluation starts."""
+    folders = [
+        f"{name}/{severity + 1}" for name in ALEXNET_ERRORS for severity in range(SEVERITIES)
+    ]
+    missing = [folder for folder in folders if not (root / folder).is_dir()]
+    if missing:
+        raise DataError(
+            f"data: {len(missing)} of {len(folders)} folders of ImageNet-C are not in {root}: "
+            f"{', '.join(missing[:3])}; expected CORRUPTION/SEVERITY/CLASS/... of 15 corruptions"
+        )
+    return folders

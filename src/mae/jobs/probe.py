@@ -1,21 +1,29 @@
-"""k-NN and logistic-regression probes of an encoder, a random encoder and raw pixels."""
+"""Probes of a frozen encoder: k-NN, logistic regression and the linear probe of the paper."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Unpack
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from mae.config.model import refuse_without_effect
+from mae.config.run import FinetuneConfig
+from mae.data.batching.batch import BatchPlan
+from mae.data.decoding.header import kind_of
+from mae.data.sources.subset import subset
+from mae.errors import ConfigError
+from mae.evaluation.classify import TOP
 from mae.evaluation.evidence import score
 from mae.evaluation.features import encoder_features, pixel_features, standardized
-from mae.evaluation.few_labels import ALL, FewLabels, image_counts, percent
+from mae.evaluation.few_labels import ALL, FewLabels, percent
 from mae.evaluation.inputs import (
     DEFAULT,
     FeatureSettings,
@@ -25,11 +33,17 @@ from mae.evaluation.inputs import (
 )
 from mae.evaluation.knn import NEIGHBOURS, TEMPERATURE, knn_accuracy, require_temperature
 from mae.evaluation.labelled_data import labelled, require_classes
+from mae.evaluation.linear_probe import PROTOCOL, max_update, train_head
 from mae.evaluation.logistic import logistic_accuracy
+from mae.evaluation.metrics import predictions_from_scores
 from mae.model.create import create
 from mae.model.encoder import Encoder
 from mae.parallel.processes import open_communicator
 from mae.progress import Progress
+from mae.report.tables import plain, value_rows
+from mae.train.measure import count_steps
+from mae.train.resolve import batch_plan
+from mae.weights.given import Given
 
 MOST_PIXEL_VALUES = 1024  # raw-pixel features per image: 32 x 32 in grey, 18 x 18 in colour
 
@@ -89,20 +103,14 @@ class Probe(NamedTuple):
     random_spread: float = 0.0
     pixels_spread: float = 0.0
 
-    def rows(self) -> list[tuple[str, str, str]]:
+    def rows(self) -> list[tuple[str, str]]:
         """Return the rows of a table."""
+        values = plain(self)
+        for name in ("trained", "random", "pixels"):
+            values[name] = percent(values[name], values.pop(f"{name}_spread"), runs=self.runs)
         others = (("raw pixels", self.pixels), ("random encoder", self.random))
         behind = [f"behind {name}" for name, other in others if self.trained < other]
-        counts = image_counts(self.train, self.test, labels=self.labels, runs=self.runs)
-        show = partial(percent, runs=self.runs)
-        return [
-            (self.method, f"{self.classes} classes", counts),
-            ("trained encoder", show(self.trained, self.trained_spread),
-             ", ".join([f"pool {self.pool}", *behind])),
-            ("random encoder", show(self.random, self.random_spread), f"pool {self.pool}"),
-            ("raw pixels", show(self.pixels, self.pixels_spread),
-             "at {} x {}".format(*self.pixels_size)),
-        ]  # fmt: skip
+        return [*value_rows(values), *(("trained", text) for text in behind)]
 
 
 def probe(
@@ -190,3 +198,128 @@ def _pixels_size(encoder: Encoder) -> tuple[int, int]:
     (height, width), channels = encoder.config.image_size, encoder.config.channels
     factor = min(1.0, math.sqrt(MOST_PIXEL_VALUES / (channels * height * width)))
     return max(1, int(height * factor)), max(1, int(width * factor))
+
+
+class PaperProbe(NamedTuple):
+    """Accuracy of the linear heads on the test images, mean and std over all runs."""
+
+    top1: float
+    top5: float | None
+    """None where there are no more than five classes."""
+    loss: float
+    classes: int
+    train: int
+    test: int
+    epochs: float
+    batch: int
+    base_lr: float
+    peak_lr: float
+    steps: int
+    """Steps of each run."""
+    seeds: tuple[int, ...]
+    """One per run, for initial weights, order and crops; all runs use the labels of one seed."""
+    labels: str | None
+    top1_spread: float
+    top5_spread: float
+
+
+def paper_config(
+    *, epochs: float | None, batch: int | None, lr: float | None, seed: int, device: str
+) -> FinetuneConfig:
+    """Return the protocol with some values changed; warm-up keeps its fraction of the epochs.
+
+    Raises:
+        ConfigError: for an invalid value.
+    """
+    if batch is not None and batch < 2:
+        raise ConfigError(f"batch: expected at least 2, for the batch norm, got {batch}")
+    base, epochs = PROTOCOL.optim, PROTOCOL.epochs if epochs is None else epochs
+    warmup = max(0.0, base.warmup_epochs * epochs / PROTOCOL.epochs)
+    optim = replace(base, lr=base.lr if lr is None else lr, warmup_epochs=warmup)
+    batch = PROTOCOL.batch if batch is None else batch
+    return replace(PROTOCOL, epochs=epochs, batch=batch, optim=optim, seed=seed, device=device)
+
+
+def paper_probe(
+    weights: str | Path,
+    data: str | Path,
+    *,
+    config: FinetuneConfig = PROTOCOL,
+    few: FewLabels = ALL,
+    crop_pct: float | None = None,
+    quiet: bool = False,
+    **given: Unpack[Given],
+) -> PaperProbe:
+    """Train a linear head on crops as the paper does; test it on the evaluation view.
+
+    Args:
+        weights: whatever `load_encoder` takes.
+        data: see `labelled`.
+        config: length, batch, rates, device, and the seed of everything.
+        few: how many labels to train on; each run has its own seed, even with all labels.
+        crop_pct: fraction of a test image that is kept, see `ModelConfig`; none: as in the weights.
+        quiet: show no progress.
+        given: what the weights do not say, see `Given`.
+
+    Raises:
+        MaeError: for whatever the user must change, in one line.
+    """
+    with Progress(quiet=quiet) as progress:
+        train, test, _, notes = labelled(data, seed=config.seed, weights=weights)
+        for note in notes:
+            progress.note(note)
+        draws = few.draws(*train, seed=config.seed, log=progress.note)
+        settings = FeatureSettings("cls", DEFAULT.batch, config.device, crop_pct, given)
+        encoder = open_for_features(weights, settings, log=progress.note)
+        ids, labels, tokens = map_images(
+            lambda got: (
+                got.ids,
+                got.labels,
+                encoder_features(encoder, [got.images], pools=["cls"])["cls"],
+            ),
+            encoder,
+            *test,
+            batch=DEFAULT.batch,
+            progress=progress,
+            label="test image",
+        )
+        runs: list[tuple[FinetuneConfig, BatchPlan, int]] = []
+        for run, chosen in enumerate(draws):
+            batch, seed = min(config.batch, len(chosen)), config.seed + run
+            own = replace(config, model=encoder.config, batch=batch, seed=seed)
+            plan = batch_plan(own, subset(train.source, chosen), kind_of(encoder.config))
+            runs.append((own, plan, count_steps(own, plan, encoder)))
+        first, _, steps = runs[0]
+        if first.batch < config.batch:
+            progress.note(f"batch: lowered from {config.batch:,} to {first.batch:,}, all images")
+        if (change := max_update(first, num_steps=steps)) < 1:
+            progress.note(
+                f"lr: {first.optim.lr:g} changes the weights by at most {change:.2g} of their norm "
+                f"in {steps:,} steps of {first.batch:,}, and about nothing is learned; give "
+                f"--lr {first.optim.lr * 5 / change:.2g} or more, or a smaller --batch"
+            )
+        found = []
+        for own, plan, num_steps in runs:
+            head = train_head(encoder, plan, config=own, num_steps=num_steps, progress=progress)
+            with torch.inference_mode():
+                scores = head(torch.from_numpy(tokens).to(encoder.cls_token.device))
+            found.append(predictions_from_scores(scores, labels=labels, ids=ids))
+    top1, top5 = (score([each.top(k) for each in found]) for k in (1, TOP))
+    classes = len(train.source.class_names)
+    return PaperProbe(
+        top1=top1.mean,
+        top5=top5.mean if classes > TOP else None,
+        loss=float(np.mean([each.loss for each in found])),
+        classes=classes,
+        train=len(draws[0]),
+        test=len(ids),
+        epochs=config.epochs,
+        batch=first.batch,
+        base_lr=config.optim.lr,
+        peak_lr=config.optim.peak_lr(first.batch),
+        steps=steps,
+        seeds=tuple(own.seed for own, _, _ in runs),
+        labels=few.labels,
+        top1_spread=top1.spread,
+        top5_spread=top5.spread,
+    )

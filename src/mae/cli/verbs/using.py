@@ -64,8 +64,7 @@ def probe(
     from mae.config.model import refuse_without_effect
     from mae.evaluation.few_labels import FewLabels
     from mae.evaluation.inputs import FeatureSettings
-    from mae.jobs.probe import choose_method, probe
-    from mae.jobs.probe_linear import paper_config, paper_probe
+    from mae.jobs.probe import choose_method, paper_config, paper_probe, probe
     from mae.jobs.probe_partial import partial_probe
     from mae.parallel.processes import require_single_process
 
@@ -137,8 +136,7 @@ def evaluate(
     """
     from mae.config.model import refuse_without_effect
     from mae.evaluation.inputs import FeatureSettings
-    from mae.jobs.evaluate import evaluate
-    from mae.jobs.evaluate_corruptions import evaluate_corruptions
+    from mae.jobs.evaluate import evaluate, evaluate_corruptions
 
     settings = FeatureSettings(
         batch=batch, device=device, crop_pct=crop_pct, given=given, head_pool=pool
