@@ -15,7 +15,6 @@ from mae.model.autoencoder import MaskedAutoencoder
 from mae.report.tables import plain, value_rows
 from mae.weights.formats.native import save
 from mae.weights.tools import export as exporting
-from mae.weights.tools import export_graph as graph
 from mae.weights.tools.export import Exported, Part, Target, export
 from tests.model.tiny import tiny_model
 
@@ -111,7 +110,7 @@ def test_what_is_written_says_what_it_is(weights: Path, tmp_path: Path) -> None:
 def test_values_too_large_for_one_file_lie_beside_it(
     model: MaskedAutoencoder, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graph, "_ONE_FILE", 0)
+    monkeypatch.setattr(exporting, "_ONE_FILE", 0)
 
     export(weights, tmp_path / "e.onnx", to="onnx")
 
@@ -128,12 +127,12 @@ def test_other_values_leave_nothing_behind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     other = tiny_model(generator, depth=1)
-    real = graph.write_torch
+    real = exporting.write_torch
 
-    def write_another(case: graph.Case, path: Path, *, description: str) -> None:
+    def write_another(case: exporting.Case, path: Path, *, description: str) -> None:
         real(case._replace(module=other.encoder), path, description=description)
 
-    monkeypatch.setattr(graph, "write_torch", write_another)
+    monkeypatch.setattr(exporting, "write_torch", write_another)
 
     with pytest.raises(WeightsError, match="not written: it gives other values than PyTorch"):
         export(weights, tmp_path / "e.pt2", to="torch-export")

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
-import time
+import warnings
+from collections.abc import Callable
+from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
+from timeit import repeat
 from typing import Any, Literal, NamedTuple, Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.export import Dim
 
+from mae.config.model import ModelConfig
+from mae.config.objective import num_keep
 from mae.config.serialize import to_dict
 from mae.errors import ConfigError, WeightsError
+from mae.model.autoencoder import MaskedAutoencoder
+from mae.model.encoder import Encoder
 from mae.weights.given import Given
 from mae.weights.load import open_encoder, open_model
-from mae.weights.tools import export_graph as graph
 from mae.weights.tools.output import new_output, require_new
 
 Target = Literal["onnx", "torch-export"]
@@ -24,6 +31,10 @@ Part = Literal["encoder", "full"]
 CLOSE = 1e-4  # relative to max(1, largest value); allows for float32 summation order only
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 _TIMED = 5
+LARGEST_GRID = 256  # maximum patches along a side of an image of dynamic size
+_ONE_FILE = 1.8e9  # maximum bytes of values in one file; ONNX files are limited to 2 GiB
+
+Call = Callable[..., Tensor | tuple[Tensor, ...]]
 
 
 class Exported(NamedTuple):
@@ -80,17 +91,14 @@ def export(
     """
     path = Path(dst)
     _require_place(path, to)
-    about: dict[str, Any] = {"part": part}
-    if part == "encoder":
-        encoder, notes = open_encoder(weights, **given)
-        case = graph.of_encoder(encoder.eval(), dynamic=dynamic)
-    else:
-        model, notes = open_model(weights, **given)
-        case = graph.of_full(model.eval(), dynamic=dynamic)
+    open_part = open_encoder if part == "encoder" else open_model
+    model, notes = open_part(weights, **given)
+    case = case_of(model.eval(), dynamic=dynamic)
+    about = {"part": part, "model": to_dict(model.config)}
+    if isinstance(model, MaskedAutoencoder):
         about["objective"] = to_dict(model.objective)
-    about["model"] = to_dict(case.config)
     with new_output(path) as temporary:
-        write = graph.write_onnx if to == "onnx" else graph.write_torch
+        write = write_onnx if to == "onnx" else write_torch
         write(case, temporary, description=json.dumps(about))
         found = _compare(case, temporary, to=to, name=path)
         size = sum(file.stat().st_size for file in temporary.parent.iterdir())
@@ -116,7 +124,7 @@ def _require_place(path: Path, to: Target) -> None:
 
 
 @torch.inference_mode()
-def _compare(case: graph.Case, file: Path, *, to: Target, name: Path) -> dict[str, Any]:
+def _compare(case: Case, file: Path, *, to: Target, name: Path) -> dict[str, Any]:
     """Compare the exported file with PyTorch, for batches of 1 and 3, and other sizes if dynamic.
 
     Raises:
@@ -125,7 +133,7 @@ def _compare(case: graph.Case, file: Path, *, to: Target, name: Path) -> dict[st
     run, largest, tried = _runner(file, to), 0.0, list[list[int]]()
     for batch, grid in case.tries:
         given = case.draw(batch, grid)
-        for ours, theirs in zip(case.eager(*given), run(*given), strict=True):
+        for ours, theirs in zip(_outputs(case.eager, given), _outputs(run, given), strict=True):
             scale = max(1.0, float(ours.float().abs().max()))
             largest = max(largest, float((ours.float() - theirs.float()).abs().max()) / scale)
             if ours.dtype != theirs.dtype or not largest <= CLOSE:  # neither is NaN
@@ -135,23 +143,22 @@ def _compare(case: graph.Case, file: Path, *, to: Target, name: Path) -> dict[st
                 )
         tried.append([*given[0].shape])
     one = case.draw(*case.tries[0])
-    return {
-        "largest": largest,
-        "tried": tried,
-        "seconds": _seconds(run, one),
-        "eager_seconds": _seconds(case.eager, one),
-    }
+    times = [
+        repeat("call(*one)", globals={"call": call, "one": one}, number=1, repeat=1 + _TIMED)[1:]
+        for call in (run, case.eager)
+    ]
+    found = {"largest": largest, "tried": tried}
+    return found | {"seconds": median(times[0]), "eager_seconds": median(times[1])}
 
 
-def _runner(file: Path, to: Target) -> graph.Run:
+def _outputs(call: Call, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    found = call(*given)
+    return (found,) if isinstance(found, Tensor) else tuple(found)
+
+
+def _runner(file: Path, to: Target) -> Call:
     if to == "torch-export":
-        module = torch.export.load(file).module()
-
-        def run_torch(*given: Tensor) -> tuple[Tensor, ...]:
-            found = module(*given)
-            return found if isinstance(found, tuple) else (found,)
-
-        return run_torch
+        return torch.export.load(file).module()
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -159,18 +166,148 @@ def _runner(file: Path, to: Target) -> graph.Run:
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     names = [entry.name for entry in session.get_inputs()]
 
-    def run_onnx(*given: Tensor) -> tuple[Tensor, ...]:
+    def run(*given: Tensor) -> tuple[Tensor, ...]:
         values = {name: tensor.numpy() for name, tensor in zip(names, given, strict=True)}
         return tuple(torch.from_numpy(found) for found in session.run(None, values))
 
-    return run_onnx
+    return run
 
 
-def _seconds(run: graph.Run, given: tuple[Tensor, ...]) -> float:
-    """Measure the median time of a few calls, after one warm-up call."""
-    took = list[float]()
-    for _ in range(1 + _TIMED):
-        began = time.perf_counter()
-        run(*given)
-        took.append(time.perf_counter() - began)
-    return median(took[1:])
+class Case(NamedTuple):
+    """A network to export."""
+
+    config: ModelConfig
+    module: nn.Module
+    eager: Call
+    """Reference that calls the public function, for the comparison."""
+    dims: tuple[dict[int, Any], ...]
+    """Dynamic axes of each input."""
+    inputs: dict[str, list[int | str]]
+    """Shape of each input: numbers, or names of dynamic sizes."""
+    outputs: dict[str, list[int | str]]
+    tries: list[tuple[int, tuple[int, int]]]
+    """Batch sizes and patch grids to compare; the first is one image of the training size."""
+
+    def draw(self, batch: int, grid: tuple[int, int]) -> tuple[Tensor, ...]:
+        """Draw random inputs for a batch size and a patch grid."""
+        (h, w), p = grid, self.config.patch_size
+        of_images, of_noise = (torch.Generator().manual_seed(seed) for seed in (0, 1))
+        images = torch.randn(batch, self.config.channels, h * p, w * p, generator=of_images)
+        return (images, torch.rand(batch, h, w, generator=of_noise))[: len(self.inputs)]
+
+
+def case_of(model: Encoder | MaskedAutoencoder, *, dynamic: bool) -> Case:
+    """Return what to export of a model.
+
+    The encoder maps images B C H W to tokens B 1+L D, unmasked. The full model maps images and
+    noise B h w to predictions B L P and mask B L; the noise has the shape of the patch grid, so
+    that its size gives that of the images.
+
+    Args:
+        model: an encoder, or the full model.
+        dynamic: make height and width dynamic, besides the batch.
+
+    Raises:
+        ConfigError: if `dynamic` and the number of kept patches cannot be computed with integers
+            for every image size.
+    """
+    config, p, (h, w) = model.config, model.config.patch_size, model.config.grid
+    kept = None
+    if dynamic and isinstance(model, MaskedAutoencoder):
+        kept = _kept_fraction(model.objective.mask_ratio)
+    least = 2 if kept is None else _least_grid(kept)
+    tries = [(1, (h, w)), (3, (h, w))]
+    of_images: dict[int, Any] = {0: Dim("batch", min=1)}
+    of_noise = dict(of_images)
+    size: list[int | str] = [h * p, w * p]
+    grid: list[int | str] = [h, w]
+    patches: list[int | str] = [h * w, 1 + h * w]
+    if dynamic:
+        rows, columns = (Dim(n, min=least, max=LARGEST_GRID) for n in ("rows", "columns"))
+        of_images |= {2: p * rows, 3: p * columns}
+        of_noise |= {1: rows, 2: columns}
+        size, grid = [f"{p} rows", f"{p} columns"], ["rows", "columns"]
+        patches = ["rows columns", "1 + rows columns"]
+        tries += [(1, (h + 2, max(least, w - 1))), (3, (h + 1, w + 3))]
+    inputs = {"images": ["batch", config.channels, *size]}
+    if isinstance(model, Encoder):
+        outputs = {"tokens": ["batch", patches[1], config.width]}
+        return Case(config, model, model, (of_images,), inputs, outputs, tries)
+
+    def eager(images: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+        return model.reconstruct(images, noise=noise.flatten(1))[:2]
+
+    inputs["noise"] = ["batch", *grid]
+    outputs = {"pred": ["batch", patches[0], config.patch_values], "mask": ["batch", patches[0]]}
+    module = _Full(model, kept=kept).eval()
+    return Case(config, module, eager, (of_images, of_noise), inputs, outputs, tries)
+
+
+class _Full(nn.Module):
+    def __init__(self, model: MaskedAutoencoder, *, kept: Fraction | None) -> None:
+        super().__init__()
+        self.model = model
+        self.kept = kept
+
+    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        h, w = noise.shape[1:]
+        # Integer arithmetic, which graphs support for symbolic h and w.
+        num_keep = (
+            self.model.objective.num_keep(h * w)
+            if self.kept is None
+            else h * w * self.kept.numerator // self.kept.denominator
+        )
+        return self.model.predict(images, noise.flatten(1), num_keep=num_keep, grid=(h, w))
+
+
+def _kept_fraction(mask_ratio: float) -> Fraction:
+    """Return the kept fraction of patches for which integer and float arithmetic agree."""
+    kept = Fraction(1 - mask_ratio).limit_denominator(10_000)
+    for L in range(4, LARGEST_GRID**2 + 1):
+        if L * kept.numerator // kept.denominator != num_keep(L, mask_ratio):
+            raise ConfigError(
+                f"mask_ratio: what {mask_ratio} keeps of {L} patches cannot be counted in whole "
+                "numbers; export without --dynamic, or the encoder alone"
+            )
+    return kept
+
+
+def _least_grid(kept: Fraction) -> int:
+    """Return the smallest edge of a square grid with at least one kept and one masked patch."""
+    return next(n for n in range(2, LARGEST_GRID) if 0 < int(n * n * kept) < n * n)
+
+
+def write_torch(case: Case, path: Path, *, description: str) -> None:
+    """Write a torch.export program, with a description as an extra file inside."""
+    example = case.draw(*case.tries[-1])  # of a size without special meaning to the network
+    program = torch.export.export(case.module, example, dynamic_shapes=case.dims, strict=False)
+    torch.export.save(program, path, extra_files={"mae.json": description})
+
+
+def write_onnx(case: Case, path: Path, *, description: str) -> None:
+    """Write an ONNX file with a description as metadata; large values go to a second file."""
+    from onnxscript import opset18 as op
+
+    def stable_sort(values: Any, *, stable: bool, dim: int, descending: bool = False) -> Any:
+        # ONNX has no sort; its TopK returns equal values in index order, which makes it stable.
+        place: Any = op.Constant(value_ints=[dim])
+        count = op.Gather(op.Shape(values), place)
+        return op.TopK(values, count, axis=dim, largest=int(descending), sorted=1)
+
+    with warnings.catch_warnings():
+        # Two inputs share an axis on purpose; the exporter warns that its name is already used.
+        warnings.filterwarnings("ignore", message="# The axis name: .* will not be used")
+        program = torch.onnx.export(
+            case.module,
+            case.draw(*case.tries[-1]),
+            dynamo=True,
+            dynamic_shapes=case.dims,
+            input_names=list(case.inputs),
+            output_names=list(case.outputs),
+            custom_translation_table={torch.ops.aten.sort.stable: stable_sort},
+            verbose=False,
+        )
+    assert program is not None
+    program.model.metadata_props["mae"] = description
+    values = sum(tensor.nbytes for tensor in case.module.state_dict().values())
+    program.save(path, external_data=values > _ONE_FILE)
