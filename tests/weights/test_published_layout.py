@@ -14,7 +14,7 @@ from mae.config.sizes import model_config
 from mae.errors import ConfigError, WeightsError
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.weights.formats import facebook
-from mae.weights.formats.layout import Metadata
+from mae.weights.formats.name_table import Metadata
 from mae.weights.infer_config import infer_config
 from mae.weights.initialize import initial_model
 from mae.weights.io.safe_load import read_tensors

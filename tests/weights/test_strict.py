@@ -11,8 +11,7 @@ from torch import Tensor
 
 from mae.errors import WeightsError
 from mae.model.create import create
-from mae.weights.formats.layout import Table
-from mae.weights.formats.name_table import fuse_qkv, inverse, split_qkv, translate
+from mae.weights.formats.name_table import Table, fuse_qkv, inverse, split_qkv, translate
 from mae.weights.formats.native import save
 from mae.weights.load import load, load_encoder, open_encoder, open_model
 from mae.weights.read import LAYOUTS, name_tensors

@@ -17,7 +17,7 @@ from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.classifier import Classifier
 from mae.model.create import create
 from mae.model.encoder import Encoder
-from mae.weights.formats.layout import Description
+from mae.weights.formats.name_table import Description
 from mae.weights.formats.native import Model, describe
 from mae.weights.given import HeadPool, LoadOptions
 from mae.weights.infer_config import infer_config, infer_fields, notes_on

@@ -15,9 +15,8 @@ from torch import Tensor
 from mae.errors import WeightsError
 from mae.runs.checkpoint import latest_checkpoint
 from mae.runs.directory import RunDir
-from mae.weights.formats import facebook, huggingface, lightly, native, openmmlab, timm
-from mae.weights.formats.layout import Layout, Metadata
-from mae.weights.formats.name_table import find_naming, fuse_qkv
+from mae.weights.formats import facebook, huggingface, lightly, native, openmmlab
+from mae.weights.formats.name_table import Layout, Metadata, find_naming, fuse_qkv
 from mae.weights.given import Take
 from mae.weights.io.hub import local
 from mae.weights.io.safe_load import INDEXES, read_tensors
@@ -28,7 +27,7 @@ LAYOUTS: tuple[Layout, ...] = (
     huggingface.LAYOUT,
     openmmlab.LAYOUT,
     lightly.LAYOUT,
-    timm.LAYOUT,
+    facebook.TIMM,
 )
 
 

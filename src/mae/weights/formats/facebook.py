@@ -1,11 +1,11 @@
-"""Checkpoint layout of the published PyTorch MAE (facebookresearch/mae).
+"""Checkpoint layout of the published PyTorch MAE (facebookresearch/mae), and of timm's ViT files.
 
-Encoder names have no prefix, decoder names start with `decoder_`. timm's ViT files use the same
-names for the encoder. `head.*` and `fc_norm.*` belong to a classifier; in a linear probe, `head`
-is a batch norm followed by a linear layer.
+Encoder names have no prefix, decoder names start with `decoder_`. timm uses the same names for
+the encoder; its files are written as safetensors, without a decoder. `head.*` and `fc_norm.*`
+belong to a classifier; in a linear probe, `head` is a batch norm followed by a linear layer.
 
 Source: github.com/facebookresearch/mae, models_mae.py and util/misc.py (names only; no code is
-copied).
+copied); timm 1.0.31, VisionTransformer.
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from mae.atomic import write_atomic
 from mae.config.serialize import to_dict
 from mae.weights.formats import timm_config
-from mae.weights.formats.layout import Description, Layout, Metadata
 from mae.weights.formats.name_table import (
     LAYERS,
+    Description,
+    Layout,
+    Metadata,
     block_names,
     inverse,
     probe_norm,
@@ -33,20 +36,18 @@ from mae.weights.formats.name_table import (
     translate,
 )
 
-_LAYERS = {layer: layer for layer in LAYERS}
-
 ENCODER = {
     "encoder.cls_token": "cls_token",
     "encoder.pos_embed": "pos_embed",
     "encoder.patch_embed.proj": "patch_embed.proj",
-    **block_names("encoder.blocks", "blocks", _LAYERS),
+    **block_names("encoder.blocks", "blocks", LAYERS),
     "encoder.norm": "norm",
 }
 DECODER = {
     "decoder.mask_token": "mask_token",
     "decoder.pos_embed": "decoder_pos_embed",
     "decoder.embed": "decoder_embed",
-    **block_names("decoder.blocks", "decoder_blocks", _LAYERS),
+    **block_names("decoder.blocks", "decoder_blocks", LAYERS),
     "decoder.norm": "decoder_norm",
     "decoder.pred": "decoder_pred",
 }
@@ -95,8 +96,7 @@ def _read_metadata(
     return Metadata(fields, "by the run's arguments", gelu=bool(named))
 
 
-def refuses(description: Description, _names: Collection[str]) -> str | None:
-    """Return why this layout cannot hold a model; None if it can."""
+def _refuses(description: Description, _names: Collection[str]) -> str | None:
     if description.model.norm_eps != 1e-6:
         return f"its norms add 1e-6, those of this model {description.model.norm_eps:g}"
     return None
@@ -113,4 +113,20 @@ def _write(path: Path, tensors: Mapping[str, Tensor], description: Description) 
     write_atomic(path, content.getvalue())
 
 
-LAYOUT = Layout("facebook", (TABLE, _PROBED), _read_metadata, _write, refuses)
+def _refuses_timm(description: Description, names: Collection[str]) -> str | None:
+    if any(name.startswith("decoder.") for name in names):
+        return "it has no decoder; give --encoder-only to leave it"
+    return _refuses(description, names)
+
+
+def _write_timm(path: Path, tensors: Mapping[str, Tensor], description: Description) -> None:
+    """Write a file that the strict `load_state_dict` of timm's model accepts.
+
+    mae's description is written as metadata, which timm ignores.
+    """
+    about = {"format": "pt", "mae": json.dumps(to_dict(description))}
+    write_atomic(path, to_safetensors(renamed(TABLE, tensors), about))
+
+
+LAYOUT = Layout("facebook", (TABLE, _PROBED), _read_metadata, _write, _refuses)
+TIMM = Layout("timm", write=_write_timm, refuses=_refuses_timm)

@@ -23,14 +23,16 @@ from mae.config.model import ModelConfig, PixelConfig, hidden_width
 from mae.config.objective import ObjectiveConfig
 from mae.config.serialize import from_dict
 from mae.errors import ConfigError, WeightsError
-from mae.weights.formats.layout import (
+from mae.weights.formats.name_table import (
     ClassifierDescription,
     Description,
     Layout,
     Metadata,
     Table,
+    block_names,
+    renamed,
+    split_qkv,
 )
-from mae.weights.formats.name_table import block_names, renamed, split_qkv
 from mae.weights.formats.native import CONFIG, TENSORS
 from mae.weights.io.file_checks import read_json
 

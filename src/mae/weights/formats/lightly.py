@@ -9,7 +9,7 @@ Source: names of lightly 1.6.0 (MaskedVisionTransformerTIMM, MAEDecoderTIMM).
 from __future__ import annotations
 
 from mae.weights.formats.facebook import DECODER, ENCODER
-from mae.weights.formats.layout import Layout, Metadata, Table
+from mae.weights.formats.name_table import Layout, Metadata, Table
 
 
 def _table(backbone: str) -> Table:

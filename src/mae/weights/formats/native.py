@@ -26,8 +26,14 @@ from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.classifier import Classifier
 from mae.model.encoder import Encoder
 from mae.runs.directory import RunDir, read_record
-from mae.weights.formats.layout import ClassifierDescription, Description, Layout, Metadata
-from mae.weights.formats.name_table import LAYERS, block_names
+from mae.weights.formats.name_table import (
+    LAYERS,
+    ClassifierDescription,
+    Description,
+    Layout,
+    Metadata,
+    block_names,
+)
 
 CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"
 
@@ -38,7 +44,7 @@ _NAMES = ("encoder.cls_token", "encoder.pos_embed", "encoder.patch_embed.proj", 
           "decoder.pred", "fc_norm", "head")  # fmt: skip
 _TABLE = {name: name for name in _NAMES}
 for _blocks in ("encoder.blocks", "decoder.blocks"):
-    _TABLE |= block_names(_blocks, _blocks, {layer: layer for layer in LAYERS})
+    _TABLE |= block_names(_blocks, _blocks, LAYERS)
 
 
 def parse_description(text: str | bytes, *, where: str) -> Metadata:

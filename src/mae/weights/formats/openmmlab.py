@@ -17,8 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from mae.config.model import PixelConfig
-from mae.weights.formats.layout import Layout, Metadata
-from mae.weights.formats.name_table import block_names, probe_norm
+from mae.weights.formats.name_table import Layout, Metadata, block_names, probe_norm
 
 _LAYERS = {
     "norm1": "ln1",

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from mae.config.model import PixelConfig
 from mae.config.serialize import from_dict
 from mae.errors import ConfigError, WeightsError
-from mae.weights.formats.layout import Metadata
+from mae.weights.formats.name_table import Metadata
 from mae.weights.io.file_checks import read_json
 
 CONFIG = "config.json"
