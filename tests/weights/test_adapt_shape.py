@@ -177,7 +177,7 @@ def test_adapting_changes_nothing_of_what_it_was_given(generator: torch.Generato
     before = {name: tensor.clone() for name, tensor in tensors.items()}
     to = of_channels(tiny_config(grid=(4, 7)), 4)
 
-    made = resize_weights(tensors, image_size=model.config.image_size, channels=3, to=to)
+    made = resize_weights(tensors, {"image_size": model.config.image_size, "channels": 3}, to=to)
 
     assert all(torch.equal(tensors[name], tensor) for name, tensor in before.items())
     changed = {name for name in before if made.tensors[name] is not tensors[name]}
@@ -197,8 +197,7 @@ def test_both_tables_are_resized_as_published() -> None:
 
     made = resize_weights(
         {"encoder.pos_embed": table, "decoder.pos_embed": table},
-        image_size=(12, 12),
-        channels=3,
+        {"image_size": (12, 12), "channels": 3},
         to=to,
     )
 

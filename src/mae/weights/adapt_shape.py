@@ -7,7 +7,7 @@ to the new channels. Both maps are matrices, multiplied into the weights (decisi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,9 +26,8 @@ class Resized(NamedTuple):
 
 def resize_weights(
     tensors: Mapping[str, Tensor],
+    fields: Mapping[str, Any],
     *,
-    image_size: tuple[int, int],
-    channels: int,
     to: ModelConfig,
     rule: ChannelRule | None = None,
 ) -> Resized:
@@ -36,8 +35,7 @@ def resize_weights(
 
     Args:
         tensors: by mae's names; tensors whose shape does not match the old model are unchanged.
-        image_size: height and width of the old model.
-        channels: number of channels of the old model.
+        fields: `image_size` and `channels` of the old model.
         to: the new model; patch size and widths must be the same.
         rule: how to change the number of channels; None means "repeat".
 
@@ -45,7 +43,8 @@ def resize_weights(
         ConfigError: for a rule that has no effect or cannot be applied.
     """
     p, resized, notes = to.patch_size, dict(tensors), list[str]()
-    grid = (image_size[0] // p, image_size[1] // p)
+    (H, W), channels = fields["image_size"], fields["channels"]
+    grid = (H // p, W // p)
     if grid != to.grid:
         for name in tensors.keys() & {"encoder.pos_embed", "decoder.pos_embed"}:
             table = tensors[name]

@@ -10,14 +10,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from dataclasses import fields as fields_of
-from typing import Any, NamedTuple, Unpack
+from typing import Any, NamedTuple
 
 from mae.config.model import ModelConfig, PixelConfig, hidden_width
 from mae.config.objective import ObjectiveConfig
 from mae.config.sizes import SIZES, model_config
 from mae.errors import WeightsError
 from mae.weights.formats.name_table import UNKNOWN
-from mae.weights.given import OPTIONS, LoadOptions, network_fields
+from mae.weights.given import OPTIONS, network_fields
 from mae.weights.load_state import count_names, unsupported
 from mae.weights.read import RawWeights
 
@@ -34,6 +34,7 @@ _WORDS: Mapping[str, str] = {
     "decoder_heads": "{} decoder heads",
     "norm_eps": "norm eps {:g}",
     "image_size": "square images of {0[0]} x {0[1]}",
+    "normalize_target": "a target of pixels normalised by their patch",
     "activation": "exact GELU",
     "pool": "a head on {}",
 }
@@ -64,7 +65,7 @@ class NetworkConfig(NamedTuple):
     """What was loaded from the file and what is assumed."""
 
 
-def infer_fields(raw: RawWeights, **given: Unpack[LoadOptions]) -> Inferred:
+def infer_fields(raw: RawWeights) -> Inferred:
     """Infer the network of the weights.
 
     A description determines every field. Without one, sizes follow from the tensors; other fields
@@ -75,7 +76,7 @@ def infer_fields(raw: RawWeights, **given: Unpack[LoadOptions]) -> Inferred:
             grid is not square and its size is unknown, if an option contradicts the file or has
             no effect, or if the description does not match the tensors.
     """
-    asked, metadata = network_fields(given), raw.metadata
+    asked, metadata = network_fields(raw.given), raw.metadata
     crop_pct = {"crop_pct": asked.pop("crop_pct")} if "crop_pct" in asked else {}
     shapes = _by_shapes(raw, grid=asked.get("grid"))
     stored = {n: v for n, v in metadata.fields.items() if raw.has_decoder or "decoder" not in n}
@@ -108,13 +109,13 @@ def infer_fields(raw: RawWeights, **given: Unpack[LoadOptions]) -> Inferred:
     return Inferred(fields, sources, tuple(n for n in OPTIONS if n in assumed), tuple(unknown))
 
 
-def infer_config(raw: RawWeights, **given: Unpack[LoadOptions]) -> NetworkConfig:
+def infer_config(raw: RawWeights) -> NetworkConfig:
     """Return the config of the weights, and notes on the assumptions made.
 
     Raises:
         WeightsError: if a field is unknown, or if file and caller disagree.
     """
-    inferred = infer_fields(raw, **given)
+    inferred = infer_fields(raw)
     if inferred.unknown:
         names = ", ".join(name.removeprefix("num_") for name in inferred.unknown)
         raise WeightsError(
@@ -126,13 +127,9 @@ def infer_config(raw: RawWeights, **given: Unpack[LoadOptions]) -> NetworkConfig
         notes.append(
             f"{raw.path}: does not say its crop_pct; assumed 1, as its run trained on whole images"
         )
-    objective = {name: v for name, v in inferred.fields.items() if name in OBJECTIVE}
-    model = {name: v for name, v in inferred.fields.items() if name not in OBJECTIVE}
-    return NetworkConfig(
-        replace(raw.metadata.model or ModelConfig(), **model),
-        ObjectiveConfig(**objective),
-        notes,
-    )
+    model = inferred.fields
+    objective = ObjectiveConfig(**{name: model.pop(name) for name in OBJECTIVE if name in model})
+    return NetworkConfig(replace(raw.metadata.model or ModelConfig(), **model), objective, notes)
 
 
 def notes_on(
@@ -155,9 +152,8 @@ def notes_on(
 def _text(name: str, fields: Mapping[str, Any]) -> str:
     if name in ("mean", "std"):
         return " ".join(["pixel", name, *(f"{v:g}" for v in getattr(fields["pixels"], name))])
-    if name == "normalize_target":
-        what = "pixels normalised by their patch" if fields[name] else "plain pixels"
-        return f"a target of {what}"
+    if name == "normalize_target" and not fields[name]:
+        return "a target of plain pixels"
     return _WORDS[name].format(fields.get(name))
 
 

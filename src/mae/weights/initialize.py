@@ -20,9 +20,9 @@ from mae.runs.directory import differences
 from mae.weights.adapt_shape import resize_weights
 from mae.weights.given import OPTIONS, Given
 from mae.weights.infer_config import OBJECTIVE, infer_fields, notes_on
-from mae.weights.load import Loaded, Source, group_notes
+from mae.weights.load import Loaded, group_notes
 from mae.weights.load_state import load_strict
-from mae.weights.read import read_weights
+from mae.weights.read import Source, read_weights
 
 # Model fields that a new run may change when it starts from weights.
 _FREE = {"image_size", "channels", "pixels", "crop_pct", *OBJECTIVE}
@@ -62,8 +62,8 @@ def initial_model(
         WeightsError: if the weights belong to another model.
         ConfigError: for a channel rule that has no effect or cannot be applied.
     """
-    raw = read_weights(path, take=given.get("take"))
-    known = infer_fields(raw, **given)
+    raw = read_weights(path, **given)
+    known = infer_fields(raw)
     own = known.fields.keys() - _FREE - {*known.assumed}
     of_weights = {name: value for name, value in known.fields.items() if name in own}
     of_run = {name: getattr(config, name) for name in of_weights}
@@ -78,13 +78,7 @@ def initial_model(
         shown = {*_OF_RUN, "image_size", "activation"}
         known = known._replace(fields=fields, assumed=tuple(n for n in known.assumed if n in shown))
         notes = notes_on(raw, known, options={**OPTIONS, **_OF_RUN})
-    tensors, changes = resize_weights(
-        raw.tensors,
-        image_size=known.fields["image_size"],
-        channels=known.fields["channels"],
-        to=config,
-        rule=init_channels,
-    )
+    tensors, changes = resize_weights(raw.tensors, known.fields, to=config, rule=init_channels)
     raw = raw._replace(tensors=tensors)
     model = create(config, objective=objective, seed=seed)
     load_strict(model.encoder, raw, prefix="encoder.")
@@ -120,14 +114,9 @@ def initial_classifier(
         )
     if path is None:
         return Loaded(model, [])
-    raw = read_weights(path, take=given.get("take"))
-    known = infer_fields(raw.encoder(), **given)
-    tensors, changes = resize_weights(
-        raw.tensors,
-        image_size=known.fields["image_size"],
-        channels=known.fields["channels"],
-        to=config.model,
-    )
+    raw = read_weights(path, **given)
+    known = infer_fields(raw.encoder())
+    tensors, changes = resize_weights(raw.tensors, known.fields, to=config.model)
     if config.pool == "mean":
         # fc_norm replaces the encoder's norm, so the file may or may not have it.
         tensors = {n: t for n, t in tensors.items() if not n.startswith("encoder.norm.")}

@@ -22,7 +22,7 @@ from mae.weights.formats.native import Model, describe
 from mae.weights.given import HeadPool, LoadOptions
 from mae.weights.infer_config import infer_config, infer_fields, notes_on
 from mae.weights.load_state import NO_DECODER, load_strict
-from mae.weights.read import RawWeights, read_weights
+from mae.weights.read import RawWeights, Source, read_weights
 
 # Groups of tensors that may be skipped, and why.
 _SKIPPED = {
@@ -33,10 +33,6 @@ _SKIPPED = {
 }
 _POOLED = {"mean": "the mean of the patches", "cls": "the cls token"}
 _CLASSIFIER = "a classifier, with fc_norm (mean of the patches) or the encoder's norm (cls token)"
-
-Source = str | Path | RawWeights
-"""Folder of mae or transformers, run, checkpoint, file in a supported layout, `hf:owner/name`, or
-weights that are already read."""
 
 ModelT = TypeVar("ModelT", covariant=True)
 
@@ -112,13 +108,13 @@ def open_model(
     path: Source, *, allow_missing: Iterable[str] = (), **given: Unpack[LoadOptions]
 ) -> Loaded[MaskedAutoencoder]:
     """Load encoder and decoder, with notes on what was loaded, skipped and assumed."""
-    raw, allowed = read_weights(path, take=given.get("take")), tuple(allow_missing)
+    raw, allowed = read_weights(path, **given), tuple(allow_missing)
     if not raw.has_decoder and not allowed:
         raise WeightsError(
             f"decoder: not in this file, {raw.path}; features are possible (load_encoder), "
             "reconstruction is not"
         )
-    config, objective, notes = infer_config(raw, **given)
+    config, objective, notes = infer_config(raw)
     if allowed:
         model = create(config, objective=objective)
     else:
@@ -132,9 +128,9 @@ def open_encoder(
     path: Source, *, allow_missing: Iterable[str] = (), **given: Unpack[LoadOptions]
 ) -> Loaded[Encoder]:
     """Load the encoder alone, with notes on what was loaded, skipped and assumed."""
-    raw, allowed = read_weights(path, take=given.get("take")), tuple(allow_missing)
+    raw, allowed = read_weights(path, **given), tuple(allow_missing)
     # The encoder's tensors only, so that unknown decoder settings are not required.
-    config, _, notes = infer_config(raw.encoder(), **given)
+    config, _, notes = infer_config(raw.encoder())
     if allowed:
         encoder = create(config).encoder
     else:
@@ -149,7 +145,7 @@ def open_classifier(
     path: Source, *, pool: HeadPool | None = None, **given: Unpack[LoadOptions]
 ) -> Loaded[LoadedClassifier]:
     """Load a classifier, with notes on what was assumed."""
-    raw = read_weights(path, take=given.get("take"))
+    raw = read_weights(path, **given)
     tensors = _with_folded_norm(raw.tensors)
     head = tensors.get("head.weight")
     if head is None or head.ndim != 2:
@@ -159,10 +155,10 @@ def open_classifier(
         )
     # The encoder alone, so that unknown decoder settings do not matter; `load_strict` rejects a
     # decoder.
-    config, _, notes = infer_config(raw.encoder(), **given)
+    config, _, notes = infer_config(raw.encoder())
     pooled = _checked_pool(raw, pool)
     if pool is None and raw.metadata.pool is None:
-        known = infer_fields(raw.encoder(), **given)
+        known = infer_fields(raw.encoder())
         fields = known.fields | {"pool": _POOLED[pooled]}
         notes = notes_on(raw, known._replace(fields=fields, assumed=(*known.assumed, "pool")))
     if pooled == "cls" and "encoder.norm.weight" not in tensors:
@@ -205,18 +201,18 @@ def open_any(
         pool: as for `load_classifier`.
         given: as for `load`.
     """
-    raw = read_weights(path, take=given.get("take"))
+    raw = read_weights(path, **given)
     names, has_head = None, raw.is_classifier and not encoder_only
     if pool is not None and not has_head:
         raise WeightsError(f"pool: no effect, no head is taken from {raw.path}; leave it out")
     model: Model
     if has_head:
-        (model, names), notes = open_classifier(raw, pool=pool, **given)
+        (model, names), notes = open_classifier(raw, pool=pool)
         notes += _skipped_notes(raw, ("encoder", "fc_norm", "head"))
     elif raw.has_decoder and not encoder_only:
-        model, notes = open_model(raw, allow_missing=allow_missing, **given)
+        model, notes = open_model(raw, allow_missing=allow_missing)
     else:
-        model, notes = open_encoder(raw, allow_missing=allow_missing, **given)
+        model, notes = open_encoder(raw, allow_missing=allow_missing)
     return Opened(model, describe(model, facts=raw.metadata.facts, class_names=names), notes)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from mae.runs.checkpoint import latest_checkpoint
 from mae.runs.directory import RunDir
 from mae.weights.formats import facebook, huggingface, lightly, native, openmmlab
 from mae.weights.formats.name_table import Layout, Metadata, find_naming, fuse_qkv
-from mae.weights.given import Take
+from mae.weights.given import LoadOptions
 from mae.weights.io.hub import local
 from mae.weights.io.safe_load import INDEXES, read_tensors
 
@@ -42,6 +42,8 @@ class RawWeights(NamedTuple):
     metadata: Metadata
     rename: Callable[[str], str]
     """Translates one of mae's names to the file's."""
+    given: LoadOptions = LoadOptions()
+    """What the user says of the network."""
     notes: tuple[str, ...] = ()
     """What was loaded from the file and what was skipped."""
 
@@ -61,15 +63,18 @@ class RawWeights(NamedTuple):
         return self._replace(tensors=own)
 
 
-def read_weights(
-    path: str | Path | RawWeights, *, take: Take | None = None, values: bool = True
-) -> RawWeights:
+Source = str | Path | RawWeights
+"""Folder of mae or transformers, run, checkpoint, file in a supported layout, `hf:owner/name`, or
+weights that are already read."""
+
+
+def read_weights(path: Source, *, values: bool = True, **given: Unpack[LoadOptions]) -> RawWeights:
     """Read weights from a folder, a run, a checkpoint, a file or `hf:owner/name`.
 
     Args:
-        path: location of the weights; weights that are already read are returned.
-        take: network to load from a file with several; None loads the one named model.
+        path: location of the weights; weights that are already read are returned as they are.
         values: whether to keep the values of the tensors; without, they are on the meta device.
+        given: what the file may not say of the network, see `Given`.
 
     Raises:
         WeightsError: for a path without weights, or weights that cannot be read or recognised.
@@ -77,11 +82,11 @@ def read_weights(
     if isinstance(path, RawWeights):
         return path
     file = find_file(local(path))
-    tensors, beside, notes = read_tensors(file, take=take)
+    tensors, beside, notes = read_tensors(file, take=given.get("take"))
     if not values:
         tensors = {name: tensor.to("meta") for name, tensor in tensors.items()}
     raw = name_tensors(file, tensors, beside)
-    return raw._replace(notes=notes + raw.notes)
+    return raw._replace(given=given, notes=notes + raw.notes)
 
 
 def name_tensors(
@@ -115,8 +120,8 @@ def name_tensors(
         metadata = native.parse_description(description, where=str(file))
     else:
         metadata = naming.layout.read_metadata(beside, file, ours)
-    outside = _outside(file, tensors, prefix=naming.prefix)
-    return RawWeights(file, naming.layout.name, ours, metadata, naming.to_theirs, outside)
+    raw = RawWeights(file, naming.layout.name, ours, metadata, naming.to_theirs)
+    return raw._replace(notes=_outside(file, tensors, prefix=naming.prefix))
 
 
 def _outside(file: Path, names: Iterable[str], *, prefix: str) -> tuple[str, ...]:

@@ -65,11 +65,11 @@ def config_from_weights(
         WeightsError: for weights that cannot be read, whose network cannot be inferred or differs
             from the recipe's, or that have a head with more classes than the data.
     """
-    raw = read_weights(path, take=given.get("take"))
+    raw = read_weights(path, **given)
     if isinstance(config, FinetuneConfig):
         _require_classes(raw, num_classes)
         raw = raw.encoder()
-    stored = infer_config(raw, **given)
+    stored = infer_config(raw)
     if not config.follow_weights:
         return stored._replace(model=_with_pixels_of(stored.model, config.model, where=raw.path))
     size = config.resize or stored.model.image_size

@@ -102,7 +102,7 @@ def diff(
     Raises:
         WeightsError: if either cannot be read.
     """
-    raws = [read_weights(path, take=given.get("take")) for path in (a, b)]
+    raws = [read_weights(path, **given) for path in (a, b)]
     first, second = (raw.tensors for raw in raws)
     both = [name for name in first if name in second]
     differing = [
@@ -114,7 +114,7 @@ def diff(
     outputs, fields, notes = list[TensorDiff](), dict[str, tuple[Any, Any]](), list[str]()
     assumed = list[str]()
     try:
-        one, two = (_open(raw, pool=pool, **given) for raw in raws)
+        one, two = (_open(raw, pool) for raw in raws)
     except WeightsError as error:
         notes.append(f"what they do is not compared: {error}")
     else:
@@ -144,15 +144,16 @@ class _Opened(NamedTuple):
     assumed: list[str]
 
 
-def _open(raw: RawWeights, *, pool: HeadPool | None, **given: Unpack[Given]) -> _Opened:
+def _open(raw: RawWeights, pool: HeadPool | None) -> _Opened:
     """Load the model that a file holds: a classifier, an autoencoder or an encoder."""
     # Options apply to both files, so those of a decoder are dropped for a file without one.
-    own: Any = {n: v for n, v in given.items() if raw.has_decoder or n not in _OF_DECODER}
+    given: Any = {n: v for n, v in raw.given.items() if raw.has_decoder or n not in _OF_DECODER}
+    raw = raw._replace(given=given)
     if raw.is_classifier:
-        (model, _), assumed = open_classifier(raw, pool=pool, **own)
+        (model, _), assumed = open_classifier(raw, pool=pool)
         return _Opened(model.eval(), model.encoder.config, ObjectiveConfig(), assumed)
     load = open_model if raw.has_decoder else open_encoder
-    return _Opened(load(raw, **own).model.eval(), *infer_config(raw, **own))
+    return _Opened(load(raw).model.eval(), *infer_config(raw))
 
 
 @torch.inference_mode()

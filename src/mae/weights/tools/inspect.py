@@ -95,7 +95,7 @@ def inspect(path: str | Path, *, take: Take | None = None) -> Inspection:
         WeightsError: for a path without weights, or weights that cannot be read.
     """
     # Without values, since for some layouts renaming concatenates tensors.
-    raw = read_weights(path, take=take, values=False)
+    raw = read_weights(path, values=False, take=take)
     fields, sources, assumed, _ = infer_fields(raw)
     size = size_name(**{name: fields[name] for name in ("width", "depth", "patch_size")})
     head = raw.tensors.get("head.weight")
