@@ -127,7 +127,7 @@ def infer_config(raw: RawWeights) -> NetworkConfig:
         notes.append(
             f"{raw.path}: does not say its crop_pct; assumed 1, as its run trained on whole images"
         )
-    model = inferred.fields
+    model = dict(inferred.fields)
     objective = ObjectiveConfig(**{name: model.pop(name) for name in OBJECTIVE if name in model})
     return NetworkConfig(replace(raw.metadata.model or ModelConfig(), **model), objective, notes)
 

@@ -271,5 +271,5 @@ def test_what_cannot_be_loaded_is_not_pushed(api: type[FakeApi], folder: Path) -
 
 
 def test_a_push_that_the_hub_refuses_is_one_line(folder: Path, cache: Path) -> None:
-    with pytest.raises(WeightsError, match="owner/name: the Hub was asked in vain: .*offline"):
+    with pytest.raises(WeightsError, match="owner/name: the request to the Hub failed: .*offline"):
         push(folder, "owner/name")

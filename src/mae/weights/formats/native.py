@@ -112,11 +112,11 @@ def _of_checkpoint(file: Path) -> Metadata:
 def _on_whole_images(file: Path) -> bool:
     """Return whether a file belongs to a run that was trained on whole images."""
     folder = file.absolute().parent
-    runs = RunDir(folder.parent), RunDir(folder.parent.parent)
-    if folder not in (runs[0].weights, runs[1].checkpoints / folder.name):
+    run = folder.parent if folder.name == "weights" else folder.parent.parent
+    if folder not in (RunDir(run).weights, RunDir(run).checkpoints / folder.name):
         return False
     with suppress(ConfigError):  # the weights are usable with a damaged record
-        record = read_record(runs[folder != runs[0].weights].path) or {"config": {}}
+        record = read_record(run) or {"config": {}}
         augment = record["config"].get("augment")
         return isinstance(augment, Mapping) and augment.get("crop_scale") == [1, 1]
     return False
@@ -138,15 +138,13 @@ def describe(
     """
     if isinstance(model, Classifier) != (class_names is not None):
         raise ConfigError("class_names: expected for a classifier, and for no other model")
+    own: dict[str, Any] = {"facts": dict(facts or {})}
     if isinstance(model, Classifier):
-        return ClassifierDescription(
-            model=model.encoder.config,
-            facts=dict(facts or {}),
-            class_names=tuple(class_names or ()),
-            pool=model.pool,
-        )
-    objective = model.objective if isinstance(model, MaskedAutoencoder) else None
-    return Description(model=model.config, objective=objective, facts=dict(facts or {}))
+        own |= {"class_names": tuple(class_names or ()), "pool": model.pool}
+        return ClassifierDescription(model=model.encoder.config, **own)
+    if isinstance(model, MaskedAutoencoder):
+        own["objective"] = model.objective
+    return Description(model=model.config, **own)
 
 
 def save(
@@ -182,17 +180,18 @@ def write(path: Path, tensors: Mapping[str, Tensor], description: Description) -
 
 def _card(description: Description) -> str:
     model = description.model
-    name = size_name(width=model.width, depth=model.depth, patch_size=model.patch_size)
+    title = size_name(width=model.width, depth=model.depth, patch_size=model.patch_size)
     if isinstance(description, ClassifierDescription):
-        title, task = f"Classifier {name}", "image-classification"
-        how, code = "console", "mae evaluate FOLDER --data images/val"
-        title += f" of {len(description.class_names):,} classes"
+        title = f"Classifier {title} of {len(description.class_names):,} classes"
+        task, language, code = (
+            "image-classification",
+            "console",
+            "mae evaluate FOLDER --data images/val",
+        )
     else:
-        title, task = f"Masked autoencoder {name}", "image-feature-extraction"
-        how = "python"
-        code = f"""import mae
-
-features = mae.embed("FOLDER", "images", pool="mean")  # n x {model.width}"""
+        title, task, language = f"Masked autoencoder {title}", "image-feature-extraction", "python"
+        code = "import mae\n\n"
+        code += f'features = mae.embed("FOLDER", "images", pool="mean")  # n x {model.width}'
     facts = "\n".join(f"- {key}: {value}" for key, value in description.facts.items())
     return f"""---
 license: {json.dumps(description.facts.get("license", "unknown"))}
@@ -210,7 +209,7 @@ The network and the scaling of its pixels are described in {CONFIG}. Where it co
 
 {facts or "Not stated."}
 
-```{how}
+```{language}
 {code}
 ```
 """

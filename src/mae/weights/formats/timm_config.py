@@ -146,7 +146,9 @@ def _differs(model: nn.Module) -> str | None:
     for argument, (part, kind) in kinds.items():
         if type(part) is not getattr(theirs, kind):
             return f"{argument} {type(part).__name__}"
-    attn, mlp, x = block.attn, block.mlp, torch.linspace(-4, 4, 65)
+    attn, mlp, norm, x = block.attn, block.mlp, block.norm1, torch.linspace(-4, 4, 65)
+    is_layer_norm = isinstance(norm, nn.LayerNorm) and norm.elementwise_affine
+    is_gelu = torch.allclose(mlp.act(x), nn.functional.gelu(x), rtol=0, atol=1e-6)
     for argument, value, expected in (
         ("class_token", built.cls_token is not None, True),
         ("reg_tokens", getattr(built, "num_reg_tokens", 0), 0),
@@ -161,15 +163,12 @@ def _differs(model: nn.Module) -> str | None:
         ("scale_mlp_norm", _is_there(mlp.norm), False),
         ("init_values", _is_there(block.ls1), False),
         ("final_norm", _is_there(built.norm) or _is_there(built.fc_norm), True),
+        ("global_pool", _is_there(built.attn_pool) and built.global_pool, False),
+        ("norm_layer", not is_layer_norm and type(norm).__name__, False),
+        ("act_layer", not is_gelu and type(mlp.act).__name__, False),
     ):
         if value != expected:
             return f"{argument} {value}"
-    if _is_there(built.attn_pool):
-        return f"global_pool {built.global_pool}"
-    if not isinstance(block.norm1, nn.LayerNorm) or not block.norm1.elementwise_affine:
-        return f"norm_layer {type(block.norm1).__name__}"
-    if not torch.allclose(mlp.act(x), nn.functional.gelu(x), rtol=0, atol=1e-6):
-        return f"act_layer {type(mlp.act).__name__}"
     return None
 
 

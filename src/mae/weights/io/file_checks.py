@@ -78,31 +78,28 @@ def check_archive(path: Path) -> None:
         WeightsError: for such an archive.
         zipfile.BadZipFile: for a truncated or damaged archive.
     """
-    with zipfile.ZipFile(path) as archive:
+    size = path.stat().st_size
+    with path.open("rb") as file, zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
-    with path.open("rb") as file:
         file.seek(-22, 2)
         # With trailing bytes, different readers may find different central directories.
         if file.read(4) != b"PK\x05\x06":
             raise WeightsError(f"{path}: has bytes behind the end of its archive; get it again")
-    packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
-    if packed:
-        raise WeightsError(
-            f"{path}: holds {len(packed)} compressed entries ({printable(packed[0])}), which "
-            "PyTorch never writes; not opened, since they may unpack to any size"
-        )
-    claimed, size = sum(entry.file_size for entry in entries), path.stat().st_size
-    if claimed > size:
-        raise WeightsError(
-            f"{path}: claims to unpack to {claimed:,} bytes, but has {size:,}; not opened"
-        )
-    records = {entry.filename.partition("/")[2]: entry for entry in entries}
-    if "constants.pkl" in records:
-        raise WeightsError(f"{path}: is a TorchScript program, {_EXPECTED}; save its state_dict")
-    if "data.pkl" not in records:
-        raise WeightsError(f"{path}: is a zip archive without data.pkl, {_EXPECTED}; unpack it")
-    # Verifies the checksum, which PyTorch ignores: corrupted shapes and strides may still load.
-    with zipfile.ZipFile(path) as archive:
+        if packed := [e.filename for e in entries if e.compress_type != zipfile.ZIP_STORED]:
+            raise WeightsError(
+                f"{path}: holds {len(packed)} compressed entries ({printable(packed[0])}), which "
+                "PyTorch never writes; not opened, since they may unpack to any size"
+            )
+        if (claimed := sum(entry.file_size for entry in entries)) > size:
+            raise WeightsError(
+                f"{path}: claims to unpack to {claimed:,} bytes, but has {size:,}; not opened"
+            )
+        records = {entry.filename.partition("/")[2]: entry for entry in entries}
+        if "constants.pkl" in records:
+            raise WeightsError(f"{path}: is TorchScript, {_EXPECTED}; save its state_dict")
+        if "data.pkl" not in records:
+            raise WeightsError(f"{path}: is a zip archive without data.pkl, {_EXPECTED}")
+        # Verifies the checksum, which PyTorch ignores: corrupted shapes and strides may still load.
         archive.read(records["data.pkl"])
 
 

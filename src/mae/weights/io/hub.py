@@ -18,8 +18,8 @@ PREFIX = "hf:"
 NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 # Formats that cannot execute code are preferred; a pickle is used only if there is no other.
-_SAFE = ("config.json", "model*.safetensors", "model*.safetensors.index.json")
-_PICKLED = ("*.bin", "*.pth")
+_SAFE = ["config.json", "model*.safetensors", "model*.safetensors.index.json"]
+_PICKLED = ["*.bin", "*.pth"]
 
 
 def local(path: str | Path) -> Path:
@@ -40,11 +40,10 @@ def local(path: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     with hub_errors(name):
-        for patterns in (_SAFE, (*_SAFE, *_PICKLED)):
+        for patterns in (_SAFE, _SAFE + _PICKLED):
+            revision = asked["revision"]
             folder = Path(
-                snapshot_download(
-                    asked["repo"], revision=asked["revision"], allow_patterns=list(patterns)
-                )
+                snapshot_download(asked["repo"], revision=revision, allow_patterns=patterns)
             )
             if any(folder.glob("model*.safetensors")):
                 return folder
@@ -53,8 +52,7 @@ def local(path: str | Path) -> Path:
         return pickled[0]
     held = ", ".join(file.name for file in pickled[:5]) or "nothing of the kind"
     raise WeightsError(
-        f"{name}: expected model.safetensors, or one .bin or .pth; it has {held}; download the "
-        "file you mean and name it"
+        f"{name}: expected model.safetensors, or one .bin or .pth; it has {held}; download one file"
     )
 
 
@@ -80,22 +78,19 @@ def hub_errors(name: str) -> Iterator[None]:
     """
     from huggingface_hub import errors
 
-    # Exceptions of the underlying HTTP library, which differs between versions.
-    of_network: Any = errors.HfHubHTTPError.__bases__
+    messages: dict[type[Exception], str] = {
+        errors.RepositoryNotFoundError: "no such repository, or not yours to see; check the name, "
+        "or log in (hf auth login)",
+        errors.RevisionNotFoundError: "has no such revision; leave it out, or check it",
+        errors.LocalEntryNotFoundError: "is not (whole) in the cache of huggingface_hub, and the "
+        "Hub cannot be asked; go online, unset HF_HUB_OFFLINE, or copy the folder and name that",
+    }
+    # With exceptions of the underlying HTTP library, which differs between versions.
+    of_network: Any = (OSError, errors.HFValidationError, *errors.HfHubHTTPError.__bases__)
     try:
         yield
-    except errors.RepositoryNotFoundError as error:
-        raise WeightsError(
-            f"{name}: no such repository, or not yours to see; check the name, or log in "
-            "(hf auth login)"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise WeightsError(f"{name}: has no such revision; leave it out, or check it") from error
-    except errors.LocalEntryNotFoundError as error:
-        raise WeightsError(
-            f"{name}: is not (whole) in the cache of huggingface_hub, and the Hub cannot be asked; "
-            "go online, unset HF_HUB_OFFLINE, or copy the folder and name that"
-        ) from error
-    except (OSError, errors.HFValidationError, *of_network) as error:
+    except of_network as error:
         why = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise WeightsError(f"{name}: the Hub was asked in vain: {why}") from error
+        known = (text for kind, text in messages.items() if isinstance(error, kind))
+        text = next(known, f"the request to the Hub failed: {why}")
+        raise WeightsError(f"{name}: {text}") from error

@@ -68,8 +68,7 @@ class Difference(NamedTuple):
         """Yield the table rows."""
         yield "a", self.a
         yield "b", self.b
-        for line in self.assumed:
-            yield "note", line
+        yield from (("note", note) for note in self.assumed)
         yield "tensors", f"{self.in_both:,} in both, {len(self.differing):,} of them differ"
         for which, names in (("a", self.only_a), ("b", self.only_b)):
             if names:
@@ -79,12 +78,9 @@ class Difference(NamedTuple):
             yield f"  {tensor.name}", _text(tensor)
         if len(self.differing) > _SHOWN:
             yield "  ...", f"{len(self.differing) - _SHOWN:,} more; --json lists them all"
-        for name, (a, b) in self.fields.items():
-            yield name, f"{a} in a, {b} in b"
-        for output in self.outputs:
-            yield output.name, _text(output)
-        for note in self.notes:
-            yield "note", note
+        yield from ((name, f"{a} in a, {b} in b") for name, (a, b) in self.fields.items())
+        yield from ((output.name, _text(output)) for output in self.outputs)
+        yield from (("note", note) for note in self.notes)
         yield "verdict", f"{'the same' if self.same else 'not the same'} function"
 
 
@@ -111,12 +107,11 @@ def diff(
         if first[name].shape != second[name].shape
         or not torch.equal(first[name].float(), second[name].float())
     ]
-    outputs, fields, notes = list[TensorDiff](), dict[str, tuple[Any, Any]](), list[str]()
-    assumed = list[str]()
+    outputs, fields, assumed = list[TensorDiff](), dict[str, tuple[Any, Any]](), list[str]()
     try:
         one, two = (_open(raw, pool) for raw in raws)
     except WeightsError as error:
-        notes.append(f"what they do is not compared: {error}")
+        notes = [f"what they do is not compared: {error}"]
     else:
         assumed = [*one.assumed, *two.assumed]
         outputs, notes = _compare_outputs(one, two)
