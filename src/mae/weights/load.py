@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar, Unpack
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mae.config.model import ModelConfig
+from mae.config.objective import ObjectiveConfig
 from mae.config.sizes import size_name
 from mae.errors import WeightsError
 from mae.model.autoencoder import MaskedAutoencoder
@@ -115,11 +116,7 @@ def open_model(
             "reconstruction is not"
         )
     config, objective, notes = infer_config(raw)
-    if allowed:
-        model = create(config, objective=objective)
-    else:
-        with torch.device("meta"):
-            model = MaskedAutoencoder(config, objective)
+    model = _new_model(config, objective, initialise=bool(allowed))
     fresh = load_strict(model, raw, allow_missing=allowed)
     return Loaded(model, notes + group_notes(raw, config, ("encoder", "decoder")) + fresh)
 
@@ -130,15 +127,21 @@ def open_encoder(
     """Load the encoder alone, with notes on what was loaded, skipped and assumed."""
     raw, allowed = read_weights(path, **given), tuple(allow_missing)
     # The encoder's tensors only, so that unknown decoder settings are not required.
-    config, _, notes = infer_config(raw.encoder())
-    if allowed:
-        encoder = create(config).encoder
-    else:
-        with torch.device("meta"):
-            encoder = Encoder(config)
+    config, objective, notes = infer_config(raw.encoder())
+    encoder = _new_model(config, objective, initialise=bool(allowed)).encoder
     fresh = load_strict(encoder, raw, prefix="encoder.", allow_missing=allowed)
     notes += group_notes(raw, config, ("encoder",)) + fresh
     return Loaded(encoder, notes if raw.has_decoder else [*notes, NO_DECODER])
+
+
+def _new_model(
+    config: ModelConfig, objective: ObjectiveConfig, *, initialise: bool
+) -> MaskedAutoencoder:
+    """Create a model, without values unless some of them are kept."""
+    if initialise:
+        return create(config, objective=objective)
+    with torch.device("meta"):
+        return MaskedAutoencoder(config, objective)
 
 
 def open_classifier(
@@ -155,10 +158,10 @@ def open_classifier(
         )
     # The encoder alone, so that unknown decoder settings do not matter; `load_strict` rejects a
     # decoder.
-    config, _, notes = infer_config(raw.encoder())
-    pooled = _checked_pool(raw, pool)
+    pooled, encoder = _checked_pool(raw, pool), raw.encoder()
+    config, _, notes = infer_config(encoder)
     if pool is None and raw.metadata.pool is None:
-        known = infer_fields(raw.encoder())
+        known = infer_fields(encoder)
         fields = known.fields | {"pool": _POOLED[pooled]}
         notes = notes_on(raw, known._replace(fields=fields, assumed=(*known.assumed, "pool")))
     if pooled == "cls" and "encoder.norm.weight" not in tensors:
@@ -208,7 +211,7 @@ def open_any(
     model: Model
     if has_head:
         (model, names), notes = open_classifier(raw, pool=pool)
-        notes += _skipped_notes(raw, ("encoder", "fc_norm", "head"))
+        notes += group_notes(raw, model.encoder.config, ("encoder", "fc_norm", "head"))[1:]
     elif raw.has_decoder and not encoder_only:
         model, notes = open_model(raw, allow_missing=allow_missing)
     else:
@@ -222,13 +225,7 @@ def group_notes(raw: RawWeights, config: ModelConfig, loaded: Sequence[str]) -> 
     held = [group for group in loaded if group in groups]
     number = sum(group in held for group in groups)
     name = size_name(width=config.width, depth=config.depth, patch_size=config.patch_size)
-    note = f"{raw.path}: took the {' and '.join(held)}, {name}, {number} tensors"
-    return [note, *_skipped_notes(raw, loaded)]
-
-
-def _skipped_notes(raw: RawWeights, loaded: Collection[str]) -> list[str]:
-    groups = [name.partition(".")[0] for name in raw.tensors]
-    return [
+    return [f"{raw.path}: took the {' and '.join(held)}, {name}, {number} tensors"] + [
         f"{raw.path}: left {group}, {groups.count(group)} tensors: {_SKIPPED[group]}"
         for group in sorted(set(groups) - set(loaded))
     ]
