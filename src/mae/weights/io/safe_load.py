@@ -214,9 +214,9 @@ def _choose(path: Path, content: Mapping[Any, Any], take: Take | None) -> Tensor
 
 def _is_network(value: object, *, plain: bool) -> bool:
     # Under a key of the model, any mapping is accepted here, and validated later.
-    if not isinstance(value, Mapping):
-        return False
-    return plain or any(isinstance(part, Tensor) for part in value.values())
+    return isinstance(value, Mapping) and (
+        plain or any(isinstance(part, Tensor) for part in value.values())
+    )
 
 
 def _require_one_network(path: Path, take: Take | None) -> None:
