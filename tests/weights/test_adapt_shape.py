@@ -17,8 +17,8 @@ from mae.errors import ConfigError, WeightsError
 from mae.model.positions import sincos_positions
 from mae.weights.adapt_shape import resize_prediction, resize_projection, resize_weights
 from mae.weights.formats.native import save
-from mae.weights.initialize import initial_classifier, initial_model
 from mae.weights.load import load
+from mae.weights.start_from import initial_classifier, initial_model
 from tests.model.tiny import batch, tiny_config, tiny_model
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "published.json").read_text())

@@ -16,10 +16,10 @@ from mae.model.autoencoder import MaskedAutoencoder
 from mae.weights.formats import facebook
 from mae.weights.formats.name_table import Metadata
 from mae.weights.infer_config import infer_config
-from mae.weights.initialize import initial_model
 from mae.weights.io.safe_load import read_tensors
 from mae.weights.load import load, load_encoder, open_encoder, open_model
 from mae.weights.read import RawWeights
+from mae.weights.start_from import initial_model
 from mae.weights.tools.convert import convert
 from tests.weights import published
 

@@ -40,9 +40,9 @@ from mae.train.session import (
 from mae.train.trainer import train
 from mae.weights.formats.native import save
 from mae.weights.given import Given
-from mae.weights.initialize import initial_classifier
 from mae.weights.io.hub import PREFIX
 from mae.weights.load import load_classifier
+from mae.weights.start_from import initial_classifier
 
 EVALUATION_BATCH = 64
 

@@ -39,9 +39,8 @@ from mae.train.step import pretraining_loss
 from mae.train.trainer import train
 from mae.weights.formats.native import save
 from mae.weights.given import Given
-from mae.weights.initialize import initial_model
 from mae.weights.load import open_model
-from mae.weights.start_from import require_init
+from mae.weights.start_from import initial_model, require_init
 
 FIXED_IMAGES = 8
 """Number of images drawn during a run."""

@@ -1,4 +1,4 @@
-"""The network of a run that starts from weights."""
+"""Start a run from weights: its network, and its initial model."""
 
 from __future__ import annotations
 
@@ -6,20 +6,41 @@ import dataclasses
 from pathlib import Path
 from typing import Unpack
 
+import torch
+
 from mae.config.model import refuse_without_effect
 from mae.config.run import (
+    ChannelRule,
     FinetuneConfig,
     ModelConfig,
+    ObjectiveConfig,
     PretrainConfig,
     resolve_crop_pct,
 )
 from mae.config.sizes import SIZES
 from mae.errors import ConfigError, WeightsError
+from mae.model.autoencoder import MaskedAutoencoder
+from mae.model.classifier import Classifier
+from mae.model.create import create
 from mae.runs.directory import differences
-from mae.weights.given import Given
-from mae.weights.infer_config import NetworkConfig, infer_config
-from mae.weights.read import RawWeights, read_weights
+from mae.weights.adapt_shape import resize_weights
+from mae.weights.given import OPTIONS, Given
+from mae.weights.infer_config import OBJECTIVE, NetworkConfig, infer_config, infer_fields, notes_on
+from mae.weights.load import Loaded, group_notes
+from mae.weights.load_state import load_strict
+from mae.weights.read import RawWeights, Source, read_weights
 
+# Model fields that a new run may change when it starts from weights.
+_FREE = {"image_size", "channels", "pixels", "crop_pct", *OBJECTIVE}
+
+# Options of a run that set fields unknown from the weights.
+_OF_RUN = {
+    "num_heads": "--model.num-heads",
+    "decoder_heads": "--model.decoder-heads",
+    "norm_eps": "--model.norm-eps",
+}
+
+# Model fields in which weights must equal a recipe that fine-tunes them.
 _ENCODER_SIZES = ("patch_size", "width", "depth", "num_heads", "mlp_ratio")
 
 
@@ -109,3 +130,94 @@ def _decoder_of(model: ModelConfig) -> dict[str, int]:
         if (size["width"], size["depth"]) == (model.width, model.depth):
             return {name: value for name, value in size.items() if name.startswith("decoder_")}
     return {}
+
+
+def initial_model(
+    path: Source,
+    config: ModelConfig,
+    *,
+    objective: ObjectiveConfig | None = None,
+    seed: int = 0,
+    init_channels: ChannelRule | None = None,
+    followed: bool = False,
+    **given: Unpack[Given],
+) -> Loaded[MaskedAutoencoder]:
+    """Create the initial model of pre-training from weights, with a new decoder if there is none.
+
+    Args:
+        path: as for `load`.
+        config: the model to train. Its sizes must match the weights; image size and channels may
+            differ.
+        objective: mask and target of the run; those of the weights may differ.
+        seed: seed of a new decoder.
+        init_channels: how to adapt weights with another number of channels, see `resize_weights`.
+        followed: whether the config was made from these weights and its assumptions are already
+            reported. Otherwise, fields that the weights do not say are taken from the config.
+        given: see `load`.
+
+    Raises:
+        WeightsError: if the weights belong to another model.
+        ConfigError: for a channel rule that has no effect or cannot be applied.
+    """
+    raw = read_weights(path, **given)
+    known = infer_fields(raw)
+    own = known.fields.keys() - _FREE - {*known.assumed}
+    of_weights = {name: value for name, value in known.fields.items() if name in own}
+    of_run = {name: getattr(config, name) for name in of_weights}
+    if of_weights != of_run:
+        raise WeightsError(
+            f"{raw.path}: holds another model: {differences(of_weights, of_run)}; give the new "
+            "run the model of the weights"
+        )
+    notes = list[str]()
+    if not followed:
+        fields = known.fields | {name: getattr(config, name) for name in _OF_RUN}
+        shown = {*_OF_RUN, "image_size", "activation"}
+        known = known._replace(fields=fields, assumed=tuple(n for n in known.assumed if n in shown))
+        notes = notes_on(raw, known, options={**OPTIONS, **_OF_RUN})
+    tensors, changes = resize_weights(raw.tensors, known.fields, to=config, rule=init_channels)
+    raw = raw._replace(tensors=tensors)
+    model = create(config, objective=objective, seed=seed)
+    load_strict(model.encoder, raw, prefix="encoder.")
+    groups = group_notes(raw, config, ("encoder", "decoder"))
+    if raw.has_decoder:
+        load_strict(model.decoder, raw, prefix="decoder.")
+    else:
+        groups.insert(1, f"decoder: not in {raw.path}, starts fresh")
+    return Loaded(model, [*notes, *changes, *groups])
+
+
+def initial_classifier(
+    path: Source | None, config: FinetuneConfig, **given: Unpack[Given]
+) -> Loaded[Classifier]:
+    """Create the initial classifier of fine-tuning: a new head on loaded or new encoder weights.
+
+    Args:
+        path: as for `load_encoder`; None initialises the encoder from the seed.
+        config: its `model` must come from `config_from_weights` and sets the image size.
+        given: as for `load_encoder`.
+
+    Returns:
+        The classifier, and notes on what was loaded, skipped, resized or assumed.
+
+    Raises:
+        WeightsError: for tensors that are missing, unexpected, of another shape or not finite.
+    """
+    new = create(config.model, seed=config.seed).encoder
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
+        model = Classifier(
+            new, num_classes=config.num_classes, pool=config.pool, drop_path=config.drop_path
+        )
+    if path is None:
+        return Loaded(model, [])
+    raw = read_weights(path, **given)
+    known = infer_fields(raw.encoder())
+    tensors, changes = resize_weights(raw.tensors, known.fields, to=config.model)
+    if config.pool == "mean":
+        # fc_norm replaces the encoder's norm, so the file may or may not have it.
+        tensors = {n: t for n, t in tensors.items() if not n.startswith("encoder.norm.")}
+    raw = raw._replace(tensors=tensors)
+    load_strict(model.encoder, raw, prefix="encoder.", expected="an encoder")
+    groups = group_notes(raw, config.model, ("encoder",))
+    return Loaded(model, [*notes_on(raw, known), *changes, *groups])

@@ -17,7 +17,7 @@ from mae.config.run import FinetuneConfig
 from mae.config.serialize import to_dict
 from mae.model.create import create
 from mae.weights.formats.native import save
-from mae.weights.initialize import initial_classifier
+from mae.weights.start_from import initial_classifier
 from mae.weights.tools import inspect as module
 from mae.weights.tools.inspect import inspect
 from tests.weights import published
