@@ -812,7 +812,7 @@ def test_results_go_to_stdout_and_everything_else_to_stderr(
     said = mae_("probe", "knn", str(weights), f"data={classes}", "k=3")
 
     assert said.code == 0
-    assert said.out.splitlines()[0] == "k-NN, k = 3      2 classes  8 train, 2 test"
+    assert said.out.splitlines()[0] == "method       k-NN, k = 3"
     assert "held out for testing" in said.err and "took the encoder" in said.err
     assert not set("\x1b\r") & set(said.out + said.err)
 
