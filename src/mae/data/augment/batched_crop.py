@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
+
+from mae.data.types import Flags, Integers, Pixels, Size
 
 _UNIT = 2**15  # weights are multiples of 1 / _UNIT
 # Image values processed at a time: few enough to stay in a core's cache between the two passes, and
@@ -30,13 +31,7 @@ class Taps(NamedTuple):
         return Taps(*(value[which].to(device) for value in self))
 
 
-def resized_crops(
-    images: NDArray[np.uint8],
-    boxes: NDArray[np.int64],
-    *,
-    size: tuple[int, int],
-    flips: NDArray[np.bool_],
-) -> NDArray[np.uint8]:
+def resized_crops(images: Pixels, boxes: Integers, *, size: Size, flips: Flags) -> Pixels:
     """Crop a box from each of a batch of equal-size images, resize it and mirror some.
 
     Each image has its own weights; the horizontal pass comes first. Weights are multiples of
@@ -60,9 +55,7 @@ def resized_crops(
     return np.asarray(crops_on_device(given, boxes, size=size, flips=flips))
 
 
-def crops_on_device(
-    images: Tensor, boxes: NDArray[np.int64], *, size: tuple[int, int], flips: NDArray[np.bool_]
-) -> Tensor:
+def crops_on_device(images: Tensor, boxes: Integers, *, size: Size, flips: Flags) -> Tensor:
     """Run `resized_crops` on a tensor of any device: B H W C to B h w C on that device."""
     (B, H, W, C), device = images.shape, images.device
     crops = torch.empty(B, *size, C, dtype=torch.uint8, device=device)
@@ -103,11 +96,7 @@ def _pass(lines: Tensor, taps: Taps) -> Tensor:
 
 
 def bicubic_taps(
-    starts: NDArray[np.int64],
-    lengths: NDArray[np.int64],
-    *,
-    wanted: int,
-    flips: NDArray[np.bool_] | None = None,
+    starts: Integers, lengths: Integers, *, wanted: int, flips: Flags | None = None
 ) -> Taps:
     """Compute the bicubic taps of each box along one axis, as Pillow does.
 

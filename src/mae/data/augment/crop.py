@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +18,9 @@ from torch.nn import functional as F
 
 from mae.config.model import published_crop_pct
 from mae.config.run import AugmentConfig
+from mae.data.types import Integers, Pixels, Size
 
-Box = Sequence[int] | NDArray[np.int64]
+Box = Sequence[int] | Integers
 """Top, left, height and width in pixels, inside the image."""
 
 _ATTEMPTS = 10
@@ -31,11 +31,8 @@ CROP_DRAWS = 2 * _ATTEMPTS + 2
 
 
 def crop_boxes(
-    heights: NDArray[np.int64],
-    widths: NDArray[np.int64],
-    draws: NDArray[np.floating],
-    augment: AugmentConfig,
-) -> NDArray[np.int64]:
+    heights: Integers, widths: Integers, draws: NDArray[np.floating], augment: AugmentConfig
+) -> Integers:
     """Choose a random crop of each image; the boxes are bit-identical to those of `random_box`.
 
     Args:
@@ -114,9 +111,7 @@ def random_box(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def central_pixels_box(
-    height: int, width: int, *, size: tuple[int, int]
-) -> tuple[int, int, int, int]:
+def central_pixels_box(height: int, width: int, *, size: Size) -> tuple[int, int, int, int]:
     """Choose the centre of an image without resizing it, for images that are already cropped.
 
     If an image is smaller than `size`, its largest centred box of that shape is chosen instead.
@@ -134,9 +129,7 @@ def central_pixels_box(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def evaluation_view(
-    image: NDArray[Any], *, size: tuple[int, int], crop_pct: float | None = None
-) -> NDArray[Any]:
+def evaluation_view(image: Pixels, *, size: Size, crop_pct: float | None = None) -> Pixels:
     """Resize the short side of an image, then crop the centre.
 
     Equal to torchvision's `Resize(int(edge / crop_pct), BICUBIC)` and `CenterCrop(edge)` on a
@@ -164,9 +157,7 @@ def evaluation_view(
     return np.ascontiguousarray(whole[top : top + h, left : left + w])
 
 
-def _resized_sides(
-    height: int, width: int, *, size: tuple[int, int], crop_pct: float
-) -> tuple[int, int]:
+def _resized_sides(height: int, width: int, *, size: Size, crop_pct: float) -> Size:
     """Return height and width of the whole resized image, rounded as torchvision rounds them."""
     h, w = int(size[0] / crop_pct), int(size[1] / crop_pct)
     if h * width >= w * height:  # the height needs the larger factor
@@ -174,13 +165,7 @@ def _resized_sides(
     return int(w * height / width), w
 
 
-def _resized_middle(
-    image: NDArray[Any],
-    corner: tuple[int, int],
-    *,
-    resized: tuple[int, int],
-    size: tuple[int, int],
-) -> NDArray[Any]:
+def _resized_middle(image: Pixels, corner: Size, *, resized: Size, size: Size) -> Pixels:
     """Resize only the cropped part of an elongated image, using Pillow's fractional box.
 
     An image of 1 x 65,535 pixels, resized whole to a height of 256, would have 4.3 billion.
@@ -206,15 +191,13 @@ def _taken_part(stored: int, resized: int, start: int, count: int) -> tuple[slic
     return slice(first, last), low - first, high - first
 
 
-def central_pixels(image: NDArray[Any], *, size: tuple[int, int]) -> NDArray[Any]:
+def central_pixels(image: Pixels, *, size: Size) -> Pixels:
     """Crop the centre of an image, see `central_pixels_box`."""
     box = central_pixels_box(*image.shape[:2], size=size)
     return resized_crop(image, box, size=size)
 
 
-def resized_crop(
-    image: NDArray[Any], box: Box, *, size: tuple[int, int], flip: bool = False
-) -> NDArray[Any]:
+def resized_crop(image: Pixels, box: Box, *, size: Size, flip: bool = False) -> Pixels:
     """Crop a box from an image and resize it; pixels outside the box have no influence.
 
     Args:
@@ -245,12 +228,12 @@ def resized_crop(
     return np.ascontiguousarray(planes[0].permute(1, 2, 0).numpy())
 
 
-def _as_uint16(values: NDArray[Any]) -> NDArray[Any]:
-    rounded: NDArray[Any] = np.rint(values).clip(0, 65535).astype(np.uint16)
+def _as_uint16(values: Pixels) -> Pixels:
+    rounded: Pixels = np.rint(values).clip(0, 65535).astype(np.uint16)
     return rounded
 
 
-def _resize(planes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def _resize(planes: torch.Tensor, size: Size) -> torch.Tensor:
     if planes.dtype == torch.uint8 and planes.shape[1] <= 4:
         return F.interpolate(planes, size=size, mode="bicubic", antialias=True)
     # torch 2.14 garbles other results that are one pixel wide in channels-last memory.

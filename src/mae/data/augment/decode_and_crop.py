@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Sequence
 
 from mae.config.run import AugmentConfig
 from mae.data.augment.crop import Box, random_box, resized_crop
 from mae.data.decoding.decode import PixelKind, decode, ignore_message, jpeg_head
+from mae.data.types import Draws, Flags, Log, Pixels, Size
 
 _SCALES = (8, 4, 2)  # JPEG blocks of 8 x 8 can also be decoded to 1, 2 or 4 pixels per side
 
 
 def random_crops(
-    data: bytes | NDArray[Any],
-    draws: NDArray[np.float32],
-    flips: NDArray[np.bool_],
+    data: bytes | Pixels,
+    draws: Draws,
+    flips: Flags,
     *,
     kind: PixelKind,
-    size: tuple[int, int],
+    size: Size,
     augment: AugmentConfig,
-    warn: Callable[[str], None] = ignore_message,
-) -> list[NDArray[Any]]:
+    warn: Log = ignore_message,
+) -> list[Pixels]:
     """Decode an image once and cut one crop per row of draws.
 
     With `scaled_decode`, a JPEG is decoded at the smallest scale at which no crop is upsampled, and
@@ -63,9 +60,7 @@ def random_crops(
     return [resized_crop(pixels, box, size=size, flip=flip) for box, flip in pairs]
 
 
-def crop_scale(
-    boxes: Sequence[Box], *, size: tuple[int, int], divided: tuple[int, int] = (0, 0)
-) -> int:
+def crop_scale(boxes: Sequence[Box], *, size: Size, divided: Size = (0, 0)) -> int:
     """Return the largest factor of 8, 4, 2 and 1 that shrinks no box below `size`.
 
     Args:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mae.config.run import MixConfig
 from mae.data.sampling.draws import Stream, generator, uniform
+from mae.data.types import Size
 
 
 class Mixing(NamedTuple):
@@ -26,7 +27,7 @@ class Mixing(NamedTuple):
     """Top, bottom, left, right of the partner's part; None: pixels are averaged."""
 
 
-def mixing(config: MixConfig, *, seed: int, step: int, size: tuple[int, int]) -> Mixing:
+def mixing(config: MixConfig, *, seed: int, step: int, size: Size) -> Mixing:
     """Draw how the batch of a step is mixed.
 
     Args:
@@ -47,7 +48,7 @@ def mixing(config: MixConfig, *, seed: int, step: int, size: tuple[int, int]) ->
     return cut_box(fraction, size=size, centre=(y, x)) if cut else Mixing(fraction, None)
 
 
-def cut_box(fraction: float, *, size: tuple[int, int], centre: tuple[float, float]) -> Mixing:
+def cut_box(fraction: float, *, size: Size, centre: tuple[float, float]) -> Mixing:
     """Compute the box of CutMix and the fraction of the image outside it, after clipping.
 
     Args:

@@ -12,11 +12,11 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from mae.data.decoding.decode import PixelKind
 from mae.data.sampling.draws import Stream, generator
+from mae.data.types import Integers, Pixels, Size
 from mae.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -58,13 +58,8 @@ def check_randaugment(randaugment: RandAugment, kind: PixelKind) -> None:
 
 
 def augmented(
-    images: NDArray[np.uint8],
-    randaugment: RandAugment,
-    ids: NDArray[np.int64],
-    *,
-    seed: int,
-    epoch: int,
-) -> NDArray[np.uint8]:
+    images: Pixels, randaugment: RandAugment, ids: Integers, *, seed: int, epoch: int
+) -> Pixels:
     """Apply separately drawn operations to each image: B H W C to a copy of the same shape."""
     transform = _transform(randaugment, images.shape[1:3])
     changed = np.empty_like(images)
@@ -85,7 +80,7 @@ def augmented(
 
 
 @lru_cache(maxsize=4)
-def _transform(randaugment: RandAugment, size: tuple[int, int]) -> Callable[[Any], Any]:
+def _transform(randaugment: RandAugment, size: Size) -> Callable[[Any], Any]:
     from timm.data.auto_augment import rand_augment_transform
 
     fill = tuple(min(255, round(255 * value)) for value in randaugment.mean)

@@ -10,10 +10,10 @@ import math
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from mae.data.sampling.draws import Stream, generator, uniform
+from mae.data.types import Integers, Size
 
 _ATTEMPTS = 10
 _AREA, _RATIO = (0.02, 1 / 3), (0.3, 1 / 0.3)
@@ -21,7 +21,7 @@ _DRAWS = 2 * _ATTEMPTS + 3  # area and ratio of each attempt; whether to erase, 
 
 
 def erase_boxes(
-    ids: NDArray[np.int64], *, seed: int, epoch: int, rate: float, size: tuple[int, int]
+    ids: Integers, *, seed: int, epoch: int, rate: float, size: Size
 ) -> list[tuple[int, int, int, int] | None]:
     """Choose the rectangle to erase from each image.
 
@@ -53,7 +53,7 @@ def erase_boxes(
     return boxes
 
 
-def erased(images: Tensor, ids: NDArray[np.int64], *, seed: int, epoch: int, rate: float) -> Tensor:
+def erased(images: Tensor, ids: Integers, *, seed: int, epoch: int, rate: float) -> Tensor:
     """Erase a rectangle from some images: B C H W float, normalised, to the same shape.
 
     See `erase_boxes` for the arguments.

@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from operator import itemgetter
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from mae.config.run import AugmentConfig, ObjectiveConfig
@@ -25,11 +24,12 @@ from mae.data.sampling.masks import mask_noise
 from mae.data.sampling.order import shuffled
 from mae.data.sources.pack import Form, PackSource
 from mae.data.sources.source import ArraySource, Source
+from mae.data.types import Draws, Flags, Integers, Pixels, Size
 from mae.errors import DataError
 
 T = TypeVar("T")
 
-View = Callable[..., NDArray[Any]]
+View = Callable[..., Pixels]
 """Makes the view h w C of an image H W C for evaluation, by `view(image, size=(h, w))`."""
 
 _REPLACEMENTS = 100  # candidates tried in place of a broken image
@@ -106,12 +106,12 @@ class BatchPlan:
 
     source: Source
     kind: PixelKind
-    size: tuple[int, int]
+    size: Size
     """Height and width of the crops."""
     augment: AugmentConfig
     batch: int
     seed: int
-    grid: tuple[int, int] = (0, 0)
+    grid: Size = (0, 0)
     """Patches along height and width; none where nothing is masked."""
     objective: ObjectiveConfig = ObjectiveConfig()
     """How patches are hidden."""
@@ -138,7 +138,7 @@ class BatchPlan:
         pixel = np.dtype(self.kind.dtype).itemsize * self.kind.channels
         return self.batch * self.size[0] * self.size[1] * pixel
 
-    def batch_ids(self, step: int) -> tuple[int, NDArray[np.int64]]:
+    def batch_ids(self, step: int) -> tuple[int, Integers]:
         """Return the (first) epoch of a step and the ids of its images, each once."""
         views = self.views_per_decode
         passed, place = divmod(step, views * self.batches_per_epoch)
@@ -147,12 +147,12 @@ class BatchPlan:
         epoch = passed * views
         return epoch, shuffled(positions, n=len(self.source), seed=self.seed, epoch=epoch)
 
-    def noise(self, ids: NDArray[np.int64], *, epoch: int) -> Tensor:
+    def noise(self, ids: Integers, *, epoch: int) -> Tensor:
         """Draw the mask noise B L of images in an epoch."""
         return mask_noise(ids, self.objective, grid=self.grid, seed=self.seed, epoch=epoch)
 
 
-def training_batch(plan: BatchPlan, step: int, *, room: NDArray[Any] | None = None) -> Batch:
+def training_batch(plan: BatchPlan, step: int, *, room: Pixels | None = None) -> Batch:
     """Make the batch of a step: order, crop, flip and mask noise all depend on its ids only.
 
     Args:
@@ -163,7 +163,7 @@ def training_batch(plan: BatchPlan, step: int, *, room: NDArray[Any] | None = No
     first, ids = plan.batch_ids(step)
     epochs = range(first, first + plan.views_per_decode)
 
-    def draw(stream: Stream, count: int) -> NDArray[np.float32]:
+    def draw(stream: Stream, count: int) -> Draws:
         draws = [uniform(plan.seed, epoch, ids, stream=stream, count=count) for epoch in epochs]
         return np.concatenate(draws)  # B count, view by view
 
@@ -196,12 +196,12 @@ def training_batch(plan: BatchPlan, step: int, *, room: NDArray[Any] | None = No
 def _read_crops(
     plan: BatchPlan,
     epoch: int,
-    ids: NDArray[np.int64],
-    draws: NDArray[np.float32],
-    flips: NDArray[np.bool_],
+    ids: Integers,
+    draws: Draws,
+    flips: Flags,
     reader: SourceReader,
-    room: NDArray[Any] | None,
-) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    room: Pixels | None,
+) -> tuple[Pixels, Integers]:
     """Read images one by one, so that only one decoded image is in memory.
 
     Returns:
@@ -236,8 +236,8 @@ def crops_as_batch(plan: BatchPlan) -> bool:
 
 
 def read_small_images(
-    plan: BatchPlan, epoch: int, ids: NDArray[np.int64], reader: SourceReader
-) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    plan: BatchPlan, epoch: int, ids: Integers, reader: SourceReader
+) -> tuple[Pixels, Integers]:
     """Read the images of a batch for which `crops_as_batch` is true.
 
     Returns:
@@ -250,12 +250,7 @@ def read_small_images(
     return np.stack([pixels for pixels, _ in read]), np.array([index for _, index in read])
 
 
-def crop_small_images(
-    plan: BatchPlan,
-    images: NDArray[np.uint8],
-    draws: NDArray[np.float32],
-    flips: NDArray[np.bool_],
-) -> NDArray[np.uint8]:
+def crop_small_images(plan: BatchPlan, images: Pixels, draws: Draws, flips: Flags) -> Pixels:
     """Crop small images as a batch: B H W C to B h w C, view by view."""
     H, W = images.shape[1:3]
     sides = np.full(len(draws), H), np.full(len(draws), W)
@@ -300,12 +295,7 @@ class EvaluationBatch(NamedTuple):
 
 
 def evaluation_batch(
-    source: Source,
-    ids: Sequence[int],
-    *,
-    kind: PixelKind,
-    size: tuple[int, int],
-    view: View = evaluation_view,
+    source: Source, ids: Sequence[int], *, kind: PixelKind, size: Size, view: View = evaluation_view
 ) -> EvaluationBatch:
     """Read images for evaluation, without randomness.
 
@@ -329,6 +319,6 @@ def evaluation_batch(
     return EvaluationBatch(channels_first(images), ids_read, bad, warned)
 
 
-def channels_first(images: NDArray[Any]) -> Tensor:
+def channels_first(images: Pixels) -> Tensor:
     """View B H W C memory as B C H W; the device makes the contiguous copy."""
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)

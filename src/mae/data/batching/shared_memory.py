@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from mae.data.batching.batch import BatchPlan
+from mae.data.types import Pixels
 
 
 class SharedBatchPool:
@@ -33,12 +32,12 @@ class SharedBatchPool:
         """Reserve a slot; None if all are in use."""
         return self._free.pop() if self._free else None
 
-    def room(self, slot: int) -> NDArray[Any]:
+    def room(self, slot: int) -> Pixels:
         """View the memory of a slot: B h w C."""
-        values: NDArray[Any] = self._memory[slot].numpy().view(self._dtype)
+        values: Pixels = self._memory[slot].numpy().view(self._dtype)
         return values.reshape(self._shape)
 
-    def lend(self, slot: int) -> NDArray[Any]:
+    def lend(self, slot: int) -> Pixels:
         """View the memory of a slot, and free it when the last view of this array is gone."""
         lent = self.room(slot)
         weakref.finalize(lent, self._free.append, slot).atexit = False

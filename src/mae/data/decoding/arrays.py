@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mae.data.types import Pixels
 from mae.errors import DataError
 
 _MOST_USUAL = 4  # channels: grey, with alpha, colour, with alpha
@@ -32,9 +32,7 @@ def require_channels_last(shape: tuple[int, ...]) -> None:
         raise _asked(shape, "C H W", f"{how}, for 3 grey images give images[..., None]")
 
 
-def as_batch(
-    array: NDArray[np.generic], *, channels: int, is_tensor: bool = False
-) -> NDArray[np.generic]:
+def as_batch(array: Pixels, *, channels: int, is_tensor: bool = False) -> Pixels:
     """Convert one or several images to B H W C, given the input channels of a network.
 
     Args:
@@ -70,9 +68,7 @@ def as_batch(
     return array[..., None]
 
 
-def as_image(
-    array: NDArray[np.generic], *, channels: int, is_tensor: bool = False
-) -> NDArray[np.generic]:
+def as_image(array: Pixels, *, channels: int, is_tensor: bool = False) -> Pixels:
     """Convert a single image to H W C, given the input channels of a network.
 
     Args:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -18,6 +17,7 @@ from mae.data.decoding.header import PagesKind as PagesKind
 from mae.data.decoding.header import PixelKind as PixelKind
 from mae.data.decoding.header import UnsupportedImage as UnsupportedImage
 from mae.data.decoding.strips import by_strips, row_strips
+from mae.data.types import Log, Pixels, Size
 
 FULL_RANGE: dict[PixelDtype, float] = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}
 _ORIENTATION = 0x0112  # an EXIF tag
@@ -30,12 +30,8 @@ def ignore_message(line: str) -> None:
 
 
 def decode(
-    data: bytes | NDArray[Any],
-    *,
-    kind: PixelKind,
-    shrink: int = 1,
-    warn: Callable[[str], None] = ignore_message,
-) -> NDArray[Any]:
+    data: bytes | Pixels, *, kind: PixelKind, shrink: int = 1, warn: Log = ignore_message
+) -> Pixels:
     """Decode an image to pixels of exactly the given kind.
 
     Grey is replicated to 3 channels and colour is reduced to luma for 1; integers are scaled by
@@ -62,9 +58,7 @@ def decode(
     return _converted(pixels[..., None] if pixels.ndim == 2 else pixels, kind)
 
 
-def _decode_file(
-    data: bytes, kind: PixelKind, *, shrink: int, warn: Callable[[str], None]
-) -> NDArray[Any]:
+def _decode_file(data: bytes, kind: PixelKind, *, shrink: int, warn: Log) -> Pixels:
     file_format, channels = header.format_of(data[:16]), header.asked_channels(kind)
     space = "GRAY" if kind.channels == 1 else "RGB"
     if file_format == "JPEG" and (size := _plain_jpeg_size(data)) is not None:
@@ -95,8 +89,8 @@ def _decode_file(
 
 
 def _decode_opened_jpeg(
-    data: bytes, image: Image.Image, space: str, *, shrink: int, warn: Callable[[str], None]
-) -> NDArray[Any]:
+    data: bytes, image: Image.Image, space: str, *, shrink: int, warn: Log
+) -> Pixels:
     """Decode strictly, or without damaged header parts that do not affect the pixels."""
     if reason := jpeg.other_process(data):
         raise UnsupportedImage(reason)
@@ -117,7 +111,7 @@ def _decode_opened_jpeg(
     return _by_pillow(Image.frombuffer("CMYK", image.size, pixels, "raw", "CMYK", 0, 1))
 
 
-def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
+def _plain_jpeg_size(data: bytes) -> Size | None:
     """Return height and width of a plain JPEG, to skip Pillow, which costs 4 % of a crop.
 
     The header of a plain JPEG has no APP1 segment (EXIF or XMP), which may hold an orientation;
@@ -161,7 +155,7 @@ def jpeg_head(data: bytes) -> JpegHead | None:
         return JpegHead(height, width, turned=orientation != 1)
 
 
-def _by_pillow(image: Image.Image, *, split: bool = False) -> NDArray[Any]:
+def _by_pillow(image: Image.Image, *, split: bool = False) -> Pixels:
     """Load the pixels of an opened image, H W [C], a few rows at a time.
 
     Args:
@@ -173,7 +167,7 @@ def _by_pillow(image: Image.Image, *, split: bool = False) -> NDArray[Any]:
     kind, bits = header.image_kind(image), tiff.bits_of(image)
     width, height = image.size
 
-    def values(rows: slice) -> NDArray[Any]:
+    def values(rows: slice) -> Pixels:
         whole = rows == slice(0, height)
         part = image if whole else image.crop((0, rows.start, width, rows.stop))
         if split:
@@ -186,7 +180,7 @@ def _by_pillow(image: Image.Image, *, split: bool = False) -> NDArray[Any]:
     return by_strips((height, width, kind.channels), values)
 
 
-def _unsigned(pixels: NDArray[Any]) -> NDArray[Any]:
+def _unsigned(pixels: Pixels) -> Pixels:
     """Cast integers to uint16, or of one byte to uint8, if the values fit; keep floats."""
     if pixels.dtype.kind not in "iu" or pixels.dtype == np.uint8:
         return pixels
@@ -207,7 +201,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
     """Apply an EXIF orientation (1 to 8) to pixels H W [C]."""
     if orientation in (5, 6, 7, 8):
         pixels = np.swapaxes(pixels, 0, 1)
@@ -218,10 +212,10 @@ def _upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
     return np.ascontiguousarray(pixels)
 
 
-def _converted(pixels: NDArray[Any], kind: PixelKind) -> NDArray[Any]:
+def _converted(pixels: Pixels, kind: PixelKind) -> Pixels:
     """Convert H W C to the type and channels of a kind, a few rows at a time."""
 
-    def convert(rows: slice) -> NDArray[Any]:
+    def convert(rows: slice) -> Pixels:
         return _with_channels(_with_dtype(pixels[rows], kind), kind)
 
     H, W, C = pixels.shape
@@ -232,7 +226,7 @@ def _converted(pixels: NDArray[Any], kind: PixelKind) -> NDArray[Any]:
     return pixels
 
 
-def _with_dtype(pixels: NDArray[Any], kind: PixelKind) -> NDArray[Any]:
+def _with_dtype(pixels: Pixels, kind: PixelKind) -> Pixels:
     """Convert values to the type of a kind: scale integers by their full range, keep floats."""
     found, wanted = header.pixel_dtype(pixels.dtype), kind.dtype
     if found == "float32":
@@ -252,7 +246,7 @@ def _with_dtype(pixels: NDArray[Any], kind: PixelKind) -> NDArray[Any]:
     return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
-def _with_channels(pixels: NDArray[Any], kind: PixelKind) -> NDArray[Any]:
+def _with_channels(pixels: Pixels, kind: PixelKind) -> Pixels:
     channels = pixels.shape[2]
     if channels == kind.channels:
         return pixels

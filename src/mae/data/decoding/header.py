@@ -11,7 +11,7 @@ import re
 import textwrap
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import BinaryIO, NamedTuple
 
@@ -23,6 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from mae.config.model import ModelConfig, PixelDtype
 from mae.data.decoding import jpeg, libtiff, tiff
 from mae.data.decoding.arrays import channels_first
+from mae.data.types import Log
 from mae.errors import DataError
 
 MAX_PIXELS = 2**27
@@ -267,7 +268,7 @@ def _in_one_line(error: Exception) -> str:
 
 
 @contextmanager
-def libtiff_heard(file_format: str, warn: Callable[[str], None]) -> Iterator[None]:
+def libtiff_heard(file_format: str, warn: Log) -> Iterator[None]:
     """Handle libtiff's messages while Pillow decodes: errors for pixel data, else warnings.
 
     Args:

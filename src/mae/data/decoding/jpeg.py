@@ -6,9 +6,9 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
 import simplejpeg
-from numpy.typing import NDArray
+
+from mae.data.types import Pixels, Size
 
 # Markers (ITU-T T.81, table B.1).
 _TABLES = (0xC4, 0xCC, 0xDB, 0xDD)  # Huffman, arithmetic, quantization, restart interval
@@ -99,9 +99,7 @@ def other_process(data: bytes) -> str:
     return ""
 
 
-def strictly_decoded(
-    data: bytes, space: str, size: tuple[int, int], *, shrink: int = 1
-) -> NDArray[np.uint8] | None:
+def strictly_decoded(data: bytes, space: str, size: Size, *, shrink: int = 1) -> Pixels | None:
     """Decode a JPEG and fail on any libjpeg warning; Pillow ignores most damage.
 
     Args:
@@ -118,9 +116,7 @@ def strictly_decoded(
     height, width = (-(-side // shrink) for side in size)
     try:
         # The smallest scale with at least this many rows and columns.
-        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
-            data, space, min_height=height, min_width=width
-        )
+        pixels: Pixels = simplejpeg.decode_jpeg(data, space, min_height=height, min_width=width)
         return pixels
     except ValueError as error:
         if "subsampling level" in str(error):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+
+from mae.data.types import Pixels
 
 VALUES = 2**20
 """Approximate number of values per strip."""
@@ -20,7 +20,7 @@ def row_strips(shape: tuple[int, ...]) -> Iterator[slice]:
         yield slice(top, min(top + rows, height))
 
 
-def by_strips(shape: tuple[int, ...], make: Callable[[slice], NDArray[Any]]) -> NDArray[Any]:
+def by_strips(shape: tuple[int, ...], make: Callable[[slice], Pixels]) -> Pixels:
     """Concatenate what `make` returns for each row strip of an array of a shape."""
     first, *others = row_strips(shape)
     part = make(first)

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from mae.data.decoding.strips import by_strips
+from mae.data.types import Pixels
 
 DESCRIPTION, SAMPLES, ORIENTATION, BITS = 270, 277, 274, 258  # TIFF tags
 _PHOTOMETRIC, _EXTRA, _SAMPLE_FORMAT, _COMPRESSION = 262, 338, 339, 259
@@ -114,7 +114,7 @@ def bits_of(image: Image.Image) -> int:
     return int(max(tags.get(BITS, (1,)))) if image.format == "TIFF" else 0
 
 
-def to_full_range(pixels: NDArray[Any], *, bits: int) -> NDArray[Any]:
+def to_full_range(pixels: Pixels, *, bits: int) -> Pixels:
     """Scale unsigned values of 1 to 7 bits to 8, and of 9 to 15 to 16; keep others."""
     if pixels.dtype.kind != "u" or not (0 < bits < 8 or 8 < bits < 16):
         return pixels
@@ -148,7 +148,7 @@ def read_layout(file: BinaryIO, *, channels: int | None) -> Layout:
         return Layout(page.imagelength, page.imagewidth, count, dtype, orientation, asked)
 
 
-def read_pixels(file: BinaryIO, *, channels: int | None) -> NDArray[Any]:
+def read_pixels(file: BinaryIO, *, channels: int | None) -> Pixels:
     """Read the pixels H W C that `read_layout` describes.
 
     Palettes are looked up, min-is-white is inverted, and 1 to 15 bits are scaled to the full range
@@ -159,11 +159,11 @@ def read_pixels(file: BinaryIO, *, channels: int | None) -> NDArray[Any]:
         return planes[0] if len(planes) == 1 else np.concatenate(planes, axis=-1)
 
 
-def _values(frame: Any) -> NDArray[Any]:
+def _values(frame: Any) -> Pixels:
     page = frame.keyframe  # holds what all pages of a series have in common
     _require_readable(page)
     try:
-        pixels: NDArray[Any] = frame.asarray()
+        pixels: Pixels = frame.asarray()
     except (KeyError, ValueError, NotImplementedError) as error:  # depends on the version
         if "imagecodecs" in str(error):
             plain = page.compression == 1
@@ -183,21 +183,21 @@ def _values(frame: Any) -> NDArray[Any]:
     if pixels.dtype == np.bool_:
         pixels = pixels.astype(np.uint8)
     if page.photometric == _PALETTE:
-        colours: NDArray[np.uint16] = np.ascontiguousarray(page.colormap.T)
-        looked_up: NDArray[np.uint16] = colours[pixels[..., 0]]
+        colours: Pixels = np.ascontiguousarray(page.colormap.T)
+        looked_up: Pixels = colours[pixels[..., 0]]
         return looked_up
     if page.photometric == _WHITE_IS_ZERO:
         pixels = np.subtract((1 << bits) - 1, pixels, dtype=pixels.dtype)
     return to_full_range(pixels, bits=bits)
 
 
-def _unmultiplied(pixels: NDArray[Any], *, alpha: NDArray[Any]) -> NDArray[Any]:
+def _unmultiplied(pixels: Pixels, *, alpha: Pixels) -> Pixels:
     """Divide premultiplied pixels by alpha where it is not 0, as Pillow does for 8 bits."""
 
-    def divided(rows: slice) -> NDArray[Any]:
+    def divided(rows: slice) -> Pixels:
         part, by = pixels[rows], alpha[rows]
         if part.dtype.kind == "f":
-            quotient: NDArray[Any] = part / np.where(by == 0, 1, by)
+            quotient: Pixels = part / np.where(by == 0, 1, by)
             return quotient
         full = np.iinfo(part.dtype).max
         exact = part.astype(np.uint64) * full // np.where(by == 0, full, by)

@@ -15,9 +15,9 @@ from importlib import resources
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mae.data.sources.source import ArraySource
+from mae.data.types import Integers, Pixels
 from mae.errors import DataError
 
 Split = Literal["train", "test"]
@@ -46,7 +46,7 @@ def fashion_mnist(split: Split) -> ArraySource:
 
 
 @functools.cache
-def _everything() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _everything() -> tuple[Pixels, Integers]:
     try:
         packed = (resources.files("mae") / "assets" / _FILE).read_bytes()
     except OSError as error:
@@ -54,7 +54,7 @@ def _everything() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     return unpack(packed)
 
 
-def unpack(packed: bytes) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def unpack(packed: bytes) -> tuple[Pixels, Integers]:
     """Decode the packed file to images B 28 28 and labels B, test before training, read-only.
 
     Raises:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mae.data.sources.compressed import refuse_compressed
 from mae.data.sources.fashion_mnist import fashion_mnist
@@ -21,16 +19,17 @@ from mae.data.sources.source import (
     notes_of,
 )
 from mae.data.sources.tars import is_tars, open_tars
+from mae.data.types import Log, Pixels
 from mae.errors import DataError
 
 BUILT_IN = "fashion-mnist"
 
-Data = str | Path | NDArray[np.generic] | Source
+Data = str | Path | Pixels | Source
 """A path (a folder of images, a pack, a list, a .tar or a folder of .tar files, a .npy of N H W
 (C), one image), "fashion-mnist" (the built-in images), an array N H W (C), or a `Source`."""
 
 
-def open_source(data: Data, *, log: Callable[[str], None] | None = None) -> Source:
+def open_source(data: Data, *, log: Log | None = None) -> Source:
     """Open data for training.
 
     Args:

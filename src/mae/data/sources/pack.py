@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mae.data.decoding.header import BadImage, PixelKind
 from mae.data.sources.pack_index import Index
 from mae.data.sources.source import reason_of
+from mae.data.types import Integers, Pixels
 from mae.errors import DataError
 
 INDEX = "index.safetensors"
@@ -77,7 +77,7 @@ class PackSource:
         arrays, info = self.index.arrays, self.index.info
         self._offsets, self._lengths = arrays["offsets"], arrays["lengths"]
         self._shards, self._digests = arrays["shards"], arrays.get("sha256")
-        self.labels: NDArray[np.int64] | None = arrays.get("labels")
+        self.labels: Integers | None = arrays.get("labels")
         self.class_names, self.notes = info.class_names, info.notes
         form = dict(info.form)
         self.form = Form(**form | {"kind": PixelKind(*form["kind"])} if form.get("kind") else form)
@@ -89,7 +89,7 @@ class PackSource:
     def __len__(self) -> int:
         return len(self.index)
 
-    def read(self, index: int) -> bytes | NDArray[np.generic]:
+    def read(self, index: int) -> bytes | Pixels:
         """Return the stored file of an image, or its pixels H W C if stored raw.
 
         Raises:

@@ -163,10 +163,7 @@ def write_index(path: Path, columns: Mapping[str, Column], info: IndexInfo) -> N
 
 
 def _header(
-    columns: Mapping[str, Column],
-    names: Iterable[str],
-    digests: Mapping[str, str],
-    info: IndexInfo,
+    columns: Mapping[str, Column], names: Iterable[str], digests: Mapping[str, str], info: IndexInfo
 ) -> bytes:
     header: dict[str, Any] = {
         "__metadata__": {

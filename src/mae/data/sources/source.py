@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from mae.data.decoding.arrays import require_channels_last
 from mae.data.decoding.header import BadImage, pixel_dtype, printable
 from mae.data.sources.splits import split_kind, splits_of
+from mae.data.types import Integers, Pixels, Size
 from mae.errors import DataError
 
 EXTENSIONS = frozenset(".bmp .gif .jfif .jpe .jpeg .jpg .npy .png .tif .tiff .webp".split())
@@ -32,7 +33,7 @@ class Source(Protocol):
     """Images with random access; an id is a position in the source."""
 
     @property
-    def labels(self) -> NDArray[np.int64] | None:
+    def labels(self) -> Integers | None:
         """Class of each image, or None."""
 
     @property
@@ -41,7 +42,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, index: int) -> bytes | NDArray[np.generic]:
+    def read(self, index: int) -> bytes | Pixels:
         """Return an encoded file, or pixels H W or H W C."""
 
     def name(self, index: int) -> str:
@@ -88,7 +89,7 @@ class FolderSource:
         self._root = os.path.expanduser(root)
         self._files = _find_images(self._root) if files is None else list(files)
         self.class_names: tuple[str, ...] = ()
-        self.labels: NDArray[np.int64] | None = None
+        self.labels: Integers | None = None
         self._listed = classes is not None
         self.notes = tuple(notes)
         if classes is not None:
@@ -173,7 +174,7 @@ class ArraySource:
 
     def __init__(
         self,
-        images: NDArray[np.generic],
+        images: Pixels,
         *,
         labels: NDArray[np.integer] | None = None,
         class_names: Sequence[str] = (),
@@ -208,9 +209,9 @@ class ArraySource:
     def __len__(self) -> int:
         return len(self.images)
 
-    def read(self, index: int) -> NDArray[np.generic]:
+    def read(self, index: int) -> Pixels:
         """Return the pixels of an image, H W C, as a view."""
-        image: NDArray[np.generic] = self.images[index]
+        image: Pixels = self.images[index]
         return image
 
     def name(self, index: int) -> str:
@@ -247,7 +248,7 @@ class ArrayFileSource(ArraySource):
         return ArrayFileSource, (self._path,)
 
 
-def load_array(path: str | Path) -> NDArray[np.generic]:
+def load_array(path: str | Path) -> Pixels:
     """Map the array of a .npy file.
 
     Raises:
@@ -274,7 +275,7 @@ def path_of(text: str) -> str:
 
 def folder_classes(
     paths: Sequence[str], *, splits: bool = True
-) -> tuple[tuple[str, ...], NDArray[np.int64] | None]:
+) -> tuple[tuple[str, ...], Integers | None]:
     """Return class names and numbers if every path lies in one of at least two folders.
 
     Args:
@@ -295,9 +296,7 @@ def folder_classes(
     return ((), None) if len(set(tops)) < 2 else numbered(tops)
 
 
-def numbered(
-    classes: Sequence[str], *, by_value: bool = False
-) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+def numbered(classes: Sequence[str], *, by_value: bool = False) -> tuple[tuple[str, ...], Integers]:
     """Return the class names, sorted, and the number of each item's class.
 
     Args:
@@ -331,9 +330,7 @@ def _find_images(root: str) -> list[str]:
     return sorted(names, key=os.fsencode)
 
 
-def _walk(
-    folder: str, prefix: str, above: frozenset[tuple[int, int]], others: Counter[str]
-) -> Iterator[str]:
+def _walk(folder: str, prefix: str, above: frozenset[Size], others: Counter[str]) -> Iterator[str]:
     """Yield the images below a folder and count other entries."""
     status = os.stat(folder)
     here = status.st_dev, status.st_ino

@@ -6,26 +6,26 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mae.data.sources.source import ArraySource, Source
+from mae.data.types import Integers, Pixels
 
-Classes = tuple[tuple[str, ...], NDArray[np.int64]]
+Classes = tuple[tuple[str, ...], Integers]
 """Class names, and the class number of each image."""
 
 
 @dataclass(frozen=True)
 class _Subset:
     source: Source
-    ids: NDArray[np.int64]
+    ids: Integers
     class_names: tuple[str, ...]
-    labels: NDArray[np.int64] | None
+    labels: Integers | None
     relabelled: bool
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def read(self, index: int) -> bytes | NDArray[np.generic]:
+    def read(self, index: int) -> bytes | Pixels:
         return self.source.read(int(self.ids[index]))
 
     def name(self, index: int) -> str:
@@ -38,7 +38,7 @@ class _Subset:
         return digest.hexdigest()
 
 
-def subset(source: Source, ids: NDArray[np.int64], *, classes: Classes | None = None) -> Source:
+def subset(source: Source, ids: Integers, *, classes: Classes | None = None) -> Source:
     """Return a source of the images of `ids`, in order, with their names, labels and classes.
 
     Ids of the subset are positions in `ids`. For images in memory the array is copied, so that
