@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from mae.config.model import ModelConfig
-from mae.config.objective import ObjectiveConfig
 from mae.config.sizes import size_name
 from mae.errors import WeightsError
 from mae.model.autoencoder import MaskedAutoencoder
@@ -116,7 +115,11 @@ def open_model(
             "reconstruction is not"
         )
     config, objective, notes = infer_config(raw)
-    model = _new_model(config, objective, initialise=bool(allowed))
+    if allowed:
+        model = create(config, objective=objective)
+    else:
+        with torch.device("meta"):
+            model = MaskedAutoencoder(config, objective)
     fresh = load_strict(model, raw, allow_missing=allowed)
     return Loaded(model, notes + group_notes(raw, config, ("encoder", "decoder")) + fresh)
 
@@ -127,21 +130,15 @@ def open_encoder(
     """Load the encoder alone, with notes on what was loaded, skipped and assumed."""
     raw, allowed = read_weights(path, **given), tuple(allow_missing)
     # The encoder's tensors only, so that unknown decoder settings are not required.
-    config, objective, notes = infer_config(raw.encoder())
-    encoder = _new_model(config, objective, initialise=bool(allowed)).encoder
+    config, _, notes = infer_config(raw.encoder())
+    if allowed:
+        encoder = create(config).encoder
+    else:
+        with torch.device("meta"):
+            encoder = Encoder(config)
     fresh = load_strict(encoder, raw, prefix="encoder.", allow_missing=allowed)
     notes += group_notes(raw, config, ("encoder",)) + fresh
     return Loaded(encoder, notes if raw.has_decoder else [*notes, NO_DECODER])
-
-
-def _new_model(
-    config: ModelConfig, objective: ObjectiveConfig, *, initialise: bool
-) -> MaskedAutoencoder:
-    """Create a model, without values unless some of them are kept."""
-    if initialise:
-        return create(config, objective=objective)
-    with torch.device("meta"):
-        return MaskedAutoencoder(config, objective)
 
 
 def open_classifier(
