@@ -84,8 +84,8 @@ def test_fields_left_out_keep_their_defaults() -> None:
         ({"measure_pixels": 1}, "measure_pixels: expected true or false, got 1"),
         ({"micro_batch": "all"}, "micro_batch: expected a whole number or auto, got 'all'"),
         ({"keep": 1}, "keep: expected at least 2, got 1"),
-        ({"model": {"crop_pct": 0}}, "crop_pct: expected a fraction above 0, at most 1, got 0.0"),
-        ({"model": {"crop_pct": 1.1}}, "crop_pct: expected a fraction above 0, at most 1, got 1.1"),
+        ({"model": {"crop_pct": 0}}, "crop_pct: expected above 0, at most 1, got 0.0"),
+        ({"model": {"crop_pct": 1.1}}, "crop_pct: expected above 0, at most 1, got 1.1"),
     ],
 )
 def test_what_cannot_be_used_is_named(values: dict[str, Any], message: str) -> None:

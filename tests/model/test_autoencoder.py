@@ -239,7 +239,7 @@ def test_pixels_that_are_no_numbers_are_not_rebuilt(generator):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (torch.zeros(2, 1, 12, 20), "channels: got 1, expected 3 .*convert the pictures"),
+        (torch.zeros(2, 1, 12, 20), "channels: got 1, expected 3 .*convert the images"),
         (torch.zeros(2, 3, 13, 20), "got 13 x 20, expected multiples of the patch size 4; crop"),
         (torch.zeros(3, 12, 20), "expected B C H W"),
     ],

@@ -172,7 +172,7 @@ def test_pixels_that_are_no_numbers_are_refused(generator, bad):
 def test_a_wrong_channel_count_is_refused(generator):
     encoder = tiny_encoder(generator)
 
-    with pytest.raises(ShapeError, match="channels: got 1, expected 3 .*convert the pictures"):
+    with pytest.raises(ShapeError, match="channels: got 1, expected 3 .*convert the images"):
         encoder.encode(torch.zeros(2, 1, 12, 20))
     with pytest.raises(ShapeError, match="got 1 channels of uint8, expected 3 .*convert"):
         encoder.encode(torch.zeros(2, 1, 12, 20, dtype=torch.uint8))

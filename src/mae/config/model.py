@@ -7,6 +7,8 @@ disagree with the fields. The field docstrings are the help texts of the command
 from __future__ import annotations
 
 import math
+import operator
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,6 +20,10 @@ ChannelRule = Literal["repeat", "mean", "zero"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+_LIMIT = re.compile(r"(above|at least|at most|below) (\d+)")
+_LIMITS = {"above": operator.gt, "at least": operator.ge, "at most": operator.le,
+           "below": operator.lt}  # fmt: skip
+
 
 def require(fact: bool, name: str, value: object, allowed: str) -> None:  # noqa: FBT001
     """Validate a field: raise unless `fact` holds, with the allowed values in the message.
@@ -27,6 +33,27 @@ def require(fact: bool, name: str, value: object, allowed: str) -> None:  # noqa
     """
     if not fact:
         raise ConfigError(f"{name}: expected {allowed}, got {value!r}")
+
+
+def require_numbers(config: object, allowed: str, *names: str, group: str = "") -> None:
+    """Validate fields by a text such as "above 0, at most 1"; None and words are left out.
+
+    Args:
+        config: its fields hold numbers or tuples of numbers.
+        allowed: limits that every number has to keep, and the message where one does not.
+        names: the fields.
+        group: prefix of the names in the message.
+
+    Raises:
+        ConfigError: if a number is outside.
+    """
+    limits = [(_LIMITS[word], float(bound)) for word, bound in _LIMIT.findall(allowed)]
+    for name in names:
+        value = getattr(config, name)
+        values = value if isinstance(value, tuple) else (value,)
+        numbers = [number for number in values if isinstance(number, (int, float))]
+        fits = all(holds(number, bound) for holds, bound in limits for number in numbers)
+        require(fits, f"{group}{name}", value, allowed)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,13 +70,9 @@ class PixelConfig:
     """Whether as many grey pages of a TIFF are its channels, as --channels asked."""
 
     def __post_init__(self) -> None:
-        require(
-            len(self.mean) == len(self.std) > 0,
-            "pixels.mean and pixels.std",
-            (self.mean, self.std),
-            "one number per channel each",
-        )
-        require(all(s > 0 for s in self.std), "pixels.std", self.std, "numbers above 0")
+        same, both = len(self.mean) == len(self.std) > 0, (self.mean, self.std)
+        require(same, "pixels.mean and pixels.std", both, "one number per channel each")
+        require_numbers(self, "numbers above 0", "std", group="pixels.")
 
     @property
     def full_range(self) -> float:
@@ -68,7 +91,7 @@ class ModelConfig:
     patch_size: int = 16
     """Edge of a square patch in pixels."""
     channels: int = 3
-    """Channels of a picture."""
+    """Channels of an image."""
     width: int = 768
     """Encoder width."""
     depth: int = 12
@@ -89,10 +112,10 @@ class ModelConfig:
     """Scaling of the stored pixel values."""
 
     def __post_init__(self) -> None:
-        for name in ("patch_size", "channels", "width", "depth", "num_heads", "decoder_width",
-                     "decoder_depth", "decoder_heads"):  # fmt: skip
-            value = getattr(self, name)
-            require(value >= 1, name, value, "a whole number of at least 1")
+        require_numbers(self, "at least 1", "patch_size", "channels", "width", "depth",
+                        "num_heads", "decoder_width", "decoder_depth", "decoder_heads")  # fmt: skip
+        require_numbers(self, "above 0, at most 1", "crop_pct")
+        require_numbers(self, "a number above 0", "norm_eps")
         H, W = self.image_size
         if min(H, W) < 1 or H % self.patch_size or W % self.patch_size:
             raise ShapeError(
@@ -100,15 +123,12 @@ class ModelConfig:
                 f"{self.patch_size}; try {_nearest(H, self.patch_size)} x "
                 f"{_nearest(W, self.patch_size)}"
             )
-        pct = self.crop_pct
-        require(pct is None or 0 < pct <= 1, "crop_pct", pct, "a fraction above 0, at most 1")
         for prefix, width, heads in (
             ("", self.width, self.num_heads),
             ("decoder_", self.decoder_width, self.decoder_heads),
         ):
             require(width % 4 == 0, f"{prefix}width", width, "a multiple of 4 (positions)")
             require(width % heads == 0, f"{prefix}width", width, f"a multiple of {heads} heads")
-        require(self.norm_eps > 0, "norm_eps", self.norm_eps, "a number above 0")
         if len(self.pixels.mean) != self.channels:
             raise ConfigError(
                 f"pixels: got a mean for {len(self.pixels.mean)} channels, expected one for each "

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from mae.config.model import require
+from mae.config.model import require, require_numbers
 from mae.errors import ConfigError
 
 MaskKind = Literal["random", "block", "grid"]
@@ -28,18 +28,11 @@ class ObjectiveConfig:
     """Added to a patch's variance before its root (published: 1e-6); more quiets blank patches."""
 
     def __post_init__(self) -> None:
-        require(self.mask_block >= 1, "mask_block", self.mask_block, "at least 1")
-        if self.mask_block != 2 and self.mask_kind != "block":
-            raise ConfigError(
-                f"mask_block: has no effect with mask_kind {self.mask_kind}, expected with block; "
-                "drop it"
-            )
-        if self.mask_kind == "grid" and self.mask_ratio != 0.75:
-            raise ConfigError(
-                f"mask_ratio: got {self.mask_ratio:g}, expected 0.75, as mask_kind grid keeps one "
-                "of 4 patches; choose --mask-kind random for another ratio"
-            )
-        require(self.target_eps > 0, "target_eps", self.target_eps, "a number above 0")
+        kind, edge, ratio = self.mask_kind, self.mask_block, self.mask_ratio
+        require_numbers(self, "at least 1", "mask_block")
+        require(edge == 2 or kind == "block", "mask_block", edge, "2 unless mask_kind is block")
+        require(ratio == 0.75 or kind != "grid", "mask_ratio", ratio, "0.75 with mask_kind grid")
+        require_numbers(self, "a number above 0", "target_eps")
 
     def require_grid(self, grid: tuple[int, int]) -> None:
         """Check that patches of a grid, h x w, can be hidden as asked.
@@ -47,12 +40,10 @@ class ObjectiveConfig:
         Raises:
             ConfigError: if not, with what to change.
         """
-        self.num_keep(grid[0] * grid[1])
-        if self.mask_kind == "grid" and (grid[0] % 2 or grid[1] % 2):
-            raise ConfigError(
-                f"mask_kind: got grid for {grid[0]} x {grid[1]} patches, expected even numbers, as "
-                "it keeps one of each 2 x 2; choose another image or patch size"
-            )
+        h, w = grid
+        self.num_keep(h * w)
+        fits = self.mask_kind != "grid" or h % 2 == w % 2 == 0
+        require(fits, "mask_kind grid", grid, "even numbers of patches along height and width")
 
     def num_keep(self, num_patches: int) -> int:
         """Count the visible patches K of an image with `num_patches` patches.

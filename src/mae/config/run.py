@@ -10,12 +10,13 @@ from __future__ import annotations
 import dataclasses
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from mae.config.model import ChannelRule as ChannelRule
 from mae.config.model import ModelConfig as ModelConfig
 from mae.config.model import PixelConfig as PixelConfig
-from mae.config.model import published_crop_pct, require
+from mae.config.model import published_crop_pct, require, require_numbers
 from mae.config.objective import ObjectiveConfig as ObjectiveConfig
 from mae.errors import ConfigError
 
@@ -40,7 +41,7 @@ class AugmentConfig:
         require(0 < low <= high <= 1, "augment.crop_scale", self.crop_scale, "0 < low <= high <= 1")
         low, high = self.crop_ratio
         require(0 < low <= high, "augment.crop_ratio", self.crop_ratio, "0 < low <= high")
-        require(0 <= self.flip <= 1, "augment.flip", self.flip, "a probability")
+        require_numbers(self, "at least 0, at most 1", "flip", group="augment.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,14 +72,11 @@ class OptimConfig:
     """Largest norm of the gradient; none: no clipping."""
 
     def __post_init__(self) -> None:
-        require(self.lr > 0, "optim.lr", self.lr, "a number above 0")
-        require(self.min_lr >= 0, "optim.min_lr", self.min_lr, "a number of at least 0")
-        require(self.warmup_epochs >= 0, "optim.warmup_epochs", self.warmup_epochs, "at least 0")
-        require(0 <= self.warmup_start <= 1, "optim.warmup_start", self.warmup_start, "0 to 1")
-        require(all(0 <= b < 1 for b in self.betas), "optim.betas", self.betas, "0 <= beta < 1")
-        require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "at least 0")
-        clip = self.clip_norm
-        require(clip is None or clip > 0, "optim.clip_norm", clip, "above 0")
+        check = partial(require_numbers, self, group="optim.")
+        check("a number above 0", "lr", "clip_norm")
+        check("at least 0", "min_lr", "warmup_epochs", "weight_decay")
+        check("at least 0, at most 1", "warmup_start")
+        check("at least 0, below 1", "betas")
 
     def peak_lr(self, batch: int) -> float:
         """Scale the base learning rate linearly by the batch (He et al. 2021, Table 8)."""
@@ -130,23 +128,31 @@ class FitConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Crop and flip."""
     max_bad: float = 0.1
-    """Largest share of unreadable pictures before the run stops."""
+    """Largest fraction of unreadable images before the run stops."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The network; channels and pixel scaling follow from the images or the weights."""
 
     def __post_init__(self) -> None:
-        require(self.epochs > 0, "epochs", self.epochs, "a number above 0")
-        require(self.steps is None or self.steps >= 1, "steps", self.steps, "at least 1")
-        require(self.minutes is None or self.minutes > 0, "minutes", self.minutes, "above 0")
+        require_numbers(self, "a number above 0", "epochs", "minutes")
+        require_numbers(self, "at least 1", "steps", "batch", "micro_batch", "checkpoint_every",
+                        "threads", "save_every_steps", "log_every_steps")  # fmt: skip
+        require_numbers(self, "at least 2", "keep")
+        require_numbers(self, "at least 0, at most 1", "max_bad")
+        require_numbers(self, "at least 0", "workers")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2^63 - 1")
         if self.steps is not None and self.minutes is not None:
             raise ConfigError("steps and minutes: got both, expected one of them; drop one")
-        for name in ("batch", "save_every_steps"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        require(self.keep >= 2, "keep", self.keep, "at least 2")
-        require(0 <= self.max_bad <= 1, "max_bad", self.max_bad, "a share from 0 to 1")
-        require(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2^63 - 1")
-        for name in ("fixed_micro_batch", "checkpoint_every", "threads", "log_every_steps"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, name.removeprefix("fixed_"), value, "at least 1")
-        require(self.workers is None or self.workers >= 0, "workers", self.workers, "at least 0")
+        if self.resize is not None and not self.follow_weights:
+            raise ConfigError(
+                "resize: has no effect without follow_weights; give model.image_size instead"
+            )
+        objective = getattr(self, "objective", ObjectiveConfig())
+        asked = dataclasses.replace(self.model, crop_pct=None), objective
+        if self.follow_weights and asked != (ModelConfig(), ObjectiveConfig()):
+            raise ConfigError(
+                "model: has no effect with follow_weights, which takes the network from the "
+                "weights; use --resize for another size, or --follow-weights no"
+            )
 
     @property
     def fixed_micro_batch(self) -> int | None:
@@ -170,8 +176,6 @@ class FitConfig:
 class PretrainConfig(FitConfig):
     """A pre-training run."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
-    """The network; its channels and pixel scaling follow from the pictures."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """The hidden patches and what is predicted of them."""
     channels: int | None = None
@@ -190,14 +194,11 @@ class PretrainConfig(FitConfig):
     def __post_init__(self) -> None:
         # slots=True makes a new class, which the bare form of super() does not find.
         super(PretrainConfig, self).__post_init__()  # noqa: UP008
-        _require_one_network(self)
         self.objective.require_grid(self.model.grid)
         views, allowed = self.views_per_decode, f"at least 1 that divides the batch, {self.batch}"
         require(views >= 1 and self.batch % views == 0, "views_per_decode", views, allowed)
-        require(
-            self.channels is None or self.channels >= 1, "channels", self.channels, "at least 1"
-        )
-        require(0 < self.start_share < 1, "start_share", self.start_share, "between 0 and 1")
+        require_numbers(self, "at least 1", "channels")
+        require_numbers(self, "above 0, below 1", "start_share")
         if self.start_size is not None and not self.follow_weights:
             p, most = self.model.patch_size, self.model.image_size
             fits = all(
@@ -224,20 +225,15 @@ class MixConfig:
     """Share of a label that is spread over all classes."""
 
     def __post_init__(self) -> None:
-        for name in ("mixup", "cutmix"):
-            require(getattr(self, name) >= 0, f"mix.{name}", getattr(self, name), "at least 0")
-        for name in ("switch", "probability"):
-            value = getattr(self, name)
-            require(0 <= value <= 1, f"mix.{name}", value, "a probability")
-        require(0 <= self.smoothing < 1, "mix.smoothing", self.smoothing, "a share below 1")
+        require_numbers(self, "at least 0", "mixup", "cutmix", group="mix.")
+        require_numbers(self, "at least 0, at most 1", "switch", "probability", group="mix.")
+        require_numbers(self, "at least 0, below 1", "smoothing", group="mix.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinetuneConfig(FitConfig):
     """Fine-tuning of a pre-trained encoder with a classifier (defaults: ViT-B/16 at 224)."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
-    """The network; channels and pixel scaling follow from the weights."""
     num_classes: int = 1000
     """Classes of the labels; follows from the data."""
     pool: Literal["mean", "cls"] = "mean"
@@ -260,12 +256,11 @@ class FinetuneConfig(FitConfig):
     def __post_init__(self) -> None:
         # slots=True makes a new class, which the bare form of super() does not find.
         super(FinetuneConfig, self).__post_init__()  # noqa: UP008
-        require(self.num_classes >= 2, "num_classes", self.num_classes, "at least 2")
-        require(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "above 0, at most 1")
-        require(0 <= self.drop_path < 1, "drop_path", self.drop_path, "a probability below 1")
-        _require_one_network(self)
-        require(self.ema is None or 0 < self.ema < 1, "ema", self.ema, "between 0 and 1")
-        require(0 <= self.erase <= 1, "erase", self.erase, "a probability")
+        require_numbers(self, "at least 2", "num_classes")
+        require_numbers(self, "above 0, at most 1", "layer_decay")
+        require_numbers(self, "at least 0, below 1", "drop_path")
+        require_numbers(self, "above 0, below 1", "ema")
+        require_numbers(self, "at least 0, at most 1", "erase")
         blocks, depth = self.train_blocks, self.model.depth
         if self.follow_weights:
             depth = sys.maxsize  # asked again when the network is known
@@ -274,21 +269,6 @@ class FinetuneConfig(FitConfig):
                 f"train_blocks: got {blocks:g}, expected 0.5 (the MLP of the last block) or a "
                 f"whole number from 1 to {depth}; for 0 use mae probe linear"
             )
-
-
-def _require_one_network(config: PretrainConfig | FinetuneConfig) -> None:
-    """Refuse a network or an image size that has no effect."""
-    if config.resize is not None and not config.follow_weights:
-        raise ConfigError(
-            "resize: has no effect without follow_weights; give model.image_size instead"
-        )
-    objective = getattr(config, "objective", ObjectiveConfig())
-    asked = dataclasses.replace(config.model, crop_pct=None), objective
-    if config.follow_weights and asked != (ModelConfig(), ObjectiveConfig()):
-        raise ConfigError(
-            "model: has no effect with follow_weights, which takes the network from the "
-            "weights; use --resize for another size, or --follow-weights no"
-        )
 
 
 def resolve_crop_pct(

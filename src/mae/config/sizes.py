@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import difflib
 
-from mae.config.model import IMAGENET_MEAN, IMAGENET_STD, ModelConfig, PixelConfig
+from mae.config.model import ModelConfig, PixelConfig
 from mae.errors import ConfigError
 
-_DECODER = {"decoder_width": 512, "decoder_depth": 8, "decoder_heads": 16}
-
+_FIELDS = ("width", "depth", "num_heads", "decoder_width", "decoder_depth", "decoder_heads")
 # Source: published code, models_mae.py (B, L, H); Ti and S have no published decoder.
-SIZES: dict[str, dict[str, int]] = {
-    "vit-ti": {"width": 192, "depth": 12, "num_heads": 3, "decoder_width": 192,
-               "decoder_depth": 4, "decoder_heads": 6},
-    "vit-s": {"width": 384, "depth": 12, "num_heads": 6, "decoder_width": 256,
-              "decoder_depth": 4, "decoder_heads": 8},
-    "vit-b": {"width": 768, "depth": 12, "num_heads": 12} | _DECODER,
-    "vit-l": {"width": 1024, "depth": 24, "num_heads": 16} | _DECODER,
-    "vit-h": {"width": 1280, "depth": 32, "num_heads": 16} | _DECODER,
-}  # fmt: skip
+_NUMBERS = {
+    "vit-ti": (192, 12, 3, 192, 4, 6),
+    "vit-s": (384, 12, 6, 256, 4, 8),
+    "vit-b": (768, 12, 12, 512, 8, 16),
+    "vit-l": (1024, 24, 16, 512, 8, 16),
+    "vit-h": (1280, 32, 16, 512, 8, 16),
+}
+SIZES = {name: dict(zip(_FIELDS, numbers, strict=True)) for name, numbers in _NUMBERS.items()}
+"""Fields of `ModelConfig` by the name of a size."""
 
 
 def size_fields(name: str) -> dict[str, int]:
@@ -55,15 +54,11 @@ def model_config(
     Raises:
         ConfigError: for an unknown name.
     """
-    settled = size_fields(name)
-    pixels = (
-        PixelConfig(mean=IMAGENET_MEAN, std=IMAGENET_STD)
-        if channels == 3
-        else PixelConfig(mean=(0.5,) * channels, std=(0.5,) * channels)
-    )
+    halves = (0.5,) * channels
+    pixels = PixelConfig() if channels == 3 else PixelConfig(mean=halves, std=halves)
     size_hw = (image_size, image_size) if isinstance(image_size, int) else image_size
     given = {"image_size": size_hw, "channels": channels, "pixels": pixels}
-    return ModelConfig(**(settled | given | fields))  # type: ignore[arg-type]
+    return ModelConfig(**(size_fields(name) | given | fields))  # type: ignore[arg-type]
 
 
 def size_name(*, width: int, depth: int, patch_size: int) -> str:

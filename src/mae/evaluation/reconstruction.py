@@ -72,7 +72,7 @@ def hidden_psnr(model: MaskedAutoencoder, batches: Iterable[tuple[Tensor, Tensor
     count = 0
     for stored, hides in batches:
         images, rebuilt = reconstruct_stored(model, stored, hides)
-        hidden = _hidden_pixels(rebuilt.mask, model=model, images=images)  # B 1 H W
+        hidden = hidden_pixels(rebuilt.mask, model=model, images=images)  # B 1 H W
         truth = _shown(images, model=model)
         count += int(hidden.sum()) * images.shape[1]
         guesses = _baselines(images, hidden, model=model)
@@ -87,14 +87,10 @@ def hidden_psnr(model: MaskedAutoencoder, batches: Iterable[tuple[Tensor, Tensor
     return HiddenPsnr(psnr, about)
 
 
-def _hidden_pixels(mask: Tensor, *, model: MaskedAutoencoder, images: Tensor) -> Tensor:
+def hidden_pixels(mask: Tensor, *, model: MaskedAutoencoder, images: Tensor) -> Tensor:
     """Expand a patch mask B L to pixels: B 1 H W bool."""
-    p = model.config.patch_size
-    return unpatchify(
-        mask[..., None].expand(-1, -1, p * p),
-        patch_size=p,
-        grid=model.grid_of(images, per_patch=mask),
-    )
+    p, grid = model.config.patch_size, model.grid_of(images, per_patch=mask)
+    return mask.view(-1, 1, *grid).repeat_interleave(p, 2).repeat_interleave(p, 3)
 
 
 def _shown(images: Tensor, *, model: MaskedAutoencoder) -> Tensor:

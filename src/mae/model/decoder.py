@@ -32,13 +32,7 @@ class Decoder(nn.Module):
         self.embed = Linear(config.width, E)
         self.mask_token = nn.Parameter(torch.empty(1, 1, E))
         self.pos_embed = nn.Parameter(sincos_positions(E, config.grid), requires_grad=False)
-        self.blocks = Blocks(
-            E,
-            depth=config.decoder_depth,
-            num_heads=config.decoder_heads,
-            mlp_ratio=config.mlp_ratio,
-            norm_eps=config.norm_eps,
-        )
+        self.blocks = Blocks(config, E, depth=config.decoder_depth, num_heads=config.decoder_heads)
         self.norm = nn.LayerNorm(E, eps=config.norm_eps)
         self.pred = Linear(E, config.patch_values)
         init_published(self)

@@ -54,13 +54,7 @@ class Encoder(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, D))
         self.pos_embed = nn.Parameter(sincos_positions(D, config.grid), requires_grad=False)
         self.patch_embed = PatchEmbed(config.patch_size, channels=config.channels, width=D)
-        self.blocks = Blocks(
-            D,
-            depth=config.depth,
-            num_heads=config.num_heads,
-            mlp_ratio=config.mlp_ratio,
-            norm_eps=config.norm_eps,
-        )
+        self.blocks = Blocks(config, D, depth=config.depth, num_heads=config.num_heads)
         self.norm = nn.LayerNorm(D, eps=config.norm_eps)
         init_published(self)
         nn.init.normal_(self.cls_token, std=0.02)
@@ -87,7 +81,7 @@ class Encoder(nn.Module):
         if C != self.config.channels:
             raise ShapeError(
                 f"channels: got {C}, expected {self.config.channels} as the model was trained; "
-                "convert the pictures, or create a model with this many channels"
+                "convert the images, or create a model with this many channels"
             )
         patches = patchify(images, patch_size=p)  # B L P
         positions = self.positions(grid)  # 1 1+L D

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -25,17 +27,13 @@ def normalize_pixels(images: Tensor, pixels: PixelConfig) -> Tensor:
     stored = str(images.dtype).removeprefix("torch.")
     if stored != pixels.dtype or images.shape[1] != len(pixels.mean):
         raise ShapeError(
-            f"pictures: got {images.shape[1]} channels of {stored}, expected {len(pixels.mean)} "
-            f"of {pixels.dtype} as the model was trained; convert the pictures first"
+            f"images: got {images.shape[1]} channels of {stored}, expected {len(pixels.mean)} "
+            f"of {pixels.dtype} as the model was trained; convert the images first"
         )
-    scale, shift = (
-        torch.tensor(values, dtype=torch.float32, device=images.device).view(1, -1, 1, 1)
-        for values in (
-            [1 / (pixels.full_range * s) for s in pixels.std],
-            [-m / s for m, s in zip(pixels.mean, pixels.std, strict=True)],
-        )
-    )
-    return images.float() * scale + shift
+    scale = [1 / (pixels.full_range * s) for s in pixels.std]
+    shift = [-m / s for m, s in zip(pixels.mean, pixels.std, strict=True)]
+    images = images.float()
+    return images * _per_channel(scale, images) + _per_channel(shift, images)
 
 
 def require_finite(images: Tensor) -> None:
@@ -45,13 +43,13 @@ def require_finite(images: Tensor) -> None:
         DataError: for any non-finite value.
     """
     if not bool(images.isfinite().all()):
-        raise DataError("pictures: got NaN or infinite pixels, expected finite; clean them")
+        raise DataError("images: got NaN or infinite pixels, expected finite; clean them")
 
 
 def denormalize_pixels(images: Tensor, pixels: PixelConfig) -> Tensor:
     """Undo mean and std: B C H W normalised float to [0, 1] of the stored range."""
-    std, mean = (
-        torch.tensor(values, dtype=images.dtype, device=images.device).view(1, -1, 1, 1)
-        for values in (pixels.std, pixels.mean)
-    )
-    return images * std + mean
+    return images * _per_channel(pixels.std, images) + _per_channel(pixels.mean, images)
+
+
+def _per_channel(values: Sequence[float], images: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=images.dtype, device=images.device).view(1, -1, 1, 1)

@@ -20,8 +20,8 @@ def patch_grid(images: Tensor, *, patch_size: int) -> tuple[int, int]:
     H, W = images.shape[2:]
     if H % patch_size or W % patch_size or not H * W:
         raise ShapeError(
-            f"picture size: got {H} x {W}, expected multiples of the patch size {patch_size}; "
-            "crop or resize the pictures first"
+            f"image size: got {H} x {W}, expected multiples of the patch size {patch_size}; "
+            "crop or resize the images first"
         )
     return H // patch_size, W // patch_size
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mae.config.model import hidden_width
+from mae.config.model import ModelConfig, hidden_width
 from mae.model.onednn_linear import Linear
 
 # Up to this many tokens, explicit products are faster on a CPU than torch's fused kernel
@@ -94,13 +94,9 @@ class Blocks(nn.ModuleList):
     weight files.
     """
 
-    def __init__(
-        self, width: int, *, depth: int, num_heads: int, mlp_ratio: float, norm_eps: float
-    ) -> None:
-        super().__init__(
-            Block(width, num_heads=num_heads, mlp_ratio=mlp_ratio, norm_eps=norm_eps)
-            for _ in range(depth)
-        )
+    def __init__(self, config: ModelConfig, width: int, *, depth: int, num_heads: int) -> None:
+        how = {"mlp_ratio": config.mlp_ratio, "norm_eps": config.norm_eps}
+        super().__init__(Block(width, num_heads=num_heads, **how) for _ in range(depth))
 
     def forward(self, tokens: Tensor, *, first: int = 0, scales: Tensor | None = None) -> Tensor:
         """Apply all blocks: B T D to B T-first D.

@@ -17,7 +17,7 @@ from mae.atomic import write_atomic
 from mae.config.model import ModelConfig
 from mae.config.objective import ObjectiveConfig
 from mae.errors import DataError
-from mae.evaluation.reconstruction import reconstruct_stored
+from mae.evaluation.reconstruction import hidden_pixels, reconstruct_stored
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.normalize import denormalize_pixels
 from mae.model.patches import unpatchify
@@ -62,13 +62,13 @@ def reconstruction_panels(model: MaskedAutoencoder, images: Tensor, *, hides: Te
     """
     config = model.config
     normalized, result = reconstruct_stored(model, images, hides)
-    H, W = images.shape[-2:]
-    p, grid = config.patch_size, (H // config.patch_size, W // config.patch_size)
+    p, grid = config.patch_size, model.grid_of(normalized, per_patch=result.mask)
     pred = model.to_pixels(result.pred, patches=model.patches(normalized))
     predicted = denormalize_pixels(unpatchify(pred, patch_size=p, grid=grid), config.pixels)
     stored = images.float() / config.pixels.full_range
     original, prediction = _for_display(stored, predicted.cpu(), config)
-    is_hidden = result.mask.cpu().view(-1, *grid).numpy().repeat(p, 1).repeat(p, 2)[..., None]
+    hidden = hidden_pixels(result.mask, model=model, images=normalized)
+    is_hidden = hidden.permute(0, 2, 3, 1).cpu().numpy()  # B H W 1
     # Select drawn pixels, so that visible patches equal the original bit by bit.
     masked = np.where(is_hidden, np.uint8(GREY), original)
     pasted = np.where(is_hidden, prediction, original)
@@ -97,19 +97,19 @@ def _for_display(stored: Tensor, predicted: Tensor, config: ModelConfig) -> tupl
 
 def caption_of(config: ModelConfig, objective: ObjectiveConfig) -> str:
     """Describe where a drawing differs from the pixels that a model predicts."""
-    said = []
+    parts = []
     if objective.normalize_target:
-        said.append(
+        parts.append(
             "This model predicts pixels normalised by their own patch: the mean and std of "
             "each drawn patch are those of the original, hidden ones included."
         )
     if config.channels == 2:
-        said.append("Of 2 channels the first is drawn.")
+        parts.append("Of 2 channels the first is drawn.")
     elif config.channels > 3:
-        said.append(f"Of {config.channels} channels the first three are drawn.")
+        parts.append(f"Of {config.channels} channels the first three are drawn.")
     if config.pixels.dtype != "uint8":
-        said.append("Brightness is stretched to the range of each original.")
-    return " ".join(said)
+        parts.append("Brightness is stretched to the range of each original.")
+    return " ".join(parts)
 
 
 def evenly(items: Sequence[Item], most: int) -> list[Item]:
@@ -132,8 +132,8 @@ def tile(cells: Pixels) -> Image.Image:
 def reconstruction_strip(panels: Panels) -> Image.Image:
     """Draw one row of four stages per image, with the caption below."""
     sheet = tile(panels.cells)
-    said = f"From left to right: {'; '.join(STAGES.values())}. {panels.caption}"
-    lines = wrap(said, sheet.width // LETTER)
+    text = f"From left to right: {'; '.join(STAGES.values())}. {panels.caption}"
+    lines = wrap(text, sheet.width // LETTER)
     size = (sheet.width + GAP, GAP + sheet.height + LINE * len(lines) + GAP)
     strip = Image.new("RGB", size, "white")
     strip.paste(sheet, (GAP, GAP))
@@ -175,4 +175,4 @@ def read_stages(path: Path) -> dict[str, Image.Image]:
                 for i, stage in enumerate(STAGES)
             }
     except OSError as error:
-        raise DataError(f"{path}: cannot be read as a picture; delete it") from error
+        raise DataError(f"{path}: cannot be read as an image; delete it") from error
