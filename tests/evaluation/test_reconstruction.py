@@ -38,12 +38,12 @@ def test_psnr_is_that_of_all_hidden_values_together(batch):
     rebuilt = model.reconstruct(model.normalize(images), noise=noise)
 
     squares, baseline = [], []
-    for picture, drawn, mask in zip(images, rebuilt.images, rebuilt.mask, strict=True):
-        seen = [patch_of(picture / 255, k) for k in range(15) if not mask[k]]
+    for image, drawn, mask in zip(images, rebuilt.images, rebuilt.mask, strict=True):
+        seen = [patch_of(image / 255, k) for k in range(15) if not mask[k]]
         colour = torch.stack(seen).mean(dim=(0, 2, 3))
         for k in torch.nonzero(mask)[:, 0].tolist():
             for c, (mean, std) in enumerate(zip((0.1, 0.2, 0.3), (0.5, 0.6, 0.7), strict=True)):
-                truth = patch_of(picture / 255, k)[c]
+                truth = patch_of(image / 255, k)[c]
                 shown = (patch_of(drawn, k)[c] * std + mean).clamp(0, 1)
                 squares.append((shown - truth).square())
                 baseline.append((colour[c] - truth).square())
@@ -102,10 +102,10 @@ def test_without_normalised_targets_nothing_is_given(batch):
     result = hidden_psnr(create(CONFIG, objective=ObjectiveConfig(normalize_target=False)), [batch])
 
     assert "given" not in result.about
-    assert "2,880 hidden" in result.about  # 5 pictures, 12 of 15 patches, 48 values each
+    assert "2,880 hidden" in result.about  # 5 images, 12 of 15 patches, 48 values each
 
 
-def test_blank_pictures_give_a_finite_psnr():
+def test_blank_images_give_a_finite_psnr():
     blank = torch.full((2, 3, 12, 20), 255, dtype=torch.uint8)
     noise = torch.rand(2, 15, generator=torch.Generator().manual_seed(0))
 
@@ -145,7 +145,7 @@ def test_in_fill_follows_a_ramp(rng):
     assert float((fill_in(ramp, hidden) - ramp).abs().max()) < 0.02
 
 
-def test_pictures_are_filled_one_by_one(rng):
+def test_images_are_filled_one_by_one(rng):
     images = torch.from_numpy(rng.random((2, 1, 12, 20)))
     hidden = torch.from_numpy(rng.random((2, 1, 12, 20)) < 0.5)
     hidden[1] = False

@@ -1,4 +1,4 @@
-"""Reconstructions of pictures of one's own: any kind, any number, and every way to be wrong."""
+"""Reconstructions of images of any kind and number, and every error."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def weights(folder: Path, *, channels: int = 3, dtype: PixelDtype = "uint8") -> 
 
 
 def drawn(folder: Path, out: str = "out.png", **options: object) -> Reconstructed:
-    """Reconstruct three pictures at 12 x 20, 12 of whose 15 patches are hidden."""
+    """Reconstruct three images at 12 x 20, 12 of whose 15 patches are hidden."""
     paths = [folder / f"{number}.png" for number in range(3)]
     for number, path in enumerate(paths):
         image(30, 50, seed=number).save(path)
@@ -35,7 +35,7 @@ def drawn(folder: Path, out: str = "out.png", **options: object) -> Reconstructe
     return reconstruct(weights(folder), paths, **given)  # type: ignore[arg-type]
 
 
-def test_each_picture_is_a_row_of_four(tmp_path: Path) -> None:
+def test_each_image_is_a_row_of_four(tmp_path: Path) -> None:
     result = drawn(tmp_path)
 
     with Image.open(tmp_path / "out.png") as strip:
@@ -45,7 +45,7 @@ def test_each_picture_is_a_row_of_four(tmp_path: Path) -> None:
     assert "normalised by their own patch" in result.caption
 
 
-def test_the_page_shows_each_picture_and_the_errors_beside_their_baselines(tmp_path: Path) -> None:
+def test_the_page_shows_each_image_and_the_errors_beside_their_baselines(tmp_path: Path) -> None:
     result = drawn(tmp_path, "out.html")
 
     text = (tmp_path / "out.html").read_text("utf-8")
@@ -172,21 +172,21 @@ def test_another_kind_of_mask_may_be_asked_for(tmp_path: Path) -> None:
 
 
 def test_of_a_folder_a_few_are_drawn_and_broken_ones_named(tmp_path: Path) -> None:
-    broken = mixed_folder(tmp_path / "pictures", count=20, broken=4)
+    broken = mixed_folder(tmp_path / "images", count=20, broken=4)
 
     result = reconstruct(
-        weights(tmp_path), [tmp_path / "pictures"], out=tmp_path / "out.png", count=20, quiet=True
+        weights(tmp_path), [tmp_path / "images"], out=tmp_path / "out.png", count=20, quiet=True
     )
 
     assert sorted(result.bad) == sorted(broken)
     assert len(result.names) == 16
     few = reconstruct(
-        weights(tmp_path), [tmp_path / "pictures"], out=tmp_path / "out.png", count=5, quiet=True
+        weights(tmp_path), [tmp_path / "images"], out=tmp_path / "out.png", count=5, quiet=True
     )
     assert len(few.names) + len(few.bad) == 5
 
 
-def test_pictures_are_read_as_the_model_was_trained(tmp_path: Path) -> None:
+def test_images_are_read_as_the_model_was_trained(tmp_path: Path) -> None:
     deep = np.arange(12 * 20, dtype=np.uint16).reshape(12, 20) * 200
     Image.fromarray(deep).save(tmp_path / "deep.png")
     image(12, 20).save(tmp_path / "colour.jpg")
@@ -228,16 +228,16 @@ def test_options_that_cannot_be_are_refused(
         drawn(tmp_path, **options)
 
 
-def test_a_picture_is_never_written_over(tmp_path: Path) -> None:
+def test_an_image_is_never_written_over(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"1\.png is one of the images"):
         drawn(tmp_path, "1.png")
 
-    with Image.open(tmp_path / "1.png") as picture:
-        assert picture.size == (50, 30)
+    with Image.open(tmp_path / "1.png") as kept:
+        assert kept.size == (50, 30)
 
 
-def test_pictures_that_are_missing_or_all_broken_are_named(tmp_path: Path) -> None:
-    (tmp_path / "text.jpg").write_text("no picture")
+def test_images_that_are_missing_or_all_broken_are_named(tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("no image")
     path, out = weights(tmp_path), tmp_path / "out.png"
 
     with pytest.raises(DataError, match=r"none of 1 can be read; the first, .*text.jpg: "):

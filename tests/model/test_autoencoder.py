@@ -253,7 +253,7 @@ def test_images_that_do_not_fit_are_refused_in_one_line(generator, images, messa
     assert "\n" not in str(caught.value)
 
 
-def test_a_picture_too_small_to_show_a_patch_is_refused(generator):
+def test_an_image_too_small_to_show_a_patch_is_refused(generator):
     model = tiny_model(generator)
 
     with pytest.raises(

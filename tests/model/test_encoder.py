@@ -75,7 +75,7 @@ def test_an_image_is_encoded_alike_in_any_batch(generator):
 
 
 @pytest.mark.parametrize("channels", [1, 4])
-def test_pictures_of_any_channel_count_are_encoded(generator, channels):
+def test_images_of_any_channel_count_are_encoded(generator, channels):
     encoder = tiny_encoder(generator, channels=channels)
     images, _ = batch(generator, encoder.config)
 
@@ -138,7 +138,7 @@ def test_stored_pixels_and_their_normalised_floats_give_the_same_features(genera
     torch.testing.assert_close(encoder.encode(stored), encoder.encode(by_hand))
 
 
-def test_features_of_double_pictures_are_those_of_float_ones(generator):
+def test_features_of_double_images_are_those_of_float_ones(generator):
     encoder = tiny_encoder(generator)
     images, _ = batch(generator, encoder.config)
 
@@ -192,7 +192,7 @@ def test_a_size_the_patch_does_not_divide_is_refused(generator):
         encoder.encode(torch.zeros(2, 3, 13, 20))
 
 
-def test_pictures_without_a_batch_axis_are_refused(generator):
+def test_images_without_a_batch_axis_are_refused(generator):
     encoder = tiny_encoder(generator)
 
     with pytest.raises(ShapeError, match="expected B C H W"):

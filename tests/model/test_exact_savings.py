@@ -79,13 +79,13 @@ def distances(
         if parameter.ndim == 1:  # no bias is 0 and no norm 1, which would hide something
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
     model = model.to(dtype)
-    pictures, noise = (part.to(dtype) for part in batch(generator, config, images=images))
+    inputs, noise = (part.to(dtype) for part in batch(generator, config, images=images))
 
     def loss_and_gradients(loss: Tensor) -> list[Tensor]:
         return [loss.detach(), *torch.autograd.grad(loss, list(trained.values()))]
 
-    ours = loss_and_gradients(model(pictures, noise=noise).loss)
-    plain = loss_and_gradients(plain_loss(model, pictures, noise=noise))
+    ours = loss_and_gradients(model(inputs, noise=noise).loss)
+    plain = loss_and_gradients(plain_loss(model, inputs, noise=noise))
     off = torch.stack([(a - b).norm() for a, b in zip(ours, plain, strict=True)])
     norms = torch.stack([b.norm() for b in plain])
     found = Distances(zip(["loss", *trained], (off / norms).tolist(), strict=True))
@@ -132,7 +132,7 @@ T = 1 + L
 
 
 def forward_flops(forward: Callable[[MaskedAutoencoder, Tensor, Tensor], Tensor]) -> dict[str, int]:
-    """Count the operations of a forward of one picture, by module; no number is computed."""
+    """Count the operations of a forward of one image, by module; no number is computed."""
     with torch.device("meta"):
         model = MaskedAutoencoder(VIT_B)
         images, noise = torch.empty(1, 3, 224, 224), torch.empty(1, L)

@@ -55,7 +55,7 @@ def test_resizing_is_bicubic_in_each_direction_and_leaves_cls_alone(generator):
 
 
 def test_a_table_resized_to_its_own_size_is_what_it_was(generator):
-    # Exported graphs of any picture size resize always, of the trained size too.
+    # Exported graphs of any image size resize always, of the trained size too.
     table = torch.randn(1, 3 * 5, 24, generator=generator)
 
     plane = table.view(1, 3, 5, 24).permute(0, 3, 1, 2)

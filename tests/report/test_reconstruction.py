@@ -1,4 +1,4 @@
-"""What is drawn of a reconstruction: every kind of picture, exact where it is visible."""
+"""What is drawn of a reconstruction: every kind of image, exact where it is visible."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ KINDS = [
 
 @pytest.mark.parametrize(("channels", "dtype", "top"), KINDS, ids=str)
 @pytest.mark.parametrize("normalize_target", [True, False])
-def test_the_pasted_picture_is_the_original_wherever_it_is_visible(
+def test_the_pasted_image_is_the_original_wherever_it_is_visible(
     generator: torch.Generator,
     channels: int,
     dtype: torch.dtype,
@@ -90,7 +90,7 @@ def test_the_original_of_8_bits_is_drawn_as_it_is(generator: torch.Generator) ->
     assert np.array_equal(cells[:, 0], images.permute(0, 2, 3, 1).numpy())
 
 
-def test_the_pasted_picture_is_what_the_model_fills_in(generator: torch.Generator) -> None:
+def test_the_pasted_image_is_what_the_model_fills_in(generator: torch.Generator) -> None:
     model = model_for(generator)
     images = stored(generator, channels=3, dtype=torch.uint8, top=256)
     noise = torch.rand(B, L, generator=generator)
@@ -131,7 +131,7 @@ def test_channels_that_are_left_out_are_said(
     assert np.array_equal(panels.cells[:, 0, :, :, 0], images[:, 0].numpy())
 
 
-def test_pictures_of_more_bits_are_stretched_and_said(generator: torch.Generator) -> None:
+def test_images_of_more_bits_are_stretched_and_said(generator: torch.Generator) -> None:
     model = model_for(generator, channels=1, dtype="uint16", normalize_target=False)
     images = stored(generator, channels=1, dtype=torch.uint16, top=4096)
 
@@ -162,7 +162,7 @@ def test_a_model_that_diverged_is_drawn(generator: torch.Generator) -> None:
     assert (cells[:, 2] == 0).all()
 
 
-def test_small_pictures_are_enlarged_by_whole_pixels() -> None:
+def test_small_images_are_enlarged_by_whole_pixels() -> None:
     cells = np.arange(2 * 3 * 28 * 35 * 3).astype(np.uint8).reshape(2, 3, 28, 35, 3)
 
     sheet = np.asarray(tile(cells))
@@ -172,7 +172,7 @@ def test_small_pictures_are_enlarged_by_whole_pixels() -> None:
     assert (sheet[112 : 112 + GAP] == 255).all()
 
 
-def test_large_pictures_keep_their_size() -> None:
+def test_large_images_keep_their_size() -> None:
     assert tile(np.zeros((1, 2, 224, 160, 3), np.uint8)).size == (2 * (160 + GAP), 224 + GAP)
 
 
@@ -191,13 +191,11 @@ def test_a_strip_explains_itself(generator: torch.Generator) -> None:
     assert strip.shape[0] > plain.shape[0]  # and the caption
 
 
-def test_a_progress_picture_comes_back_in_stages(
-    generator: torch.Generator, tmp_path: Path
-) -> None:
+def test_a_progress_image_comes_back_in_stages(generator: torch.Generator, tmp_path: Path) -> None:
     model = model_for(generator).train()
     images = stored(generator, channels=3, dtype=torch.uint8, top=256)
     noise = torch.rand(B, L, generator=generator)
-    path, before = tmp_path / "pictures" / "step-00000040.png", torch.get_rng_state()
+    path, before = tmp_path / "images" / "step-00000040.png", torch.get_rng_state()
 
     save_progress_image(model, images, noise, path)
 
@@ -205,25 +203,25 @@ def test_a_progress_picture_comes_back_in_stages(
     assert model.training
     assert torch.equal(torch.get_rng_state(), before)
     assert [p.name for p in path.parent.iterdir()] == [path.name]
-    for number, (stage, picture) in enumerate(read_stages(path).items()):
-        pixels = np.asarray(picture)[5::10, 5:200:10]
+    for number, (stage, image) in enumerate(read_stages(path).items()):
+        pixels = np.asarray(image)[5::10, 5:200:10]
         assert stage == list(STAGES)[number]
         assert np.array_equal(pixels, cells[0, number])
 
 
-def test_a_progress_picture_that_cannot_be_written_is_said(
+def test_a_progress_image_that_cannot_be_written_is_said(
     generator: torch.Generator, tmp_path: Path
 ) -> None:
-    (tmp_path / "pictures").touch()
+    (tmp_path / "images").touch()
     images = stored(generator, channels=3, dtype=torch.uint8, top=256)
     noise = torch.rand(B, L, generator=generator)
 
     with pytest.raises(ConfigError, match="cannot be written"):
-        save_progress_image(model_for(generator), images, noise, tmp_path / "pictures/a.png")
+        save_progress_image(model_for(generator), images, noise, tmp_path / "images/a.png")
 
 
-@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n0000"])
-def test_a_damaged_progress_picture_is_named(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n0000"])
+def test_a_damaged_progress_image_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "step-00000000.png").write_bytes(content)
 
     with pytest.raises(DataError, match=r"step-00000000.png: cannot be read.*delete it"):

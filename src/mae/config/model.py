@@ -1,6 +1,6 @@
 """Model and pixel configuration: frozen, validated dataclasses.
 
-Derived values (number of patches, patches kept) are properties or functions, so that they cannot
+Derived values, such as the number of patches, are properties or functions, so that they cannot
 disagree with the fields. The field docstrings are the help texts of the command line.
 """
 
@@ -65,9 +65,9 @@ class PixelConfig:
     mean: tuple[float, ...] = IMAGENET_MEAN
     """Mean of each channel after scaling to [0, 1]."""
     std: tuple[float, ...] = IMAGENET_STD
-    """Standard deviation of each channel after scaling to [0, 1]."""
+    """Std of each channel after scaling to [0, 1]."""
     tiff_pages: bool = False
-    """Whether as many grey pages of a TIFF are its channels, as --channels asked."""
+    """Whether the channels are grey pages of a TIFF, as --channels asked."""
 
     def __post_init__(self) -> None:
         same, both = len(self.mean) == len(self.std) > 0, (self.mean, self.std)
@@ -87,7 +87,7 @@ class ModelConfig:
     image_size: tuple[int, int] = (224, 224)
     """Height and width in pixels."""
     crop_pct: float | None = None
-    """Evaluation resizes to image_size / crop_pct, cuts the centre; none: as trained, published."""
+    """Evaluation resizes to image_size / crop_pct and crops the centre; none: as in training."""
     patch_size: int = 16
     """Edge of a square patch in pixels."""
     channels: int = 3

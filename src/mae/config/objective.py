@@ -14,12 +14,12 @@ MaskKind = Literal["random", "block", "grid"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ObjectiveConfig:
-    """What pre-training asks of a network: the hidden patches and the target of their pixels."""
+    """The hidden patches of an image, and the target that is predicted for them."""
 
     mask_kind: MaskKind = "random"
-    """block: in cells of mask_block x mask_block; grid: all but one patch of each 2 x 2."""
+    """Mask; block: cells of mask_block x mask_block; grid: all but one patch of each 2 x 2."""
     mask_block: int = 2
-    """Edge of a cell in patches; with mask_kind block alone."""
+    """Edge of the cells in patches, for mask_kind block."""
     mask_ratio: float = 0.75
     """Fraction of the patches that is hidden."""
     normalize_target: bool = True

@@ -1,4 +1,4 @@
-"""Training run configuration: frozen, validated dataclasses.
+"""Configuration of training runs: frozen, validated dataclasses.
 
 Derived values (the peak learning rate, the fraction of the warm-up) are properties or functions,
 so that they cannot disagree with the fields. The field docstrings are the help texts of the
@@ -23,18 +23,18 @@ from mae.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AugmentConfig:
-    """Random crop and flip of each picture."""
+    """Random crop and flip of each image."""
 
     crop_scale: tuple[float, float] = (0.2, 1.0)
-    """Share of the picture's area a crop covers, smallest and largest; 1 1 keeps the whole."""
+    """Smallest and largest fraction of the image's area in a crop; 1 1: the whole image."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Width over height of a crop, smallest and largest."""
+    """Smallest and largest width over height of a crop."""
     crop_clip: bool = False
-    """Clip the first drawn crop to the image (published linear probe), not up to 10 draws."""
+    """Clip the first drawn crop to the image (published linear probe) instead of drawing again."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     scaled_decode: bool = False
-    """Decode JPEGs at 1/2, 1/4 or 1/8 where crops stay large enough: faster, 36 to 39 dB."""
+    """Decode JPEGs at 1/2, 1/4 or 1/8 where the crop stays large enough: faster, 36 to 39 dB."""
 
     def __post_init__(self) -> None:
         low, high = self.crop_scale
@@ -46,10 +46,10 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
-    """The optimiser and its schedule: linear warm-up, then half a cosine, per iteration."""
+    """The optimizer and its schedule: linear warm-up, then half a cosine, per step."""
 
     name: Literal["adamw", "muon", "lars"] = "adamw"
-    """muon (beyond the paper): Muon for the matrices of blocks, AdamW for the rest."""
+    """Optimizer; muon (beyond the paper): Muon for the matrices of blocks, AdamW for the rest."""
     lr: float = 1.5e-4
     """Base learning rate per 256 images; the peak is lr * batch / 256."""
     min_lr: float = 0.0
@@ -57,9 +57,9 @@ class OptimConfig:
     min_lr_scaled: bool = True
     """Whether layer decay scales min_lr as well (published PyTorch code: yes; OpenMMLab: no)."""
     warmup_epochs: float = 40.0
-    """Length of the warm-up; its share of the run is kept when --steps or --minutes is given."""
+    """Length of the warm-up; with --steps or --minutes it stays the same fraction of the run."""
     warmup_start: float = 0.0
-    """Share of the peak rate at which the warm-up starts."""
+    """Fraction of the peak rate at which the warm-up starts."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of the first and second moment; lars: the first is its momentum."""
     eps: float = 1e-8
@@ -85,46 +85,46 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FitConfig:
-    """What every training shares: length, batch, optimiser, cadences, machine."""
+    """Fields of every training run: length, batch, optimizer, intervals, machine, network."""
 
     epochs: float = 400.0
     """Passes over the data."""
     steps: int | None = None
-    """Optimiser steps, instead of epochs."""
+    """Optimizer steps, instead of epochs."""
     minutes: float | None = None
-    """Time to train for, instead of epochs: the rate is measured, the steps are fixed once."""
+    """Training time, instead of epochs: converted to steps once, by the measured rate."""
     batch: int = 4096
-    """Images of one optimiser step, whatever the micro-batch."""
+    """Images of an optimizer step, whatever the micro-batch."""
     micro_batch: int | Literal["auto"] | None = None
-    """Images of one forward and backward pass; auto: as many as fit; none: the whole batch."""
+    """Images of a forward and backward pass; auto: as many as fit; none: the whole batch."""
     checkpoint_every: int | None = None
-    """Blocks in a row that keep only their input; the backward pass computes the rest again."""
+    """Blocks of a segment that keeps only its input; the backward pass recomputes the rest."""
     optim: OptimConfig = field(default_factory=OptimConfig)
-    """Optimiser and schedule."""
+    """Optimizer and schedule."""
     seed: int = 0
-    """Key of every random choice: initialisation, order, crops, flips, masks."""
+    """Key of every random draw: initial weights, order, crops, flips, masks."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
-    """Arithmetic of the forward pass, weights stay float32; auto: bf16 where a GPU has it."""
+    """Precision of the forward pass; weights stay float32. auto: bf16 on a GPU that has it."""
     compile: bool | None = None
-    """Compile forward and backward, micro-batches one after the other; none: on a GPU."""
+    """Compile the forward and backward pass; micro-batches then run in turn. none: on a GPU."""
     device: str = "auto"
-    """cpu, cuda, mps, or auto: the best there is."""
+    """cpu, cuda, mps, or auto: the best available."""
     threads: int | None = None
-    """Threads of the arithmetic; none: torch's own choice, recorded in the run."""
+    """Threads of torch; none: its default, recorded in the run."""
     workers: int | None = None
-    """Processes that read pictures; auto: by cores and memory; 0: the training process."""
+    """Processes that read images; auto: by cores and memory; 0: the training process itself."""
     save_every_steps: int = 500
     """Steps between checkpoints."""
     log_every_steps: int | None = None
-    """Steps between rows of the log, the first step besides; none: about 200 rows in all."""
+    """Steps between rows of the log, after the first step; none: about 200 rows in all."""
     keep: int = 2
-    """Last checkpoints kept while the run goes on."""
+    """Number of last checkpoints kept during the run."""
     keep_checkpoints: bool = False
-    """Keep those of a finished run; else they go once its weights are written and verified."""
+    """Keep the checkpoints of a finished run; else they go once its weights are verified."""
     follow_weights: bool = False
-    """Take the network from the weights, save the size and channels of its pictures."""
+    """Take the network from the weights; size and channels of the images may differ."""
     resize: tuple[int, int] | None = None
-    """Height and width with follow_weights; none: those of the weights."""
+    """Image height and width with follow_weights; none: those of the weights."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Crop and flip."""
     max_bad: float = 0.1
@@ -156,12 +156,12 @@ class FitConfig:
 
     @property
     def fixed_micro_batch(self) -> int | None:
-        """The micro-batch where it is a number; none: the whole batch, or not settled yet."""
+        """The micro-batch if it is a number; None: the whole batch, or not resolved yet."""
         return self.micro_batch if isinstance(self.micro_batch, int) else None
 
     @property
     def half(self) -> Literal["bf16", "fp16"] | None:
-        """Half precision of the forward pass; none: float32, as is auto until it is settled."""
+        """Half precision of the forward pass; None: float32, or auto that is not resolved yet."""
         if self.precision == "auto" or self.precision == "float32":
             return None
         return self.precision
@@ -177,19 +177,19 @@ class PretrainConfig(FitConfig):
     """A pre-training run."""
 
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    """The hidden patches and what is predicted of them."""
+    """Mask and target of pre-training."""
     channels: int | None = None
-    """Channels of the pictures; none: as the pictures have them."""
+    """Channels to read; none: those of the images."""
     measure_pixels: bool = False
-    """Measure mean and deviation of the pictures even where they have 3 channels."""
+    """Measure mean and std of the pixels even of images with 3 channels."""
     init_channels: ChannelRule | None = None
-    """What --init does where channels differ: repeat, mean or zero; none: repeat."""
+    """How --init adapts weights with other channels: repeat, mean or zero; none: repeat."""
     views_per_decode: int = 1
-    """Crops and masks of a picture each time it is decoded, in one batch; epochs stay as long."""
+    """Crops and masks of an image each time it is decoded, in one batch; epochs stay as long."""
     start_size: tuple[int, int] | None = None
-    """Height and width of the pictures in the first part of the run; none: as in the rest."""
+    """Image height and width in the first part of the run; none: as in the rest."""
     start_share: float = 0.6
-    """Share of the run with pictures of start_size, where there is one."""
+    """Fraction of the run with images of start_size, where it is given."""
 
     def __post_init__(self) -> None:
         # slots=True makes a new class, which the bare form of super() does not find.
@@ -222,7 +222,7 @@ class MixConfig:
     probability: float = 1.0
     """Probability that a batch is mixed at all."""
     smoothing: float = 0.0
-    """Share of a label that is spread over all classes."""
+    """Fraction of a label that is spread over all classes."""
 
     def __post_init__(self) -> None:
         require_numbers(self, "at least 0", "mixup", "cutmix", group="mix.")
@@ -235,19 +235,19 @@ class FinetuneConfig(FitConfig):
     """Fine-tuning of a pre-trained encoder with a classifier (defaults: ViT-B/16 at 224)."""
 
     num_classes: int = 1000
-    """Classes of the labels; follows from the data."""
+    """Number of classes; follows from the data."""
     pool: Literal["mean", "cls"] = "mean"
-    """What is classified: the mean of the patch tokens and a new norm, or the cls token."""
+    """Classified feature: the mean of the patch tokens with a new norm, or the cls token."""
     layer_decay: float = 1.0
-    """Factor of the learning rate from each block to the one before it; 1: none."""
+    """Factor of the learning rate from each block to the block before it; 1: none."""
     drop_path: float = 0.0
     """Probability that the last block is skipped; rises linearly from 0 at the first."""
     train_blocks: float | None = None
-    """Last blocks that are trained, 0.5 for the MLP of the last alone; none: everything."""
+    """Last blocks to train, 0.5: only the MLP of the last block; none: the whole network."""
     ema: float | None = None
-    """Decay of an average of the weights, which is what is evaluated; none: no average."""
+    """Decay of the moving average of the weights that is evaluated; none: no average."""
     rand_augment: str | None = None
-    """RandAugment in timm's terms, as in rand-m9-mstd0.5-inc1; none: none."""
+    """RandAugment in timm's notation, as in rand-m9-mstd0.5-inc1; none: off."""
     erase: float = 0.0
     """Probability of erasing a random rectangle with noise."""
     mix: MixConfig = field(default_factory=MixConfig)
@@ -263,7 +263,7 @@ class FinetuneConfig(FitConfig):
         require_numbers(self, "at least 0, at most 1", "erase")
         blocks, depth = self.train_blocks, self.model.depth
         if self.follow_weights:
-            depth = sys.maxsize  # asked again when the network is known
+            depth = sys.maxsize  # checked again when the network is known
         if blocks is not None and blocks != 0.5 and not (blocks % 1 == 0 and 1 <= blocks <= depth):
             raise ConfigError(
                 f"train_blocks: got {blocks:g}, expected 0.5 (the MLP of the last block) or a "

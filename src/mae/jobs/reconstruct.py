@@ -83,7 +83,7 @@ def reconstruct(
         device: see `choose_device`.
         crop_pct: fraction of an image that is kept, see `ModelConfig`; none: as in the weights.
         quiet: show no notes.
-        given: what the weights do not say, see `Given`.
+        given: settings that the weights do not store, see `Given`.
 
     Raises:
         MaeError: for whatever the user must change, in one line.
