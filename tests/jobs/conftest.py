@@ -10,11 +10,11 @@ from PIL import Image
 from tests.model.tiny import tiny_config
 from tests.pictures import photo
 
-TINY = tiny_config(patch_size=8)  # pictures of 24 x 40, C=3
+TINY = tiny_config(patch_size=8)  # images of 24 x 40, C=3
 
 
 def write_classes(root: Path, *names: str, count: int, seed: int = 0) -> Path:
-    """Write a folder per class, whose pictures differ by a shade of the class."""
+    """Write a folder per class, whose images differ by a shade of the class."""
     for number, name in enumerate(names):
         (root / name).mkdir(parents=True)
         for i in range(count):

@@ -53,7 +53,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["mae.jobs.pretrain"])
 
 
-def pictures() -> np.ndarray:
+def images() -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, (50, 16, 24, 3), dtype=np.uint8)
 
 
@@ -61,7 +61,7 @@ def train(out: str) -> None:
     from mae.jobs.pretrain import pretrain
 
     torch.set_num_threads(1)
-    pretrain(CONFIG, data=pictures(), out=out, quiet=True)
+    pretrain(CONFIG, data=images(), out=out, quiet=True)
 
 
 def start(out: Path) -> multiprocessing.process.BaseProcess:
@@ -127,7 +127,7 @@ def watch_the_end(out: str, copies: str, die_at: int | None) -> None:
     sys.addaudithook(look)
     from mae.jobs.pretrain import pretrain
 
-    pretrain(SHORT, data=pictures(), out=out, quiet=True)
+    pretrain(SHORT, data=images(), out=out, quiet=True)
 
 
 class Storm(NamedTuple):

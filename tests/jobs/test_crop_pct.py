@@ -37,7 +37,7 @@ from mae.weights.formats.native import save
 from mae.weights.load import load_classifier
 from tests.data.augment.test_view import resized_and_cut
 from tests.jobs.conftest import TINY, write_classes
-from tests.jobs.kill_storm import CONFIG, pictures
+from tests.jobs.kill_storm import CONFIG, images
 from tests.jobs.test_finetune import PLAIN
 
 WHOLE, CROPS = AugmentConfig(crop_scale=(1.0, 1.0)), AugmentConfig(crop_scale=(0.2, 1.0))
@@ -95,7 +95,7 @@ def test_what_is_asked_for_wins_then_whole_images_then_the_weights_then_what_was
 def test_a_run_settles_it_and_its_record_and_weights_say_it(
     augment: AugmentConfig, expected: float, tmp_path: Path
 ) -> None:
-    run = pretrain(replace(SHORT, augment=augment), data=pictures(), out=tmp_path, quiet=True)
+    run = pretrain(replace(SHORT, augment=augment), data=images(), out=tmp_path, quiet=True)
 
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["config"]["model"]["crop_pct"] == expected
@@ -111,15 +111,15 @@ def test_the_drawings_of_a_run_show_its_view(
         "mae.jobs.pretrain.save_progress_image",
         lambda model, images, noise, path: drawn.append(images),
     )
-    data = pictures()
+    data = images()
 
     pretrain(replace(SHORT, augment=WHOLE), data=data, out=tmp_path / "whole", quiet=True)
     pretrain(replace(SHORT, augment=CROPS), data=data, out=tmp_path / "crops", quiet=True)
 
     first = Image.fromarray(data[0])  # 16 x 24, shown at 12 x 20
-    for images, resized in ((drawn[0], (13, 20)), (drawn[-1], (14, 22))):
+    for views, resized in ((drawn[0], (13, 20)), (drawn[-1], (14, 22))):
         expected = resized_and_cut(first, resized, (12, 20))
-        assert np.abs(images[0].permute(1, 2, 0).numpy().astype(int) - expected).max() <= 1
+        assert np.abs(views[0].permute(1, 2, 0).numpy().astype(int) - expected).max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_continuing_follows_the_weights(tmp_path: Path) -> None:
     save(create(replace(CONFIG.model, crop_pct=0.95)), tmp_path / "w")
     config = replace(SHORT, model=ModelConfig(), follow_weights=True)
 
-    run = pretrain(config, data=pictures(), out=tmp_path / "r", init=tmp_path / "w", quiet=True)
+    run = pretrain(config, data=images(), out=tmp_path / "r", init=tmp_path / "w", quiet=True)
 
     assert run.config.model.crop_pct == 0.95
 
@@ -164,14 +164,14 @@ def test_another_network_is_refused_beside_weights_that_are_followed() -> None:
 def test_older_weights_of_a_run_on_whole_images_are_shown_whole_and_it_is_said(
     augment: AugmentConfig, expected: float | None, tmp_path: Path, capsys: Any
 ) -> None:
-    pretrain(replace(SHORT, augment=augment), data=pictures(), out=tmp_path / "r", quiet=True)
+    pretrain(replace(SHORT, augment=augment), data=images(), out=tmp_path / "r", quiet=True)
     weights = tmp_path / "r" / "weights"
     age(weights / "config.json", "model.crop_pct")
 
     assert mae.load_encoder(tmp_path / "r").config.crop_pct == expected
     assert mae.load(weights).config.crop_pct == expected
     capsys.readouterr()
-    mae.embed(weights, pictures())
+    mae.embed(weights, images())
 
     said = capsys.readouterr().err
     whole = "does not say its crop_pct; assumed 1, as its run trained on whole images"
@@ -183,7 +183,7 @@ def test_older_weights_of_a_run_on_whole_images_are_shown_whole_and_it_is_said(
 
 
 def test_an_older_checkpoint_of_a_run_on_whole_images_is_shown_whole(tmp_path: Path) -> None:
-    pretrain(replace(SHORT, augment=WHOLE), data=pictures(), out=tmp_path, quiet=True)
+    pretrain(replace(SHORT, augment=WHOLE), data=images(), out=tmp_path, quiet=True)
     age(tmp_path / "run.json", "config.model.crop_pct")
     checkpoint = sorted((tmp_path / "checkpoints").iterdir())[-1]
 
@@ -192,15 +192,15 @@ def test_an_older_checkpoint_of_a_run_on_whole_images_is_shown_whole(tmp_path: P
 
 def test_an_older_run_goes_on_and_its_weights_say_it(tmp_path: Path) -> None:
     save_and_stop = replace(SHORT, steps=4, augment=WHOLE)
-    pretrain(save_and_stop, data=pictures(), out=tmp_path, quiet=True)
+    pretrain(save_and_stop, data=images(), out=tmp_path, quiet=True)
     record = json.loads((tmp_path / "run.json").read_text())
     (tmp_path / "run.json").write_text(json.dumps({**record, "finished": False}))
     age(tmp_path / "run.json", "config.model.crop_pct", "config.augment.crop_clip")
 
     with pytest.raises(ConfigError, match="augment.crop_clip: run has False, asked True"):
         clipped = replace(save_and_stop, augment=replace(WHOLE, crop_clip=True))
-        pretrain(clipped, data=pictures(), out=tmp_path, quiet=True)
-    run = pretrain(save_and_stop, data=pictures(), out=tmp_path, quiet=True)
+        pretrain(clipped, data=images(), out=tmp_path, quiet=True)
+    run = pretrain(save_and_stop, data=images(), out=tmp_path, quiet=True)
 
     assert run.resumed and config_json(tmp_path / "weights")["crop_pct"] == 1.0
     assert (
@@ -220,7 +220,7 @@ def test_weights_that_say_it_need_no_note(tmp_path: Path, capsys: Any) -> None:
 
 
 def test_features_are_of_the_fraction_that_weights_or_option_say(tmp_path: Path) -> None:
-    array = pictures()[:3]  # 16 x 24
+    array = images()[:3]  # 16 x 24
     shown = {
         pct: np.stack([resized_and_cut(Image.fromarray(a), sides, (24, 40)) for a in array])
         for pct, sides in ((1.0, (26, 40)), (0.5, (53, 80)))
@@ -235,8 +235,8 @@ def test_features_are_of_the_fraction_that_weights_or_option_say(tmp_path: Path)
         weights, tmp_path / "a.npy", out=tmp_path / "f.npy", settings=settings, quiet=True
     )
 
-    for pct, images in shown.items():
-        expected = encoder.encode(torch.from_numpy(images).permute(0, 3, 1, 2))
+    for pct, views in shown.items():
+        expected = encoder.encode(torch.from_numpy(views).permute(0, 3, 1, 2))
         np.testing.assert_allclose(found[pct], expected, atol=0.02)
     assert np.array_equal(np.load(tmp_path / "f.npy"), found[0.5])
     assert np.abs(found[1.0] - found[0.5]).max() > 0.1
@@ -247,9 +247,9 @@ def test_an_option_gives_every_job_another_view(
 ) -> None:
     asked: list[float | None] = []
 
-    def view(picture: np.ndarray, *, size: tuple[int, int], crop_pct: float | None) -> np.ndarray:
+    def view(image: np.ndarray, *, size: tuple[int, int], crop_pct: float | None) -> np.ndarray:
         asked.append(crop_pct)
-        return np.ascontiguousarray(np.resize(picture, (*size, 3)))
+        return np.ascontiguousarray(np.resize(image, (*size, 3)))
 
     monkeypatch.setattr("mae.evaluation.inputs.evaluation_view", view)
     finetune(replace(PLAIN, steps=1), data=folder, weights=weights, out=folder / "r", quiet=True)

@@ -16,7 +16,7 @@ from mae.errors import ConfigError, TrainingError
 from mae.jobs.finetune import finetune
 from mae.jobs.pretrain import pretrain
 from mae.train import trainer as running
-from tests.jobs.kill_storm import CONFIG, CONTEXT, SHORT, pictures, watch_the_end
+from tests.jobs.kill_storm import CONFIG, CONTEXT, SHORT, images, watch_the_end
 from tests.jobs.test_finetune import PLAIN, folder
 
 __all__ = ["folder"]
@@ -25,7 +25,7 @@ LAST = "step-00000004"
 
 
 def run(out: Path, config: PretrainConfig = SHORT, **options: object) -> mae.Run:
-    return pretrain(config, data=pictures(), out=out, quiet=True, **options)  # type: ignore[arg-type]
+    return pretrain(config, data=images(), out=out, quiet=True, **options)  # type: ignore[arg-type]
 
 
 def same_weights(found: torch.nn.Module, expected: torch.nn.Module) -> bool:
@@ -42,7 +42,7 @@ def test_a_finished_run_has_no_checkpoints_and_is_used_as_before(tmp_path: Path)
 
     assert not (tmp_path / "run" / "checkpoints").exists()
     assert same_weights(mae.load(tmp_path / "run"), done.model)
-    assert mae.embed(tmp_path / "run", pictures()).shape == (50, 24)
+    assert mae.embed(tmp_path / "run", images()).shape == (50, 24)
     on = run(tmp_path / "more", replace(SHORT, steps=1), init=tmp_path / "run")
     assert on.model.config == done.model.config
 
@@ -151,7 +151,7 @@ def test_a_finished_run_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds a run of another configuration: steps: run has 4"):
         run(tmp_path / "run", replace(SHORT, steps=5))
     with pytest.raises(ConfigError, match="its data has changed"):
-        pretrain(SHORT, data=pictures()[1:], out=tmp_path / "run", quiet=True)
+        pretrain(SHORT, data=images()[1:], out=tmp_path / "run", quiet=True)
     with pytest.raises(ConfigError, match=r"from other weights: init: run has None, asked"):
         run(tmp_path / "run", init=tmp_path / "run")
 

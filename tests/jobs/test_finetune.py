@@ -211,7 +211,7 @@ def test_a_new_network_can_be_trained_from_scratch(folder: Path, tmp_path: Path)
     assert run.config.model.pixels.mean == (0.485, 0.456, 0.406)
 
 
-def test_pictures_of_another_size_resize_the_positions(
+def test_images_of_another_size_resize_the_positions(
     folder: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = replace(PLAIN, steps=1, resize=(32, 48))
@@ -299,7 +299,7 @@ def test_weights_of_other_channels_are_refused(folder: Path, tmp_path: Path) -> 
         finetune(PLAIN, data=folder, weights=tmp_path / "w", out=tmp_path / "run", quiet=True)
 
 
-def test_floating_point_pictures_are_refused_by_weights_of_8_bits(
+def test_floating_point_images_are_refused_by_weights_of_8_bits(
     weights: Path, tmp_path: Path
 ) -> None:
     for name in ("train/a", "train/b", "val/a", "val/b"):
@@ -339,7 +339,7 @@ def test_a_head_of_more_classes_than_the_data_is_refused_before_anything_is_made
     assert not (tmp_path / "r").exists()
 
 
-def test_pictures_added_to_those_judged_on_are_other_data(
+def test_images_added_to_those_judged_on_are_other_data(
     folder: Path, weights: Path, tmp_path: Path
 ) -> None:
     data, out, begun = tmp_path / "data", tmp_path / "r", replace(PLAIN, steps=1)

@@ -1,4 +1,4 @@
-"""A folder of pictures in, a run directory out, and one line for whatever is wrong."""
+"""A folder of images in, a run directory out, and one line for whatever is wrong."""
 
 from __future__ import annotations
 
@@ -72,16 +72,16 @@ def test_a_mixed_nested_folder_runs_and_names_the_broken_ones_once(
 def test_a_run_goes_on_in_the_precision_that_it_began_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pictures = np.random.default_rng(0).integers(0, 256, (20, 16, 24, 1), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (20, 16, 24, 1), dtype=np.uint8)
     assert SHORT.precision == "auto"
-    alone = run(tmp_path / "alone", pictures)
+    alone = run(tmp_path / "alone", images)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_after_first_save(patch)
-        run(tmp_path / "run", pictures, replace(SHORT, precision="bf16"))
+        run(tmp_path / "run", images, replace(SHORT, precision="bf16"))
 
     with pytest.raises(ConfigError, match="precision: run has bf16, asked float32"):
-        run(tmp_path / "run", pictures, replace(SHORT, precision="float32"))
-    gone_on = run(tmp_path / "run", pictures)
+        run(tmp_path / "run", images, replace(SHORT, precision="float32"))
+    gone_on = run(tmp_path / "run", images)
 
     assert (alone.config.precision, gone_on.config.precision) == ("float32", "bf16")
     record = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -89,9 +89,9 @@ def test_a_run_goes_on_in_the_precision_that_it_began_with(
 
 
 def test_a_run_holds_what_it_promises(tmp_path: Path) -> None:
-    pictures = np.random.default_rng(0).integers(0, 256, (20, 16, 24, 1), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (20, 16, 24, 1), dtype=np.uint8)
 
-    done = run(tmp_path, pictures, replace(SHORT, log_every_steps=2))
+    done = run(tmp_path, images, replace(SHORT, log_every_steps=2))
 
     record = json.loads((tmp_path / "run.json").read_text())
     assert (record["num_steps"], record["finished"], record["recipe"]) == (6, True, "custom")
@@ -110,30 +110,30 @@ def test_a_run_holds_what_it_promises(tmp_path: Path) -> None:
 
 
 def test_pixels_of_other_than_three_channels_are_measured_and_stored(tmp_path: Path) -> None:
-    pictures = np.random.default_rng(0).integers(40, 60, (20, 16, 24, 1), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(40, 60, (20, 16, 24, 1), dtype=np.uint8)
 
-    done = run(tmp_path, pictures)
+    done = run(tmp_path, images)
 
     pixels = done.model.config.pixels
-    assert pixels.mean == pytest.approx((pictures.mean() / 255,), abs=1e-3)
-    assert pixels.std == pytest.approx((pictures.std() / 255,), rel=0.02)
+    assert pixels.mean == pytest.approx((images.mean() / 255,), abs=1e-3)
+    assert pixels.std == pytest.approx((images.std() / 255,), rel=0.02)
 
 
 def test_colour_keeps_the_mean_of_imagenet_unless_asked_to_measure(tmp_path: Path) -> None:
-    pictures = np.random.default_rng(0).integers(0, 9, (20, 16, 24, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 9, (20, 16, 24, 3), dtype=np.uint8)
 
-    usual = run(tmp_path / "a", pictures)
-    measured = run(tmp_path / "b", pictures, replace(SHORT, measure_pixels=True))
+    usual = run(tmp_path / "a", images)
+    measured = run(tmp_path / "b", images, replace(SHORT, measure_pixels=True))
 
     assert usual.model.config.pixels.mean == (0.485, 0.456, 0.406)
     assert max(measured.model.config.pixels.mean) < 0.05
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "float32"])
-def test_deep_pictures_of_four_channels_train(tmp_path: Path, dtype: str) -> None:
-    pictures = np.random.default_rng(0).integers(0, 9000, (20, 16, 24, 4)).astype(dtype)
+def test_deep_images_of_four_channels_train(tmp_path: Path, dtype: str) -> None:
+    images = np.random.default_rng(0).integers(0, 9000, (20, 16, 24, 4)).astype(dtype)
 
-    done = run(tmp_path, pictures)
+    done = run(tmp_path, images)
 
     assert (done.model.config.channels, done.model.config.pixels.dtype) == (4, dtype)
 
@@ -141,42 +141,42 @@ def test_deep_pictures_of_four_channels_train(tmp_path: Path, dtype: str) -> Non
 def test_a_batch_larger_than_the_data_is_lowered_and_said(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    pictures = np.zeros((5, 16, 24, 3), dtype=np.uint8)
+    images = np.zeros((5, 16, 24, 3), dtype=np.uint8)
 
-    done = pretrain(SHORT, data=pictures, out=tmp_path)
+    done = pretrain(SHORT, data=images, out=tmp_path)
 
     assert done.config.batch == 5
     assert "batch: lowered from 8 to 5" in capfd.readouterr().err
 
 
 def test_other_channels_than_there_are_are_refused(tmp_path: Path) -> None:
-    pictures = np.zeros((20, 16, 24, 3), dtype=np.uint8)
+    images = np.zeros((20, 16, 24, 3), dtype=np.uint8)
 
     with pytest.raises(ConfigError, match="channels: asked for 4, but the images have 3"):
-        run(tmp_path, pictures, replace(SHORT, channels=4))
+        run(tmp_path, images, replace(SHORT, channels=4))
 
 
 def test_colour_can_be_read_as_grey(tmp_path: Path) -> None:
-    pictures = np.zeros((20, 16, 24, 3), dtype=np.uint8)
+    images = np.zeros((20, 16, 24, 3), dtype=np.uint8)
 
-    assert run(tmp_path, pictures, replace(SHORT, channels=1)).model.config.channels == 1
+    assert run(tmp_path, images, replace(SHORT, channels=1)).model.config.channels == 1
 
 
 def test_another_configuration_in_the_same_run_shows_the_difference(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pictures = np.zeros((20, 16, 24, 3), dtype=np.uint8)
-    begin(tmp_path, pictures, monkeypatch)
+    images = np.zeros((20, 16, 24, 3), dtype=np.uint8)
+    begin(tmp_path, images, monkeypatch)
 
     with pytest.raises(ConfigError, match=r"objective\.mask_ratio: run has 0\.75, asked 0\.5"):
-        run(tmp_path, pictures, replace(SHORT, objective=ObjectiveConfig(mask_ratio=0.5)))
+        run(tmp_path, images, replace(SHORT, objective=ObjectiveConfig(mask_ratio=0.5)))
 
 
 def test_a_stopped_run_of_version_0_1_resumes_to_the_same_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pictures = np.zeros((20, 16, 24, 3), dtype=np.uint8)
-    begin(tmp_path / "old", pictures, monkeypatch)
+    images = np.zeros((20, 16, 24, 3), dtype=np.uint8)
+    begin(tmp_path / "old", images, monkeypatch)
     record = json.loads((tmp_path / "old" / "run.json").read_bytes())
     objective = record["config"].pop("objective")
     record["config"]["model"] |= {
@@ -185,8 +185,8 @@ def test_a_stopped_run_of_version_0_1_resumes_to_the_same_end(
     (tmp_path / "old" / "run.json").write_text(json.dumps(record))
 
     with pytest.raises(ConfigError, match=r"objective\.target_eps: run has 1e-06, asked 0\.1"):
-        run(tmp_path / "old", pictures, replace(SHORT, objective=ObjectiveConfig(target_eps=0.1)))
-    resumed, whole = run(tmp_path / "old", pictures), run(tmp_path / "new", pictures)
+        run(tmp_path / "old", images, replace(SHORT, objective=ObjectiveConfig(target_eps=0.1)))
+    resumed, whole = run(tmp_path / "old", images), run(tmp_path / "new", images)
 
     assert resumed.resumed
     mine, yours = resumed.model.state_dict(), whole.model.state_dict()
@@ -197,15 +197,15 @@ def test_a_stopped_run_of_version_0_1_resumes_to_the_same_end(
 def test_a_stopped_run_of_another_mask_kind_resumes_to_the_same_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: ObjectiveConfig
 ) -> None:
-    pictures = np.random.default_rng(0).integers(0, 256, (20, 16, 24, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (20, 16, 24, 3), dtype=np.uint8)
     config = replace(SHORT, objective=objective, model=SQUARE)
-    begin(tmp_path / "stopped", pictures, monkeypatch, config)
+    begin(tmp_path / "stopped", images, monkeypatch, config)
 
     with pytest.raises(ConfigError, match=f"mask_kind: run has {objective.mask_kind}, asked ran"):
-        run(tmp_path / "stopped", pictures, replace(config, objective=ObjectiveConfig()))
-    resumed = run(tmp_path / "stopped", pictures, replace(config, workers=2))
-    whole = run(tmp_path / "whole", pictures, config)
-    random = run(tmp_path / "random", pictures, replace(config, objective=ObjectiveConfig()))
+        run(tmp_path / "stopped", images, replace(config, objective=ObjectiveConfig()))
+    resumed = run(tmp_path / "stopped", images, replace(config, workers=2))
+    whole = run(tmp_path / "whole", images, config)
+    random = run(tmp_path / "random", images, replace(config, objective=ObjectiveConfig()))
 
     assert resumed.resumed and resumed.model.objective == objective
     record = json.loads((tmp_path / "whole" / "run.json").read_bytes())
@@ -230,7 +230,7 @@ def test_files_added_to_an_unfinished_run_are_refused(
         run(tmp_path / "run", tmp_path / "in")
 
 
-def test_too_many_broken_pictures_stop_the_run_and_list_them(tmp_path: Path) -> None:
+def test_too_many_broken_images_stop_the_run_and_list_them(tmp_path: Path) -> None:
     mixed_folder(tmp_path / "in", count=20, broken=5)
 
     with pytest.raises(TrainingError, match=r"cannot be read, more than 10%; see .*bad-files\.tsv"):
@@ -240,9 +240,9 @@ def test_too_many_broken_pictures_stop_the_run_and_list_them(tmp_path: Path) -> 
 def test_a_damaged_checkpoint_is_said_and_the_one_before_gives_the_same_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    pictures = np.random.default_rng(0).integers(0, 256, (20, 16, 24, 3), dtype=np.uint8)
-    run(tmp_path / "whole", pictures)
-    run(tmp_path / "run", pictures)
+    images = np.random.default_rng(0).integers(0, 256, (20, 16, 24, 3), dtype=np.uint8)
+    run(tmp_path / "whole", images)
+    run(tmp_path / "run", images)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"finished": False}))
     newest = latest_checkpoint(tmp_path / "run" / "checkpoints")
@@ -251,7 +251,7 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_gives_the_same_end(
     content[-9] ^= 1
     (newest / "model.safetensors").write_bytes(content)
 
-    pretrain(SHORT, data=pictures, out=tmp_path / "run")
+    pretrain(SHORT, data=images, out=tmp_path / "run")
 
     assert "step-00000006" in capfd.readouterr().err
     assert end_state(tmp_path / "run").split()[1] == end_state(tmp_path / "whole").split()[1]
@@ -260,14 +260,14 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_gives_the_same_end(
 def test_no_usable_checkpoint_left_is_said_and_nothing_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pictures = np.zeros((20, 16, 24, 3), dtype=np.uint8)
-    begin(tmp_path, pictures, monkeypatch)
+    images = np.zeros((20, 16, 24, 3), dtype=np.uint8)
+    begin(tmp_path, images, monkeypatch)
     newest = latest_checkpoint(tmp_path / "checkpoints")
     assert newest is not None
     (newest / "state.json").unlink()
 
     with pytest.raises(CheckpointError, match="none of the 1 checkpoints can be used"):
-        run(tmp_path, pictures)
+        run(tmp_path, images)
 
     assert newest.is_dir()
 
@@ -275,12 +275,12 @@ def test_no_usable_checkpoint_left_is_said_and_nothing_is_lost(
 def test_training_goes_on_from_weights_and_says_what_it_took(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    pictures = np.random.default_rng(0).integers(0, 256, (20, 16, 24, 3), dtype=np.uint8)
-    run(tmp_path / "first", pictures)
+    images = np.random.default_rng(0).integers(0, 256, (20, 16, 24, 3), dtype=np.uint8)
+    run(tmp_path / "first", images)
     mae.save(mae.load_encoder(tmp_path / "first"), tmp_path / "encoder")
     capfd.readouterr()
 
-    pretrain(replace(SHORT, steps=1), data=pictures, out=tmp_path / "b", init=tmp_path / "encoder")
+    pretrain(replace(SHORT, steps=1), data=images, out=tmp_path / "b", init=tmp_path / "encoder")
 
     assert "decoder" in capfd.readouterr().err
 

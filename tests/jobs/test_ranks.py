@@ -1,4 +1,4 @@
-"""One job as several processes: each picture counts once, and one alone speaks."""
+"""One job as several processes: each image counts once, and one alone speaks."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give 17 pictures of three classes, and one that is broken."""
-    root = write_classes(tmp_path_factory.mktemp("pictures") / "d", "a", "b", "c", count=6)
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give 17 images of three classes, and one that is broken."""
+    root = write_classes(tmp_path_factory.mktemp("images") / "d", "a", "b", "c", count=6)
     (root / "b" / "5.png").write_bytes(b"nothing")
     return root
 
@@ -72,9 +72,9 @@ def alone(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3])
 def test_several_processes_evaluate_as_one_does_to_the_last_digit(
-    count: int, classifier: Path, pictures: Path, tmp_path: Path, alone: Callable[..., str]
+    count: int, classifier: Path, images: Path, tmp_path: Path, alone: Callable[..., str]
 ) -> None:
-    words = ["evaluate", str(classifier), f"--data={pictures}", "--batch=4", "--json"]
+    words = ["evaluate", str(classifier), f"--data={images}", "--batch=4", "--json"]
     words += ["--predictions", str(tmp_path / "p.csv")]
     whole = alone(*words)
     table = (tmp_path / "p.csv").read_bytes()
@@ -91,9 +91,9 @@ def test_several_processes_evaluate_as_one_does_to_the_last_digit(
 
 @pytest.mark.slow
 def test_several_processes_find_the_neighbours_that_one_finds(
-    weights: Path, pictures: Path, tmp_path: Path, alone: Callable[..., str]
+    weights: Path, images: Path, tmp_path: Path, alone: Callable[..., str]
 ) -> None:
-    words = ["probe", "knn", str(weights), f"--data={pictures}", "--batch=4", "--k=3"]
+    words = ["probe", "knn", str(weights), f"--data={images}", "--batch=4", "--k=3"]
     words += ["--labels=3/class", "--seeds=2", f"--labels-out={tmp_path / 'few.csv'}", "--json"]
     whole = alone(*words)
 

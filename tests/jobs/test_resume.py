@@ -13,7 +13,7 @@ import pytest
 
 from mae.errors import ConfigError
 from mae.jobs.pretrain import pretrain
-from tests.jobs.kill_storm import CONFIG, end_state, pictures, start, storm
+from tests.jobs.kill_storm import CONFIG, end_state, images, start, storm
 
 pytestmark = pytest.mark.slow
 
@@ -56,10 +56,10 @@ def test_the_log_of_a_resumed_run_has_each_step_once(tmp_path: Path) -> None:
 
 
 def test_workers_and_cadences_may_change_and_nothing_else_does(tmp_path: Path) -> None:
-    pretrain(CONFIG, data=pictures(), out=tmp_path / "a", quiet=True)
+    pretrain(CONFIG, data=images(), out=tmp_path / "a", quiet=True)
     pretrain(
         replace(CONFIG, workers=2, save_every_steps=60),
-        data=pictures(),
+        data=images(),
         out=tmp_path / "b",
         quiet=True,
     )
@@ -69,15 +69,15 @@ def test_workers_and_cadences_may_change_and_nothing_else_does(tmp_path: Path) -
 
 def test_a_finished_run_is_refused_where_asked_and_points_to_init(tmp_path: Path) -> None:
     short = replace(CONFIG, steps=2)
-    pretrain(short, data=pictures(), out=tmp_path, quiet=True)
+    pretrain(short, data=images(), out=tmp_path, quiet=True)
 
     with pytest.raises(ConfigError, match="finished.*--init"):
-        pretrain(short, data=pictures(), out=tmp_path, finished_too=False, quiet=True)
+        pretrain(short, data=images(), out=tmp_path, finished_too=False, quiet=True)
 
 
 def test_minutes_are_turned_into_steps_once(tmp_path: Path) -> None:
     timed = replace(CONFIG, steps=None, minutes=0.02)
-    run = pretrain(timed, data=pictures(), out=tmp_path, quiet=True)
+    run = pretrain(timed, data=images(), out=tmp_path, quiet=True)
 
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["num_steps"] == run.num_steps > 1

@@ -133,7 +133,7 @@ def test_pages_are_read_after_training_as_in_it(tmp_path: Path, asked: int | Non
 
     images = [photo(30, 40, seed=number) for number in range(6)]
     if asked is None:
-        images = [picture[..., :1] for picture in images]
+        images = [image[..., :1] for image in images]
     assert mae.load(tmp_path / "run").config.pixels.tiff_pages == (asked is not None)
     expected = mae.embed(tmp_path / "run", images)
     assert np.array_equal(mae.embed(tmp_path / "run", tmp_path / "in"), expected)

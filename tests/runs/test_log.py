@@ -71,7 +71,7 @@ def test_rows_that_find_no_room_are_dropped_whole_and_said_once(tmp_path):
     assert len(said) == 1 and "log.jsonl" in said[0]
 
 
-def test_a_broken_picture_is_listed_once(tmp_path):
+def test_a_broken_image_is_listed_once(tmp_path):
     bad = BadFiles(tmp_path / "bad-files.tsv")
 
     assert bad.add("a/1.jpg", "is empty")
@@ -82,7 +82,7 @@ def test_a_broken_picture_is_listed_once(tmp_path):
     assert bad.path.read_text() == "a/1.jpg\tis empty\nb.png\tends early\n"
 
 
-def test_a_later_start_knows_the_pictures_listed_before(tmp_path):
+def test_a_later_start_knows_the_images_listed_before(tmp_path):
     BadFiles(tmp_path / "bad-files.tsv").add("a.jpg", "is empty")
 
     bad = BadFiles(tmp_path / "bad-files.tsv")
@@ -104,7 +104,7 @@ def test_a_torn_line_is_dropped_by_the_next_start(tmp_path, kept):
     assert path.read_text() == "a.jpg\tis empty\n"
 
 
-def test_no_broken_picture_makes_no_file(tmp_path):
+def test_no_broken_image_makes_no_file(tmp_path):
     bad = BadFiles(tmp_path / "bad-files.tsv")
 
     assert len(bad) == 0 and not bad.path.exists()

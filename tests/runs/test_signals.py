@@ -37,7 +37,7 @@ BEFORE = """
 import time
 from mae.runs.signals import Stopped, StopSignal
 try:
-    with StopSignal("", command=["mae", "pretrain", "--data", "my pictures"]):
+    with StopSignal("", command=["mae", "pretrain", "--data", "my images"]):
         print("running", flush=True)
         time.sleep(60)
 except Stopped as stopped:
@@ -158,7 +158,7 @@ def test_where_there_is_nothing_to_save_the_first_signal_stops(start, number, co
     process.send_signal(number)
 
     output, said = process.communicate(timeout=10)
-    assert output == "stopped before training; to go on: mae pretrain --data 'my pictures'\n"
+    assert output == "stopped before training; to go on: mae pretrain --data 'my images'\n"
     assert process.returncode == code
     assert said.startswith("mae: stopping; ") and said.count("\n") == 1
 

@@ -34,8 +34,8 @@ CONFIG = PretrainConfig(
     compile=True,
     checkpoint_every=1,
 )
-PICTURES = np.random.default_rng(0).integers(0, 256, (20, 16, 24, 3), dtype=np.uint8)
-PLAN = batch_plan(CONFIG, ArraySource(PICTURES), PixelKind("uint8", 3))
+IMAGES = np.random.default_rng(0).integers(0, 256, (20, 16, 24, 3), dtype=np.uint8)
+PLAN = batch_plan(CONFIG, ArraySource(IMAGES), PixelKind("uint8", 3))
 
 
 @pytest.mark.parametrize(

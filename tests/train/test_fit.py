@@ -159,7 +159,7 @@ def test_twenty_steps_equal_a_loop_written_out() -> None:
 def test_micro_batches_of_unequal_size_give_the_step_of_the_whole_batch() -> None:
     """In float64: Adam divides by the gradient's size and would blow float32's rounding up."""
     ends = []
-    for micro_batch in (None, 4):  # 4 and 2 pictures
+    for micro_batch in (None, 4):  # 4 and 2 images
         state, config = new_state(), replace(CONFIG, micro_batch=micro_batch)
         state.model.double()
         fit(
@@ -177,7 +177,7 @@ def test_micro_batches_of_unequal_size_give_the_step_of_the_whole_batch() -> Non
 def test_the_threads_that_compute_micro_batches_change_no_bit() -> None:
     before, ends = torch.get_num_threads(), []
     try:
-        for threads in (1, 3):  # three micro-batches, of 2, 2 and 1 pictures
+        for threads in (1, 3):  # three micro-batches, of 2, 2 and 1 images
             torch.set_num_threads(threads)
             state, config = new_state(), replace(CONFIG, micro_batch=2, batch=5)
             step = OptimiserStep(loss=pretraining_loss, config=config, device=CPU)

@@ -22,7 +22,7 @@ from mae.jobs.pretrain import pretrain
 from mae.planning.estimate import hours_in_words
 from mae.train import forecast, measure
 from mae.train.forecast import ADAMW, MUON, log_forecast
-from tests.jobs.kill_storm import CONFIG, pictures
+from tests.jobs.kill_storm import CONFIG, images
 
 LARGE = ModelConfig(width=48, depth=8, num_heads=4, decoder_width=32, decoder_depth=2,
                     decoder_heads=2, image_size=(224, 160))  # fmt: skip
@@ -161,7 +161,7 @@ def test_the_rate_of_a_real_network_is_measured_in_seconds(
     monkeypatch.setattr(measure, "QUICK_SECONDS", 0.01)
     config = replace(CONFIG, model=LARGE, batch=48, micro_batch=32, device="cpu")
     run: Any = SimpleNamespace(
-        source=ArraySource(pictures()),
+        source=ArraySource(images()),
         kind=PixelKind("uint8", 3),
         record={"num_steps": 4_000},
         progress=SimpleNamespace(note=lambda line: None),
@@ -180,7 +180,7 @@ def test_minutes_are_announced_while_they_are_measured_and_known_after(
     monkeypatch.setattr("mae.train.measure.step_seconds", lambda *args, **more: 0.6)
     timed = replace(CONFIG, steps=None, minutes=0.06)
 
-    pretrain(timed, data=pictures(), out=tmp_path)
+    pretrain(timed, data=images(), out=tmp_path)
 
     err = capfd.readouterr().err
     assert err.index("measuring the rate for 4 s or more: how many steps 0.06 minutes hold") < (

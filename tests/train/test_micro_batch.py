@@ -29,12 +29,12 @@ from tests.model.costed import SHAPES
 from tests.model.tiny import tiny_config
 
 CPU, MODEL, ROOM = torch.device("cpu"), tiny_config(), 5
-PICTURES = np.random.default_rng(0).integers(0, 256, (20, 16, 24, 1), dtype=np.uint8)
+IMAGES = np.random.default_rng(0).integers(0, 256, (20, 16, 24, 1), dtype=np.uint8)
 AUTO = replace(CONFIG, steps=6, micro_batch="auto")
 
 
 def crowded(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Compute no more pictures than there is room for."""
+    """Compute no more images than there is room for."""
     if len(batch.ids) > ROOM:
         raise torch.cuda.OutOfMemoryError("made up")
     return pretraining_loss(model, batch)
@@ -115,16 +115,16 @@ def test_a_micro_batch_that_fits_is_recorded_and_kept_by_a_resume(
     assert AUTO.batch == 8
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_after_first_save(patch)
-        pretrain(AUTO, data=PICTURES, out=tmp_path / "run")
+        pretrain(AUTO, data=IMAGES, out=tmp_path / "run")
     assert "micro-batch: 3 fit, 3 passes a step" in capfd.readouterr().err
 
     monkeypatch.setattr(fitting, "largest_by_formula", lambda *_: 100)
-    pretrain(AUTO, data=PICTURES, out=tmp_path / "run", quiet=True)
+    pretrain(AUTO, data=IMAGES, out=tmp_path / "run", quiet=True)
 
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (record["micro_batch"], record["config"]["micro_batch"]) == (3, "auto")
     said = replace(AUTO, micro_batch=3)
-    pretrain(said, data=PICTURES, out=tmp_path / "said", quiet=True)
+    pretrain(said, data=IMAGES, out=tmp_path / "said", quiet=True)
     assert end_state(tmp_path / "run") == end_state(tmp_path / "said")
 
 
@@ -132,7 +132,7 @@ def test_where_nothing_fits_it_is_one_line(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(fitting, "free_bytes", lambda device: 1e3)
 
     with pytest.raises(ConfigError, match="micro_batch: not one image fits .* on cpu; use"):
-        pretrain(AUTO, data=PICTURES, out=tmp_path, quiet=True)
+        pretrain(AUTO, data=IMAGES, out=tmp_path, quiet=True)
 
 
 def test_a_number_of_a_micro_batch_is_a_number_and_auto_is_not_yet_one() -> None:

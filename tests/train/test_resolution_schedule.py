@@ -1,4 +1,4 @@
-"""Runs whose pictures grow: smaller ones first, then those of the network."""
+"""Runs whose images grow: smaller ones first, then those of the network."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ GROWING = PretrainConfig(
 
 
 @pytest.fixture
-def pictures() -> ArraySource:
+def images() -> ArraySource:
     return ArraySource(np.random.default_rng(0).integers(0, 256, (13, 20, 24, 3), dtype=np.uint8))
 
 
-def test_the_first_part_has_smaller_pictures_of_the_same_draws(pictures: ArraySource) -> None:
-    plan = batch_plan(GROWING, pictures, PixelKind("uint8", 3))
+def test_the_first_part_has_smaller_images_of_the_same_draws(images: ArraySource) -> None:
+    plan = batch_plan(GROWING, images, PixelKind("uint8", 3))
 
     made = list(staged_batches(GROWING, plan, start=0, num_steps=10, workers=0))
 
@@ -61,9 +61,9 @@ def test_the_first_part_has_smaller_pictures_of_the_same_draws(pictures: ArraySo
 
 @pytest.mark.parametrize("start", [0, 3, 5, 8, 10])
 def test_a_resume_begins_with_the_batch_that_would_have_come(
-    pictures: ArraySource, start: int
+    images: ArraySource, start: int
 ) -> None:
-    plan = batch_plan(GROWING, pictures, PixelKind("uint8", 3))
+    plan = batch_plan(GROWING, images, PixelKind("uint8", 3))
     whole = list(staged_batches(GROWING, plan, start=0, num_steps=10, workers=0))
 
     rest = list(staged_batches(GROWING, plan, start=start, num_steps=10, workers=0))
@@ -75,10 +75,10 @@ def test_a_resume_begins_with_the_batch_that_would_have_come(
 
 @pytest.mark.parametrize("stop_at", [3, 8])
 def test_a_run_stopped_in_either_part_ends_at_the_same_bits(
-    pictures: ArraySource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+    images: ArraySource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
 ) -> None:
     config = dataclasses.replace(GROWING, save_every_steps=stop_at)
-    whole = pretrain(config, data=pictures, out=tmp_path / "whole", quiet=True).model
+    whole = pretrain(config, data=images, out=tmp_path / "whole", quiet=True).model
     save = running.save_checkpoint
 
     def save_and_be_stopped(*args: Any, **more: Any) -> Path:
@@ -87,9 +87,9 @@ def test_a_run_stopped_in_either_part_ends_at_the_same_bits(
 
     monkeypatch.setattr(running, "save_checkpoint", save_and_be_stopped)
     with pytest.raises(Stopped, match=f"step {stop_at} of 10"):
-        pretrain(config, data=pictures, out=tmp_path / "stopped", quiet=True)
+        pretrain(config, data=images, out=tmp_path / "stopped", quiet=True)
     monkeypatch.undo()
-    run = pretrain(config, data=pictures, out=tmp_path / "stopped", quiet=True)
+    run = pretrain(config, data=images, out=tmp_path / "stopped", quiet=True)
 
     assert run.resumed
     for name, tensor in whole.state_dict().items():
@@ -103,9 +103,9 @@ def test_a_size_that_does_not_fit_is_one_line(size: tuple[int, int], share: floa
         dataclasses.replace(GROWING, start_size=size, start_share=share)
 
 
-def test_other_runs_have_one_part(pictures: ArraySource) -> None:
+def test_other_runs_have_one_part(images: ArraySource) -> None:
     config = dataclasses.replace(GROWING, start_size=None)
-    plan = batch_plan(config, pictures, PixelKind("uint8", 3))
+    plan = batch_plan(config, images, PixelKind("uint8", 3))
 
     (only,) = stages(config, plan)
 

@@ -1,4 +1,4 @@
-"""What follows from machine and pictures is settled before the first step."""
+"""What follows from machine and images is settled before the first step."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_every_block_is_told_what_it_keeps(every: int | None) -> None:
     assert model.state_dict().keys() == create(tiny_config()).state_dict().keys()
 
 
-def test_pictures_lie_channels_last_until_they_are_cut_into_patches(folder: FolderSource) -> None:
+def test_images_lie_channels_last_until_they_are_cut_into_patches(folder: FolderSource) -> None:
     config = PretrainConfig(model=tiny_config(), batch=5)
     kind = PixelKind("uint8", 3)
     rows = ArraySource(np.random.default_rng(0).integers(0, 256, (9, 20, 31, 3), dtype=np.uint8))
@@ -131,7 +131,7 @@ def test_views_that_do_not_divide_the_batch_are_refused() -> None:
         PretrainConfig(batch=16, views_per_decode=3)
 
 
-def test_views_of_pictures_in_memory_are_said_to_save_nothing() -> None:
+def test_views_of_images_in_memory_are_said_to_save_nothing() -> None:
     source = ArraySource(np.random.default_rng(0).integers(0, 256, (9, 28, 28, 3), dtype=np.uint8))
 
     resolved = resolve(PretrainConfig(batch=8, views_per_decode=4), source)

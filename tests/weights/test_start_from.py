@@ -1,4 +1,4 @@
-"""`mae pretrain continue`: weights of any size, trained further on other pictures."""
+"""`mae pretrain continue`: weights of any size, trained further on other images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.weights import published
 CONTINUED = replace(CONFIG, model=ModelConfig(), follow_weights=True, steps=2)
 
 
-def pictures(channels: int = 3, dtype: str = "uint8") -> np.ndarray:
+def images(channels: int = 3, dtype: str = "uint8") -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (20, 16, 24, channels)).astype(dtype)
 
 
@@ -35,7 +35,7 @@ def weights(tmp_path: Path) -> Path:
 
 
 def go_on(init: Path, out: Path, config: PretrainConfig = CONTINUED, **given: object) -> mae.Run:
-    data = given.pop("data", pictures())
+    data = given.pop("data", images())
     return pretrain(config, data=data, out=out, init=init, **given)  # type: ignore[arg-type]
 
 
@@ -63,7 +63,7 @@ def test_another_size_and_channel_count_are_said_and_trained(
 ) -> None:
     config = replace(CONTINUED, resize=(16, 16))
 
-    done = go_on(weights, tmp_path / "run", config, data=pictures(channels=4))
+    done = go_on(weights, tmp_path / "run", config, data=images(channels=4))
 
     assert (done.model.config.image_size, done.model.config.channels) == ((16, 16), 4)
     assert len(done.model.config.pixels.mean) == 4
@@ -72,8 +72,8 @@ def test_another_size_and_channel_count_are_said_and_trained(
     assert "channels: 3 of the weights made 4 by the rule repeat" in said
 
 
-def test_pictures_of_another_kind_are_measured_anew(weights: Path, tmp_path: Path) -> None:
-    done = go_on(weights, tmp_path / "run", data=pictures(dtype="uint16"))
+def test_images_of_another_kind_are_measured_anew(weights: Path, tmp_path: Path) -> None:
+    done = go_on(weights, tmp_path / "run", data=images(dtype="uint16"))
 
     assert done.model.config.pixels.dtype == "uint16"
 
@@ -127,7 +127,7 @@ def test_what_needs_weights_is_refused_without(
     config: PretrainConfig, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        pretrain(config, data=pictures(), out=tmp_path / "run", quiet=True)
+        pretrain(config, data=images(), out=tmp_path / "run", quiet=True)
 
     assert not (tmp_path / "run").exists()
 

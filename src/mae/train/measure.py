@@ -149,7 +149,7 @@ def step_seconds(
             calls_per_second(lambda _: take(0), least=1, seconds=seconds / 3)
             return calls_per_second(take, least=least, seconds=seconds)
 
-        return sum(stage.share / rate_of(stage) for stage in stages(config, plan))
+        return sum(stage.fraction / rate_of(stage) for stage in stages(config, plan))
 
 
 def measure(

@@ -17,8 +17,8 @@ class Stage(NamedTuple):
 
     plan: BatchPlan
     """Defines its batches."""
-    share: float
-    """Fraction of the steps of the run."""
+    fraction: float
+    """Part of the steps of the run."""
 
 
 def stages(config: FitConfig, plan: BatchPlan) -> tuple[Stage, ...]:
@@ -32,8 +32,8 @@ def stages(config: FitConfig, plan: BatchPlan) -> tuple[Stage, ...]:
     if not isinstance(config, PretrainConfig):
         return (Stage(plan, 1.0),)
     return tuple(
-        Stage(dataclasses.replace(plan, size=model.image_size, grid=model.grid), share)
-        for model, share in stage_models(config)
+        Stage(dataclasses.replace(plan, size=model.image_size, grid=model.grid), fraction)
+        for model, fraction in stage_models(config)
     )
 
 
@@ -41,10 +41,10 @@ def staged_batches(
     config: FitConfig, plan: BatchPlan, *, start: int, num_steps: int, workers: int
 ) -> Iterator[Batch]:
     """Yield the batches of a run from a step on, each at the image size of its stage."""
-    ended, share = 0, 0.0
+    ended, progress = 0, 0.0
     for stage in stages(config, plan):
-        began, share = ended, share + stage.share
-        ended = round(share * num_steps)
+        began, progress = ended, progress + stage.fraction
+        ended = round(progress * num_steps)
         if start < ended:
             first = max(start, began)
             yield from batches(stage.plan, start=first, stop=ended, workers=workers)

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -83,7 +84,12 @@ def resolve(
     fields, kind = network(config, source, weights, given or {}, log=notes.append)
     fields["model"] = resolve_crop_pct(fields["model"], config.augment)
     fields |= {"follow_weights": False, "resize": None}
-    fields["batch"] = _resolve_batch(config, source, log=notes.append)
+    if len(source) < config.batch:
+        views = config.views_per_decode if isinstance(config, PretrainConfig) else 1
+        batch = fields["batch"] = len(source) // views * views
+        notes.append(
+            f"batch: lowered from {config.batch} to {batch}; there are {len(source)} images"
+        )
     if config.precision == "auto":
         bf16 = has_bf16(choose_device(config.device))
         fields["precision"] = resolve_precision("auto", has_bf16=bf16, begun=begun)
@@ -170,18 +176,6 @@ def _finetuning_network(
     return {"model": model, "num_classes": classes}, kind
 
 
-def _resolve_batch(
-    config: PretrainConfig | FinetuneConfig, source: Source, *, log: Callable[[str], None]
-) -> int:
-    """Return the batch size, lowered to the number of images if there are fewer."""
-    if len(source) >= config.batch:
-        return config.batch
-    views = config.views_per_decode if isinstance(config, PretrainConfig) else 1
-    batch = len(source) // views * views
-    log(f"batch: lowered from {config.batch} to {batch}; there are {len(source)} images")
-    return batch
-
-
 def resolve_precision(
     precision: Precision, *, has_bf16: bool, begun: Mapping[str, Any] | None = None
 ) -> Precision:
@@ -212,7 +206,8 @@ def batch_plan(
     config: PretrainConfig | FinetuneConfig, source: Source, kind: PixelKind
 ) -> BatchPlan:
     """Return the plan that defines the training batches of a run."""
-    plan = BatchPlan(
+    plan = partial(
+        BatchPlan,
         source=source,
         kind=kind,
         size=config.model.image_size,
@@ -221,15 +216,13 @@ def batch_plan(
         seed=config.seed,
     )
     if isinstance(config, PretrainConfig):
-        return dataclasses.replace(
-            plan,
+        return plan(
             grid=config.model.grid,
             objective=config.objective,
             views_per_decode=config.views_per_decode,
         )
     text, mean = config.rand_augment, config.model.pixels.mean
-    return dataclasses.replace(
-        plan,
+    return plan(
         num_drops=2 * config.model.depth if config.drop_path else 0,
         randaugment=None if text is None else RandAugment(text, mean),
     )
@@ -243,12 +236,12 @@ def new_state(model: nn.Module, config: PretrainConfig | FinetuneConfig) -> Trai
         if isinstance(part, Blocks):
             part.checkpoint_every = config.checkpoint_every
     scaler = torch.amp.GradScaler(device.type) if config.half == "fp16" else None
-    if isinstance(config, PretrainConfig):
-        return TrainState(model, create_optimizer(model, config.optim), scaler=scaler)
-    assert isinstance(model, Classifier)
-    choose_trained(model, config.train_blocks)
-    layers = {"layer_decay": config.layer_decay, "depth": config.model.depth}
-    return TrainState(model, create_optimizer(model, config.optim, **layers), scaler=scaler)  # type: ignore[arg-type]
+    layers: dict[str, Any] = {}
+    if isinstance(config, FinetuneConfig):
+        assert isinstance(model, Classifier)
+        choose_trained(model, config.train_blocks)
+        layers = {"layer_decay": config.layer_decay, "depth": config.model.depth}
+    return TrainState(model, create_optimizer(model, config.optim, **layers), scaler=scaler)
 
 
 def device_of(state: TrainState) -> torch.device:

@@ -59,10 +59,10 @@ class OptimiserStep:
             return
         # The thread count is partly global and partly per thread. It is lowered in this thread
         # too: OpenMP's worker threads spin for a while after every parallel operation.
-        settle = partial(torch.set_num_threads, threads // at_once)
-        settle()
+        limit_threads = partial(torch.set_num_threads, threads // at_once)
+        limit_threads()
         try:
-            with ThreadPoolExecutor(at_once, initializer=settle) as self._pool:
+            with ThreadPoolExecutor(at_once, initializer=limit_threads) as self._pool:
                 yield
         finally:
             self._pool = None
@@ -88,7 +88,7 @@ class OptimiserStep:
         else:
             total = torch.zeros((), device=self.device)
             for part in parts:
-                loss = self._share(model, part, of=len(batch.ids))
+                loss = self._weighted_loss(model, part, of=len(batch.ids))
                 (loss * factor).backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()
         if state.scaler is not None:
@@ -121,9 +121,9 @@ class OptimiserStep:
 
         Nothing else changes; the caller discards the gradients.
         """
-        self._share(model, part, of=len(part.ids)).backward()  # type: ignore[no-untyped-call]
+        self._weighted_loss(model, part, of=len(part.ids)).backward()  # type: ignore[no-untyped-call]
 
-    def _share(self, model: nn.Module, part: Batch, *, of: int) -> Tensor:
+    def _weighted_loss(self, model: nn.Module, part: Batch, *, of: int) -> Tensor:
         """Return the loss of a micro-batch, weighted by its fraction of the batch."""
         half = torch.float16 if self.config.half == "fp16" else torch.bfloat16
         with torch.autocast(self.device.type, half, self.config.half is not None):
@@ -138,7 +138,7 @@ class OptimiserStep:
         whole = sum(len(part.ids) for part in parts)
 
         def work(part: Batch) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-            loss = self._share(model, part, of=whole)
+            loss = self._weighted_loss(model, part, of=whole)
             return loss.detach(), torch.autograd.grad(loss * factor, parameters, allow_unused=True)
 
         total = torch.zeros(())
