@@ -76,9 +76,8 @@ def from_dict(cls: type[ConfigT], values: Mapping[str, object], *, where: str) -
     Raises:
         ConfigError: for an unknown or missing key, or a value of another type.
     """
-    if isinstance(values, Mapping):
-        values = with_current_names(values)
-    return _build(cls, values, prefix="", known=field_types(cls), where=where)
+    current = with_current_names(values) if isinstance(values, Mapping) else values
+    return _build(cls, current, prefix="", known=field_types(cls), where=where)
 
 
 def field_types(cls: type[DataclassInstance], *, prefix: str = "") -> dict[str, Any]:
@@ -128,10 +127,8 @@ def _parse(hint: Any, text: str) -> object:
     if hint is bool:
         return {"true": True, "yes": True, "false": False, "no": False}.get(text.lower(), text)
     if hint in (int, float):
-        try:
+        with suppress(ValueError):
             return hint(text)
-        except ValueError:
-            return text
     return text
 
 

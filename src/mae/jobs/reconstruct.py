@@ -107,13 +107,12 @@ def reconstruct(
         asked["mask_block"] = ObjectiveConfig().mask_block
     model.objective = replace(model.objective, **asked)
     model.objective.require_grid(model.config.grid)
-    hidden = None if mask is None else read_mask(mask, model.config)
     stored, names, bad = _read(images, model, count=count)
-    if hidden is None:
+    if mask is None:
         ids = np.arange(len(names), dtype=np.int64)
         hides = mask_noise(ids, model.objective, grid=model.config.grid, seed=seed or 0)
     else:
-        hides = hidden.flatten().expand(len(names), -1)
+        hides = read_mask(mask, model.config).flatten().expand(len(names), -1)
     panels = reconstruction_panels(model, stored, hides=hides)
     psnr = hidden_psnr(model, [(stored, hides)])
     if out.suffix == ".html":

@@ -272,6 +272,7 @@ def test_pictures_are_scaled_by_their_processor_as_by_us(generator, tmp_path) ->
     [
         ({"grid": (3, 5)}, r"grid of patches is square, that of this model \(3, 5\)"),
         ({"target_eps": 1e-3}, "target has an eps of 1e-6, that of this model 0.001"),
+        ({"mask_kind": "block"}, "it masks at random, this model otherwise"),
         ({"grid": (10, 10), "mask_ratio": 0.9}, "keeps 9 of 100 patches .* this model 10"),
     ],
 )
