@@ -11,8 +11,7 @@ import pytest
 
 from mae.cli.main import main
 from mae.errors import ConfigError
-from mae.jobs.finetune import finetune
-from mae.jobs.finetune_seeds import finetune_seeds
+from mae.jobs.finetune import finetune, finetune_seeds
 from mae.model.create import create
 from mae.weights.formats.native import save
 from tests.jobs.conftest import TINY, write_classes

@@ -53,23 +53,23 @@ class FeatureSettings(NamedTuple):
             raise ConfigError(f"batch: expected at least 1, got {self.batch}")
         return choose_device(self.device)
 
-    def at(self, place: ProcessInfo) -> FeatureSettings:
+    def at(self, process: ProcessInfo) -> FeatureSettings:
         """Assign each of several processes on a machine its own GPU, unless one is named.
 
         Raises:
             ConfigError: where there are fewer GPUs than processes.
         """
-        if place.world_size == 1:
+        if process.world_size == 1:
             return self
         device, count = self.checked_device(), torch.cuda.device_count()
         if device.type != "cuda" or device.index is not None:
             return self
-        if place.local_rank >= count:
+        if process.local_rank >= count:
             raise ConfigError(
-                f"device: got process {place.local_rank + 1} on a machine of {count} GPUs, "
+                f"device: got process {process.local_rank + 1} on a machine of {count} GPUs, "
                 f"expected one each; start at most {count} there, or use --device cpu"
             )
-        return self._replace(device=f"cuda:{place.local_rank}")
+        return self._replace(device=f"cuda:{process.local_rank}")
 
 
 DEFAULT = FeatureSettings()
@@ -101,7 +101,7 @@ def evaluation_batches(
     *,
     batch: int,
     view: View | None = None,
-    place: ProcessInfo = SINGLE_PROCESS.process,
+    process: ProcessInfo = SINGLE_PROCESS.process,
 ) -> Iterator[EvaluationBatch]:
     """Read images in the format an encoder was trained on, in its evaluation view or another.
 
@@ -111,12 +111,14 @@ def evaluation_batches(
     config = encoder.config
     kind = kind_of(config)
     view = view or partial(evaluation_view, crop_pct=config.crop_pct)
-    for part in _own_batches(ids, batch=batch, place=place):
+    for part in _own_batches(ids, batch=batch, process=process):
         yield evaluation_batch(source, part, kind=kind, size=config.image_size, view=view)
 
 
-def _own_batches(ids: Sequence[int], *, batch: int, place: ProcessInfo) -> Sequence[Sequence[int]]:
-    return place.shard([ids[start : start + batch] for start in range(0, len(ids), batch)])
+def _own_batches(
+    ids: Sequence[int], *, batch: int, process: ProcessInfo
+) -> Sequence[Sequence[int]]:
+    return process.shard([ids[start : start + batch] for start in range(0, len(ids), batch)])
 
 
 class LabelledBatch(NamedTuple):
@@ -161,13 +163,13 @@ def map_images(
         The columns of all readable images, rows ascending by id.
     """
     assert source.labels is not None
-    place, bad, warned = ranks.process, list[Bad](), list[Bad]()
+    process, bad, warned = ranks.process, list[Bad](), list[Bad]()
     rows: list[Sequence[NDArray[Any]]] = []
     done, every = 0, ids.tolist()
-    where = f" in 1 of {place.world_size} processes" if place.world_size > 1 else ""
-    own = sum(map(len, _own_batches(every, batch=batch, place=place)))
+    where = f" in 1 of {process.world_size} processes" if process.world_size > 1 else ""
+    own = sum(map(len, _own_batches(every, batch=batch, process=process)))
     progress.start(own, label=f"{label}{where}")
-    for got in evaluation_batches(encoder, source, every, batch=batch, view=view, place=place):
+    for got in evaluation_batches(encoder, source, every, batch=batch, view=view, process=process):
         if len(got.ids):
             kept = got.ids.numpy()
             rows.append(function(LabelledBatch(kept, source.labels[kept], got.images)))

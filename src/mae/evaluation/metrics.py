@@ -107,10 +107,9 @@ def class_rows(confusion: NDArray[np.int64], names: Sequence[str]) -> list[Class
         names: K.
     """
     rows = []
-    for number, counts in enumerate(confusion):
-        wrong = np.where(np.arange(len(names)) == number, 0, counts)
-        other = names[int(wrong.argmax())] if wrong.any() else ""
-        images, right = int(counts.sum()), int(counts[number])
-        accuracy = right / images if images else math.nan
-        rows.append(ClassRow(names[number], images, right, other, accuracy))
+    for number, (name, counts) in enumerate(zip(names, confusion.tolist(), strict=True)):
+        right, images = counts[number], sum(counts)
+        wrong = [*counts[:number], 0, *counts[number + 1 :]]
+        other = names[wrong.index(max(wrong))] if any(wrong) else ""
+        rows.append(ClassRow(name, images, right, other, right / images if images else math.nan))
     return rows

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
@@ -16,6 +17,7 @@ from mae.data.sources.open import data_name
 from mae.data.sources.source import Source
 from mae.errors import ConfigError
 from mae.evaluation.classify import TOP, Candidates, classify
+from mae.evaluation.evidence import score
 from mae.evaluation.few_labels import FewLabels, write_choice
 from mae.evaluation.labelled_data import Labelled, Part, labelled
 from mae.evaluation.metrics import Predictions
@@ -23,6 +25,7 @@ from mae.model.classifier import Classifier
 from mae.progress import Progress
 from mae.recipes.catalogue import find_config
 from mae.report.page import write_report
+from mae.report.tables import value_rows
 from mae.runs.directory import RunDir, read_record
 from mae.runs.signals import StopSignal
 from mae.train.ema import apply_ema
@@ -222,3 +225,74 @@ def _results(found: Predictions, config: FinetuneConfig, test: Source) -> dict[s
         "unreadable": [test.name(i) for i in range(len(test)) if i not in there],
         "averaged": config.ema is not None,
     }
+
+
+class TunedSeeds(NamedTuple):
+    """Finished runs that differ only in their seed."""
+
+    path: Path
+    """Parent folder of the run directories."""
+    labels: str | None
+    runs: tuple[Tuned, ...]
+
+    def values(self) -> dict[str, object]:
+        """Return the values that --json prints: mean and std of the scores, and every run."""
+        values = dict[str, object]()
+        for name in ("top1", "top5", "loss"):
+            found = [getattr(run, name) for run in self.runs]
+            if None not in found:
+                values |= {name: score(found).mean, f"{name}_spread": score(found).spread}
+        values |= {name: getattr(self.runs[0], name) for name in ("classes", "train", "test")}
+        runs = [run.values() | {"seed": run.config.seed} for run in self.runs]
+        seeds = [run["seed"] for run in runs]
+        return values | {"labels": self.labels, "seeds": seeds, "path": self.path, "runs": runs}
+
+    def rows(self) -> Iterator[tuple[str, ...]]:
+        """Yield mean and spread, then a row per run."""
+        yield from value_rows(self.values() | {"runs": None})
+        for run in self.runs:
+            yield f"seed {run.config.seed}", f"{run.top1:.2%}", str(run.path)
+
+
+def finetune_seeds(
+    config: FinetuneConfig,
+    *,
+    seeds: int,
+    data: str | Path,
+    out: str | Path | None = None,
+    labels: str | None = None,
+    **how: Any,
+) -> TunedSeeds:
+    """Fine-tune with several seeds one after another, or resume a stopped call.
+
+    Each run equals a single run with its seed: it draws its own few labels and, where a part of
+    the data is held out for testing, its own part. Finished runs are kept, so that more seeds
+    can be added later.
+
+    Args:
+        config: configuration of the runs; its seed is the first one.
+        seeds: number of seeds.
+        data: see `labelled`.
+        out: folder of the runs, seed-0 and so on; `runs/DATA-NAME-tuned` if none.
+        labels: few labels, see `FewLabels`; none: all.
+        how: other arguments of `finetune`: weights, quiet and so on.
+
+    Raises:
+        MaeError: for whatever the user must change, in one line.
+        Stopped: when asked to stop; the same call resumes from there.
+    """
+    if seeds < 1:
+        raise ConfigError(f"seeds: expected at least 1, got {seeds}")
+    folder = Path("runs", f"{data_name(data)}-tuned") if out is None else Path(out)
+    if (folder / "run.json").exists():
+        raise ConfigError(
+            f"{folder}: is a run itself, expected a folder for a run of each seed; choose another "
+            "with --out, or drop --seeds"
+        )
+    runs = [
+        finetune(
+            replace(config, seed=seed), data=data, out=folder / f"seed-{seed}", labels=labels, **how
+        )
+        for seed in range(config.seed, config.seed + seeds)
+    ]
+    return TunedSeeds(folder, labels, tuple(runs))

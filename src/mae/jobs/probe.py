@@ -1,9 +1,9 @@
-"""Probes of a frozen encoder: k-NN, logistic regression and the linear probe of the paper."""
+"""Probes of an encoder: k-NN, logistic regression, the paper's linear probe, partial tuning."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from mae.config.model import refuse_without_effect
 from mae.config.run import FinetuneConfig
 from mae.data.batching.batch import BatchPlan
 from mae.data.decoding.header import kind_of
+from mae.data.sources.open import data_name
 from mae.data.sources.subset import subset
 from mae.errors import ConfigError
 from mae.evaluation.classify import TOP
@@ -36,10 +37,12 @@ from mae.evaluation.labelled_data import labelled, require_classes
 from mae.evaluation.linear_probe import PROTOCOL, max_update, train_head
 from mae.evaluation.logistic import logistic_accuracy
 from mae.evaluation.metrics import predictions_from_scores
+from mae.jobs.finetune import Tuned, finetune
 from mae.model.create import create
 from mae.model.encoder import Encoder
 from mae.parallel.processes import open_communicator
 from mae.progress import Progress
+from mae.recipes.catalogue import FINETUNE_FOLDER
 from mae.report.tables import plain, value_rows
 from mae.train.measure import count_steps
 from mae.train.resolve import batch_plan
@@ -323,3 +326,38 @@ def paper_probe(
         top1_spread=top1.spread,
         top5_spread=top5.spread,
     )
+
+
+def partial_probe(
+    weights: str | Path,
+    data: str | Path,
+    *,
+    blocks: float | None,
+    out: Path | None = None,
+    lr: float | None = None,
+    fields: Mapping[str, Any],
+    **how: Any,
+) -> Tuned:
+    """Fine-tune the last blocks with the recipe finetune-folder; the others are frozen.
+
+    Args:
+        weights: whatever `load_encoder` takes.
+        data: see `labelled`.
+        blocks: number of last blocks to train; 0.5: only the MLP of the last one.
+        out: run directory; `runs/DATA-partial-BLOCKS` if none.
+        lr: base rate; none: that of the recipe.
+        fields: other fields of the recipe to change; None leaves a field unchanged.
+        how: other arguments of `finetune`: labels, quiet and so on.
+
+    Raises:
+        MaeError: for whatever the user must change, in one line.
+
+    Source: He et al. 2021, Figure 9.
+    """
+    if blocks is None:
+        raise ConfigError("blocks: expected --blocks, as in 0.5, 1 or 4 of the last blocks")
+    changed = {name: value for name, value in fields.items() if value is not None}
+    optim = FINETUNE_FOLDER.optim if lr is None else replace(FINETUNE_FOLDER.optim, lr=lr)
+    config = replace(FINETUNE_FOLDER, train_blocks=blocks, optim=optim, **changed)
+    out = out or Path("runs", f"{data_name(data)}-partial-{blocks:g}")
+    return finetune(config, data=data, weights=weights, out=out, based_on="finetune-folder", **how)

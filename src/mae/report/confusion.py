@@ -21,7 +21,7 @@ EDGE = 600  # pixels; larger if there are more classes than that
 LIGHT, DARK = (247, 246, 243), (11, 66, 120)  # colours of no image, and of all images of a class
 CAPTION = (
     "Rows: the class; columns: what it was taken for; both in the order of the table. The darker, "
-    "the larger the share of the row, by its root, so that rare mistakes are seen."
+    "the larger the fraction of the row; its square root, to make rare mistakes visible."
 )
 
 
@@ -42,8 +42,8 @@ def confusion_image(counts: Counts) -> Image.Image:
         counts: K K, see `Predictions.confusion`.
     """
     sizes = counts.sum(axis=1, keepdims=True)
-    shares = np.sqrt(counts / np.maximum(1, sizes))[..., None]  # K K 1
-    pixels = np.asarray(LIGHT) + shares * (np.asarray(DARK) - np.asarray(LIGHT))
+    fractions = np.sqrt(counts / np.maximum(1, sizes))[..., None]  # K K 1
+    pixels = np.asarray(LIGHT) + fractions * (np.asarray(DARK) - np.asarray(LIGHT))
     scale = max(1, EDGE // len(counts))
     cells = pixels.round().astype(np.uint8).repeat(scale, axis=0).repeat(scale, axis=1)
     return Image.fromarray(cells)
@@ -53,8 +53,8 @@ def worst_mistakes(counts: Counts, names: Sequence[str], *, most: int) -> list[M
     """Return the `most` most frequent confusions; ties in the order of the classes."""
     wrong = np.where(np.eye(len(counts), dtype=bool), 0, counts)
     sizes, found = counts.sum(axis=1), []
-    for place in np.argsort(-wrong, axis=None, kind="stable")[:most].tolist():
-        row, column = divmod(place, len(counts))
+    for cell in np.argsort(-wrong, axis=None, kind="stable")[:most].tolist():
+        row, column = divmod(cell, len(counts))
         if times := int(wrong[row, column]):
             found.append(Mistake(names[row], names[column], times, times / int(sizes[row])))
     return found

@@ -38,22 +38,22 @@ def thumbnail(pixels: NDArray[Any]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(drawn))
 
 
-def contact_sheet(pictures: Sequence[tuple[str, Image.Image]]) -> Image.Image:
+def contact_sheet(images: Sequence[tuple[str, Image.Image]]) -> Image.Image:
     """Arrange named thumbnails in rows; a name that is too long is cut at its start.
 
     Args:
-        pictures: names and images made by `thumbnail`, at least one.
+        images: names and images made by `thumbnail`, at least one.
     """
-    columns = min(COLUMNS, len(pictures))
-    rows = -(-len(pictures) // columns)
+    columns = min(COLUMNS, len(images))
+    rows = -(-len(images) // columns)
     cell = EDGE + _GAP, EDGE + _LINE + _GAP
     sheet = Image.new("RGB", (_GAP + columns * cell[0], _GAP + rows * cell[1]), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_LINE * 0.7)
-    for place, (name, picture) in enumerate(pictures):
-        row, column = divmod(place, columns)
+    for number, (name, image) in enumerate(images):
+        row, column = divmod(number, columns)
         left, top = _GAP + column * cell[0], _GAP + row * cell[1]
-        offset = (EDGE - picture.width) // 2, (EDGE - picture.height) // 2
-        sheet.paste(picture, (left + offset[0], top + offset[1]))
+        offset = (EDGE - image.width) // 2, (EDGE - image.height) // 2
+        sheet.paste(image, (left + offset[0], top + offset[1]))
         label = name if len(name) <= _LETTERS else "…" + name[1 - _LETTERS :]
         draw.text((left, top + EDGE), label, fill="black", font=font)
     return sheet

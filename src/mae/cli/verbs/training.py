@@ -94,7 +94,7 @@ def finetune(
     if data is None:
         raise ConfigError("finetune: expected --data, labelled images (or fashion-mnist)")
     from mae.jobs.finetune import finetune as job
-    from mae.jobs.finetune_seeds import finetune_seeds
+    from mae.jobs.finetune import finetune_seeds
 
     one = partial(job, finished_too=False)
     run = one if seeds is None else partial(finetune_seeds, seeds=seeds)

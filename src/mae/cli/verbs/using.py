@@ -64,8 +64,7 @@ def probe(
     from mae.config.model import refuse_without_effect
     from mae.evaluation.few_labels import FewLabels
     from mae.evaluation.inputs import FeatureSettings
-    from mae.jobs.probe import choose_method, paper_config, paper_probe, probe
-    from mae.jobs.probe_partial import partial_probe
+    from mae.jobs.probe import choose_method, paper_config, paper_probe, partial_probe, probe
     from mae.parallel.processes import require_single_process
 
     if method != "knn":
@@ -81,7 +80,7 @@ def probe(
                   "model": ModelConfig(crop_pct=crop_pct)}  # fmt: skip
         return partial_probe(
             weights, data, blocks=blocks, out=out, labels=labels, lr=lr, fields=fields,
-            given=given, quiet=quiet, command=["mae", *sys.argv[1:]],
+            quiet=quiet, command=["mae", *sys.argv[1:]], **given,
         )  # fmt: skip
     refuse_without_effect(method, "partial", blocks=blocks, out=out)
     few = FewLabels(labels, labels_out, seeds)
