@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Literal
 
 Pool = Literal["mean", "cls", "grid"]
-HeadPool = Literal["mean", "cls"]
 
 MULTI_PROCESS_VERBS = frozenset(("probe", "evaluate"))
 """Verbs that may run as several processes of one job."""

@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from mae.cli.verbs.shared import HeadPool, Pool
+from mae.cli.verbs.shared import Pool
 from mae.config.objective import MaskKind
 from mae.config.run import ModelConfig
 from mae.errors import ConfigError
-from mae.weights.given import Given
+from mae.weights.given import Given, HeadPool
 
 
 def probe(

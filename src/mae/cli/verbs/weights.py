@@ -6,9 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from mae.cli.verbs.shared import HeadPool
 from mae.report.tables import report_of
-from mae.weights.given import Given, Take, Target
+from mae.weights.given import Given, HeadPool, Take, Target
 
 
 def weights_inspect(weights: Path, *, take: Take | None = None) -> object:
