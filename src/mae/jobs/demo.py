@@ -45,7 +45,7 @@ FEW_LABELS = {
 
 
 class DemoResult(NamedTuple):
-    """Run directory and results of the demo."""
+    """Run directory of the demo and its results.json."""
 
     rundir: RunDir
     results: dict[str, Any]
@@ -56,7 +56,7 @@ class DemoResult(NamedTuple):
         return 1 if self.results["shortfalls"] else 0
 
     def values(self) -> dict[str, Any]:
-        """Return all results for --json."""
+        """Return the values that --json prints."""
         return {"run": self.rundir.path, "report": self.rundir.report} | self.results
 
     def rows(self) -> list[tuple[str, ...]]:
@@ -88,7 +88,7 @@ def demo(*, out: Path, minutes: float | None = None, quiet: bool = False) -> Dem
 
     Args:
         out: run directory; a finished one is shown again.
-        minutes: length of a shorter demo, reported without a verdict.
+        minutes: length of a shorter demo, which is not compared with the baselines.
         quiet: show no progress.
     """
     rundir = RunDir(out)
@@ -97,51 +97,44 @@ def demo(*, out: Path, minutes: float | None = None, quiet: bool = False) -> Dem
         if record is not None:
             config = from_dict(PretrainConfig, record["config"], where=str(rundir.record))
         else:
-            config = _config(minutes, say=progress.note)
+            config = _config(minutes, log=progress.note)
         if record is None or not record.get("finished"):
             again = ("mae", "demo", "--out", str(out))
             pretrain(config, data=BUILT_IN, out=out, quiet=quiet, command=again, based_on="demo")
         if not rundir.results.exists():
             model = open_model(out).model.to(choose_device(config.device))
-            verdict = config.minutes is None
-            results = _evidence(model, config, verdict=verdict, say=progress.note)
-            write_json_atomic(rundir.results, results)
+            write_json_atomic(rundir.results, _evaluate(model, config, log=progress.note))
             write_report(out)
     return DemoResult(rundir, json.loads(rundir.results.read_bytes()))
 
 
-def _config(minutes: float | None, *, say: Callable[[str], None]) -> PretrainConfig:
-    """Return the demo's recipe, shortened to the steps this machine makes in the minutes."""
+def _config(minutes: float | None, *, log: Callable[[str], None]) -> PretrainConfig:
+    """Return the demo's recipe, shortened to the steps of `MOST_MINUTES` on this machine."""
     if minutes is not None:
         return replace(DEMO, minutes=minutes)
     source = fashion_mnist("train")
     resolved = resolve(DEMO, source)
     config, kind = resolved.config, resolved.kind
-    model, plan = (
-        create(config.model, objective=config.objective, seed=config.seed),
-        batch_plan(config, source, kind),
-    )
-    wanted = count_steps(config, plan, model, log=say)
-    possible = count_steps(replace(config, minutes=MOST_MINUTES), plan, model, log=say)
+    model = create(config.model, objective=config.objective, seed=config.seed)
+    plan = batch_plan(config, source, kind)
+    wanted = count_steps(config, plan, model, log=log)
+    possible = count_steps(replace(config, minutes=MOST_MINUTES), plan, model, log=log)
     if possible >= wanted:
         return DEMO
-    say(f"this machine makes {possible:,} of {wanted:,} steps in {MOST_MINUTES:g} minutes")
+    log(f"this machine makes {possible:,} of {wanted:,} steps in {MOST_MINUTES:g} minutes")
     return replace(DEMO, steps=possible)
 
 
-def _evidence(
-    model: MaskedAutoencoder,
-    config: PretrainConfig,
-    *,
-    verdict: bool,
-    say: Callable[[str], None],
+def _evaluate(
+    model: MaskedAutoencoder, config: PretrainConfig, *, log: Callable[[str], None]
 ) -> dict[str, Any]:
+    """Return the results; shortfalls only of the full demo, not of one of some minutes."""
     source = fashion_mnist("train")
     assert source.labels is not None
     few = labels_per_class(source.labels, LABELS_PER_CLASS, seed=0)
     train, test = LabelledImages.of(source).only(few), LabelledImages.of(fashion_mnist("test"))
-    table = evidence_table(model.encoder, train=train, test=test, init_seed=config.seed, log=say)
-    say("fine-tuning on few labels ...")
+    table = evidence_table(model.encoder, train=train, test=test, init_seed=config.seed, log=log)
+    log("fine-tuning on few labels ...")
     few_labels = few_label_finetuning(model.encoder, train=train, test=test)
     ids = np.arange(len(test.images), dtype=np.int64)
     noise = mask_noise(ids, config.objective, grid=config.model.grid, seed=MASK_SEED)
@@ -151,7 +144,7 @@ def _evidence(
         "evidence": table.to_dict(),
         "few_labels": few_labels,
         "hidden_psnr": psnr.to_dict(),
-        "shortfalls": list(shortfalls(table)) if verdict else [],
+        "shortfalls": list(shortfalls(table)) if config.minutes is None else [],
     }
 
 
