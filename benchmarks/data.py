@@ -37,13 +37,13 @@ from mae.jobs.data_pack import pack
 from mae.model.normalize import normalize_pixels
 
 PICTURES = 64  # of a side in a pair, each seen once
-SMALL = 512  # pictures of 32 x 32
+SMALL = 512  # images of 32 x 32
 SIZE, SHORT = 224, 256
 PAIRS = 9
 KIND = PixelKind("uint8", 3)
 
 
-def draw_pictures(folder: Path) -> None:
+def draw_images(folder: Path) -> None:
     """Draw JPEGs as large as ImageNet's are, 500 x 375 and some 110 kB: noise of many sizes."""
     rng = np.random.default_rng(0)
     for number in range(PICTURES):
@@ -53,20 +53,20 @@ def draw_pictures(folder: Path) -> None:
             noise = rng.normal(128, 50, shape).clip(0, 255).astype(np.uint8)
             grown = Image.fromarray(noise).resize((500, 375), Image.Resampling.BICUBIC)
             total += (np.asarray(grown) - 128.0) * strength / 50
-        picture = Image.fromarray((total + 128).clip(0, 255).astype(np.uint8))
-        picture.save(folder / f"{number:03}.jpg", quality=95)
+        image = Image.fromarray((total + 128).clip(0, 255).astype(np.uint8))
+        image.save(folder / f"{number:03}.jpg", quality=95)
 
 
 def shrunk(path: Path) -> Image.Image:
-    """Give a picture with a short side of 256 pixels."""
-    with Image.open(path) as picture:
-        share = SHORT / min(picture.size)
-        size = tuple(round(side * share) for side in picture.size)
-        return picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    """Give an image with a short side of 256 pixels."""
+    with Image.open(path) as image:
+        share = SHORT / min(image.size)
+        size = tuple(round(side * share) for side in image.size)
+        return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
 
 
 def usual_transform(size: int) -> Callable[[Image.Image], torch.Tensor]:
-    """Give what the published code does to a picture."""
+    """Give what the published code does to an image."""
     how = transforms.InterpolationMode.BICUBIC
     return transforms.Compose(
         [
@@ -88,13 +88,13 @@ def usual_from_files(paths: Sequence[Path]) -> None:
 
 
 def usual_from_memory(images: NDArray[np.uint8]) -> None:
-    """Make a batch of small pictures as torchvision's own data sets do."""
+    """Make a batch of small images as torchvision's own data sets do."""
     transform = usual_transform(images.shape[1])
     torch.stack([transform(Image.fromarray(image)) for image in images])
 
 
 def plan_of(source: Source, *, size: int = SIZE, batch: int | None = None) -> BatchPlan:
-    """Give the plan of batches that show every picture once."""
+    """Give the plan of batches that show every image once."""
     return BatchPlan(
         source=source,
         kind=KIND,
@@ -126,7 +126,7 @@ def cpu_seconds(run: Callable[[], object]) -> float:
 
 
 def compare(name: str, theirs: Callable[[], object], own: Callable[[], object], count: int) -> None:
-    """Print the ratio of the times of two sides, and ours in pictures a second."""
+    """Print the ratio of the times of two sides, and ours in images a second."""
     theirs(), own()
     pairs = [(cpu_seconds(theirs), cpu_seconds(own)) for _ in range(PAIRS)]
     ratio = Spread.of([a / b for a, b in pairs]).written()
@@ -135,7 +135,7 @@ def compare(name: str, theirs: Callable[[], object], own: Callable[[], object], 
 
 
 def one_core(paths: Sequence[Path], work: Path) -> None:
-    """Compare the ways of storing pictures on one core."""
+    """Compare the ways of storing images on one core."""
     again = work / "short-256"
     again.mkdir()
     for number, path in enumerate(paths):
@@ -147,7 +147,7 @@ def one_core(paths: Sequence[Path], work: Path) -> None:
     raw = ArraySource(np.load(work / "raw.npy", mmap_mode="r"))
     small = np.random.default_rng(0).integers(0, 256, (SMALL, 32, 32, 3), dtype=np.uint8)
     originals, usual = FolderSource.of_files(paths), partial(usual_from_files, paths)
-    print(f"{'':<52} times theirs over ours     theirs     ours, pictures/s of a core")
+    print(f"{'':<52} times theirs over ours     theirs     ours, images/s of a core")
     compare("original JPEGs", usual, ours(originals), len(paths))
     compare("  normalised to float32 as well", usual, ours(originals, normalized=True), len(paths))
     compare("re-encoded, short side 256, quality 90", usual, ours(FolderSource(again)), len(paths))
@@ -190,7 +190,7 @@ def main(words: Sequence[str]) -> None:
         folder = Path(names[0]) if names else work / "drawn"
         if not names:
             folder.mkdir()
-            draw_pictures(folder)
+            draw_images(folder)
         paths = sorted(folder.rglob("*.jpg"))[:PICTURES]
         size = statistics.mean(path.stat().st_size for path in paths)
         print(f"{len(paths)} JPEGs of {size / 1000:.0f} kB, batches of them all, {PAIRS} pairs")

@@ -19,7 +19,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.spread import Spread
-from benchmarks.textbook import Pictures, TextbookMAE, textbook_batches
+from benchmarks.textbook import Images, TextbookMAE, textbook_batches
 from mae.config.run import PixelConfig
 from mae.data.batching.batch import training_batch
 from mae.data.decoding.decode import PixelKind
@@ -64,7 +64,7 @@ def textbook_side(workers: int) -> Callable[[], None]:
     """Give a function that makes STEPS steps as a textbook would."""
     source, kind = fashion_mnist("train"), PixelKind("uint8", 1)
     (mean,), (std,) = measure_pixels(source, kind=kind)
-    dataset = Pictures(source.images, mean=mean, std=std)
+    dataset = Images(source.images, mean=mean, std=std)
     batches: Iterator[torch.Tensor] = textbook_batches(dataset, batch=DEMO.batch, workers=workers)
     model = TextbookMAE(DEMO.model)
     optimizer = torch.optim.AdamW(

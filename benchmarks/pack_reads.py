@@ -32,9 +32,9 @@ def microseconds(source: Source, ids: Sequence[int]) -> float:
 
 def main() -> None:
     """Print a table."""
-    pictures, out = Path(sys.argv[1]), Path(sys.argv[2])
-    pack(pictures, out)
-    packed, folder = open_pack(out), FolderSource(pictures)
+    images, out = Path(sys.argv[1]), Path(sys.argv[2])
+    pack(images, out)
+    packed, folder = open_pack(out), FolderSource(images)
     in_order = range(len(packed))
     at_random = np.random.default_rng(0).permutation(len(packed)).tolist()
     ways = {
@@ -50,7 +50,7 @@ def main() -> None:
         ratio = statistics.median(
             value / first for value, first in zip(values, took["pack, in order"], strict=True)
         )
-        print(f"{name}: {statistics.median(values):.1f} us a picture, {ratio:.2f} of in order")
+        print(f"{name}: {statistics.median(values):.1f} us an image, {ratio:.2f} of in order")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What an index of a billion pictures costs: opening, ordering, a batch, a resume, memory.
+"""What an index of a billion images costs: opening, ordering, a batch, a resume, memory.
 
     python -m benchmarks.scale FOLDER [COUNT]
 
@@ -32,12 +32,12 @@ KIND = PixelKind("uint8", 3)
 LARGEST_EPOCH = 100
 
 
-def sparse_pack(root: Path, *, count: int, pictures: int = 10) -> PackSource:
-    """Make a pack of `count` pictures whose rows are all empty; its shard has a few pictures."""
+def sparse_pack(root: Path, *, count: int, images: int = 10) -> PackSource:
+    """Make a pack of `count` images whose rows are all empty; its shard has a few images."""
     root.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     form = Form(raw=EDGE, kind=KIND)
-    files = [as_file(rng.integers(0, 256, (EDGE, EDGE, 3), np.uint8)) for _ in range(pictures)]
+    files = [as_file(rng.integers(0, 256, (EDGE, EDGE, 3), np.uint8)) for _ in range(images)]
     (root / "shard-00000.tar").write_bytes(b"".join(files))
     sizes = {
         "name_ends": "<u8",
@@ -56,11 +56,11 @@ def sparse_pack(root: Path, *, count: int, pictures: int = 10) -> PackSource:
     return PackSource(root)
 
 
-def write_rows(source: PackSource, ids: NDArray[np.int64], *, pictures: int = 10) -> None:
-    """Point some rows at pictures of the shard."""
+def write_rows(source: PackSource, ids: NDArray[np.int64], *, images: int = 10) -> None:
+    """Point some rows at images of the shard."""
     index, length = source.index, len(as_file(np.zeros((EDGE, EDGE, 3), np.uint8)))
     with index.path.open("rb+") as file:
-        for name, values in (("offsets", ids % pictures * length), ("lengths", 0 * ids + length)):
+        for name, values in (("offsets", ids % images * length), ("lengths", 0 * ids + length)):
             begin, dtype = place(index, name), index.arrays[name].dtype
             for number, value in zip(ids.tolist(), values.astype(dtype), strict=True):
                 file.seek(begin + number * dtype.itemsize)

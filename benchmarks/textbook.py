@@ -1,6 +1,6 @@
 """A masked autoencoder and its data as a textbook would write them: the peer of the benchmark.
 
-Every picture goes through torchvision's transforms by itself, every patch is projected, the
+Every image goes through torchvision's transforms by itself, every patch is projected, the
 tokens are unshuffled for the decoder, every patch is predicted, and the loss is masked.
 """
 
@@ -51,7 +51,7 @@ class Block(nn.Module):
 
 
 class TextbookMAE(nn.Module):
-    """The method as the paper describes it, for square grey or colour pictures."""
+    """The method as the paper describes it, for square grey or colour images."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -100,8 +100,8 @@ class TextbookMAE(nn.Module):
         return (loss * mask).sum() / mask.sum()
 
 
-class Pictures(Dataset[Tensor]):
-    """Arrays through the usual per-picture transforms."""
+class Images(Dataset[Tensor]):
+    """Arrays through the usual per-image transforms."""
 
     def __init__(self, images: NDArray[np.uint8], *, mean: float, std: float) -> None:
         self.images = images
@@ -120,7 +120,7 @@ class Pictures(Dataset[Tensor]):
         return self.transform(Image.fromarray(self.images[index, :, :, 0]))
 
 
-def textbook_batches(dataset: Pictures, *, batch: int, workers: int) -> Iterator[Tensor]:
+def textbook_batches(dataset: Images, *, batch: int, workers: int) -> Iterator[Tensor]:
     """Give batches for ever, epoch after epoch."""
     loader = DataLoader(
         dataset,

@@ -1,6 +1,6 @@
 """Processor time to a probe score: `python -m benchmarks.time_to_score FOLDER SEED ...`.
 
-A textbook loop over the built-in pictures, with the paper's recipe scaled down to a small network,
+A textbook loop over the built-in images, with the paper's recipe scaled down to a small network,
 sets the score; the same recipe in `mae`, and the demo's at less than its length, are to reach it.
 One thread each, two side by side; every run's figures are kept in FOLDER.
 """
@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from benchmarks.textbook import Pictures as TextbookPictures
+from benchmarks.textbook import Images as TextbookImages
 from benchmarks.textbook import TextbookMAE, textbook_batches
 from mae.config.model import ModelConfig
 from mae.config.run import ObjectiveConfig, OptimConfig, PixelConfig, PretrainConfig
@@ -42,7 +42,7 @@ SAMPLES = 300_000
 TEXTBOOK = OptimConfig(lr=0.024, warmup_epochs=1)  # 3e-3 at batch 32, a tenth of it warm-up
 BATCH = 32
 EPOCHS = 6
-"""Of the demo's recipe; of 30,000 pictures."""
+"""Of the demo's recipe; of 30,000 images."""
 COLUMNS = ("k-NN", "logistic, 10,000 labels")
 
 
@@ -54,7 +54,7 @@ def textbook(seed: int, folder: Path) -> tuple[Encoder, float]:
     config = _plain_model(PixelConfig(mean=mean, std=std))
     torch.manual_seed(seed)
     model, steps = TextbookMAE(config), SAMPLES // BATCH
-    dataset = TextbookPictures(source.images, mean=mean[0], std=std[0])
+    dataset = TextbookImages(source.images, mean=mean[0], std=std[0])
     batches = textbook_batches(dataset, batch=BATCH, workers=0)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.05)
     peak, warmup = TEXTBOOK.peak_lr(BATCH), steps // 10

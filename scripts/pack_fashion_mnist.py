@@ -1,7 +1,7 @@
-"""Make the built-in pictures from the four original Fashion-MNIST files, or verify them.
+"""Make the built-in images from the four original Fashion-MNIST files, or verify them.
 
     python scripts/pack_fashion_mnist.py FOLDER             # writes src/mae/assets/fashion-mnist.xz
-    python scripts/pack_fashion_mnist.py FOLDER --verify    # compares it, picture by picture
+    python scripts/pack_fashion_mnist.py FOLDER --verify    # compares it, image by image
 
 FOLDER holds {train,t10k}-{images-idx3,labels-idx1}-ubyte.gz; Debian's package
 `dataset-fashion-mnist` puts them in /usr/share/datasets/fashion-mnist.
@@ -38,7 +38,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
 
 
 def originals(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Read the pictures B 28 28 and labels B that are packed: test, then the first of training."""
+    """Read the images B 28 28 and labels B that are packed: test, then the first of training."""
     images, labels = (
         np.concatenate(
             [
@@ -65,11 +65,11 @@ def verify(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> bool:
     found_images, found_labels = unpack(packed)
     same = np.array_equal(found_images, images)
     same = same and np.array_equal(found_labels, labels)
-    print(f"{ASSET.name}: {len(packed)} bytes, {NUM_TEST} test and {NUM_TRAIN} training pictures")
+    print(f"{ASSET.name}: {len(packed)} bytes, {NUM_TEST} test and {NUM_TRAIN} training images")
     print("content  sha256", DIGEST)
-    for name, array in (("pictures", found_images), ("labels", found_labels.astype(np.uint8))):
+    for name, array in (("images", found_images), ("labels", found_labels.astype(np.uint8))):
         print(f"{name:8} sha256", hashlib.sha256(array.tobytes()).hexdigest())
-    print("every picture and label as in the originals" if same else "DIFFERENT from the originals")
+    print("every image and label as in the originals" if same else "DIFFERENT from the originals")
     return same
 
 

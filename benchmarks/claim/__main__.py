@@ -42,7 +42,7 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     sizes = lambda text: tuple(filter(None, text.split(",")))  # noqa: E731
     parser.add_argument("--pairs", type=int, default=10, help="rounds of the four networks; 10")
     parser.add_argument("--sizes", type=sizes, default=PUBLISHED[:2], help="measured; B and L")
-    parser.add_argument("--batch", type=int, default=8, help="pictures of a step; 8")
+    parser.add_argument("--batch", type=int, default=8, help="images of a step; 8")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu")
     parser.add_argument("--json", type=Path, help="every figure, for machines")
     return parser.parse_args(words)

@@ -105,7 +105,7 @@ class Measured(NamedTuple):
     seconds: dict[Side, list[tuple[float, float]]]
     """Of each step, in turn: all of it, and without the update."""
     saved_bytes: dict[Side, float]
-    """Kept by the forward for the backward, of a picture."""
+    """Kept by the forward for the backward, of an image."""
     peak_bytes: dict[Side, int]
     """Of a process that makes these steps alone."""
 
@@ -118,9 +118,9 @@ def measure(model: str, *, batch: int, pairs: int, device: torch.device) -> Meas
         say(f"{model}: memory {1 + len(peaks)} of {len(SIDES)}")
         peaks[side] = peak_bytes_elsewhere(config, side, batch=batch, device=device)
     steps = Steps(config, SIDES, batch=batch, device=device)
-    pictures = torch.zeros(2, config.channels, *config.image_size, dtype=torch.uint8).to(device)
+    images = torch.zeros(2, config.channels, *config.image_size, dtype=torch.uint8).to(device)
     saved = {
-        side: saved_bytes(each, pictures, steps.noise[:1].expand(2, -1))  # type: ignore[arg-type]
+        side: saved_bytes(each, images, steps.noise[:1].expand(2, -1))  # type: ignore[arg-type]
         for side, each in steps.models.items()
     }
     seconds: dict[Side, list[tuple[float, float]]] = {side: [] for side in SIDES}

@@ -37,7 +37,7 @@ class Row(NamedTuple):
     our_seconds: float | None = None
     """Median of a whole step."""
     saved: tuple[float, float] | None = None
-    """Bytes of a picture kept for the backward, theirs and ours."""
+    """Bytes of an image kept for the backward, theirs and ours."""
     peak: tuple[int, int] | None = None
     """Bytes of a process, theirs and ours."""
 
@@ -56,7 +56,7 @@ class Row(NamedTuple):
 
 
 HEAD = ("model", "decoder blocks, theirs and ours", "operations", "time of a step",
-        "without the update", "paper (TPU)", "kept for the backward, a picture",
+        "without the update", "paper (TPU)", "kept for the backward, an image",
         "memory of the process")  # fmt: skip
 
 
@@ -103,7 +103,7 @@ def page(rows: Sequence[Row], device: torch.device) -> str:
     )
     lines = [
         f"`python -m benchmarks.claim` ({'; '.join([*at, where])}). Whole steps in float32, the "
-        "same pictures and masks; what the encoder with mask tokens takes over what ours takes, "
+        "same images and masks; what the encoder with mask tokens takes over what ours takes, "
         "medians (quartiles).",
         "",
     ]

@@ -102,7 +102,7 @@ def make_sides(config: ModelConfig, sides: Sequence[Side] = SIDES) -> dict[Side,
 
 
 def count_flops(config: ModelConfig, side: Side) -> int:
-    """Count the operations of forward and backward of one picture; no number is computed."""
+    """Count the operations of forward and backward of one image; no number is computed."""
     config = replace(config, decoder_depth=side.decoder_depth)
     with torch.device("meta"):
         ours = MaskedAutoencoder(config)

@@ -59,7 +59,7 @@ def half_precision(capability: tuple[int, int]) -> str:
 
 
 def forward_macs(config: ModelConfig) -> float:
-    """Count the multiply-accumulates of the published forward of one picture.
+    """Count the multiply-accumulates of the published forward of one image.
 
     Products alone, attention's two included; every patch is projected and predicted, which the
     savings of decision 0002 leave out in part.
@@ -82,7 +82,7 @@ def _block_macs(tokens: int, width: int, *, mlp_ratio: float) -> float:
 
 
 def step_flops(config: ModelConfig) -> float:
-    """Count the operations of a step of one picture: 2 x MAC, and 3 x forward.
+    """Count the operations of a step of one image: 2 x MAC, and 3 x forward.
 
     Less the gradient of the patch projection's input, which nobody needs.
     """
@@ -91,5 +91,5 @@ def step_flops(config: ModelConfig) -> float:
 
 
 def share_of_peak(images_per_second: float, config: ModelConfig, peak: float) -> float:
-    """Give the share of a card's peak that a rate of pictures comes to."""
+    """Give the share of a card's peak that a rate of images comes to."""
     return images_per_second * step_flops(config) / peak

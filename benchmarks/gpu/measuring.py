@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.data import KIND, draw_pictures
+from benchmarks.data import KIND, draw_images
 from benchmarks.gpu.arithmetic import Peak, share_of_peak
 from benchmarks.gpu.report import LoaderRow, SideRow
 from benchmarks.gpu.sides import (
@@ -259,7 +259,7 @@ def _packed(folder: Path, *, at_least: int) -> Path:
     """Draw some JPEGs, give each as many names as it takes, and pack them re-encoded."""
     images = folder / "images"
     images.mkdir()
-    draw_pictures(images)
+    draw_images(images)
     drawn = sorted(images.iterdir())
     for copy in range(1, -(-at_least // len(drawn))):
         for path in drawn:

@@ -36,7 +36,7 @@ from mae.model.encoder import Encoder
 from mae.weights.load import load_classifier, load_encoder
 
 STEPS = {10: 150, 50: 300, 250: 600}
-"""Steps of 50 pictures by labels a class: the same for every way of starting."""
+"""Steps of 50 images by labels a class: the same for every way of starting."""
 FEWEST = (10, 50)
 """Labels a class where many networks are compared, which 250 would take an hour longer for."""
 BLOCKS = (0.5, 1.0, 2.0, None)
@@ -124,9 +124,9 @@ def partial_tuning(folder: Path, *, seed: int, per_class: int) -> Cell:
     return {"0": _read(partial(_pooled, encoder, "mean"), **parts)["logistic"]} | tuned
 
 
-def _draw(pictures: LabelledImages, per_class: int, *, seed: int) -> LabelledImages:
-    ids = labels_per_class(pictures.labels, per_class, seed=0, draw=seed)
-    return pictures.only(ids)
+def _draw(images: LabelledImages, per_class: int, *, seed: int) -> LabelledImages:
+    ids = labels_per_class(images.labels, per_class, seed=0, draw=seed)
+    return images.only(ids)
 
 
 def _finetuned(

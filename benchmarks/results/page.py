@@ -42,7 +42,7 @@ READERS = {
     "logistic, grid": ("grid", "logistic"),
     "fine-tuned": ("fine-tuned",),
 }
-# A picture by itself has no page whose colours it could follow.
+# An image by itself has no page whose colours it could follow.
 STYLE = (
     "text{font:13px sans-serif;fill:#444}.grid{stroke:#ccc}.line{fill:none;stroke-width:2.5;"
     "stroke-linecap:round}.s0{stroke:#1b6ca8}.s1{stroke:#c4561e}.s2{stroke:#3d8a3d}"
@@ -50,28 +50,28 @@ STYLE = (
 
 
 def write_page(page: Path, cells: Cells, *, seeds: Sequence[int]) -> None:
-    """Write the page, and the picture beside it."""
-    picture = page.with_name("results-partial.svg")
-    write_curve(picture, cells, seeds=seeds)
+    """Write the page, and the image beside it."""
+    image = page.with_name("results-partial.svg")
+    write_curve(image, cells, seeds=seeds)
     cost = arithmetic(DEMO.model)
     parts = [
         *_head(seeds),
         *_few(cells, seeds=seeds),
         *_transfer(cells, cost, seeds=seeds),
-        *_partial(cells, picture.name, seeds=seeds),
+        *_partial(cells, image.name, seeds=seeds),
     ]
     page.write_text("\n".join(parts) + "\n")
 
 
 def _head(seeds: Sequence[int]) -> list[str]:
     return [
-        "# Results on the built-in pictures",
+        "# Results on the built-in images",
         "",
         "Made by `make results` (an hour and a half on 2 quiet cores; started again, it goes "
         f"on), on {date.today().isoformat()}, {os.cpu_count()} cores, torch "
         f"{torch.__version__.partition('+')[0]}, no GPU. Fashion-MNIST, 28 x 28 grey, 30,000 "
-        "pictures to learn from and 10,000 to test on; ViT of width 96 and 4 blocks, the demo's. "
-        f"Accuracy in % on the test pictures, mean ± deviation of {len(seeds)} seeds; a seed "
+        "images to learn from and 10,000 to test on; ViT of width 96 and 4 blocks, the demo's. "
+        f"Accuracy in % on the test images, mean ± std of {len(seeds)} seeds; a seed "
         "draws the initial weights, the order, the masks and the labels. All numbers of this page "
         "are measured here; none is anybody else's. How the settings were chosen stands in "
         "[log.md](log.md).",
@@ -89,9 +89,9 @@ def _few(cells: Cells, *, seeds: Sequence[int]) -> list[str]:
         "",
         f"Pre-training of the demo's network with AdamW, {WHOLE.epochs:g} epochs, {len(seeds)} "
         "times, without labels. Fine-tuning has "
-        f"the same budget from either start: steps of 50 pictures, {steps}; each start has the "
+        f"the same budget from either start: steps of 50 images, {steps}; each start has the "
         "settings that were best for it. Features are pooled over a 3 x 3 grid and standardised "
-        "on the labelled pictures.",
+        "on the labelled images.",
         "",
         *_table(
             ["", *(f"{n} a class" for n in STEPS)],
@@ -112,11 +112,11 @@ def _transfer(cells: Cells, cost: Arithmetic, *, seeds: Sequence[int]) -> list[s
     lines = [
         "## Against supervised pre-training, in miniature",
         "",
-        "The paper's claim, small: learn from the pictures of five classes, once as a masked "
+        "The paper's claim, small: learn from the images of five classes, once as a masked "
         "autoencoder without their labels and once supervised with them, and see what that is "
-        "worth with few labels of the other five classes. Same network, same pictures, and the "
+        "worth with few labels of the other five classes. Same network, same images, and the "
         f"same arithmetic: {HALF_STEPS:,} steps of {DEMO.batch} for the masked autoencoder "
-        f"({cost.mae / 1e6:.0f} M operations a picture and step), "
+        f"({cost.mae / 1e6:.0f} M operations an image and step), "
         f"{round(HALF_STEPS * cost.mae / cost.supervised):,} for the supervised one "
         f"({cost.supervised / 1e6:.0f} M), counted by torch. `mean` for the supervised network is "
         "what its own head sees (mean, then norm); `grid` is 3 x 3. Fine-tuning from the "
@@ -173,7 +173,7 @@ def _readers(start: str) -> dict[str, tuple[str, ...]]:
     return READERS if start != "raw pixels" else {"k-NN": ("k-NN",), "logistic": ("logistic",)}
 
 
-def _partial(cells: Cells, picture: str, *, seeds: Sequence[int]) -> list[str]:
+def _partial(cells: Cells, image: str, *, seeds: Sequence[int]) -> list[str]:
     points = list(cells[f"partial-{FEWEST[0]}-{seeds[0]}"])
     rows = (
         [_blocks_name(point), *(_score(_curve(cells, n, point, seeds)) for n in FEWEST)]
@@ -182,7 +182,7 @@ def _partial(cells: Cells, picture: str, *, seeds: Sequence[int]) -> list[str]:
     return [
         "## Partial fine-tuning (the paper's Figure 9)",
         "",
-        f"![Accuracy by the number of blocks that are tuned]({picture})",
+        f"![Accuracy by the number of blocks that are tuned]({image})",
         "",
         "The last blocks of the pre-trained encoder and the head are tuned, the others frozen; "
         "half a block is the MLP of the last one. 0 is logistic regression on the mean of the "
@@ -203,7 +203,7 @@ def _range(cells: Cells, points: Sequence[str], *, seeds: Sequence[int]) -> str:
     return ", ".join(spans)
 
 
-def write_curve(picture: Path, cells: Cells, *, seeds: Sequence[int]) -> None:
+def write_curve(image: Path, cells: Cells, *, seeds: Sequence[int]) -> None:
     """Draw accuracy over the number of blocks, a line for each number of labels."""
     points = list(cells[f"partial-{FEWEST[0]}-{seeds[0]}"])
     series = [
@@ -217,7 +217,7 @@ def write_curve(picture: Path, cells: Cells, *, seeds: Sequence[int]) -> None:
     chart.set("xmlns", "http://www.w3.org/2000/svg")
     chart.insert(0, element("style", STYLE))
     indent(chart)
-    ElementTree(chart).write(picture, encoding="unicode")
+    ElementTree(chart).write(image, encoding="unicode")
 
 
 def _curve(cells: Cells, n: int, point: str, seeds: Sequence[int]) -> list[float]:

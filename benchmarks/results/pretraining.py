@@ -29,7 +29,7 @@ from mae.weights.formats.native import save
 HALVES = ((0, 1, 2, 3, 4), (5, 6, 7, 8, 9))
 WHOLE = replace(DEMO, epochs=20, optim=OptimConfig(lr=0.012, warmup_epochs=2))
 """The demo's recipe when docs/results.md was measured."""
-HALF_STEPS = 3000  # of 64 pictures: 192,000, about 13 epochs of the 15,000 pictures of a half
+HALF_STEPS = 3000  # of 64 images: 192,000, about 13 epochs of the 15,000 images of a half
 
 SUPERVISED = FinetuneConfig(
     num_classes=5,
@@ -38,12 +38,12 @@ SUPERVISED = FinetuneConfig(
     augment=AugmentConfig(crop_scale=(1.0, 1.0), flip=0.5),
     mix=MixConfig(smoothing=0.1),
 )
-"""The same network, pictures, batch and flips with labels, a tenth of it warm-up; its rate is the
-best on the pictures held out of those tried (docs/log.md)."""
+"""The same network, images, batch and flips with labels, a tenth of it warm-up; its rate is the
+best on the images held out of those tried (docs/log.md)."""
 
 
 def pretrain_whole(folder: Path, seed: int) -> Path:
-    """Pre-train by the demo's recipe on all built-in pictures; give the run, made or found."""
+    """Pre-train by the demo's recipe on all built-in images; give the run, made or found."""
     run = folder / f"demo-{seed}"
     if not _finished(run):
         pretrain(replace(WHOLE, seed=seed), data="fashion-mnist", out=run, based_on="demo")
@@ -51,7 +51,7 @@ def pretrain_whole(folder: Path, seed: int) -> Path:
 
 
 def pretrain_half(folder: Path, half: int, seed: int) -> Path:
-    """Pre-train on the pictures of five classes, without their labels; give the run."""
+    """Pre-train on the images of five classes, without their labels; give the run."""
     run = folder / f"half-{half}-mae-{seed}"
     if not _finished(run):
         config = replace(WHOLE, steps=HALF_STEPS, seed=seed)
@@ -73,7 +73,7 @@ def supervise_half(folder: Path, half: int, seed: int) -> Path:
 
 
 def half_source(split: Split, classes: tuple[int, ...]) -> ArraySource:
-    """Give the pictures of some classes, whose labels count from 0."""
+    """Give the images of some classes, whose labels count from 0."""
     whole = fashion_mnist(split)
     assert whole.labels is not None
     rows = np.flatnonzero(np.isin(whole.labels, classes))
@@ -83,7 +83,7 @@ def half_source(split: Split, classes: tuple[int, ...]) -> ArraySource:
 
 
 class Arithmetic(NamedTuple):
-    """Floating-point operations of a training step of one picture, counted by torch."""
+    """Floating-point operations of a training step of one image, counted by torch."""
 
     mae: float
     supervised: float

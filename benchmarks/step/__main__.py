@@ -39,7 +39,7 @@ def main(words: Sequence[str]) -> None:
 
 def lines(found: Sized) -> Iterator[str]:
     """Say what came out at a size."""
-    yield f"\n{found.size}, batch {found.batch}: {found.rate.written(1)} pictures/s"
+    yield f"\n{found.size}, batch {found.batch}: {found.rate.written(1)} images/s"
     for peer in PEERS:
         yield (
             f"  {peer}: its step over ours {found.whole[peer].written()}; forward and backward "
@@ -52,7 +52,7 @@ def lines(found: Sized) -> Iterator[str]:
         yield f"  {found.gflops.written(0)} GFLOP/s, {share:.0%} of {peak:.0f} ({name})"
     for name in NAMES:
         yield (
-            f"  {name}: {found.kept_bytes[name] / 2**20:.1f} MiB kept a picture, "
+            f"  {name}: {found.kept_bytes[name] / 2**20:.1f} MiB kept an image, "
             f"{found.peak_bytes[name] / 2**20:,.0f} MiB at the peak"
         )
 

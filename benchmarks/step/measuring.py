@@ -42,7 +42,7 @@ class Sized(NamedTuple):
     size: str
     batch: int
     rate: Spread
-    """Our pictures a second."""
+    """Our images a second."""
     whole: dict[str, Spread]
     """A peer's step over ours, pair by pair."""
     model: dict[str, Spread]
@@ -56,7 +56,7 @@ class Sized(NamedTuple):
     peak_gflops: dict[str, float]
     """Of one square product of torch's (mkl), and of a linear layer of ours."""
     kept_bytes: dict[str, float]
-    """Of a picture, by side: what the forward keeps for the backward, weights left out."""
+    """Of an image, by side: what the forward keeps for the backward, weights left out."""
     peak_bytes: dict[str, int]
     """Of a process in training, by side: what it takes beyond what it imports."""
 
@@ -150,9 +150,9 @@ def peak_bytes(name: str, size: str) -> int:
     make_side(name, *_SMALLEST)  # imports what there is to import
     before = process_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the most so far is counted from here
-    side, pictures = make_side(name, config, batch), make_batch(name, config, batch)
+    side, images = make_side(name, config, batch), make_batch(name, config, batch)
     for _ in range(3):
-        side.step(pictures)
+        side.step(images)
     return process_bytes("VmHWM") - before
 
 

@@ -33,7 +33,7 @@ from mae.train.step import pretraining_loss
 PEERS = ("transformers", "lightly", "textbook")
 NAMES = ("mae", *PEERS)
 
-# Small pictures on a laptop, and two sizes of the paper's way to cut 224 x 224 into 196.
+# Small images on a laptop, and two sizes of the paper's way to cut 224 x 224 into 196.
 SIZES: dict[str, tuple[ModelConfig, int]] = {
     "tiny": (
         model_config("vit-ti/4", image_size=32, decoder_width=96, decoder_depth=2, decoder_heads=3),

@@ -69,7 +69,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> deque[int]:
     monkeypatch.setattr(measuring, "compile_blocks", lambda _: None)
     monkeypatch.setattr(measuring, "graphed_step", lambda state, config, _: our_step(state, config))
     monkeypatch.setattr(measuring, "model_config", lambda _: config)
-    monkeypatch.setattr(measuring, "draw_pictures", _draw)
+    monkeypatch.setattr(measuring, "draw_images", _draw)
     monkeypatch.setattr(measuring, "free", lambda: None)  # a second each, so many objects are there
     monkeypatch.setattr(measuring, "on_device", lambda feed, _: feed)
     # However busy the machine is, no part of the benchmark is cut short by its limit.
