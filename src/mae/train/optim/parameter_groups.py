@@ -11,6 +11,8 @@ from mae.train.optim.lars import Lars
 from mae.train.optim.muon import Muon
 
 TOKENS = ("cls_token", "mask_token", "pos_embed")
+Group = tuple[float, bool, int]
+"""Scale of the learning rate, whether weights decay, and parts of a matrix for Muon."""
 
 
 def parameter_groups(
@@ -44,10 +46,7 @@ def parameter_groups(
     Source: published code, main_pretrain.py and util/lr_decay.py; He et al. 2021, Table 9
     (layer-wise decay).
     """
-    groups: dict[tuple[float, bool, int], list[nn.Parameter]] = {
-        (1.0, True, 0): [],
-        (1.0, False, 0): [],
-    }
+    groups: dict[Group, list[nn.Parameter]] = {(1.0, True, 0): [], (1.0, False, 0): []}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -58,12 +57,7 @@ def parameter_groups(
         parts = (3 if name.endswith("qkv.weight") else 1) if hidden else 0
         groups.setdefault((scale, decay, parts), []).append(parameter)
     return [
-        {
-            "params": params,
-            "weight_decay": weight_decay if decay else 0.0,
-            "scale": scale,
-            "parts": parts,
-        }
+        {"params": params, "weight_decay": weight_decay * decay, "scale": scale, "parts": parts}
         for (scale, decay, parts), params in groups.items()
         if params
     ]
