@@ -83,10 +83,10 @@ def test_several_processes_evaluate_as_one_does_to_the_last_digit(
     shared = torchrun(count, *words)
 
     assert shared.returncode == 0, shared.stderr
-    assert shared.stdout == whole and json.loads(shared.stdout)["pictures"] == 17
+    assert shared.stdout == whole and json.loads(shared.stdout)["images"] == 17
     assert (tmp_path / "p.csv").read_bytes() == table
     assert shared.stderr.count("1 unreadable, left out: b/5.png") == 1
-    assert f"picture in 1 of {count} processes" in shared.stderr
+    assert f"image in 1 of {count} processes" in shared.stderr
 
 
 @pytest.mark.slow

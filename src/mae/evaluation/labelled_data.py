@@ -277,33 +277,27 @@ def evaluation_data(data: str | Path, *, split: Kind | None, weights: str | Path
         ConfigError: for a split that the data do not have.
     """
     found, finetuning = find_labelled(data), finetuning_data(weights)
-    whole = found.whole is not None
-    if found.whole is not None:
-        source, part = found.whole(), "all images"
-        line = f"tested on all {len(source):,} images"
-        if finetuning is not None and (own := finetuning.divide(source)) is not None:
-            return _own_part(found, source, own, finetuning.held, trained=split == "train")
-        if split is not None:
-            _require_split(split, found)
-    else:
+    if found.whole is None:
         kind = split or found.test_kind
         _require_split(kind, found)
         source, part = found.splits[kind].open(), found.splits[kind].name
-        found, line = found.without(kind), f"tested on {len(source):,} images in {part}"
-    warning = finetuning and finetuning.warning(found.where, source, whole=whole)
-    return EvaluationData(source, part, found.notes(line, source, warning))
-
-
-def _own_part(
-    found: DataLayout, source: Source, own: tuple[Ids, Ids], held: HeldOut, *, trained: bool
-) -> EvaluationData:
-    """Return the held-out images of the classifier's own data, or its training images."""
-    source = subset(source, own[0 if trained else 1])
-    name, fraction = ("train", 1 - held.share) if trained else ("test", held.share)
-    part = f"{name} part ({fraction:.0%} of each class, seed {held.seed})"
-    origin = "which the classifier was fine-tuned on" if trained else "held out by the fine-tuning"
-    line = f"tested on {len(source):,} images, the {part}, {origin}"
-    return EvaluationData(source, part, found.notes(line, source))
+        line = f"tested on {len(source):,} images in {part}"
+        warning = finetuning and finetuning.warning(found.where, source, whole=False)
+        return EvaluationData(source, part, found.without(kind).notes(line, source, warning))
+    source = found.whole()
+    if finetuning is not None and (own := finetuning.divide(source)) is not None:
+        held, trained = finetuning.held, split == "train"
+        source = subset(source, own[0 if trained else 1])
+        name, fraction = ("train", 1 - held.share) if trained else ("test", held.share)
+        part = f"{name} part ({fraction:.0%} of each class, seed {held.seed})"
+        origin = "which the classifier was fine-tuned on" if trained else "held out by fine-tuning"
+        line = f"tested on {len(source):,} images, the {part}, {origin}"
+        return EvaluationData(source, part, found.notes(line, source))
+    if split is not None:
+        _require_split(split, found)
+    line = f"tested on all {len(source):,} images"
+    warning = finetuning and finetuning.warning(found.where, source, whole=True)
+    return EvaluationData(source, "all images", found.notes(line, source, warning))
 
 
 def _require_split(split: Kind, found: DataLayout) -> None:
