@@ -111,7 +111,7 @@ def test_ctrl_c_is_acknowledged_saves_and_ends_in_the_command_that_goes_on(
     lines = [ERASED.sub("", line).split("\r")[-1] for line in terminal.shown.splitlines()]
     assert lines.count(ACKNOWLEDGED) == 1
     last = lines[-1]
-    stopped = re.fullmatch(r"mae: stopped at step ([\d,]+) of 100,000; to go on: (.*)", last)
+    stopped = re.fullmatch(r"mae: stopped at step ([\d,]+) of 100,000; to resume: (.*)", last)
     assert stopped is not None, last
     assert shlex.split(stopped[2]) == COMMAND
     step = int(stopped[1].replace(",", ""))

@@ -158,7 +158,7 @@ def test_where_there_is_nothing_to_save_the_first_signal_stops(start, number, co
     process.send_signal(number)
 
     output, said = process.communicate(timeout=10)
-    assert output == "stopped before training; to go on: mae pretrain --data 'my images'\n"
+    assert output == "stopped before training; to resume: mae pretrain --data 'my images'\n"
     assert process.returncode == code
     assert said.startswith("mae: stopping; ") and said.count("\n") == 1
 
@@ -191,7 +191,7 @@ def test_a_call_from_python_is_told_to_call_again():
         os.kill(os.getpid(), signal.SIGTERM)
 
     stopped = stop.stopped("stopped at step 3 of 9")
-    assert str(stopped) == "stopped at step 3 of 9; the same call goes on from there"
+    assert str(stopped) == "stopped at step 3 of 9; the same call resumes it"
     assert stopped.exit_code == 75
 
 

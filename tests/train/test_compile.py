@@ -94,7 +94,7 @@ def test_without_a_compiler_a_run_says_so_in_one_line_and_is_the_plain_one(tmp_p
     ]  # fmt: skip
 
     assert [process.returncode for process in done] == [0, 0], done[0].stderr
-    lines = [line for line in done[0].stderr.splitlines() if "compile: not done" in line]
+    lines = [line for line in done[0].stderr.splitlines() if "compile: failed" in line]
     assert len(lines) == 1 and "Traceback" not in done[0].stderr
     weights = [
         tmp_path / flag / "weights" / "model.safetensors" for flag in ("--compile", "--compile=no")

@@ -76,7 +76,7 @@ def save_checkpoint(
         free = shutil.disk_usage(next(p for p in path.parents if p.exists())).free
         raise NotSaved(
             f"{path}: not saved: {error.strerror or error}: needs {needed / 1e6:,.1f} MB, "
-            f"{free / 1e6:,.1f} MB are free; make room, or check who may write there"
+            f"{free / 1e6:,.1f} MB are free; free some space, or check the folder's permissions"
         ) from error
     _delete(folder, _complete(folder)[keep:])
     return path
@@ -136,7 +136,7 @@ def load_checkpoint(
                 "it was made with"
             )
         for bad, why in damaged.items():
-            log(f"{bad.name}: {why}; renamed to {_set_aside(bad).name}, going on from {path.name}")
+            log(f"{bad.name}: {why}; renamed to {_set_aside(bad).name}, resuming from {path.name}")
         record = json.loads((path / _STATE).read_bytes())
         _apply(state, model, load_file(path / _OPTIMIZER))
         state.step, state.bad_in_a_row = record["step"], record["bad_in_a_row"]
@@ -230,13 +230,11 @@ def _damage(path: Path) -> str:
         return "" if step == _step(path) else f"is of step {step}"
     except PermissionError as error:
         # Not damage: falling back to an older checkpoint would lose progress.
-        raise CheckpointError(
-            f"{error.filename}: cannot be read; give yourself the right"
-        ) from error
+        raise CheckpointError(f"{error.filename}: cannot be read; check its permissions") from error
     except OSError as error:
         return f"{Path(error.filename or path).name}: {error.strerror}"
     except (ValueError, TypeError, KeyError):
-        return f"{_MANIFEST} is no manifest"
+        return f"{_MANIFEST} is not a manifest"
 
 
 def _forms(tensors: Mapping[str, Tensor]) -> dict[str, object]:

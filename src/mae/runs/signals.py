@@ -34,7 +34,7 @@ _EXIT_CODES = {
 }
 # `timeout` signals its child and then the child's process group, so one request is delivered
 # twice within microseconds. Nobody presses Ctrl-C twice that fast.
-_SAME_WISH_S = 0.2
+_SAME_REQUEST_S = 0.2
 
 
 class Stopped(Exception):
@@ -106,9 +106,9 @@ class StopSignal:
     def stopped(self, where: str) -> Stopped:
         """Return the exception for a stopped run; its message ends with how to resume."""
         assert self.requested is not None
-        again = f"to go on: {shlex.join(self.command)}"
+        again = f"to resume: {shlex.join(self.command)}"
         if not self.command:
-            again = "the same call goes on from there"
+            again = "the same call resumes it"
         return Stopped(f"{where}; {again}", exit_code=self.requested)
 
     def _watch(self) -> None:
@@ -134,12 +134,12 @@ class StopSignal:
         if self.requested is None:
             self.requested, self._requested_at = _EXIT_CODES[number], now
             again = "press Ctrl-C again" if number == signal.SIGINT else "signal again"
-            _tell(f"{self.doing or 'stopping'}; {again} to stop now")
-        elif now - self._requested_at > _SAME_WISH_S:
+            _print(f"{self.doing or 'stopping'}; {again} to stop now")
+        elif now - self._requested_at > _SAME_REQUEST_S:
             os._exit(_EXIT_CODES[number])
 
 
-def _tell(line: str) -> None:
+def _print(line: str) -> None:
     """Write a line to stderr, bypassing Python's buffer, which may be in use."""
     with suppress(OSError):
         # The terminal's current line may show ^C or the live progress line.

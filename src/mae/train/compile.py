@@ -52,7 +52,7 @@ def compiled_loss(
         raise
     except RuntimeError as error:  # errors of the compiler, or a missing compiler program
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        run.progress.note(f"compile: not done, the run goes on without it: {reason[:200]}")
+        run.progress.note(f"compile: failed, training without it: {reason[:200]}")
         return recipe.loss
     finally:
         state.optimizer.zero_grad(set_to_none=True)

@@ -249,7 +249,7 @@ class CheckpointSaver:
             self._failed += 1
             if self._failed == MOST_FAILED_SAVES or state.step == self._run.record["num_steps"]:
                 raise
-            self._run.progress.note(f"{error}; training goes on")
+            self._run.progress.note(f"{error}; training continues")
 
     def save_or_raise(self, state: TrainState) -> None:
         """Save the state."""
