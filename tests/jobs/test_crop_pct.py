@@ -283,7 +283,7 @@ def test_the_commands_take_the_option(folder: Path, weights: Path, capsys: Any) 
     embedded = ["embed", str(weights), "--data", val, "--out", str(folder / "f.npy")]
     assert main([*embedded, "--crop-pct", "0.7", *quiet]) == 0
     assert main(["probe", "knn", str(weights), "--data", val, "--crop-pct", "2", *quiet]) == 2
-    assert "crop_pct: expected a fraction above 0, at most 1, got 2.0" in capsys.readouterr().err
+    assert "crop_pct: expected above 0, at most 1, got 2.0" in capsys.readouterr().err
     partial = ["probe", "partial", str(weights), "--data", val, "--blocks", "1", "--epochs", "1"]
     assert main([*partial, "--out", str(folder / "p"), "--crop-pct", "0.7", *quiet]) == 0
     assert config_json(folder / "p" / "weights")["crop_pct"] == 0.7
