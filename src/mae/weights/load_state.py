@@ -16,23 +16,16 @@ NO_DECODER = "decoder: not in this file; reconstruction is not possible, feature
 
 # Marks in tensor names of unsupported networks, and the feature that each indicates.
 _FOREIGN = {
-    "rel_pos": "relative positions, of a detector or BEiT",
-    "relative_position": "relative positions, of a detector or BEiT",
-    "ls1": "layer scale",
-    "gamma": "layer scale",
-    "lambda": "layer scale",
-    "dist_token": "a distillation token",
-    "distillation_token": "a distillation token",
-    "reg_token": "register tokens",
-    "register_token": "register tokens",
-    "q_norm": "norms of queries and keys",
-    "attn.norm": "norms in the attention",
-    "mlp.norm": "norms in the MLP",
-    "norm_pre": "a norm before the blocks",
-    "attn_pool": "attention pooling (global_pool map)",
-    "head_dist": "a distillation token",
-    "mlp.fc1_g": "a gated MLP (SwiGLU)",
-    "mlp.w12": "a gated MLP (SwiGLU)",
+    ("rel_pos", "relative_position"): "relative positions, of a detector or BEiT",
+    ("ls1", "gamma", "lambda"): "layer scale",
+    ("dist_token", "distillation_token", "head_dist"): "a distillation token",
+    ("reg_token", "register_token"): "register tokens",
+    ("q_norm",): "norms of queries and keys",
+    ("attn.norm",): "norms in the attention",
+    ("mlp.norm",): "norms in the MLP",
+    ("norm_pre",): "a norm before the blocks",
+    ("attn_pool",): "attention pooling (global_pool map)",
+    ("mlp.fc1_g", "mlp.w12"): "a gated MLP (SwiGLU)",
 }
 # Tensors that unsupported networks lack.
 _ABSENT = {
@@ -126,8 +119,8 @@ def _allowed(missing: list[str], raw: RawWeights, *, patterns: tuple[str, ...]) 
 
 def unsupported(raw: RawWeights, *, missing: Iterable[str], unexpected: Iterable[str]) -> str:
     """Describe the unsupported network that missing and unexpected names (mae's) indicate."""
-    for mark, what in _FOREIGN.items():
-        if any(mark in name for name in unexpected):
+    for marks, what in _FOREIGN.items():
+        if any(mark in name for name in unexpected for mark in marks):
             return f"it has {what}, which this network has not"
     for mark, what in _ABSENT.items():
         lacks = not any(name.endswith(mark) for name in raw.tensors)

@@ -28,7 +28,7 @@ from mae.weights.given import OPTIONS, Given
 from mae.weights.infer_config import OBJECTIVE, NetworkConfig, infer_config, infer_fields, notes_on
 from mae.weights.load import Loaded, group_notes
 from mae.weights.load_state import load_strict
-from mae.weights.read import RawWeights, Source, read_weights
+from mae.weights.read import Source, read_weights
 
 # Model fields that a new run may change when it starts from weights.
 _FREE = {"image_size", "channels", "pixels", "crop_pct", *OBJECTIVE}
@@ -88,7 +88,11 @@ def config_from_weights(
     """
     raw = read_weights(path, **given)
     if isinstance(config, FinetuneConfig):
-        _require_classes(raw, num_classes)
+        if (known := len(raw.tensors.get("head.bias", ()))) > num_classes:
+            raise WeightsError(
+                f"{raw.path}: its head has {known} classes, the data {num_classes}; give data of "
+                "the same classes, or pre-trained weights, which have no head"
+            )
         raw = raw.encoder()
     stored = infer_config(raw)
     if not config.follow_weights:
@@ -99,15 +103,6 @@ def config_from_weights(
         asked |= _decoder_of(stored.model)
     model = dataclasses.replace(stored.model, **asked)  # type: ignore[arg-type]
     return stored._replace(model=resolve_crop_pct(model, config.augment, of_weights=stored.model))
-
-
-def _require_classes(raw: RawWeights, num_classes: int) -> None:
-    """Reject a classifier of more classes than the data has."""
-    if (known := len(raw.tensors.get("head.bias", ()))) > num_classes:
-        raise WeightsError(
-            f"{raw.path}: its head has {known} classes, the data {num_classes}; give data of the "
-            "same classes, or pre-trained weights, which have no head"
-        )
 
 
 def _with_pixels_of(stored: ModelConfig, model: ModelConfig, *, where: Path) -> ModelConfig:

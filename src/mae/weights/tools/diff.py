@@ -122,7 +122,7 @@ def diff(
         b=str(raws[1].path),
         same=not notes and all(_is_close(output) for output in outputs),
         in_both=len(both),
-        differing=sorted(differing, key=_distance, reverse=True),
+        differing=sorted(differing, key=lambda d: (d.relative is None, d.relative), reverse=True),
         only_a=[name for name in first if name not in second],
         only_b=[name for name in second if name not in first],
         fields=fields,
@@ -193,10 +193,6 @@ def _difference(name: str, a: Tensor, b: Tensor) -> TensorDiff:
 
 def _is_close(output: TensorDiff) -> bool:
     return output.largest == 0 or (output.relative is not None and output.relative <= SAME)
-
-
-def _distance(tensor: TensorDiff) -> float:
-    return math.inf if tensor.relative is None else tensor.relative
 
 
 def _text(found: TensorDiff) -> str:

@@ -143,16 +143,14 @@ def _published_file(
     bare = raw.metadata.model is None and not raw.has_decoder and num_classes in (None, 1000)
     if digest is None or raw.format != "facebook" or not bare:
         return None
-    if kind_of(raw.path) in ("index", "safetensors"):
-        return None
     shape = (fields["channels"], *fields["image_size"])
     values = sum(tensor.nbytes for tensor in raw.tensors.values())
-    if shape != (3, 224, 224) or not values < raw.path.stat().st_size < 1.01 * values:
+    fits = shape == (3, 224, 224) and values < raw.path.stat().st_size < 1.01 * values
+    if not fits or kind_of(raw.path) not in ("zip", "pickle"):
         return None
     with raw.path.open("rb") as file:
-        if not hashlib.file_digest(file, "md5").hexdigest().startswith(digest):
-            return None
-    return f"mae_{stage}_vit_{_SIZES[size]}.pth"
+        found = hashlib.file_digest(file, "md5").hexdigest()
+    return f"mae_{stage}_vit_{_SIZES[size]}.pth" if found.startswith(digest) else None
 
 
 def _count_not_finite(file: Path, *, take: Take | None) -> int:
