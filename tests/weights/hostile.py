@@ -410,7 +410,7 @@ FILES: dict[str, tuple[Maker, str]] = {
         _described(pickle.dumps(Runs(os.system, "true"))), "config.json: does not describe weights"
     ),
     "config-of-a-million-blocks": (_claimed(depth=10**9), "depth"),
-    "config-of-a-huge-picture": (_claimed(image_size=[4 * 10**9, 4 * 10**9]), "image_size"),
+    "config-of-a-huge-image": (_claimed(image_size=[4 * 10**9, 4 * 10**9]), "image_size"),
     "config-of-a-huge-mlp": (_claimed(mlp_ratio=1e300), "mlp_ratio"),
     "config-of-a-negative-mlp": (_claimed(mlp_ratio=-4.0), "mlp_ratio"),
     "config-of-a-huge-width": (_claimed(width=3 * 2**40), "width"),
@@ -421,7 +421,7 @@ FILES: dict[str, tuple[Maker, str]] = {
     "text": (_bytes(b"Weights: see the other page.\n"), "looks like text"),
     "json": (_bytes(b'{"error": "not found"}'), "is not weights"),
     "gzip": (_bytes(b"\x1f\x8b\x08\0\0\0\0"), "is compressed"),
-    "picture": (_bytes(b"\x89PNG\r\n\x1a\n" + bytes(99)), "not weights"),
+    "image": (_bytes(b"\x89PNG\r\n\x1a\n" + bytes(99)), "not weights"),
     "folder-named-as-file": (_folder, "holds nothing"),
     "link-to-a-folder": (_link, "holds nothing"),
     "pipe": (_pipe, "a pipe or device"),

@@ -1,4 +1,4 @@
-"""Weights for pictures of another size or channel count, against values worked out by hand."""
+"""Weights for images of another size or channel count, against values worked out by hand."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def of_channels(config: ModelConfig, channels: int) -> ModelConfig:
 
 
 def bicubic(table: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Resize a table 1 1+L D the way the published code is described: g g D as a picture."""
+    """Resize a table 1 1+L D the way the published code is described: g g D as a image."""
     plane = table[0, 1:].reshape(*grid, -1).permute(2, 0, 1)[None]
     plane = F.interpolate(plane, size=size, mode="bicubic", align_corners=False)
     return torch.cat([table[0, :1], plane[0].flatten(1).T])[None]
@@ -113,7 +113,7 @@ def test_the_projection_is_that_of_timm_where_timm_is_exact(
 
 
 @pytest.mark.parametrize(("old", "new"), [(3, 6), (3, 4), (3, 13), (1, 3)])
-def test_a_picture_whose_channels_are_repeated_is_the_picture_it_was(
+def test_a_image_whose_channels_are_repeated_is_the_image_it_was(
     old: int, new: int, generator: torch.Generator, tmp_path: Path
 ) -> None:
     model = tiny_model(generator, channels=old)
@@ -130,7 +130,7 @@ def test_a_picture_whose_channels_are_repeated_is_the_picture_it_was(
 
 
 @pytest.mark.parametrize("rule", ["repeat", "mean"])
-def test_a_grey_picture_is_as_bright_as_it_was(
+def test_a_grey_image_is_as_bright_as_it_was(
     rule: ChannelRule, generator: torch.Generator, tmp_path: Path
 ) -> None:
     model = tiny_model(generator)
@@ -206,7 +206,7 @@ def test_both_tables_are_resized_as_published() -> None:
 
 
 @pytest.mark.parametrize("size", [(12, 12), (16, 28), (8, 44)])
-def test_every_way_in_resizes_as_a_picture_is_resized(
+def test_every_way_in_resizes_as_a_image_is_resized(
     size: tuple[int, int], generator: torch.Generator, tmp_path: Path
 ) -> None:
     model = tiny_model(generator)
@@ -222,7 +222,7 @@ def test_every_way_in_resizes_as_a_picture_is_resized(
     assert torch.equal(started.decoder.pos_embed, tables[1])
     assert torch.equal(tuned.encoder.pos_embed, tables[0])
     assert notes[:1] == [f"positions: resized from (3, 5) to {grid} patches"]
-    # A model as stored resizes both when it meets such a picture: the same function.
+    # A model as stored resizes both when it meets such a image: the same function.
     images, noise = batch(generator, config)
     torch.testing.assert_close(
         load(tmp_path).reconstruct(images, noise=noise).pred,

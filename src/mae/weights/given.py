@@ -6,13 +6,12 @@ A setting that is neither in the file nor given here is assumed, and the assumpt
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypedDict
+from typing import Literal, TypedDict
 
 Take = Literal["model", "model_ema", "student", "teacher"]
 
 HeadPool = Literal["mean", "cls"]
 """Pooled feature that a classifier's head takes."""
-
 
 Target = Literal["facebook", "timm", "huggingface", "mae"]
 """Formats that can be written."""
@@ -58,11 +57,3 @@ OPTIONS: Mapping[str, str] = {
     "pool": "--pool",
 }
 """Command-line option that overrides what is assumed of a network."""
-
-
-def network_fields(given: Given) -> dict[str, Any]:
-    """Return the given settings by `ModelConfig` field name, and mean, std and grid."""
-    fields = {name: value for name, value in given.items() if value is not None and name != "take"}
-    if "heads" in fields:
-        fields["num_heads"] = fields.pop("heads")
-    return fields

@@ -17,7 +17,7 @@ from mae.config.objective import ObjectiveConfig
 from mae.config.sizes import SIZES, model_config
 from mae.errors import WeightsError
 from mae.weights.formats.name_table import UNKNOWN
-from mae.weights.given import OPTIONS, network_fields
+from mae.weights.given import OPTIONS
 from mae.weights.load_state import count_names, unsupported
 from mae.weights.read import RawWeights
 
@@ -76,7 +76,10 @@ def infer_fields(raw: RawWeights) -> Inferred:
             grid is not square and its size is unknown, if an option contradicts the file or has
             no effect, or if the description does not match the tensors.
     """
-    asked, metadata = network_fields(raw.given), raw.metadata
+    given, metadata = raw.given, raw.metadata
+    asked: dict[str, Any] = {n: v for n, v in given.items() if v is not None and n != "take"}
+    if "heads" in asked:
+        asked["num_heads"] = asked.pop("heads")
     crop_pct = {"crop_pct": asked.pop("crop_pct")} if "crop_pct" in asked else {}
     shapes = _by_shapes(raw, grid=asked.get("grid"))
     stored = {n: v for n, v in metadata.fields.items() if raw.has_decoder or "decoder" not in n}
@@ -119,7 +122,7 @@ def infer_config(raw: RawWeights) -> NetworkConfig:
     if inferred.unknown:
         names = ", ".join(name.removeprefix("num_") for name in inferred.unknown)
         raise WeightsError(
-            f"{raw.path}: is of no published width and does not tell its heads; give {names} "
+            f"{raw.path}: has no published width and does not state its heads; give {names} "
             f"({', '.join(OPTIONS[name] for name in inferred.unknown)})"
         )
     notes = notes_on(raw, inferred)
@@ -163,7 +166,7 @@ def _by_shapes(raw: RawWeights, *, grid: tuple[int, int] | None) -> dict[str, An
     if patch_size != across:
         raise WeightsError(
             f"{raw.path}: has patches of {patch_size} x {across} pixels, expected square ones; "
-            "this model cannot be held"
+            "mae does not support this model"
         )
     hidden, _ = _shape(raw, "encoder.blocks.0.mlp.fc1.weight", ndim=2)
     L = _shape(raw, "encoder.pos_embed", ndim=3)[1] - 1
@@ -174,7 +177,7 @@ def _by_shapes(raw: RawWeights, *, grid: tuple[int, int] | None) -> dict[str, An
         )
     if edge**2 != L and grid is None and "image_size" not in raw.metadata.fields:
         why = _unsupported(raw) or (
-            f"has {L} patches, which make no square, and does not tell height and width; give "
+            f"has {L} patches, which make no square, and does not state height and width; give "
             "--grid HEIGHT WIDTH in patches, or weights with a description"
         )
         if math.isqrt(L + 1) ** 2 == L + 1:

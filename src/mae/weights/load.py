@@ -264,7 +264,7 @@ def _checked_pool(raw: RawWeights, pool: HeadPool | None) -> HeadPool:
         raise WeightsError(f"pool: got {pool}, but {raw.path} says {stored}; leave it out")
     if pool == "mean" and "fc_norm.weight" not in raw.tensors:
         raise WeightsError(
-            f"{raw.path}: pool: a head on the mean takes fc_norm, which is not there; norms before "
-            "the mean cannot be held"
+            f"{raw.path}: pool: a head on the mean requires fc_norm, which is missing; norms "
+            "before the mean are not supported"
         )
     return found  # type: ignore[return-value]

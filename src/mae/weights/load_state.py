@@ -121,7 +121,7 @@ def unsupported(raw: RawWeights, *, missing: Iterable[str], unexpected: Iterable
     """Describe the unsupported network that missing and unexpected names (mae's) indicate."""
     for marks, what in _FOREIGN.items():
         if any(mark in name for name in unexpected for mark in marks):
-            return f"it has {what}, which this network has not"
+            return f"it has {what}, which mae does not support"
     for mark, what in _ABSENT.items():
         lacks = not any(name.endswith(mark) for name in raw.tensors)
         if lacks and any(name.endswith(mark) for name in missing):

@@ -254,16 +254,16 @@ def test_a_classifier_of_the_cls_token_becomes_theirs(generator, tmp_path) -> No
         torch.testing.assert_close(ours(images), other.eval()(images).logits, rtol=1e-5, atol=1e-5)
 
 
-def test_pictures_are_scaled_by_their_processor_as_by_us(generator, tmp_path) -> None:
+def test_images_are_scaled_by_their_processor_as_by_us(generator, tmp_path) -> None:
     ours = square(generator)
     save(ours, tmp_path / "ours")
     convert(tmp_path / "ours", tmp_path / "theirs", to="huggingface")
-    picture = np.random.default_rng(0).integers(0, 256, (3, 12, 12), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (3, 12, 12), dtype=np.uint8)
 
     processor = AutoImageProcessor.from_pretrained(tmp_path / "theirs")
-    scaled = processor(torch.from_numpy(picture), return_tensors="pt")["pixel_values"]
+    scaled = processor(torch.from_numpy(image), return_tensors="pt")["pixel_values"]
 
-    expected = ours.normalize(torch.from_numpy(picture)[None])
+    expected = ours.normalize(torch.from_numpy(image)[None])
     torch.testing.assert_close(scaled, expected, rtol=0, atol=1e-6)
 
 

@@ -116,7 +116,7 @@ def test_a_decoder_is_left_only_when_asked(generator, tmp_path) -> None:
 def test_norms_of_another_eps_are_not_written(to, generator, tmp_path) -> None:
     save(scrambled(Encoder(tiny_config(norm_eps=1e-12)), generator), tmp_path / "ours")
 
-    with pytest.raises(WeightsError, match="its norms add 1e-6, those of this model 1e-12"):
+    with pytest.raises(WeightsError, match="its norm eps is 1e-6, that of this model 1e-12"):
         convert(tmp_path / "ours", tmp_path / "x.safetensors", to=to)
 
     assert [p.name for p in tmp_path.iterdir()] == ["ours"]

@@ -111,7 +111,7 @@ def test_what_only_one_can_do_is_said(
 
     assert not found.same
     assert all(name.startswith("decoder.") for name in found.only_a) and found.only_a
-    assert found.notes == ["reconstruction: only a can give it"]
+    assert found.notes == ["reconstruction: only a computes it"]
     assert [(o.name, o.largest) for o in found.outputs] == [("features", 0)]
 
 
@@ -122,7 +122,7 @@ def test_what_only_one_can_do_is_said(
         ({"patch_size": 8}, "patch_size: 4 in a, 8 in b; no image is the same to both"),
     ],
 )
-def test_what_no_picture_can_compare_is_said(
+def test_what_no_image_can_compare_is_said(
     fields: dict[str, int], note: str, weights: Path, generator: torch.Generator, tmp_path: Path
 ) -> None:
     save(tiny_model(generator, **fields), tmp_path / "b")
@@ -209,7 +209,7 @@ def test_the_exit_code_says_whether_they_are_the_same(
         assert "more; --json lists them all" in other and "not the same function" in other
 
 
-def test_a_model_at_another_size_is_compared_on_the_pictures_of_the_first(
+def test_a_model_at_another_size_is_compared_on_the_images_of_the_first(
     model: MaskedAutoencoder, weights: Path, generator: torch.Generator, tmp_path: Path
 ) -> None:
     save(tiny_model(generator, grid=(4, 6)), tmp_path / "b")

@@ -149,7 +149,9 @@ def test_a_missing_package_is_said_before_any_work(
 ) -> None:
     monkeypatch.setattr(exporting, "find_spec", lambda name: None if name == "onnx" else name)
 
-    with pytest.raises(ConfigError, match=r"onnx takes onnx; pip install 'mae-vision\[export\]'"):
+    with pytest.raises(
+        ConfigError, match=r"onnx requires onnx; pip install 'mae-vision\[export\]'"
+    ):
         asked(tmp_path / "e.onnx", "onnx")
 
 

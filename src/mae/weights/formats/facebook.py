@@ -98,7 +98,7 @@ def _read_metadata(
 
 def _refuses(description: Description, _names: Collection[str]) -> str | None:
     if description.model.norm_eps != 1e-6:
-        return f"its norms add 1e-6, those of this model {description.model.norm_eps:g}"
+        return f"its norm eps is 1e-6, that of this model {description.model.norm_eps:g}"
     return None
 
 

@@ -119,7 +119,7 @@ def _read_metadata(_: Mapping[str, Any], file: Path, _tensors: Mapping[str, Tens
         config = from_dict(_Config, known, where=str(where))
         pixels = _pixels(processor, channels=config.num_channels)
     except ConfigError as error:
-        raise WeightsError(f"{where.parent}: {error}; this model cannot be held") from error
+        raise WeightsError(f"{where.parent}: {error}; mae does not support this model") from error
     # Fields missing from config.json have their defaults; without the file, these are guesses.
     usual = {"norm_eps": config.layer_norm_eps, "normalize_target": config.norm_pix_loss}
     fields, notes = dict[str, Any](), list[str]()

@@ -79,8 +79,8 @@ def _with_network(metadata: Metadata, config: Path, name: str, args: dict[str, A
     for argument, value in args.items():
         if argument not in accepted or (isinstance(value, int) and abs(value) > _LARGEST):
             raise WeightsError(
-                f"{config}: model_args: {argument} {value!r}: is no argument of a plain vision "
-                "transformer; this model cannot be held"
+                f"{config}: model_args: {argument} {value!r}: no argument of a plain vision "
+                "transformer, expected one; mae does not support this model"
             )
     try:
         # Leaves the random state of the process unchanged.
@@ -94,9 +94,7 @@ def _with_network(metadata: Metadata, config: Path, name: str, args: dict[str, A
             f"{type(error).__name__}: {' '.join(str(error).split())}"
         ) from error
     if wrong := _differs(built):
-        raise WeightsError(
-            f"{config}: {name} has {wrong}, which this network has not; this model cannot be held"
-        )
+        raise WeightsError(f"{config}: {name} has {wrong}, which mae does not support")
     block = built.blocks[0]
     fields = {"num_heads": block.attn.num_heads, "norm_eps": block.norm1.eps}
     if known:

@@ -63,7 +63,7 @@ def require_library(name: str) -> None:
         ConfigError: if it is missing; the message has the install command.
     """
     if find_spec("huggingface_hub") is None:
-        raise ConfigError(f"{name}: takes huggingface_hub; pip install 'mae-vision[hub]'")
+        raise ConfigError(f"{name}: requires huggingface_hub; pip install 'mae-vision[hub]'")
 
 
 @contextmanager

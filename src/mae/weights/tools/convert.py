@@ -71,7 +71,7 @@ def convert(
     path = Path(dst)
     require_new(path)
     if to == "timm" and path.suffix != ".safetensors":
-        raise WeightsError(f"{path}: expected a name in .safetensors, by which timm knows it")
+        raise WeightsError(f"{path}: expected a name in .safetensors, which timm requires")
     source = open_any(
         src, encoder_only=encoder_only, allow_missing=allow_missing, pool=pool, **given
     )

@@ -111,7 +111,7 @@ def diff(
     try:
         one, two = (_open(raw, pool) for raw in raws)
     except WeightsError as error:
-        notes = [f"what they do is not compared: {error}"]
+        notes = [f"outputs not compared: {error}"]
     else:
         assumed = [*one.assumed, *two.assumed]
         outputs, notes = _compare_outputs(one, two)
@@ -164,8 +164,8 @@ def _compare_outputs(a: _Opened, b: _Opened) -> tuple[list[TensorDiff], list[str
     noise = torch.rand(IMAGES, L, generator=generator)
     mask = random_masking(noise, num_keep=a.objective.num_keep(L)).mask
     one, two = (_outputs(side, images, mask) for side in (a, b))
-    notes = [f"{name}: only a can give it" for name in one if name not in two]
-    notes += [f"{name}: only b can give it" for name in two if name not in one]
+    notes = [f"{name}: only a computes it" for name in one if name not in two]
+    notes += [f"{name}: only b computes it" for name in two if name not in one]
     return [_difference(name, one[name], two[name]) for name in one if name in two], notes
 
 

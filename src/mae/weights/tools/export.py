@@ -116,7 +116,7 @@ def _require_place(path: Path, to: Target) -> None:
     missing = [name for name in NEEDED if find_spec(name) is None] if to == "onnx" else []
     if missing:
         raise ConfigError(
-            f"export: onnx takes {', '.join(missing)}; pip install 'mae-vision[export]', or use "
+            f"export: onnx requires {', '.join(missing)}; pip install 'mae-vision[export]', or use "
             "--to torch-export, which needs nothing more"
         )
     for file in (path, path.with_name(f"{path.name}.data")):
