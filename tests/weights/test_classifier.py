@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import Tensor
 
-from mae.errors import WeightsError
+from mae.errors import ConfigError, WeightsError
 from mae.model.classifier import Classifier
 from mae.model.encoder import Encoder
 from mae.weights.formats.native import save
@@ -122,3 +122,14 @@ def test_the_encoder_of_a_cls_classifier_can_be_used_alone(generator, tmp_path) 
     images, _ = batch(generator, tiny_config())
 
     assert torch.equal(load_encoder(tmp_path / "w")(images), made.encoder(images))
+
+
+def test_class_names_are_those_of_a_classifier(tmp_path) -> None:
+    made = Classifier(Encoder(tiny_config()), num_classes=4)
+
+    with pytest.raises(ConfigError, match="class_names: expected for a classifier"):
+        save(made, tmp_path / "w")
+    with pytest.raises(ConfigError, match="class_names: expected for a classifier"):
+        save(made.encoder, tmp_path / "w", class_names=NAMES)
+
+    assert not (tmp_path / "w").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,12 +13,15 @@ from mae.cli.main import main
 from mae.errors import WeightsError
 from mae.model.classifier import Classifier
 from mae.model.create import create
+from mae.weights import read as reading
 from mae.weights.formats import facebook
 from mae.weights.formats.name_table import renamed
 from mae.weights.formats.native import save
+from mae.weights.io.safe_load import TensorFile, read_tensors
 from mae.weights.load import load, load_classifier, load_encoder
 from mae.weights.tools import convert as conversion
 from mae.weights.tools.convert import convert
+from mae.weights.tools.diff import diff
 from tests.weights import published
 from tests.weights.formats.test_native import CONFIG, same
 
@@ -151,3 +155,22 @@ def test_a_classifier_keeps_its_head_names_and_pool(tmp_path: Path) -> None:
     assert same(again.model, made)
     with pytest.raises(WeightsError, match="it was fine-tuned with fc_norm"):
         convert(tmp_path / "ours", tmp_path / "encoder", to="mae", encoder_only=True)
+
+
+def test_each_file_is_read_once(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = list[Path]()
+
+    def counted(path: Path, **how: Any) -> TensorFile:
+        read.append(path)
+        return read_tensors(path, **how)
+
+    monkeypatch.setattr(reading, "read_tensors", counted)
+
+    convert(folder, tmp_path / "theirs.pth", to="facebook")
+    assert diff(folder, tmp_path / "theirs.pth").same
+
+    ours, temporary = folder / "model.safetensors", read[1]
+    assert temporary.name == "theirs.pth"
+    assert read == [ours, temporary, ours, tmp_path / "theirs.pth"]
