@@ -87,7 +87,7 @@ def test_a_batch_larger_than_the_data_is_lowered_and_a_hopeless_rate_said(
     said = capsys.readouterr().err
     assert result.batch == 16 and result.steps == 2 and result.peak_lr == 0.1 * 16 / 256
     assert "batch: lowered from 16,384 to 16, all images" in said
-    assert "about nothing is learned; give --lr" in said
+    assert "almost nothing is learned; give --lr" in said
     assert "step 2/2" in said and "images/s" in said
 
 

@@ -59,10 +59,8 @@ class FeatureSettings(NamedTuple):
         Raises:
             ConfigError: where there are fewer GPUs than processes.
         """
-        if process.world_size == 1:
-            return self
         device, count = self.checked_device(), torch.cuda.device_count()
-        if device.type != "cuda" or device.index is not None:
+        if process.world_size == 1 or device.type != "cuda" or device.index is not None:
             return self
         if process.local_rank >= count:
             raise ConfigError(

@@ -298,7 +298,7 @@ def paper_probe(
         if (change := max_update(first, num_steps=steps)) < 1:
             progress.note(
                 f"lr: {first.optim.lr:g} changes the weights by at most {change:.2g} of their norm "
-                f"in {steps:,} steps of {first.batch:,}, and about nothing is learned; give "
+                f"in {steps:,} steps of {first.batch:,}, so almost nothing is learned; give "
                 f"--lr {first.optim.lr * 5 / change:.2g} or more, or a smaller --batch"
             )
         found = []

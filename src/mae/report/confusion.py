@@ -20,8 +20,8 @@ Counts = NDArray[np.int64]
 EDGE = 600  # pixels; larger if there are more classes than that
 LIGHT, DARK = (247, 246, 243), (11, 66, 120)  # colours of no image, and of all images of a class
 CAPTION = (
-    "Rows: the class; columns: what it was taken for; both in the order of the table. The darker, "
-    "the larger the fraction of the row; its square root, to make rare mistakes visible."
+    "Rows: true classes; columns: predicted classes; both in the order of the table. Darker cells "
+    "hold a larger fraction of their row, by its square root, so that rare mistakes are visible."
 )
 
 
@@ -77,22 +77,18 @@ def evaluation_page(
 def _body(facts: Mapping[str, str], counts: Counts, names: Sequence[str]) -> Iterable[Element]:
     yield facts_list(facts.items())
     drawn = image_element(confusion_image(counts), "confusion of classes")
-    yield element("h2", "What is taken for what")
+    yield element("h2", "Confusion matrix")
     yield element("figure", drawn, element("figcaption", CAPTION))
     mistakes = [
         (m.name, m.taken_for, f"{m.times:,}", f"{m.share:.1%}")
         for m in worst_mistakes(counts, names, most=20)
     ]
+    heads = ["class", "taken for", "times", "of its images"]
     if mistakes:
-        yield html_table(
-            "most frequent", ["class", "taken for", "times", "of its images"], mistakes
-        )
-    yield element("h2", "Every class")
-    yield html_table(
-        "",
-        ["class", "right", "images", "most often taken for"],
-        map(_cells, class_rows(counts, names)),
-    )
+        yield html_table("most frequent", heads, mistakes)
+    yield element("h2", "Classes")
+    heads = ["class", "right", "images", "most often taken for"]
+    yield html_table("", heads, map(_cells, class_rows(counts, names)))
 
 
 def _cells(row: ClassRow) -> tuple[str, str, str, str]:
