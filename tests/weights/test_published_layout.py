@@ -345,9 +345,9 @@ def test_new_run_at_another_image_size_resizes_both_tables(published_file: Path)
 
 
 def test_new_run_of_another_size_is_refused(published_file: Path) -> None:
-    with pytest.raises(WeightsError, match="width: run has 192, asked 384"):
+    with pytest.raises(WeightsError, match="width: weights have 192, asked 384"):
         initial_model(published_file, model_config("vit-s/4", image_size=12, depth=2))
-    with pytest.raises(WeightsError, match="decoder_depth: run has 1, asked 4"):
+    with pytest.raises(WeightsError, match="decoder_depth: weights have 1, asked 4"):
         initial_model(published_file, model_config("vit-ti/4", image_size=12, depth=2))
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 
@@ -96,7 +97,11 @@ def config_from_weights(
         raw = raw.encoder()
     stored = infer_config(raw)
     if not config.follow_weights:
-        return stored._replace(model=_with_pixels_of(stored.model, config.model, where=raw.path))
+        sizes = {name: getattr(stored.model, name) for name in _ENCODER_SIZES}
+        advice = "choose the recipe of its size, or finetune-folder, which takes any"
+        _require_network(raw.path, sizes, config.model, advice=advice)
+        own = {name: getattr(stored.model, name) for name in ("channels", "pixels", "norm_eps")}
+        return stored._replace(model=dataclasses.replace(config.model, **own))
     size = config.resize or stored.model.image_size
     asked = {"image_size": size, "crop_pct": config.model.crop_pct}
     if isinstance(config, PretrainConfig) and not raw.metadata.model and not raw.has_decoder:
@@ -105,18 +110,14 @@ def config_from_weights(
     return stored._replace(model=resolve_crop_pct(model, config.augment, of_weights=stored.model))
 
 
-def _with_pixels_of(stored: ModelConfig, model: ModelConfig, *, where: Path) -> ModelConfig:
-    """Take channels, pixel scaling and norm eps from the weights of the same network."""
-    of_weights, of_run = ({n: getattr(c, n) for n in _ENCODER_SIZES} for c in (stored, model))
-    if of_weights != of_run:
-        raise WeightsError(
-            f"{where}: holds another network than the recipe's: "
-            f"{differences(of_weights, of_run).replace('run has', 'weights have')}; choose the "
-            "recipe of its size, or finetune-folder, which takes any"
-        )
-    return dataclasses.replace(
-        model, channels=stored.channels, pixels=stored.pixels, norm_eps=stored.norm_eps
-    )
+def _require_network(
+    path: Path, stored: Mapping[str, Any], config: ModelConfig, *, advice: str
+) -> None:
+    """Reject weights that differ from a run in these fields of the network."""
+    asked = {name: getattr(config, name) for name in stored}
+    if stored != asked:
+        found = differences(stored, asked).replace("run has", "weights have")
+        raise WeightsError(f"{path}: holds another network: {found}; {advice}")
 
 
 def _decoder_of(model: ModelConfig) -> dict[str, int]:
@@ -156,14 +157,9 @@ def initial_model(
     """
     raw = read_weights(path, **given)
     known = infer_fields(raw)
-    own = known.fields.keys() - _FREE - {*known.assumed}
-    of_weights = {name: value for name, value in known.fields.items() if name in own}
-    of_run = {name: getattr(config, name) for name in of_weights}
-    if of_weights != of_run:
-        raise WeightsError(
-            f"{raw.path}: holds another model: {differences(of_weights, of_run)}; give the new "
-            "run the model of the weights"
-        )
+    free = _FREE | {*known.assumed}
+    own = {name: value for name, value in known.fields.items() if name not in free}
+    _require_network(raw.path, own, config, advice="give the new run the model of the weights")
     notes = list[str]()
     if not followed:
         fields = known.fields | {name: getattr(config, name) for name in _OF_RUN}
