@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, Unpack
 import torch
 from torch import Tensor
 
-from mae.config.model import ModelConfig
 from mae.config.objective import ObjectiveConfig
 from mae.config.serialize import to_dict
 from mae.errors import WeightsError
@@ -19,10 +18,8 @@ from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.classifier import Classifier
 from mae.model.masking import random_masking
 from mae.model.normalize import denormalize_pixels, normalize_pixels
-from mae.weights.formats.native import Model
 from mae.weights.given import Given, HeadPool
-from mae.weights.infer_config import infer_config
-from mae.weights.load import open_classifier, open_encoder, open_model
+from mae.weights.load import Opened, open_any
 from mae.weights.read import RawWeights, read_weights
 
 SAME = 1e-5  # relative to the largest value; allows for float32 summation order only
@@ -62,7 +59,7 @@ class Difference(NamedTuple):
     notes: list[str]
     """What could not be compared, and why."""
     assumed: list[str]
-    """Networks selected from files with several, and assumptions."""
+    """What was loaded and what was skipped of each, and assumptions."""
 
     def rows(self) -> Iterator[tuple[str, ...]]:
         """Yield the table rows."""
@@ -74,8 +71,7 @@ class Difference(NamedTuple):
             if names:
                 more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
                 yield f"only in {which}", ", ".join(names[:5]) + more
-        for tensor in self.differing[:_SHOWN]:
-            yield f"  {tensor.name}", _text(tensor)
+        yield from ((f"  {tensor.name}", _text(tensor)) for tensor in self.differing[:_SHOWN])
         if len(self.differing) > _SHOWN:
             yield "  ...", f"{len(self.differing) - _SHOWN:,} more; --json lists them all"
         yield from ((name, f"{a} in a, {b} in b") for name, (a, b) in self.fields.items())
@@ -101,28 +97,26 @@ def diff(
     raws = [read_weights(path, **given) for path in (a, b)]
     first, second = (raw.tensors for raw in raws)
     both = [name for name in first if name in second]
-    differing = [
-        _difference(name, first[name], second[name])
-        for name in both
-        if first[name].shape != second[name].shape
-        or not torch.equal(first[name].float(), second[name].float())
-    ]
+    found = (_difference(name, first[name], second[name]) for name in both)
+    differing = [tensor for tensor in found if tensor.largest != 0]
     outputs, fields, assumed = list[TensorDiff](), dict[str, tuple[Any, Any]](), list[str]()
     try:
         one, two = (_open(raw, pool) for raw in raws)
     except WeightsError as error:
         notes = [f"outputs not compared: {error}"]
     else:
-        assumed = [*one.assumed, *two.assumed]
+        assumed = [*one.notes, *two.notes]
         outputs, notes = _compare_outputs(one, two)
-        of_a, of_b = (to_dict(side.config) | to_dict(side.objective) for side in (one, two))
+        of_a, of_b = (
+            to_dict(side.description.model) | to_dict(_objective(side)) for side in (one, two)
+        )
         fields = {n: (of_a[n], of_b[n]) for n in of_a if of_a[n] != of_b[n]}
     return Difference(
         a=str(raws[0].path),
         b=str(raws[1].path),
-        same=not notes and all(_is_close(output) for output in outputs),
+        same=not notes and all(_distance(output) <= SAME for output in outputs),
         in_both=len(both),
-        differing=sorted(differing, key=lambda d: (d.relative is None, d.relative), reverse=True),
+        differing=sorted(differing, key=_distance, reverse=True),
         only_a=[name for name in first if name not in second],
         only_b=[name for name in second if name not in first],
         fields=fields,
@@ -132,46 +126,38 @@ def diff(
     )
 
 
-class _Opened(NamedTuple):
-    model: Model
-    config: ModelConfig
-    objective: ObjectiveConfig
-    assumed: list[str]
-
-
-def _open(raw: RawWeights, pool: HeadPool | None) -> _Opened:
-    """Load the model that a file holds: a classifier, an autoencoder or an encoder."""
-    # Options apply to both files, so those of a decoder are dropped for a file without one.
+def _open(raw: RawWeights, pool: HeadPool | None) -> Opened:
+    # Options apply to both files, so those of a part that one lacks are dropped for it.
     given: Any = {n: v for n, v in raw.given.items() if raw.has_decoder or n not in _OF_DECODER}
-    raw = raw._replace(given=given)
-    if raw.is_classifier:
-        (model, _), assumed = open_classifier(raw, pool=pool)
-        return _Opened(model.eval(), model.encoder.config, ObjectiveConfig(), assumed)
-    load = open_model if raw.has_decoder else open_encoder
-    return _Opened(load(raw).model.eval(), *infer_config(raw))
+    return open_any(raw._replace(given=given), pool=pool if raw.is_classifier else None)
+
+
+def _objective(opened: Opened) -> ObjectiveConfig:
+    return opened.description.objective or ObjectiveConfig()
 
 
 @torch.inference_mode()
-def _compare_outputs(a: _Opened, b: _Opened) -> tuple[list[TensorDiff], list[str]]:
+def _compare_outputs(a: Opened, b: Opened) -> tuple[list[TensorDiff], list[str]]:
     """Compare the outputs for the same images and mask, with notes on what cannot be compared."""
     for name in ("channels", "patch_size"):
-        of_a, of_b = getattr(a.config, name), getattr(b.config, name)
+        of_a, of_b = getattr(a.description.model, name), getattr(b.description.model, name)
         if of_a != of_b:
             return [], [f"{name}: {of_a} in a, {of_b} in b; no image is the same to both"]
     generator = torch.Generator().manual_seed(0)
-    C, (H, W), L = a.config.channels, a.config.image_size, a.config.num_patches
+    config = a.description.model
+    C, (H, W), L = config.channels, config.image_size, config.num_patches
     images = torch.rand(IMAGES, C, H, W, generator=generator)  # pixel values in [0, 1]
     noise = torch.rand(IMAGES, L, generator=generator)
-    mask = random_masking(noise, num_keep=a.objective.num_keep(L)).mask
+    mask = random_masking(noise, num_keep=_objective(a).num_keep(L)).mask
     one, two = (_outputs(side, images, mask) for side in (a, b))
     notes = [f"{name}: only a computes it" for name in one if name not in two]
     notes += [f"{name}: only b computes it" for name in two if name not in one]
     return [_difference(name, one[name], two[name]) for name in one if name in two], notes
 
 
-def _outputs(opened: _Opened, images: Tensor, mask: Tensor) -> dict[str, Tensor]:
+def _outputs(opened: Opened, images: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """Return the outputs for images of pixel values in [0, 1], by name."""
-    model, pixels = opened.model, opened.config.pixels
+    model, pixels = opened.model.eval(), opened.description.model.pixels
     normalised = normalize_pixels(images, replace(pixels, dtype="float32"))
     if not isinstance(model, MaskedAutoencoder):
         return {"scores" if isinstance(model, Classifier) else "features": model(normalised)}
@@ -182,17 +168,19 @@ def _outputs(opened: _Opened, images: Tensor, mask: Tensor) -> dict[str, Tensor]
 
 
 def _difference(name: str, a: Tensor, b: Tensor) -> TensorDiff:
+    a, b = a.float(), b.float()
     if a.shape != b.shape:
         return TensorDiff(name, None, None, (tuple(a.shape), tuple(b.shape)))
-    largest = float((a.float() - b.float()).abs().max())
+    if torch.equal(a, b):
+        return TensorDiff(name, 0.0, 0.0)
+    largest, scale = float((a - b).abs().max()), float(a.abs().max())
     if not math.isfinite(largest):
         return TensorDiff(name, None, None)
-    scale = float(a.float().abs().max())
     return TensorDiff(name, largest, largest / scale if scale else None)
 
 
-def _is_close(output: TensorDiff) -> bool:
-    return output.largest == 0 or (output.relative is not None and output.relative <= SAME)
+def _distance(tensor: TensorDiff) -> float:
+    return math.inf if tensor.relative is None else tensor.relative
 
 
 def _text(found: TensorDiff) -> str:
