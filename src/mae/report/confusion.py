@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
-from xml.etree.ElementTree import Element
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mae.evaluation.metrics import ClassRow, class_rows
+from mae.evaluation.metrics import class_rows
 from mae.report.figures import element, image_element
 from mae.report.page import facts_list, html_page, html_table
 
@@ -71,26 +70,20 @@ def evaluation_page(
         counts: K K, see `Predictions.confusion`.
         names: names of the K classes.
     """
-    return html_page(title, _body(facts, counts, names))
-
-
-def _body(facts: Mapping[str, str], counts: Counts, names: Sequence[str]) -> Iterable[Element]:
-    yield facts_list(facts.items())
     drawn = image_element(confusion_image(counts), "confusion of classes")
-    yield element("h2", "Confusion matrix")
-    yield element("figure", drawn, element("figcaption", CAPTION))
+    body = [facts_list(facts.items()), element("h2", "Confusion matrix")]
+    body.append(element("figure", drawn, element("figcaption", CAPTION)))
     mistakes = [
         (m.name, m.taken_for, f"{m.times:,}", f"{m.share:.1%}")
         for m in worst_mistakes(counts, names, most=20)
     ]
-    heads = ["class", "taken for", "times", "of its images"]
     if mistakes:
-        yield html_table("most frequent", heads, mistakes)
-    yield element("h2", "Classes")
-    heads = ["class", "right", "images", "most often taken for"]
-    yield html_table("", heads, map(_cells, class_rows(counts, names)))
-
-
-def _cells(row: ClassRow) -> tuple[str, str, str, str]:
-    right = f"{row.accuracy:.1%}" if row.images else "no image"
-    return row.name, right, f"{row.images:,}", row.mistaken_for
+        columns = ["class", "taken for", "times", "of its images"]
+        body.append(html_table("most frequent", columns, mistakes))
+    columns = ["class", "right", "images", "most often taken for"]
+    classes = [
+        (c.name, f"{c.accuracy:.1%}" if c.images else "no image", f"{c.images:,}", c.mistaken_for)
+        for c in class_rows(counts, names)
+    ]
+    body += [element("h2", "Classes"), html_table("", columns, classes)]
+    return html_page(title, body)

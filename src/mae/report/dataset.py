@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
 from typing import NamedTuple
-from xml.etree.ElementTree import Element
 
 import numpy as np
 from PIL import Image
@@ -19,7 +17,7 @@ MOST_NAMED = 5
 """Images named for each type of problem; `--json` lists all."""
 
 # Limits of width / height, and the names of the ranges between them.
-_RATIOS = (0, 0.5, 0.8, 1.25, 2, float("inf"))
+_RATIOS = (0.5, 0.8, 1.25, 2)
 _SHAPES = ("narrower than 1:2", "portrait, 1:2 to 4:5", "nearly square, 4:5 to 5:4",
            "landscape, 5:4 to 2:1", "wider than 2:1")  # fmt: skip
 
@@ -63,15 +61,11 @@ def _overview(found: DatasetReport, looked_at: int) -> Iterator[tuple[str, str]]
     if found.warnings:
         yield "with a warning", f"{len(found.warnings):,}: damage that reaches no pixel"
     yield "formats", _counts(found.formats)
-    kinds = Counter({f"{k.channels} x {k.dtype}": n for k, n in found.kinds.items()})
-    yield "stored as", _counts(kinds)
+    yield "stored as", _counts({f"{k.channels} x {k.dtype}": n for k, n in found.kinds.items()})
     for what, count in found.left_out.items():
         yield "not read", f"{what}, of {count:,}"
-    for name, groups in (
-        ("exact duplicates", found.copies()),
-        ("near duplicates", found.look_alikes()),
-    ):
-        yield name, f"{sum(len(group) - 1 for group in groups):,} beyond the first"
+    for name, groups in (("exact", found.copies()), ("near", found.look_alikes())):
+        yield f"{name} duplicates", f"{sum(map(len, groups)) - len(groups):,} beyond the first"
     yield "nearly constant", f"{len(found.nearly_constant()):,}"
 
 
@@ -82,9 +76,9 @@ def _sizes(found: DatasetReport) -> Iterator[tuple[str, str]]:
     for name, lengths in (("height", heights), ("width", widths)):
         low, median, high = (int(f(lengths)) for f in (np.min, np.median, np.max))
         yield name, f"{low:,} to {high:,} pixels, median {median:,}"
-    for name, (above, most) in zip(_SHAPES, pairwise(_RATIOS), strict=True):
-        if count := int(((widths / heights > above) & (widths / heights <= most)).sum()):
-            yield name, f"{count:,}"
+    places = np.searchsorted(_RATIOS, widths / heights)
+    counts = Counter(_SHAPES[place] for place in places)
+    yield from ((name, f"{counts[name]:,}") for name in _SHAPES if counts[name])
 
 
 def _channels(found: DatasetReport) -> Iterator[tuple[str, str]]:
@@ -118,22 +112,18 @@ def _first(items: Sequence[str]) -> list[str]:
 
 
 def _counts(counts: Mapping[str, int]) -> str:
-    pairs = sorted(counts.items(), key=lambda pair: -pair[1])
+    pairs = Counter(counts).most_common()
     return ", ".join(f"{name} {count:,}" for name, count in pairs) or "none"
 
 
 def dataset_page(title: str, sheet: Image.Image | None, sections: Iterable[Section]) -> bytes:
     """Make a self-contained HTML page: the contact sheet, then every section."""
-    return html_page(title, _body(sheet, sections))
-
-
-def _body(sheet: Image.Image | None, sections: Iterable[Section]) -> Iterator[Element]:
     first, *others = sections
-    yield facts_list(first.rows)
+    body = [facts_list(first.rows)]
     if sheet is not None:
         caption = element("figcaption", "Readable images, evenly spread, as they are decoded.")
-        yield element("h2", "Sample")
-        yield element("figure", image_element(sheet, "contact sheet"), caption, class_="strip")
-    for section in others:
-        yield element("h2", section.title.capitalize())
-        yield html_table("", ["", ""], section.rows)
+        drawn = image_element(sheet, "contact sheet")
+        body += [element("h2", "Sample"), element("figure", drawn, caption, class_="strip")]
+    for name, rows in others:
+        body += [element("h2", name.capitalize()), html_table("", ["", ""], rows)]
+    return html_page(title, body)

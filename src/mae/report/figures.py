@@ -30,10 +30,8 @@ def element(tag: str, /, *content: Element | str | None, **attributes: object) -
         content: texts and child elements, in order.
         attributes: `class_` sets class, `stroke_width` sets stroke-width; None is skipped.
     """
-    made = Element(
-        tag,
-        {k.rstrip("_").replace("_", "-"): str(v) for k, v in attributes.items() if v is not None},
-    )
+    given = {name: str(value) for name, value in attributes.items() if value is not None}
+    made = Element(tag, {name.rstrip("_").replace("_", "-"): v for name, v in given.items()})
     for part in content:
         if isinstance(part, Element):
             made.append(part)
@@ -94,9 +92,8 @@ def line_chart(series: Sequence[Series], x_label: str, y_label: str) -> Element:
         marks.append(_line([(x_at(x), y_at(value)) for x, value in points], index))
         marks.append(_line([(LEFT, y), (LEFT + 44, y)], index))
         marks.append(element("text", text, x=LEFT + 54, y=y + 4))
-    view = f"0 0 {WIDTH} {BASE + 40 + 22 * len(lines)}"
-    return element("svg", element("title", y_label), *marks, viewBox=view, role="img",
-                   class_="chart")  # fmt: skip
+    view, title = f"0 0 {WIDTH} {BASE + 40 + 22 * len(lines)}", element("title", y_label)
+    return element("svg", title, *marks, viewBox=view, role="img", class_="chart")
 
 
 def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
