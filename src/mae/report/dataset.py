@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from mae.data.audit.report import DatasetReport, Fault
+from mae.data.decoding.decode import FULL_RANGE
 from mae.report.figures import element, image_element, number
 from mae.report.page import facts_list, html_page, html_table
 
@@ -84,7 +85,7 @@ def _sizes(found: DatasetReport) -> Iterator[tuple[str, str]]:
 def _channels(found: DatasetReport) -> Iterator[tuple[str, str]]:
     if found.sums is None or found.kind is None or not found.ids:
         return
-    full = {"uint8": 255, "uint16": 65535, "float32": 1}[found.kind.dtype]
+    full = FULL_RANGE[found.kind.dtype]
     for channel, (mean, std) in enumerate(zip(found.sums.mean, found.sums.std, strict=True)):
         scaled = "" if full == 1 else f"; scaled to [0, 1] {mean / full:.4f}, {std / full:.4f}"
         yield f"channel {channel}", f"mean {number(mean)}, std {number(std)}{scaled}"

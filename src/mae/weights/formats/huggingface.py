@@ -122,16 +122,15 @@ def _read_metadata(_: Mapping[str, Any], file: Path, _tensors: Mapping[str, Tens
         raise WeightsError(f"{where.parent}: {error}; mae does not support this model") from error
     # Fields missing from config.json have their defaults; without the file, these are guesses.
     usual = {"norm_eps": config.layer_norm_eps, "normalize_target": config.norm_pix_loss}
+    heads, decoder_heads = config.num_attention_heads, config.decoder_num_attention_heads
     fields, notes = dict[str, Any](), list[str]()
+    if stored:
+        fields |= usual | {"num_heads": heads, "decoder_heads": decoder_heads}
     # Often set to 0 for feature extraction; training needs a value above 0.
     if 0 < config.mask_ratio < 1:
         fields["mask_ratio"] = config.mask_ratio
     else:
         notes.append(f"{where}: a mask ratio of {config.mask_ratio:g} hides nothing; assumed 0.75")
-    if stored:
-        fields |= usual
-        fields["num_heads"] = config.num_attention_heads
-        fields["decoder_heads"] = config.decoder_num_attention_heads
     crop_pct = processor.get("crop_pct")  # only in files written by mae
     if isinstance(crop_pct, float) and 0 < crop_pct <= 1:
         fields["crop_pct"] = crop_pct
@@ -149,10 +148,10 @@ def _class_names(labels: Any, *, where: Path) -> tuple[str, ...]:
     if not isinstance(labels, Mapping):
         return ()
     # In numeric order: some files have "10" before "2".
-    numbers = [str(number) for number in range(len(labels))]
-    if labels.keys() != set(numbers):
+    names = [labels.get(str(number)) for number in range(len(labels))]
+    if None in names:
         raise WeightsError(f"{where}: id2label: expected a name for each of 0, 1 ...")
-    return tuple(str(labels[number]) for number in numbers)
+    return tuple(map(str, names))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -179,25 +178,21 @@ def _pixels(processor: Mapping[str, Any], *, channels: int) -> PixelConfig | Non
 
 
 def _refuses(description: Description, names: Collection[str]) -> str | None:
-    model = description.model
+    model, objective = description.model, description.objective or ObjectiveConfig()
     if model.grid[0] != model.grid[1]:
         return f"its grid of patches is square, that of this model {model.grid}"
     if isinstance(description, ClassifierDescription) and description.pool == "mean":
         return "it classifies the cls token, this model the mean of the patches (fc_norm)"
     if not any(name.startswith("decoder.") for name in names):
         return None
-    objective, L = description.objective or ObjectiveConfig(), model.num_patches
     if objective.target_eps != 1e-6:
         return f"its target has an eps of 1e-6, that of this model {objective.target_eps:g}"
-    told = {n: getattr(objective, n) for n in ("mask_ratio", "normalize_target")}
-    if objective != ObjectiveConfig(**told):
+    ratio, normalize = objective.mask_ratio, objective.normalize_target
+    if objective != ObjectiveConfig(mask_ratio=ratio, normalize_target=normalize):
         return "it masks at random, this model otherwise"
-    theirs, ours = int(L * (1 - objective.mask_ratio)), objective.num_keep(L)
-    if theirs != ours:
-        return (
-            f"it keeps {theirs} of {L} patches at a mask ratio of {objective.mask_ratio}, this "
-            f"model {ours} (decision 0003)"
-        )
+    L, kept = model.num_patches, objective.num_keep(model.num_patches)
+    if (theirs := int(L * (1 - ratio))) != kept:
+        return f"it keeps {theirs} of {L} patches at a mask ratio of {ratio}, this model {kept}"
     return None
 
 
@@ -226,15 +221,14 @@ def config_fields(model: ModelConfig, objective: ObjectiveConfig) -> dict[str, A
 def _write(path: Path, tensors: Mapping[str, Tensor], description: Description) -> None:
     """Write a folder that `from_pretrained` of transformers loads."""
     config = config_fields(description.model, description.objective or ObjectiveConfig())
+    decodes = any(name.startswith("decoder.") for name in tensors)
+    name, model_type = ("ViTMAEForPreTraining" if decodes else "ViTMAEModel"), "vit_mae"
     if isinstance(description, ClassifierDescription):
         name, model_type = "ViTForImageClassification", "vit"
         of_autoencoder = ("decoder_", "mask_ratio", "norm_pix_loss")
-        config = {name: v for name, v in config.items() if not name.startswith(of_autoencoder)}
-        config["id2label"] = {str(i): label for i, label in enumerate(description.class_names)}
-        config["label2id"] = {label: i for i, label in enumerate(description.class_names)}
-    else:
-        decodes = any(name.startswith("decoder.") for name in tensors)
-        name, model_type = ("ViTMAEForPreTraining" if decodes else "ViTMAEModel"), "vit_mae"
+        config = {key: v for key, v in config.items() if not key.startswith(of_autoencoder)}
+        labels = dict(enumerate(description.class_names))
+        config |= {"id2label": labels, "label2id": {label: i for i, label in labels.items()}}
     about = {"architectures": [name], "model_type": model_type, "torch_dtype": "float32"}
     table = _BARE if name == "ViTMAEModel" else _OLDER
     write_json_atomic(path / CONFIG, about | config)

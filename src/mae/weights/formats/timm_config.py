@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -78,10 +78,8 @@ def _with_network(metadata: Metadata, config: Path, name: str, args: dict[str, A
     accepted = inspect.signature(VisionTransformer.__init__).parameters
     for argument, value in args.items():
         if argument not in accepted or (isinstance(value, int) and abs(value) > _LARGEST):
-            raise WeightsError(
-                f"{config}: model_args: {argument} {value!r}: no argument of a plain vision "
-                "transformer, expected one; mae does not support this model"
-            )
+            got = f"model_args: {argument} {value!r}"
+            raise WeightsError(f"{config}: {got}: is no argument of a plain vision transformer")
     try:
         # Leaves the random state of the process unchanged.
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -89,23 +87,21 @@ def _with_network(metadata: Metadata, config: Path, name: str, args: dict[str, A
             make: Any = partial(timm.create_model, name) if known else VisionTransformer
             built = make(**args)
     except (TypeError, ValueError, AssertionError, RuntimeError, LookupError) as error:
-        raise WeightsError(
-            f"{config}: timm {timm.__version__} cannot build {name} of its model_args: "
-            f"{type(error).__name__}: {' '.join(str(error).split())}"
-        ) from error
-    if wrong := _differs(built):
-        raise WeightsError(f"{config}: {name} has {wrong}, which mae does not support")
-    block = built.blocks[0]
-    fields = {"num_heads": block.attn.num_heads, "norm_eps": block.norm1.eps}
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise WeightsError(f"{config}: timm cannot build {name}: {why}") from error
+    for argument, value, ours in _arguments(built):
+        if value != ours:
+            text = getattr(value, "__name__", value)
+            raise WeightsError(f"{config}: {name} has {argument} {text}, which is not supported")
+    fields, block = {**metadata.fields}, built.blocks[0]
+    if known or "num_heads" in args:
+        fields["num_heads"] = block.attn.num_heads
     if known:
-        own = {**metadata.fields, **fields}
-        return metadata._replace(fields=own, gelu=True, pool=_pool(built))
-    note = (
-        f"{config}: names the architecture {name}, which timm {timm.__version__} does not "
-        "know; assumed a plain vision transformer"
-    )
-    heads = {"num_heads": fields["num_heads"]} if "num_heads" in args else {}
-    return metadata._replace(fields={**metadata.fields, **heads}, notes=(note,))
+        fields["norm_eps"] = block.norm1.eps
+        return metadata._replace(fields=fields, gelu=True, pool=_pool(built))
+    unknown = f"names the architecture {name}, which timm {timm.__version__} does not know"
+    note = f"{config}: {unknown}; assumed a plain vision transformer"
+    return metadata._replace(fields=fields, notes=(note,))
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
@@ -127,47 +123,39 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
     }
 
 
-def _differs(model: nn.Module) -> str | None:
-    """Return the argument in which a network of timm differs from mae's; None if there is none."""
-    from timm.models import vision_transformer as theirs
+def _arguments(built: Any) -> Iterator[tuple[str, object, object]]:
+    """Yield arguments of a network of timm, with their values and those of mae's network.
 
-    built: Any = model
-    if type(model) is not theirs.VisionTransformer:
-        return f"the architecture {type(built).__name__}"
+    A value is read only after the types of all parts are known to be those of mae.
+    """
+    from timm.models import vision_transformer
+
+    theirs: Any = vision_transformer
+    yield "the architecture", type(built), theirs.VisionTransformer
     block, embed = built.blocks[0], built.patch_embed
-    kinds: dict[str, tuple[Any, str]] = {
-        "block_fn": (block, "Block"),
-        "embed_layer": (embed, "PatchEmbed"),
-        "attn_layer": (getattr(block, "attn", None), "Attention"),
-        "mlp_layer": (getattr(block, "mlp", None), "Mlp"),
-    }
-    for argument, (part, kind) in kinds.items():
-        if type(part) is not getattr(theirs, kind):
-            return f"{argument} {type(part).__name__}"
+    yield "block_fn", type(block), theirs.Block
+    yield "embed_layer", type(embed), theirs.PatchEmbed
     attn, mlp, norm, x = block.attn, block.mlp, block.norm1, torch.linspace(-4, 4, 65)
+    yield "attn_layer", type(attn), theirs.Attention
+    yield "mlp_layer", type(mlp), theirs.Mlp
+    yield "class_token", built.cls_token is not None, True
+    yield "reg_tokens", getattr(built, "num_reg_tokens", 0), 0
+    yield "pos_embed", built.pos_embed is not None, True
+    yield "no_embed_class", built.no_embed_class, False
+    yield "pre_norm", _is_there(built.norm_pre), False
+    yield "embed_norm_layer", _is_there(embed.norm), False
+    yield "qkv_bias", attn.qkv.bias is not None, True
+    yield "proj_bias", attn.proj.bias is not None, True
+    yield "qk_norm", _is_there(attn.q_norm), False
+    yield "scale_attn_norm", _is_there(getattr(attn, "norm", None)), False
+    yield "scale_mlp_norm", _is_there(mlp.norm), False
+    yield "init_values", _is_there(block.ls1), False
+    yield "final_norm", _is_there(built.norm) or _is_there(built.fc_norm), True
+    yield "global_pool", _is_there(built.attn_pool) and built.global_pool, False
     is_layer_norm = isinstance(norm, nn.LayerNorm) and norm.elementwise_affine
+    yield "norm_layer", not is_layer_norm and type(norm).__name__, False
     is_gelu = torch.allclose(mlp.act(x), nn.functional.gelu(x), rtol=0, atol=1e-6)
-    for argument, value, expected in (
-        ("class_token", built.cls_token is not None, True),
-        ("reg_tokens", getattr(built, "num_reg_tokens", 0), 0),
-        ("pos_embed", built.pos_embed is not None, True),
-        ("no_embed_class", built.no_embed_class, False),
-        ("pre_norm", _is_there(built.norm_pre), False),
-        ("embed_norm_layer", _is_there(embed.norm), False),
-        ("qkv_bias", attn.qkv.bias is not None, True),
-        ("proj_bias", attn.proj.bias is not None, True),
-        ("qk_norm", _is_there(attn.q_norm), False),
-        ("scale_attn_norm", _is_there(getattr(attn, "norm", None)), False),
-        ("scale_mlp_norm", _is_there(mlp.norm), False),
-        ("init_values", _is_there(block.ls1), False),
-        ("final_norm", _is_there(built.norm) or _is_there(built.fc_norm), True),
-        ("global_pool", _is_there(built.attn_pool) and built.global_pool, False),
-        ("norm_layer", not is_layer_norm and type(norm).__name__, False),
-        ("act_layer", not is_gelu and type(mlp.act).__name__, False),
-    ):
-        if value != expected:
-            return f"{argument} {value}"
-    return None
+    yield "act_layer", not is_gelu and type(mlp.act).__name__, False
 
 
 def _is_there(part: nn.Module | None) -> bool:
@@ -176,13 +164,13 @@ def _is_there(part: nn.Module | None) -> bool:
 
 def _pool(built: Any) -> str:
     """Return the pooling of a head: mean, cls, or timm's arguments for an unsupported one."""
-    pool, normed = built.global_pool, _is_there(built.fc_norm)
-    if pool == "token":
+    extras = " with pool_include_prefix" if getattr(built, "pool_include_prefix", False) else ""
+    extras += "" if _is_there(built.fc_norm) else " without fc_norm"
+    if built.global_pool == "token":
         return "cls"
-    if pool == "avg" and normed and not getattr(built, "pool_include_prefix", False):
+    if built.global_pool == "avg" and not extras:
         return "mean"
-    prefix = " with pool_include_prefix" * bool(getattr(built, "pool_include_prefix", False))
-    return f"global_pool {pool!r}{prefix}{'' if normed else ' without fc_norm'}"
+    return f"global_pool {built.global_pool!r}{extras}"
 
 
 def _pixels(pretrained: Mapping[str, Any], where: Path, channels: int) -> PixelConfig | None:
