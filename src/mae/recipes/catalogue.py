@@ -8,26 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from typing import TypeVar
 
-from mae.config.run import (
-    AugmentConfig,
-    FinetuneConfig,
-    FitConfig,
-    MixConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    OptimConfig,
-    PretrainConfig,
-)
+from mae.config.model import ModelConfig
+from mae.config.objective import ObjectiveConfig
+from mae.config.run import AugmentConfig, FinetuneConfig, MixConfig, OptimConfig, PretrainConfig
 from mae.config.sizes import model_config
 from mae.errors import ConfigError
 from mae.recipes.finetuning import FINETUNING
 from mae.recipes.pretraining import PRETRAINING
+from mae.recipes.recipe import ConfigT
 from mae.recipes.recipe import Recipe as Recipe
-
-ConfigT = TypeVar("ConfigT", bound=FitConfig)
-
 
 FOLDER = PretrainConfig(
     model=model_config("vit-s/16"),
@@ -92,21 +82,18 @@ RECIPES = (
         name="folder",
         about="ViT-S/16 at 224 for a folder of your own images",
         source="this project's default; decoder 256 x 4",
-        expected="no published score",
         config=FOLDER,
     ),
     Recipe(
         name="continue",
         about="weights of any size, pre-trained further on your own images",
         source="this project's default, after `folder`; not tuned",
-        expected="no published score",
         config=CONTINUE,
     ),
     Recipe(
         name="demo",
         about="a small ViT on the built-in images, in minutes",
         source="chosen on a validation part of the built-in images (docs/log.md)",
-        expected="no published score",
         config=DEMO,
     ),
     *PRETRAINING,
@@ -114,7 +101,6 @@ RECIPES = (
         name="finetune-folder",
         about="a classifier of your own labelled images, from any weights",
         source="this project's default, after the published fine-tuning of ViT-B; not tuned",
-        expected="no published score",
         config=FINETUNE_FOLDER,
     ),
     *FINETUNING,

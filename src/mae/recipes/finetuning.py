@@ -5,8 +5,6 @@ The three disagree: a name begins with its source, and docs/recipes.md shows the
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from mae.config.run import AugmentConfig, FinetuneConfig, MixConfig, ModelConfig, OptimConfig
 from mae.recipes.recipe import NOT_FP16, Family
 
@@ -38,33 +36,22 @@ _FACEBOOK = Family(
     about="{model} at {edge}, fine-tuned for {epochs} epochs",
     source="published code, FINETUNE.md",
     sources={
-        **dict.fromkeys(("augment", "pool", "mix.switch", "mix.probability"), _CODE),
-        **dict.fromkeys(("optim.eps", "optim.min_lr", "optim.warmup_start"), _CODE),
-        "optim.clip_norm": _CODE,
+        **dict.fromkeys("augment pool mix.switch mix.probability optim.eps".split(), _CODE),
+        **dict.fromkeys("optim.min_lr optim.warmup_start optim.clip_norm".split(), _CODE),
         **_CODE_ELSEWHERE,
         "optim.min_lr_scaled": "published code, util/lr_sched.py",
         "precision": NOT_FP16,
     },
 )
-_FACEBOOK_448 = replace(
-    _FACEBOOK,
-    sources={
-        **_FACEBOOK.sources,
-        "model.image_size": "no notes at 448; the rest as for ViT-H at 224",
-    },
-)
-_PAPER = replace(
-    _FACEBOOK,
-    config=replace(
-        _FACEBOOK.config,
-        erase=0.0,
-        drop_path=0.1,
-        optim=replace(_FACEBOOK.config.optim, min_lr=0.0),
-    ),
+_AT_448 = {"model.image_size": "no notes at 448; the rest as for ViT-H at 224"}
+_FACEBOOK_448 = _FACEBOOK.vary(sources=_FACEBOOK.sources | _AT_448)
+_PAPER = _FACEBOOK.vary(
+    config={"erase": 0.0, "drop_path": 0.1},
+    optim={"min_lr": 0.0},
     source="paper, Table 9",
     sources={
-        **dict.fromkeys(("augment", "optim.eps", "optim.warmup_start"), _CODE),
-        **dict.fromkeys(("mix.switch", "mix.probability"), _CODE),
+        **dict.fromkeys("augment mix.switch mix.probability".split(), _CODE),
+        **dict.fromkeys("optim.eps optim.warmup_start".split(), _CODE),
         **_CODE_ELSEWHERE,
         "model.image_size": "paper, Table 3",
         "pool": "published code; the paper found cls and mean alike",
@@ -74,29 +61,17 @@ _PAPER = replace(
         "erase": "not in the paper",
     },
 )
-_SCRATCH = replace(
-    _PAPER,
-    config=replace(
-        _PAPER.config,
-        batch=4096,
-        ema=0.9999,
-        layer_decay=1.0,
-        optim=replace(
-            _PAPER.config.optim, lr=1e-4, weight_decay=0.3, betas=(0.9, 0.95), warmup_epochs=20
-        ),
-    ),
+_SCRATCH = _PAPER.vary(
+    config={"batch": 4096, "ema": 0.9999, "layer_decay": 1.0},
+    optim={"lr": 1e-4, "weight_decay": 0.3, "betas": (0.9, 0.95), "warmup_epochs": 20},
     about="{model} at {edge}, supervised from scratch, {epochs} epochs",
     source="paper, Table 11",
     sources={**_PAPER.sources, "pool": "not in the paper; as in fine-tuning"},
     pretrained=False,
 )
 # mmpretrain's absolute rates at batch 1024 (2e-3, 4e-3, 4e-3) are the base rates of FINETUNE.md.
-_MM = replace(
-    _FACEBOOK,
-    config=replace(
-        _FACEBOOK.config,
-        optim=replace(_FACEBOOK.config.optim, warmup_start=1e-4, min_lr_scaled=False),
-    ),
+_MM = _FACEBOOK.vary(
+    optim={"warmup_start": 1e-4, "min_lr_scaled": False},
     source="OpenMMLab mmpretrain, configs/mae/benchmarks",
     sources={
         "optim.min_lr_scaled": "CosineAnnealingLR of mmengine: eta_min is that of every group",
@@ -105,9 +80,8 @@ _MM = replace(
         "augment": "crops: the default of the library; flips: the config",
     },
 )
-_MM_448 = replace(
-    _MM,
-    config=replace(_MM.config, model=ModelConfig(crop_pct=448 / 512)),
+_MM_448 = _MM.vary(
+    config={"model": ModelConfig(crop_pct=448 / 512)},
     sources={
         **_MM.sources,
         "batch": "the 448px file, if on 8 GPUs; its name says 32 x 8 = 256",
@@ -116,8 +90,7 @@ _MM_448 = replace(
     },
 )
 # The peak rate of mmselfsup is 1e-3 * 1024 / 256, twice that of the official code.
-_MMSELFSUP = replace(
-    _MM,
+_MMSELFSUP = _MM.vary(
     source="OpenMMLab mmselfsup 0.x, config of the same name",
     sources={
         "optim.min_lr_scaled": "StepFixCosineAnnealing: min_lr is that of every group",

@@ -5,8 +5,6 @@ The `sources` of a recipe name the fields whose value is from another source tha
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from mae.config.run import AugmentConfig, ObjectiveConfig, OptimConfig, PretrainConfig
 from mae.recipes.recipe import NOT_FP16, OURS, Family
 
@@ -29,17 +27,13 @@ _PAPER = Family(
         "model.decoder_width": "paper, Table 1b",
         "objective.normalize_target": "paper, Table 3",
         "objective.mask_ratio": "paper, Table 1f",
-        "optim.eps": _CODE,
-        "optim.min_lr": _CODE,
-        "optim.min_lr_scaled": _CODE,
-        "optim.warmup_start": _CODE,
+        **dict.fromkeys("optim.eps optim.min_lr optim.min_lr_scaled".split(), _CODE),
+        **dict.fromkeys("optim.warmup_start augment".split(), _CODE),
         "optim.decay_tokens": "published code: only norms and biases are not decayed",
-        "augment": _CODE,
     },
 )
-_ABLATION = replace(
-    _PAPER,
-    config=replace(_PAPER.config, objective=ObjectiveConfig(normalize_target=False)),
+_ABLATION = _PAPER.vary(
+    config={"objective": ObjectiveConfig(normalize_target=False)},
     about="{model}, {epochs} epochs, plain pixels: the paper's default",
     sources={
         **_PAPER.sources,
@@ -47,8 +41,7 @@ _ABLATION = replace(
         "objective.normalize_target": "paper, Table 1d",
     },
 )
-_FACEBOOK = replace(
-    _PAPER,
+_FACEBOOK = _PAPER.vary(
     source=_NOTES,
     sources={
         **_PAPER.sources,
@@ -58,17 +51,12 @@ _FACEBOOK = replace(
     },
 )
 # OpenMMLab does not decay cls and mask token and starts the warm-up above zero.
-_MM = replace(
-    _PAPER,
-    config=replace(
-        _PAPER.config,
-        optim=replace(_PAPER.config.optim, warmup_start=1e-4, decay_tokens=False),
-    ),
+_MM = _PAPER.vary(
+    optim={"warmup_start": 1e-4, "decay_tokens": False},
     source="OpenMMLab mmpretrain, configs/mae, the {epochs}e file",
     sources={"precision": NOT_FP16},
 )
-_MMSELFSUP = replace(
-    _MM,
+_MMSELFSUP = _MM.vary(
     source="OpenMMLab mmselfsup 0.x, config of the same name",
     sources={"precision": f"{OURS}; base file: float32; the -fp16 variant made the 83.1 %"},
 )

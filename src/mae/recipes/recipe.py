@@ -32,7 +32,7 @@ class Recipe:
     """One line: what it is and what it is used for."""
     source: str
     """Where its values come from."""
-    expected: str
+    expected: str = "no published score"
     """Published result, never one measured in this project."""
     config: PretrainConfig | FinetuneConfig
     sources: Mapping[str, str] = field(default_factory=dict)
@@ -76,8 +76,18 @@ class Family(Generic[ConfigT]):
     """`Recipe.about`, with {model}, {edge} and {epochs} in place of their values."""
     source: str
     """`Recipe.source`, with the same."""
-    sources: Mapping[str, str]
+    sources: dict[str, str]
     pretrained: bool = True
+
+    def vary(
+        self,
+        config: Mapping[str, Any] | None = None,
+        optim: Mapping[str, Any] | None = None,
+        **changes: Any,
+    ) -> Family[ConfigT]:
+        """Return a family that differs in fields of `config`, of `config.optim` and of its own."""
+        optim = {"optim": replace(self.config.optim, **(optim or {}))}
+        return replace(self, config=replace(self.config, **optim, **(config or {})), **changes)
 
     def recipe(
         self,
@@ -104,17 +114,14 @@ class Family(Generic[ConfigT]):
         patch = 14 if size == "h" else 16
         words = {"model": f"ViT-{size.upper()}/{patch}", "edge": edge, "epochs": epochs}
         network: Any = size_fields(f"vit-{size}/{patch}") | {"image_size": (edge, edge)}
-        changed: Any = fields | {
-            "epochs": epochs,
-            "model": replace(self.config.model, **network),
-            "optim": replace(self.config.optim, **(optim or {})),  # type: ignore[arg-type]
-        }
+        model = replace(self.config.model, **network)
+        varied = self.vary(fields | {"epochs": epochs, "model": model}, optim)
         return Recipe(
             name=name,
             about=self.about.format(**words),
             source=self.source.format(**words),
             expected=expected,
-            config=replace(self.config, **changed),
+            config=varied.config,
             sources=self.sources,
             pretrained=self.pretrained,
         )
