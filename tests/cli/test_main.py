@@ -531,12 +531,11 @@ def test_a_length_given_takes_the_place_of_that_of_the_recipe(
         ("plan demo --images 0", "images: expected at least 1, got 0"),
         (
             "plan folder --images 90 --gpu l4",
-            "batch: got 128, expected from 1, the ranks, to 90, the images; change --batch",
+            "batch: expected at least 1, the ranks, at most 90, the images, got 128",
         ),
         (
             "plan continue --images 9",
-            "plan: the network of continue comes from weights; plan --follow-weights no with its "
-            "model fields, or another recipe",
+            "plan: continue takes its network from weights; use --follow-weights no",
         ),
         ("bench", "bench: expected --data; see mae bench --help"),
         ("bench foldr --data d", "recipe: there is no 'foldr'; did you mean folder?"),

@@ -68,7 +68,7 @@ def test_a_decoder_that_changes_images_is_a_problem(
     ("threads", "cores", "asked", "advice"),
     [
         (2, 2, None, ""),
-        (8, 2, None, "more threads than cores: set OMP_NUM_THREADS=2, or use --threads 2"),
+        (8, 2, None, "more threads than cores: set OMP_NUM_THREADS=2 or --threads 2"),
         (1, 4, "1", "OMP_NUM_THREADS=1 leaves cores idle: unset it, or use --threads 4"),
         (2, 4, None, ""),  # torch's own choice: two threads a core of hardware count as one
     ],

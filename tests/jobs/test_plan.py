@@ -209,7 +209,7 @@ def test_without_measuring_the_line_says_how_to_get_it() -> None:
 
 
 def test_a_batch_smaller_than_the_ranks_is_refused() -> None:
-    with pytest.raises(ConfigError, match="batch: got 4, expected from 8, the ranks"):
+    with pytest.raises(ConfigError, match="batch: expected at least 8, the ranks, at most"):
         paper("b", gpu="h100x8", batch=4)
 
 

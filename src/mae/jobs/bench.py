@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Unpack
 
 import torch
 
+from mae.config.model import require
 from mae.config.run import PretrainConfig
 from mae.data.sources.open import Data, open_source
 from mae.data.sources.source import ArraySource
@@ -55,8 +56,7 @@ def bench_run(
         MaeError: for whatever the user must change, in one line.
     """
     refuse_in_readers("jobs.bench_run.bench_run")
-    if not 0 < seconds < math.inf:
-        raise ConfigError(f"seconds: expected a number above 0, got {seconds}")
+    require(0 < seconds < math.inf, "seconds", seconds, "a number above 0")
     require_init(config, init, **given)
     with Progress(quiet=quiet) as progress, use_threads(config.threads):
         source = open_source(data, log=progress.note)
@@ -79,7 +79,7 @@ def bench_run(
         except torch.OutOfMemoryError as error:
             raise ConfigError(
                 f"micro_batch: {few.fixed_micro_batch or few.batch} images a pass do not fit into "
-                f"the memory of {device}; use a smaller --micro-batch (mae plan shows the largest)"
+                f"the memory of {device}; use a smaller --micro-batch"
             ) from error
         counts = count_parameters(config.model)
         estimate = Estimate(
@@ -116,10 +116,8 @@ class BottleneckReport(NamedTuple):
     def verdict(self) -> str:
         """The bottleneck in one line."""
         ratio = self.measured.loader / self.measured.step
-        times = f"{ratio:.2g}" if ratio < 10 else f"{ratio:,.0f}"
-        return (
-            f"the {self.bottleneck} is the bottleneck: the loader makes {times} x the step's rate"
-        )
+        text = f"{ratio:.2g}" if ratio < 10 else f"{ratio:,.0f}"
+        return f"the {self.bottleneck} is the bottleneck: the loader makes {text} x the step's rate"
 
     def advice(self) -> Iterator[str]:
         """Yield one line for each change that would make the run fit, or faster."""
@@ -176,13 +174,9 @@ class BottleneckReport(NamedTuple):
 
     def rows(self) -> Iterator[tuple[str, ...]]:
         """Yield the rows of a table, the verdict, the time of the run and advice."""
-        measured, batch, few = (
-            self.measured,
-            self.estimate.config.batch,
-            self.measured.images_per_step,
-        )
-        device, workers = self.estimate.machine.device, measured.workers
-        step = f"steps of {few:,} on {device} in {self.estimate.config.precision}"
+        measured, config, device = self.measured, self.estimate.config, self.estimate.machine.device
+        few, workers = measured.images_per_step, measured.workers
+        step = f"steps of {few:,} on {device} in {config.precision}"
         if device == "cpu":
             step += f", {measured.threads} threads"
         notes = {
@@ -195,7 +189,7 @@ class BottleneckReport(NamedTuple):
             yield name, rate_in_words(rate), f"{1000 / rate:.3g}", note
         yield ("",)
         yield (self.verdict,)
-        less = f"; less, as an update weighs more on {few} images" if few < batch else ""
+        less = f"; less, as an update weighs more on {few} images" if few < config.batch else ""
         yield (f"the whole run here: {self.estimate.time_in_words()}{less}",)
         yield from ((line,) for line in self.advice())
         yield from ((line,) for line in busy_note(measured.others_waiting))

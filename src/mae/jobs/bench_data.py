@@ -7,12 +7,14 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mae.config.model import require
 from mae.config.run import PretrainConfig
 from mae.data.augment.crop import CROP_DRAWS
 from mae.data.augment.decode_and_crop import random_crops
@@ -29,7 +31,6 @@ from mae.data.decoding.decode import BadImage, decode
 from mae.data.sampling.draws import Stream, uniform
 from mae.data.sources.open import Data, open_source
 from mae.data.sources.source import ArraySource
-from mae.errors import ConfigError
 from mae.planning.hardware import choose_device, cores, use_threads
 from mae.progress import Progress
 from mae.train.resolve import batch_plan, resolve
@@ -120,8 +121,7 @@ def bench_data(
         MaeError: for whatever the user must change, in one line.
     """
     for name, value in (("seconds", seconds), ("images_per_second", images_per_second)):
-        if value is not None and not 0 < value < math.inf:
-            raise ConfigError(f"{name}: expected a number above 0, got {value}")
+        require(value is None or 0 < value < math.inf, name, value, "a number above 0")
     with Progress(quiet=quiet) as progress, use_threads(1):
         source = open_source(data, log=progress.note)
         device = choose_device(config.device)
@@ -155,19 +155,13 @@ def _timed(spent: dict[str, float], name: str) -> Iterator[None]:
 
 
 def _stage_by_stage(
-    plan: BatchPlan,
-    number: int,
-    device: torch.device,
-    spent: dict[str, float],
-    unreadable: set[int],
+    plan: BatchPlan, number: int, device: torch.device, spent: dict[str, float], bad: set[int]
 ) -> None:
     """Make a batch as `training_batch` does, each stage on its own."""
     epoch, ids = plan.batch_ids(number)
-
-    def draw(stream: Stream, count: int) -> NDArray[np.float32]:
-        return uniform(plan.seed, epoch, ids, stream=stream, count=count)
-
-    draws, flips = draw(Stream.CROP, CROP_DRAWS), draw(Stream.FLIP, 1)[:, 0] < plan.augment.flip
+    draw = partial(uniform, plan.seed, epoch, ids)
+    draws = draw(stream=Stream.CROP, count=CROP_DRAWS)
+    flips = draw(stream=Stream.FLIP, count=1)[:, 0] < plan.augment.flip
     images = list[NDArray[Any]]()
     if crops_as_batch(plan):
         # For images in memory the lookup counts as part of cropping.
@@ -184,7 +178,7 @@ def _stage_by_stage(
                 with _timed(spent, "decode"):
                     pixels = decode(data, kind=plan.kind)
             except BadImage:
-                unreadable.add(index)
+                bad.add(index)
                 continue
             with _timed(spent, "augment"):
                 one = slice(place, place + 1)

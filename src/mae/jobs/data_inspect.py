@@ -12,12 +12,12 @@ import numpy as np
 from PIL import Image
 
 from mae.atomic import write_atomic
-from mae.config.model import IMAGENET_MEAN
+from mae.config.model import IMAGENET_MEAN, require
 from mae.config.run import PretrainConfig
 from mae.data.audit.quarantine import Moved, require_place, set_aside
 from mae.data.audit.report import DatasetReport
 from mae.data.sources.open import Data, data_name, open_source
-from mae.data.sources.source import FolderSource, Source, notes_of
+from mae.data.sources.source import FolderSource, notes_of
 from mae.errors import ConfigError, DataError, MaeError
 from mae.evaluation.labelled_data import Labelled, labelled
 from mae.model.costs import count_parameters
@@ -202,10 +202,9 @@ def inspect_data(
     Raises:
         MaeError: for whatever the user must change, in one line.
     """
-    if out is not None and out.suffix not in (".html", ".png"):
-        raise ConfigError(f"out: expected a name ending in .html or .png, got {out}")
-    if limit is not None and limit < 1:
-        raise ConfigError(f"limit: expected at least 1, got {limit}")
+    suffix = None if out is None else out.suffix
+    require(suffix in (None, ".html", ".png"), "out", str(out), "a name ending in .html or .png")
+    require(limit is None or limit >= 1, "limit", limit, "at least 1")
     config = find_config(recipe, PretrainConfig) if isinstance(recipe, str) else recipe
     source, root = open_source(data), None
     if quarantine is not None:
@@ -213,7 +212,12 @@ def inspect_data(
         require_place(root, quarantine)
     count, estimate = len(source), None
     with Progress(quiet=quiet) as progress:
-        resolved, notes = _resolved(config, source)
+        resolved: ResolvedRun[PretrainConfig] | None = None
+        try:
+            resolved = resolve(config, source)
+            notes = [*resolved.notes]
+        except MaeError as error:
+            notes = [str(error)]
         found = DatasetReport(source=source, kind=None if resolved is None else resolved.kind)
         most = min(limit or count, count)
         ids = [place * count // most for place in range(most)]
@@ -241,17 +245,6 @@ def inspect_data(
     if out is not None:
         _write(out, result, thumbnails)
     return result
-
-
-def _resolved(
-    config: PretrainConfig, source: Source
-) -> tuple[ResolvedRun[PretrainConfig] | None, list[str]]:
-    """Resolve a recipe as pre-training does; None, and the reason as a note, if it refuses."""
-    try:
-        resolved = resolve(config, source)
-    except MaeError as error:
-        return None, [str(error)]
-    return resolved, [*resolved.notes]
 
 
 def _labels(data: Data) -> Labelled | str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from mae.atomic import write_atomic
+from mae.config.model import require
 from mae.data.batching.batch import Bad
 from mae.data.decoding.decode import BadImage
 from mae.data.packing.merge import Classes, place_of
@@ -62,10 +63,8 @@ def asked_form(*, short_side: int | None, quality: int | None, raw: int | None) 
     if raw is not None and short_side is not None:
         raise ConfigError("raw: excludes --short-side; give one of them")
     for name, edge in (("short-side", short_side), ("raw", raw)):
-        if edge is not None and edge < 1:
-            raise ConfigError(f"{name}: expected at least 1 pixel, got {edge}")
-    if quality is not None and not 1 <= quality <= 100:
-        raise ConfigError(f"quality: expected 1 to 100, got {quality}")
+        require(edge is None or edge >= 1, name, edge, "at least 1 pixel")
+    require(quality is None or 1 <= quality <= 100, "quality", quality, "1 to 100")
     if short_side is None:
         return Form(raw=raw)
     return Form(short_side=short_side, quality=_QUALITY if quality is None else quality)
@@ -166,21 +165,15 @@ def _with_kind(form: Form, source: Source, old: PackSource | None) -> Form:
     if old is None:
         return form if form.raw is None else form._replace(kind=survey(source))
     if form != old.form._replace(kind=None):
-        raise ConfigError(
-            f"pack: its images are {old.form.about()}, asked for "
-            f"{form.about() if form.raw is None else f'raw {form.raw}'}; ask for the same, or "
-            "choose another folder"
-        )
+        have, asked = old.form.about(), form.about() if form.raw is None else f"raw {form.raw}"
+        raise ConfigError(f"pack: its images are {have}, asked for {asked}; choose another folder")
     return old.form
 
 
 def _classes(source: Source, old: PackSource | None) -> Classes:
     if old is not None and (old.labels is None) != (source.labels is None):
-        have, have_not = ("has", "have none") if source.labels is None else ("has no", "have some")
-        raise DataError(
-            f"pack: it {have} classes and the new images {have_not}; give images of the same "
-            "type, or choose another folder"
-        )
+        have, not_these = ("has", "none") if source.labels is None else ("has no", "some")
+        raise DataError(f"pack: it {have} classes and the new images have {not_these}; pack apart")
     return Classes.together(() if old is None else old.class_names, source.class_names)
 
 
@@ -200,8 +193,7 @@ def _compare(
     Returns:
         Position in the pack by image id.
     """
-    known: dict[int, int] = {}
-    place = 0
+    known, place = dict[int, int](), 0
     for name, index in names:
         place = place_of(old.index, name, start=place)
         if place < len(old) and old.index.name(place) == name:

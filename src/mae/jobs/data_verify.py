@@ -24,23 +24,28 @@ class Verified(NamedTuple):
     fingerprint: str
 
 
-def verify(path: str | Path, *, quiet: bool = False) -> Verified:
+def verify(folder: str | Path, *, quiet: bool = False) -> Verified:
     """Read a whole pack and compare every digest.
 
     Args:
-        path: folder of the pack.
+        folder: folder of the pack.
         quiet: show no progress, and name only the first damaged images.
 
     Raises:
         DataError: if anything is damaged; each damaged image is noted on the way.
     """
-    root = Path(path).expanduser()
+    root = Path(folder).expanduser()
     if not is_pack(root):
         raise DataError(f"data: {root} is no pack; expected a folder made by mae data pack")
     source = PackSource(root)
     with Progress(quiet=quiet) as progress:
-        _require_index(source, root)
-        damaged: list[str] = []
+        path, wrong, labels = source.index.path, source.index.damage(), source.labels
+        if not wrong and labels is not None:
+            known = labels.min() >= 0 and labels.max() < len(source.class_names)
+            wrong = "" if known else "labels"
+        if wrong:
+            raise DataError(f"data: {path} is damaged ({wrong}); restore a copy, or pack again")
+        damaged = list[str]()
         progress.start(len(source), label="image")
         for index, damage in enumerate(in_threads(range(len(source)), source.damage)):
             if damage:
@@ -57,14 +62,3 @@ def verify(path: str | Path, *, quiet: bool = False) -> Verified:
     source.require_shards()  # also shards that hold no image
     size = int(source.index.arrays["lengths"].sum(dtype=np.uint64))
     return Verified(str(root), len(source), size, source.fingerprint())
-
-
-def _require_index(source: PackSource, root: Path) -> None:
-    wrong = source.index.damage()
-    if not wrong and source.labels is not None:
-        low, high = int(source.labels.min()), int(source.labels.max())
-        wrong = "labels" if low < 0 or high >= len(source.class_names) else ""
-    if wrong:
-        raise DataError(
-            f"data: {source.index.path} is damaged ({wrong}); restore it from a copy, or pack again"
-        )

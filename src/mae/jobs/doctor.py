@@ -98,11 +98,9 @@ def _threads() -> Check:
 
     threads, allowed, advice = torch.get_num_threads(), cores(), ""
     if threads > allowed:  # threads without a core of their own make the others wait
-        use = f"set OMP_NUM_THREADS={allowed}, or use --threads {allowed}"
-        advice = f"more threads than cores: {use}"
+        advice = f"more threads than cores: set OMP_NUM_THREADS={allowed} or --threads {allowed}"
     elif threads < allowed and (asked := os.environ.get("OMP_NUM_THREADS")):
-        use = f"unset it, or use --threads {allowed}"
-        advice = f"OMP_NUM_THREADS={asked} leaves cores idle: {use}"
+        advice = f"OMP_NUM_THREADS={asked} leaves cores idle: unset it, or use --threads {allowed}"
     return Check("threads", ok=True, found=f"{threads} for {allowed} cores", advice=advice)
 
 

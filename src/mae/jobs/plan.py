@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from mae.config.model import require
 from mae.config.run import PixelConfig, PretrainConfig
 from mae.data.decoding.header import kind_of
 from mae.data.sources.open import Data, open_source
@@ -49,19 +50,13 @@ def plan(
     if measure and gpu is not None:
         raise ConfigError("measure: has no effect with --gpu, a machine elsewhere; drop one")
     if config.follow_weights:
-        raise ConfigError(
-            f"plan: the network of {recipe} comes from weights; plan --follow-weights no with its "
-            "model fields, or another recipe"
-        )
+        raise ConfigError(f"plan: {recipe} takes its network from weights; use --follow-weights no")
     machine = this_machine(config.device) if gpu is None else machine_of(gpu)
     precision = resolve_precision(config.precision, has_bf16=machine.has_bf16)
     config = replace(config, precision=precision)
     config, count, images_from = _images(config, recipe, data=data, images=images, log=log)
-    if not machine.ranks <= config.batch <= count:
-        raise ConfigError(
-            f"batch: got {config.batch}, expected from {machine.ranks}, the ranks, to {count}, "
-            "the images; change --batch"
-        )
+    limits = f"at least {machine.ranks}, the ranks, at most {count}, the images"
+    require(machine.ranks <= config.batch <= count, "batch", config.batch, limits)
     counts = count_parameters(config.model)
     estimate = Estimate(config, machine, count, *counts, recipe=recipe, images_from=images_from)
     if not measure:
@@ -90,8 +85,7 @@ def _images(
         for note in resolved.notes:
             log(note)
         return resolved.config, len(source), "counted"
-    if images is not None and images < 1:
-        raise ConfigError(f"images: expected at least 1, got {images}")
+    require(images is None or images >= 1, "images", images, "at least 1")
     if images is None and recipe not in {known.name for known in PRETRAINING}:
         raise ConfigError("plan: expected --data, your images, or --images, their number")
     channels = config.channels or config.model.channels

@@ -6,6 +6,7 @@ change with them; tests compare the sums with torch's counts.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from mae.config.model import ModelConfig, hidden_width
@@ -57,16 +58,12 @@ def step_flops(
     if checkpoint_every is not None:
         # All but the last product of each segment, whose value is not needed.
         of_encoder, of_decoder = D * hidden_width(D, ratio), E * hidden_width(E, ratio)
-        ends = (_runs(config.depth, checkpoint_every) * (1 + K) * of_encoder
-                + (_runs(config.decoder_depth, checkpoint_every) - 1) * T * of_decoder
-                + hidden * of_decoder)  # fmt: skip
-        again = encoder + decoder - ends
+        last = math.ceil(config.depth / checkpoint_every) * (1 + K) * of_encoder
+        last += (math.ceil(config.decoder_depth / checkpoint_every) - 1) * T * of_decoder
+        last += hidden * of_decoder
+        again = encoder + decoder - last
     # The backward pass has two products for each of the forward; pixels need no gradient.
     return 2 * (3 * macs - projection + again)
-
-
-def _runs(depth: int, every: int) -> int:
-    return -(-depth // every)
 
 
 def _block_macs(T: int, width: int, *, mlp_ratio: float, first: int = 0) -> int:

@@ -36,10 +36,9 @@ MEASURED, ELSEWHERE, UNKNOWN = "measured", "measured elsewhere", "not known"
 
 GiB = 2**30
 _PRINTED = (
-    "recipe", "images", "parameters", "state_bytes", "kept_bytes_per_image",
-    "recomputed_bytes_per_image", "largest_micro_batch", "batch_per_rank", "micro_batch",
-    "micro_batches", "memory_bytes", "flops_per_image", "images_per_second", "step_seconds",
-    "steps", "epochs_per_hour", "hours", "loader_cores",
+    "recipe", "images", "parameters", "state_bytes", "largest_micro_batch", "batch_per_rank",
+    "micro_batch", "micro_batches", "memory_bytes", "flops_per_image", "images_per_second",
+    "step_seconds", "steps", "epochs_per_hour", "hours", "loader_cores",
 )  # fmt: skip
 
 
@@ -74,7 +73,8 @@ class Estimate(NamedTuple):
         return each * self.parameters + FLOAT32 * self.frozen
 
     @property
-    def _activations(self) -> ActivationBytes:
+    def activations(self) -> ActivationBytes:
+        """Bytes per image for the backward pass: kept, and recomputed at a time."""
         config = self.config
         return activation_bytes(
             config.model,
@@ -85,16 +85,6 @@ class Estimate(NamedTuple):
         )
 
     @property
-    def kept_bytes_per_image(self) -> int:
-        """Activation bytes kept for the backward pass."""
-        return self._activations.kept
-
-    @property
-    def recomputed_bytes_per_image(self) -> int:
-        """Bytes recomputed at a time in the backward pass; 0 without recomputation."""
-        return self._activations.recomputed
-
-    @property
     def _values(self) -> int:
         return self.config.model.num_patches * self.config.model.patch_values
 
@@ -102,7 +92,7 @@ class Estimate(NamedTuple):
     def image_bytes(self) -> int:
         """Bytes per image in a forward and backward pass."""
         pixels = 0 if isinstance(self.config, FinetuneConfig) else self._values * FLOAT32
-        return sum(self._activations) + pixels
+        return sum(self.activations) + pixels
 
     @property
     def batch_bytes(self) -> int:
@@ -238,10 +228,11 @@ class Estimate(NamedTuple):
         if config.half is not None:
             state += f", {config.precision} copies"
         yield "state", f"{self.state_bytes / GiB:.3g} GiB: {state}", TESTED
-        kept = f"{self.kept_bytes_per_image / 2**20:,.4g} MiB kept for the backward pass"
-        if self.recomputed_bytes_per_image:
-            kept += f", {self.recomputed_bytes_per_image / 2**20:,.4g} MiB recomputed at a time"
-        yield "an image", kept, TESTED
+        kept, again = (count / 2**20 for count in self.activations)
+        an_image = f"{kept:,.4g} MiB kept for the backward pass"
+        if again:
+            an_image += f", {again:,.4g} MiB recomputed at a time"
+        yield "an image", an_image, TESTED
         if not largest:
             yield "micro-batch", "not one image fits beside the state and the batch", ESTIMATE
             return
@@ -290,6 +281,8 @@ class Estimate(NamedTuple):
             "rank_memory_bytes": self.machine.memory_bytes,
             "precision": self.config.precision,
             "batch": self.config.batch,
+            "kept_bytes_per_image": self.activations.kept,
+            "recomputed_bytes_per_image": self.activations.recomputed,
             **{name: getattr(self, name) for name in _PRINTED},
             "basis": {name: basis for name, _, basis in self.rows() if name},
         }

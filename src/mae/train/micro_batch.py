@@ -47,29 +47,23 @@ def choose_micro_batch(
     if config.micro_batch != "auto":
         return config.micro_batch
     if "micro_batch" not in record:
-        record["micro_batch"] = _largest(config, state, plan, recipe)
+        device = device_of(state)
+        largest = largest_by_formula(config, state.model, free_bytes(device))
+        if device.type == "cuda":
+            fits = partial(fits_here, config, state, training_batch(plan, 0), recipe)
+            # Try one image even where the formula says that none fits.
+            largest = largest_that_fits(fits, start=split_evenly(config.batch, max(1, largest)))
+        if not largest:
+            raise ConfigError(
+                "micro_batch: not one image fits beside the network and the batch of "
+                f"{config.batch:,} on {device}; use --checkpoint-every 1 or a smaller --batch"
+            )
+        record["micro_batch"] = split_evenly(config.batch, largest)
         write_json_atomic(run.rundir.record, record)
     found: int = record["micro_batch"]
     passes = math.ceil(config.batch / found)
     run.progress.note(f"micro-batch: {found:,} fit, {passes:,} passes a step")
     return found
-
-
-def _largest(
-    config: PretrainConfig | FinetuneConfig, state: TrainState, plan: BatchPlan, recipe: StepRecipe
-) -> int:
-    device = device_of(state)
-    largest = largest_by_formula(config, state.model, free_bytes(device))
-    if device.type == "cuda":
-        fits = partial(fits_here, config, state, training_batch(plan, 0), recipe)
-        # Try one image even where the formula says that none fits.
-        largest = largest_that_fits(fits, start=split_evenly(config.batch, max(1, largest)))
-    if not largest:
-        raise ConfigError(
-            f"micro_batch: not one image fits beside the network and the batch of {config.batch:,} "
-            f"on {device}; use --checkpoint-every 1, a smaller --batch or another network"
-        )
-    return split_evenly(config.batch, largest)
 
 
 def largest_by_formula(

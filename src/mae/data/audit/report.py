@@ -10,12 +10,7 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from mae.data.audit.channel_stats import ChannelSums
-from mae.data.audit.duplicates import (
-    digest_of,
-    exact_duplicates,
-    near_duplicates,
-    perceptual_hash,
-)
+from mae.data.audit.duplicates import digest_of, exact_duplicates, near_duplicates, perceptual_hash
 from mae.data.decoding.decode import BadImage, PixelKind, UnsupportedImage, decode
 from mae.data.decoding.header import asked_channels
 from mae.data.sources.source import Source
