@@ -10,7 +10,7 @@ import torch
 
 from mae.config.run import PretrainConfig
 from mae.model.create import create
-from mae.train.meter import Meter, StateBytes, losses, running_mean, state_bytes
+from mae.train.meter import Meter, losses, memory_message, running_mean, state_bytes
 from mae.train.resolve import new_state
 from mae.train.step import Metrics, OptimiserStep, pretraining_loss
 from tests.gpu.small import COUNT, MODEL, small_batches
@@ -26,13 +26,16 @@ def test_the_parts_of_a_state_are_counted() -> None:
 
     trained = sum(p.nbytes for p in state.model.parameters() if p.requires_grad)
     frozen = sum(p.nbytes for p in state.model.parameters() if not p.requires_grad)
-    assert before == StateBytes(trained + frozen, 0, 0)
+    assert [*before.values()] == [trained + frozen, 0, 0]
     steps = 4 * len(state.optimizer.state)  # AdamW counts them for each parameter
-    assert state_bytes(state) == StateBytes(trained + frozen, trained, 2 * trained + steps)
+    after = {"weights": trained + frozen, "gradients": trained, "moments": 2 * trained + steps}
+    assert state_bytes(state) == after
 
 
 def test_what_is_left_of_the_peak_is_the_images() -> None:
-    said = StateBytes(2**30, 2**29, 2**31).message(5 * 2**30)
+    parts = {"weights": 2**30, "gradients": 2**29, "moments": 2**31}
+
+    said = memory_message(parts, 5 * 2**30)
 
     assert said == (
         "memory: 5.00 GiB at the peak: weights 1.00, gradients 0.50, moments 2.00, images 1.50"

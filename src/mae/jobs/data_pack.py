@@ -103,10 +103,8 @@ def pack(
             with RunLock(root / "lock"), use_threads(1):
                 return _pack(source, root, form, shard_bytes, progress)
         except OSError as error:
-            raise ConfigError(
-                f"{root}: cannot be written: {error.strerror}; free space or choose another "
-                "folder, and run the same command again"
-            ) from error
+            todo = "free space or choose another folder, and run the same command again"
+            raise ConfigError(f"{root}: cannot be written: {error.strerror}; {todo}") from error
 
 
 def _require_folder(root: Path) -> None:

@@ -24,27 +24,29 @@ class Verified(NamedTuple):
     fingerprint: str
 
 
-def verify(folder: str | Path, *, quiet: bool = False) -> Verified:
+def verify(path: str | Path, *, quiet: bool = False) -> Verified:
     """Read a whole pack and compare every digest.
 
     Args:
-        folder: folder of the pack.
+        path: folder of the pack.
         quiet: show no progress, and name only the first damaged images.
 
     Raises:
         DataError: if anything is damaged; each damaged image is noted on the way.
     """
-    root = Path(folder).expanduser()
+    root = Path(path).expanduser()
     if not is_pack(root):
         raise DataError(f"data: {root} is no pack; expected a folder made by mae data pack")
     source = PackSource(root)
     with Progress(quiet=quiet) as progress:
-        path, wrong, labels = source.index.path, source.index.damage(), source.labels
+        wrong, labels = source.index.damage(), source.labels
         if not wrong and labels is not None:
             known = labels.min() >= 0 and labels.max() < len(source.class_names)
             wrong = "" if known else "labels"
         if wrong:
-            raise DataError(f"data: {path} is damaged ({wrong}); restore a copy, or pack again")
+            raise DataError(
+                f"data: {root}: index is damaged ({wrong}); restore a copy or pack again"
+            )
         damaged = list[str]()
         progress.start(len(source), label="image")
         for index, damage in enumerate(in_threads(range(len(source)), source.damage)):

@@ -80,9 +80,7 @@ def _recipe_or_run(name: str) -> Recipe:
     record = None if name in known else read_record(Path(name))
     if record is None:
         if name not in known and Path(name).exists():
-            raise ConfigError(
-                f"{name}: is not a run, it holds no run.json; name the folder of a run"
-            )
+            raise ConfigError(f"{name}: holds no run.json; name the folder of a run")
         return find_recipe(name)
     cls = FinetuneConfig if "num_classes" in record["config"] else PretrainConfig
     config: Any = from_dict(cls, record["config"], where=str(RunDir(Path(name)).record))

@@ -61,10 +61,8 @@ class Recipe:
         Args:
             path: dotted name of the field.
         """
-        group = path.rpartition(".")[0]
-        if path in _OUR_FIELDS:
-            return self.sources.get(path) or OURS
-        return self.sources.get(path) or self.sources.get(group) or self.source
+        of_group = self.sources.get(path.rpartition(".")[0], self.source)
+        return self.sources.get(path, OURS if path in _OUR_FIELDS else of_group)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -16,29 +16,22 @@ from mae.runs.state import TrainState
 from mae.train.step import Metrics
 
 
-class StateBytes(NamedTuple):
-    """Memory of the parts of a training state after a step."""
-
-    weight_bytes: int
-    gradient_bytes: int
-    moment_bytes: int
-
-    def message(self, peak: int) -> str:
-        """Describe the parts of a peak; the remainder is images and their activations."""
-        gib = [f"{count / 2**30:.2f}" for count in (peak, *self, peak - sum(self))]
-        names = "memory: {} GiB at the peak: weights {}, gradients {}, moments {}, images {}"
-        return names.format(*gib)
-
-
-def state_bytes(state: TrainState) -> StateBytes:
+def state_bytes(state: TrainState) -> dict[str, int]:
     """Count the bytes of weights, gradients and moments; moments include averaged weights."""
     parameters = list(state.model.parameters())
     moments = (v for values in state.optimizer.state.values() for v in values.values())
-    return StateBytes(
-        weight_bytes=sum(p.nbytes for p in parameters),
-        gradient_bytes=sum(p.grad.nbytes for p in parameters if p.grad is not None),
-        moment_bytes=sum(v.nbytes for v in moments if isinstance(v, torch.Tensor)),
-    )
+    return {
+        "weights": sum(p.nbytes for p in parameters),
+        "gradients": sum(p.grad.nbytes for p in parameters if p.grad is not None),
+        "moments": sum(v.nbytes for v in moments if isinstance(v, torch.Tensor)),
+    }
+
+
+def memory_message(parts: Mapping[str, int], peak: int) -> str:
+    """Describe the parts of a peak; the remainder is images and their activations."""
+    counts = {**parts, "images": peak - sum(parts.values())}
+    named = ", ".join(f"{name} {count / 2**30:.2f}" for name, count in counts.items())
+    return f"memory: {peak / 2**30:.2f} GiB at the peak: {named}"
 
 
 RECENT = 10

@@ -28,7 +28,7 @@ from mae.train.compile import compiled_loss
 from mae.train.fit import EveryNSteps, fit
 from mae.train.forecast import log_forecast
 from mae.train.measure import StepRecipe, count_steps
-from mae.train.meter import Meter, peak_memory, state_bytes
+from mae.train.meter import Meter, memory_message, peak_memory, state_bytes
 from mae.train.micro_batch import choose_micro_batch
 from mae.train.resolution_schedule import staged_batches
 from mae.train.resolve import choose_workers, device_of
@@ -141,7 +141,7 @@ def _fit(
         rows.append({"step": state.step, "epoch": epoch, **meter.row(metrics)})
         if state.step >= memory_due:
             memory_due = math.inf
-            run.progress.note(state_bytes(state).message(peak_memory()))
+            run.progress.note(memory_message(state_bytes(state), peak_memory()))
 
     def show(state: TrainState, metrics: Metrics) -> None:
         run.progress.update(state.step, loss=meter, lr=metrics.lr)

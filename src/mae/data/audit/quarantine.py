@@ -28,17 +28,12 @@ def require_place(root: Path, place: Path) -> None:
     """
     there, here = place.resolve(), root.resolve()
     if there.is_relative_to(here) or here.is_relative_to(there):
-        raise ConfigError(
-            f"quarantine: {place} and {root} contain one another; choose a folder beside {root}"
-        )
+        raise ConfigError(f"quarantine: {place} and {root} contain one another; choose another")
     existing = next(path for path in (there, *there.parents) if path.exists())
     if not existing.is_dir():
         raise ConfigError(f"quarantine: {existing} is a file, expected a folder; choose another")
     if existing.stat().st_dev != here.stat().st_dev:
-        raise ConfigError(
-            f"quarantine: {place} is on another disk than {root}, and files are only renamed; "
-            "choose a folder beside it"
-        )
+        raise ConfigError(f"quarantine: {place} is on another disk; choose a folder beside {root}")
 
 
 def set_aside(root: Path, names: Sequence[str], place: Path) -> Moved:
