@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from mae.errors import INSTALL
 
-LIBRARIES = {
-    "torch": "torch",
-    "numpy": "numpy",
-    "pillow": "PIL",
-    "simplejpeg": "simplejpeg",
-    "safetensors": "safetensors",
-    "rich": "rich",
-    "timm": "",
-}
+LIBRARIES = {name: name for name in "torch numpy pillow simplejpeg safetensors rich timm".split()}
+LIBRARIES |= {"pillow": "PIL", "timm": ""}
 """Import name by distribution name; timm is not imported because that takes seconds."""
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 ALLOCATORS = ("jemalloc", "tcmalloc", "mimalloc")
@@ -115,15 +107,10 @@ def _allocator() -> Check:
     return Check("allocator", ok=True, found=f"{known}; huge pages: {huge_pages()}")
 
 
-def huge_pages(
-    setting: Path = Path("/sys/kernel/mm/transparent_hugepage/enabled"),
-) -> Literal["always", "madvise", "never"]:
+def huge_pages(setting: Path = Path("/sys/kernel/mm/transparent_hugepage/enabled")) -> str:
     """Return when the system uses 2 MiB pages: always, on request (madvise), or never."""
-    try:
-        chosen = re.search(r"\[(always|madvise)\]", setting.read_text())
-    except OSError:
-        return "never"
-    return chosen[1] if chosen else "never"  # type: ignore[return-value]
+    text = setting.read_text() if setting.exists() else ""
+    return next((mode for mode in ("always", "madvise") if f"[{mode}]" in text), "never")
 
 
 def _decoder(file_format: str) -> str:

@@ -60,7 +60,7 @@ _MMSELFSUP = _MM.vary(
     source="OpenMMLab mmselfsup 0.x, config of the same name",
     sources={"precision": f"{OURS}; base file: float32; the -fp16 variant made the 83.1 %"},
 )
-_LOW_START = {"warmup_start": 1e-9}  # only the 800-epoch files start the warm-up lower
+_MM_800 = _MM.vary(optim={"warmup_start": 1e-9})  # only the 800-epoch files start lower
 
 # The second score of mmpretrain-vit-b-300e is from the metafile of mmselfsup 1.x.
 PRETRAINING = (
@@ -74,14 +74,10 @@ PRETRAINING = (
     _FACEBOOK.recipe("facebook-vit-l-800e", "l", 800, "85.5 % fine-tuned"),
     _MM.recipe("mmpretrain-vit-b-300e", "b", 300, "83.1 or 82.8 % fine-tuned, 60.8 % linear"),
     _MM.recipe("mmpretrain-vit-b-400e", "b", 400, "83.3 % fine-tuned, 62.5 % linear"),
-    _MM.recipe(
-        "mmpretrain-vit-b-800e", "b", 800, "83.3 % fine-tuned, 65.1 % linear", optim=_LOW_START
-    ),
+    _MM_800.recipe("mmpretrain-vit-b-800e", "b", 800, "83.3 % fine-tuned, 65.1 % linear"),
     _MM.recipe("mmpretrain-vit-b-1600e", "b", 1600, "83.5 % fine-tuned, 67.1 % linear"),
     _MM.recipe("mmpretrain-vit-l-400e", "l", 400, "85.2 % fine-tuned, 70.7 % linear"),
-    _MM.recipe(
-        "mmpretrain-vit-l-800e", "l", 800, "85.4 % fine-tuned, 73.7 % linear", optim=_LOW_START
-    ),
+    _MM_800.recipe("mmpretrain-vit-l-800e", "l", 800, "85.4 % fine-tuned, 73.7 % linear"),
     _MM.recipe("mmpretrain-vit-l-1600e", "l", 1600, "85.7 % fine-tuned, 75.5 % linear"),
     _MM.recipe("mmpretrain-vit-h-1600e", "h", 1600, "86.9 % fine-tuned"),
 )
