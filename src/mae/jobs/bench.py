@@ -81,10 +81,8 @@ def bench_run(
                 f"micro_batch: {few.fixed_micro_batch or few.batch} images a pass do not fit into "
                 f"the memory of {device}; use a smaller --micro-batch"
             ) from error
-        counts = count_parameters(config.model)
-        estimate = Estimate(
-            config, this_machine(config.device), len(source), *counts, measured.both, recipe=recipe
-        )
+        machine, counts = this_machine(config.device), count_parameters(config.model)
+        estimate = Estimate(config, machine, len(source), *counts, measured.both, recipe=recipe)
         return BottleneckReport(estimate, measured, isinstance(source, ArraySource))
 
 

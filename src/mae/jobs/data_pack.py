@@ -112,9 +112,8 @@ def _require_folder(root: Path) -> None:
         raise ConfigError(f"{root}: is a file, expected a folder to make; choose another")
     names = {*os.listdir(root)} if root.exists() else set()
     if names - {"lock"} and not names & {INDEX, UNFINISHED}:
-        raise ConfigError(
-            f"{root}: is not empty and not a pack: holds {sorted(names)[0]}; choose a new folder"
-        )
+        first = sorted(names)[0]
+        raise ConfigError(f"{root}: is not empty and not a pack: holds {first}; choose another")
 
 
 def _pack(source: Source, root: Path, form: Form, shard_bytes: int, progress: Progress) -> Packed:
