@@ -138,7 +138,10 @@ def test_what_cannot_be_told_is_said(
         evaluate(tmp_path / "run", data)
         (data / "a" / "more.png").unlink()
 
-    assert "may have been trained on some of the test images" in capsys.readouterr().err
+    assert (
+        "changed since the fine-tuning, which may have used some test images"
+        in capsys.readouterr().err
+    )
 
 
 def test_the_folder_it_was_trained_on_is_named_as_such(

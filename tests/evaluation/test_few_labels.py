@@ -6,9 +6,7 @@ import pytest
 from mae.data.sources.source import ArraySource
 from mae.errors import ConfigError, DataError
 from mae.evaluation.few_labels import (
-    LabelCount,
     choose_labels,
-    parse_label_count,
     read_choice,
     write_choice,
 )
@@ -23,25 +21,24 @@ def source() -> ArraySource:
 
 
 @pytest.mark.parametrize(
-    ("text", "few"),
+    ("text", "sizes"),
     [
-        ("1%", LabelCount(fraction=0.01)),
-        (" 0.5 % ", LabelCount(fraction=0.005)),
-        ("100%", LabelCount(fraction=1.0)),
-        ("10/class", LabelCount(per_class=10)),
-        ("3 / class", LabelCount(per_class=3)),
+        ("1%", [2, 1, 1]),
+        (" 0.5 % ", [1, 1, 1]),
+        (" 12.5 % ", [25, 12, 4]),
+        ("100%", [200, 100, 30]),
+        ("10/class", [10, 10, 10]),
+        ("3 / class", [3, 3, 3]),
     ],
 )
-def test_shares_and_numbers_are_read(text: str, few: LabelCount):
-    assert parse_label_count(text) == few
+def test_fractions_and_numbers_are_read(text: str, sizes: list[int]):
+    assert np.bincount(LABELS[choose_labels(LABELS, text, seed=5)]).tolist() == sizes
 
 
 @pytest.mark.parametrize("text", ["10", "0%", "101%", "0/class", "-1%", "1/clas", "", "ten/class"])
 def test_anything_else_is_refused_with_what_is_expected(text: str):
-    with pytest.raises(
-        ConfigError, match="expected a fraction up to 100% as in 1%, a number as in"
-    ):
-        parse_label_count(text)
+    with pytest.raises(ConfigError, match="expected a fraction up to 100% as in 1%, 10/class, or"):
+        choose_labels(LABELS, text, seed=5)
 
 
 def test_a_share_is_taken_of_each_class_and_at_least_one():
@@ -96,7 +93,7 @@ def test_a_choice_is_written_and_read_back(source: ArraySource, tmp_path: Path):
         ("0,image 999,ant", "line 2: image 999 is not in the data"),
         ("0,image 0,bee", "line 2: image 0 is of class bee, in the data of ant"),
         ("0,picture 7,ant", "line 2: image 7 is held out for testing"),
-        ("x,image 0,ant", "no choice of labels, expected the columns draw,name,class"),
+        ("x,image 0,ant", "few.csv: expected the columns draw,name,class"),
         ("", "names no image$"),
         ("4,image 0,ant\n4,image 300,cat", "names no image of class bee in draw 4"),
     ],

@@ -137,7 +137,7 @@ def test_images_in_both_lists_are_counted_and_said(data: Path) -> None:
     notes = labelled(data, seed=0).notes
 
     assert notes[1:] == (
-        "val.csv: 3 of 6 images are in train.csv too, sub/../train/a/0.png first: they are both "
+        "val.csv: 3 of 6 images are in train.csv too, sub/../train/a/0.png first: "
         "trained and tested on",
     )
 

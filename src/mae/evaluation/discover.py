@@ -97,10 +97,8 @@ def find_labelled(data: str | Path) -> DataLayout:
     """
     root = Path(data).expanduser()
     if data == BUILT_IN and not root.exists():
-        return DataLayout(BUILT_IN, None, {
-            "train": Split("train", partial(fashion_mnist, "train")),
-            "test": Split("test", partial(fashion_mnist, "test")),
-        })  # fmt: skip
+        train, test = (Split(name, partial(fashion_mnist, name)) for name in ("train", "test"))
+        return DataLayout(BUILT_IN, None, {"train": train, "test": test})
     if root.suffix.lower() in LISTS and not root.is_dir():
         return _from_list(root)
     if is_pack(root) or is_tars(root):
@@ -244,7 +242,9 @@ def _from_archive(where: str, source: Source) -> DataLayout:
             split = {k: Split(k, partial(_compact, source, ids)) for k, ids in parts.items()}
             return DataLayout(where, None, split)
         names = [name.partition("/")[2] for name in names]
-    names = _without_common_folder(names)
+    # Strip a common top folder, as `tar` of a single folder creates it.
+    while len({n.partition("/")[0] for n in names}) == 1 and all(n.count("/") > 1 for n in names):
+        names = [name.partition("/")[2] for name in names]
     # Labels stored in the archive, as in WebDataset, differ from all folder names.
     folders = {name.rpartition("/")[0] for name in names}
     own = not {*source.class_names} <= {part for folder in folders for part in folder.split("/")}
@@ -271,13 +271,6 @@ def _shard_kind(shard: str) -> Kind | None:
 
 def _names(source: Source) -> list[str]:
     return [source.name(index) for index in range(len(source))]
-
-
-def _without_common_folder(names: list[str]) -> list[str]:
-    """Strip a common top folder, as `tar` of a single folder creates it."""
-    while len({n.partition("/")[0] for n in names}) == 1 and all(n.count("/") > 1 for n in names):
-        names = [name.partition("/")[2] for name in names]
-    return names
 
 
 def _by_folder(source: Source, ids: Ids, paths: Sequence[str], *, where: str) -> Source:

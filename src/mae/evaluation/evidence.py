@@ -7,11 +7,12 @@ the baselines.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from mae.data.types import Log
 from mae.evaluation.features import (
     Array,
     LabelledImages,
@@ -76,7 +77,7 @@ def evidence_table(
     train: LabelledImages,
     test: LabelledImages,
     init_seed: int,
-    log: Callable[[str], None] = lambda text: None,
+    log: Log = lambda text: None,
 ) -> EvidenceTable:
     """Compare an encoder with raw pixels and with the same encoder before training.
 
@@ -114,12 +115,7 @@ def evidence_table(
 
 
 def _candidates(
-    trained: Encoder,
-    train: LabelledImages,
-    test: LabelledImages,
-    *,
-    init_seed: int,
-    log: Callable[[str], None],
+    trained: Encoder, train: LabelledImages, test: LabelledImages, *, init_seed: int, log: Log
 ) -> Iterator[tuple[str, Array, Array]]:
     log("raw pixels")
     yield "raw pixels", pixel_features(train.batches()), pixel_features(test.batches())
@@ -152,8 +148,6 @@ def shortfalls(table: EvidenceTable) -> tuple[str, ...]:
         own = trained.scores[i].mean
         for bar in (untrained, pixels) if i == ALL_LABELS else (untrained,):
             if own <= (other := bar.scores[i].mean):
-                lines.append(
-                    f"{column}: {trained.name} {100 * own:.1f}, not ahead of {bar.name} "
-                    f"{100 * other:.1f}"
-                )
+                baseline = f"{bar.name} {100 * other:.1f}"
+                lines.append(f"{column}: {trained.name} {100 * own:.1f}, not ahead of {baseline}")
     return tuple(lines)

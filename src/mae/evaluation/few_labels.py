@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ import numpy as np
 from mae.atomic import write_atomic
 from mae.config.model import refuse_without_effect
 from mae.data.sources.source import Source
+from mae.data.types import Log
 from mae.errors import ConfigError, DataError
 from mae.evaluation.split import Ids, Labels, fraction_of_labels, labels_per_class
 
@@ -25,30 +26,6 @@ _FRACTION = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 _PER_CLASS = re.compile(r"(\d+)\s*/\s*class")
 
 
-class LabelCount(NamedTuple):
-    """Number of labels to use: one of the two fields."""
-
-    fraction: float | None = None
-    """Fraction of each class, above 0 and at most 1; at least one image of each."""
-    per_class: int = 0
-
-
-def parse_label_count(text: str) -> LabelCount:
-    """Parse "1%" or "10/class".
-
-    Raises:
-        ConfigError: for any other text, 0 labels or more than 100%.
-    """
-    if (found := _FRACTION.fullmatch(text.strip())) and 0 < float(found[1]) <= 100:
-        return LabelCount(fraction=float(found[1]) / 100)
-    if (found := _PER_CLASS.fullmatch(text.strip())) and int(found[1]):
-        return LabelCount(per_class=int(found[1]))
-    raise ConfigError(
-        f"labels: got {text!r}, expected a fraction up to 100% as in 1%, a number as in 10/class, "
-        "or the .csv of an earlier choice"
-    )
-
-
 def choose_labels(
     labels: Labels, text: str, *, seed: int, draw: int = 0, names: Sequence[str] = ()
 ) -> Ids:
@@ -56,7 +33,7 @@ def choose_labels(
 
     Args:
         labels: n classes.
-        text: number of labels, see `parse_label_count`.
+        text: a fraction of each class as in "1%", or a number as in "10/class".
         seed: seed of the choice.
         draw: number of the draw; different draws are independent.
         names: class names for messages.
@@ -65,28 +42,29 @@ def choose_labels(
         Positions in `labels`, ascending.
 
     Raises:
-        ConfigError: for a text that `parse_label_count` rejects.
+        ConfigError: for any other text, 0 labels or more than 100%.
         DataError: if a class has fewer labels than requested.
     """
-    count = parse_label_count(text)
-    if count.fraction is not None:
-        return fraction_of_labels(labels, count.fraction, seed=seed, draw=draw)
-    return labels_per_class(labels, count.per_class, seed=seed, draw=draw, names=names)
+    if (found := _FRACTION.fullmatch(text.strip())) and 0 < float(found[1]) <= 100:
+        return fraction_of_labels(labels, float(found[1]) / 100, seed=seed, draw=draw)
+    if (found := _PER_CLASS.fullmatch(text.strip())) and int(found[1]):
+        return labels_per_class(labels, int(found[1]), seed=seed, draw=draw, names=names)
+    raise ConfigError(
+        f"labels: got {text!r}, expected a fraction up to 100% as in 1%, 10/class, or a .csv"
+    )
 
 
 class FewLabels(NamedTuple):
     """Options of learning from few labels, in several draws."""
 
     labels: str | None = None
-    """Text for `parse_label_count`, or a .csv written by `write_choice`; none: all labels."""
+    """Text for `choose_labels`, or a .csv written by `write_choice`; none: all labels."""
     labels_out: Path | None = None
     """.csv file for the choice."""
     runs: int | None = None
     """Number of draws, none: one; must be none for a .csv, which holds its own."""
 
-    def draws(
-        self, source: Source, among: Ids, *, seed: int, log: Callable[[str], None]
-    ) -> list[Ids]:
+    def draws(self, source: Source, among: Ids, *, seed: int, log: Log) -> list[Ids]:
         """Choose the training images of each run, and write them to `labels_out` if given.
 
         Args:
@@ -180,10 +158,7 @@ def read_choice(path: Path, source: Source, *, among: Ids) -> list[Ids]:
         if own != class_name:
             raise DataError(f"{where} is of class {class_name}, in the data of {own}")
         if numbers[name] not in allowed:
-            raise DataError(
-                f"{where} is held out for testing; use the seed of the choice, or give train/ and "
-                "val/ folders"
-            )
+            raise DataError(f"{where} is held out for testing; use the seed of the choice")
         draws.setdefault(draw, []).append(numbers[name])
     if not draws:
         raise DataError(f"labels: {path} names no image")
@@ -202,6 +177,4 @@ def _rows(path: Path) -> list[tuple[int, str, str]]:
     except OSError as error:
         raise DataError(f"labels: {path}: {error.strerror}; check the path") from error
     except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise DataError(
-            f"labels: {path} is no choice of labels, expected the columns {','.join(COLUMNS)}"
-        ) from error
+        raise DataError(f"labels: {path}: expected the columns {','.join(COLUMNS)}") from error

@@ -17,6 +17,7 @@ from mae.data.augment.crop import evaluation_view
 from mae.data.batching.batch import Bad, EvaluationBatch, View, evaluation_batch
 from mae.data.decoding.header import kind_of
 from mae.data.sources.source import Source
+from mae.data.types import Log
 from mae.errors import ConfigError, DataError
 from mae.evaluation.split import Ids, Labels
 from mae.model.encoder import Encoder, Pool
@@ -73,9 +74,7 @@ class FeatureSettings(NamedTuple):
 DEFAULT = FeatureSettings()
 
 
-def open_for_features(
-    weights: str | Path, settings: FeatureSettings, *, log: Callable[[str], None]
-) -> Encoder:
+def open_for_features(weights: str | Path, settings: FeatureSettings, *, log: Log) -> Encoder:
     """Load an encoder onto its device, and report what was loaded, ignored and assumed."""
     device = settings.checked_device()
     encoder, notes = open_encoder(weights, crop_pct=settings.crop_pct, **settings.given)
@@ -85,7 +84,7 @@ def open_for_features(
     return encoder.to(device).eval()
 
 
-def report_view(model: ModelConfig, *, log: Callable[[str], None]) -> None:
+def report_view(model: ModelConfig, *, log: Log) -> None:
     """Report the assumed `crop_pct` where the weights do not record it."""
     if model.crop_pct is None:
         assumed = published_crop_pct(model.image_size)
@@ -189,7 +188,7 @@ def joined(parts: Sequence[Sequence[NDArray[Any]]]) -> list[NDArray[Any]]:
 
 
 def report_unreadable(
-    count: int, bad: Sequence[Bad], warned: Sequence[Bad] = (), *, log: Callable[[str], None]
+    count: int, bad: Sequence[Bad], warned: Sequence[Bad] = (), *, log: Log
 ) -> None:
     """Report the unreadable images and those read with a warning, in one line each.
 

@@ -44,9 +44,7 @@ def knn_predict(
         ConfigError: for k below 1 or above n, or a temperature of 0 or less.
     """
     if not 1 <= k <= len(train_x):
-        raise ConfigError(
-            f"k: got {k} neighbours, expected 1 to {len(train_x)}, the training images; lower k"
-        )
+        raise ConfigError(f"k: got {k} neighbours, expected 1 to {len(train_x)} training images")
     require_temperature(temperature)
     bank = _directions(torch.from_numpy(train_x)).T  # F n
     labels = torch.from_numpy(train_y)

@@ -130,15 +130,11 @@ class FinetuningData(NamedTuple):
         with suppress(DataError):
             if self.names and self.held.names_digest(source) == self.names:
                 return (
-                    f"{data}: its files have the names of the fine-tuning images; if they are "
-                    "copies in another form, the classifier was trained on most of them; give the "
-                    "folder of the fine-tuning to test on what it held out"
+                    f"{data}: files named as in the fine-tuning; if they are copies, the "
+                    "classifier was trained on most of them; give the folder of the fine-tuning"
                 )
         if str(Path(data).expanduser().resolve()) == self.path:
-            return (
-                f"{data}: names, sizes or labels have changed since the fine-tuning; the "
-                "classifier may have been trained on some of the test images"
-            )
+            return f"{data}: changed since the fine-tuning, which may have used some test images"
         return None
 
 
@@ -216,10 +212,7 @@ def labelled(data: str | Path, *, seed: int, weights: str | Path | None = None) 
         return _hold_out(found, source, HeldOut(seed), finetuning_data(weights))
     if "train" not in found.splits:
         names = " and ".join(split.name for split in found.splits.values())
-        raise DataError(
-            f"data: {found.where} has {names} but no split to train on; name one train, or give "
-            "one of them"
-        )
+        raise DataError(f"data: {found.where} has {names} but no split to train on; name one train")
     kind = found.test_kind
     train, test = (found.splits[each] for each in ("train", kind))
     train_source = _check_classes(train.open(), f"{found.where}/{train.name}")
@@ -227,8 +220,7 @@ def labelled(data: str | Path, *, seed: int, weights: str | Path | None = None) 
     if unknown := sorted({*test_source.class_names} - {*train_source.class_names}):
         raise DataError(
             f"data: {len(unknown):,} of the classes of {found.where}/{test.name} are not in "
-            f"{found.where}/{train.name}: {some(unknown, 5)}; add images of them to {train.name}, "
-            f"or take them out of {test.name}"
+            f"{train.name}: {some(unknown, 5)}; add images of them, or remove them"
         )
     absent = [name for name in train_source.class_names if name not in test_source.class_names]
     notes = found.without("train", kind).notes(
@@ -309,8 +301,7 @@ def _require_split(split: Kind, found: DataLayout) -> None:
     if split not in found.splits:
         present = ", ".join(found.splits) or "none, and fine-tuning did not divide these images"
         raise ConfigError(
-            f"split: {found.where} has no {split} split, it has {present}; drop --split or give "
-            "other data"
+            f"split: {found.where} has no {split} split, it has {present}; drop --split"
         )
 
 
@@ -332,19 +323,14 @@ def _overlap(train: Source, test: Source, *, names: tuple[str, str]) -> str | No
     both = [i for i in range(len(test)) if os.path.abspath(test.path(i)) in paths]
     if not both:
         return None
-    return (
-        f"{names[1]}: {len(both):,} of {len(test):,} images are in {names[0]} too, "
-        f"{test.name(both[0])} first: they are both trained and tested on"
-    )
+    count = f"{len(both):,} of {len(test):,} images are in {names[0]} too"
+    return f"{names[1]}: {count}, {test.name(both[0])} first: trained and tested on"
 
 
 def _check_classes(source: Source, where: str) -> Source:
     """Refuse training data of a single class, and empty class folders."""
     if len(source.class_names) < 2:
-        raise DataError(
-            f"data: {where} has only one class, {source.class_names[0]}; expected every image "
-            "in one of at least two folders, which are the classes"
-        )
+        raise DataError(f"data: {where} has only one class, {source.class_names[0]}; expected more")
     if isinstance(source, FolderSource) and os.path.isdir(where):
         folders = {e.name for e in os.scandir(where) if e.is_dir() and e.name[0] != "."}
         for empty in sorted(folders - {*source.class_names}):

@@ -38,14 +38,6 @@ class Logistic(NamedTuple):
         return (self.weight @ features.T).T + self.bias
 
 
-class LinearProbe(NamedTuple):
-    """Predictions of a probe and its chosen regularisation strength."""
-
-    predicted: Labels
-    """m classes."""
-    l2: float
-
-
 def fit_logistic(
     features: Tensor,
     labels: Tensor,
@@ -124,7 +116,9 @@ def choose_l2(features: Tensor, labels: Tensor, *, num_classes: int, seed: int) 
     return chosen
 
 
-def linear_probe(train_x: Array, train_y: Labels, test_x: Array, *, seed: int = 0) -> LinearProbe:
+def linear_probe(
+    train_x: Array, train_y: Labels, test_x: Array, *, seed: int = 0
+) -> tuple[Labels, float]:
     """Choose the strength inside the training rows, refit on all of them, predict the test rows.
 
     Args:
@@ -132,6 +126,9 @@ def linear_probe(train_x: Array, train_y: Labels, test_x: Array, *, seed: int = 
         train_y: n classes, from 0.
         test_x: m F, standardised by the training part.
         seed: seed of the held-out part.
+
+    Returns:
+        m predicted classes, and the chosen strength.
     """
     labels, axes = torch.from_numpy(train_y), _principal_axes(torch.from_numpy(train_x))
     features = torch.from_numpy(train_x) @ axes
@@ -140,7 +137,7 @@ def linear_probe(train_x: Array, train_y: Labels, test_x: Array, *, seed: int = 
     fits = strong_to_weak(features, labels, num_classes=num_classes)
     model = next(model for l2, model in fits if l2 == chosen)
     scores = model.scores(torch.from_numpy(test_x) @ axes)
-    return LinearProbe(scores.argmax(dim=1).numpy(), chosen)
+    return scores.argmax(dim=1).numpy(), chosen
 
 
 def _principal_axes(features: Tensor) -> Tensor:
@@ -158,4 +155,5 @@ def logistic_accuracy(
     train_x: Array, train_y: Labels, test_x: Array, test_y: Labels, *, seed: int = 0
 ) -> float:
     """Return the accuracy of `linear_probe` on the test rows, 0 to 1."""
-    return float((linear_probe(train_x, train_y, test_x, seed=seed).predicted == test_y).mean())
+    predicted, _ = linear_probe(train_x, train_y, test_x, seed=seed)
+    return float((predicted == test_y).mean())

@@ -67,7 +67,5 @@ def set_classes(which: Literal["imagenet-a", "imagenet-r"]) -> list[int]:
     folders = spec.submodule_search_locations if spec else None
     path = Path(folders[0], "data", "_info", name) if folders else None
     if path is None or not path.is_file():
-        raise ConfigError(
-            f"{which}: needs timm's list of its classes, {name}; pip install 'timm>=1.0.15'"
-        )
+        raise ConfigError(f"{which}: needs timm's list {name}; pip install 'timm>=1.0.15'")
     return [int(line) for line in path.read_text().split()]

@@ -66,9 +66,7 @@ def held_out(labels: Labels, fraction: float, *, seed: int) -> NDArray[np.bool_]
     sizes = np.bincount(labels)
     counts = np.where(sizes > 1, np.maximum(1, np.rint(fraction * sizes)), 0)
     if not counts.any():
-        raise DataError(
-            "labels: got one image a class, expected at least two of one; label more images"
-        )
+        raise DataError("labels: got one image a class, expected at least two; label more images")
     return np.asarray(_ranks(labels, seed=seed, draw=0) < counts[labels])
 
 

@@ -12,10 +12,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack
+from typing import NamedTuple, Unpack
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -27,6 +26,7 @@ from mae.data.decoding.arrays import as_batch, as_image
 from mae.data.decoding.header import pillow_faults
 from mae.data.sources.open import Data, open_source
 from mae.data.sources.source import ArraySource, FolderSource, Source, load_array
+from mae.data.types import Log, Pixels
 from mae.errors import ConfigError, DataError
 from mae.evaluation.features import Array, encoder_features
 from mae.evaluation.inputs import (
@@ -43,7 +43,7 @@ from mae.runs.log import READ
 from mae.runs.signals import RunLock
 from mae.weights.given import Given
 
-_Readable = str | Path | Image.Image | NDArray[Any]
+_Readable = str | Path | Image.Image | Pixels
 OneImage = _Readable | Tensor
 
 
@@ -103,7 +103,7 @@ class _ImageList:
     def __len__(self) -> int:
         return len(self._images)
 
-    def read(self, index: int) -> bytes | NDArray[Any]:
+    def read(self, index: int) -> bytes | Pixels:
         image = self._images[index]
         if isinstance(image, str | Path):
             return FolderSource.of_files([image]).read(0)
@@ -123,10 +123,7 @@ class _ImageList:
 
 
 def _source_of(
-    images: Data | OneImage | Sequence[OneImage],
-    config: ModelConfig,
-    *,
-    log: Callable[[str], None],
+    images: Data | OneImage | Sequence[OneImage], config: ModelConfig, *, log: Log
 ) -> Source:
     """Open the images as a source; the network's channels decide the layout of an array."""
     if isinstance(images, str | Path):
@@ -148,20 +145,18 @@ def _source_of(
     return _ImageList([_readable(image, number, config) for number, image in enumerate(images)])
 
 
-def _convert(
-    images: NDArray[Any] | Tensor, config: ModelConfig, convert: Callable[..., NDArray[Any]]
-) -> NDArray[Any]:
+def _convert(images: Pixels | Tensor, model: ModelConfig, convert: Callable[..., Pixels]) -> Pixels:
     """Convert an array or a tensor to B H W C or H W C of a dtype that the network takes."""
     if is_tensor := isinstance(images, Tensor):
         images = images.detach().cpu()
         images = (images.float() if images.is_floating_point() else images).numpy()
-    wanted = config.pixels.dtype
+    wanted = model.pixels.dtype
     if images.dtype.kind == "f" and wanted != "float32":
         raise DataError(
             f"images: got {images.dtype}, expected {wanted}, as the network was trained on; for "
             f"values from 0 to 1 give (images * {np.iinfo(wanted).max}).round() as {wanted}"
         )
-    return convert(images, channels=config.channels, is_tensor=is_tensor)
+    return convert(images, channels=model.channels, is_tensor=is_tensor)
 
 
 def _readable(image: OneImage, number: int, config: ModelConfig) -> _Readable:
@@ -169,10 +164,8 @@ def _readable(image: OneImage, number: int, config: ModelConfig) -> _Readable:
     if isinstance(image, str | Path | Image.Image):
         return image
     if not isinstance(image, np.ndarray | Tensor):
-        raise DataError(
-            f"image {number}: got {type(image).__name__}, expected a path, a Pillow image, an "
-            "array H W (C) or a tensor"
-        )
+        got = type(image).__name__
+        raise DataError(f"image {number}: got {got}, expected a path, image, array or tensor")
     try:
         return _convert(image, config, as_image)
     except DataError as error:
@@ -242,10 +235,8 @@ def embed_to_file(
                 result = _publish(store, out, source, done)
                 shutil.rmtree(store)
         except OSError as error:
-            raise ConfigError(
-                f"out: {out} cannot be written: {error.strerror}; free some space or choose "
-                "another path, and give the same command again"
-            ) from error
+            reason = f"cannot be written: {error.strerror}; run the command again to resume"
+            raise ConfigError(f"out: {out} {reason}") from error
     return result
 
 
@@ -291,7 +282,7 @@ def _digest(encoder: Encoder, source: Source, settings: FeatureSettings) -> str:
     return digest.hexdigest()
 
 
-def _resumed(record: Path, work: str, *, log: Callable[[str], None]) -> _Done:
+def _resumed(record: Path, work: str, *, log: Log) -> _Done:
     """Return the progress of a stopped job with the same inputs, else none."""
     if not record.exists():
         return _Done(work)

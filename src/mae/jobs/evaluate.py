@@ -275,9 +275,8 @@ def evaluate_corruptions(
 
 def _corruption_folders(root: Path) -> list[str]:
     """Return the 75 folders of ImageNet-C; all are required before the long evaluation starts."""
-    folders = [
-        f"{name}/{severity + 1}" for name in ALEXNET_ERRORS for severity in range(SEVERITIES)
-    ]
+    levels = range(1, SEVERITIES + 1)
+    folders = [f"{name}/{level}" for name in ALEXNET_ERRORS for level in levels]
     missing = [folder for folder in folders if not (root / folder).is_dir()]
     if missing:
         raise DataError(

@@ -274,18 +274,13 @@ def paper_probe(
         draws = few.draws(*train, seed=config.seed, log=progress.note)
         settings = FeatureSettings("cls", DEFAULT.batch, config.device, crop_pct, given)
         encoder = open_for_features(weights, settings, log=progress.note)
-        ids, labels, tokens = map_images(
-            lambda got: (
-                got.ids,
-                got.labels,
-                encoder_features(encoder, [got.images], pools=["cls"])["cls"],
-            ),
-            encoder,
-            *test,
-            batch=DEFAULT.batch,
-            progress=progress,
-            label="test image",
-        )
+
+        def compute(batch: LabelledBatch) -> list[NDArray[Any]]:
+            features = encoder_features(encoder, [batch.images], pools=["cls"])
+            return [batch.ids, batch.labels, features["cls"]]
+
+        run_on = partial(map_images, compute, encoder, batch=DEFAULT.batch, progress=progress)
+        ids, labels, tokens = run_on(*test, label="test image")
         runs: list[tuple[FinetuneConfig, BatchPlan, int]] = []
         for run, chosen in enumerate(draws):
             batch, seed = min(config.batch, len(chosen)), config.seed + run

@@ -137,9 +137,7 @@ def evaluate(
     from mae.evaluation.inputs import FeatureSettings
     from mae.jobs.evaluate import evaluate, evaluate_corruptions
 
-    settings = FeatureSettings(
-        batch=batch, device=device, crop_pct=crop_pct, given=given, head_pool=pool
-    )
+    settings = FeatureSettings("mean", batch, device, crop_pct, given, head_pool=pool)
     if set == "imagenet-c":
         refuse_without_effect(
             set, "another set", out=out, all_classes=all_classes or None, split=split,
