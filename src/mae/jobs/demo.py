@@ -29,6 +29,7 @@ from mae.planning.hardware import choose_device
 from mae.progress import Progress
 from mae.recipes.catalogue import DEMO
 from mae.report.page import write_report
+from mae.report.reconstruction import save_progress_image
 from mae.runs.directory import RunDir, read_record
 from mae.train.measure import count_steps
 from mae.train.resolve import batch_plan, resolve
@@ -36,6 +37,7 @@ from mae.weights.load import open_model
 
 MOST_MINUTES = 8.0
 LABELS_PER_CLASS = 1000
+STRIP = "reconstruction.png"
 MASK_SEED = 0  # for the masks of the test images
 FEW_LABELS = {
     "pretrained": "fine-tuning the trained encoder",
@@ -76,6 +78,7 @@ class DemoResult(NamedTuple):
             ("",),
             *((f"not ahead: {line}",) for line in self.results["shortfalls"]),
             ("report", str(self.rundir.report)),
+            ("drawing", str(here / STRIP)),
             ("next, on images of your own:",),
             ("  mae pretrain --data IMAGES",),
             (f"  mae reconstruct {here} IMAGE --out reconstruction.png",),
@@ -103,7 +106,8 @@ def demo(*, out: Path, minutes: float | None = None, quiet: bool = False) -> Dem
             pretrain(config, data=BUILT_IN, out=out, quiet=quiet, command=again, based_on="demo")
         if not rundir.results.exists():
             model = open_model(out).model.to(choose_device(config.device))
-            write_json_atomic(rundir.results, _evaluate(model, config, log=progress.note))
+            results = _evaluate(model, config, strip=out / STRIP, log=progress.note)
+            write_json_atomic(rundir.results, results)
             write_report(out)
     return DemoResult(rundir, json.loads(rundir.results.read_bytes()))
 
@@ -126,9 +130,12 @@ def _config(minutes: float | None, *, log: Callable[[str], None]) -> PretrainCon
 
 
 def _evaluate(
-    model: MaskedAutoencoder, config: PretrainConfig, *, log: Callable[[str], None]
+    model: MaskedAutoencoder, config: PretrainConfig, *, strip: Path, log: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Return the results; shortfalls only of the full demo, not of one of some minutes."""
+    """Return the results and draw a test image of each class, rebuilt, to `strip`.
+
+    Shortfalls are those of the full demo, not of one of some minutes.
+    """
     source = fashion_mnist("train")
     assert source.labels is not None
     few = labels_per_class(source.labels, LABELS_PER_CLASS, seed=0)
@@ -140,6 +147,8 @@ def _evaluate(
     noise = mask_noise(ids, config.objective, grid=config.model.grid, seed=MASK_SEED)
     batches = zip(*(torch.split(part, BATCH) for part in (test.images, noise)), strict=True)
     psnr = hidden_psnr(model, batches)
+    first = np.unique(test.labels, return_index=True)[1]
+    save_progress_image(model, test.images[first], noise[first], strip)
     return {
         "evidence": table.to_dict(),
         "few_labels": few_labels,
