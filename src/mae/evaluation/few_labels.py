@@ -158,7 +158,10 @@ def read_choice(path: Path, source: Source, *, among: Ids) -> list[Ids]:
         if own != class_name:
             raise DataError(f"{where} is of class {class_name}, in the data of {own}")
         if numbers[name] not in allowed:
-            raise DataError(f"{where} is held out for testing; use the seed of the choice")
+            raise DataError(
+                f"{where} is held out for testing; use the seed of the choice, or give train/ and "
+                "val/ folders"
+            )
         draws.setdefault(draw, []).append(numbers[name])
     if not draws:
         raise DataError(f"labels: {path} names no image")

@@ -220,7 +220,7 @@ def labelled(data: str | Path, *, seed: int, weights: str | Path | None = None) 
     if unknown := sorted({*test_source.class_names} - {*train_source.class_names}):
         raise DataError(
             f"data: {len(unknown):,} of the classes of {found.where}/{test.name} are not in "
-            f"{train.name}: {some(unknown, 5)}; add images of them, or remove them"
+            f"{train.name}: {some(unknown, 5)}; add images of them there, or remove them from {test.name}"
         )
     absent = [name for name in train_source.class_names if name not in test_source.class_names]
     notes = found.without("train", kind).notes(
@@ -330,7 +330,10 @@ def _overlap(train: Source, test: Source, *, names: tuple[str, str]) -> str | No
 def _check_classes(source: Source, where: str) -> Source:
     """Refuse training data of a single class, and empty class folders."""
     if len(source.class_names) < 2:
-        raise DataError(f"data: {where} has only one class, {source.class_names[0]}; expected more")
+        raise DataError(
+            f"data: {where} has only one class, {source.class_names[0]}; expected at least two "
+            "folders, one for each class"
+        )
     if isinstance(source, FolderSource) and os.path.isdir(where):
         folders = {e.name for e in os.scandir(where) if e.is_dir() and e.name[0] != "."}
         for empty in sorted(folders - {*source.class_names}):

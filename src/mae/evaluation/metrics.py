@@ -72,7 +72,10 @@ def predictions_from_scores(scores: Tensor, *, labels: Labels, ids: Ids) -> Pred
     """
     scores = scores.detach().double().cpu()
     if not bool(scores.isfinite().all()):
-        raise WeightsError("scores: got NaN or infinity from the classifier; use other weights")
+        raise WeightsError(
+            "scores: got NaN or infinity from the classifier: its weights are damaged or its "
+            "training failed; use other weights"
+        )
     right = torch.from_numpy(labels)[:, None]
     own = scores.gather(1, right)  # B 1
     classes = torch.arange(scores.shape[1])

@@ -235,8 +235,10 @@ def embed_to_file(
                 result = _publish(store, out, source, done)
                 shutil.rmtree(store)
         except OSError as error:
-            reason = f"cannot be written: {error.strerror}; run the command again to resume"
-            raise ConfigError(f"out: {out} {reason}") from error
+            raise ConfigError(
+                f"out: {out} cannot be written: {error.strerror}; free some space or choose "
+                "another path, and run the command again to resume"
+            ) from error
     return result
 
 
