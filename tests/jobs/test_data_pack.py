@@ -507,11 +507,11 @@ def test_damaged_shards_are_named_in_one_line(
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (b'"version": "1"', b'"version": "9"', "an index of version 9, expected 1"),
-        (b'"format": "mae pack"', b'"format": "mae sack"', "no index of images"),
-        (b"cat", b"cut", "is damaged"),
+        (b'"version": "1"', b'"version": "9"', "version 9, expected 1"),
+        (b'"format": "mae pack"', b'"format": "mae sack"', "not an index of images"),
+        (b"cat", b"cut", "cannot be used"),
         (b"cat/1.png", b"cat/9.png", "is damaged (names)"),
-        (b"{", b"[", "is damaged"),
+        (b"{", b"[", "cannot be used"),
     ],
 )
 def test_a_damaged_index_and_one_of_another_version_are_one_line(
@@ -531,7 +531,7 @@ def test_an_index_cut_short_is_one_line(classes: Path, capsys: pytest.CaptureFix
     index = classes.parent / "pack" / "index.safetensors"
     index.write_bytes(index.read_bytes()[:-5])
 
-    assert "is damaged" in said(["data", "verify", str(classes.parent / "pack")], capsys)
+    assert "cannot be used" in said(["data", "verify", str(classes.parent / "pack")], capsys)
 
 
 def test_what_is_no_pack_is_not_verified(

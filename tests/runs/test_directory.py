@@ -152,7 +152,7 @@ def test_a_field_the_run_does_not_have_is_a_difference(tmp_path):
 def test_a_finished_run_points_to_init(tmp_path):
     open_run(tmp_path, record=record(finished=True))
 
-    assert f"finished; to train on from its weights use --init {tmp_path}" in refusal(tmp_path)
+    assert f"finished; to train on, use --init {tmp_path}" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
         (tmp_path / name).touch()
 
     for call in (make_run_folder, lambda path: open_run(path, record=record())):
-        with pytest.raises(ConfigError, match="not a run: holds photos; thesis.tex, no run.json"):
+        with pytest.raises(ConfigError, match="holds photos; thesis.tex, no run.json"):
             call(tmp_path)
 
     assert {p.name for p in tmp_path.iterdir()} == {"thesis.tex", "lock", "photos"}

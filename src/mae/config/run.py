@@ -143,15 +143,12 @@ class FitConfig:
         if self.steps is not None and self.minutes is not None:
             raise ConfigError("steps and minutes: got both, expected one of them; drop one")
         if self.resize is not None and not self.follow_weights:
-            raise ConfigError(
-                "resize: has no effect without follow_weights; give model.image_size instead"
-            )
+            raise ConfigError("resize: has no effect without follow_weights; give model.image_size")
         objective = getattr(self, "objective", ObjectiveConfig())
         asked = dataclasses.replace(self.model, crop_pct=None), objective
         if self.follow_weights and asked != (ModelConfig(), ObjectiveConfig()):
             raise ConfigError(
-                "model: has no effect with follow_weights, which takes the network from the "
-                "weights; use --resize for another size, or --follow-weights no"
+                "model: has no effect with follow_weights; use --resize, or --follow-weights no"
             )
 
     @property
@@ -201,9 +198,8 @@ class PretrainConfig(FitConfig):
         require_numbers(self, "above 0, below 1", "start_share")
         if self.start_size is not None and not self.follow_weights:
             p, most = self.model.patch_size, self.model.image_size
-            fits = all(
-                0 < s <= m and s % p == 0 for s, m in zip(self.start_size, most, strict=True)
-            )
+            sides = zip(self.start_size, most, strict=True)
+            fits = all(0 < s <= m and s % p == 0 for s, m in sides)
             allowed = f"multiples of the patch, {p}, up to {most[0]} {most[1]}"
             require(fits, "start_size", self.start_size, allowed)
             self.objective.require_grid((self.start_size[0] // p, self.start_size[1] // p))
@@ -264,11 +260,11 @@ class FinetuneConfig(FitConfig):
         blocks, depth = self.train_blocks, self.model.depth
         if self.follow_weights:
             depth = sys.maxsize  # checked again when the network is known
-        if blocks is not None and blocks != 0.5 and not (blocks % 1 == 0 and 1 <= blocks <= depth):
-            raise ConfigError(
-                f"train_blocks: got {blocks:g}, expected 0.5 (the MLP of the last block) or a "
-                f"whole number from 1 to {depth}; for 0 use mae probe linear"
-            )
+        fits = blocks in (None, 0.5) or (blocks % 1 == 0 and 1 <= blocks <= depth)
+        allowed = (
+            f"0.5 (MLP of the last block), a whole number from 1 to {depth}, or mae probe linear"
+        )
+        require(fits, "train_blocks", blocks, allowed)
 
 
 def resolve_crop_pct(

@@ -55,14 +55,11 @@ def survey(
     if len(others) > max_bad * len(kinds):
         raise DataError(
             f"channels: images disagree: {_kinds_named(source, kinds)}; {len(others):,} would be "
-            f"left out, more than {max_bad:.0%}. Keep the kinds in folders of their own, choose "
-            "one with --channels, or raise --max-bad"
+            f"left out, more than {max_bad:.0%}; choose with --channels, or raise --max-bad"
         )
     if others:
-        log(
-            f"left out: {len(others):,} of {len(kinds):,} images looked at are of another kind: "
-            f"{_kinds_named(source, others)}"
-        )
+        count = f"{len(others):,} of {len(kinds):,} images looked at"
+        log(f"left out: {count} are of another kind: {_kinds_named(source, others)}")
     widest = max((kind.dtype for kind in fitting.values()), key=list(FULL_RANGE).index)
     pages = any(isinstance(kind, PagesKind) for kind in fitting.values())
     most = max(kind.channels for kind in fitting.values())
@@ -173,7 +170,5 @@ def _sampled(source: Source, limit: int, look: Callable[[int], T]) -> dict[int, 
         except BadImage as error:
             faults.append(f"{source.name(index)}: {error}")
     if not found:
-        raise DataError(
-            f"no readable image: looked at {count} ({'; '.join(faults[:3])}); check the files"
-        )
+        raise DataError(f"no readable image in {count}: {'; '.join(faults[:3])}; check the files")
     return found

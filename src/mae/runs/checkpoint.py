@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from mae.atomic import fsync_folder, remove_stale_temporaries, write_durably
+from mae.data.types import Log
 from mae.errors import CheckpointError, TrainingError, WeightsError
 from mae.runs.directory import differences, versions
 from mae.runs.state import TrainState
@@ -100,9 +101,7 @@ def _delete(folder: Path, checkpoints: Iterable[Path]) -> None:
     remove_stale_temporaries(folder)
 
 
-def load_checkpoint(
-    folder: Path, state: TrainState, *, log: Callable[[str], None]
-) -> dict[str, Any] | None:
+def load_checkpoint(folder: Path, state: TrainState, *, log: Log) -> dict[str, Any] | None:
     """Restore the state from the newest intact checkpoint, after verifying it.
 
     Newer checkpoints that are damaged are renamed to `step-N.bad`. Leftovers of interrupted
@@ -129,12 +128,8 @@ def load_checkpoint(
             damaged[path] = reason
             continue
         model = load_file(path / _MODEL)
-        found, wanted = _forms(model), _forms(state.model.state_dict())
-        if found != wanted:
-            raise WeightsError(
-                f"{path}: is of another model: {differences(found, wanted)}; use the configuration "
-                "it was made with"
-            )
+        if other := differences(_forms(model), _forms(state.model.state_dict())):
+            raise WeightsError(f"{path}: is of another model: {other}; use its configuration")
         for bad, why in damaged.items():
             log(f"{bad.name}: {why}; renamed to {_set_aside(bad).name}, resuming from {path.name}")
         record = json.loads((path / _STATE).read_bytes())
@@ -145,10 +140,7 @@ def load_checkpoint(
         return dict(record["extra"])
     if damaged:
         reasons = "; ".join(f"{path.name}: {why}" for path, why in damaged.items())
-        raise CheckpointError(
-            f"{folder}: none of the {len(damaged)} checkpoints can be used: {reasons}; restore one "
-            "from a copy, or begin a new run with --out"
-        )
+        raise CheckpointError(f"{folder}: no intact checkpoint: {reasons}; restore one or restart")
     return None
 
 
@@ -172,8 +164,7 @@ def _require_finite(state: TrainState) -> None:
     bad = [name for name, t in tensors if t.is_floating_point() and not t.isfinite().all()]
     if bad:
         raise TrainingError(
-            f"step {state.step}: {len(bad)} tensors of the model are not finite, {bad[:5]}; not "
-            "saved. Begin a new run with a lower --lr"
+            f"step {state.step}: {len(bad)} tensors are not finite, {bad[:5]}; use a lower --lr"
         )
 
 
@@ -252,12 +243,9 @@ def _apply(state: TrainState, model: dict[str, Tensor], moments: dict[str, Tenso
         by_parameter.setdefault(name, {})[kind] = tensor.clone()
     names = {parameter: name for name, parameter in state.model.named_parameters()}
     ordered = [names[p] for group in state.optimizer.param_groups for p in group["params"]]
-    state.optimizer.load_state_dict(
-        {
-            "state": {i: by_parameter[n] for i, n in enumerate(ordered) if n in by_parameter},
-            "param_groups": state.optimizer.state_dict()["param_groups"],
-        }
-    )
+    numbered = {i: by_parameter[n] for i, n in enumerate(ordered) if n in by_parameter}
+    groups = state.optimizer.state_dict()["param_groups"]
+    state.optimizer.load_state_dict({"state": numbered, "param_groups": groups})
 
 
 def _set_aside(path: Path) -> Path:

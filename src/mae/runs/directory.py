@@ -71,10 +71,7 @@ def make_run_folder(path: Path) -> RunDir:
     # A start that died before writing its record leaves the lock and unfinished files.
     strange = [name for name in names if name != "lock" and not name.startswith(".tmp-")]
     if strange and "run.json" not in names:
-        raise ConfigError(
-            f"{path}: is not empty and not a run: holds {_some(strange)}, no run.json; "
-            "choose a new folder with --out"
-        )
+        raise ConfigError(f"{path}: holds {_some(strange)}, no run.json; choose another with --out")
     return RunDir(path)
 
 
@@ -110,8 +107,7 @@ def open_run(
     if stored is not None:
         if stored.get("finished") and not finished_too:
             raise ConfigError(
-                f"{path}: this run is finished; to train on from its weights use --init {path} "
-                "with another folder as --out"
+                f"{path}: this run is finished; to train on, use --init {path} and another --out"
             )
         _require_same_run(path, stored, asked, defaults or {})
         if stored.get("finished"):
@@ -137,9 +133,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not the record of a run"
-        raise ConfigError(
-            f"{file}: {reason}; repair it, or choose another folder with --out"
-        ) from None
+        raise ConfigError(f"{file}: {reason}; repair it, or choose another --out") from None
 
 
 def _require_same_run(
@@ -150,18 +144,15 @@ def _require_same_run(
     if before["fingerprint"] != now["fingerprint"]:
         more = now["count"] - before["count"]
         change = f"{abs(more):,} files {'added' if more > 0 else 'removed'}"
+        change = change if more else "other names or sizes"
+        counts = f"{now['count']:,} images, the run has {before['count']:,}"
         raise ConfigError(
-            f"{path}: its data has changed: {change if more else 'other names or sizes'}, "
-            f"{now['count']:,} images, the run has {before['count']:,}; restore it, or begin a new "
-            "run with --out"
+            f"{path}: its data has changed: {change}, {counts}; restore it, or change --out"
         )
     before, now = (_compared(config) for config in (stored["config"], asked["config"]))
     older = _compared(json.loads(json.dumps(defaults)))
-    if different := differences({**older, **before}, now):
-        raise ConfigError(
-            f"{path}: holds a run of another configuration: {different}; ask for the same, or "
-            "choose another folder with --out"
-        )
+    if changed := differences({**older, **before}, now):
+        raise ConfigError(f"{path}: holds a run of another configuration: {changed}; change --out")
 
 
 def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,13 +168,8 @@ def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def differences(run: Mapping[str, object], asked: Mapping[str, object]) -> str:
     """Describe in one line where two mappings differ, naming the first few fields."""
-    return _some(
-        [
-            f"{name}: run has {run.get(name, 'nothing')}, asked {asked.get(name, 'nothing')}"
-            for name in {**run, **asked}
-            if run.get(name, "nothing") != asked.get(name, "nothing")
-        ]
-    )
+    pairs = ((n, run.get(n, "nothing"), asked.get(n, "nothing")) for n in {**run, **asked})
+    return _some([f"{name}: run has {a}, asked {b}" for name, a, b in pairs if a != b])
 
 
 def _some(items: list[str]) -> str:

@@ -171,12 +171,11 @@ class RunLock:
             self._file.close()
             raise ConfigError(
                 f"{self.path.parent}: in use by {self.path.read_text() or 'another process'}; "
-                "wait until it is done or choose another folder with --out"
+                "wait, or choose another --out"
             ) from None
         except OSError as error:
             raise ConfigError(
-                f"{self.path}: cannot be locked: {error.strerror}; choose a folder with --out that "
-                "you may write to, on a file system with locks"
+                f"{self.path}: cannot be locked: {error.strerror}; change --out (locks needed)"
             ) from error
         # The content is used only in the message above; a full disk is reported elsewhere.
         with suppress(OSError):

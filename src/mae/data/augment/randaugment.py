@@ -42,18 +42,15 @@ def check_randaugment(randaugment: RandAugment, kind: PixelKind) -> None:
         ConfigError: if it does not, with a message of one line.
     """
     if kind.dtype != "uint8" or kind.channels not in (1, 3):
-        raise ConfigError(
-            f"rand_augment: takes grey or colour images of 8 bits, got {kind.channels} channels "
-            f"of {kind.dtype}; leave it out (--rand-augment none)"
-        )
+        got = f"{kind.channels} channels of {kind.dtype}"
+        raise ConfigError(f"rand_augment: got {got}, expected 1 or 3 of uint8; leave it out")
     try:
         if not _POLICY.fullmatch(randaugment.text):
             raise ValueError("unknown part")
         _transform(randaugment, (224, 224))
     except (ValueError, AssertionError, LookupError) as error:
         raise ConfigError(
-            f"rand_augment: got {randaugment.text!r} ({error}), expected timm's terms as in "
-            "rand-m9-mstd0.5-inc1, or none"
+            f"rand_augment: got {randaugment.text!r} ({error}), expected timm's terms: rand-m9-inc1"
         ) from error
 
 

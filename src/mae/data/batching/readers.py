@@ -70,8 +70,7 @@ class Readers(SpawnContext):
             )
         if (code := codes[0]) > 0:
             return TrainingError(
-                f"readers: a reader process ended with exit code {code}; its output is above, and "
-                "workers=0 reads without such processes"
+                f"readers: a reader process ended with exit code {code}, see above; try workers=0"
             )
         return TrainingError(
             f"readers: a reader process was killed by {signal.Signals(-code).name}; SIGKILL means "
@@ -101,10 +100,7 @@ def why_no_readers(source: Source) -> str | None:
         return None
     if file is None and type(source).__module__ != "__main__":
         return None
-    return (
-        "workers: 0, since reader processes would have to import this script, and it is no file; "
-        'save it as one, with the call under `if __name__ == "__main__":`, to have readers'
-    )
+    return "workers: 0, since reader processes would have to import this script; save it as a file"
 
 
 class Sent(NamedTuple):
@@ -138,8 +134,7 @@ class Reader(Dataset[Batch | Sent | MaeError]):
             self._file.flush()
         except OSError as error:
             raise DataError(
-                f"readers: the list of images cannot be written to {tempfile.gettempdir()} "
-                f"({error.strerror}); make room, set TMPDIR, or use workers=0"
+                f"readers: cannot write to {tempfile.gettempdir()} ({error.strerror}); set TMPDIR"
             ) from error
 
     def close(self) -> None:

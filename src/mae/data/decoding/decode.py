@@ -184,14 +184,10 @@ def _unsigned(pixels: Pixels) -> Pixels:
     """Cast integers to uint16, or of one byte to uint8, if the values fit; keep floats."""
     if pixels.dtype.kind not in "iu" or pixels.dtype == np.uint8:
         return pixels
-    one_byte = pixels.dtype.itemsize == 1
-    if pixels.min() < 0 or pixels.max() > 65535:
-        raise UnsupportedImage(
-            "integers below 0, expected 0 to 127 where they have a sign"
-            if one_byte
-            else "integers beyond 16 bits, expected 0 to 65535"
-        )
-    return pixels.astype(np.uint8 if one_byte else np.uint16, copy=False)
+    low, high = pixels.min(), pixels.max()
+    if low < 0 or high > 65535:
+        raise UnsupportedImage(f"integers from {low} to {high}, expected 0 to 65535")
+    return pixels.astype(np.uint8 if pixels.dtype.itemsize == 1 else np.uint16, copy=False)
 
 
 def _orientation(image: Image.Image) -> int:

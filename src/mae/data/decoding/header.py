@@ -249,10 +249,8 @@ def pillow_faults(file_format: str) -> Iterator[None]:
         except NotImplementedError as error:
             raise UnsupportedImage(_in_one_line(error)) from error
         except Image.DecompressionBombError as error:
-            found = re.search(r"\d+", str(error))
-            raise UnsupportedImage(
-                f"too large ({found[0] if found else 'more'} pixels, at most {MAX_PIXELS})"
-            ) from error
+            count = [*re.findall(r"\d+", str(error)), "more"][0]
+            raise UnsupportedImage(f"too large ({count} pixels, at most {MAX_PIXELS})") from error
         except Exception as error:
             reason = _in_one_line(error)
             if isinstance(error, UnidentifiedImageError):  # its message contains a memory address

@@ -83,10 +83,8 @@ def beyond_pillow(image: Image.Image) -> bool:
 
 def _unknown(photometric: int, bits: int) -> NotImplementedError:
     name = _COLOURS.get(photometric, f"photometric interpretation {photometric}")
-    return NotImplementedError(
-        f"TIFF of {name} of {bits} bits, expected grey, RGB, a palette, or CMYK or YCbCr of 8 bits "
-        "without a sign or alpha"
-    )
+    usual = "grey, RGB, a palette, or unsigned 8-bit CMYK or YCbCr without alpha"
+    return NotImplementedError(f"TIFF of {name} of {bits} bits, expected {usual}")
 
 
 def _require_usual(tags: Mapping[int, Any]) -> None:

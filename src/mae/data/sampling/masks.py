@@ -102,17 +102,14 @@ def read_mask(path: Path, config: ModelConfig) -> Tensor:
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(f"mask: {path}: cannot be read: {reason}") from error
     (h, w), (H, W) = config.grid, config.image_size
-    if pixels.shape not in ((h, w), (H, W)):
+    rows, columns = pixels.shape
+    if (rows, columns) not in ((h, w), (H, W)):
         raise DataError(
-            f"mask: {path}: is {pixels.shape[0]} x {pixels.shape[1]} pixels, expected {h} x {w}, "
-            f"the patches, or {H} x {W}, the images of the model"
+            f"mask: {path}: is {rows} x {columns}, expected {h} x {w} or {H} x {W} pixels"
         )
-    cells = pixels.reshape(h, pixels.shape[0] // h, w, pixels.shape[1] // w)
+    cells = pixels.reshape(h, rows // h, w, columns // w)
     hidden = torch.from_numpy(cells.mean(axis=(1, 3)) > 127.5)
     count = int(hidden.sum())
     if not 0 < count < h * w:
-        raise DataError(
-            f"mask: {path}: hides {count} of {h * w} patches, expected some hidden (white) and "
-            "some visible (black)"
-        )
+        raise DataError(f"mask: {path}: hides {count} of {h * w} patches, expected some, not all")
     return hidden

@@ -49,10 +49,7 @@ def refuse_compressed(paths: Sequence[Path]) -> None:
     if tool == "unzip":
         command = f"unzip -q {source} -d {shlex.quote(str(path.with_suffix('')))}"
     others = f", and {len(found) - 1:,} more are" if len(found) > 1 else ""
-    raise DataError(
-        f"data: {path} is compressed{others}, which cannot be read at random. Unpack it and give "
-        f"what comes out: {command}"
-    )
+    raise DataError(f"data: {path} is compressed{others}; unpack it: {command}")
 
 
 def _tool(path: Path) -> str | None:

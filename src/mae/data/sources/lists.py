@@ -53,9 +53,8 @@ def read_list(path: Path) -> FolderSource:
             lines.append((number, name, "".join(row[1:]).strip()))
     _, files, labels = zip(*lines, strict=True)
     notes = [*notes, *_repeated(path, lines)]
-    return FolderSource(
-        path.parent, files=files, classes=labels if cells > 1 else None, notes=notes
-    )
+    classes = labels if cells > 1 else None
+    return FolderSource(path.parent, files=files, classes=classes, notes=notes)
 
 
 def _repeated(path: Path, lines: Sequence[tuple[int, str, str]]) -> list[str]:
@@ -64,16 +63,12 @@ def _repeated(path: Path, lines: Sequence[tuple[int, str, str]]) -> list[str]:
     for number, name, label in lines:
         line, before = first.setdefault(os.path.normpath(path.parent / name), (number, label))
         if before != label:
-            raise DataError(
-                f"data: {path}, lines {line} and {number}: {name} has two labels, {before} and "
-                f"{label}; keep one of the lines"
-            )
+            where = f"data: {path}, lines {line} and {number}"
+            raise DataError(f"{where}: {name} has two labels, {before} and {label}; keep one")
         if line != number:
             again.append(f"{name} in lines {line} and {number}")
-    return again and [
-        f"{path}: {len(again):,} of {len(lines):,} lines name an image again, the first is "
-        f"{again[0]}; each line counts"
-    ]
+    count = f"{path}: {len(again):,} of {len(lines):,}"
+    return again and [f"{count} lines name an image again, the first is {again[0]}; all count"]
 
 
 def read_rows(path: Path) -> tuple[list[list[str]], list[str]]:
@@ -93,9 +88,7 @@ def read_rows(path: Path) -> tuple[list[list[str]], list[str]]:
         text = path.read_text(encoding="utf-8-sig")
         first = {sep: list(islice(filter(None, _split(text, sep)), 2)) for sep in _SEPARATORS}
         fitting = [
-            separator
-            for separator, rows in first.items()
-            if any(_file_cell(path.parent, row) is not None for row in rows)
+            sep for sep in first if any(_file_cell(path.parent, r) is not None for r in first[sep])
         ]
         separator = fitting[0] if fitting else ","
         rows = list(_split(text, separator))
@@ -145,9 +138,7 @@ def _in_order(
         notes.append(f"cells are separated by {_SEPARATORS[separator]}")
     columns = _columns(path, line + 1, row, heading)
     if columns != list(range(len(columns))) or len(row) > len(columns):
-        notes.append(
-            f"paths and labels are taken from columns {columns[0] + 1} and {columns[1] + 1}"
-        )
+        notes.append(f"paths and labels are from columns {columns[0] + 1} and {columns[1] + 1}")
     for number, cells in enumerate(rows):
         if len(cells) == len(row):
             rows[number] = [path_of(cells[columns[0]]), *(cells[column] for column in columns[1:])]
@@ -166,10 +157,8 @@ def _columns(path: Path, line: int, row: Sequence[str], heading: Sequence[str]) 
         named = [place for place, name in enumerate(heading) if name.lower() in _LABELS]
         others = [column for column in others if column in named]
         if len(others) != 1:
-            raise DataError(
-                f"data: {path}, line {line}: got {len(row)} columns ({', '.join(heading or row)}), "
-                "expected path,label; keep these two, or name the columns path and label in line 1"
-            )
+            got = ", ".join(heading or row)
+            raise DataError(f"data: {path}, line {line}: got {got}; name columns path and label")
     return [paths, *others]
 
 

@@ -11,6 +11,7 @@ from mae.data.sources.fashion_mnist import fashion_mnist
 from mae.data.sources.lists import LISTS, read_list
 from mae.data.sources.pack import is_pack, open_pack
 from mae.data.sources.source import (
+    ENDINGS,
     EXTENSIONS,
     ArrayFileSource,
     ArraySource,
@@ -75,10 +76,8 @@ def _open_path(data: str | Path) -> Source:
         return ArrayFileSource(path)
     if end in EXTENSIONS:
         return FolderSource(path.parent, files=[path.name])
-    raise DataError(
-        f"data: {path} ends in {path.suffix!r}; expected a folder, a list ({' '.join(LISTS)}), a "
-        f".tar, or an image ({' '.join(sorted(EXTENSIONS))}). Rename it if it is one of these"
-    )
+    expected = f"a folder, a list ({' '.join(LISTS)}), a .tar, or an image ({ENDINGS})"
+    raise DataError(f"data: {path} ends in {path.suffix!r}; expected {expected}")
 
 
 def data_name(data: Data) -> str:

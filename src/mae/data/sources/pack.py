@@ -149,13 +149,9 @@ class PackSource:
             try:
                 found = os.stat(path).st_size
             except OSError as error:
-                reason = reason_of(error)
-                raise DataError(f"data: {path}: {reason}; put it back, or pack again") from error
+                raise DataError(f"data: {path}: {reason_of(error)}; restore it") from error
             if found < size:
-                raise DataError(
-                    f"data: {path} has {found:,} bytes, expected {size:,} at least; put back a "
-                    "whole copy, or pack again"
-                )
+                raise DataError(f"data: {path} has {found:,} bytes, expected {size:,}; restore it")
 
     def _file(self, shard: int) -> _Shard:
         file = self._open.get(shard)
@@ -180,9 +176,7 @@ def is_pack(root: str | Path) -> bool:
     if os.path.exists(os.path.join(root, INDEX)):
         return True
     if os.path.isdir(os.path.join(root, UNFINISHED)):
-        raise DataError(
-            f"data: {root} is a pack that was not finished; give the same `mae data pack` again"
-        )
+        raise DataError(f"data: pack {root} was not finished; give the same `mae data pack` again")
     return False
 
 

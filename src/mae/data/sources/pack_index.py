@@ -72,12 +72,9 @@ class Index:
             header = json.loads(mapped[8 : min(start, _LARGEST_HEADER)])
             metadata = header.pop("__metadata__", {})
             if metadata.get("format") != "mae pack":
-                raise DataError(f"data: {path} is no index of images; choose another folder")
-            if metadata.get("version") != str(VERSION):
-                raise DataError(
-                    f"data: {path} is an index of version {metadata.get('version')}, expected "
-                    f"{VERSION}; use the mae that made it, or pack the images again"
-                )
+                raise ValueError("not an index of images")
+            if (version := metadata.get("version")) != str(VERSION):
+                raise ValueError(f"version {version}, expected {VERSION}")
             self._digests: dict[str, str] = json.loads(metadata["digests"])
             self.info = _info(json.loads(metadata["facts"]))
             self.arrays, self._starts = dict[str, NDArray[Any]](), dict[str, int]()
@@ -91,12 +88,12 @@ class Index:
             """Digest that identifies the images: names, contents and labels, not locations."""
             if _fingerprint(self.info.class_names, self._digests) != self.fingerprint:
                 raise ValueError("its metadata are inconsistent")
-        except DataError:
-            raise
         except OSError as error:
             raise DataError(f"data: {path} cannot be read: {error.strerror}; check it") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"data: {path} is damaged ({error}); pack the images again") from error
+            raise DataError(
+                f"data: {path} cannot be used ({error}); pack the images again"
+            ) from error
         self._ends, self._names = self.arrays["name_ends"], self.arrays["names"]
 
     def __len__(self) -> int:

@@ -24,6 +24,8 @@ from mae.errors import DataError
 
 EXTENSIONS = frozenset(".bmp .gif .jfif .jpe .jpeg .jpg .npy .png .tif .tiff .webp".split())
 """File name extensions of images, in lower case."""
+ENDINGS = " ".join(sorted(EXTENSIONS))
+"""The same, for messages."""
 
 _MAX_BYTES = 2**32  # each worker would read a larger file whole
 _SAMPLED = 1000  # maximum number of images of an array in its fingerprint
@@ -189,19 +191,14 @@ class ArraySource:
             DataError: if shape, type or number of labels do not fit.
         """
         if images.ndim not in (3, 4) or not images.size:
-            raise DataError(
-                f"images: got an array of shape {images.shape}, expected B H W or B H W C, not "
-                "empty"
-            )
+            raise DataError(f"images: got shape {images.shape}, expected B H W [C], not empty")
         try:
             pixel_dtype(images.dtype)
         except BadImage as error:
             raise DataError(f"images: got {error}. Convert them first") from error
         require_channels_last(images.shape)
         if labels is not None and labels.shape != images.shape[:1]:
-            raise DataError(
-                f"labels: got shape {labels.shape}, expected one for each of {len(images)} images"
-            )
+            raise DataError(f"labels: got shape {labels.shape}, expected ({len(images)},)")
         self.images = images[..., None] if images.ndim == 3 else images  # B H W C
         self.labels = None if labels is None else labels.astype(np.int64)
         self.class_names = tuple(class_names)
@@ -322,11 +319,9 @@ def _find_images(root: str) -> list[str]:
         path = os.path.abspath(error.filename)
         raise DataError(f"data: {path}: {reason_of(error)}, expected a folder. Check it") from error
     if not names:
-        found = ", ".join(f"{count} {end}" for end, count in others.most_common(5))
-        raise DataError(
-            f"data: no images in {os.path.abspath(root)}: found {found or 'nothing'}, expected "
-            f"files ending in {' '.join(sorted(EXTENSIONS))}. Give the folder that holds them"
-        )
+        path = os.path.abspath(root)
+        found = ", ".join(f"{count} {end}" for end, count in others.most_common(5)) or "nothing"
+        raise DataError(f"data: no images in {path}: found {found}, expected {ENDINGS}")
     return sorted(names, key=os.fsencode)
 
 
@@ -368,9 +363,7 @@ def _missing(path: str, what: str) -> str:
     with suppress(OSError):
         similar = difflib.get_close_matches(name, os.listdir(parent), cutoff=0.5)
     hint = f", which has {', '.join(map(printable, similar))}" if similar else ""
-    return (
-        f"data: no {what} {path}: the nearest folder that exists is {parent}{hint}. Check the path"
-    )
+    return f"data: no {what} {path}: the nearest folder is {parent}{hint}. Check the path"
 
 
 def reason_of(error: OSError) -> str:

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mae.data.decoding.header import printable
 from mae.data.sources.compressed import is_compressed_tar, refuse_compressed, unpacked
 from mae.data.sources.pack import PackSource
 from mae.data.sources.pack_index import Index, IndexInfo, whole, write_index
-from mae.data.sources.source import EXTENSIONS, folder_classes, numbered
+from mae.data.sources.source import ENDINGS, EXTENSIONS, folder_classes, numbered
 from mae.errors import ConfigError, DataError
 
 _BESIDE = ".mae-index.safetensors"
@@ -94,11 +93,8 @@ def open_tars(root: Path) -> PackSource:
     refuse_compressed(paths)
     images, notes = _images(paths, prefixed=root.is_dir())
     if not images:
-        raise DataError(
-            f"data: no images in {root}: expected members ending in "
-            f"{' '.join(sorted(EXTENSIONS))}; give the tar files that hold them"
-            + "".join(f" ({note})" for note in notes)
-        )
+        more = "".join(f" ({note})" for note in notes)
+        raise DataError(f"data: no images in {root}: expected members ending in {ENDINGS}{more}")
     shards = tuple((name, status.st_size) for name, status in stats)
     info = IndexInfo(shards, stamp=stamp, notes=tuple(notes))
     place, elsewhere = places
@@ -128,9 +124,7 @@ def _images(paths: list[Path], *, prefixed: bool) -> tuple[list[_Image], list[st
             files, said = _list_tar(path)
             labels, broken = _read_labels(path, files)
         except (OSError, tarfile.TarError) as error:
-            raise DataError(
-                f"data: {path} cannot be read as tar: {error}; put back a whole copy"
-            ) from error
+            raise DataError(f"data: {path} cannot be read as tar: {error}; restore it") from error
         images = [name for name in files if _is_image(name)]
         for name in images:
             shown, label = printable(name), labels.get(_stem(name), labels.get(_key(name)))
@@ -206,16 +200,15 @@ def _write(place: Path, images: list[_Image], info: IndexInfo) -> None:
     else:
         class_names, labels = numbered(given, by_value=True)
     names = [image.name.encode() for image in images]
-    arrays: dict[str, NDArray[np.generic]] = {
-        "name_ends": np.cumsum([len(name) for name in names], dtype="<u8"),
-        "offsets": np.array([image.offset for image in images], "<u8"),
-        "shards": np.array([image.shard for image in images], "<u4"),
-        "lengths": np.array([image.length for image in images], "<u4"),
-        "names": np.frombuffer(b"".join(names), np.uint8),
+    columns = {
+        "name_ends": whole(np.cumsum([len(name) for name in names], dtype="<u8")),
+        "offsets": whole(np.array([image.offset for image in images], "<u8")),
+        "shards": whole(np.array([image.shard for image in images], "<u4")),
+        "lengths": whole(np.array([image.length for image in images], "<u4")),
+        "names": whole(np.frombuffer(b"".join(names), np.uint8)),
     }
     if labels is not None:
-        arrays["labels"] = labels
-    columns = {name: whole(array) for name, array in arrays.items()}
+        columns["labels"] = whole(labels)
     write_index(place, columns, info._replace(class_names=class_names))
 
 
