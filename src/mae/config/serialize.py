@@ -10,16 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from types import NoneType
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Literal,
-    TypeVar,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from mae.errors import ConfigError
 

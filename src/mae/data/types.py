@@ -17,6 +17,9 @@ Integers = NDArray[np.int64]
 Draws = NDArray[np.float32]
 """Uniform numbers in [0, 1), a row for each sample."""
 
+Hashes = NDArray[np.uint64]
+"""64-bit keys and hashes of draws."""
+
 Flags = NDArray[np.bool_]
 """One truth value for each sample."""
 

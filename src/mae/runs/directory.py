@@ -15,6 +15,9 @@ from mae.atomic import remove_stale_temporaries, write_json_atomic
 from mae.config.serialize import with_current_names
 from mae.errors import ConfigError
 
+Record = Mapping[str, Any]
+"""Nested fields of a run, as JSON has them."""
+
 FREE_ON_RESUME = frozenset(
     "workers device threads micro_batch checkpoint_every compile log_every_steps "
     "save_every_steps keep keep_checkpoints tiff_pages".split()
@@ -76,11 +79,7 @@ def make_run_folder(path: Path) -> RunDir:
 
 
 def open_run(
-    path: Path,
-    *,
-    record: Mapping[str, Any],
-    defaults: Mapping[str, Any] | None = None,
-    finished_too: bool = False,
+    path: Path, *, record: Record, defaults: Record | None = None, finished_too: bool = False
 ) -> OpenedRun:
     """Start a run, or resume an unfinished one with the same configuration and data.
 
@@ -136,9 +135,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
         raise ConfigError(f"{file}: {reason}; repair it, or choose another --out") from None
 
 
-def _require_same_run(
-    path: Path, stored: dict[str, Any], asked: dict[str, Any], defaults: Mapping[str, Any]
-) -> None:
+def _require_same_run(path: Path, stored: Record, asked: Record, defaults: Record) -> None:
     # Check the data before the configuration, since pixel statistics may be derived from it.
     before, now = stored["data"], asked["data"]
     if before["fingerprint"] != now["fingerprint"]:

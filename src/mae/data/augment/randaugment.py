@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -18,9 +19,6 @@ from mae.data.decoding.decode import PixelKind
 from mae.data.sampling.draws import Stream, generator
 from mae.data.types import Integers, Pixels, Size
 from mae.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 # timm ignores terms it does not know, so a typing error would go unnoticed.
 _POLICY = re.compile(r"rand(-(m|n|mmax|inc)\d+|-(mstd|p)\d+(\.\d+)?)*")

@@ -56,11 +56,12 @@ class SourceReader:
     def read(self, index: int, use: Callable[..., T]) -> T | None:
         """Return `use(stored image, warn=)`; None if the image cannot be read."""
         name = self.source.name
+
+        def warn(text: str) -> None:
+            self.warned.append(Bad(index, name(index), text))
+
         try:
-            return use(
-                self.source.read(index),
-                warn=lambda text: self.warned.append(Bad(index, name(index), text)),
-            )
+            return use(self.source.read(index), warn=warn)
         except BadImage as error:
             self.bad.append(Bad(index, name(index), str(error)))
             return None

@@ -16,14 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from mae.data.batching.batch import Batch, BatchPlan, channels_first, training_batch
-from mae.data.batching.readers import (
-    Reader,
-    Readers,
-    Sent,
-    exit_if_reader,
-    start_reader,
-    uncollated,
-)
+from mae.data.batching.readers import Reader, Readers, Sent, exit_if_reader, start_reader, unchanged
 from mae.data.batching.shared_memory import SharedBatchPool
 from mae.errors import MaeError
 
@@ -63,7 +56,7 @@ def batches(plan: BatchPlan, *, start: int, stop: int, workers: int) -> Iterator
         batch_size=None,  # "sample" k is the batch of task k
         # A generator: each task takes a free slot only when it is sent.
         sampler=((step, slots.take()) for step in range(start, stop)),
-        collate_fn=uncollated,
+        collate_fn=unchanged,
         num_workers=workers,
         multiprocessing_context=readers,
         worker_init_fn=start_reader,
@@ -125,7 +118,14 @@ def on_device(feed: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
         return
     side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     for batch, copied in _one_ahead(_copy(batch, device, side) for batch in _pinned(feed, device)):
-        yield _handed_over(batch, copied, device)
+        # Wait for this copy, but not for the next one, already started.
+        stream = torch.cuda.current_stream(device)
+        stream.wait_event(copied)
+        for value in batch:
+            if isinstance(value, torch.Tensor) and value.is_cuda:
+                # Its memory belongs to the side stream, which must not reuse it too early.
+                value.record_stream(stream)
+        yield batch
 
 
 def _one_ahead(items: Iterable[T]) -> Iterator[T]:
@@ -159,14 +159,3 @@ def _copy(
     """Start to copy a batch on a side stream."""
     with torch.cuda.stream(side):
         return pinned.to(device), side.record_event()
-
-
-def _handed_over(batch: Batch, copied: torch.cuda.Event, device: torch.device) -> Batch:
-    """Make the current stream wait for this copy, but not for the next one, already started."""
-    stream = torch.cuda.current_stream(device)
-    stream.wait_event(copied)
-    for value in batch:
-        if isinstance(value, torch.Tensor) and value.is_cuda:
-            # Its memory belongs to the side stream, which must not reuse it too early.
-            value.record_stream(stream)
-    return batch

@@ -170,8 +170,8 @@ class Reader(Dataset[Batch | Sent | MaeError]):
         return Sent(slot, tuple(v.numpy() if isinstance(v, torch.Tensor) else v for v in rest))
 
 
-def uncollated(made: T) -> T:
-    """Return a batch without collating."""
+def unchanged(made: T) -> T:
+    """Return a batch as it is, without collating."""
     return made
 
 

@@ -162,9 +162,8 @@ def opened(file: BinaryIO, *, channels: int | None = None) -> Iterator[Opened]:
         layout = _tiff_layout(file, image, channels) if file_format == "TIFF" else None
         if layout is not None:
             yield Opened(ImageHeader(file_format, _layout_kind(layout)), image, layout)
-            return
-        assert image is not None
-        yield Opened(_pillow_header(image, head), image)
+        elif image is not None:
+            yield Opened(_pillow_header(image, head), image)
 
 
 def _pillow_header(image: Image.Image, head: bytes) -> ImageHeader:

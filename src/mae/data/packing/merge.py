@@ -5,28 +5,28 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mae.data.sources.pack_index import CHUNK, Column, Index, whole
+from mae.data.sources.pack_index import CHUNK, Column, Index, Values, whole
+from mae.data.types import Integers
 
 _FIELDS = {
     "offsets": "offset", "shards": "shard", "lengths": "length",
     "sha256": "sha256", "origins": "origin",
 }  # fmt: skip
 
-PartOfOld = Callable[[int, int], NDArray[Any]]
+PartOfOld = Callable[[int, int], Values]
 
 
 class Classes(NamedTuple):
     """Merged classes of old and new images; no names if there are no classes."""
 
     names: tuple[str, ...] = ()
-    old: NDArray[np.int64] = np.zeros(0, np.int64)
+    old: Integers = np.zeros(0, np.int64)
     """Merged class number of each old class."""
-    new: NDArray[np.int64] = np.zeros(0, np.int64)
+    new: Integers = np.zeros(0, np.int64)
     """Merged class number of each new class."""
 
     @classmethod
@@ -44,12 +44,7 @@ def place_of(index: Index, name: bytes, *, start: int = 0) -> int:
 
 
 def merged(
-    old: Index | None,
-    rows: NDArray[Any],
-    names: NDArray[np.uint8],
-    classes: Classes,
-    *,
-    origins: bool,
+    old: Index | None, rows: Values, names: Values, classes: Classes, *, origins: bool
 ) -> dict[str, Column]:
     """Return the columns of the merged index, computed lazily as they are written.
 
@@ -69,14 +64,13 @@ def merged(
         return {name: whole(array) for name, array in arrays.items()}
     places, count = _places(old, ends, names), len(old) + len(rows)
 
-    def stored(name: str, a: int, b: int) -> NDArray[Any]:
-        part: NDArray[Any] = old.part(name, a, b)
+    def stored(name: str, a: int, b: int) -> Values:
+        part = old.part(name, a, b)
         return classes.old[part] if name == "labels" else part
 
-    def name_lengths(a: int, b: int) -> NDArray[Any]:
+    def name_lengths(a: int, b: int) -> Values:
         before = old.part("name_ends", a - 1, a) if a else np.zeros(1, np.uint64)
-        lengths: NDArray[Any] = np.diff(old.part("name_ends", a, b), prepend=before)
-        return lengths
+        return np.diff(old.part("name_ends", a, b), prepend=before)
 
     columns = {}
     for name, array in new.items():
@@ -85,11 +79,11 @@ def merged(
     lengths = _interleaved(name_lengths, len(old), rows["name_length"], places)
     columns["name_ends"] = Column((count,), "<u8", _running_sum(lengths))
     size = len(old.arrays["names"]) + len(names)
-    columns["names"] = Column((size,), "u1", _interleaved_names(old, ends, names, places))
+    columns["names"] = Column((size,), "u1", _merged_names(old, ends, names, places))
     return columns
 
 
-def _places(old: Index, ends: NDArray[np.uint64], names: NDArray[np.uint8]) -> NDArray[np.int64]:
+def _places(old: Index, ends: Values, names: Values) -> Integers:
     """Find the position among the old images at which each new one is inserted."""
     places, start, place = [], 0, 0
     for end in ends.tolist():
@@ -100,8 +94,8 @@ def _places(old: Index, ends: NDArray[np.uint64], names: NDArray[np.uint8]) -> N
 
 
 def _interleaved(
-    part_of_old: PartOfOld, old: int, new: NDArray[Any], places: NDArray[np.int64]
-) -> Iterator[NDArray[Any]]:
+    part_of_old: PartOfOld, old: int, new: Values, places: Integers
+) -> Iterator[Values]:
     """Yield the merged array in chunks of `CHUNK` of its `old` old items."""
     for start in range(0, old, CHUNK):
         end = min(start + CHUNK, old)
@@ -110,7 +104,7 @@ def _interleaved(
         yield np.insert(part_of_old(start, end), places[first:stop] - start, new[first:stop], 0)
 
 
-def _running_sum(parts: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
+def _running_sum(parts: Iterable[Values]) -> Iterator[Values]:
     total = np.uint64(0)
     for part in parts:
         ends = np.cumsum(part, dtype=np.uint64) + total
@@ -118,9 +112,7 @@ def _running_sum(parts: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
         yield ends
 
 
-def _interleaved_names(
-    old: Index, ends: NDArray[np.uint64], names: NDArray[np.uint8], places: NDArray[np.int64]
-) -> Iterator[NDArray[np.uint8]]:
+def _merged_names(old: Index, ends: Values, names: Values, places: Integers) -> Iterator[Values]:
     old_ends, old_names = old.arrays["name_ends"], old.arrays["names"]
     copied = start = 0
     for place, end in zip(places.tolist(), ends.tolist(), strict=True):

@@ -10,7 +10,8 @@ from enum import IntEnum
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
+
+from mae.data.types import Draws, Hashes, Integers
 
 
 class Stream(IntEnum):
@@ -33,7 +34,7 @@ class Stream(IntEnum):
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def splitmix64(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def splitmix64(keys: Hashes) -> Hashes:
     """Hash 64-bit keys with SplitMix64 (Steele, Lea and Flood 2014), a bijection."""
     z = keys + _GOLDEN  # arrays wrap around silently, as intended
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -50,9 +51,7 @@ def stream_key(seed: int, epoch: int, *, stream: Stream) -> np.uint64:
     return np.uint64(key[0])
 
 
-def uniform(
-    seed: int, epoch: int, ids: NDArray[np.int64], *, stream: Stream, count: int
-) -> NDArray[np.float32]:
+def uniform(seed: int, epoch: int, ids: Integers, *, stream: Stream, count: int) -> Draws:
     """Draw `count` numbers in [0, 1) for each sample.
 
     Args:

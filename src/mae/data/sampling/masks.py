@@ -14,19 +14,15 @@ from mae.config.model import ModelConfig
 from mae.config.objective import ObjectiveConfig
 from mae.data.decoding.decode import BadImage, PixelKind, decode
 from mae.data.sampling.draws import Stream, uniform
+from mae.data.types import Draws, Integers, Size
 from mae.errors import DataError
 
-Draw = Callable[[int], NDArray[np.float32]]
+Draw = Callable[[int], Draws]
 """Draws so many numbers in [0, 1) for each image of a batch."""
 
 
 def mask_noise(
-    ids: NDArray[np.int64],
-    objective: ObjectiveConfig,
-    *,
-    grid: tuple[int, int],
-    seed: int,
-    epoch: int = 0,
+    ids: Integers, objective: ObjectiveConfig, *, grid: Size, seed: int, epoch: int = 0
 ) -> Tensor:
     """Draw the noise by which a model hides patches, keyed by (seed, epoch, sample id).
 
@@ -41,7 +37,7 @@ def mask_noise(
         B L float32 in [0, 1), L = h w.
     """
 
-    def draw(count: int) -> NDArray[np.float32]:
+    def draw(count: int) -> Draws:
         return uniform(seed, epoch, ids, stream=Stream.MASK, count=count)
 
     match objective.mask_kind:
@@ -54,7 +50,7 @@ def mask_noise(
     return torch.from_numpy(noise)
 
 
-def _block_noise(draw: Draw, grid: tuple[int, int], *, edge: int) -> NDArray[np.float32]:
+def _block_noise(draw: Draw, grid: Size, *, edge: int) -> Draws:
     """Order patches by cells of `edge` x `edge`, in random order, and at random inside each.
 
     Cells are aligned with the top left corner; those at the other edges may be smaller. Where the
@@ -69,7 +65,7 @@ def _block_noise(draw: Draw, grid: tuple[int, int], *, edge: int) -> NDArray[np.
     return (rank[:, cell] + noise[:, : len(cell)] / 2).astype(np.float32) / np.float32(count)
 
 
-def _grid_noise(draw: Draw, grid: tuple[int, int]) -> NDArray[np.float32]:
+def _grid_noise(draw: Draw, grid: Size) -> Draws:
     """Put one patch of each 2 x 2 before the rest, at a place that is drawn for each image.
 
     Source: He et al. 2021, Figure 6 and Table 1f ("grid": regularly keeps one of every four).

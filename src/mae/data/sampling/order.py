@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mae.data.sampling.draws import Stream, splitmix64, stream_key
+from mae.data.types import Hashes, Integers
 
 _ROUNDS = 6  # even: both halves are mixed in turn
 _DRAWN_BELOW = 30  # samples; Feistel halves of so few bits mix unevenly (decision 0006)
 
 
-def shuffled(positions: NDArray[np.int64], *, n: int, seed: int, epoch: int) -> NDArray[np.int64]:
+def shuffled(positions: Integers, *, n: int, seed: int, epoch: int) -> Integers:
     """Map places in an epoch to sample ids.
 
     A keyed Feistel network permutes [0, 2^bits), the smallest such range that holds `n`, and is
@@ -31,7 +31,7 @@ def shuffled(positions: NDArray[np.int64], *, n: int, seed: int, epoch: int) -> 
     """
     key = stream_key(seed, epoch, stream=Stream.ORDER)
     if n < _DRAWN_BELOW:
-        order: NDArray[np.int64] = drawn_orders(np.array([key]), n=n)[0]
+        order: Integers = drawn_orders(np.array([key]), n=n)[0]
         return order[positions]
     bits = (n - 1).bit_length()
     keys = splitmix64(key ^ np.arange(_ROUNDS, dtype=np.uint64))
@@ -41,7 +41,7 @@ def shuffled(positions: NDArray[np.int64], *, n: int, seed: int, epoch: int) -> 
     return ids.astype(np.int64)
 
 
-def drawn_orders(keys: NDArray[np.uint64], *, n: int) -> NDArray[np.int64]:
+def drawn_orders(keys: Hashes, *, n: int) -> Integers:
     """Draw a uniformly random order of a few samples for each key by sorting hashes.
 
     Args:
@@ -55,9 +55,7 @@ def drawn_orders(keys: NDArray[np.uint64], *, n: int) -> NDArray[np.int64]:
     return hashes.argsort(axis=1, kind="stable")
 
 
-def _feistel(
-    values: NDArray[np.uint64], *, bits: int, keys: NDArray[np.uint64]
-) -> NDArray[np.uint64]:
+def _feistel(values: Hashes, *, bits: int, keys: Hashes) -> Hashes:
     """Permute [0, 2^bits): XOR each half with a hash of the other, in turn."""
     low = np.uint64(bits // 2)
     high_mask, low_mask = (np.uint64((1 << b) - 1) for b in (bits - bits // 2, bits // 2))

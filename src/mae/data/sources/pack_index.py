@@ -33,6 +33,9 @@ from numpy.typing import DTypeLike, NDArray
 from mae.atomic import open_atomic
 from mae.errors import DataError
 
+Values = NDArray[Any]
+"""An array of an index, or a part of it."""
+
 VERSION = 1
 _DTYPES = {"U64": "<u8", "I64": "<i8", "U32": "<u4", "U8": "u1"}
 _DTYPE_NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
@@ -77,7 +80,7 @@ class Index:
                 raise ValueError(f"version {version}, expected {VERSION}")
             self._digests: dict[str, str] = json.loads(metadata["digests"])
             self.info = _info(json.loads(metadata["facts"]))
-            self.arrays, self._starts = dict[str, NDArray[Any]](), dict[str, int]()
+            self.arrays, self._starts = dict[str, Values](), dict[str, int]()
             for name, entry in header.items():
                 begin, end = (start + place for place in entry["data_offsets"])
                 values = np.frombuffer(memoryview(mapped)[begin:end], _DTYPES[entry["dtype"]])
@@ -104,7 +107,7 @@ class Index:
         start = int(self._ends[index - 1]) if index else 0
         return self._names[start : int(self._ends[index])].tobytes()
 
-    def part(self, name: str, start: int, stop: int) -> NDArray[Any]:
+    def part(self, name: str, start: int, stop: int) -> Values:
         """Read the items of an array from `start` to `stop` by file I/O.
 
         It is faster than page faults for sequential reads.
@@ -132,10 +135,10 @@ class Column(NamedTuple):
 
     shape: tuple[int, ...]
     dtype: DTypeLike
-    parts: Iterable[NDArray[Any]]
+    parts: Iterable[Values]
 
 
-def whole(array: NDArray[Any]) -> Column:
+def whole(array: Values) -> Column:
     """Wrap an array as a column."""
     parts = (array[start : start + CHUNK] for start in range(0, len(array), CHUNK))
     return Column(array.shape, array.dtype, parts)

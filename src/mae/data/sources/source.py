@@ -336,20 +336,14 @@ def _walk(folder: str, prefix: str, above: frozenset[Size], others: Counter[str]
             others["hidden"] += 1
             continue
         name, end = prefix + entry.name, os.path.splitext(entry.name)[1].lower()
-        is_folder = _is_folder(entry)
+        # A circular link is no folder, without an error.
+        is_folder = os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
         inside = list(_walk(entry.path, f"{name}/", above | {here}, others)) if is_folder else []
         yield from inside
         if end in EXTENSIONS and not inside:  # an empty folder of such a name, too: a broken image
             yield name
         elif not inside:
             others["folder" if is_folder else end or "unnamed"] += 1
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a circular link
-        return False
 
 
 def _missing(path: str, what: str) -> str:

@@ -29,11 +29,6 @@ class Inside(NamedTuple):
     closed: bool = False
     """Whether it is a pack or holds tar files, whose classes are not folders."""
 
-    @property
-    def holds_classes(self) -> bool:
-        """Whether it holds classes, so that it can be a split."""
-        return self.closed or bool(self.folders)
-
 
 class Splits(NamedTuple):
     """The split folders of a data set."""
@@ -91,7 +86,7 @@ def find_splits(inside: Mapping[str, Inside], size: Callable[[str], int]) -> Spl
     """
     kinds = {name: split_kind(name) for name in inside}
     named = [name for name in inside if kinds[name]]
-    ready = [name for name in named if inside[name].holds_classes]
+    ready = [name for name in named if inside[name].closed or inside[name].folders]
     if same_folders(inside) and (named or len(inside) == 2):
         pool = [name for name in inside if name in ready or not kinds[name]]
     elif named and (len(named) == len(inside) or any(kinds[name] == "train" for name in ready)):
