@@ -466,8 +466,7 @@ def test_a_length_given_takes_the_place_of_that_of_the_recipe(
         ),
         (
             "pretrain continue --data pics --init w --image-size 160",
-            "model: has no effect with follow_weights, which takes the network from the weights; "
-            "use --resize for another size, or --follow-weights no",
+            "model: has no effect with follow_weights; use --resize, or --follow-weights no",
         ),
         (
             "pretrain --data pics --init-channels mean",
