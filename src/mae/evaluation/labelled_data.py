@@ -220,7 +220,7 @@ def labelled(data: str | Path, *, seed: int, weights: str | Path | None = None) 
     if unknown := sorted({*test_source.class_names} - {*train_source.class_names}):
         raise DataError(
             f"data: {len(unknown):,} of the classes of {found.where}/{test.name} are not in "
-            f"{train.name}: {some(unknown, 5)}; add images of them there, or remove them from {test.name}"
+            f"{train.name}: {some(unknown, 5)}; add images of them, or remove them from {test.name}"
         )
     absent = [name for name in train_source.class_names if name not in test_source.class_names]
     notes = found.without("train", kind).notes(
