@@ -137,7 +137,7 @@ def test_a_given_mask_may_hide_any_number_of_patches_but_all_or_none(
     [
         (MASK * 0, {}, DataError, r"hides 0 of 15 patches, expected some"),
         (MASK * 0 + 255, {}, DataError, "hides 15 of 15 patches"),
-        (MASK.T, {}, DataError, r"is 5 x 3, expected 3 x 5 or 12 x 20 pixels"),
+        (MASK.T, {}, DataError, r"is 5 x 3 pixels, expected 3 x 5, the patches, or 12 x 20"),
         (MASK, {"mask_ratio": 0.5}, ConfigError, "mask_ratio: has no effect on a given --mask"),
         (MASK, {"mask_kind": "block"}, ConfigError, "mask_kind: has no effect on a given --mask"),
         (MASK, {"seed": 0}, ConfigError, "seed: has no effect on a given --mask, .* drop it"),

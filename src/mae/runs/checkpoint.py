@@ -140,7 +140,10 @@ def load_checkpoint(folder: Path, state: TrainState, *, log: Log) -> dict[str, A
         return dict(record["extra"])
     if damaged:
         reasons = "; ".join(f"{path.name}: {why}" for path, why in damaged.items())
-        raise CheckpointError(f"{folder}: no intact checkpoint: {reasons}; restore one or restart")
+        raise CheckpointError(
+            f"{folder}: no intact checkpoint: {reasons}; restore one from a copy, or begin a new "
+            "run with --out"
+        )
     return None
 
 
@@ -164,7 +167,8 @@ def _require_finite(state: TrainState) -> None:
     bad = [name for name, t in tensors if t.is_floating_point() and not t.isfinite().all()]
     if bad:
         raise TrainingError(
-            f"step {state.step}: {len(bad)} tensors are not finite, {bad[:5]}; use a lower --lr"
+            f"step {state.step}: not saved: {len(bad)} tensors are not finite, {bad[:5]}; begin a "
+            "new run with a lower --lr"
         )
 
 

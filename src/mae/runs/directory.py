@@ -144,12 +144,15 @@ def _require_same_run(path: Path, stored: Record, asked: Record, defaults: Recor
         change = change if more else "other names or sizes"
         counts = f"{now['count']:,} images, the run has {before['count']:,}"
         raise ConfigError(
-            f"{path}: its data has changed: {change}, {counts}; restore it, or change --out"
+            f"{path}: its data has changed: {change}, {counts}; restore it, or choose another --out"
         )
     before, now = (_compared(config) for config in (stored["config"], asked["config"]))
     older = _compared(json.loads(json.dumps(defaults)))
     if changed := differences({**older, **before}, now):
-        raise ConfigError(f"{path}: holds a run of another configuration: {changed}; change --out")
+        raise ConfigError(
+            f"{path}: holds a run of another configuration: {changed}; ask for the same, or choose "
+            "another folder with --out"
+        )
 
 
 def _compared(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -175,7 +175,8 @@ class RunLock:
             ) from None
         except OSError as error:
             raise ConfigError(
-                f"{self.path}: cannot be locked: {error.strerror}; change --out (locks needed)"
+                f"{self.path}: cannot be locked: {error.strerror}; choose an --out that you may "
+                "write to, on a file system with locks"
             ) from error
         # The content is used only in the message above; a full disk is reported elsewhere.
         with suppress(OSError):

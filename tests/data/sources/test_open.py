@@ -92,8 +92,8 @@ def test_a_list_of_paths_alone_needs_no_separator(name: str, folder: Path) -> No
     [
         ("id,label\n0001,cat\n", r"line 1: neither it nor the next one names a file: got \['id"),
         ("typo.png,cat\ndog/1.png,dog\n", "line 1: there is no .*/typo.png"),
-        ("dog/1.png,dog,0\n", r"line 1: got dog/1.png, dog, 0; name columns path and label"),
-        ("a,b,c\ndog/1.png,dog,0\n", r"line 1: got a, b, c; name columns"),
+        ("dog/1.png,dog,0\n", r"line 1: got dog/1.png, dog, 0; name the columns path and label"),
+        ("a,b,c\ndog/1.png,dog,0\n", r"line 1: got a, b, c; name the columns"),
         ("path,fold,label\ndog/1.png,0,dog\ncat/0.png,cat\n", r"line 3: got .* expected 3 cells"),
         ("", "has no images"),
         ("\xff", "cannot be read: .*expected text in UTF-8"),

@@ -100,7 +100,10 @@ def why_no_readers(source: Source) -> str | None:
         return None
     if file is None and type(source).__module__ != "__main__":
         return None
-    return "workers: 0, since reader processes would have to import this script; save it as a file"
+    return (
+        "workers: 0, since reader processes would have to import this script; save it as a file "
+        'with the call under `if __name__ == "__main__":`'
+    )
 
 
 class Sent(NamedTuple):
@@ -134,7 +137,8 @@ class Reader(Dataset[Batch | Sent | MaeError]):
             self._file.flush()
         except OSError as error:
             raise DataError(
-                f"readers: cannot write to {tempfile.gettempdir()} ({error.strerror}); set TMPDIR"
+                f"readers: cannot write to {tempfile.gettempdir()} ({error.strerror}); free some "
+                "space, set TMPDIR, or use workers=0"
             ) from error
 
     def close(self) -> None:

@@ -101,11 +101,15 @@ def read_mask(path: Path, config: ModelConfig) -> Tensor:
     rows, columns = pixels.shape
     if (rows, columns) not in ((h, w), (H, W)):
         raise DataError(
-            f"mask: {path}: is {rows} x {columns}, expected {h} x {w} or {H} x {W} pixels"
+            f"mask: {path}: is {rows} x {columns} pixels, expected {h} x {w}, the patches, or "
+            f"{H} x {W}, the images of the model"
         )
     cells = pixels.reshape(h, rows // h, w, columns // w)
     hidden = torch.from_numpy(cells.mean(axis=(1, 3)) > 127.5)
     count = int(hidden.sum())
     if not 0 < count < h * w:
-        raise DataError(f"mask: {path}: hides {count} of {h * w} patches, expected some, not all")
+        raise DataError(
+            f"mask: {path}: hides {count} of {h * w} patches, expected some hidden (white) and "
+            "some visible (black)"
+        )
     return hidden

@@ -158,7 +158,9 @@ def _columns(path: Path, line: int, row: Sequence[str], heading: Sequence[str]) 
         others = [column for column in others if column in named]
         if len(others) != 1:
             got = ", ".join(heading or row)
-            raise DataError(f"data: {path}, line {line}: got {got}; name columns path and label")
+            raise DataError(
+                f"data: {path}, line {line}: got {got}; name the columns path and label in line 1"
+            )
     return [paths, *others]
 
 
