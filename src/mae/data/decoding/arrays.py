@@ -47,7 +47,9 @@ def as_batch(array: Pixels, *, channels: int, is_tensor: bool = False) -> Pixels
     if len(shape) == 2:
         return array[None, ..., None]
     if len(shape) not in (3, 4) or not array.size:
-        raise DataError(f"images: got shape {shape}, expected [B] H W [C], not empty")
+        raise DataError(
+            f"images: got shape {shape}, expected H W, H W C, B H W or B H W C, not empty"
+        )
     first, last = shape[-3], shape[-1]
     if len(shape) == 4:
         if is_tensor and _fits(first, channels):
