@@ -15,8 +15,8 @@ from benchmarks.gpu import measuring, report
 from benchmarks.gpu.sides import our_step
 
 from mae.model.autoencoder import MaskedAutoencoder
+from tests.images import image
 from tests.model.tiny import tiny_config
-from tests.pictures import image
 
 ROOM = 9  # images that fit
 

@@ -15,7 +15,7 @@ from mae.config.run import AugmentConfig
 from mae.data.batching.batch import BatchPlan, evaluation_batch, training_batch
 from mae.data.decoding.decode import BadImage, PixelKind, decode
 from mae.data.sources.source import FolderSource
-from tests.bad_pictures import BAD, ODD, write_bad, write_good
+from tests.bad_images import BAD, ODD, write_bad, write_good
 
 RGB = PixelKind("uint8", 3)
 

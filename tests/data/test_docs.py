@@ -13,7 +13,7 @@ import pytest
 
 from mae.data.decoding.decode import decode
 from mae.data.survey import survey
-from tests.pictures import encoded, image
+from tests.images import encoded, image
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
 

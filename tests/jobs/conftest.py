@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tests.images import photo
 from tests.model.tiny import tiny_config
-from tests.pictures import photo
 
 TINY = tiny_config(patch_size=8)  # images of 24 x 40, C=3
 

@@ -26,8 +26,8 @@ from mae.planning.hardware import Machine, use_threads
 from mae.recipes.catalogue import DEMO
 from mae.train import measure as setup
 from mae.train.measure import Measurement, few_images
+from tests.images import encoded, mixed_folder, photo
 from tests.jobs.conftest import TINY
-from tests.pictures import encoded, mixed_folder, photo
 
 CONFIG = PretrainConfig(model=TINY, batch=6, micro_batch=3, device="cpu", epochs=2)
 

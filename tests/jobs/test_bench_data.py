@@ -12,7 +12,7 @@ import torch
 from mae.config.run import PretrainConfig
 from mae.errors import ConfigError
 from mae.jobs.bench_data import DataBench, bench_data
-from tests.pictures import mixed_folder
+from tests.images import mixed_folder
 
 CONFIG = PretrainConfig(batch=12, device="cpu")
 

@@ -29,12 +29,12 @@ from mae.model.create import create
 from mae.planning.estimate import LEARNT_STEPS, Estimate
 from mae.planning.hardware import this_machine
 from mae.report.tables import report_of
-from tests.bad_pictures import BAD, MAYBE_SOUND, npy, write_bad, write_good
+from tests.bad_images import BAD, MAYBE_SOUND, npy, write_bad, write_good
 from tests.data.decoding.test_tiff import tiff
+from tests.images import encoded, image, mixed_folder, photo, png_bomb
 from tests.jobs.conftest import write_classes
 from tests.jobs.kill_storm import CONFIG
 from tests.model.tiny import tiny_config
-from tests.pictures import encoded, image, mixed_folder, photo, png_bomb
 from tests.report.test_page import Page
 
 RECIPE = replace(CONFIG, steps=None, epochs=20, batch=8)

@@ -31,8 +31,8 @@ from mae.evaluation.labelled_data import labelled
 from mae.jobs.data_pack import asked_form, pack
 from mae.jobs.data_verify import verify
 from tests.data.augment.test_crop import psnr
+from tests.images import encoded, image, mixed_folder
 from tests.jobs.conftest import write_classes
-from tests.pictures import encoded, image, mixed_folder
 
 
 @pytest.fixture

@@ -28,9 +28,9 @@ from mae.jobs import embed as module
 from mae.jobs.embed import embed_to_file
 from mae.model.create import create
 from mae.weights.formats.native import save
+from tests.images import encoded, image, photo, rotated_jpeg
 from tests.jobs.conftest import TINY, write_classes
 from tests.model.tiny import tiny_config
-from tests.pictures import encoded, image, photo, rotated_jpeg
 
 SETTINGS = FeatureSettings(batch=3)
 

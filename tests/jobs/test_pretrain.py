@@ -16,8 +16,8 @@ from mae.config.run import ObjectiveConfig, PretrainConfig
 from mae.errors import CheckpointError, ConfigError, DataError, TrainingError
 from mae.jobs.pretrain import pretrain
 from mae.runs.checkpoint import latest_checkpoint
+from tests.images import mixed_folder
 from tests.jobs.kill_storm import CONFIG, end_state
-from tests.pictures import mixed_folder
 
 SHORT = replace(CONFIG, steps=6)
 SQUARE = replace(CONFIG.model, image_size=(16, 24))  # 4 x 6 patches

@@ -16,8 +16,8 @@ from mae.jobs.reconstruct import Reconstructed, reconstruct
 from mae.model.masking import random_masking
 from mae.report.tables import plain, value_rows
 from mae.weights.formats.native import save
+from tests.images import image, mixed_folder
 from tests.model.tiny import tiny_model
-from tests.pictures import image, mixed_folder
 
 
 def weights(folder: Path, *, channels: int = 3, dtype: PixelDtype = "uint8") -> Path:

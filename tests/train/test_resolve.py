@@ -22,8 +22,8 @@ from mae.planning import hardware as machines
 from mae.planning.hardware import has_bf16
 from mae.train import resolve as setup
 from mae.train.resolve import batch_plan, choose_workers, new_state, resolve, resolve_precision
+from tests.images import mixed_folder
 from tests.model.tiny import tiny_config
-from tests.pictures import mixed_folder
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 AUTO = PretrainConfig(batch=8)

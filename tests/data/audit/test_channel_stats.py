@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mae.data.audit.channel_stats import ChannelSums
-from tests.pictures import photo
+from tests.images import photo
 
 
 @pytest.mark.parametrize(("dtype", "factor"), [("uint8", 1), ("uint16", 251)])

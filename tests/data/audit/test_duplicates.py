@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from mae.data.audit.duplicates import digest_of, exact_duplicates, near_duplicates, perceptual_hash
-from tests.pictures import encoded, image
+from tests.images import encoded, image
 
 
 def saved_anew(original: Image.Image, *, size: tuple[int, int], quality: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from mae.data.augment.crop import (
     random_box,
     resized_crop,
 )
-from tests.pictures import photo
+from tests.images import photo
 
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
 AUGMENT = AugmentConfig(crop_scale=SCALE, crop_ratio=RATIO)

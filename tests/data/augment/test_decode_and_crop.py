@@ -14,7 +14,7 @@ from mae.config.run import AugmentConfig
 from mae.data.augment.crop import CROP_DRAWS, crop_boxes
 from mae.data.augment.decode_and_crop import crop_scale, random_crops
 from mae.data.decoding.decode import BadImage, PixelKind, decode, jpeg_head
-from tests.pictures import encoded, image, photo, rotated_jpeg
+from tests.images import encoded, image, photo, rotated_jpeg
 
 RGB = PixelKind("uint8", 3)
 SIZE = (96, 112)

@@ -12,7 +12,7 @@ from timm.data.auto_augment import rand_augment_transform
 from mae.data.augment.randaugment import RandAugment, augmented, check_randaugment
 from mae.data.decoding.decode import PixelKind
 from mae.errors import ConfigError
-from tests.pictures import photo
+from tests.images import photo
 
 PUBLISHED = RandAugment("rand-m9-mstd0.5-inc1", (0.485, 0.456, 0.406))
 GREY = RandAugment("rand-m9-mstd0.5-inc1", (0.3,))

@@ -27,7 +27,7 @@ from mae.data.sources.open import open_source
 from mae.data.sources.source import ArraySource, FolderSource, Source
 from mae.jobs.data_pack import asked_form, pack
 from tests.data.augment.test_crop import psnr
-from tests.pictures import encoded, photo
+from tests.images import encoded, photo
 
 SHAPES = [(375, 500), (500, 375), (427, 640), (224, 224), (257, 333), (256, 256), (97, 61)]
 SIZES = [97, 160, 224, 384, 448]

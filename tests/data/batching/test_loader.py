@@ -26,8 +26,8 @@ from mae.data.batching.loader import batches, on_device
 from mae.data.batching.shared_memory import SharedBatchPool
 from mae.data.decoding.decode import PixelKind
 from mae.data.sources.source import ArraySource, FolderSource, Source
+from tests.images import mixed_folder
 from tests.jobs.conftest import write_classes
-from tests.pictures import mixed_folder
 
 COLOUR = PixelKind("uint8", 3)
 

@@ -13,7 +13,7 @@ import pytest
 
 from mae.data.batching.readers import why_no_readers
 from mae.data.sources.source import ArraySource
-from tests.pictures import mixed_folder
+from tests.images import mixed_folder
 
 ONE_LINE = (
     "mae: readers: each reader process imports this script and reached the same call again; put "

@@ -17,7 +17,7 @@ from mae.data.decoding.header import pillow_faults, read_header, read_kind
 from mae.data.sources.source import ArraySource, FolderSource
 from mae.data.survey import measure_pixels, survey
 from mae.errors import DataError
-from tests.pictures import encoded, image, mixed_folder, photo, png_bomb, rotated_jpeg, uint16
+from tests.images import encoded, image, mixed_folder, photo, png_bomb, rotated_jpeg, uint16
 
 RGB = PixelKind("uint8", 3)
 GREY = PixelKind("uint8", 1)

@@ -16,7 +16,7 @@ from mae.config.run import AugmentConfig
 from mae.data.batching.batch import BatchPlan, evaluation_batch, training_batch
 from mae.data.decoding.decode import BadImage, PixelKind, UnsupportedImage, decode
 from mae.data.sources.source import FolderSource
-from tests.pictures import encoded, image, rotated_jpeg
+from tests.images import encoded, image, rotated_jpeg
 
 RGB = PixelKind("uint8", 3)
 SAMPLE = image(61, 83)

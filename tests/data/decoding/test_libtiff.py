@@ -11,7 +11,7 @@ from PIL import Image
 
 from mae.data.decoding import libtiff
 from mae.data.decoding.decode import BadImage, PixelKind, UnsupportedImage, decode
-from tests.pictures import encoded, image
+from tests.images import encoded, image
 
 RGB = PixelKind("uint8", 3)
 SAMPLE = image(61, 83)

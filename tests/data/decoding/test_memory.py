@@ -19,7 +19,7 @@ from mae.data.decoding.strips import row_strips
 from mae.data.sources.source import FolderSource
 from mae.data.survey import measure_pixels
 from mae.report.contact_sheet import thumbnail
-from tests.pictures import encoded, photo
+from tests.images import encoded, photo
 
 H, W = 4003, 3001
 RGB, GREY = PixelKind("uint8", 3), PixelKind("uint8", 1)

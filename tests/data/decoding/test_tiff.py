@@ -18,7 +18,7 @@ from mae.data.decoding.decode import BadImage, PagesKind, PixelKind, Unsupported
 from mae.data.decoding.header import read_header, read_kind
 from mae.data.sources.source import FolderSource
 from mae.data.survey import survey
-from tests.pictures import encoded, image, photo
+from tests.images import encoded, image, photo
 
 RGB = PixelKind("uint8", 3)
 BANDS = {"photometric": "minisblack", "planarconfig": "contig"}

@@ -15,7 +15,7 @@ from PIL import Image
 from mae.data.decoding.decode import BadImage, PixelKind, UnsupportedImage, decode
 from mae.data.decoding.header import read_kind
 from tests.data.decoding.test_tiff import tiff
-from tests.pictures import photo
+from tests.images import photo
 
 RGB = photo(11, 13)
 GREY = RGB[..., 0]

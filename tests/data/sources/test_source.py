@@ -13,7 +13,7 @@ import pytest
 from mae.data.decoding.decode import BadImage
 from mae.data.sources.source import ArraySource, FolderSource
 from mae.errors import DataError
-from tests.pictures import mixed_folder
+from tests.images import mixed_folder
 
 
 def fill(root: Path, *names: str) -> Path:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.pictures import encoded, image, png_bomb, rotated_jpeg, uint16
+from tests.images import encoded, image, png_bomb, rotated_jpeg, uint16
 
 
 def npy(array: NDArray[np.generic]) -> bytes:

@@ -20,9 +20,9 @@ from mae.errors import TrainingError
 from mae.jobs.finetune import finetune
 from mae.jobs.pretrain import pretrain
 from mae.recipes.catalogue import find_config
-from tests.bad_pictures import write_bad, write_good
+from tests.bad_images import write_bad, write_good
+from tests.images import encoded, image, photo, uint16
 from tests.jobs.kill_storm import CONFIG, end_state
-from tests.pictures import encoded, image, photo, uint16
 
 EPOCH = replace(CONFIG, steps=None, epochs=1, batch=50)
 TINY = (
