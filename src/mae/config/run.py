@@ -257,13 +257,13 @@ class FinetuneConfig(FitConfig):
         require_numbers(self, "at least 0, below 1", "drop_path")
         require_numbers(self, "above 0, below 1", "ema")
         require_numbers(self, "at least 0, at most 1", "erase")
-        blocks, depth = self.train_blocks, self.model.depth
-        if self.follow_weights:
-            depth = sys.maxsize  # checked again when the network is known
-        fits = blocks in (None, 0.5) or (blocks % 1 == 0 and 1 <= blocks <= depth)
-        allowed = (
-            f"0.5 (MLP of the last block), a whole number from 1 to {depth}, or mae probe linear"
-        )
+        blocks = self.train_blocks
+        # With follow_weights the depth is checked once the network is known.
+        most = sys.maxsize if self.follow_weights else self.model.depth
+        fits = blocks in (None, 0.5) or (blocks % 1 == 0 and 1 <= blocks <= most)
+        upper = "" if self.follow_weights else f" to {most}"
+        some = f"0.5 (MLP of the last block) or a whole number from 1{upper}"
+        allowed = f"{some}; for 0 use mae probe linear"
         require(fits, "train_blocks", blocks, allowed)
 
 
