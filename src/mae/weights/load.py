@@ -182,6 +182,9 @@ class Opened(NamedTuple):
     model: Model
     description: Description
     notes: list[str]
+    """What was loaded, skipped and assumed."""
+    assumed: list[str]
+    """The notes on what the file does not say."""
 
 
 def open_any(
@@ -207,13 +210,17 @@ def open_any(
         raise WeightsError(f"pool: no effect, no head is taken from {raw.path}; leave it out")
     model: Model
     if has_head:
-        (model, names), notes = open_classifier(raw, pool=pool)
-        notes += group_notes(raw, model.encoder.config, ("encoder", "fc_norm", "head"))[1:]
+        (model, names), assumed = open_classifier(raw, pool=pool)
+        groups = group_notes(raw, model.encoder.config, ("encoder", "fc_norm", "head"))[1:]
+        notes = assumed + groups
     elif raw.has_decoder and not encoder_only:
         model, notes = open_model(raw, allow_missing=allow_missing)
+        assumed = infer_config(raw).notes
     else:
         model, notes = open_encoder(raw, allow_missing=allow_missing)
-    return Opened(model, describe(model, facts=raw.metadata.facts, class_names=names), notes)
+        assumed = infer_config(raw.encoder()).notes
+    description = describe(model, facts=raw.metadata.facts, class_names=names)
+    return Opened(model, description, notes, assumed)
 
 
 def group_notes(raw: RawWeights, config: ModelConfig, loaded: Sequence[str]) -> list[str]:

@@ -59,7 +59,7 @@ class Difference(NamedTuple):
     notes: list[str]
     """What could not be compared, and why."""
     assumed: list[str]
-    """What was loaded and what was skipped of each, and assumptions."""
+    """What the files do not say and was assumed."""
 
     def rows(self) -> Iterator[tuple[str, ...]]:
         """Yield the table rows."""
@@ -105,7 +105,7 @@ def diff(
     except WeightsError as error:
         notes = [f"outputs not compared: {error}"]
     else:
-        assumed = [*one.notes, *two.notes]
+        assumed = [*one.assumed, *two.assumed]
         outputs, notes = _compare_outputs(one, two)
         of_a, of_b = (
             to_dict(side.description.model) | to_dict(_objective(side)) for side in (one, two)
