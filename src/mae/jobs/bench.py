@@ -55,7 +55,7 @@ def bench_run(
     Raises:
         MaeError: for whatever the user must change, in one line.
     """
-    refuse_in_readers("jobs.bench_run.bench_run")
+    refuse_in_readers("jobs.bench.bench_run")
     require(0 < seconds < math.inf, "seconds", seconds, "a number above 0")
     require_init(config, init, **given)
     with Progress(quiet=quiet) as progress, use_threads(config.threads):

@@ -132,8 +132,8 @@ def finetune(
             recipe=name,
             data=data_record(data, source, resolved.kind, test=test)
             | {"split": _split_record(parts)},
+            start={"weights": None if weights is None else _lasting(weights)},
             finished_too=finished_too,
-            weights=None if weights is None else _lasting(weights),
             labels=labels,
             class_names=list(source.class_names),
         )

@@ -105,8 +105,8 @@ def pretrain(
             stop,
             recipe=name,
             data=data_record(data, source, resolved.kind),
+            start={"init": None if init is None else str(init)},
             finished_too=finished_too,
-            init=None if init is None else str(init),
         )
         with session as run:
             if run.record["finished"]:

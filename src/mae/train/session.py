@@ -67,6 +67,7 @@ def open_session(
     *,
     recipe: str,
     data: dict[str, object],
+    start: dict[str, object],
     finished_too: bool,
     **facts: object,
 ) -> Iterator[RunInProgress]:
@@ -79,9 +80,10 @@ def open_session(
         stop: holds the command for the record.
         recipe: name of the recipe, for the record.
         data: entry of the record on the images, see `data_record`.
+        start: entry of the record on the initial weights; that of a finished run must be the same.
         finished_too: return a finished run, whose `record["finished"]` is true, instead of
             refusing it.
-        facts: further entries of the record, first of all the initial weights.
+        facts: further entries of the record.
 
     Raises:
         ConfigError: for a folder that is no run, or a run of another configuration, other data or,
@@ -96,6 +98,7 @@ def open_session(
             "config": to_dict(config),
             "command": list(stop.command),
             "data": data,
+            **start,
             **facts,
             "versions": versions(),
             "git": git_state(),
@@ -105,7 +108,7 @@ def open_session(
             folder, record=record, defaults=_defaults_of(config), finished_too=finished_too
         )
         if opened.record["finished"]:
-            _require_same_start(folder, opened.record, record, key=next(iter(facts)))
+            _require_same_start(folder, opened.record, start)
             # A crash may have left them; older versions kept them and did not record that.
             if not opened.record["config"].get("keep_checkpoints", True):
                 _remove_unneeded_checkpoints(config, rundir)
@@ -146,11 +149,9 @@ def _defaults_of(config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
     return plain
 
 
-def _require_same_start(
-    folder: Path, stored: dict[str, Any], asked: dict[str, Any], *, key: str
-) -> None:
+def _require_same_start(folder: Path, stored: dict[str, Any], start: dict[str, object]) -> None:
     """Refuse a finished run that started from other weights than those given now."""
-    if different := differences({key: stored.get(key)}, {key: asked[key]}):
+    if different := differences({key: stored.get(key) for key in start}, start):
         raise ConfigError(
             f"{folder}: holds a finished run from other weights: {different}; choose another "
             "folder with --out"
