@@ -405,6 +405,15 @@ def test_a_quarantine_within_the_folder_is_refused_before_looking(
         look(tmp_path / "in", quarantine=tmp_path / place)
 
 
+def test_a_quarantine_of_a_pack_is_refused_before_looking(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    write_good(tmp_path / "in", count=2)
+    assert main(["data", "pack", str(tmp_path / "in"), str(tmp_path / "pack"), "--quiet"]) == 0
+
+    with pytest.raises(ConfigError, match="quarantine: moves image files of a folder"):
+        look(tmp_path / "pack", quarantine=tmp_path / "aside")
+
+
 def test_arrays_are_inspected_too() -> None:
     images = np.random.default_rng(0).integers(0, 256, (9, 16, 24, 1), dtype=np.uint8)
     images[4] = images[2]

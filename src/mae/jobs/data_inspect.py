@@ -17,7 +17,7 @@ from mae.config.run import PretrainConfig
 from mae.data.audit.quarantine import Moved, require_place, set_aside
 from mae.data.audit.report import DatasetReport
 from mae.data.sources.open import Data, data_name, open_source
-from mae.data.sources.source import FolderSource, notes_of
+from mae.data.sources.source import FolderSource, Source, notes_of
 from mae.errors import ConfigError, DataError, MaeError
 from mae.evaluation.labelled_data import Labelled, labelled
 from mae.model.costs import count_parameters
@@ -208,7 +208,7 @@ def inspect_data(
     config = find_config(recipe, PretrainConfig) if isinstance(recipe, str) else recipe
     source, root = open_source(data), None
     if quarantine is not None:
-        root = _folder_of(data)
+        root = _folder_of(data, source)
         require_place(root, quarantine)
     count, estimate = len(source), None
     with Progress(quiet=quiet) as progress:
@@ -256,10 +256,10 @@ def _labels(data: Data) -> Labelled | str:
         return f"none: {error}"
 
 
-def _folder_of(data: Data) -> Path:
+def _folder_of(data: Data, source: Source) -> Path:
     folder = Path(data).expanduser() if isinstance(data, str | Path) else None
-    if folder is None or not folder.is_dir():
-        raise ConfigError("quarantine: has no effect on what is no folder of files; drop it")
+    if folder is None or not folder.is_dir() or not isinstance(source, FolderSource):
+        raise ConfigError("quarantine: moves image files of a folder, got other data; drop it")
     return folder
 
 
