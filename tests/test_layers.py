@@ -64,7 +64,7 @@ def test_imports_go_downwards(path: Path) -> None:
     "path", [p for p in FILES if p.parent.name == "model"], ids=lambda p: p.stem
 )
 def test_the_model_is_torch_and_nothing_else(path: Path) -> None:
-    library = {"__future__", "collections", "math", "typing", "dataclasses"}
+    library = {"__future__", "collections", "dataclasses", "functools", "math", "pathlib", "typing"}
     for line, module in imports(path):
         top = module.split(".")[0]
         assert top in library | {"torch", "mae"}, f"{path.name}:{line}: model imports {module}"

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mae.model.onednn_linear import Linear, linear
+from mae.model import onednn_linear
+from mae.model.onednn_linear import Linear, linear, mkl_is_narrow
 
 by_onednn = pytest.mark.skipif(
-    torch.backends.cpu.get_cpu_capability() != "AVX512", reason="torch's own product is taken here"
+    torch.backends.cpu.get_cpu_capability() != "AVX512",
+    reason="oneDNN is not taken without AVX-512",
 )
+
+
+@pytest.fixture(params=[True, False], ids=["narrow_mkl", "full_mkl"])
+def narrow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Both kinds of processors, whichever this one is."""
+    monkeypatch.setattr(onednn_linear, "mkl_is_narrow", lambda: request.param)
+    return bool(request.param)
 
 
 @pytest.fixture
@@ -32,7 +42,7 @@ def without_onednn() -> Iterator[None]:
     ("shape", "out"), [((2, 5, 7), 3), ((2, 5, 3), 31), ((4, 6), 5), ((1, 50, 96), 384)]
 )
 def test_output_and_gradients_are_those_of_torch_in_float64(
-    generator: torch.Generator, shape: tuple[int, ...], out: int
+    generator: torch.Generator, *, narrow: bool, shape: tuple[int, ...], out: int
 ) -> None:
     tokens = torch.randn(shape, generator=generator, requires_grad=True)
     weight = torch.randn(out, shape[-1], generator=generator, requires_grad=True)
@@ -53,15 +63,40 @@ def test_output_and_gradients_are_those_of_torch_in_float64(
 
 
 @by_onednn
-def test_a_step_takes_the_faster_product(generator: torch.Generator) -> None:
+def test_a_step_takes_the_faster_product(generator: torch.Generator, *, narrow: bool) -> None:
     layer = Linear(7, 3)
 
-    given = layer(torch.randn(2, 5, 7, generator=generator))
+    tokens = torch.randn(2, 5, 7, generator=generator)
+    given = layer(tokens)
 
-    assert "OneDnn" in type(given.grad_fn.next_functions[0][0]).__name__
+    assert ("OneDnn" in type(given.grad_fn.next_functions[0][0]).__name__) == narrow
+    assert narrow or torch.equal(given, nn.Linear.forward(layer, tokens))
 
 
-def test_it_can_be_turned_off(generator: torch.Generator, without_onednn: None) -> None:
+@pytest.mark.parametrize(
+    ("text", "known"),
+    [
+        ("processor\t: 0\nvendor_id\t: GenuineIntel\n\nvendor_id\t: GenuineIntel\n", False),
+        ("processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel name\t: like GenuineIntel\n", True),
+        ("processor\t: 0\nCPU implementer\t: 0x41\n", False),
+        (None, False),
+    ],
+    ids=["intel", "amd", "arm", "no_file"],
+)
+def test_mkl_is_narrow_where_the_vendor_is_known_and_another(
+    text: str | None, *, known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "cpuinfo"
+    if text is not None:
+        file.write_text(text)
+    monkeypatch.setattr(onednn_linear, "CPU_INFO", file)
+
+    assert mkl_is_narrow.__wrapped__() == known
+
+
+def test_it_can_be_turned_off(
+    generator: torch.Generator, without_onednn: None, *, narrow: bool
+) -> None:
     tokens = torch.randn(2, 5, 7, generator=generator, dtype=torch.float32, requires_grad=True)
     layer = Linear(7, 3)
 
@@ -71,7 +106,7 @@ def test_it_can_be_turned_off(generator: torch.Generator, without_onednn: None) 
     assert torch.equal(layer(tokens), nn.Linear.forward(layer, tokens))
 
 
-def test_frozen_parts_get_no_gradient(generator: torch.Generator) -> None:
+def test_frozen_parts_get_no_gradient(generator: torch.Generator, *, narrow: bool) -> None:
     tokens = torch.randn(2, 5, 7, generator=generator)
     layer = Linear(7, 3)
     layer.weight.requires_grad_(requires_grad=False)

@@ -1,13 +1,17 @@
-"""Linear layers that use oneDNN matrix products on CPUs with AVX-512."""
+"""Linear layers that use oneDNN matrix products on CPUs where torch's own are slower."""
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+CPU_INFO = Path("/proc/cpuinfo")
 
 
 class Linear(nn.Linear):
@@ -21,8 +25,8 @@ class Linear(nn.Linear):
 def linear(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Multiply the last axis by a weight O I and add a bias O: ... I to ... O.
 
-    On a CPU with AVX-512, float32 products use oneDNN instead of torch's default MKL, which uses
-    only half the vector width on processors other than Intel's
+    On a CPU with AVX-512 that is not Intel's, float32 products use oneDNN instead of torch's
+    default MKL, which uses only half the vector width there
     (docs/decisions/0017-products-by-onednn.md). All other and all traced calls use `F.linear`.
     The oneDNN path supports neither double backward nor `torch.func`;
     `torch.backends.mkldnn.set_flags(False)` disables it.
@@ -42,8 +46,23 @@ def _by_onednn(tokens: Tensor, weight: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.enabled
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and mkl_is_narrow()
         and tokens.numel() > 0
     )
+
+
+@cache
+def mkl_is_narrow() -> bool:
+    """Return whether MKL uses only half of this processor's AVX-512: one known not to be Intel's.
+
+    The vendor decides and not a measurement, so that a run repeats bit for bit.
+    """
+    try:
+        lines = CPU_INFO.read_text().splitlines()
+    except OSError:
+        return False
+    vendors = {line.split()[-1] for line in lines if line.startswith("vendor_id")}
+    return bool(vendors) and "GenuineIntel" not in vendors
 
 
 class _OneDnnLinear(torch.autograd.Function):
@@ -53,7 +72,7 @@ class _OneDnnLinear(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         by_rows, by_weight, _ = ctx.needs_input_grad
         ctx.save_for_backward(rows if by_weight else None, weight if by_rows else None)
-        return _product(rows, weight, bias)
+        return product(rows, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -61,7 +80,7 @@ class _OneDnnLinear(torch.autograd.Function):
         rows, weight = ctx.saved_tensors
         wanted = ctx.needs_input_grad
         return (
-            _product(grad, weight.t()) if wanted[0] else None,
+            product(grad, weight.t()) if wanted[0] else None,
             _weight_gradient(grad, rows) if wanted[1] else None,
             grad.sum(dim=0) if wanted[2] else None,
         )
@@ -73,11 +92,11 @@ def _weight_gradient(grad: Tensor, rows: Tensor) -> Tensor:
     # oneDNN copies the transposed left factor: put the narrower one left where transposing the
     # result costs less.
     if M * (O - I) > O * I:
-        return _product(rows.t(), grad.t()).t().contiguous()
-    return _product(grad.t(), rows.t())
+        return product(rows.t(), grad.t()).t().contiguous()
+    return product(grad.t(), rows.t())
 
 
-def _product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
+def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
     """Multiply M I by the transpose of O I: M O."""
     # The operator that torch.compile emits for a linear layer; here without fusion.
     return torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")  # type: ignore[no-any-return]
