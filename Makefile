@@ -33,6 +33,7 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_layers.py tests/test_names.py
 
+# The processor and its products, then both benchmarks of the step, each of which repeats them.
 bench: setup
 	$(BIN)/python -m benchmarks.demo_step
 	$(BIN)/python -m benchmarks.step --json runs/step.json

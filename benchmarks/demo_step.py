@@ -1,14 +1,14 @@
 """Step and loader together at the demo's size, against a textbook loop over the same arrays.
 
-`python -m benchmarks.demo_step [PAIRS]` runs both sides in one process, in turn, and prints
-the paired ratio of their times with its spread, the loader's share and the profile of our step.
+`python -m benchmarks.demo_step [PAIRS]` runs both sides in float32 in one process, in turn, and
+prints the paired ratio of their times with its spread, the loader's share of our time and the
+profile of our step.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import os
 import statistics
 import sys
 import time
@@ -18,6 +18,7 @@ from dataclasses import replace
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.processor import print_processor
 from benchmarks.spread import Spread
 from benchmarks.textbook import Images, TextbookMAE, textbook_batches
 from mae.config.run import PixelConfig
@@ -32,14 +33,19 @@ from mae.train.step import OptimiserStep, pretraining_loss
 
 STEPS = 60  # of each side in a pair
 RATE = 1e-3
+SETTINGS = (
+    f"ours: float32, the demo's recipe with fused AdamW in place of Muon, {DEMO.micro_batch} "
+    f"images a pass, passes side by side\ntextbook loop: float32, torch.optim.AdamW by its "
+    f"defaults, one pass; both: {DEMO.batch} images a step"
+)
 
 
 def our_side() -> Callable[[], float]:
-    """Give a function that makes STEPS steps and tells the loader's seconds."""
+    """Give a function that makes STEPS steps and returns the loader's seconds."""
     source, kind = fashion_mnist("train"), PixelKind("uint8", 1)
     mean, std = measure_pixels(source, kind=kind)
-    # The demo's but for its optimiser: what Muon costs and brings shows in the time to a score.
-    adamw = replace(DEMO, optim=replace(DEMO.optim, name="adamw"))
+    # AdamW as in the textbook loop: benchmarks.time_to_score measures what Muon costs and gains.
+    adamw = replace(DEMO, precision="float32", optim=replace(DEMO.optim, name="adamw"))
     model = replace(adamw.model, pixels=PixelConfig(mean=mean, std=std))
     config = replace(adamw, model=model)
     plan = batch_plan(config, source, kind)
@@ -92,7 +98,9 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def main(pairs: int) -> None:
-    """Run the pairs and print what came out."""
+    """Run the pairs and print the figures."""
+    processor = print_processor()
+    print(SETTINGS, flush=True)
     ours = our_side()
     sides = {workers: textbook_side(workers) for workers in (0, 2)}
     for run in (ours, *sides.values()):
@@ -109,7 +117,6 @@ def main(pairs: int) -> None:
             ratios[workers].append(seconds(theirs) / own)
     # The better of its two settings is the peer, pair by pair.
     best = [min(pair) for pair in zip(*ratios.values(), strict=True)]
-    print(f"cores {os.cpu_count()}, threads {torch.get_num_threads()}, torch {torch.__version__}")
     rate, share = Spread.of(rates).written(0), Spread.of(shares).written(3)
     print(f"ours: {rate} images/s; loader's share of the time: {share}")
     for workers, values in ratios.items():
@@ -122,7 +129,8 @@ def main(pairs: int) -> None:
         sort_by="self_cpu_time_total", row_limit=12, max_name_column_width=40
     )
     print(table)
-    print(json.dumps({"ratio": statistics.median(best), "loader_share": statistics.median(shares)}))
+    medians = {"ratio": statistics.median(best), "loader_share": statistics.median(shares)}
+    print(json.dumps({"processor": processor, "settings": SETTINGS, **medians}))
 
 
 if __name__ == "__main__":

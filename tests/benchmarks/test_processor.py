@@ -1,0 +1,76 @@
+"""The processor is described as the system describes it, with the rates of its products."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from benchmarks import processor
+
+AMD = """processor\t: 0
+vendor_id\t: AuthenticAMD
+cpu family\t: 25
+model\t\t: 17
+model name\t: AMD EPYC 9R14
+flags\t\t: fpu avx2 avx512f avx512_bf16
+
+processor\t: 1
+vendor_id\t: AuthenticAMD
+model name\t: another
+flags\t\t: fpu
+"""
+
+
+@pytest.fixture
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(processor, "CPU_INFO", tmp_path / "cpuinfo")
+    return tmp_path / "cpuinfo"
+
+
+def test_a_processor_is_named_with_family_model_and_flags(told: Path) -> None:
+    told.write_text(AMD)
+
+    found = processor.this_processor()
+
+    assert found.multiplies_bf16
+    line = f"AMD EPYC 9R14 (AuthenticAMD, family 25, model 17); {found.cores} cores, "
+    assert found.written().startswith(line)
+    assert f"; avx512f, avx512_bf16, no amx_bf16; torch {torch.__version__}" in found.written()
+
+
+def test_a_system_without_cpuinfo_gives_a_name_alone(told: Path) -> None:
+    found = processor.this_processor()
+
+    assert found.name and not found.vendor and not found.multiplies_bf16
+    assert "(" not in found.written()
+
+
+def test_products_are_printed_and_bf16_is_not_measured_where_it_is_emulated(
+    told: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told.write_text(AMD.replace("avx512_bf16", ""))
+    monkeypatch.setattr(processor, "SQUARE", (8, 16, 24))
+    monkeypatch.setattr(processor, "LAYER", (4, 6, 10))
+
+    values = processor.print_processor()
+
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("AMD EPYC 9R14") and values["name"] == "AMD EPYC 9R14"
+    assert lines[1].startswith("GFLOP/s of a product of 8 x 16 x 24: float32 by torch ")
+    assert all(line.endswith("bf16 emulated: not measured") for line in lines[1:3])
+    rates = values["product_gflops"]["4 x 6 x 10"]
+    assert "float32 by torch" in rates and min(rates.values()) > 0
+
+
+@pytest.mark.parametrize("name", processor.PRODUCTS)
+def test_every_product_is_that_of_a_linear_layer(name: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    _, dtype, multiply = processor.PRODUCTS[name]
+    rows, weight = (torch.randn(n, 6, generator=generator).to(dtype) for n in (4, 10))
+
+    made = multiply(rows, weight)
+
+    expected = rows.double() @ weight.double().T
+    tolerance = 1e-5 if dtype is torch.float32 else 2e-2  # a rounding of bf16 is 4e-3
+    torch.testing.assert_close(made.double(), expected, rtol=tolerance, atol=tolerance)
