@@ -6,21 +6,24 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from benchmarks.claim.measuring import process_bytes
 from benchmarks.memory import kept_for_backward
+from benchmarks.processor import PRODUCTS, SQUARE, product_rates
 from benchmarks.spread import Spread
-from benchmarks.step.sides import NAMES, PEERS, SIZES, Side, make_batch, make_side
+from benchmarks.step.sides import NAMES, PEERS, SIZES, Side, make_batch, make_sides
 from mae.config.objective import ObjectiveConfig
 from mae.data.batching.batch import Batch
 from mae.model.costs import step_flops
-from mae.model.onednn_linear import linear
+from mae.planning.hardware import has_bf16
+from mae.train.resolve import resolve_precision
 
-PEAK_EDGE = 2048
+PRODUCT_CALLS = 2  # in each round
 
 
 class Steps(NamedTuple):
@@ -28,7 +31,7 @@ class Steps(NamedTuple):
 
     whole: tuple[float, ...]
     updates: tuple[float, ...]
-    """Of them, of the optimiser."""
+    """Of them, of the optimizer."""
 
     @property
     def models(self) -> tuple[float, ...]:
@@ -36,70 +39,101 @@ class Steps(NamedTuple):
         return tuple(whole - update for whole, update in zip(self.whole, self.updates, strict=True))
 
 
-class Sized(NamedTuple):
-    """What came out at a size."""
+class Measured(NamedTuple):
+    """Our step and the peers' at a size in one precision."""
 
-    size: str
-    batch: int
     rate: Spread
     """Our images a second."""
     whole: dict[str, Spread]
-    """A peer's step over ours, pair by pair."""
+    """A peer's step over ours, round by round."""
     model: dict[str, Spread]
     """Of them, forward and backward alone."""
-    ours_updating: dict[str, Spread]
-    """A peer's step with our optimiser over ours."""
     update_share: float
-    """The optimiser's, of our step."""
+    """The optimizer's, of our step."""
     gflops: Spread
-    """What our step makes a second, in 10^9 operations; only matrix products are counted."""
-    peak_gflops: dict[str, float]
-    """Of one square product of torch's (mkl), and of a linear layer of ours."""
+    """Of our step, in GFLOP/s; only matrix products are counted."""
+    product_gflops: dict[str, float]
+    """The best of each product of this precision, of the same rounds."""
     kept_bytes: dict[str, float]
-    """Of an image, by side: what the forward keeps for the backward, weights left out."""
+    """Per image, by side: what the forward keeps for the backward, float32 weights left out."""
     peak_bytes: dict[str, int]
-    """Of a process in training, by side: what it takes beyond what it imports."""
+    """By side: the peak of a process in training beyond what it imports."""
+
+    @property
+    def share_of_product(self) -> float:
+        """What our step makes of the best product of its precision."""
+        return self.gflops.median / max(self.product_gflops.values())
 
 
-def measure(size: str, *, pairs: int) -> Sized:
-    """Run all sides in turn."""
+class Sized(NamedTuple):
+    """All figures of a size."""
+
+    size: str
+    batch: int
+    precisions: dict[str, Measured]
+    default: str
+    """What `--precision auto` gives on this processor."""
+    by_default: dict[str, Spread]
+    """A peer's step in float32, its default, over ours in our default; empty if not measured."""
+
+    def values(self) -> dict[str, Any]:
+        """Give everything for machines."""
+        each = {
+            name: found._asdict() | {"share_of_product": found.share_of_product}
+            for name, found in self.precisions.items()
+        }
+        return self._asdict() | {"precisions": each}
+
+
+def measure(size: str, *, pairs: int, precisions: Sequence[str]) -> Sized:
+    """Let all sides make steps in turn, in every precision."""
     config, batch = SIZES[size]
-    sides = [make_side(name, config, batch) for name in NAMES]
+    sides = [side for name in NAMES for side in make_sides(name, config, batch, precisions)]
     batches = {name: make_batch(name, config, batch) for name in NAMES}
     for side in sides:
         _timed(side, batches[side.name])  # the first allocates
-    kept = {side.name: saved_bytes(side, batches[side.name]) / batch for side in sides}
-    rounds = list[dict[str, tuple[float, float]]]()
-    peaks = list[dict[str, float]]()
+    kept = {_key(side): saved_bytes(side, batches[side.name]) / batch for side in sides}
+    rounds = list[dict[tuple[str, str], tuple[float, float]]]()
+    products = list[dict[str, float]]()
     for number in range(pairs):
-        # Another one begins each time, so that nobody always comes after the same.
+        # Another side begins each time, so that none always comes after the same one.
         order = [*sides[number % len(sides) :], *sides[: number % len(sides)]]
-        rounds.append({side.name: _timed(side, batches[side.name]) for side in order})
-        peaks.append(_peaks())
+        rounds.append({_key(side): _timed(side, batches[side.name]) for side in order})
+        products.append(product_rates(SQUARE, bf16="bf16" in precisions, calls=PRODUCT_CALLS))
     taken = {
-        name: Steps(*(tuple(each[name][i] for each in rounds) for i in range(2))) for name in NAMES
+        key: Steps(*(tuple(each[key][i] for each in rounds) for i in range(2))) for key in kept
     }
-    ours = taken["mae"]
+    best = {name: max(each[name] for each in products) for name in products[0]}
     work = step_flops(config, ObjectiveConfig()) * batch / 1e9
-    return Sized(
-        size=size,
-        batch=batch,
-        rate=Spread.of([batch / seconds for seconds in ours.whole]),
-        whole={peer: _ratio(taken[peer].whole, ours.whole) for peer in PEERS},
-        model={peer: _ratio(taken[peer].models, ours.models) for peer in PEERS},
-        ours_updating={
-            peer: _ratio(
-                tuple(m + u for m, u in zip(taken[peer].models, ours.updates, strict=True)),
-                ours.whole,
-            )
-            for peer in PEERS
-        },
-        update_share=sum(ours.updates) / sum(ours.whole),
-        gflops=Spread.of([work / seconds for seconds in ours.whole]),
-        peak_gflops={name: max(each[name] for each in peaks) for name in peaks[0]},
-        kept_bytes=kept,
-        peak_bytes={name: _alone(name, size) for name in NAMES},
-    )
+    found = {}
+    for precision in precisions:
+        own = {name: taken[name, precision] for name in NAMES}
+        ours = own["mae"]
+        found[precision] = Measured(
+            rate=Spread.of([batch / seconds for seconds in ours.whole]),
+            whole={peer: _ratio(own[peer].whole, ours.whole) for peer in PEERS},
+            model={peer: _ratio(own[peer].models, ours.models) for peer in PEERS},
+            update_share=sum(ours.updates) / sum(ours.whole),
+            gflops=Spread.of([work / seconds for seconds in ours.whole]),
+            product_gflops={n: r for n, r in best.items() if PRODUCTS[n].precision == precision},
+            kept_bytes={name: kept[name, precision] for name in NAMES},
+            peak_bytes={name: _alone(name, size, precision) for name in NAMES},
+        )
+    default = our_default()
+    by_default = {}
+    if {"float32", default} <= {*precisions}:
+        ours = taken["mae", default]
+        by_default = {peer: _ratio(taken[peer, "float32"].whole, ours.whole) for peer in PEERS}
+    return Sized(size, batch, found, default, by_default)
+
+
+def our_default() -> str:
+    """Give what `mae pretrain` takes on this processor for `--precision auto`."""
+    return resolve_precision("auto", has_bf16=has_bf16(torch.device("cpu")))
+
+
+def _key(side: Side) -> tuple[str, str]:
+    return side.name, side.precision
 
 
 def _ratio(theirs: tuple[float, ...], ours: tuple[float, ...]) -> Spread:
@@ -111,46 +145,31 @@ def _timed(side: Side, batch: Batch) -> tuple[float, float]:
     loss = side.step(batch)
     seconds = time.perf_counter() - began
     if not torch.isfinite(loss):
-        raise RuntimeError(f"{side.name}: the loss is not finite")
+        raise RuntimeError(f"{side.name} in {side.precision}: the loss is not finite")
     return seconds, side.updating - before
 
 
-def _peaks() -> dict[str, float]:
-    """Give 10^9 operations a second of both products of a CPU, at a shape that suits them."""
-    square = torch.ones(PEAK_EDGE, PEAK_EDGE)
-    bias = torch.zeros(PEAK_EDGE)
-    found = {}
-    for name, multiply in (
-        ("torch", lambda: square @ square),
-        ("ours", lambda: linear(square, square, bias)),
-    ):
-        multiply()
-        began = time.perf_counter()
-        multiply()
-        found[name] = 2 * PEAK_EDGE**3 / (time.perf_counter() - began) / 1e9
-    return found
-
-
 def saved_bytes(side: Side, batch: Batch) -> int:
-    """Count the bytes that a forward keeps for its backward, weights left out."""
+    """Count the bytes that a forward keeps for its backward, float32 weights left out."""
     return kept_for_backward(side.model, lambda: side.loss(batch))
 
 
-def _alone(name: str, size: str) -> int:
+def _alone(name: str, size: str, precision: str) -> int:
     """Train one side in a process of its own and give its peak."""
     command = [sys.executable, "-m", "benchmarks.step", "--sizes", size, "--alone", name]
+    command += ["--precision", precision]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     found: int = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def peak_bytes(name: str, size: str) -> int:
+def peak_bytes(name: str, size: str, precision: str) -> int:
     """Make a few steps, and give the most memory this process took beyond what it imported."""
     config, batch = SIZES[size]
-    make_side(name, *_SMALLEST)  # imports what there is to import
+    make_sides(name, *_SMALLEST, [precision])  # imports what there is to import
     before = process_bytes("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the most so far is counted from here
-    side, images = make_side(name, config, batch), make_batch(name, config, batch)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    (side,), images = make_sides(name, config, batch, [precision]), make_batch(name, config, batch)
     for _ in range(3):
         side.step(images)
     return process_bytes("VmHWM") - before

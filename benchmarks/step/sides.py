@@ -1,15 +1,15 @@
 """The sides: our step, and those of transformers, lightly and a textbook as their users write it.
 
-Each side has a network of the same size at the same batch and the same share hidden, float32 on
-a CPU, and an AdamW: fused as `mae pretrain` has it, and as torch gives it to the peers.
+All sides have a network of the same size, the same batch and the same share of hidden patches.
+`SETTINGS` says what else each of them does.
 """
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -32,6 +32,14 @@ from mae.train.step import pretraining_loss
 
 PEERS = ("transformers", "lightly", "textbook")
 NAMES = ("mae", *PEERS)
+PRECISIONS = ("float32", "bf16")
+SETTINGS = {
+    "mae": "as `mae pretrain` makes the step, by --precision; whole batch in one pass, not "
+    "compiled; fused AdamW; uint8 images, normalised within the step",
+    "peers": "float32, or bf16 by torch.autocast('cpu', torch.bfloat16) around the forward pass; "
+    "whole batch in one pass, not compiled; torch.optim.AdamW by its defaults; float32 images, "
+    "normalised before the step",
+}
 
 # Small images on a laptop, and two sizes of the paper's way to cut 224 x 224 into 196.
 SIZES: dict[str, tuple[ModelConfig, int]] = {
@@ -47,16 +55,17 @@ SIZES: dict[str, tuple[ModelConfig, int]] = {
 
 @dataclass(slots=True)
 class Side:
-    """A network in training."""
+    """A network in training in one precision."""
 
     name: str
+    precision: str
     model: nn.Module
     optimizer: torch.optim.Optimizer
     loss: Callable[[Batch], Tensor]
     step: Callable[[Batch], Tensor]
     """Updates the weights and gives the loss."""
     updating: float = 0.0
-    """Seconds that the optimiser took in all steps so far."""
+    """Seconds that the optimizer took in all steps so far, in every precision."""
     _began: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
@@ -70,35 +79,57 @@ class Side:
         self.updating += time.perf_counter() - self._began
 
 
-def make_side(name: str, config: ModelConfig, batch: int) -> Side:
-    """Build one side."""
+def make_sides(
+    name: str, config: ModelConfig, batch: int, precisions: Sequence[str]
+) -> tuple[Side, ...]:
+    """Build one network and a side for each precision; they share its weights and optimizer."""
     if name == "mae":
         run = PretrainConfig(model=config, batch=batch, device="cpu")
         state = new_state(create(config), run)
-        loss_of = partial(pretraining_loss, state.model)
-        return Side(name, state.model, state.optimizer, loss_of, our_step(state, run))
-    made = {"transformers": _transformers, "lightly": Lightly, "textbook": TextbookMAE}
-    model = made[name](config).train()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=RATE, betas=(0.9, 0.95), weight_decay=0.05)
+        model, optimizer = state.model, state.optimizer
+        steps = {p: our_step(state, replace(run, precision=p)) for p in precisions}  # type: ignore[arg-type]
+        loss_of = partial(pretraining_loss, model)
+    else:
+        made = {"transformers": _transformers, "lightly": Lightly, "textbook": TextbookMAE}
+        model = made[name](config).train()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=RATE, betas=(0.9, 0.95), weight_decay=0.05)
+        loss_of = partial(_peer_loss, model)
+        steps = {p: partial(_peer_step, optimizer, _cast(loss_of, p)) for p in precisions}
+    return tuple(
+        Side(name, precision, model, optimizer, _cast(loss_of, precision), steps[precision])
+        for precision in precisions
+    )
 
-    def loss_of_peer(batch: Batch) -> Tensor:
-        given = model(batch.images, batch.noise)
-        loss: Tensor = getattr(given, "loss", given)
-        return loss
 
-    def step(batch: Batch) -> Tensor:
-        loss = loss_of_peer(batch)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        return loss.detach()
+def _cast(loss_of: Callable[[Batch], Tensor], precision: str) -> Callable[[Batch], Tensor]:
+    """Compute the loss under autocast, if in bf16."""
 
-    return Side(name, model, optimizer, loss_of_peer, step)
+    def compute(batch: Batch) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, precision == "bf16"):
+            return loss_of(batch)
+
+    return compute
+
+
+def _peer_loss(model: nn.Module, batch: Batch) -> Tensor:
+    given = model(batch.images, batch.noise)
+    loss: Tensor = getattr(given, "loss", given)
+    return loss
+
+
+def _peer_step(
+    optimizer: torch.optim.Optimizer, loss_of: Callable[[Batch], Tensor], batch: Batch
+) -> Tensor:
+    loss = loss_of(batch)
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return loss.detach()
 
 
 def make_batch(name: str, config: ModelConfig, count: int) -> Batch:
-    """Draw a batch; the peers get their pixels normalised, ours as they are stored."""
+    """Draw a batch: stored uint8 pixels for our step, which normalises them; floats for peers."""
     batch = synthetic_batch(config, count, torch.device("cpu"))
     if name == "mae":
         return batch
@@ -109,7 +140,7 @@ def _transformers(config: ModelConfig) -> nn.Module:
     from transformers import ViTMAEForPreTraining
 
     model = ViTMAEForPreTraining(transformers_config(config, ObjectiveConfig()))
-    # Some versions leave the tables of positions at zero when a model is made from nothing.
+    # Some versions leave the tables of positions at zero in a new model.
     for table, width in (
         (model.vit.embeddings.position_embeddings, config.width),
         (model.decoder.decoder_pos_embed, config.decoder_width),
@@ -124,7 +155,7 @@ class Lightly(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what it imports, and of its next version
+            warnings.simplefilter("ignore")  # deprecations, its own and those of its imports
             modules = import_module("lightly.models.modules")
             self.utils = import_module("lightly.models.utils")
             shape = {"patch_size": config.patch_size, "embed_dim": config.width}
