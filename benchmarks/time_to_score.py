@@ -1,18 +1,21 @@
 """Processor time to a probe score: `python -m benchmarks.time_to_score FOLDER SEED ...`.
 
 A textbook loop over the built-in images, with the paper's recipe scaled down to a small network,
-sets the score; the same recipe in `mae`, and the demo's at less than its length, are to reach it.
-One thread each, two side by side; every run's figures are kept in FOLDER.
+sets the score. It is compared with the same recipe in `mae`, and with the demo's recipe at less
+than its length, each in float32 and, where the processor multiplies it, in bf16 (the textbook loop
+under torch.autocast). `--precision` chooses one. One thread each, two runs side by side; FOLDER
+keeps the figures of every run.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -22,6 +25,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from benchmarks.processor import EMULATED, print_processor, this_processor
 from benchmarks.textbook import Images as TextbookImages
 from benchmarks.textbook import TextbookMAE, textbook_batches
 from mae.config.model import ModelConfig
@@ -41,13 +45,13 @@ from mae.recipes.catalogue import DEMO
 SAMPLES = 300_000
 TEXTBOOK = OptimConfig(lr=0.024, warmup_epochs=1)  # 3e-3 at batch 32, a tenth of it warm-up
 BATCH = 32
-EPOCHS = 6
-"""Of the demo's recipe; of 30,000 images."""
+EPOCHS = 6  # of the demo's recipe
+PRECISIONS = ("float32", "bf16")
 COLUMNS = ("k-NN", "logistic, 10,000 labels")
 
 
-def textbook(seed: int, folder: Path) -> tuple[Encoder, float]:
-    """Train the textbook loop, and give its encoder and the seconds."""
+def textbook(precision: str, seed: int, folder: Path) -> tuple[Encoder, float]:
+    """Train the textbook loop, and return its encoder and the seconds."""
     del folder
     source, kind = fashion_mnist("train"), PixelKind("uint8", 1)
     mean, std = measure_pixels(source, kind=kind)
@@ -65,17 +69,19 @@ def textbook(seed: int, folder: Path) -> tuple[Encoder, float]:
         for group in optimizer.param_groups:
             group["lr"] = peak * rate
         images = next(batches)
-        loss = model(images, torch.rand(len(images), config.num_patches))
+        with torch.autocast("cpu", torch.bfloat16, precision == "bf16"):
+            loss = model(images, torch.rand(len(images), config.num_patches))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     return _encoder_of(model, config), time.process_time() - began
 
 
-def ours(config: PretrainConfig, seed: int, folder: Path) -> tuple[Encoder, float]:
+def ours(config: PretrainConfig, precision: str, seed: int, folder: Path) -> tuple[Encoder, float]:
     """Train by a recipe, everything that a run writes included."""
     began = time.process_time()
-    run = pretrain(replace(config, seed=seed), data="fashion-mnist", out=folder, quiet=True)
+    config = replace(config, seed=seed, precision=precision)  # type: ignore[arg-type]
+    run = pretrain(config, data="fashion-mnist", out=folder, quiet=True)
     return run.model.encoder, time.process_time() - began
 
 
@@ -84,7 +90,7 @@ def _plain_model(pixels: PixelConfig) -> ModelConfig:
 
 
 def _plain() -> PretrainConfig:
-    """Give the textbook's recipe as one of ours."""
+    """Return the textbook's recipe as one of ours."""
     how = replace(DEMO, steps=SAMPLES // BATCH, epochs=10, batch=BATCH, micro_batch=None)
     return replace(how, optim=TEXTBOOK, objective=ObjectiveConfig())
 
@@ -95,7 +101,7 @@ def _shorter() -> PretrainConfig:
 
 
 def _encoder_of(model: TextbookMAE, config: ModelConfig) -> Encoder:
-    """Give what the textbook learnt as an encoder of ours, to be read in the same way."""
+    """Return an encoder of ours with the textbook's weights, so that one function scores both."""
     encoder = create(config).encoder
     encoder.patch_embed.proj = model.proj
     encoder.cls_token = model.cls_token
@@ -112,7 +118,7 @@ def _encoder_of(model: TextbookMAE, config: ModelConfig) -> Encoder:
 
 
 def _scores(encoder: Encoder) -> list[float]:
-    """Read the features as the demo does, in per cent."""
+    """Return the accuracies of `COLUMNS` on the test images, in per cent, as the demo does."""
     source = fashion_mnist("train")
     assert source.labels is not None
     few = labels_per_class(source.labels, 1000, seed=0)
@@ -125,45 +131,74 @@ def _scores(encoder: Encoder) -> list[float]:
     return [100 * knn_accuracy(*parts), 100 * logistic_accuracy(*parts)]
 
 
-SIDES: dict[str, Callable[[int, Path], tuple[Encoder, float]]] = {
+SIDES: dict[str, Callable[[str, int, Path], tuple[Encoder, float]]] = {
     "textbook": textbook,
-    f"demo, {EPOCHS} epochs": partial(ours, _shorter()),
-    "the same recipe": partial(ours, _plain()),
+    "the same recipe in mae": partial(ours, _plain()),
+    f"demo's recipe, {EPOCHS} epochs": partial(ours, _shorter()),
 }
 
 
-def measure(folder: Path, name: str, seed: int) -> None:
-    """Train one side with one seed and keep what came out; found again where it is there."""
+def measure(folder: Path, name: str, precision: str, seed: int) -> None:
+    """Train one side with one seed and keep its figures, unless an earlier call did."""
     torch.set_num_threads(1)
-    kept = _file(folder, name, seed)
+    kept = _file(folder, name, precision, seed)
     if not kept.exists():
-        encoder, seconds = SIDES[name](seed, kept.with_suffix(""))
-        kept.write_text(json.dumps({"seconds": seconds, "scores": _scores(encoder.eval())}))
-    print(name, seed, kept.read_text(), flush=True)
+        encoder, seconds = SIDES[name](precision, seed, kept.with_suffix(""))
+        values = {"seconds": seconds, "scores": _scores(encoder.eval())}
+        kept.write_text(json.dumps(values | {"processor": this_processor()._asdict()}))
+    print(name, precision, seed, kept.read_text(), flush=True)
 
 
-def _file(folder: Path, name: str, seed: int) -> Path:
-    return folder / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}.json"
+def _file(folder: Path, name: str, precision: str, seed: int) -> Path:
+    words = "".join(letter if letter.isalnum() else " " for letter in name).split()
+    return folder / f"{'-'.join(words)}-{precision}-{seed}.json"
 
 
-def main(folder: Path, seeds: Sequence[int]) -> None:
+def main(words: Sequence[str]) -> None:
     """Run what is missing, two at a time, and print the table."""
+    asked = _arguments(words)
+    print_processor()
+    precisions = PRECISIONS if asked.precision == "both" else (asked.precision,)
+    if not this_processor().multiplies_bf16 and asked.precision == "both":
+        print(f"bf16: {EMULATED}", flush=True)
+        precisions = ("float32",)
+    folder, seeds = asked.folder, asked.seeds
     folder.mkdir(parents=True, exist_ok=True)
+    sides = [(name, precision) for name in SIDES for precision in precisions]
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        for done in [pool.submit(measure, folder, name, s) for name in SIDES for s in seeds]:
-            done.result()
-    print("\nside, processor seconds, " + ", ".join(COLUMNS) + " (mean and each seed)")
-    for name in SIDES:
-        kept = [json.loads(_file(folder, name, seed).read_text()) for seed in seeds]
-        columns = [[each["seconds"] for each in kept]]
-        columns += [[each["scores"][i] for each in kept] for i in range(len(COLUMNS))]
-        print(name, *(_written(values) for values in columns), sep="  ")
+        runs = [pool.submit(measure, folder, *side, s) for side in sides for s in seeds]
+        for run in runs:
+            run.result()
+    print("\n" + "\n".join(table(folder, sides, seeds)))
 
 
-def _written(values: Sequence[float]) -> str:
-    each = " ".join(f"{value:.1f}" for value in values)
-    return f"{statistics.mean(values):.1f} ({each})"
+def _arguments(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.time_to_score")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("seeds", type=int, nargs="+")
+    parser.add_argument("--precision", choices=[*PRECISIONS, "both"], default="both")
+    return parser.parse_args(words)
+
+
+def table(folder: Path, sides: Sequence[tuple[str, str]], seeds: Sequence[int]) -> Iterator[str]:
+    """Write a row a side, first the one whose time the others are compared with."""
+    columns = ("side", "precision", "processor seconds", "of the first row", *COLUMNS)
+    yield " | ".join(columns) + " (mean and each seed)"
+    first: list[float] = []
+    for side in sides:
+        kept = [json.loads(_file(folder, *side, seed).read_text()) for seed in seeds]
+        seconds = [each["seconds"] for each in kept]
+        first = first or seconds
+        ratios = [own / other for own, other in zip(seconds, first, strict=True)]
+        scores = [[each["scores"][i] for each in kept] for i in range(len(COLUMNS))]
+        cells = (_written(seconds, 0), _written(ratios, 2), *(_written(s, 1) for s in scores))
+        yield " | ".join((*side, *cells))
+
+
+def _written(values: Sequence[float], digits: int) -> str:
+    each = " ".join(f"{value:.{digits}f}" for value in values)
+    return f"{statistics.mean(values):.{digits}f} ({each})"
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), [int(word) for word in sys.argv[2:]])
+    main(sys.argv[1:])
