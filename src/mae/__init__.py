@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mae.errors import DataError as DataError
     from mae.errors import MaeError as MaeError
     from mae.errors import ShapeError as ShapeError
+    from mae.errors import Stopped as Stopped
     from mae.errors import TrainingError as TrainingError
     from mae.errors import WeightsError as WeightsError
     from mae.jobs.embed import embed as embed
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from mae.model.autoencoder import Reconstruction as Reconstruction
     from mae.model.create import create as create
     from mae.model.encoder import Encoder as Encoder
-    from mae.runs.signals import Stopped as Stopped
     from mae.weights.formats.native import save as save
     from mae.weights.load import load as load
     from mae.weights.load import load_encoder as load_encoder
@@ -44,14 +44,13 @@ _NAMES = {
     "mae.config.run": "AugmentConfig FinetuneConfig MixConfig ModelConfig "
     "ObjectiveConfig OptimConfig PixelConfig PretrainConfig",
     "mae.errors": "CheckpointError ConfigError DataError "
-    "MaeError ShapeError TrainingError WeightsError",
+    "MaeError ShapeError Stopped TrainingError WeightsError",
     "mae.jobs.embed": "embed",
     "mae.jobs.finetune": "Tuned finetune",
     "mae.jobs.pretrain": "Run pretrain",
     "mae.model.autoencoder": "MaskedAutoencoder Output Reconstruction",
     "mae.model.create": "create",
     "mae.model.encoder": "Encoder",
-    "mae.runs.signals": "Stopped",
     "mae.weights.formats.native": "save",
     "mae.weights.load": "load load_encoder",
     "mae.weights.tools.convert": "convert",

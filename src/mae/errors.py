@@ -10,10 +10,13 @@ MaeError                 exit code 2: the user must change something
 ├── CheckpointError      exit code 1: no usable checkpoint is left in a run
 ├── RankError            exit code 1: another process of a distributed job is lost
 └── TrainingError        exit code 1: the training itself failed
+
+Stopped                  exit code 75 or 130: stopped on request; not an error
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
 INSTALL = "pip install --force-reinstall mae-vision"
@@ -58,3 +61,14 @@ class TrainingError(MaeError):
     """The training itself failed: non-finite losses, a full disk, too many broken images."""
 
     exit_code: ClassVar[int] = 1
+
+
+class Stopped(Exception):
+    """The run stopped on request, with its state saved."""
+
+    def __init__(self, message: str, *, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return partial(Stopped, exit_code=self.exit_code), self.args

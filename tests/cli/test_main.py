@@ -27,11 +27,10 @@ from mae.cli.options import options_of
 from mae.config.run import ObjectiveConfig, PretrainConfig
 from mae.config.serialize import field_types
 from mae.config.sizes import model_config
-from mae.errors import CheckpointError, ConfigError
+from mae.errors import CheckpointError, ConfigError, Stopped
 from mae.model.create import create
 from mae.recipes.catalogue import FOLDER, find_config
 from mae.recipes.custom import build_config
-from mae.runs.signals import Stopped
 from mae.weights.formats.native import save
 from mae.weights.given import Given
 from tests.jobs.conftest import TINY, write_classes

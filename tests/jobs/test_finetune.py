@@ -18,12 +18,11 @@ from PIL import Image
 
 from mae.cli.main import main
 from mae.config.run import AugmentConfig, FinetuneConfig, MixConfig, OptimConfig
-from mae.errors import ConfigError, DataError, MaeError, WeightsError
+from mae.errors import ConfigError, DataError, MaeError, Stopped, WeightsError
 from mae.jobs.finetune import finetune
 from mae.model.classifier import Classifier
 from mae.model.create import create
 from mae.runs.checkpoint import latest_checkpoint
-from mae.runs.signals import Stopped
 from mae.train import trainer as running
 from mae.weights.formats.native import save
 from mae.weights.load import load_classifier

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from mae.errors import ConfigError
-from mae.runs.signals import INTERRUPTED, REQUEUE, RunLock, Stopped, StopSignal
+from mae.errors import ConfigError, Stopped
+from mae.runs.signals import INTERRUPTED, REQUEUE, RunLock, StopSignal
 
 LOOP = """
 import time
@@ -35,7 +35,8 @@ with StopSignal() as stop:
 
 BEFORE = """
 import time
-from mae.runs.signals import Stopped, StopSignal
+from mae.errors import Stopped
+from mae.runs.signals import StopSignal
 try:
     with StopSignal("", command=["mae", "pretrain", "--data", "my images"]):
         print("running", flush=True)

@@ -17,12 +17,11 @@ from mae.config.run import PretrainConfig
 from mae.data.batching.batch import training_batch
 from mae.data.decoding.decode import PixelKind
 from mae.data.sources.source import ArraySource
-from mae.errors import ConfigError
+from mae.errors import ConfigError, Stopped
 from mae.jobs.pretrain import pretrain
 from mae.model.costs import step_flops
 from mae.planning.estimate import Estimate
 from mae.planning.hardware import this_machine
-from mae.runs.signals import Stopped
 from mae.train import trainer as running
 from mae.train.resolution_schedule import staged_batches, stages
 from mae.train.resolve import batch_plan

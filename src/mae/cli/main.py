@@ -20,10 +20,10 @@ from mae.cli.help import help_text
 from mae.cli.options import is_on, nearest, options_of, read_words
 from mae.cli.verbs.every import GROUPS, VERBS, Verb
 from mae.cli.verbs.shared import MULTI_PROCESS_VERBS
-from mae.errors import INSTALL, ConfigError, MaeError
+from mae.errors import INSTALL, ConfigError, MaeError, Stopped
 from mae.parallel.processes import require_single_process, this_process
 from mae.report.tables import align, report_of
-from mae.runs.signals import INTERRUPTED, Stopped
+from mae.runs.signals import INTERRUPTED
 
 _HELP = frozenset(("-h", "--help"))
 _ERROR_DELAY_S = 1.0

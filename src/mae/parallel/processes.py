@@ -1,7 +1,10 @@
-"""Distributed evaluation across processes: rank lookup and gathering of results.
+"""Ranks of a job: lookup, gathering of results, and one way for errors to reach every rank.
 
 Each rank runs the same program with the same arguments on its shard of the data and gathers the
-results of all ranks, so that all compute the same scores. Only rank 0 writes and prints.
+results of all ranks, so that all go on with the same values. Only rank 0 writes and prints.
+
+An error of one rank is published in the store of the job, beside the collectives: the others find
+it there when their next collective fails. In a collective, it would have to wait for its turn.
 
 Torch is imported lazily, since the command line reads its rank before importing torch.
 """
@@ -9,12 +12,17 @@ Torch is imported lazily, since the command line reads its rank before importing
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from mae.errors import ConfigError, MaeError, RankError
+from mae.errors import ConfigError, MaeError, RankError, Stopped
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.distributed.distributed_c10d import Store
 
 T = TypeVar("T")
 
@@ -31,6 +39,8 @@ class ProcessInfo(NamedTuple):
     world_size: int = 1
     local_rank: int = 0
     """Rank within the machine, and the index of its GPU."""
+    local_world_size: int = 1
+    """Number of processes on this machine."""
 
     @property
     def is_main_process(self) -> bool:
@@ -57,7 +67,9 @@ def this_process() -> ProcessInfo:
                 f"ranks: WORLD_SIZE is {values['WORLD_SIZE']!r}, but got {name}={text}, expected "
                 "what torchrun sets; start it by torchrun, or unset WORLD_SIZE"
             )
-    return ProcessInfo(*(int(values[name]) for name in _NUMBERS))
+    rank, world_size, local_rank = (int(values[name]) for name in _NUMBERS)
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE") or world_size)
+    return ProcessInfo(rank, world_size, local_rank, local_world_size)
 
 
 def require_single_process(what: str) -> None:
@@ -70,52 +82,125 @@ def require_single_process(what: str) -> None:
 
 
 class Communicator:
-    """The processes of a job, synchronised at each gather.
+    """The processes of a job, synchronised at each collective.
 
-    If one rank fails, its error is gathered and raised on every rank, so that none hangs.
+    If one rank fails, its error is raised on every rank, so that none hangs.
+
+    Args:
+        process: this one.
+        store: the key-value store of the job; none in a job of one process.
     """
 
-    def __init__(self, process: ProcessInfo) -> None:
+    def __init__(self, process: ProcessInfo, store: Store | None = None) -> None:
         self.process = process
         self.is_main_process = process.is_main_process
+        self._store = store
         self._closed = False
 
     def all_gather(self, mine: T) -> list[T]:
         """Gather the results of all processes, in rank order, in every process.
 
         Args:
-            mine: picklable result of this process, of any size.
+            mine: picklable result of this process, of any size; an error is raised in all.
 
         Raises:
             MaeError: the error of the lowest rank that has one.
             RankError: if a process is lost.
         """
-        if self.process.world_size == 1:
-            return [mine]
-        import torch.distributed as dist
+        results: list[Any] = [mine] * self.process.world_size
+        if self._store is not None:
+            import torch.distributed as dist
 
-        results: list[Any] = [None] * self.process.world_size
-        try:
-            # Pickle is safe here: the other processes run the same program for the same user.
-            dist.all_gather_object(results, mine)
-        except RuntimeError as error:
-            self._closed = True
-            raise _lost(error) from error
+            with self.failures_of_others():
+                # Pickle is safe here: the other processes run the same program for the same user.
+                dist.all_gather_object(results, mine)
         for each in results:
             if isinstance(each, MaeError):
                 self._closed = True
                 raise each
         return results
 
-    def close(self, error: MaeError | None) -> None:
-        """Synchronise a last time, after the work of this rank is done or has failed.
+    def on_main(self, make: Callable[[], T]) -> T:
+        """Call a function on rank 0 alone; return its picklable result on every rank.
+
+        Raises:
+            MaeError: that of the function, on every rank.
+            RankError: if a process is lost.
+        """
+        if self.process.world_size == 1:
+            return make()
+        mine: Any = None
+        if self.is_main_process:
+            try:
+                mine = make()
+            except MaeError as error:
+                mine = error
+        result: T = self.all_gather(mine)[0]
+        return result
+
+    def all_reduce(self, values: Tensor) -> None:
+        """Add up a tensor of the same shape over all ranks, in place.
+
+        Raises:
+            MaeError: as `failures_of_others`.
+        """
+        if self._store is not None:
+            import torch.distributed as dist
+
+            with self.failures_of_others():
+                dist.all_reduce(values)
+
+    @contextmanager
+    def failures_of_others(self) -> Iterator[None]:
+        """Around a collective: turn its failure into the error that made another rank leave.
+
+        Raises:
+            MaeError or Stopped: the error that another rank has published.
+            RankError: if a process was lost without one.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if not _is_of_collectives(error):
+                raise
+            self._closed = True
+            raise self._published() or _lost(error) from error
+
+    def leave(self, error: MaeError | Stopped) -> MaeError | Stopped:
+        """Publish why this rank leaves the job; return the error to raise.
+
+        A rank that is asked to stop because another one has failed raises the other's error.
+        """
+        if self._closed or self._store is None:
+            return error
+        self._closed = True
+        found = self._published()
+        # Without a store, the others find a lost connection.
+        with suppress(RuntimeError):
+            self._store.set(f"error/{self.process.rank}", pickle.dumps(error))  # type: ignore[arg-type]
+        return found if isinstance(error, Stopped) and found is not None else error
+
+    def close(self) -> None:
+        """Synchronise a last time, after the work of this rank is done.
 
         Raises:
             MaeError: as `all_gather`.
         """
         if not self._closed:
-            self.all_gather(error)
+            self.all_gather(None)
         self._closed = True
+
+    def _published(self) -> MaeError | Stopped | None:
+        """Return the error of the lowest rank that has published one."""
+        assert self._store is not None
+        try:
+            for rank in range(self.process.world_size):
+                if self._store.check([key := f"error/{rank}"]):
+                    error: MaeError | Stopped = pickle.loads(self._store.get(key))
+                    return error
+        except RuntimeError:  # the process that held the store is gone
+            pass
+        return None
 
 
 SINGLE_PROCESS = Communicator(ProcessInfo())
@@ -127,13 +212,13 @@ def open_communicator(*, timeout_s: float = TIMEOUT_S) -> Iterator[Communicator]
     """Initialise the process group of a job started by torchrun; do nothing for one process.
 
     Objects in host memory are gathered by gloo, also where there are GPUs; NCCL is initialised
-    for tensors on GPUs.
+    for tensors on GPUs. A process may open it several times, one after the other.
 
     Args:
-        timeout_s: seconds to wait for the other processes, here and at each gather.
+        timeout_s: seconds to wait for the other processes, here and at each collective.
 
     Raises:
-        MaeError: an error of any process inside the block, in all of them.
+        MaeError or Stopped: that of any process inside the block, in all of them.
         RankError: if a process is lost.
     """
     process = this_process()
@@ -146,26 +231,38 @@ def open_communicator(*, timeout_s: float = TIMEOUT_S) -> Iterator[Communicator]
     # If this module is first imported while a group exists (torch._dynamo does that), its default
     # arguments keep the group alive, and with it gloo threads that abort the process at exit.
     import torch.distributed.nn.functional
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    rank, world_size, timeout = process.rank, process.world_size, timedelta(seconds=timeout_s)
     try:
+        store, _, _ = next(rendezvous("env://", rank, world_size, timeout=timeout))
+        store.set_timeout(timeout)
+        # The keys of an earlier opening are still there.
+        store = PrefixStore(f"mae/{store.add(f'mae/opened/{rank}', 1)}", store)
         dist.init_process_group(
-            backend,
-            timeout=timedelta(seconds=timeout_s),
-            rank=process.rank,
-            world_size=process.world_size,
+            backend, store=store, rank=rank, world_size=world_size, timeout=timeout
         )
     except RuntimeError as error:
         raise _lost(error) from error
-    ranks = Communicator(process)
+    ranks = Communicator(process, PrefixStore("communicator", store))
     try:
         yield ranks
-        ranks.close(None)
-    except MaeError as error:
-        ranks.close(error)
+        ranks.close()
+    except (MaeError, Stopped) as error:
+        if (reason := ranks.leave(error)) is not error:
+            raise reason from error
         raise
     finally:
         dist.destroy_process_group()
+
+
+def _is_of_collectives(error: RuntimeError) -> bool:
+    """Return whether an error comes from torch.distributed; torch raises plain ones for gloo."""
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or "gloo" in f"{error}"
 
 
 def _lost(error: RuntimeError) -> RankError:

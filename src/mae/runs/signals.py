@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Self
 
-from mae.errors import ConfigError
+from mae.errors import ConfigError, Stopped
 
 REQUEUE = 75
 """Exit code after SIGTERM or SIGUSR1: the state is saved and the job can be requeued
@@ -35,14 +35,6 @@ _EXIT_CODES = {
 # `timeout` signals its child and then the child's process group, so one request is delivered
 # twice within microseconds. Nobody presses Ctrl-C twice that fast.
 _SAME_REQUEST_S = 0.2
-
-
-class Stopped(Exception):
-    """The run stopped on request, with its state saved."""
-
-    def __init__(self, message: str, *, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 class StopSignal:
