@@ -234,8 +234,7 @@ def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(weights: Path, tmp_pa
     command += [f"--out={tmp_path / 'b.npy'}", "--batch=3", "--quiet"]
 
     job = subprocess.Popen(command)
-    record = tmp_path / ".b.npy.part" / "done.json"
-    while not record.exists() or json.loads(record.read_bytes())["images"] < 6:
+    while len(list(tmp_path.glob(".b.npy.part/batches/*.npy"))) < 2:
         assert job.poll() is None
         time.sleep(0.01)
     job.send_signal(signal.SIGKILL)
@@ -263,19 +262,63 @@ def test_a_full_disk_is_one_error_and_nothing_done_is_lost(
     assert len(np.load(tmp_path / "a.npy")) == 7
 
 
-def test_features_of_a_batch_that_was_not_recorded_are_made_again(
+def test_a_batch_that_was_not_finished_is_made_again(
     weights: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embed_to_file(weights, pictures, out=tmp_path / "a.npy", settings=SETTINGS, quiet=True)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupted_after(2, patch)
         embed_to_file(weights, pictures, out=tmp_path / "b.npy", settings=SETTINGS, quiet=True)
-    with (tmp_path / ".b.npy.part" / "features").open("ab") as file:
-        file.write(b"cut off")
+    batches = tmp_path / ".b.npy.part" / "batches"
+    (batches / ".tmp-2.npy-01234567").write_bytes(b"cut off")
+    # An image that could not be read then, of a batch whose features did not get to the disk.
+    (batches / "2.json").write_text(json.dumps([[[6, "dogs/2.png", "gone"]], []]))
 
     embed_to_file(weights, pictures, out=tmp_path / "b.npy", settings=SETTINGS, quiet=True)
 
+    for name in ("npy", "tsv", "bad-files.tsv"):
+        assert (tmp_path / f"b.{name}").read_bytes() == (tmp_path / f"a.{name}").read_bytes()
+
+
+def test_the_file_is_what_numpy_saves(weights: Path, pictures: Path, tmp_path: Path) -> None:
+    embed_to_file(weights, pictures, out=tmp_path / "a.npy", settings=SETTINGS, quiet=True)
+
+    np.save(tmp_path / "b.npy", np.load(tmp_path / "a.npy"))
+
     assert (tmp_path / "b.npy").read_bytes() == (tmp_path / "a.npy").read_bytes()
+
+
+def test_a_stop_signal_ends_after_the_batch_and_names_the_command(
+    weights: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, out, again = module.encoder_features, tmp_path / "a.npy", ["mae", "embed", "w"]
+
+    def signalled(*images: object, **how: object) -> object:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*images, **how)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch, pytest.raises(mae.Stopped) as stopped:
+        patch.setattr(module, "encoder_features", signalled)
+        embed_to_file(weights, pictures, out=out, settings=SETTINGS, command=again, quiet=True)
+
+    assert str(stopped.value) == "stopped: 3 images are done; to resume: mae embed w"
+    assert stopped.value.exit_code == 75
+    encoded_now = interrupted_after(99, monkeypatch)
+    embed_to_file(weights, pictures, out=out, settings=SETTINGS, quiet=True)
+    assert encoded_now == [3, 2] and len(np.load(out)) == 7
+
+
+def test_a_file_that_an_older_version_began_is_begun_anew(
+    weights: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (store := tmp_path / ".a.npy.part").mkdir()
+    (store / "features").write_bytes(b"rows")
+    (store / "done.json").write_text(json.dumps({"work": "0", "images": 3, "size": 4}))
+
+    embed_to_file(weights, pictures, out=tmp_path / "a.npy", settings=SETTINGS)
+
+    assert "starting over: weights, images, settings or version" in capsys.readouterr().err
+    assert len(np.load(tmp_path / "a.npy")) == 7 and not store.exists()
 
 
 def test_an_existing_file_is_left_as_it_is(weights: Path, pictures: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,11 +18,12 @@ import torch
 
 from mae.cli.main import main
 from mae.errors import ConfigError
+from mae.evaluation.feature_parts import FeatureParts, open_parts
 from mae.evaluation.inputs import FeatureSettings
 from mae.evaluation.knn import knn_accuracy
 from mae.model.classifier import Classifier
 from mae.model.create import create
-from mae.parallel.processes import ProcessInfo, open_communicator, this_process
+from mae.parallel.processes import Communicator, ProcessInfo, open_communicator, this_process
 from mae.weights.formats.native import save
 from tests.jobs.conftest import TINY, write_classes
 
@@ -44,15 +46,26 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(model, tmp_path_factory.mktemp("made") / "w", class_names=list("abc"))
 
 
-def torchrun(count: int, *words: str) -> subprocess.CompletedProcess[str]:
+def started(count: int, *words: str) -> subprocess.Popen[str]:
     """Start the command as several processes; --standalone takes a port that is free."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     mae = Path(sys.executable).with_name("mae")
     many = [f"--nproc-per-node={count}", "--no-python", str(mae)]
-    return subprocess.run(
+    return subprocess.Popen(
         [*launcher, *many, *words],
-        capture_output=True, text=True, env=ENVIRONMENT, timeout=250, check=False,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
     )  # fmt: skip
+
+
+def ended(job: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    """Wait for the processes of a job."""
+    out, err = job.communicate(timeout=250)
+    return subprocess.CompletedProcess(job.args, job.returncode, out, err)
+
+
+def torchrun(count: int, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run the command as several processes."""
+    return ended(started(count, *words))
 
 
 @pytest.fixture
@@ -106,6 +119,38 @@ def test_several_processes_find_the_neighbours_that_one_finds(
 
 
 @pytest.mark.slow
+def test_two_processes_are_stopped_and_three_end_with_the_file_of_one(
+    weights: Path, tmp_path: Path, alone: Callable[..., str]
+) -> None:
+    data = write_classes(tmp_path / "d", "a", "b", "c", count=40)
+    (data / "b" / "7.png").write_bytes(b"nothing")
+    words = ["embed", str(weights), f"--data={data}", "--batch=2"]
+    alone(*words, f"--out={tmp_path / 'one.npy'}")
+    words.append(f"--out={tmp_path / 'many.npy'}")
+    store = tmp_path / ".many.npy.part"
+
+    job = started(2, *words)
+    while len(list(store.glob("batches/*.npy"))) < 3:
+        assert job.poll() is None
+        time.sleep(0.01)
+    os.kill(int((store / "lock").read_text().split()[1]), signal.SIGTERM)  # the first alone
+    stopped = ended(job)
+
+    assert stopped.stderr.count("images are done; to resume: mae embed ") == 1
+    assert "exitcode  : 75 " in stopped.stderr.partition("Root Cause")[2]
+    assert "mae/jobs" not in stopped.stderr  # of a traceback
+    assert not (tmp_path / "many.npy").exists() and not list(store.glob("batches/.tmp*"))
+
+    again = torchrun(3, *words)
+
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("resuming: ") == again.stderr.count("1 unreadable, left out") == 1
+    for name in ("npy", "tsv", "bad-files.tsv"):
+        assert (tmp_path / f"many.{name}").read_bytes() == (tmp_path / f"one.{name}").read_bytes()
+    assert not store.exists()
+
+
+@pytest.mark.slow
 def test_a_mistake_is_said_once_and_ends_all(classifier: Path, tmp_path: Path) -> None:
     write_classes(tmp_path / "d", "a", "x", count=2)
 
@@ -123,13 +168,13 @@ def test_what_takes_one_process_refuses_several(
 ) -> None:
     several(monkeypatch, rank=0)
 
-    for words in ("pretrain --data d", "finetune --data d", "embed w --data d --out f.npy", "demo",
+    for words in ("pretrain --data d", "finetune --data d", "demo",
                   "probe linear w --data d", "probe partial w --data d", "report r"):  # fmt: skip
         assert main(words.split()) == 2
         verb = " ".join(words.split()[: 1 + words.startswith("probe")])
         assert capsys.readouterr().err == (
-            f"mae: ranks: {verb} takes one process, got 3; start it without torchrun (evaluate and "
-            "probe knn take any number)\n"
+            f"mae: ranks: {verb} takes one process, got 3; start it without torchrun (embed, "
+            "evaluate and probe knn take any number)\n"
         )
 
 
@@ -179,6 +224,21 @@ def test_shares_are_every_item_once(count: int) -> None:
 
     assert sorted(item for share in shares for item in share) == list(range(17))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_processes_with_other_weights_or_images_are_refused(tmp_path: Path) -> None:
+    class Others(Communicator):
+        def all_gather(self, mine: str) -> list[str]:  # type: ignore[override]
+            return [mine, "other"]
+
+    parts = FeatureParts(tmp_path / "store" / "batches", batch=2, images=3)
+    with (
+        pytest.raises(ConfigError, match="ranks: weights, images or settings differ between"),
+        open_parts(parts, "work", ranks=Others(ProcessInfo(0, 2)), log=print),
+    ):
+        pass
+
+    assert not list(tmp_path.iterdir())
 
 
 class Gathering:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import shutil
 import sys
 import warnings
@@ -18,7 +17,11 @@ import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from mae.atomic import fsync_folder, open_atomic, write_atomic, write_json_atomic
+from mae.atomic import (
+    fsync_folder,
+    open_atomic,
+    write_atomic,
+)
 from mae.config.model import ModelConfig
 from mae.config.serialize import to_dict
 from mae.data.batching.batch import Bad
@@ -28,6 +31,7 @@ from mae.data.sources.open import Data, open_source
 from mae.data.sources.source import ArraySource, FolderSource, Source, load_array
 from mae.data.types import Log, Pixels
 from mae.errors import ConfigError, DataError
+from mae.evaluation.feature_parts import FeatureParts, open_parts
 from mae.evaluation.features import Array, encoder_features
 from mae.evaluation.inputs import (
     DEFAULT,
@@ -37,11 +41,14 @@ from mae.evaluation.inputs import (
     report_unreadable,
 )
 from mae.model.encoder import Encoder, Pool
+from mae.parallel.processes import Communicator, open_communicator
 from mae.progress import Progress
 from mae.report.parquet import ENDING, require_pyarrow, write_features
 from mae.runs.log import READ
-from mae.runs.signals import RunLock
+from mae.runs.signals import StopSignal
 from mae.weights.given import Given
+
+FINISHING = "finishing this batch; the finished ones are kept"
 
 _Readable = str | Path | Image.Image | Pixels
 OneImage = _Readable | Tensor
@@ -185,60 +192,60 @@ class Embedded(NamedTuple):
     """Number of images left out; a file beside the features lists them."""
 
 
-class _Done(NamedTuple):
-    """Progress of a job; a file beside this record holds the features so far, row by row."""
-
-    work: str
-    """Digest of everything that determines the features."""
-    images: int = 0
-    """Number of images processed, broken ones included."""
-    size: int = 0
-    """Bytes of features written."""
-    bad: Sequence[Bad] = ()
-    warned: Sequence[Bad] = ()
-    """Images that were read although their files are damaged."""
-
-
 def embed_to_file(
     weights: str | Path,
     data: str | Path,
     *,
     out: Path,
     settings: FeatureSettings = DEFAULT,
+    command: Sequence[str] = (),
     quiet: bool = False,
 ) -> Embedded:
     """Write the features of every image to a file; a repeated call resumes a stopped one.
 
-    Finished batches are kept in a hidden folder beside the file until the complete file appears
-    by one rename. A repeated call reuses them if weights, images and settings are the same.
+    Each finished batch is a file in a hidden folder beside `out`, until the complete file appears
+    by one rename. A repeated call reuses them if weights, images and settings are the same, on
+    any number of processes. Processes started by torchrun divide the batches; the file is
+    bit-identical to that of one process.
 
     Args:
         weights: whatever `load_encoder` takes.
         data: what `open_source` takes, and a .npy of one image H W (C).
         out: .npy to write, with the names of its rows in a .tsv beside it; or .parquet of both.
         settings: how features are computed.
+        command: the command that resumes the job, for the message of `Stopped`.
         quiet: show no progress.
 
     Raises:
         ConfigError: if `out` exists, has another suffix, or cannot be written.
+        Stopped: after a stop signal to any process, at the end of a batch.
     """
     store = out.with_name(f".{out.name}.part")
-    _require_target(out, store)
-    with Progress(quiet=quiet) as progress:
-        encoder = open_for_features(weights, settings, log=progress.note)
+    with (
+        open_communicator() as ranks,
+        Progress(quiet=quiet or not ranks.is_main_process) as progress,
+        StopSignal(FINISHING, command=command) as stop,
+    ):
+        if ranks.is_main_process:
+            _require_target(out, store)
+        encoder = open_for_features(weights, settings.at(ranks.process), log=progress.note)
         source = _source_of(data, encoder.config, log=progress.note)
+        parts = FeatureParts(store / "batches", settings.batch, len(source))
         try:
-            store.mkdir(parents=True, exist_ok=True)
-            with RunLock(store / "lock"):
-                done = _finish(store, encoder, source, settings, progress)
-                report_unreadable(len(source), done.bad, done.warned, log=progress.note)
-                result = _publish(store, out, source, done)
-                shutil.rmtree(store)
+            work = _digest(encoder, source, settings)
+            with open_parts(parts, work, ranks=ranks, log=progress.note) as todo:
+                _encode(parts, todo, encoder, source, settings.pool, ranks, stop, progress)
+                result = None
+                if ranks.is_main_process:
+                    result = _publish(parts, out, source, log=progress.note)
+                    shutil.rmtree(store)
         except OSError as error:
             raise ConfigError(
                 f"out: {out} cannot be written: {error.strerror}; free some space or choose "
                 "another path, and run the command again to resume"
             ) from error
+        result = ranks.all_gather(result)[0]
+    assert result is not None
     return result
 
 
@@ -253,26 +260,30 @@ def _require_target(out: Path, store: Path) -> None:
             raise ConfigError(f"out: {path} exists already; choose another, or remove it first")
 
 
-def _finish(
-    store: Path, encoder: Encoder, source: Source, settings: FeatureSettings, progress: Progress
-) -> _Done:
-    """Encode the remaining images; record each batch once it is on disk."""
-    record, pool = store / "done.json", settings.pool
-    done = _resumed(record, _digest(encoder, source, settings), log=progress.note)
-    progress.start(len(source), at=done.images, label="image")
-    rest = range(done.images, len(source))
-    with (store / "features").open("ab") as file:
-        file.truncate(done.size)  # drop what a crash left of an unrecorded batch
-        for got in evaluation_batches(encoder, source, rest, batch=settings.batch):
-            file.write(encoder_features(encoder, [got.images], pools=[pool])[pool].tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-            images = done.images + len(got.ids) + len(got.bad)
-            found = [*done.bad, *got.bad], [*done.warned, *got.warned]
-            done = _Done(done.work, images, file.tell(), *found)
-            write_json_atomic(record, done._asdict())
-            progress.update(images)
-    return done
+def _encode(
+    parts: FeatureParts,
+    todo: Sequence[int],
+    encoder: Encoder,
+    source: Source,
+    pool: Pool,
+    ranks: Communicator,
+    stop: StopSignal,
+    progress: Progress,
+) -> None:
+    """Encode the missing batches; the ranks meet after each, so that all stop at the same time."""
+    left = sum(len(parts.ids(number)) for number in todo)
+    progress.start(parts.images, at=parts.images - left, label="image")
+    for start in range(0, len(todo), ranks.process.world_size):
+        if requested := max(ranks.all_gather(stop.requested or 0)):
+            stop.requested = requested
+            raise stop.stopped(f"stopped: {parts.images - left:,} images are done")
+        together = todo[start : start + ranks.process.world_size]
+        for number in ranks.process.shard(together):
+            ids = parts.ids(number)
+            [got] = evaluation_batches(encoder, source, ids, batch=parts.batch)
+            parts.write(number, encoder_features(encoder, [got.images], pools=[pool])[pool], got)
+        left -= sum(len(parts.ids(number)) for number in together)
+        progress.update(parts.images - left)
 
 
 def _digest(encoder: Encoder, source: Source, settings: FeatureSettings) -> str:
@@ -284,42 +295,30 @@ def _digest(encoder: Encoder, source: Source, settings: FeatureSettings) -> str:
     return digest.hexdigest()
 
 
-def _resumed(record: Path, work: str, *, log: Log) -> _Done:
-    """Return the progress of a stopped job with the same inputs, else none."""
-    if not record.exists():
-        return _Done(work)
-    found = json.loads(record.read_bytes())
-    if found["work"] != work:
-        log("starting over: weights, images or settings differ from those of the last start")
-        return _Done(work)
-    log(f"resuming: {found['images']:,} images are done")
-    found |= {name: [Bad(*each) for each in found[name]] for name in ("bad", "warned")}
-    return _Done(**found)
-
-
-def _publish(store: Path, out: Path, source: Source, done: _Done) -> Embedded:
+def _publish(parts: FeatureParts, out: Path, source: Source, *, log: Log) -> Embedded:
     """Write the tables; rename the features to their final name once all are on disk."""
-    ids = np.delete(np.arange(len(source)), [bad.id for bad in done.bad])
-    features = np.memmap(store / "features", np.float32, "r").reshape(len(ids), -1)
+    bad, warned = parts.damaged()
+    report_unreadable(len(source), bad, warned, log=log)
+    ids = np.delete(np.arange(len(source)), [each.id for each in bad])
     columns = {"name": [source.name(i) for i in ids.tolist()]}
     if source.labels is not None:
         columns["class"] = [source.class_names[label] for label in source.labels[ids]]
-    names, whole = out, store / "whole"
-    with open_atomic(whole) as file:
-        if out.suffix == ENDING:
-            write_features(file, columns, features)
-        else:
-            np.save(file, features)
-    if out.suffix != ENDING:
+    names, whole = out, parts.folder.with_name("whole.npy")
+    width = parts.join(len(ids), whole)
+    if out.suffix == ENDING:
+        array, whole = np.load(whole, mmap_mode="r"), whole.with_suffix(ENDING)
+        with open_atomic(whole) as file:
+            write_features(file, columns, array)
+    else:
         names = out.with_suffix(".tsv")
         _write_table(names, [tuple(columns), *zip(*columns.values(), strict=True)])
-    if done.bad or done.warned:
-        bad_rows = [(bad.name, bad.reason) for bad in done.bad]
-        bad_rows += [(bad.name, f"{READ}{bad.reason}") for bad in done.warned]
+    if bad or warned:
+        bad_rows = [(each.name, each.reason) for each in bad]
+        bad_rows += [(each.name, f"{READ}{each.reason}") for each in warned]
         _write_table(out.with_suffix(".bad-files.tsv"), [("name", "reason"), *bad_rows])
     whole.replace(out)
     fsync_folder(out.parent)
-    return Embedded(str(out), str(names), *features.shape, len(done.bad))
+    return Embedded(str(out), str(names), len(ids), width, len(bad))
 
 
 def _write_table(path: Path, rows: Sequence[Sequence[str]]) -> None:

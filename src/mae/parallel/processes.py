@@ -77,7 +77,7 @@ def require_single_process(what: str) -> None:
     if (world_size := this_process().world_size) > 1:
         raise ConfigError(
             f"ranks: {what} takes one process, got {world_size}; start it without torchrun "
-            "(evaluate and probe knn take any number)"
+            "(embed, evaluate and probe knn take any number)"
         )
 
 

@@ -10,5 +10,5 @@ from typing import Literal
 
 Pool = Literal["mean", "cls", "grid"]
 
-MULTI_PROCESS_VERBS = frozenset(("probe", "evaluate"))
+MULTI_PROCESS_VERBS = frozenset(("embed", "evaluate", "probe"))
 """Verbs that may run as several processes of one job."""

@@ -207,4 +207,5 @@ def embed(
     from mae.jobs.embed import embed_to_file
 
     settings = FeatureSettings(pool, batch, device, crop_pct, given)
-    return embed_to_file(weights, data, out=out, settings=settings, quiet=quiet)
+    command = ["mae", *sys.argv[1:]]
+    return embed_to_file(weights, data, out=out, settings=settings, command=command, quiet=quiet)
