@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mae.model import onednn_linear
-from mae.model.onednn_linear import Linear, linear, mkl_is_narrow
+from mae.model.onednn_linear import Linear, linear
 
 by_onednn = pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() != "AVX512",
@@ -71,27 +70,6 @@ def test_a_step_takes_the_faster_product(generator: torch.Generator, *, narrow: 
 
     assert ("OneDnn" in type(given.grad_fn.next_functions[0][0]).__name__) == narrow
     assert narrow or torch.equal(given, nn.Linear.forward(layer, tokens))
-
-
-@pytest.mark.parametrize(
-    ("text", "known"),
-    [
-        ("processor\t: 0\nvendor_id\t: GenuineIntel\n\nvendor_id\t: GenuineIntel\n", False),
-        ("processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel name\t: like GenuineIntel\n", True),
-        ("processor\t: 0\nCPU implementer\t: 0x41\n", False),
-        (None, False),
-    ],
-    ids=["intel", "amd", "arm", "no_file"],
-)
-def test_mkl_is_narrow_where_the_vendor_is_known_and_another(
-    text: str | None, *, known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "cpuinfo"
-    if text is not None:
-        file.write_text(text)
-    monkeypatch.setattr(onednn_linear, "CPU_INFO", file)
-
-    assert mkl_is_narrow.__wrapped__() == known
 
 
 def test_it_can_be_turned_off(

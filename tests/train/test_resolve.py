@@ -19,7 +19,7 @@ from mae.model.create import create
 from mae.model.normalize import normalize_pixels
 from mae.model.patches import patchify
 from mae.planning import hardware as machines
-from mae.planning.hardware import has_bf16
+from mae.planning.hardware import has_bf16, this_machine
 from mae.train import resolve as setup
 from mae.train.resolve import batch_plan, choose_workers, new_state, resolve, resolve_precision
 from tests.images import mixed_folder
@@ -88,9 +88,32 @@ def test_the_precision_is_the_one_asked_for_or_begun_with_or_the_devices(
     assert PretrainConfig(precision=precision).half == (None if chosen == "float32" else chosen)
 
 
-def test_no_cpu_is_said_to_have_bf16_and_what_is_not_settled_is_float32() -> None:
-    assert not has_bf16(CPU)
-    assert PretrainConfig().precision == "auto" and PretrainConfig().half is None
+@pytest.mark.parametrize("own", [True, False])
+def test_auto_takes_bf16_on_a_processor_that_has_it(
+    folder: FolderSource, monkeypatch: pytest.MonkeyPatch, *, own: bool
+) -> None:
+    monkeypatch.setattr(machines, "multiplies_bf16", lambda: own)
+    config = PretrainConfig(batch=8, device="cpu")
+
+    assert has_bf16(CPU) == this_machine("cpu").has_bf16 == own
+    assert config.precision == "auto" and config.half is None
+    assert resolve(config, folder).config.precision == ("bf16" if own else "float32")
+
+
+@pytest.mark.parametrize("emulated", [True, False])
+def test_bf16_that_a_processor_emulates_is_noted(
+    folder: FolderSource, monkeypatch: pytest.MonkeyPatch, *, emulated: bool
+) -> None:
+    monkeypatch.setattr(setup, "emulates_bf16", lambda: emulated)
+    config = PretrainConfig(batch=8, device="cpu", precision="bf16")
+
+    notes = resolve(config, folder).notes
+
+    assert notes == (
+        ("precision: this processor emulates bf16, slower than float32; use --precision float32",)
+        if emulated
+        else ()
+    )
 
 
 @pytest.mark.parametrize("every", [None, 3])

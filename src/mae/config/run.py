@@ -104,7 +104,7 @@ class FitConfig:
     seed: int = 0
     """Key of every random draw: initial weights, order, crops, flips, masks."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
-    """Precision of the forward pass; weights stay float32. auto: bf16 on a GPU that has it."""
+    """Precision of the forward pass; weights stay float32. auto: bf16 on a device that has it."""
     compile: bool | None = None
     """Compile the forward and backward pass; micro-batches then run in turn. none: on a GPU."""
     device: str = "auto"

@@ -12,7 +12,7 @@ from mae.config.model import ModelConfig
 from mae.errors import ConfigError, ShapeError
 from mae.model.masking import gather
 from mae.model.normalize import normalize_pixels, require_finite
-from mae.model.onednn_linear import linear
+from mae.model.onednn_linear import Multiplier, linear
 from mae.model.patches import patch_grid, patchify
 from mae.model.positions import resize_positions, sincos_positions
 from mae.model.transformer import Blocks, init_published
@@ -21,7 +21,7 @@ Pool = Literal["mean", "cls", "grid", "tokens"]
 POOL_GRID = 3  # cells along each side of the "grid" pool
 
 
-class PatchEmbed(nn.Module):
+class PatchEmbed(Multiplier):
     """Linear projection of flattened patches; its weight is stored as a convolution's."""
 
     def __init__(self, patch_size: int, *, channels: int, width: int) -> None:
@@ -33,9 +33,12 @@ class PatchEmbed(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         """Project B K P, values ordered row, column, channel, to B K D."""
-        weight = self.proj.weight.permute(0, 2, 3, 1).flatten(1)  # D P, in the order of patches
         assert self.proj.bias is not None
-        return linear(patches, weight, self.proj.bias)
+        return linear(patches, self.matrix(), self.proj.bias, bf16=self.bf16_matrix)
+
+    def matrix(self) -> Tensor:
+        """Return the weight in the order of the values of a patch: D P."""
+        return self.proj.weight.permute(0, 2, 3, 1).flatten(1)
 
 
 class Encoder(nn.Module):

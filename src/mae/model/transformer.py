@@ -56,7 +56,7 @@ class Mlp(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Transform each token independently: B T D to B T D."""
-        return self.fc2(F.gelu(self.fc1(tokens)))  # type: ignore[no-any-return]
+        return self.fc2(self.fc1(tokens, gelu=True))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):

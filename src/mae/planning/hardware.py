@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from mae.errors import ConfigError
+from mae.model.processor import multiplies_bf16
 
 
 class Card(NamedTuple):
@@ -78,7 +79,8 @@ def this_machine(device: str) -> Machine:
         half = has_bf16(found)
         return Machine(facts.name, 1, "cuda", facts.total_memory, card, has_bf16=half)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Machine(f"this machine's {found.type}", 1, found.type, memory)
+    name = f"this machine's {found.type}"
+    return Machine(name, 1, found.type, memory, has_bf16=has_bf16(found))
 
 
 def machine_of(text: str) -> Machine:
@@ -128,10 +130,13 @@ def choose_device(name: str) -> torch.device:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Return whether a device has native bf16 matrix products (NVIDIA Ampere or newer).
+    """Return whether a device has native bf16 matrix products.
 
-    Torch also reports support for older GPUs, but emulates it there, slower than float32.
+    NVIDIA Ampere or newer, and processors with `avx512_bf16` or `amx_bf16`. Torch also reports
+    support for older ones, but emulates it there, slower than float32.
     """
+    if device.type == "cpu":
+        return multiplies_bf16()
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 

@@ -32,6 +32,7 @@ from mae.data.sources.source import ArraySource, Source
 from mae.data.survey import measure_pixels, survey
 from mae.errors import ConfigError, DataError
 from mae.model.classifier import Classifier
+from mae.model.processor import emulates_bf16
 from mae.model.transformer import Blocks
 from mae.planning.hardware import choose_device, cores, has_bf16
 from mae.runs.state import TrainState
@@ -98,6 +99,10 @@ def resolve(
         if name in stored and getattr(config, name) == getattr(defaults, name):
             fields[name] = stored[name]
     config = dataclasses.replace(config, **fields)
+    if config.half == "bf16" and choose_device(config.device).type == "cpu" and emulates_bf16():
+        notes.append(
+            "precision: this processor emulates bf16, slower than float32; use --precision float32"
+        )
     return ResolvedRun(config=config, kind=kind, source=source, notes=tuple(notes))
 
 
@@ -185,7 +190,7 @@ def resolve_precision(
 
     Args:
         precision: any other one is kept.
-        has_bf16: whether the device supports bf16.
+        has_bf16: whether the device has bf16 of its own (`hardware.has_bf16`).
         begun: run.json of the run to resume.
     """
     if precision != "auto":

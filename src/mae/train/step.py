@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mae.config.run import FinetuneConfig, FitConfig
 from mae.data.batching.batch import Batch
+from mae.model.onednn_linear import HalfWeights
 from mae.runs.state import TrainState
 from mae.train.ema import update_ema
 
@@ -42,6 +43,7 @@ class OptimiserStep:
     micro_batch: int | None = None
     """Images of one pass; none: as configured, or else the whole batch."""
     _pool: ThreadPoolExecutor | None = field(default=None, init=False)
+    _copies: HalfWeights | None = field(default=None, init=False)
 
     @contextmanager
     def side_by_side(self) -> Iterator[None]:
@@ -83,14 +85,15 @@ class OptimiserStep:
         factor = one if state.scaler is None else state.scaler.scale(one)
         optimizer.zero_grad(set_to_none=True)
         parts = list(batch.split(self._pass_size or len(batch.ids)))
-        if self._pool is not None:
-            total = self._spread(self._pool, model, parts, factor=factor)
-        else:
-            total = torch.zeros((), device=self.device)
-            for part in parts:
-                loss = self._weighted_loss(model, part, of=len(batch.ids))
-                (loss * factor).backward()  # type: ignore[no-untyped-call]
-                total += loss.detach()
+        with self._half_weights(model):
+            if self._pool is not None:
+                total = self._spread(self._pool, model, parts, factor=factor)
+            else:
+                total = torch.zeros((), device=self.device)
+                for part in parts:
+                    loss = self._weighted_loss(model, part, of=len(batch.ids))
+                    (loss * factor).backward()  # type: ignore[no-untyped-call]
+                    total += loss.detach()
         if state.scaler is not None:
             state.scaler.unscale_(optimizer)
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -122,6 +125,14 @@ class OptimiserStep:
         Nothing else changes; the caller discards the gradients.
         """
         self._weighted_loss(model, part, of=len(part.ids)).backward()  # type: ignore[no-untyped-call]
+
+    def _half_weights(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Cast the weights once for all micro-batches of a step: in bf16, on a CPU."""
+        if self.config.half != "bf16" or self.device.type != "cpu" or self.config.compile:
+            return nullcontext()
+        if self._copies is None or self._copies.model is not model:
+            self._copies = HalfWeights(model)
+        return self._copies
 
     def _weighted_loss(self, model: nn.Module, part: Batch, *, of: int) -> Tensor:
         """Return the loss of a micro-batch, weighted by its fraction of the batch."""
