@@ -173,8 +173,7 @@ def test_what_takes_one_process_refuses_several(
         assert main(words.split()) == 2
         verb = " ".join(words.split()[: 1 + words.startswith("probe")])
         assert capsys.readouterr().err == (
-            f"mae: ranks: {verb} takes one process, got 3; start it without torchrun (embed, "
-            "evaluate and probe knn take any number)\n"
+            f"mae: ranks: {verb} takes one process, got 3; start it without --ranks and torchrun\n"
         )
 
 
@@ -197,7 +196,10 @@ def several(monkeypatch: pytest.MonkeyPatch, *, rank: int) -> None:
         monkeypatch.setenv(name, str(value))
 
 
-@pytest.mark.parametrize(("name", "text"), [("RANK", ""), ("LOCAL_RANK", "x"), ("MASTER_ADDR", "")])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("RANK", ""), ("RANK", "3"), ("LOCAL_RANK", "x"), ("MASTER_ADDR", ""), ("MASTER_PORT", "tcp")],
+)
 def test_half_an_environment_is_one_line(
     name: str, text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,11 +17,11 @@ from io import TextIOWrapper
 
 from mae import __version__
 from mae.cli.help import help_text
-from mae.cli.options import is_on, nearest, options_of, read_words
+from mae.cli.options import RANKS, is_on, nearest, options_of, read_words
 from mae.cli.verbs.every import GROUPS, VERBS, Verb
 from mae.cli.verbs.shared import MULTI_PROCESS_VERBS
-from mae.errors import INSTALL, ConfigError, MaeError, Stopped
-from mae.parallel.processes import require_single_process, this_process
+from mae.errors import INSTALL, ConfigError, MaeError, RankError, Stopped
+from mae.parallel.processes import has_launcher, require_single_process, this_process
 from mae.report.tables import align, report_of
 from mae.runs.signals import INTERRUPTED
 
@@ -37,11 +37,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = _run_or_explain(words)
         sys.stdout.flush()
-        return code
     except BrokenPipeError:
         # The reader closed the pipe; keep Python from raising again on exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        code = 0
+    if not has_launcher():
+        return code
+    from mae.parallel.launch import end_rank
+
+    return end_rank(code)
 
 
 def _run_or_explain(words: list[str]) -> int:
@@ -56,6 +60,8 @@ def _run_or_explain(words: list[str]) -> int:
         is_asked = is_on("traceback", words) or os.environ.get("MAE_TRACEBACK")
         if is_asked and isinstance(error, MaeError):
             traceback.print_exc()
+        if isinstance(error, RankError):
+            return _explain_loss(message, words)
     except Exception as error:
         library = (getattr(error, "name", None) or "mae").partition(".")[0]
         if isinstance(error, ImportError) and library != "mae":
@@ -64,6 +70,10 @@ def _run_or_explain(words: list[str]) -> int:
         else:
             traceback.print_exc()
             message, code = "this is a bug in mae; please report the lines above", 1
+    return _explain(message, code, words)
+
+
+def _explain(message: str, code: int, words: list[str]) -> int:
     if _is_main_process():
         line = " ".join(message.splitlines())
         print("mae:", line, file=sys.stderr)
@@ -75,6 +85,16 @@ def _run_or_explain(words: list[str]) -> int:
         # has printed the reason.
         time.sleep(_ERROR_DELAY_S)
     return code
+
+
+def _explain_loss(message: str, words: list[str]) -> int:
+    """Explain the loss of another rank; `launch` does it better: it knows how that rank ended."""
+    if has_launcher():
+        from mae.parallel.launch import leave_to_launcher
+
+        if leave_to_launcher(message):
+            return RankError.exit_code
+    return _explain(message, RankError.exit_code, words)
 
 
 def _is_main_process() -> bool:
@@ -94,18 +114,47 @@ def _run(words: list[str]) -> int:
         print(_short_help())
         return 0
     rest = words[len(verb.name.split()) :]
+    if has_launcher():
+        from mae.parallel.launch import start_rank
+
+        start_rank()
     options = options_of(verb.run, words=rest)
     if _HELP & set(rest):
-        print(help_text(verb.run, options, verb=verb.name))
+        shown = [*options, RANKS] if verb.name in MULTI_PROCESS_VERBS else options
+        print(help_text(verb.run, shown, verb=verb.name))
         return 0
-    values, named = read_words(rest, options, verb=verb.name)
-    if verb.name not in MULTI_PROCESS_VERBS:
-        require_single_process(verb.name)
+    values, named = read_words(rest, [*options, RANKS], verb=verb.name)
+    if (count := _ranks_to_start(verb, named.pop("ranks", None))) > 1:
+        return _launch(words, ranks=count)
     as_json, _ = named.pop("json", False), named.pop("traceback", False)
     report = report_of(verb.run(*values, **named))
     if _is_main_process():
         print(json.dumps(report.values, default=str) if as_json else align(report.rows))
     return report.exit_code
+
+
+def _ranks_to_start(verb: Verb, asked: int | None) -> int:
+    """Return how many ranks this process is to start; 1: it does the work itself."""
+    if asked is not None and asked < 1:
+        raise ConfigError(f"ranks: got {asked}, expected at least 1")
+    if verb.name not in MULTI_PROCESS_VERBS:
+        require_single_process(verb.name, ranks=asked or 1)
+    started = this_process().world_size
+    if asked not in (None, started) and started > 1:
+        raise ConfigError(
+            f"ranks: got --ranks {asked} in one of {started} processes of torchrun; leave it out"
+        )
+    return 1 if asked is None or started > 1 else asked
+
+
+def _launch(words: list[str], *, ranks: int) -> int:
+    from mae.parallel.launch import launch
+    from mae.planning.hardware import cores
+
+    outcome = launch(words, ranks=ranks, threads=max(1, cores() // ranks))
+    if outcome.message:
+        raise Stopped(outcome.message, exit_code=outcome.exit_code)
+    return outcome.exit_code
 
 
 def _find_verb(words: list[str]) -> Verb | None:

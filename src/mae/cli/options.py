@@ -51,6 +51,8 @@ class Common:
     """Fraction of the resized image that is used, cut at its centre; none: as in training."""
     device: str
     """cpu, cuda, mps, or auto: the best available."""
+    ranks: int
+    """Processes that share the work on this machine: one per GPU, or a part of the CPU's cores."""
     quiet: bool
     """Print no progress and no notes."""
     json: bool
@@ -76,6 +78,10 @@ class Option(NamedTuple):
     """Class with the docstring of the option, where the verb's docstring has none."""
     group: str = ""
     """Parameter of the verb that takes several options as one dictionary, as `Given`."""
+
+
+RANKS = Option("ranks", "ranks", int, 1)
+"""Option of the verbs that may run as several processes; the command starts them."""
 
 
 def options_of(run: Callable[..., object], *, words: Sequence[str] = ()) -> list[Option]:

@@ -28,8 +28,8 @@ T = TypeVar("T")
 
 TIMEOUT_S = 1800.0
 """Default timeout of a gather in seconds."""
-_NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-_ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
+_NUMBERS = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT")
+_ADDRESS = "MASTER_ADDR"
 
 
 class ProcessInfo(NamedTuple):
@@ -60,24 +60,32 @@ def this_process() -> ProcessInfo:
     """
     if os.environ.get("WORLD_SIZE", "") in ("", "1"):
         return ProcessInfo()
-    values = {name: os.environ.get(name, "") for name in (*_NUMBERS, *_ADDRESS)}
+    values = {name: os.environ.get(name, "") for name in (*_NUMBERS, _ADDRESS)}
+    numbers = {name: int(text) for name, text in values.items() if text.isdecimal()}
+    world_size = numbers.get("WORLD_SIZE", 0)
     for name, text in values.items():
-        if not text or (name in _NUMBERS and not text.isdecimal()):
+        is_rank = name in ("RANK", "LOCAL_RANK")
+        wrong = not text if name == _ADDRESS else name not in numbers
+        if wrong or (is_rank and numbers[name] >= world_size):
             raise ConfigError(
                 f"ranks: WORLD_SIZE is {values['WORLD_SIZE']!r}, but got {name}={text}, expected "
-                "what torchrun sets; start it by torchrun, or unset WORLD_SIZE"
+                "what torchrun sets; use --ranks or torchrun, or unset WORLD_SIZE"
             )
-    rank, world_size, local_rank = (int(values[name]) for name in _NUMBERS)
+    rank, local_rank = numbers["RANK"], numbers["LOCAL_RANK"]
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE") or world_size)
     return ProcessInfo(rank, world_size, local_rank, local_world_size)
 
 
-def require_single_process(what: str) -> None:
-    """Raise a ConfigError if a verb that is not distributed is started as several processes."""
-    if (world_size := this_process().world_size) > 1:
+def has_launcher() -> bool:
+    """Return whether `--ranks` or torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def require_single_process(what: str, *, ranks: int = 1) -> None:
+    """Raise a ConfigError if a verb that takes one process is started as, or asked for, several."""
+    if (count := max(ranks, this_process().world_size)) > 1:
         raise ConfigError(
-            f"ranks: {what} takes one process, got {world_size}; start it without torchrun "
-            "(embed, evaluate and probe knn take any number)"
+            f"ranks: {what} takes one process, got {count}; start it without --ranks and torchrun"
         )
 
 

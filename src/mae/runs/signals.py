@@ -17,6 +17,7 @@ from types import FrameType
 from typing import IO, Self
 
 from mae.errors import ConfigError, Stopped
+from mae.parallel.processes import this_process
 
 REQUEUE = 75
 """Exit code after SIGTERM or SIGUSR1: the state is saved and the job can be requeued
@@ -40,11 +41,11 @@ _SAME_REQUEST_S = 0.2
 class StopSignal:
     """Turn SIGTERM, SIGUSR1 and Ctrl-C into a stop request that the loop checks between steps.
 
-    A separate thread acknowledges each signal on stderr at once: Python runs signal handlers only
-    between two calls, and the backward pass of a large batch is one call. A second signal ends
-    the process at once: nothing is saved, and nothing is half-written, since a checkpoint appears
-    by one rename. Outside the main thread, where Python allows no signal handlers, this does
-    nothing.
+    A separate thread acknowledges each signal on stderr at once, in rank 0: Python runs signal
+    handlers only between two calls, and the backward pass of a large batch is one call. A second
+    signal ends the process at once: nothing is saved, and nothing is half-written, since a
+    checkpoint appears by one rename. Outside the main thread, where Python allows no signal
+    handlers, this does nothing.
 
     Args:
         doing: message for what happens before the process stops. If empty, there is nothing to
@@ -58,6 +59,7 @@ class StopSignal:
         """Exit code of the requested stop; None if no stop was requested."""
         self.doing = doing
         self.command = command
+        self._is_main_process = this_process().is_main_process
         self._requested_at = 0.0
         self._raised = False
         self._previous: dict[signal.Signals, object] = {}
@@ -126,7 +128,8 @@ class StopSignal:
         if self.requested is None:
             self.requested, self._requested_at = _EXIT_CODES[number], now
             again = "press Ctrl-C again" if number == signal.SIGINT else "signal again"
-            _print(f"{self.doing or 'stopping'}; {again} to stop now")
+            if self._is_main_process:
+                _print(f"{self.doing or 'stopping'}; {again} to stop now")
         elif now - self._requested_at > _SAME_REQUEST_S:
             os._exit(_EXIT_CODES[number])
 

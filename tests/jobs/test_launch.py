@@ -1,0 +1,332 @@
+"""Ranks on one machine: --ranks, exit codes, signals, and no process left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mae.cli.main import main
+from mae.model.classifier import Classifier
+from mae.model.create import create
+from mae.parallel.launch import _ended, _Records, _stopped
+from mae.weights.formats.native import save
+from tests.jobs.conftest import TINY, write_classes
+
+# Ranks that do not import torch, to be fast. Each prints its number and its process.
+PROGRAM = """
+import os, signal, sys, time
+from mae.parallel.launch import end_rank, launch, start_rank
+if "RANK" not in os.environ:
+    outcome = launch(sys.argv[1:], ranks=2, threads=1, program=[__file__])
+    print(outcome.message, end="", file=sys.stderr)
+    raise SystemExit(outcome.exit_code)
+from mae.runs.signals import StopSignal
+start_rank()
+rank = int(os.environ["RANK"])
+line = f"{rank} {os.getpid()} {os.environ['OMP_NUM_THREADS']}\\n"
+if sys.argv[1] == "kill":
+    os.write(1, line.encode())
+    time.sleep(0.5 if rank else 60)
+    os.kill(os.getpid(), signal.SIGKILL)
+with StopSignal() as stop:
+    os.write(1, line.encode())
+    while stop.requested is None:
+        time.sleep(0.01)
+    time.sleep(float(sys.argv[1 + rank]))
+    os.write(1, b"saved\\n")
+sys.exit(end_rank(stop.requested))
+"""
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start programs; none outlives the test."""
+    started = []
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+
+    def start_program(*words: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, *words],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield start_program
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> str:
+    path = tmp_path / "program.py"
+    path.write_text(PROGRAM)
+    return str(path)
+
+
+def pids_of(process: subprocess.Popen[str]) -> list[int]:
+    """Wait until both ranks run; each says on how many threads."""
+    assert process.stdout is not None
+    lines = [process.stdout.readline().split() for _ in range(2)]
+    assert [threads for _, _, threads in lines] == ["1", "1"]
+    ranks = {rank: int(pid) for rank, pid, _ in lines}
+    return [ranks["0"], ranks["1"]]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def seconds_until_gone(pids: Sequence[int]) -> float:
+    start = time.monotonic()
+    while any(map(is_running, pids)) and time.monotonic() - start < 20:
+        time.sleep(0.02)
+    return time.monotonic() - start
+
+
+# Signals
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
+)
+def test_a_signal_to_the_launcher_lets_every_rank_save(
+    number: int, code: int, start: Start, program: str
+) -> None:
+    launcher = start(program, "0", "1.5")  # rank 0 ends long before rank 1
+    pids = pids_of(launcher)
+
+    for _ in range(2):  # as `timeout` sends it: to its child, then to the group
+        launcher.send_signal(number)
+
+    output, errors = launcher.communicate(timeout=30)
+    assert output == "saved\nsaved\n"
+    assert launcher.returncode == code
+    assert errors.startswith("mae: finishing this step, then saving; ") and errors.count("\n") == 1
+    assert not any(map(is_running, pids))
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_all_ranks_at_once(start: Start, program: str) -> None:
+    launcher = start(program, "60", "60")
+    pids = pids_of(launcher)
+    launcher.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+
+    launcher.send_signal(signal.SIGTERM)
+
+    assert launcher.wait(timeout=5) == 75
+    assert seconds_until_gone(pids) < 2
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_rank_that_stops_does_not_cut_the_other_short(
+    start: Start, program: str
+) -> None:
+    launcher = start(program, "0", "1.5")
+
+    for pid in pids_of(launcher):
+        os.kill(pid, signal.SIGTERM)
+
+    output, _ = launcher.communicate(timeout=30)
+    assert (output, launcher.returncode) == ("saved\nsaved\n", 75)
+
+
+# Ends
+
+
+@pytest.mark.slow
+def test_ranks_end_when_their_launcher_is_killed(start: Start, program: str) -> None:
+    launcher = start(program, "60", "60")
+    pids = pids_of(launcher)
+
+    launcher.kill()
+
+    assert seconds_until_gone(pids) < 5
+
+
+@pytest.mark.slow
+def test_ranks_end_when_torchrun_is_killed(start: Start, program: str) -> None:
+    words = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", program)
+    launcher = start(*words, "60", "60")
+    pids = pids_of(launcher)
+
+    launcher.kill()
+
+    assert seconds_until_gone(pids) < 5
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_all_and_is_named(start: Start, program: str) -> None:
+    launcher = start(program, "kill", "0")
+    pids = pids_of(launcher)
+
+    _, errors = launcher.communicate(timeout=30)
+
+    end = f"rank 1 (process {pids[1]}) was ended by SIGKILL (often: out of memory)"
+    assert errors == f"ranks: {end}; the same command starts all ranks again"
+    assert launcher.returncode == 1
+    assert not any(map(is_running, pids))
+
+
+def records(codes: dict[int, int], lost: dict[int, str] | None = None) -> _Records:
+    return _Records(codes, lost or {})
+
+
+def died(**signals: int) -> dict[int, SimpleNamespace]:
+    return {
+        int(name[1:]): SimpleNamespace(
+            exitcode=code, pid=7, signal_name=lambda code=code: signal.Signals(-code).name
+        )
+        for name, code in signals.items()
+    }
+
+
+@pytest.mark.parametrize("code", [1, 2, 75, 130])
+def test_the_code_of_the_lowest_rank_that_failed_is_that_of_the_command(code: int) -> None:
+    assert _ended(records({0: code, 1: 1}), {}) == (code, "")
+    assert _ended(records({0: 0, 1: code}), {}) == (code, "")
+    assert _ended(records({0: 1, 1: code}, {0: "lost 1"}), {}) == (code, "")
+
+
+def test_a_rank_that_aborts_after_the_work_is_no_failure() -> None:
+    assert _ended(records({0: 0}), died(r1=-signal.SIGABRT)) == (0, "")
+    assert _ended(records({0: 0, 1: 0}), died(r1=-signal.SIGABRT)) == (0, "")
+
+
+def test_the_rank_that_was_killed_is_named_and_not_those_it_took_along() -> None:
+    code, line = _ended(
+        records({2: 1}, {2: "lost"}), died(r0=-signal.SIGTERM, r1=-signal.SIGSEGV, r2=1)
+    )
+
+    assert code == 1
+    assert line.startswith("ranks: rank 1 (process 7) was ended by SIGSEGV; the same command")
+
+
+def test_ranks_that_lost_each_other_say_so_once() -> None:
+    assert _ended(records({0: 1, 1: 1}, {0: "after 60 s", 1: "x"}), {}) == (1, "after 60 s")
+
+
+def test_a_stop_is_judged_by_what_the_ranks_recorded() -> None:
+    def judge(codes: dict[int, int], waited_s: float = 1.0) -> tuple[int, str]:
+        return _stopped(records(codes), signal.SIGTERM, ranks=2, waited_s=waited_s)
+
+    assert judge({0: 75, 1: 75}) == (75, "")
+    assert judge({0: 1, 1: 1}) == (1, "")  # could not be saved
+    assert judge({0: 0, 1: 0}) == (0, "")  # the signal came after the end
+    assert judge({}) == (75, "stopped")  # before there was anything to save
+    code, line = judge({1: 0}, waited_s=30.5)
+    assert code == 1 and "rank 0 had not ended 30 s after SIGTERM and was killed" in line
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = Classifier(create(TINY).encoder, num_classes=3)
+    torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(0))
+    return save(model, tmp_path_factory.mktemp("made") / "w", class_names=list("abc"))
+
+
+@pytest.mark.slow
+def test_ranks_evaluate_as_one_process_does(
+    classifier: Path, tmp_path: Path, start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_classes(tmp_path / "d", "a", "b", "c", count=3)
+    words = ["evaluate", str(classifier), f"--data={data}", "--batch=4", "--json"]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert main([*words, "--ranks=1"]) == 0
+    torch.set_num_threads(threads)
+    whole = capsys.readouterr().out
+
+    launcher = start("-m", "mae", *words, "--ranks", "2")
+
+    output, errors = launcher.communicate(timeout=250)
+    assert launcher.returncode == 0, errors
+    assert output == whole and json.loads(output)["images"] == 9
+    assert "image in 1 of 2 processes" in errors
+
+
+@pytest.mark.slow
+def test_a_mistake_of_all_ranks_is_one_line_and_one_object(
+    classifier: Path, tmp_path: Path, start: Start
+) -> None:
+    launcher = start(
+        "-m", "mae", "evaluate", str(classifier), f"--data={tmp_path}/x", "--json", "--ranks=2"
+    )
+
+    output, errors = launcher.communicate(timeout=250)
+    assert launcher.returncode == 2
+    assert errors.startswith("mae: data: no folder ") and errors.count("\n") == 1
+    assert json.loads(output) == {"error": errors[5:-1], "exit_code": 2}
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_ranks_start_shows_no_traceback(
+    classifier: Path, tmp_path: Path, start: Start
+) -> None:
+    launcher = start("-m", "mae", "evaluate", str(classifier), f"--data={tmp_path}", "--ranks=2")
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
+    while len(pids := [int(each) for each in children.read_text().split()]) < 2:
+        time.sleep(0.01)
+
+    launcher.send_signal(signal.SIGINT)
+
+    _, errors = launcher.communicate(timeout=60)
+    assert (errors, launcher.returncode) == ("mae: stopped\n", 130)
+    assert not any(map(is_running, pids))
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("evaluate w --data d --ranks 0", "ranks: got 0, expected at least 1"),
+        ("evaluate w --data d --ranks=-2", "ranks: got -2, expected at least 1"),
+        ("evaluate w --data d --ranks two", "ranks: expected a whole number, got 'two'"),
+        ("report r --ranks 2", "ranks: report takes one process, got 2; start it without --ranks"),
+    ],
+)
+def test_ranks_that_cannot_be_are_one_line(
+    words: str, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words.split()) == 2
+
+    assert capsys.readouterr().err.startswith(f"mae: {line}")
+
+
+def test_ranks_beside_torchrun_must_be_as_many(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 3, "MASTER_ADDR": "a", "MASTER_PORT": 1}
+    for name, value in here.items():
+        monkeypatch.setenv(name, str(value))
+
+    assert main("evaluate w --data d --ranks 2".split()) == 2
+
+    assert "ranks: got --ranks 2 in one of 3 processes of torchrun" in capsys.readouterr().err
+
+
+def test_the_help_of_a_verb_that_takes_ranks_lists_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["evaluate", "--help"]) == main(["report", "--help"]) == 0
+
+    assert capsys.readouterr().out.count("--ranks INT") == 1
