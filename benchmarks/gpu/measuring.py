@@ -6,6 +6,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ from mae.data.batching.batch import Batch
 from mae.data.batching.loader import MADE_AHEAD, batches, on_device
 from mae.data.sources.pack import Form, open_pack
 from mae.jobs.data_pack import pack
+from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.create import create
 from mae.planning.hardware import cores
 from mae.train.micro_batch import free, largest_that_fits
@@ -40,6 +42,7 @@ from mae.train.step import Loss, pretraining_loss
 DEVICE = torch.device("cuda")
 WARM_STEPS, STEPS, ROUNDS = 3, 5, 10
 LOADER_STEPS = 60
+BUILDING = 0.7  # of the time of a part, to build its sides
 PACK_SIDE = 256
 COMPILED = ", blocks compiled"
 GRAPHED = "mae, blocks compiled, CUDA graph"
@@ -61,6 +64,15 @@ class Part(NamedTuple):
     """Tried first; halved until it fits."""
     sides: tuple[str, ...]
 
+    @property
+    def reserve(self) -> int:
+        """How many times the batch must fit beside our eager step alone.
+
+        All sides of a part stay on the card while they take turns: twice leaves room for their
+        weights, three times for the memory that a CUDA graph keeps for itself as well.
+        """
+        return 3 if GRAPHED in self.sides else 2
+
 
 def parts(half: str) -> tuple[Part, ...]:
     """List what `make gpu` measures, in this order, in the card's half precision."""
@@ -69,7 +81,7 @@ def parts(half: str) -> tuple[Part, ...]:
         Part("vit-b/16", half, 512, B_SIDES),
         Part("vit-l/16", half, 256, (f"mae{COMPILED}", "mae, eager", *few[2:])),
         Part("vit-h/14", half, 128, (f"mae{COMPILED}", "mae, eager")),
-        Part("vit-b/16", "float32", 256, (f"mae{COMPILED}", "mae, eager", *few[2:])),
+        Part("vit-b/16", "float32", 128, (f"mae{COMPILED}", "mae, eager", *few[2:])),
     )
 
 
@@ -86,29 +98,36 @@ def measure(part: Part, *, peak: Peak | None, until: float) -> tuple[SideRow, ..
     Args:
         part: what is measured.
         peak: of the card, where it is known.
-        until: by `time.monotonic`; no side is built and no round begins later.
+        until: by `time.monotonic`; no round begins later, and no side is built after `BUILDING`
+            of the time until then.
     """
     config = config_of(part.model, part.precision)
+    build_until = time.monotonic() + BUILDING * (until - time.monotonic())
     torch.compiler.reset()  # what other parts compiled counts against torch's limit
     free()
-    count = _largest(config, start=part.batch)
+    ours = create(config.model)  # once: drawing the weights of ViT-H takes seconds
+    count = _largest(ours, config, start=part.batch, reserve=part.reserve)
     if count is None:
         return (SideRow(part.model, part.precision, part.sides[0], note="does not fit this card"),)
     batch = synthetic_batch(config.model, count, DEVICE)
     rows, made = dict[str, SideRow](), dict[str, _Made]()
     for name in part.sides:
         rows[name] = SideRow(part.model, part.precision, name, batch=count)
-        if time.monotonic() >= until:
+        if time.monotonic() >= build_until:
             rows[name] = rows[name]._replace(note="no time left")
             continue
         try:
-            made[name] = _make(name, config, batch)
-        except Exception as error:  # a peer that does not run is a row that says so
+            made[name] = _make(name, ours, config, batch)
+        except Exception as error:  # a side that does not run is a row that says so
+            rows[name] = rows[name]._replace(note=noted(error))
             free()
-            said = next(iter(str(error).splitlines()), "")[:80]
-            rows[name] = rows[name]._replace(note=f"{type(error).__name__}: {said}")
-    for name, peak_bytes in _peaks(made, batch).items():
-        rows[name] = rows[name]._replace(peak_bytes=peak_bytes)
+    for name in [*made]:
+        try:
+            rows[name] = rows[name]._replace(peak_bytes=_peak_bytes(name, made[name], batch))
+        except torch.cuda.OutOfMemoryError as error:  # beside the sides that were made after it
+            del made[name]
+            rows[name] = rows[name]._replace(note=noted(error))
+            free()
     rounds = list[dict[str, float]]()
     while made and len(rounds) < ROUNDS and (time.monotonic() < until or len(rounds) < 2):
         # Another side begins each time, so that none always comes after the same one.
@@ -133,17 +152,16 @@ def _peak(peak: Peak, part: Part) -> float:
     return peak.float32 if part.precision == "float32" else peak.half
 
 
-def _largest(config: PretrainConfig, *, start: int) -> int | None:
-    """Give the largest batch, halving from the start, of which twice as many fit.
-
-    Our eager step is tried alone: half of the card is left for the other sides' weights.
-    """
+def _largest(
+    ours: MaskedAutoencoder, config: PretrainConfig, *, start: int, reserve: int
+) -> int | None:
+    """Return the largest batch, halving from the start, of which `reserve` times as many fit."""
 
     def fits(count: int) -> bool:
         try:
-            twice = synthetic_batch(config.model, 2 * count, DEVICE)
+            more = synthetic_batch(config.model, reserve * count, DEVICE)
             for _ in range(2):
-                step(twice)
+                step(more)
             torch.cuda.synchronize()
             return True
         except torch.cuda.OutOfMemoryError:
@@ -152,18 +170,24 @@ def _largest(config: PretrainConfig, *, start: int) -> int | None:
             free()
 
     try:
-        step = our_step(new_state(create(config.model), config), config)
+        step = our_step(new_state(deepcopy(ours), config), config)
         return largest_that_fits(fits, start=start) or None
     except torch.cuda.OutOfMemoryError:
         return None
 
 
-def _make(name: str, config: PretrainConfig, batch: Batch) -> _Made:
-    """Build a side and warm it up."""
+def noted(error: Exception) -> str:
+    """Say in short why something was not measured."""
+    said = next(iter(str(error).splitlines()), "")[:80]
+    return f"{type(error).__name__}: {said}"
+
+
+def _make(name: str, ours: MaskedAutoencoder, config: PretrainConfig, batch: Batch) -> _Made:
+    """Build a side with the weights of ours, or for lightly and a textbook its own; warm it up."""
     before = torch.cuda.memory_allocated()
     who, _, how = name.partition(", ")
     if who == "mae":
-        state = new_state(create(config.model), config)
+        state = new_state(deepcopy(ours), config)
         if how.startswith("blocks compiled"):
             compile_blocks(state.model)
         loss: Loss = pretraining_loss
@@ -173,7 +197,6 @@ def _make(name: str, config: PretrainConfig, batch: Batch) -> _Made:
         if name == GRAPHED:
             step = graphed_step(state, config, batch._replace(images=batch.images.clone()))
     else:
-        ours = create(config.model)
         if who == "transformers":
             model = transformers_model(ours).to(DEVICE)
         else:
@@ -187,16 +210,14 @@ def _make(name: str, config: PretrainConfig, batch: Batch) -> _Made:
     return _Made(step, torch.cuda.memory_allocated() - before)
 
 
-def _peaks(made: dict[str, _Made], batch: Batch) -> dict[str, int]:
-    """Give the most memory that each side takes; a graph's own pool is not counted by torch."""
-    held, found = torch.cuda.memory_allocated(), dict[str, int]()
-    for name, side in made.items():
-        if name == GRAPHED:
-            continue
-        torch.cuda.reset_peak_memory_stats()
-        side.step(batch)
-        found[name] = torch.cuda.max_memory_allocated() - held + side.bytes
-    return found
+def _peak_bytes(name: str, side: _Made, batch: Batch) -> int | None:
+    """Return the most memory that a side takes; torch does not count a graph's own pool."""
+    held = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    side.step(batch)
+    if name == GRAPHED:
+        return None
+    return torch.cuda.max_memory_allocated() - held + side.bytes
 
 
 def seconds_of(step: Step, batch: Batch) -> float:
@@ -229,12 +250,12 @@ def measure_loader(precision: str, *, count: int, until: float) -> LoaderRow:
         step(given)
     alone = count / statistics.median(seconds_of(step, given) for _ in range(3))
     with tempfile.TemporaryDirectory() as name:
-        source = open_pack(_packed(Path(name), at_least=4 * count))
+        source = open_pack(_packed(Path(name), at_least=2 * count))
         plan = batch_plan(config, source, KIND)
         workers = choose_workers(config, plan, DEVICE, log=print)
         feed = batches(plan, start=0, stop=10**6, workers=workers)
         fed = on_device(feed, DEVICE)
-        # What the readers made ahead while nobody took it would count as speed.
+        # Drain the prefetched batches first: they would inflate the rate.
         for _ in range(MADE_AHEAD * workers + 1):
             step(next(fed))
         done, seconds = _timed_steps(step, lambda: next(fed), until=until)
@@ -256,7 +277,7 @@ def _timed_steps(step: Step, take: Callable[[], Batch], *, until: float) -> tupl
 
 
 def _packed(folder: Path, *, at_least: int) -> Path:
-    """Draw some JPEGs, give each as many names as it takes, and pack them re-encoded."""
+    """Draw some JPEGs, link each under several names to have enough, and pack them re-encoded."""
     images = folder / "images"
     images.mkdir()
     draw_images(images)

@@ -72,6 +72,10 @@ class Report(NamedTuple):
     loader: LoaderRow | None = None
     left_out: tuple[str, ...] = ()
 
+    def without(self, what: str, why: str) -> Report:
+        """Return the report with a part that was not measured, and why."""
+        return self._replace(left_out=(*self.left_out, f"{what} ({why})"))
+
     def values(self) -> dict[str, Any]:
         """Give everything for machines."""
         own = self._asdict()
@@ -93,7 +97,8 @@ class Report(NamedTuple):
             "## The step",
             "",
             "Images a second of whole optimiser steps on uint8 images of 224 x 224 that lie on the "
-            "card; all sides of a size in one process, in turn, at the same batch. `mae` is what "
+            "card; all sides of a size in one process, in turn, at the same batch, with the sides "
+            "of one size on the card at a time. `mae` is what "
             "`mae pretrain` does on a GPU (the loss compiled as one graph); `blocks compiled` "
             "compiles each transformer block; the CUDA graph is a trial, not in `mae`. Peers: "
             "autocast, fused AdamW, no finite check. `time over` is a side's step over that of "
@@ -109,12 +114,12 @@ class Report(NamedTuple):
             self._loader_line(),
         ]
         if self.left_out:
-            lines += ["", "Left out, for want of time: " + ", ".join(self.left_out) + "."]
+            lines += ["", "Not measured: " + ", ".join(self.left_out) + "."]
         return "\n".join(lines) + "\n"
 
     def _loader_line(self) -> str:
         if self.loader is None:
-            return "Not measured."
+            return "Not measured yet or left out."
         row = self.loader
         return (
             f"ViT-B/16, blocks compiled, batch {row.batch}, a pack of drawn JPEGs re-encoded to a "

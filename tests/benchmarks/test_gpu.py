@@ -158,12 +158,12 @@ def test_what_was_not_measured_is_said() -> None:
         ROW._replace(share=None, ratios=(1.3, 1.1), seconds=(0.128, 0.128)),
         SideRow(model="vit-h/14", precision="bf16", side="mae", note="does not fit this card"),
     )
-    report = Report("2026-11-26", MACHINE, peak_known=False, steps=rows, left_out=("the rest",))
+    report = Report("2026-11-26", MACHINE, peak_known=False, steps=rows)
 
-    page = report.page()
+    page = report.without("the rest", "no time left").page()
 
     assert "peak of this card is not known" in page and "does not fit this card" in page
-    assert "for want of time: the rest" in page and "Not measured." in page
+    assert "Not measured: the rest (no time left)." in page and "Not measured yet" in page
     assert "| 4,000 |  | 31.79 GB |  | 2 |" in page  # two rounds have no quartiles
     assert json.loads(json.dumps(report.values()))["steps"][1]["batch"] is None
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from collections import deque
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -99,13 +101,15 @@ def test_a_card_is_measured_and_written_down(
     assert sides == [
         (p.model, p.precision, side) for p in measuring.parts("bf16") for side in p.sides
     ]
-    for row in found["steps"]:
-        assert row["batch"] == 4 and row["note"] == ""  # twice as many fit
+    for number, row in enumerate(found["steps"]):
+        # Three times as many fit beside a CUDA graph, else twice.
+        assert row["batch"] == (2 if number < len(measuring.B_SIDES) else 4) and row["note"] == ""
         assert len(row["seconds"]) == len(row["ratios"]) == 10 and min(row["ratios"]) > 0
         assert (row["peak_bytes"] is None) == (row["side"] == measuring.GRAPHED)
     assert {row["ratios"][0] for row in found["steps"] if row["side"] == "mae"} == {1.0}
-    assert [*tried][:8] == [1024, 512, 256, 128, 64, 32, 16, 8]
-    assert found["loader"]["batch"] == 4 and found["loader"]["fed"] > 0
+    assert [*tried][:9] == [1536, 768, 384, 192, 96, 48, 24, 12, 6]
+    assert found["tests"] == "not run" and found["left_out"] == []
+    assert found["loader"]["batch"] == 2 and found["loader"]["fed"] > 0
 
 
 def test_a_model_that_does_not_fit_is_a_row_with_a_note(
@@ -128,4 +132,66 @@ def test_no_part_begins_when_the_time_is_over(
 
     assert command.main([f"--out={page}"]) == 0
 
-    assert "vit-b/16 in bf16, vit-l/16 in bf16" in page.read_text() and not tried
+    left_out = "vit-b/16 in bf16 (no time left), vit-l/16 in bf16 (no time left)"
+    assert left_out in page.read_text() and not tried
+
+
+def test_a_side_that_no_longer_fits_beside_the_others_is_a_row_with_a_note(
+    tried: deque[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: object, batch: object) -> torch.Tensor:
+        calls.append(0)
+        if len(calls) > measuring.WARM_STEPS:
+            raise torch.cuda.OutOfMemoryError("made up")
+        return torch.zeros(())
+
+    calls = list[int]()
+    monkeypatch.setattr(measuring, "peer_step", lambda model, config: partial(full, model))
+    part = measuring.Part("vit-b/16", "bf16", 8, ("mae", "textbook", "mae, eager"))
+
+    rows = measuring.measure(part, peak=None, until=9.0)
+
+    assert [row.note for row in rows] == ["", "OutOfMemoryError: made up", ""]
+    assert [len(row.ratios) for row in rows] == [10, 0, 10]
+
+
+def test_a_part_that_fails_is_left_out_and_the_next_one_measured(
+    tried: deque[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(part: measuring.Part, **_: object) -> tuple[report.SideRow, ...]:
+        if part.precision == "bf16":
+            raise RuntimeError("made up\nand more")
+        return (report.SideRow(part.model, part.precision, "mae"),)
+
+    monkeypatch.setattr(measuring, "measure", measure)
+    page = tmp_path / "page.md"
+
+    assert command.main([f"--out={page}"]) == 0
+
+    assert "vit-h/14 in bf16 (RuntimeError: made up), loader and step (" in page.read_text()
+    assert "| vit-b/16 | float32 | mae |" in page.read_text()
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["in_time", "too_late"])
+def test_the_tests_come_last_and_their_result_is_in_the_report(
+    *, late: bool, tried: deque[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(words: list[str], *, timeout: float, **_: object) -> object:
+        assert page.is_file()  # what was measured before is safe
+        assert words[-1] == "tests/gpu" and timeout > command.TESTS_S - 1
+        if late:
+            raise subprocess.TimeoutExpired(words, timeout, output=b"..........")
+        return subprocess.CompletedProcess(words, 1, b"F....\n1 failed, 4 passed in 9 s\n")
+
+    monkeypatch.setattr(measuring, "parts", lambda _: ())
+    monkeypatch.setattr(command, "LIMITS_S", ())
+    monkeypatch.setattr(command.subprocess, "run", run)
+    page = tmp_path / "page.md"
+
+    assert command.main(["--tests", f"--out={page}"]) == 1
+
+    (said,) = (line for line in page.read_text().splitlines() if line.startswith("Tests on"))
+    assert (
+        said.endswith(" s: ...........") if late else said.endswith(": 1 failed, 4 passed in 9 s.")
+    )
+    assert late == ("not done after " in said)
