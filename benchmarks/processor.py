@@ -8,19 +8,17 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mae.model.onednn_linear import mkl_is_narrow, product
+from mae.model.onednn_linear import product
+from mae.model.processor import mkl_is_narrow, multiplies_bf16, processor
 from mae.planning.hardware import cores
 
-CPU_INFO = Path("/proc/cpuinfo")
-BF16_FLAGS = ("avx512_bf16", "amx_bf16")
-FLAGS = ("avx512f", *BF16_FLAGS)
+FLAGS = ("avx512f", "avx512_bf16", "amx_bf16")
 EMULATED = "not measured: this processor emulates bf16"
 
 Shape = tuple[int, int, int]
@@ -44,11 +42,6 @@ class Processor(NamedTuple):
     """Of torch."""
     torch: str
 
-    @property
-    def multiplies_bf16(self) -> bool:
-        """Whether it has instructions for bf16 products, which others emulate in float32."""
-        return bool({*self.flags} & {*BF16_FLAGS})
-
     def written(self) -> str:
         """Give one line."""
         kind = f" ({self.vendor}, family {self.family}, model {self.model})" if self.vendor else ""
@@ -60,12 +53,8 @@ class Processor(NamedTuple):
 
 
 def this_processor() -> Processor:
-    """Read /proc/cpuinfo; on systems without it, only a name is known."""
-    facts = dict[str, str]()
-    if CPU_INFO.is_file():
-        first = CPU_INFO.read_text().partition("\n\n")[0]
-        pairs = (line.partition(":") for line in first.splitlines())
-        facts = {name.strip(): value.strip() for name, _, value in pairs}
+    """Describe the processor; on systems without /proc/cpuinfo, only a name is known."""
+    facts = processor()
     known = facts.get("flags", "").split()
     return Processor(
         name=facts.get("model name") or platform.processor() or platform.machine(),
@@ -121,9 +110,8 @@ def product_rates(shape: Shape, *, bf16: bool, calls: int = 10) -> dict[str, flo
 
 def print_processor() -> dict[str, Any]:
     """Print the processor and its products; return the same for machines."""
-    processor, found = this_processor(), {}
-    print(processor.written())
-    bf16 = processor.multiplies_bf16
+    this, bf16, found = this_processor(), multiplies_bf16(), {}
+    print(this.written())
     for M, I, O in (SQUARE, LAYER):  # noqa: E741
         shape = f"{M} x {I} x {O}"
         found[shape] = product_rates((M, I, O), bf16=bf16)
@@ -133,7 +121,7 @@ def print_processor() -> dict[str, Any]:
     narrow = mkl_is_narrow() and torch.backends.cpu.get_cpu_capability() == "AVX512"
     ours = "oneDNN" if narrow else "torch"
     print(f"float32 linear layers of mae: by {ours}", flush=True)
-    return processor._asdict() | {"product_gflops": found, "float32_linear": ours}
+    return this._asdict() | {"product_gflops": found, "float32_linear": ours}
 
 
 if __name__ == "__main__":

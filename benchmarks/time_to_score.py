@@ -40,6 +40,7 @@ from mae.evaluation.split import labels_per_class
 from mae.jobs.pretrain import pretrain
 from mae.model.create import create
 from mae.model.encoder import Encoder
+from mae.model.processor import multiplies_bf16
 from mae.recipes.catalogue import DEMO
 
 SAMPLES = 300_000
@@ -159,7 +160,7 @@ def main(words: Sequence[str]) -> None:
     asked = _arguments(words)
     print_processor()
     precisions = PRECISIONS if asked.precision == "both" else (asked.precision,)
-    if not this_processor().multiplies_bf16 and asked.precision == "both":
+    if not multiplies_bf16() and asked.precision == "both":
         print(f"bf16: {EMULATED}", flush=True)
         precisions = ("float32",)
     folder, seeds = asked.folder, asked.seeds

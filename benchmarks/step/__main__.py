@@ -8,9 +8,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.processor import EMULATED, print_processor, this_processor
+from benchmarks.processor import EMULATED, print_processor
 from benchmarks.step.measuring import Measured, Sized, measure, peak_bytes
 from benchmarks.step.sides import NAMES, PEERS, PRECISIONS, SETTINGS, SIZES
+from mae.model.processor import multiplies_bf16
 
 
 def main(words: Sequence[str]) -> None:
@@ -23,7 +24,7 @@ def main(words: Sequence[str]) -> None:
     values = {"processor": print_processor(), "settings": SETTINGS, "sizes": []}
     print("\n".join(f"{side}: {what}" for side, what in SETTINGS.items()))
     precisions = PRECISIONS if asked.precision == "both" else (asked.precision,)
-    if not (asked.emulated or this_processor().multiplies_bf16):
+    if not (asked.emulated or multiplies_bf16()):
         if "bf16" in precisions:
             print(f"bf16: {EMULATED}")
         precisions = tuple(name for name in precisions if name != "bf16")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from benchmarks.step.sides import NAMES, PEERS, SIZES, Side, make_batch, make_si
 from mae.config.objective import ObjectiveConfig
 from mae.data.batching.batch import Batch
 from mae.model.costs import step_flops
+from mae.model.onednn_linear import HalfWeights
 from mae.planning.hardware import has_bf16
 from mae.train.resolve import resolve_precision
 
@@ -151,7 +153,9 @@ def _timed(side: Side, batch: Batch) -> tuple[float, float]:
 
 def saved_bytes(side: Side, batch: Batch) -> int:
     """Count the bytes that a forward keeps for its backward, float32 weights left out."""
-    return kept_for_backward(side.model, lambda: side.loss(batch))
+    copies = HalfWeights(side.model) if side.precision == "bf16" else nullcontext()
+    with copies:
+        return kept_for_backward(side.model, lambda: side.loss(batch))
 
 
 def _alone(name: str, size: str, precision: str) -> int:

@@ -120,8 +120,7 @@ def test_the_report_has_each_peer_in_our_precision_and_in_its_default(
 def test_bf16_is_not_measured_where_it_is_emulated(
     small: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    emulating = command.this_processor()._replace(flags=("avx512f",))
-    monkeypatch.setattr(command, "this_processor", lambda: emulating)
+    monkeypatch.setattr(command, "multiplies_bf16", lambda: False)
 
     command.main(["--sizes=tiny", "--precision=bf16"])
 
