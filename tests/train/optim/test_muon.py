@@ -29,7 +29,9 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 5), (3, 4, 4), (1, 1, 6)])
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 5), (3, 4, 4), (1, 1, 6), (2, 5, 3), (2, 3, 7), (3, 9, 4)]
+)
 def test_only_the_singular_values_of_a_step_change(
     generator: torch.Generator, shape: tuple[int, int, int]
 ) -> None:
@@ -47,8 +49,28 @@ def test_only_the_singular_values_of_a_step_change(
     assert ((values > 0.6) & (values < 1.3)).all()
 
 
-def test_a_gradient_of_zeros_gives_a_step_of_zeros() -> None:
-    assert not evened(torch.zeros(2, 3, 5)).any()
+@pytest.mark.parametrize("shape", [(3, 5), (3, 7), (7, 3)])
+def test_a_gradient_of_zeros_gives_a_step_of_zeros(shape: tuple[int, int]) -> None:
+    assert not evened(torch.zeros(2, *shape)).any()
+
+
+@pytest.mark.parametrize(("shape", "tolerance"), [((16, 17), 1e-5), ((16, 48), 1e-3)])
+def test_without_native_bf16_steps_are_as_exact_as_float32(
+    generator: torch.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+    shape: tuple[int, int],
+    tolerance: float,
+) -> None:
+    """Also for matrices of nearly low rank, whose singular values span six digits."""
+    left, _, right = torch.randn(shape, generator=generator, dtype=torch.float64).svd()
+    matrix = ((left * torch.logspace(0, -6, 16)) @ right.mT)[None]
+    exact = evened(matrix)
+    errors = {}
+    for native in (False, True):
+        monkeypatch.setattr("mae.train.optim.muon.has_bf16", lambda device, native=native: native)
+        errors[native] = float((evened(matrix.float()) - exact).norm() / exact.norm())
+    assert errors[False] < tolerance
+    assert errors[True] > 10 * tolerance
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has Muon from 2.9 on")

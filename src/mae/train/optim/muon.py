@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from mae.planning.hardware import has_bf16
 
 STEPS = 5
 """Number of Newton-Schulz iterations."""
@@ -38,53 +40,69 @@ class Muon(torch.optim.AdamW):
             super().step()
         finally:
             self.param_groups = groups
-        alike: dict[tuple[int, ...], list[tuple[Tensor, Tensor, float]]] = defaultdict(list)
+        alike: dict[tuple[torch.Size, float], list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for group in groups:
-            for parameter in group["params"] if group["parts"] else ():
-                if parameter.grad is None:
-                    continue
-                ahead = self._ahead(parameter, parameter.grad)
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                both = (tensor.chunk(group["parts"]) for tensor in (parameter, ahead))
-                for part, update in zip(*both, strict=True):
-                    turned = (t if t.shape[0] <= t.shape[1] else t.mT for t in (part, update))
-                    alike[tuple(sorted(part.shape))].append((*turned, group["lr"]))
+            parameters = [p for p in group["params"] if group["parts"] and p.grad is not None]
+            if not parameters:
+                continue
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            for both in zip(parameters, self._ahead(parameters), strict=True):
+                for pair in zip(*(tensor.chunk(group["parts"]) for tensor in both), strict=True):
+                    alike[pair[0].shape, group["lr"]].append(pair)
         # Batch matrices of the same shape: separate small products take three times as long.
-        for (_, longer), steps in alike.items():
-            parts, updates, rates = zip(*steps, strict=True)
-            for part, update, rate in zip(parts, evened(torch.stack(updates)), rates, strict=True):
-                # With all singular values at 1, the root mean square is sqrt(1 / longer side).
-                part.add_(update, alpha=-0.2 * rate * math.sqrt(longer))
+        for (shape, rate), pairs in alike.items():
+            parts, updates = zip(*pairs, strict=True)
+            # With all singular values at 1, the root mean square is sqrt(1 / longer side).
+            factor = -0.2 * rate * math.sqrt(max(shape))
+            torch._foreach_add_(parts, evened(torch.stack(updates)).unbind(), alpha=factor)
 
-    def _ahead(self, parameter: nn.Parameter, gradient: Tensor) -> Tensor:
-        """Add a gradient to the momentum and return the Nesterov update."""
-        state = self.state[parameter]
-        if not state:
-            state["momentum"] = torch.zeros_like(parameter)
-            state["step"] = torch.zeros(())  # unused, but loading expects AdamW's "step"
-        return gradient.lerp(state["momentum"].lerp_(gradient, 1 - MOMENTUM), MOMENTUM)
+    def _ahead(self, parameters: Sequence[nn.Parameter]) -> tuple[Tensor, ...]:
+        """Add the gradients to the momenta and return the Nesterov updates."""
+        for parameter in parameters:
+            state = self.state[parameter]
+            if not state:
+                state["momentum"] = torch.zeros_like(parameter)
+                state["step"] = torch.zeros(())  # unused, but loading expects AdamW's "step"
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        momenta = [self.state[p]["momentum"] for p in parameters]
+        torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
+        return torch._foreach_lerp(gradients, momenta, MOMENTUM)
 
 
 def evened(matrices: Tensor) -> Tensor:
     """Orthogonalize matrices by Newton-Schulz iterations: all singular values near 1.
 
     Args:
-        matrices: K m n with m <= n. Multiplied in bf16 where the device has fast bf16 products;
-            the lower precision is sufficient here.
+        matrices: K m n. Multiplied in bf16 where the device has fast bf16 products; the lower
+            precision is sufficient here.
 
     Returns:
         K m n of the same type; a matrix of zeros stays zero.
     """
-    a, b, c = COEFFICIENTS
     norms = torch.linalg.matrix_norm(matrices, keepdim=True)
-    wide: Tensor = (matrices / (norms + 1e-7)).to(_product_dtype(matrices))
+    scaled = (matrices / (norms + 1e-7)).to(_product_dtype(matrices))
+    tall = scaled.shape[1] > scaled.shape[2]
+    wide = scaled.mT if tall else scaled
+    if scaled.dtype == torch.bfloat16 or wide.shape[2] < 2 * wide.shape[1]:
+        found = _iterated(wide)
+        return (found.mT if tall else found).to(matrices.dtype)
+    # Every iterate is a polynomial of the Gram matrix times the first: iterate on that square
+    # polynomial. It squares the singular values, which takes more digits than bf16 has.
+    gram = wide @ wide.mT
+    polynomial = _iterated(torch.eye(len(gram[0])).to(gram).expand_as(gram), gram=gram)
+    return torch.bmm(*((scaled, polynomial) if tall else (polynomial, scaled)))
+
+
+def _iterated(wide: Tensor, *, gram: Tensor | None = None) -> Tensor:
+    """Iterate on K m n; with `gram`, on the symmetric factor K m m of matrices of that Gram."""
+    a, b, c = COEFFICIENTS
     for _ in range(STEPS):
-        square = wide @ wide.mT
+        square = (wide if gram is None else wide @ gram) @ wide.mT
         mixed = torch.baddbmm(square, square, square, beta=b, alpha=c)
         wide = torch.baddbmm(wide, mixed, wide, beta=a)
-    return wide.to(matrices.dtype)
+    return wide
 
 
 def _product_dtype(matrices: Tensor) -> torch.dtype:
-    fast = matrices.is_cuda or torch.backends.cpu.get_cpu_capability() == "AVX512"
-    return torch.bfloat16 if fast and matrices.dtype == torch.float32 else matrices.dtype
+    fast = matrices.dtype == torch.float32 and has_bf16(matrices.device)
+    return torch.bfloat16 if fast else matrices.dtype
