@@ -61,6 +61,7 @@ def launch(
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.setdefault("OMP_NUM_THREADS", f"{threads}")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # what we print says it in one line
     # -P: ranks import from the working directory only if this process does.
     safe = [] if sys.path[:1] in ([""], [os.getcwd()]) else ["-P"]
     # Before torch 2.9 there is no such option, and the elastic launcher handles SIGTERM itself.
