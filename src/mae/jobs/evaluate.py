@@ -23,7 +23,7 @@ from mae.evaluation.robustness import (
     corruption_error,
     mean_corruption_error,
 )
-from mae.parallel.processes import open_communicator
+from mae.parallel.processes import open_communicator, require_agreement
 from mae.progress import Progress
 from mae.report.confusion import Mistake, confusion_image, evaluation_page, worst_mistakes
 from mae.report.figures import png_bytes
@@ -132,6 +132,8 @@ def evaluate(
         source, part, notes = evaluation_data(data, split=split, weights=weights)
         for note in notes:
             progress.note(note)
+        arguments = (str(weights), dataset, all_classes, split, settings)
+        require_agreement(ranks, {"arguments": arguments, "data": source.fingerprint})
         settings = settings.at(ranks.process)
         model, class_names = open_for_evaluation(weights, settings, log=progress.note)
         report_view(model.encoder.config, log=progress.note)

@@ -40,7 +40,7 @@ from mae.evaluation.metrics import predictions_from_scores
 from mae.jobs.finetune import Tuned, finetune
 from mae.model.create import create
 from mae.model.encoder import Encoder
-from mae.parallel.processes import open_communicator
+from mae.parallel.processes import open_communicator, require_agreement
 from mae.progress import Progress
 from mae.recipes.catalogue import FINETUNE_FOLDER
 from mae.report.tables import plain, value_rows
@@ -153,6 +153,8 @@ def probe(
         train, test, _, notes = labelled(data, seed=seed, weights=weights)
         for note in notes:
             progress.note(note)
+        arguments = (str(weights), method.name, settings, few, seed)
+        require_agreement(ranks, {"arguments": arguments, "data": train.source.fingerprint})
         if not ranks.is_main_process:
             few = few._replace(labels_out=None)
         draws = few.draws(*train, seed=seed, log=progress.note)

@@ -13,11 +13,16 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from mae import __version__
+from mae.atomic import write_atomic
 from mae.errors import ConfigError, MaeError, RankError, Stopped
 
 if TYPE_CHECKING:
@@ -28,6 +33,9 @@ T = TypeVar("T")
 
 TIMEOUT_S = 1800.0
 """Default timeout of a gather in seconds."""
+_APPEARS_WITHIN_S = 5.0
+"""Time for a file of one machine to be seen by another, on a network file system."""
+_LONGEST = 60  # characters of a value in a message
 _NUMBERS = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT")
 _ADDRESS = "MASTER_ADDR"
 
@@ -264,6 +272,71 @@ def open_communicator(*, timeout_s: float = TIMEOUT_S) -> Iterator[Communicator]
         raise
     finally:
         dist.destroy_process_group()
+
+
+def require_agreement(
+    communicator: Communicator,
+    facts: Mapping[str, object | Callable[[], object]],
+    *,
+    folder: Path | None = None,
+) -> None:
+    """Raise on every rank if the ranks of a job were not started alike.
+
+    Jobs call it before they write anything. With one process, it does nothing.
+
+    Args:
+        communicator: of the job.
+        facts: values that must be equal on all ranks, by name, compared as text; or functions
+            that compute them, not called for one process. The versions of mae and torch are
+            compared as well.
+        folder: where rank 0 writes, for all to see; created if needed.
+
+    Raises:
+        ConfigError: names the fact, the first rank that differs from rank 0, and both values.
+    """
+    if communicator.process.world_size == 1:
+        return
+    import torch
+
+    versions = {"version of mae": __version__, "version of torch": torch.__version__}
+    values = versions | {n: f"{fact() if callable(fact) else fact}" for n, fact in facts.items()}
+    everyone = communicator.all_gather(values)
+    for name in values:
+        expected = everyone[0].get(name)
+        for rank, theirs in enumerate(everyone):
+            if (got := theirs.get(name)) != expected:
+                raise ConfigError(
+                    f"ranks: rank {rank} has another {name} than rank 0: {_short(got)}, not "
+                    f"{_short(expected)}; start all ranks with the same command, code and data"
+                )
+    if folder is not None:
+        _require_shared(communicator, folder)
+
+
+def _short(value: str | None) -> str:
+    text = f"{value}"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def _require_shared(communicator: Communicator, folder: Path) -> None:
+    marker = folder / communicator.on_main(lambda: _write_marker(folder))
+    stop = time.monotonic() + _APPEARS_WITHIN_S
+    while not (is_there := marker.exists()) and time.monotonic() < stop:
+        time.sleep(0.1)
+    seen = communicator.all_gather(is_there)
+    if communicator.is_main_process:
+        marker.unlink(missing_ok=True)
+    if not all(seen):
+        raise ConfigError(
+            f"ranks: rank {seen.index(False)} does not see {folder} as rank 0 does; choose an "
+            "--out on a file system that all ranks share"
+        )
+
+
+def _write_marker(folder: Path) -> str:
+    name = f".ranks-{secrets.token_hex(8)}"
+    write_atomic(folder / name, b"")
+    return name
 
 
 def _is_of_collectives(error: RuntimeError) -> bool:
