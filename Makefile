@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test quick check bench bench-claim bench-data gpu results
+.PHONY: setup demo test quick check chaos bench bench-claim bench-data gpu results
 
 setup: $(VENV)/developer
 
@@ -32,6 +32,10 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_layers.py tests/test_names.py
+
+# The fault tests of docs/reliability.md; started again, it continues where it was.
+chaos: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos
 
 # The processor and its products, then both benchmarks of the step, each of which repeats them.
 bench: setup

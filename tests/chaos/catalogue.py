@@ -1,0 +1,185 @@
+"""The fault tests: what is promised, and how often it is tried."""
+
+from __future__ import annotations
+
+from tests.chaos import damage, inputs, kills, stops, storage
+from tests.chaos.harness import FaultTest, existing
+
+ONE_PROCESS = (
+    FaultTest(
+        "kill-random-step",
+        "A run killed by SIGKILL at any moment ends, when its command is given again, bit for bit "
+        "where an undisturbed run ends.",
+        kills.at_random_steps, 50, "steps lost",
+    ),
+    FaultTest(
+        "kill-storm",
+        "A run killed 25 times, every other time inside a save, does as well, and loses no more "
+        "than one interval of saves a kill.",
+        kills.storm, 25, "steps lost",
+    ),
+    FaultTest(
+        "kill-in-save",
+        "A kill at a random moment of a save leaves a whole checkpoint at least as new as the "
+        "last that a save returned for.",
+        kills.inside_a_save, 100,
+    ),
+    FaultTest(
+        "kill-each-write",
+        "So does a kill before each single change to the disk that a save makes: open, fsync, "
+        "rename, delete.",
+        kills.at_each_write, 100,
+    ),
+    FaultTest(
+        "kill-in-purge",
+        "A kill while old checkpoints are deleted, or while the next start sweeps, leaves the "
+        "last ones whole, and the start after it leaves nothing half-written.",
+        kills.in_a_purge, 20,
+    ),
+    FaultTest(
+        "resume-points",
+        "A resume from the first step, mid-epoch, both sides of an epoch's end and the last step, "
+        "by one process or with readers, is exact.",
+        kills.resume_points, 12,
+    ),
+    FaultTest(
+        "log-after-a-kill",
+        "The log of a killed and resumed run has each step once.",
+        inputs.log_of_a_kill, 10,
+    ),
+    FaultTest(
+        "stop-and-go",
+        "Ten stops and resumes of one run are exact, and its log has each step once.",
+        kills.stop_and_go, 10,
+    ),
+    FaultTest(
+        "order-of-writes",
+        "At the rename that shows a checkpoint, every file and its name are on the disk.",
+        storage.order_of_writes, 40,
+    ),
+    FaultTest(
+        "truncated-files",
+        "Every truncation of a file of a checkpoint is detected before a parameter changes; the "
+        "file is named, and an older checkpoint is used.",
+        damage.truncations, 24,
+    ),
+    FaultTest(
+        "flipped-bits",
+        "Every flipped bit of a checkpoint is detected before a parameter changes.",
+        damage.bit_flips, 1000,
+    ),
+    FaultTest(
+        "mixed-files",
+        "Missing, additional and swapped files, and files of another step, are detected.",
+        damage.mixed_files, 15,
+    ),
+    FaultTest(
+        "all-damaged",
+        "If every checkpoint is damaged, the run ends with 1 within 10 s and the reason of each; "
+        "nothing is deleted.",
+        damage.all_damaged, 20,
+    ),
+    FaultTest(
+        "hostile-files",
+        "A hostile or broken weights file is refused in one line and executes nothing.",
+        existing("tests/weights/test_untrusted_files.py"), 100,
+    ),
+    FaultTest(
+        "other-runs",
+        "A resume with another network, configuration or data is refused with 2 within 5 s, with "
+        "the difference.",
+        damage.other_runs, 9,
+    ),
+    FaultTest(
+        "broken-images",
+        "Broken images are replaced by others that are a function of the seed, each is named "
+        "once, and the run completes.",
+        inputs.broken_images, 4,
+    ),
+    FaultTest(
+        "too-many-broken",
+        "More than a tenth of broken images stops the run.",
+        inputs.too_many_broken, 3,
+    ),
+    FaultTest(
+        "foreign-draws",
+        "No draw depends on the generators of torch, numpy or Python.",
+        inputs.foreign_draws, 10,
+    ),
+    FaultTest(
+        "few-bad-steps",
+        "A step with a NaN or infinite loss is skipped and its images are logged.",
+        inputs.few_bad_steps, 10,
+    ),
+    FaultTest(
+        "five-bad-steps",
+        "Five such steps in a row stop the run with 1; none has moved a parameter.",
+        inputs.five_bad_steps, 10,
+    ),
+    FaultTest(
+        "killed-readers",
+        "A reader process that is killed is named and restarted at its position.",
+        inputs.killed_readers, 5,
+    ),
+    FaultTest(
+        "disk-full",
+        "A disk that is full before or during any file of a save costs this save alone: one line "
+        "with what is needed and free, and training goes on.",
+        storage.disk_full, 8,
+    ),
+    FaultTest(
+        "failing-writes",
+        "So does any single change to the disk that fails by EIO, EROFS, EDQUOT or ENOSPC.",
+        storage.failing_writes, 50,
+    ),
+    FaultTest(
+        "three-failed-saves",
+        "Three failed saves in a row stop the run with 1; the last good checkpoint resumes.",
+        storage.three_failed_saves, 4,
+    ),
+    FaultTest(
+        "stop-on-a-full-disk",
+        "A run that is stopped while its disk is full exits with 1, and resumes from the last "
+        "good checkpoint.",
+        storage.signals_while_full, 4,
+    ),
+    FaultTest(
+        "keep-last",
+        "The last k checkpoints are kept whatever deletions fail; those are tried again.",
+        storage.keep_last, 15,
+    ),
+    FaultTest(
+        "readers-beside",
+        "The weights of a run can be loaded at any moment while it saves and deletes.",
+        storage.readers_beside, 1000,
+    ),
+    FaultTest(
+        "signals",
+        "SIGTERM, SIGUSR1 and Ctrl-C at any moment save the current step within 10 s, exit with "
+        "75, 75 and 130, and leave no process.",
+        stops.at_any_moment, 30,
+    ),
+    FaultTest(
+        "signals-to-the-group",
+        "So does SIGTERM to a run and its four reader processes at once.",
+        stops.whole_group, 20,
+    ),
+    FaultTest(
+        "signal-while-data-waits",
+        "So does SIGTERM while the run waits for a reader process that hangs.",
+        stops.while_data_waits, 3,
+    ),
+    FaultTest(
+        "second-signal",
+        "A second signal ends a run within 2 s, and no checkpoint is damaged.",
+        stops.second_signal, 9,
+    ),
+    FaultTest(
+        "races",
+        "Of two starts in one run directory one runs, the other exits with 2 within 5 s and names "
+        "host and process; kill -9 frees the directory at once.",
+        stops.races, 50,
+    ),
+)  # fmt: skip
+
+TESTS = (*ONE_PROCESS,)
