@@ -43,10 +43,10 @@ PAIRS = 9
 KIND = PixelKind("uint8", 3)
 
 
-def draw_images(folder: Path) -> None:
+def draw_images(folder: Path, count: int = PICTURES) -> None:
     """Draw JPEGs as large as ImageNet's are, 500 x 375 and some 110 kB: noise of many sizes."""
     rng = np.random.default_rng(0)
-    for number in range(PICTURES):
+    for number in range(count):
         total = np.zeros((375, 500, 3))
         for cell, strength in ((125, 60), (31, 35), (8, 18), (2, 9), (1, 7)):
             shape = (-(-375 // cell), -(-500 // cell), 3)

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from benchmarks.processor import EMULATED, print_processor, this_processor
+from benchmarks.processor import PRECISIONS, precisions_of, print_processor, this_processor
 from benchmarks.textbook import Images as TextbookImages
 from benchmarks.textbook import TextbookMAE, textbook_batches
 from mae.config.model import ModelConfig
@@ -40,14 +40,12 @@ from mae.evaluation.split import labels_per_class
 from mae.jobs.pretrain import pretrain
 from mae.model.create import create
 from mae.model.encoder import Encoder
-from mae.model.processor import multiplies_bf16
 from mae.recipes.catalogue import DEMO
 
 SAMPLES = 300_000
 TEXTBOOK = OptimConfig(lr=0.024, warmup_epochs=1)  # 3e-3 at batch 32, a tenth of it warm-up
 BATCH = 32
 EPOCHS = 6  # of the demo's recipe
-PRECISIONS = ("float32", "bf16")
 COLUMNS = ("k-NN", "logistic, 10,000 labels")
 
 
@@ -146,7 +144,7 @@ def measure(folder: Path, name: str, precision: str, seed: int) -> None:
     if not kept.exists():
         encoder, seconds = SIDES[name](precision, seed, kept.with_suffix(""))
         values = {"seconds": seconds, "scores": _scores(encoder.eval())}
-        kept.write_text(json.dumps(values | {"processor": this_processor()._asdict()}))
+        kept.write_text(json.dumps(values | {"processor": this_processor()}))
     print(name, precision, seed, kept.read_text(), flush=True)
 
 
@@ -159,10 +157,7 @@ def main(words: Sequence[str]) -> None:
     """Run what is missing, two at a time, and print the table."""
     asked = _arguments(words)
     print_processor()
-    precisions = PRECISIONS if asked.precision == "both" else (asked.precision,)
-    if not multiplies_bf16() and asked.precision == "both":
-        print(f"bf16: {EMULATED}", flush=True)
-        precisions = ("float32",)
+    precisions = precisions_of(asked.precision)
     folder, seeds = asked.folder, asked.seeds
     folder.mkdir(parents=True, exist_ok=True)
     sides = [(name, precision) for name in SIDES for precision in precisions]

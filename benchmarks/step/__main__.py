@@ -8,10 +8,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.processor import EMULATED, print_processor
+from benchmarks.processor import PRECISIONS, precisions_of, print_processor
 from benchmarks.step.measuring import Measured, Sized, measure, peak_bytes
-from benchmarks.step.sides import NAMES, PEERS, PRECISIONS, SETTINGS, SIZES
-from mae.model.processor import multiplies_bf16
+from benchmarks.step.sides import NAMES, PEERS, SETTINGS, SIZES
 
 
 def main(words: Sequence[str]) -> None:
@@ -23,11 +22,7 @@ def main(words: Sequence[str]) -> None:
         return
     values = {"processor": print_processor(), "settings": SETTINGS, "sizes": []}
     print("\n".join(f"{side}: {what}" for side, what in SETTINGS.items()))
-    precisions = PRECISIONS if asked.precision == "both" else (asked.precision,)
-    if not (asked.emulated or multiplies_bf16()):
-        if "bf16" in precisions:
-            print(f"bf16: {EMULATED}")
-        precisions = tuple(name for name in precisions if name != "bf16")
+    precisions = precisions_of(asked.precision, emulated=asked.emulated)
     for size in sizes if precisions else ():
         found = measure(size, pairs=asked.pairs, precisions=precisions)
         print("\n".join(lines(found)), flush=True)
@@ -60,11 +55,9 @@ def lines(found: Sized) -> Iterator[str]:
 def _lines(precision: str, found: Measured) -> Iterator[str]:
     yield f"  {precision}: ours {found.rate.written(1)} images/s"
     for peer in PEERS:
-        yield (
-            f"    {peer} over ours {found.whole[peer].written()}; forward and backward "
-            f"{found.model[peer].written()}"
-        )
-    yield f"    optimizer's share of our step {found.update_share:.1%}"
+        yield f"    {peer} over ours {found.whole[peer].written()}"
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in found.update_shares.items())
+    yield f"    optimizer's share of a step: {shares}"
     products = ", ".join(f"{name} {rate:.0f}" for name, rate in found.product_gflops.items())
     yield (
         f"    ours {found.gflops.written(0)} GFLOP/s, {found.share_of_product:.0%} of the best "

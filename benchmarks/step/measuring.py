@@ -28,19 +28,6 @@ from mae.train.resolve import resolve_precision
 PRODUCT_CALLS = 2  # in each round
 
 
-class Steps(NamedTuple):
-    """Seconds of the steps of a side, round by round."""
-
-    whole: tuple[float, ...]
-    updates: tuple[float, ...]
-    """Of them, of the optimizer."""
-
-    @property
-    def models(self) -> tuple[float, ...]:
-        """Forward and backward."""
-        return tuple(whole - update for whole, update in zip(self.whole, self.updates, strict=True))
-
-
 class Measured(NamedTuple):
     """Our step and the peers' at a size in one precision."""
 
@@ -48,10 +35,8 @@ class Measured(NamedTuple):
     """Our images a second."""
     whole: dict[str, Spread]
     """A peer's step over ours, round by round."""
-    model: dict[str, Spread]
-    """Of them, forward and backward alone."""
-    update_share: float
-    """The optimizer's, of our step."""
+    update_shares: dict[str, float]
+    """The optimizer's, of the step of each side."""
     gflops: Spread
     """Of our step, in GFLOP/s; only matrix products are counted."""
     product_gflops: dict[str, float]
@@ -101,22 +86,19 @@ def measure(size: str, *, pairs: int, precisions: Sequence[str]) -> Sized:
         # Another side begins each time, so that none always comes after the same one.
         order = [*sides[number % len(sides) :], *sides[: number % len(sides)]]
         rounds.append({_key(side): _timed(side, batches[side.name]) for side in order})
-        products.append(product_rates(SQUARE, bf16="bf16" in precisions, calls=PRODUCT_CALLS))
-    taken = {
-        key: Steps(*(tuple(each[key][i] for each in rounds) for i in range(2))) for key in kept
-    }
+        products.append(product_rates(SQUARE, precisions, calls=PRODUCT_CALLS))
+    seconds = {key: [each[key][0] for each in rounds] for key in kept}
+    updates = {key: sum(each[key][1] for each in rounds) / sum(seconds[key]) for key in kept}
     best = {name: max(each[name] for each in products) for name in products[0]}
     work = step_flops(config, ObjectiveConfig()) * batch / 1e9
     found = {}
     for precision in precisions:
-        own = {name: taken[name, precision] for name in NAMES}
-        ours = own["mae"]
+        ours = seconds["mae", precision]
         found[precision] = Measured(
-            rate=Spread.of([batch / seconds for seconds in ours.whole]),
-            whole={peer: _ratio(own[peer].whole, ours.whole) for peer in PEERS},
-            model={peer: _ratio(own[peer].models, ours.models) for peer in PEERS},
-            update_share=sum(ours.updates) / sum(ours.whole),
-            gflops=Spread.of([work / seconds for seconds in ours.whole]),
+            rate=Spread.of([batch / each for each in ours]),
+            whole={peer: _ratio(seconds[peer, precision], ours) for peer in PEERS},
+            update_shares={name: updates[name, precision] for name in NAMES},
+            gflops=Spread.of([work / each for each in ours]),
             product_gflops={n: r for n, r in best.items() if PRODUCTS[n].precision == precision},
             kept_bytes={name: kept[name, precision] for name in NAMES},
             peak_bytes={name: _alone(name, size, precision) for name in NAMES},
@@ -124,8 +106,8 @@ def measure(size: str, *, pairs: int, precisions: Sequence[str]) -> Sized:
     default = our_default()
     by_default = {}
     if {"float32", default} <= {*precisions}:
-        ours = taken["mae", default]
-        by_default = {peer: _ratio(taken[peer, "float32"].whole, ours.whole) for peer in PEERS}
+        ours = seconds["mae", default]
+        by_default = {peer: _ratio(seconds[peer, "float32"], ours) for peer in PEERS}
     return Sized(size, batch, found, default, by_default)
 
 
@@ -138,7 +120,7 @@ def _key(side: Side) -> tuple[str, str]:
     return side.name, side.precision
 
 
-def _ratio(theirs: tuple[float, ...], ours: tuple[float, ...]) -> Spread:
+def _ratio(theirs: Sequence[float], ours: Sequence[float]) -> Spread:
     return Spread.of([t / o for t, o in zip(theirs, ours, strict=True)])
 
 

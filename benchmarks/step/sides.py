@@ -18,7 +18,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from benchmarks.gpu.sides import RATE, our_step, synthetic_batch, transformers_config
+from benchmarks.gpu.sides import RATE, our_step, synthetic_batch, transformers_model
 from benchmarks.textbook import TextbookMAE
 from mae.config.model import ModelConfig
 from mae.config.objective import ObjectiveConfig
@@ -26,13 +26,11 @@ from mae.config.run import PretrainConfig
 from mae.config.sizes import model_config
 from mae.data.batching.batch import Batch
 from mae.model.create import create
-from mae.model.positions import sincos_positions
 from mae.train.resolve import new_state
 from mae.train.step import pretraining_loss
 
 PEERS = ("transformers", "lightly", "textbook")
 NAMES = ("mae", *PEERS)
-PRECISIONS = ("float32", "bf16")
 SETTINGS = {
     "mae": "as `mae pretrain` makes the step, by --precision; whole batch in one pass, not "
     "compiled; fused AdamW; uint8 images, normalised within the step",
@@ -90,8 +88,9 @@ def make_sides(
         steps = {p: our_step(state, replace(run, precision=p)) for p in precisions}  # type: ignore[arg-type]
         loss_of = partial(pretraining_loss, model)
     else:
-        made = {"transformers": _transformers, "lightly": Lightly, "textbook": TextbookMAE}
-        model = made[name](config).train()
+        own = {"lightly": Lightly, "textbook": TextbookMAE}
+        model = own[name](config) if name in own else transformers_model(create(config))
+        model.train()
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=RATE, betas=(0.9, 0.95), weight_decay=0.05)
         loss_of = partial(_peer_loss, model)
@@ -134,19 +133,6 @@ def make_batch(name: str, config: ModelConfig, count: int) -> Batch:
     if name == "mae":
         return batch
     return batch._replace(images=batch.images.float() / 127.5 - 1)
-
-
-def _transformers(config: ModelConfig) -> nn.Module:
-    from transformers import ViTMAEForPreTraining
-
-    model = ViTMAEForPreTraining(transformers_config(config, ObjectiveConfig()))
-    # Some versions leave the tables of positions at zero in a new model.
-    for table, width in (
-        (model.vit.embeddings.position_embeddings, config.width),
-        (model.decoder.decoder_pos_embed, config.decoder_width),
-    ):
-        table.data.copy_(sincos_positions(width, config.grid))
-    return model  # type: ignore[no-any-return]
 
 
 class Lightly(nn.Module):

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.processor import PRECISIONS
 from benchmarks.step import __main__ as command
 from benchmarks.step import measuring
-from benchmarks.step.sides import NAMES, PEERS, PRECISIONS, Side, make_batch, make_sides
+from benchmarks.step.sides import NAMES, PEERS, Side, make_batch, make_sides
 from torch import Tensor
 
 from mae.config.model import ModelConfig
@@ -115,13 +116,3 @@ def test_the_report_has_each_peer_in_our_precision_and_in_its_default(
         assert measured["share_of_product"] > 0
     assert [*size["by_default"]] == [*PEERS]
     assert "by default: textbook in float32 over ours in bf16" in capsys.readouterr().out
-
-
-def test_bf16_is_not_measured_where_it_is_emulated(
-    small: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(command, "multiplies_bf16", lambda: False)
-
-    command.main(["--sizes=tiny", "--precision=bf16"])
-
-    assert capsys.readouterr().out.endswith("bf16: not measured: this processor emulates bf16\n")
