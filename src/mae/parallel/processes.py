@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributed.distributed_c10d import Store
 
+    from mae.parallel.watchdog import Watchdog
+
 T = TypeVar("T")
 
 TIMEOUT_S = 1800.0
@@ -105,12 +107,19 @@ class Communicator:
     Args:
         process: this one.
         store: the key-value store of the job; none in a job of one process.
+        watchdog: knows which ranks are alive; none in a job of one process.
     """
 
-    def __init__(self, process: ProcessInfo, store: Store | None = None) -> None:
+    def __init__(
+        self,
+        process: ProcessInfo,
+        store: Store | None = None,
+        watchdog: Watchdog | None = None,
+    ) -> None:
         self.process = process
         self.is_main_process = process.is_main_process
         self._store = store
+        self._watchdog = watchdog
         self._closed = False
 
     def all_gather(self, mine: T) -> list[T]:
@@ -166,6 +175,19 @@ class Communicator:
             with self.failures_of_others():
                 dist.all_reduce(values)
 
+    def step_done(self, step: int) -> None:
+        """Note that a step of training is done; from now on, a rank without steps counts as hung.
+
+        A hung job ends on every rank, with the stacks of all and the name of the rank that hung.
+        """
+        if self._watchdog is not None:
+            self._watchdog.advance(step)
+
+    def steps_done(self) -> None:
+        """Note that training is over: what follows may take long without steps."""
+        if self._watchdog is not None:
+            self._watchdog.pause()
+
     @contextmanager
     def failures_of_others(self) -> Iterator[None]:
         """Around a collective: turn its failure into the error that made another rank leave.
@@ -180,7 +202,7 @@ class Communicator:
             if not _is_of_collectives(error):
                 raise
             self._closed = True
-            raise self._published() or _lost(error) from error
+            raise self._published() or self._lost(error) from error
 
     def leave(self, error: MaeError | Stopped) -> MaeError | Stopped:
         """Publish why this rank leaves the job; return the error to raise.
@@ -205,6 +227,10 @@ class Communicator:
         if not self._closed:
             self.all_gather(None)
         self._closed = True
+
+    def _lost(self, error: RuntimeError) -> RankError:
+        """Return the error for a failed collective, naming the lost rank if it is known."""
+        return _lost(error, [] if self._watchdog is None else self._watchdog.missing())
 
     def _published(self) -> MaeError | Stopped | None:
         """Return the error of the lowest rank that has published one."""
@@ -250,6 +276,9 @@ def open_communicator(*, timeout_s: float = TIMEOUT_S) -> Iterator[Communicator]
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
+    from mae.parallel.watchdog import Watchdog, hang_timeout_s
+
+    hang_s = hang_timeout_s()
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     rank, world_size, timeout = process.rank, process.world_size, timedelta(seconds=timeout_s)
     try:
@@ -262,10 +291,12 @@ def open_communicator(*, timeout_s: float = TIMEOUT_S) -> Iterator[Communicator]
         )
     except RuntimeError as error:
         raise _lost(error) from error
-    ranks = Communicator(process, PrefixStore("communicator", store))
+    watchdog = Watchdog(rank, world_size, store.clone(), timeout_s=hang_s)
+    ranks = Communicator(process, PrefixStore("communicator", store), watchdog)
     try:
-        yield ranks
-        ranks.close()
+        with watchdog:
+            yield ranks
+            ranks.close()
     except (MaeError, Stopped) as error:
         if (reason := ranks.leave(error)) is not error:
             raise reason from error
@@ -346,9 +377,9 @@ def _is_of_collectives(error: RuntimeError) -> bool:
     return isinstance(error, DistError) or "gloo" in f"{error}"
 
 
-def _lost(error: RuntimeError) -> RankError:
+def _lost(error: RuntimeError, missing: Sequence[int] = ()) -> RankError:
     reason = f"{error}".partition("\n")[0]
-    return RankError(
-        f"ranks: another process of this job ended or did not answer ({reason}); see its "
-        "messages, and start all of them again"
-    )
+    who = f"another process of this job ended or did not answer ({reason})"
+    if missing:
+        who = f"rank {', '.join(map(str, missing))} ended or did not answer"
+    return RankError(f"ranks: {who}; see its messages, and start all of them again")
