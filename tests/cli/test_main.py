@@ -150,9 +150,10 @@ def test_verbs_and_options_are_pinned() -> None:
     assert given == "heads decoder-heads norm-eps grid mean std normalize-target take"
     assert {verb.name: flags(verb.name) for verb in VERBS} == {
         "demo": "out minutes quiet json traceback",
-        "pretrain": f"RECIPE data out init {given} config print-config quiet model json traceback",
-        "finetune": f"RECIPE data weights out labels seeds {given} config print-config quiet "
-        "model json traceback",
+        "pretrain": f"RECIPE data out init resume-from skip-steps {given} config print-config "
+        "quiet model json traceback",
+        "finetune": f"RECIPE data weights out labels resume-from skip-steps seeds {given} config "
+        "print-config quiet model json traceback",
         "probe": "METHOD WEIGHTS data blocks out protocol k temperature labels labels-out "
         f"seeds epochs batch lr pool device crop-pct seed {given} quiet json traceback",
         "evaluate": "WEIGHTS data set all-classes split out predictions batch device crop-pct "

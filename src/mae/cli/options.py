@@ -181,6 +181,20 @@ def read_words(
     return values, named | grouped
 
 
+def without_options(words: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """Drop options that take one value from the words of a command."""
+    kept, rest = list[str](), deque(_joined(words))
+    while rest:
+        word = rest.popleft()
+        match = _NAMED.fullmatch(word)
+        is_option = match and (match["dashes"] or match["text"] is not None)
+        if not match or not is_option or _dashed(match["flag"]) not in flags:
+            kept.append(word)
+        elif match["text"] is None and rest:
+            rest.popleft()
+    return kept
+
+
 def is_on(switch: str, words: Sequence[str]) -> bool:
     """Return whether a switch is on; the other words may be invalid."""
     for word, after in pairwise([*_joined(words), ""]):

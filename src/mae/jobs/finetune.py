@@ -27,6 +27,7 @@ from mae.recipes.catalogue import find_config
 from mae.report.page import write_report
 from mae.report.tables import value_rows
 from mae.runs.directory import RunDir, read_record
+from mae.runs.rewind import rewind_of
 from mae.runs.signals import StopSignal
 from mae.train.ema import apply_ema
 from mae.train.finetune_batch import finetune_batch, soft_target_loss
@@ -83,6 +84,8 @@ def finetune(
     weights: str | Path | None = None,
     out: str | Path | None = None,
     labels: str | None = None,
+    resume_from: int | None = None,
+    skip_steps: int = 0,
     finished_too: bool = True,
     quiet: bool = False,
     command: Sequence[str] = (),
@@ -99,6 +102,9 @@ def finetune(
         weights: whatever `load_encoder` takes; none: a new network, trained from scratch.
         out: run directory; `runs/DATA-NAME-tuned` if none.
         labels: few labels, see `FewLabels`; none: all.
+        resume_from: step of an older checkpoint of an unfinished run to go back to; the same
+            call again resumes from the newest.
+        skip_steps: number of steps after it whose batches are not trained on; they count as steps.
         finished_too: return a finished run unchanged instead of refusing it.
         quiet: show no progress.
         command: the command line, for the record.
@@ -113,6 +119,7 @@ def finetune(
     name = recipe if isinstance(recipe, str) else based_on
     config = find_config(recipe, FinetuneConfig) if isinstance(recipe, str) else recipe
     folder = Path("runs", f"{data_name(data)}-tuned") if out is None else Path(out)
+    back_to = rewind_of(folder, resume_from, skip_steps)
     with StopSignal("", command=command) as stop, Progress(quiet=quiet) as progress:
         begun = read_record(folder)
         parts = _divided(data, config, weights, begun=begun)
@@ -134,6 +141,7 @@ def finetune(
             | {"split": _split_record(parts)},
             start={"weights": None if weights is None else _lasting(weights)},
             finished_too=finished_too,
+            back_to=back_to,
             labels=labels,
             class_names=list(source.class_names),
         )
@@ -261,6 +269,7 @@ def finetune_seeds(
     data: str | Path,
     out: str | Path | None = None,
     labels: str | None = None,
+    resume_from: int | None = None,
     **how: Any,
 ) -> TunedSeeds:
     """Fine-tune with several seeds one after another, or resume a stopped call.
@@ -275,6 +284,7 @@ def finetune_seeds(
         data: see `labelled`.
         out: folder of the runs, seed-0 and so on; `runs/DATA-NAME-tuned` if none.
         labels: few labels, see `FewLabels`; none: all.
+        resume_from: refused, since the runs are at different steps.
         how: other arguments of `finetune`: weights, quiet and so on.
 
     Raises:
@@ -283,6 +293,8 @@ def finetune_seeds(
     """
     if seeds < 1:
         raise ConfigError(f"seeds: expected at least 1, got {seeds}")
+    if resume_from is not None:
+        raise ConfigError("resume_from: goes with one run; drop --seeds, and give its --out")
     folder = Path("runs", f"{data_name(data)}-tuned") if out is None else Path(out)
     if (folder / "run.json").exists():
         raise ConfigError(

@@ -22,6 +22,7 @@ from mae.report.page import write_report
 from mae.report.reconstruction import save_progress_image
 from mae.runs.directory import read_record
 from mae.runs.log import read_rows
+from mae.runs.rewind import rewind_of
 from mae.runs.signals import StopSignal
 from mae.runs.state import TrainState
 from mae.train.measure import StepRecipe
@@ -65,6 +66,8 @@ def pretrain(
     data: Data,
     out: str | Path | None = None,
     init: str | Path | None = None,
+    resume_from: int | None = None,
+    skip_steps: int = 0,
     finished_too: bool = True,
     quiet: bool = False,
     command: Sequence[str] = (),
@@ -80,6 +83,9 @@ def pretrain(
         data: folder of images, array N H W (C), a `Source`, or "fashion-mnist" (built in).
         out: run directory; `runs/DATA-NAME` if none.
         init: weights or a run to start from; the run still begins at step 0.
+        resume_from: step of an older checkpoint of an unfinished run to go back to; the same
+            call again resumes from the newest.
+        skip_steps: number of steps after it whose batches are not trained on; they count as steps.
         finished_too: return a finished run unchanged instead of refusing it.
         quiet: show no progress.
         command: the command line, for the record.
@@ -95,6 +101,7 @@ def pretrain(
     config = find_config(recipe, PretrainConfig) if isinstance(recipe, str) else recipe
     require_init(config, init, **given)
     folder = Path("runs", data_name(data)) if out is None else Path(out)
+    back_to = rewind_of(folder, resume_from, skip_steps)
     with StopSignal("", command=command) as stop, Progress(quiet=quiet) as progress:
         source = open_source(data, log=progress.note)
         resolved = resolve(config, source, weights=init, begun=read_record(folder), given=given)
@@ -107,6 +114,7 @@ def pretrain(
             data=data_record(data, source, resolved.kind),
             start={"init": None if init is None else str(init)},
             finished_too=finished_too,
+            back_to=back_to,
         )
         with session as run:
             if run.record["finished"]:

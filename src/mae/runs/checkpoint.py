@@ -6,8 +6,9 @@
                  /manifest.json           size and sha256 of the other three
 
 A `step-N` folder is always complete. `.tmp-*` is being written, `.del-*` is being deleted, and
-`step-*.bad` was found damaged. The newest checkpoint is found by listing the folder. The caller
-must hold the run's lock to save or load.
+`step-*.bad` was found damaged. `step-*.old` is newer than the one that the user went back to; the
+next save deletes it. The newest checkpoint is found by listing the folder. The caller must hold
+the run's lock to save or load.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from mae.atomic import fsync_folder, remove_stale_temporaries, write_durably
 from mae.data.types import Log
-from mae.errors import CheckpointError, TrainingError, WeightsError
+from mae.errors import CheckpointError, ConfigError, TrainingError, WeightsError
 from mae.runs.directory import differences, versions
 from mae.runs.state import TrainState
 
@@ -79,7 +80,7 @@ def save_checkpoint(
             f"{path}: not saved: {error.strerror or error}: needs {needed / 1e6:,.1f} MB, "
             f"{free / 1e6:,.1f} MB are free; free some space, or check the folder's permissions"
         ) from error
-    _delete(folder, _complete(folder)[keep:])
+    _delete(folder, [*_complete(folder)[keep:], *folder.glob("step-*.old")])
     return path
 
 
@@ -131,7 +132,8 @@ def load_checkpoint(folder: Path, state: TrainState, *, log: Log) -> dict[str, A
         if other := differences(_forms(model), _forms(state.model.state_dict())):
             raise WeightsError(f"{path}: is of another model: {other}; use its configuration")
         for bad, why in damaged.items():
-            log(f"{bad.name}: {why}; renamed to {_set_aside(bad).name}, resuming from {path.name}")
+            renamed = _set_aside(bad, "bad")
+            log(f"{bad.name}: {why}; renamed to {renamed.name}, resuming from {path.name}")
         record = json.loads((path / _STATE).read_bytes())
         _apply(state, model, load_file(path / _OPTIMIZER))
         state.step, state.bad_in_a_row = record["step"], record["bad_in_a_row"]
@@ -145,6 +147,26 @@ def load_checkpoint(folder: Path, state: TrainState, *, log: Log) -> dict[str, A
             "run with --out"
         )
     return None
+
+
+def require_intact_checkpoint(folder: Path, step: int) -> None:
+    """Raise a ConfigError unless there is an intact checkpoint of a step; lists those there are."""
+    found = {_step(path): path for path in _complete(folder)}
+    if step not in found:
+        there = ", ".join(map(str, sorted(found))) or "none"
+        raise ConfigError(f"{folder}: has no checkpoint of step {step}; there are: {there}")
+    if reason := _damage(found[step]):
+        raise ConfigError(f"{found[step]}: {reason}; resume from another step, or none")
+
+
+def set_aside_newer(folder: Path, step: int) -> list[Path]:
+    """Rename the checkpoints after a step to `step-N.old`; return those by their former names."""
+    newer = [path for path in _complete(folder) if _step(path) > step]
+    for path in newer:  # newest first: if killed in between, the newest left is still the run's
+        _set_aside(path, "old")
+    if newer:
+        fsync_folder(folder)
+    return newer
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -252,9 +274,9 @@ def _apply(state: TrainState, model: dict[str, Tensor], moments: dict[str, Tenso
     state.optimizer.load_state_dict({"state": numbered, "param_groups": groups})
 
 
-def _set_aside(path: Path) -> Path:
-    """Rename a damaged checkpoint so that its step can be saved again."""
-    aside = path.with_name(f"{path.name}.bad")
+def _set_aside(path: Path, why: str) -> Path:
+    """Rename a checkpoint to `step-N.WHY` so that its step can be saved again."""
+    aside = path.with_name(f"{path.name}.{why}")
     if aside.exists():
-        aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.bad")
+        aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.{why}")
     return path.rename(aside)

@@ -10,10 +10,10 @@ from typing import Any
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of a log except those of skipped steps; empty if there is no log."""
+    """Read the rows of a log that hold metrics, not skipped steps; empty if there is no log."""
     # Text after the last line end is a row still being written, or truncated by a crash.
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    return [row for row in map(json.loads, lines) if "skipped" not in row]
+    return [row for row in map(json.loads, lines) if not row.keys() & {"skipped", "window"}]
 
 
 class LogWriter:

@@ -22,6 +22,7 @@ from mae.errors import ConfigError, TrainingError
 from mae.progress import Progress
 from mae.runs.checkpoint import load_checkpoint, remove_checkpoints
 from mae.runs.directory import RunDir, differences, git_state, make_run_folder, open_run, versions
+from mae.runs.rewind import Rewind, rewind, skip_window
 from mae.runs.signals import RunLock, StopSignal
 from mae.runs.state import TrainState
 from mae.train.resolve import ConfigT, ResolvedRun, new_state
@@ -69,6 +70,7 @@ def open_session(
     data: dict[str, object],
     start: dict[str, object],
     finished_too: bool,
+    back_to: Rewind | None = None,
     **facts: object,
 ) -> Iterator[RunInProgress]:
     """Lock a run directory and start its run, or resume it.
@@ -83,6 +85,7 @@ def open_session(
         start: entry of the record on the initial weights; that of a finished run must be the same.
         finished_too: return a finished run, whose `record["finished"]` is true, instead of
             refusing it.
+        back_to: resume from this older checkpoint; a finished run is refused.
         facts: further entries of the record.
 
     Raises:
@@ -105,8 +108,13 @@ def open_session(
             "finished": False,
         }
         opened = open_run(
-            folder, record=record, defaults=_defaults_of(config), finished_too=finished_too
+            folder,
+            record=record,
+            defaults=_defaults_of(config),
+            finished_too=finished_too and back_to is None,
         )
+        if back_to is not None:
+            rewind(rundir, opened.record, back_to, log=progress.note)
         if opened.record["finished"]:
             _require_same_start(folder, opened.record, start)
             # A crash may have left them; older versions kept them and did not record that.
@@ -172,9 +180,13 @@ def _set_threads(config: FitConfig, record: dict[str, Any]) -> None:
 
 
 def restore(run: RunInProgress, model: nn.Module) -> TrainState:
-    """Return the state of the newest checkpoint, or that of a new run of the model."""
+    """Return the state of the newest checkpoint, or that of a new run of the model.
+
+    A state inside the window that the run skips is moved past it.
+    """
     state = new_state(model, run.config)
     load_checkpoint(run.rundir.checkpoints, state, log=run.progress.note)
+    skip_window(run.rundir, run.record, state, log=run.progress.note)
     return state
 
 

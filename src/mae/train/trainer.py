@@ -25,7 +25,7 @@ from mae.runs.log import BadFiles, LogWriter, read_rows
 from mae.runs.signals import FINISHING
 from mae.runs.state import TrainState
 from mae.train.compile import compiled_loss
-from mae.train.fit import EveryNSteps, fit
+from mae.train.fit import MOST_BAD_IN_A_ROW, EveryNSteps, fit
 from mae.train.forecast import log_forecast
 from mae.train.measure import StepRecipe, count_steps
 from mae.train.meter import Meter, memory_message, peak_memory, state_bytes
@@ -170,7 +170,7 @@ def _fit(
             stop=lambda: run.stop.requested is not None,
         )
     except TrainingError as error:
-        raise TrainingError(f"{error}; {_last_good(rundir)}") from error
+        raise TrainingError(f"{error}; {_last_good(rundir)}{_way_round(run, state)}") from error
     monitor.report()
     if state.step < num_steps:
         saver.save_or_raise(state)
@@ -191,6 +191,19 @@ def _summary(run: RunInProgress, device: torch.device) -> str:
 def _last_good(rundir: RunDir) -> str:
     path = latest_checkpoint(rundir.checkpoints)
     return f"last good checkpoint: {path}" if path else "there is no checkpoint yet"
+
+
+def _way_round(run: RunInProgress, state: TrainState) -> str:
+    """Say how to skip the batches of five bad steps in a row, where steps remain after them."""
+    path = latest_checkpoint(run.rundir.checkpoints)
+    if (
+        path is None
+        or state.bad_in_a_row < MOST_BAD_IN_A_ROW
+        or state.step >= run.record["num_steps"]
+    ):
+        return ""
+    step = int(path.name.removeprefix("step-"))
+    return f"; to skip those batches: --resume-from {step} --skip-steps {state.step - step}"
 
 
 class BadSampleMonitor:

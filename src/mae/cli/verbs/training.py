@@ -6,6 +6,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from mae.cli.options import without_options
 from mae.config.run import FinetuneConfig, PretrainConfig
 from mae.config.serialize import to_dict
 from mae.errors import ConfigError
@@ -35,6 +36,8 @@ def pretrain(
     data: str | None = None,
     out: Path | None = None,
     init: Path | None = None,
+    resume_from: int | None = None,
+    skip_steps: int = 0,
     given: Given,
     config: Path | None = None,
     print_config: bool = False,
@@ -46,6 +49,8 @@ def pretrain(
     Args:
         out: Folder of the run; none: runs/DATA-NAME.
         init: Weights, run or hf:OWNER/NAME to start from.
+        resume_from: Step of an older checkpoint to go back to; none: the newest.
+        skip_steps: Steps after it whose batches are not trained on, as after bad images.
     """
     resolved = build_config(recipe, PretrainConfig, file=config, fields=fields)
     if print_config:
@@ -54,8 +59,8 @@ def pretrain(
         raise ConfigError("pretrain: expected --data, a folder of images (or fashion-mnist)")
     from mae.jobs import pretrain as job
 
-    command = ["mae", *sys.argv[1:]]
-    ask = partial(job.pretrain, resolved, based_on=recipe, out=out, init=init, command=command)
+    ask = partial(job.pretrain, resolved, based_on=recipe, out=out, init=init, command=_command())
+    ask = partial(ask, resume_from=resume_from, skip_steps=skip_steps)
     run = ask(data=data, finished_too=False, quiet=quiet, **given)
     paths = RunDir(run.path)
     files = {"run": run.path, "weights": paths.weights, "report": paths.report}
@@ -69,6 +74,8 @@ def finetune(
     weights: Path | None = None,
     out: Path | None = None,
     labels: str | None = None,
+    resume_from: int | None = None,
+    skip_steps: int = 0,
     seeds: int | None = None,
     given: Given,
     config: Path | None = None,
@@ -86,6 +93,8 @@ def finetune(
         out: Folder of the run; none: runs/DATA-NAME-tuned.
         labels: Few labels: a fraction as in 1%, a number as in 10/class, or a .csv of an earlier
             draw.
+        resume_from: Step of an older checkpoint to go back to; none: the newest.
+        skip_steps: Steps after it whose batches are not trained on, as after bad images.
         seeds: Number of runs with different seeds; none: one run.
     """
     resolved = build_config(recipe, FinetuneConfig, file=config, fields=fields)
@@ -99,4 +108,10 @@ def finetune(
     one = partial(job, finished_too=False)
     run = one if seeds is None else partial(finetune_seeds, seeds=seeds)
     ask = partial(run, resolved, data=data, weights=weights, out=out, labels=labels, quiet=quiet)
-    return ask(based_on=recipe, command=["mae", *sys.argv[1:]], **given)
+    ask = partial(ask, resume_from=resume_from, skip_steps=skip_steps)
+    return ask(based_on=recipe, command=_command(), **given)
+
+
+def _command() -> list[str]:
+    """Return the command that resumes this run, which goes back to an older checkpoint once."""
+    return ["mae", *without_options(sys.argv[1:], ("resume-from", "skip-steps"))]
