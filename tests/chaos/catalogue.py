@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.chaos import damage, inputs, kills, stops, storage
+from tests.chaos import damage, inputs, kills, ranks, stops, storage
 from tests.chaos.harness import FaultTest, existing
 
 ONE_PROCESS = (
@@ -29,6 +29,12 @@ ONE_PROCESS = (
         "So does a kill before each single change to the disk that a save makes: open, fsync, "
         "rename, delete.",
         kills.at_each_write, 100,
+    ),
+    FaultTest(
+        "kill-at-the-end",
+        "So does a kill between the last step, the weights, the record and the deletion of the "
+        "checkpoints.",
+        existing("tests/jobs/test_ending.py", "-k", "kill_before_any_change"), 1,
     ),
     FaultTest(
         "kill-in-purge",
@@ -85,6 +91,17 @@ ONE_PROCESS = (
         existing("tests/weights/test_untrusted_files.py"), 100,
     ),
     FaultTest(
+        "published-files",
+        "Checkpoints in the published layout load with the one class that they need; what else "
+        "they would import is named and refused.",
+        existing("tests/weights/test_published_layout.py"), 20,
+    ),
+    FaultTest(
+        "keyed-draws",
+        "Order and draws are functions of seed, epoch and sample id, uniform and independent.",
+        existing("tests/data/sampling/test_order.py"), 10,
+    ),
+    FaultTest(
         "other-runs",
         "A resume with another network, configuration or data is refused with 2 within 5 s, with "
         "the difference.",
@@ -115,6 +132,11 @@ ONE_PROCESS = (
         "five-bad-steps",
         "Five such steps in a row stop the run with 1; none has moved a parameter.",
         inputs.five_bad_steps, 10,
+    ),
+    FaultTest(
+        "round-bad-steps",
+        "`--resume-from STEP --skip-steps N` goes round them once, whatever kills it in between.",
+        inputs.round_bad_steps, 10,
     ),
     FaultTest(
         "killed-readers",
@@ -182,4 +204,71 @@ ONE_PROCESS = (
     ),
 )  # fmt: skip
 
-TESTS = (*ONE_PROCESS,)
+RANKS = (
+    FaultTest(
+        "ranks-kill",
+        "Rank 0, rank 1 or the launcher killed at a random step ends all processes within 10 s, "
+        "with the rank's name; the same command ends bit for bit where it would have.",
+        ranks.kills, 20,
+    ),
+    FaultTest(
+        "ranks-kill-launcher",
+        "A killed launcher leaves no rank, while they start, train or save.",
+        ranks.killed_launcher, 6,
+    ),
+    FaultTest(
+        "ranks-signals",
+        "SIGTERM, SIGUSR1 and Ctrl-C to the launcher, to one rank or to all stop every rank at "
+        "one step, saved, within 10 s, with 75, 75 and 130.",
+        ranks.signals, 12,
+    ),
+    FaultTest(
+        "ranks-second-signal",
+        "A second signal ends all ranks within 2 s.",
+        ranks.second_signal, 3,
+    ),
+    FaultTest(
+        "ranks-bad-step",
+        "A NaN or infinite loss on one rank is skipped by all: no rank moves a parameter.",
+        ranks.non_finite_on_one, 4,
+    ),
+    FaultTest(
+        "ranks-five-bad-steps",
+        "Five such steps end all ranks with 1, in one line.",
+        ranks.five_non_finite_on_one, 2,
+    ),
+    FaultTest(
+        "ranks-frozen",
+        "A rank that hangs ends all within 5 s of the time-out, with the stacks of the ranks and "
+        "the name of the one that hung.",
+        ranks.frozen, 4,
+    ),
+    FaultTest(
+        "ranks-accumulation",
+        "Two ranks of one thread equal one with two micro-batches, bit for bit.",
+        ranks.equal_to_accumulation, 1,
+    ),
+    FaultTest(
+        "ranks-three-four",
+        "Losses and parameters of 3 and 4 ranks are within 1e-4, relative, of one rank's.",
+        ranks.other_rank_counts, 2,
+    ),
+    FaultTest(
+        "ranks-changing",
+        "A run that goes on with 2, 1, 3, 2 and 4 ranks, killed in between, sees each image once "
+        "an epoch; its losses are within 1e-4 of one rank's.",
+        ranks.changing_ranks, 4,
+    ),
+    FaultTest(
+        "ranks-races",
+        "Of two jobs of two ranks in one run directory one runs; the other leaves no rank.",
+        ranks.races, 5,
+    ),
+    FaultTest(
+        "ranks-soak",
+        "Two ranks start and end with 0, and with their record written, every time.",
+        ranks.starts_and_exits, 50,
+    ),
+)  # fmt: skip
+
+TESTS = (*ONE_PROCESS, *RANKS)

@@ -160,3 +160,14 @@ def log_ids(folder: str) -> None:
         return real(self, state, batch, **rates)
 
     OptimiserStep.__call__ = call  # type: ignore[method-assign]
+
+
+def together(*all_of: Callable[[], object]) -> None:
+    """Bring about several faults."""
+    for each in all_of:
+        each()
+
+
+def set_environment(**values: str) -> None:
+    """Set environment variables of this process and of those that it starts."""
+    os.environ |= values

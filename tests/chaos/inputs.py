@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -104,6 +105,39 @@ def five_bad_steps(bench: Bench, count: int) -> Iterator[Trial]:
             fault = f"not finite, or not named: {job.last_line}"
         elif len(of_window) < 5 or len(bits) != 1:
             fault = f"{len(bits)} states in {len(of_window)} checkpoints around the skipped steps"
+        yield Trial(fault)
+        shutil.rmtree(out)
+
+
+def round_bad_steps(bench: Bench, count: int) -> Iterator[Trial]:
+    """Go round five NaN steps by the options that the error names, killed in between."""
+    bad = partial(faults.not_finite_at, frozenset(range(17, 22)))
+    whole = None
+    for number in range(count + 1):
+        out = bench.fresh()
+        with bench.start(out, fault=bad) as job:
+            code = job.wait()
+        options = re.search(r"--resume-from \d+ --skip-steps \d+", job.last_line)
+        if code != 1 or options is None:
+            yield Trial(f"exit {code}: {job.last_line}")
+            continue
+        words = options[0].split()
+        if whole is not None:
+            die = partial(
+                faults.together, bad, partial(faults.die_at_change, 2 * number, under=str(out))
+            )
+            with bench.start(out, *words, fault=die) as job:
+                code = job.wait()
+        with bench.start(out, *words, fault=bad) as job:
+            code = job.wait()
+        windows = [row for row in rows(out) if "window" in row]
+        end = end_state(out) if code == 0 else ""
+        if whole is None:  # undisturbed
+            whole = end
+            continue
+        fault = "" if code == 0 else f"exit {code}: {job.last_line}"
+        if not fault and (end != whole or len(windows) != 1 or not _is_finite(out)):
+            fault = f"ends at {end}, expected {whole}; {len(windows)} windows in the log"
         yield Trial(fault)
         shutil.rmtree(out)
 

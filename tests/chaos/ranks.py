@@ -310,7 +310,7 @@ def frozen(bench: Bench, count: int) -> Iterator[Trial]:
     baseline(bench)
     for seed in range(count):
         out, victim, limit = bench.fresh(), 1 - seed % 2, 15
-        freeze = partial(faults.in_ranks, f"faults.short_timeouts({limit})", "0,1")
+        freeze = partial(faults.set_environment, MAE_RANK_TIMEOUT_S=str(limit))
         with _started(bench, out, 5, "--steps", "4000", fault=freeze) as job:
             pid = ranks_of(out).get(victim)
             if pid is None:
