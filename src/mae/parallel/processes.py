@@ -290,7 +290,7 @@ def open_communicator(*, timeout_s: float = TIMEOUT_S) -> Iterator[Communicator]
             backend, store=store, rank=rank, world_size=world_size, timeout=timeout
         )
     except RuntimeError as error:
-        raise _lost(error) from error
+        raise _port_in_use(error) or _lost(error) from error
     watchdog = Watchdog(rank, world_size, store.clone(), timeout_s=hang_s)
     ranks = Communicator(process, PrefixStore("communicator", store), watchdog)
     try:
@@ -375,6 +375,16 @@ def _is_of_collectives(error: RuntimeError) -> bool:
     from torch.distributed import DistError
 
     return isinstance(error, DistError) or "gloo" in f"{error}"
+
+
+def _port_in_use(error: RuntimeError) -> ConfigError | None:
+    if "EADDRINUSE" not in f"{error}":
+        return None
+    address = ":".join(os.environ[name] for name in (_ADDRESS, "MASTER_PORT"))
+    return ConfigError(
+        f"ranks: {address} is in use, by another job? Set another MASTER_PORT (torchrun: "
+        "--master-port), or let torchrun --standalone or --ranks find a free one"
+    )
 
 
 def _lost(error: RuntimeError, missing: Sequence[int] = ()) -> RankError:

@@ -101,7 +101,10 @@ def plan(
 
 
 def doctor() -> object:
-    """Check this machine: libraries, device, image decoders, disk."""
+    """Check this machine: libraries, device, image decoders, disk.
+
+    With --ranks 2, also what ranks need of each other: all-reduce, a shared folder, clocks.
+    """
     from mae.jobs import doctor as job
 
     checks = job.doctor()

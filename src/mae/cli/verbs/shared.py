@@ -10,5 +10,5 @@ from typing import Literal
 
 Pool = Literal["mean", "cls", "grid"]
 
-MULTI_PROCESS_VERBS = frozenset(("embed", "evaluate", "probe"))
+MULTI_PROCESS_VERBS = frozenset(("doctor", "embed", "evaluate", "probe"))
 """Verbs that may run as several processes of one job."""
