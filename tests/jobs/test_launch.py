@@ -10,15 +10,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from socket import socket
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from mae.cli.main import main
+from mae.errors import ConfigError
 from mae.model.classifier import Classifier
 from mae.model.create import create
 from mae.parallel.launch import _ended, _Records, _stopped
+from mae.parallel.processes import open_communicator
 from mae.weights.formats.native import save
 from tests.jobs.conftest import TINY, write_classes
 
@@ -315,9 +318,7 @@ def test_ranks_that_cannot_be_are_one_line(
 def test_ranks_beside_torchrun_must_be_as_many(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    here = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 3, "MASTER_ADDR": "a", "MASTER_PORT": 1}
-    for name, value in here.items():
-        monkeypatch.setenv(name, str(value))
+    be_first_of_three(monkeypatch, port=1)
 
     assert main("evaluate w --data d --ranks 2".split()) == 2
 
@@ -330,3 +331,22 @@ def test_the_help_of_a_verb_that_takes_ranks_lists_them(
     assert main(["evaluate", "--help"]) == main(["report", "--help"]) == 0
 
     assert capsys.readouterr().out.count("--ranks INT") == 1
+
+
+def test_a_port_in_use_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        be_first_of_three(monkeypatch, port=port)
+
+        with pytest.raises(ConfigError, match=f"127.0.0.1:{port} is in use, by ") as caught:
+            open_communicator(timeout_s=10).__enter__()
+
+    assert "\n" not in str(caught.value)
+
+
+def be_first_of_three(monkeypatch: pytest.MonkeyPatch, *, port: int) -> None:
+    here = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 3, "MASTER_ADDR": "127.0.0.1"}
+    for name, value in (here | {"MASTER_PORT": port}).items():
+        monkeypatch.setenv(name, str(value))
