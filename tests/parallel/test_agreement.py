@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mae.errors import ConfigError
-from mae.parallel import processes
+from mae.parallel import agreement
 from mae.parallel.processes import (
     SINGLE_PROCESS,
     Communicator,
@@ -68,7 +68,7 @@ def test_a_folder_that_another_rank_does_not_see_is_refused(tmp_path: Path) -> N
 def test_a_rank_waits_a_while_for_a_file_of_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "_APPEARS_WITHIN_S", 0.3)
+    monkeypatch.setattr(agreement, "_APPEARS_WITHIN_S", 0.3)
     second = First([{}, "", False])
     second.process, second.is_main_process = ProcessInfo(1, 2, 1), False
     seen: list[object] = []
@@ -91,9 +91,9 @@ RANK = """
 import os, sys
 from pathlib import Path
 from mae.cli import main as command
-from mae.parallel import processes
+from mae.parallel import agreement
 from mae.parallel.processes import open_communicator, require_agreement
-processes._APPEARS_WITHIN_S = 0.2
+agreement._APPEARS_WITHIN_S = 0.2
 def verb(words):
     if os.environ["RANK"] == "1":
         os.chdir("/")  # as on another machine

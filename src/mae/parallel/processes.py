@@ -13,16 +13,12 @@ from __future__ import annotations
 
 import os
 import pickle
-import secrets
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from mae import __version__
-from mae.atomic import write_atomic
 from mae.errors import ConfigError, MaeError, RankError, Stopped
 
 if TYPE_CHECKING:
@@ -35,9 +31,6 @@ T = TypeVar("T")
 
 TIMEOUT_S = 1800.0
 """Default timeout of a gather in seconds."""
-_APPEARS_WITHIN_S = 5.0
-"""Time for a file of one machine to be seen by another, on a network file system."""
-_LONGEST = 60  # characters of a value in a message
 _NUMBERS = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT")
 _ADDRESS = "MASTER_ADDR"
 
@@ -327,47 +320,15 @@ def require_agreement(
     """
     if communicator.process.world_size == 1:
         return
-    import torch
+    from mae.parallel import agreement
 
-    versions = {"version of mae": __version__, "version of torch": torch.__version__}
-    values = versions | {n: f"{fact() if callable(fact) else fact}" for n, fact in facts.items()}
-    everyone = communicator.all_gather(values)
-    for name in values:
-        expected = everyone[0].get(name)
-        for rank, theirs in enumerate(everyone):
-            if (got := theirs.get(name)) != expected:
-                raise ConfigError(
-                    f"ranks: rank {rank} has another {name} than rank 0: {_short(got)}, not "
-                    f"{_short(expected)}; start all ranks with the same command, code and data"
-                )
+    agreement.require_equal(communicator.all_gather(agreement.values_of(facts)))
     if folder is not None:
-        _require_shared(communicator, folder)
-
-
-def _short(value: str | None) -> str:
-    text = f"{value}"
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
-
-
-def _require_shared(communicator: Communicator, folder: Path) -> None:
-    marker = folder / communicator.on_main(lambda: _write_marker(folder))
-    stop = time.monotonic() + _APPEARS_WITHIN_S
-    while not (is_there := marker.exists()) and time.monotonic() < stop:
-        time.sleep(0.1)
-    seen = communicator.all_gather(is_there)
-    if communicator.is_main_process:
-        marker.unlink(missing_ok=True)
-    if not all(seen):
-        raise ConfigError(
-            f"ranks: rank {seen.index(False)} does not see {folder} as rank 0 does; choose an "
-            "--out on a file system that all ranks share"
-        )
-
-
-def _write_marker(folder: Path) -> str:
-    name = f".ranks-{secrets.token_hex(8)}"
-    write_atomic(folder / name, b"")
-    return name
+        marker = folder / communicator.on_main(lambda: agreement.write_marker(folder))
+        seen = communicator.all_gather(agreement.appears(marker))
+        if communicator.is_main_process:
+            marker.unlink(missing_ok=True)
+        agreement.require_seen(folder, seen)
 
 
 def _is_of_collectives(error: RuntimeError) -> bool:
