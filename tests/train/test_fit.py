@@ -287,6 +287,21 @@ def test_clipping_bounds_the_gradient_that_is_applied() -> None:
     torch.testing.assert_close(norm.item(), 1e-3, rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("share", [0.5, 0.985, 0.995, 1.0, 1.0000005, 1.005, 1.02, 2.0])
+def test_clipping_is_torchs_to_the_bit_on_both_sides_of_the_limit(share: float) -> None:
+    free = new_state()
+    run(free, make_batches(1))
+    gradients = [p.grad for p in free.model.parameters() if p.grad is not None]
+    limit = share * torch.nn.utils.get_total_norm(gradients).item()
+    clipped = new_state()
+
+    run(clipped, make_batches(1), replace(CONFIG, optim=replace(CONFIG.optim, clip_norm=limit)))
+
+    torch.nn.utils.clip_grad_norm_(free.model.parameters(), limit)
+    for own, theirs in zip(clipped.model.parameters(), free.model.parameters(), strict=True):
+        assert own.grad is theirs.grad is None or torch.equal(own.grad, theirs.grad)
+
+
 def test_bf16_arithmetic_keeps_float32_weights_and_stays_close() -> None:
     exact, rough = new_state(), new_state()
 

@@ -29,10 +29,10 @@ def update_ema(optimizer: torch.optim.Optimizer, *, decay: float | None) -> Iter
     # Stored only after the first step: the optimiser takes a nonempty state as initialised.
     before = {p: p.clone() for p in parameters if _KEY not in optimizer.state.get(p, {})}
     yield
-    for parameter in parameters:
-        if parameter.grad is not None:
-            state = optimizer.state[parameter]
-            state.setdefault(_KEY, before.get(parameter)).lerp_(parameter, 1 - decay)
+    updated = [p for p in parameters if p.grad is not None]
+    averages = [optimizer.state[p].setdefault(_KEY, before.get(p)) for p in updated]
+    if updated:
+        torch._foreach_lerp_(averages, updated, 1 - decay)
 
 
 @torch.no_grad()

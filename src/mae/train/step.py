@@ -17,6 +17,7 @@ from mae.data.batching.batch import Batch
 from mae.model.onednn_linear import HalfWeights
 from mae.runs.state import TrainState
 from mae.train.ema import update_ema
+from mae.train.optim.muon import Muon
 
 Loss = Callable[[nn.Module, Batch], Tensor]
 """Returns the mean loss of a (micro-)batch on the model's device."""
@@ -101,13 +102,16 @@ class OptimiserStep:
         # The only device-to-host read per step, before the update.
         finite = bool(total.isfinite() & grad_norm.isfinite())
         if finite:
-            if self.config.optim.clip_norm is not None:
-                torch.nn.utils.clip_grads_with_norm_(
-                    model.parameters(), self.config.optim.clip_norm, grad_norm
-                )
+            limit = self.config.optim.clip_norm
+            # Well below the limit, clipping would multiply by exactly 1.
+            if limit is not None and grad_norm > 0.99 * limit:
+                torch.nn.utils.clip_grads_with_norm_(model.parameters(), limit, grad_norm)
             ema = self.config.ema if isinstance(self.config, FinetuneConfig) else None
             with update_ema(optimizer, decay=ema):
-                optimizer.step()
+                if isinstance(optimizer, Muon):
+                    optimizer.step(pool=self._pool)
+                else:
+                    optimizer.step()
         overflow = False
         if state.scaler is not None:
             # Finite loss and a scale that can still shrink: an overflow of fp16, not divergence.

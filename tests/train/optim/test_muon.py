@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -115,11 +116,15 @@ def state_of(name: Name, *, seed: int = 0) -> TrainState:
     return TrainState(model, create_optimizer(model, replace(OPTIM, name=name)))
 
 
-def step(state: TrainState) -> None:
+def set_gradients(state: TrainState) -> None:
     drawn = torch.Generator().manual_seed(state.step)
     for parameter in state.model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.randn(parameter.shape, generator=drawn)
+
+
+def step(state: TrainState) -> None:
+    set_gradients(state)
     state.optimizer.step()
     state.step += 1
 
@@ -139,6 +144,18 @@ def test_whatever_is_no_matrix_of_a_block_is_adamws() -> None:
     blocks = [name for name, _ in muon.model.named_parameters() if ".blocks." in name]
     assert changed == {n for n in blocks if n.endswith("weight") and "norm" not in n}
     assert len(changed) == 4 * len(muon.model.encoder.blocks) + 4 * len(muon.model.decoder.blocks)
+
+
+def test_threads_of_a_pool_change_no_bit() -> None:
+    alone, shared = state_of("muon"), state_of("muon")
+    step(alone)
+    assert isinstance(shared.optimizer, Muon)
+
+    set_gradients(shared)
+    with ThreadPoolExecutor(2) as pool:
+        shared.optimizer.step(pool=pool)
+
+    assert all(map(torch.equal, alone.model.parameters(), shared.model.parameters()))
 
 
 @pytest.mark.parametrize("name", get_args(Name))

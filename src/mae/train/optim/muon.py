@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ STEPS = 5
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """(a, b, c) of s (a + b s^2 + c s^4), which maps 0.01 to 1 to near 1 in `STEPS` iterations."""
 MOMENTUM = 0.95
+Kind = tuple[torch.Size, float]
+"""Shape and learning rate of matrices that are updated together."""
 
 
 class Muon(torch.optim.AdamW):
@@ -31,8 +34,15 @@ class Muon(torch.optim.AdamW):
     """
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient; a closure is not supported."""
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], float] | None = None, *, pool: Executor | None = None
+    ) -> None:
+        """Update every parameter that has a gradient; a closure is not supported.
+
+        Args:
+            closure: none.
+            pool: its threads update matrices in parallel, to the same result.
+        """
         assert closure is None
         groups = self.param_groups
         try:
@@ -40,7 +50,8 @@ class Muon(torch.optim.AdamW):
             super().step()
         finally:
             self.param_groups = groups
-        alike: dict[tuple[torch.Size, float], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        # Batch matrices of the same shape: separate small products take three times as long.
+        alike: dict[Kind, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for group in groups:
             parameters = [p for p in group["params"] if group["parts"] and p.grad is not None]
             if not parameters:
@@ -49,12 +60,8 @@ class Muon(torch.optim.AdamW):
             for both in zip(parameters, self._ahead(parameters), strict=True):
                 for pair in zip(*(tensor.chunk(group["parts"]) for tensor in both), strict=True):
                     alike[pair[0].shape, group["lr"]].append(pair)
-        # Batch matrices of the same shape: separate small products take three times as long.
-        for (shape, rate), pairs in alike.items():
-            parts, updates = zip(*pairs, strict=True)
-            # With all singular values at 1, the root mean square is sqrt(1 / longer side).
-            factor = -0.2 * rate * math.sqrt(max(shape))
-            torch._foreach_add_(parts, evened(torch.stack(updates)).unbind(), alpha=factor)
+        for _ in (map if pool is None else pool.map)(_update, alike.items()):
+            pass
 
     def _ahead(self, parameters: Sequence[nn.Parameter]) -> tuple[Tensor, ...]:
         """Add the gradients to the momenta and return the Nesterov updates."""
@@ -67,6 +74,16 @@ class Muon(torch.optim.AdamW):
         momenta = [self.state[p]["momentum"] for p in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
         return torch._foreach_lerp(gradients, momenta, MOMENTUM)
+
+
+@torch.no_grad()  # of each thread
+def _update(alike: tuple[Kind, list[tuple[Tensor, Tensor]]]) -> None:
+    """Add the orthogonalized updates to the matrices of a kind."""
+    (shape, lr), pairs = alike
+    matrices, updates = zip(*pairs, strict=True)
+    # With all singular values at 1, the root mean square is sqrt(1 / longer side).
+    factor = -0.2 * lr * math.sqrt(max(shape))
+    torch._foreach_add_(matrices, evened(torch.stack(updates)).unbind(), alpha=factor)
 
 
 def evened(matrices: Tensor) -> Tensor:
