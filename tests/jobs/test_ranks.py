@@ -68,6 +68,14 @@ def torchrun(count: int, *words: str) -> subprocess.CompletedProcess[str]:
     return ended(started(count, *words))
 
 
+def by_ranks(count: int, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run the command as several processes by its own option."""
+    command = [sys.executable, "-m", "mae", *words, f"--ranks={count}"]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=ENVIRONMENT, timeout=250, check=False
+    )
+
+
 @pytest.fixture
 def alone(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
     """Run the command as this one process, on one thread as the others; give what it prints."""
@@ -83,9 +91,14 @@ def alone(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize(("start", "count"), [(by_ranks, 2), (torchrun, 3)])
 def test_several_processes_evaluate_as_one_does_to_the_last_digit(
-    count: int, classifier: Path, images: Path, tmp_path: Path, alone: Callable[..., str]
+    start: Callable[..., subprocess.CompletedProcess[str]],
+    count: int,
+    classifier: Path,
+    images: Path,
+    tmp_path: Path,
+    alone: Callable[..., str],
 ) -> None:
     words = ["evaluate", str(classifier), f"--data={images}", "--batch=4", "--json"]
     words += ["--predictions", str(tmp_path / "p.csv")]
@@ -93,7 +106,7 @@ def test_several_processes_evaluate_as_one_does_to_the_last_digit(
     table = (tmp_path / "p.csv").read_bytes()
     (tmp_path / "p.csv").unlink()
 
-    shared = torchrun(count, *words)
+    shared = start(count, *words)
 
     assert shared.returncode == 0, shared.stderr
     assert shared.stdout == whole and json.loads(shared.stdout)["images"] == 17

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -100,7 +101,7 @@ def verb(words):
     with open_communicator(timeout_s=60) as ranks:
         require_agreement(ranks, {"data": "same"}, folder=Path("run"))
 command._run = verb
-sys.exit(command.main(["--json"]))
+sys.exit(command.main(["verb", "--json"]))
 """
 
 
@@ -111,6 +112,7 @@ def test_one_line_of_rank_0_ends_all(tmp_path: Path) -> None:
     assert ended.returncode == 2
     assert ended.stderr.startswith("mae: ranks: rank 1 does not see run as rank 0 does; choose an ")
     assert ended.stderr.count("\n") == 1
+    assert json.loads(ended.stdout) == {"error": ended.stderr[5:-1], "exit_code": 2}
 
 
 def launched(program: str, *, folder: Path) -> subprocess.CompletedProcess[str]:

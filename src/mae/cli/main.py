@@ -27,6 +27,8 @@ from mae.runs.signals import INTERRUPTED
 
 _HELP = frozenset(("-h", "--help"))
 _ERROR_DELAY_S = 1.0
+LEAST_RANKS, RANKS_PER_CORE = 8, 2
+"""Most ranks of a machine: what is beyond is a slip of the finger, and would fill its memory."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -151,6 +153,8 @@ def _launch(words: list[str], *, ranks: int) -> int:
     from mae.parallel.launch import launch
     from mae.planning.hardware import cores
 
+    if ranks > (most := max(LEAST_RANKS, RANKS_PER_CORE * cores())):
+        raise ConfigError(f"ranks: got {ranks} for {cores()} cores, expected at most {most}")
     outcome = launch(words, ranks=ranks, threads=max(1, cores() // ranks))
     if outcome.message:
         raise Stopped(outcome.message, exit_code=outcome.exit_code)

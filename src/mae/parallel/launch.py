@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -64,16 +65,21 @@ def launch(
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # what we print says it in one line
     # -P: ranks import from the working directory only if this process does.
     safe = [] if sys.path[:1] in ([""], [os.getcwd()]) else ["-P"]
-    # Before torch 2.9 there is no such option, and the elastic launcher handles SIGTERM itself.
-    others = {"signals_to_handle": "SIGHUP,SIGQUIT"}
-    known = set(LaunchConfig.__dataclass_fields__)
+    if sys.platform == "linux":  # a name of this machine may resolve to a network that is down
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    # No signal for the elastic launcher: it would handle SIGHUP under nohup. Older ones do.
+    signals = (
+        {"signals_to_handle": ""}
+        if "signals_to_handle" in LaunchConfig.__dataclass_fields__
+        else {}
+    )
     with TemporaryDirectory(prefix="mae-ranks-") as folder, _without_logging():
         os.environ[_RECORDS] = folder
         config = LaunchConfig(
             min_nodes=1, max_nodes=1, nproc_per_node=ranks, max_restarts=0,
             run_id=uuid.uuid4().hex, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
             local_addr="localhost", logs_specs=DefaultLogsSpecs(log_dir=folder),
-            **{name: value for name, value in others.items() if name in known},  # type: ignore[arg-type]
+            **signals,  # type: ignore[arg-type]
         )  # fmt: skip
         failures: Mapping[int, Any] = {}
         with _signals_raise(SignalException) as received_at:
@@ -167,6 +173,7 @@ def _signals_raise(exception: type[Exception]) -> Iterator[list[float]]:
             received_at.append(time.monotonic())
             raise exception(f"got {name.name}", name)
         if time.monotonic() - received_at[0] > _SAME_REQUEST_S:
+            shutil.rmtree(os.environ[_RECORDS], ignore_errors=True)
             os._exit(STOP_CODES[name])
 
     done = threading.Event()
