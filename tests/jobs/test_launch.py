@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from mae.cli.main import main
+from mae.cli.verbs.shared import MULTI_PROCESS_VERBS
 from mae.errors import ConfigError
 from mae.parallel.launch import _ended, _Records, _stopped
 from mae.parallel.processes import open_communicator
@@ -267,6 +268,12 @@ def test_ranks_that_cannot_be_are_one_line(
     assert main(words.split()) == 2
 
     assert capsys.readouterr().err.startswith(f"mae: {line}")
+
+
+def test_the_page_names_every_verb_that_takes_ranks() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "ranks.md").read_text()
+
+    assert {verb for verb in MULTI_PROCESS_VERBS if f"`{verb}`" in page} == MULTI_PROCESS_VERBS
 
 
 def test_ranks_beside_torchrun_must_be_as_many(
