@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Executor
 
 import torch
@@ -17,8 +17,8 @@ STEPS = 5
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """(a, b, c) of s (a + b s^2 + c s^4), which maps 0.01 to 1 to near 1 in `STEPS` iterations."""
 MOMENTUM = 0.95
-Kind = tuple[torch.Size, float]
-"""Shape and learning rate of matrices that are updated together."""
+Kind = tuple[torch.Size, float, float]
+"""Shape, learning rate and weight decay of matrices that are updated together."""
 
 
 class Muon(torch.optim.AdamW):
@@ -44,46 +44,44 @@ class Muon(torch.optim.AdamW):
             pool: its threads update matrices in parallel, to the same result.
         """
         assert closure is None
+        # Batch matrices of the same shape: separate small products take three times as long.
+        alike: dict[Kind, list[tuple[Tensor, ...]]] = defaultdict(list)
+        for group in self.param_groups:
+            for parameter in group["params"] if group["parts"] else ():
+                if parameter.grad is None:
+                    continue
+                whole = (parameter, parameter.grad, self._momentum(parameter))
+                for part in zip(*(t.chunk(group["parts"]) for t in whole), strict=True):
+                    alike[part[0].shape, group["lr"], group["weight_decay"]].append(part)
+        updated = (map if pool is None else pool.map)(_update, alike.items())
         groups = self.param_groups
         try:
             self.param_groups = [group for group in groups if not group["parts"]]
             super().step()
         finally:
             self.param_groups = groups
-        # Batch matrices of the same shape: separate small products take three times as long.
-        alike: dict[Kind, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-        for group in groups:
-            parameters = [p for p in group["params"] if group["parts"] and p.grad is not None]
-            if not parameters:
-                continue
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            for both in zip(parameters, self._ahead(parameters), strict=True):
-                for pair in zip(*(tensor.chunk(group["parts"]) for tensor in both), strict=True):
-                    alike[pair[0].shape, group["lr"]].append(pair)
-        for _ in (map if pool is None else pool.map)(_update, alike.items()):
+        for _ in updated:
             pass
 
-    def _ahead(self, parameters: Sequence[nn.Parameter]) -> tuple[Tensor, ...]:
-        """Add the gradients to the momenta and return the Nesterov updates."""
-        for parameter in parameters:
-            state = self.state[parameter]
-            if not state:
-                state["momentum"] = torch.zeros_like(parameter)
-                state["step"] = torch.zeros(())  # unused, but loading expects AdamW's "step"
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        momenta = [self.state[p]["momentum"] for p in parameters]
-        torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
-        return torch._foreach_lerp(gradients, momenta, MOMENTUM)
+    def _momentum(self, parameter: nn.Parameter) -> Tensor:
+        state = self.state[parameter]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter)
+            state["step"] = torch.zeros(())  # unused, but loading expects AdamW's "step"
+        return state["momentum"]  # type: ignore[no-any-return]
 
 
 @torch.no_grad()  # of each thread
-def _update(alike: tuple[Kind, list[tuple[Tensor, Tensor]]]) -> None:
-    """Add the orthogonalized updates to the matrices of a kind."""
-    (shape, lr), pairs = alike
-    matrices, updates = zip(*pairs, strict=True)
+def _update(alike: tuple[Kind, list[tuple[Tensor, ...]]]) -> None:
+    """Update matrices of a kind and their momenta by their gradients."""
+    (shape, lr, weight_decay), parts = alike
+    matrices, gradients, momenta = zip(*parts, strict=True)
+    torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
+    ahead = torch._foreach_lerp(gradients, momenta, MOMENTUM)
+    torch._foreach_mul_(matrices, 1 - lr * weight_decay)
     # With all singular values at 1, the root mean square is sqrt(1 / longer side).
     factor = -0.2 * lr * math.sqrt(max(shape))
-    torch._foreach_add_(matrices, evened(torch.stack(updates)).unbind(), alpha=factor)
+    torch._foreach_add_(matrices, evened(torch.stack(ahead)).unbind(), alpha=factor)
 
 
 def evened(matrices: Tensor) -> Tensor:
