@@ -101,18 +101,19 @@ def not_finite_at(steps: frozenset[int], *, value: float = float("nan")) -> None
     """Multiply the loss by NaN or infinity in these steps of the run, counted from 0."""
     from mae.train.step import OptimiserStep
 
-    real = OptimiserStep.__call__
+    call, weighted = OptimiserStep.__call__, OptimiserStep._weighted_loss
+    now = [0]
 
-    def call(self: OptimiserStep, state: Any, batch: Any, **rates: float) -> Any:
-        loss = self.loss
-        if state.step in steps:
-            self.loss = lambda model, part: loss(model, part) * value
-        try:
-            return real(self, state, batch, **rates)
-        finally:
-            self.loss = loss
+    def counted_call(self: OptimiserStep, state: Any, *values: Any, **rates: float) -> Any:
+        now[0] = state.step
+        return call(self, state, *values, **rates)
 
-    OptimiserStep.__call__ = call  # type: ignore[method-assign]
+    def loss(self: OptimiserStep, *values: Any, **more: int) -> Any:
+        found = weighted(self, *values, **more)
+        return found * value if now[0] in steps else found
+
+    OptimiserStep.__call__ = counted_call  # type: ignore[method-assign]
+    OptimiserStep._weighted_loss = loss  # type: ignore[method-assign]
 
 
 def draw_from_global_generators(seed: int) -> None:

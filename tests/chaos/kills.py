@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -37,7 +38,7 @@ def lost_steps(out: Path) -> int:
 
 def at_random_steps(bench: Bench, count: int) -> Iterator[Trial]:
     """Kill one process at a random moment of its run, then give the same command again."""
-    usual = bench.whole().seconds
+    usual, moments = bench.whole().seconds, Counter[str]()
     for seed in range(count):
         draw, out = random.Random(seed), bench.fresh()
         while True:
@@ -46,8 +47,11 @@ def at_random_steps(bench: Bench, count: int) -> Iterator[Trial]:
             if killed:
                 break
             shutil.rmtree(out)  # it had ended before
-        yield Trial(bench.finish(out), lost_steps(out))
+        lost, early, late = lost_steps(out), saved_step(out) == 0, last_step(out) == STEPS
+        moments.update(["before the first save"] * early + ["after the last step"] * late)
+        yield Trial(bench.finish(out), lost)
         shutil.rmtree(out)
+    bench.notes.append(", ".join(f"{n} {moment}" for moment, n in sorted(moments.items())))
 
 
 def storm(bench: Bench, count: int) -> Iterator[Trial]:
@@ -116,12 +120,13 @@ def forked(target: object, *values: object) -> int | None:
 def at_each_write(bench: Bench, count: int) -> Iterator[Trial]:
     """Kill a save before its first change to the disk, its second, and so on to the purge."""
     folder, file = bench.folder / "checkpoints", bench.folder / "acknowledged"
+    acknowledged = 0
     for number in range(count):
-        file.write_text(file.read_text() if file.exists() else "0")
-        before = int(file.read_text() or 0)
+        file.write_text("0")
         code = forked(save_and_die, str(folder), str(file), number % 30, "")
-        acknowledged = max(before, int(file.read_text() or 0))
+        acknowledged = max(acknowledged, int(file.read_text() or 0))
         yield Trial(_not_as_saved(folder, code, acknowledged))
+        acknowledged = _newest(folder)
 
 
 def _not_as_saved(folder: Path, code: int | None, acknowledged: int) -> str:
@@ -156,7 +161,7 @@ def in_a_purge(bench: Bench, count: int) -> Iterator[Trial]:
 
 
 def _newest(folder: Path) -> int:
-    return max(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
+    return max((int(p.name.removeprefix("step-")) for p in folder.glob("step-*")), default=0)
 
 
 POINTS = (1, 2, 4, 5, STEPS - 1, STEPS)
