@@ -19,6 +19,7 @@ from mae.config.run import FitConfig, PretrainConfig
 from mae.data.decoding.decode import PixelKind
 from mae.data.sources.source import ArraySource
 from mae.jobs.pretrain import pretrain
+from mae.parallel.processes import SINGLE_PROCESS
 from mae.planning.estimate import hours_in_words
 from mae.train import forecast, measure
 from mae.train.forecast import ADAMW, MUON, log_forecast
@@ -45,6 +46,7 @@ def said(
         progress=SimpleNamespace(note=lines.append),
         stop=SimpleNamespace(command=shlex.split(command)),
         rundir=SimpleNamespace(path=Path("runs/in")),
+        ranks=SINGLE_PROCESS,
     )
     log_forecast(run)
     return lines
@@ -165,6 +167,7 @@ def test_the_rate_of_a_real_network_is_measured_in_seconds(
         kind=PixelKind("uint8", 3),
         record={"num_steps": 4_000},
         progress=SimpleNamespace(note=lambda line: None),
+        ranks=SINGLE_PROCESS,
     )
 
     rate = forecast._images_per_second(run, config)

@@ -67,12 +67,12 @@ def test_rows_without_a_finite_loss_are_passed_over() -> None:
 
 
 def test_a_meter_is_the_running_mean_of_its_rows_and_of_what_came_since() -> None:
-    batch, meter = small_batches(1)[0], Meter()
+    meter = Meter()
     values = np.random.default_rng(0).random(37).tolist()
     rows = []
     for step, value in enumerate(values, start=1):
         metrics = Metrics(torch.tensor(value), torch.ones(()), 0.1, finite=True)
-        meter.add(batch, metrics)
+        meter.add(metrics)
         assert min(values[:step]) - 1e-6 <= float(meter) <= max(values[:step]) + 1e-6
         if step % 6 in (0, 1) or step == 37:
             shown = float(meter)

@@ -22,6 +22,7 @@ from mae.evaluation.few_labels import FewLabels, write_choice
 from mae.evaluation.labelled_data import Labelled, Part, labelled
 from mae.evaluation.metrics import Predictions
 from mae.model.classifier import Classifier
+from mae.parallel.processes import open_communicator
 from mae.progress import Progress
 from mae.recipes.catalogue import find_config
 from mae.report.page import write_report
@@ -32,7 +33,7 @@ from mae.runs.signals import StopSignal
 from mae.train.ema import apply_ema
 from mae.train.finetune_batch import finetune_batch, soft_target_loss
 from mae.train.measure import StepRecipe
-from mae.train.resolve import batch_plan, device_of, resolve
+from mae.train.resolve import batch_plan, device_of, resolve_on_main
 from mae.train.session import (
     RunInProgress,
     data_record,
@@ -94,7 +95,8 @@ def finetune(
 ) -> Tuned:
     """Fine-tune a pre-trained encoder, or resume a run of the same configuration and data.
 
-    An unfinished run is resumed; a finished run is returned unchanged.
+    An unfinished run is resumed; a finished run is returned unchanged. The processes of a job
+    started by torchrun divide each batch; rank 0 writes.
 
     Args:
         recipe: name of a recipe, or a configuration.
@@ -120,8 +122,12 @@ def finetune(
     config = find_config(recipe, FinetuneConfig) if isinstance(recipe, str) else recipe
     folder = Path("runs", f"{data_name(data)}-tuned") if out is None else Path(out)
     back_to = rewind_of(folder, resume_from, skip_steps)
-    with StopSignal("", command=command) as stop, Progress(quiet=quiet) as progress:
-        begun = read_record(folder)
+    with (
+        StopSignal("", command=command) as stop,
+        open_communicator() as ranks,
+        Progress(quiet=quiet or not ranks.is_main_process) as progress,
+    ):
+        begun = ranks.on_main(lambda: read_record(folder))
         parts = _divided(data, config, weights, begun=begun)
         for note in parts.notes:
             progress.note(note)
@@ -130,7 +136,8 @@ def finetune(
             raise ConfigError(f"labels: {labels} holds {len(draws)} draws, expected one")
         source = Part(parts.train.source, draws[0]).as_source()
         test = parts.test.as_source()
-        resolved = resolve(config, source, weights=weights, begun=begun, given=given)
+        how = {"weights": weights, "begun": begun, "given": given}
+        resolved = resolve_on_main(ranks, config, source, **how)
         session = open_session(
             folder,
             resolved,
@@ -142,6 +149,7 @@ def finetune(
             start={"weights": None if weights is None else _lasting(weights)},
             finished_too=finished_too,
             back_to=back_to,
+            ranks=ranks,
             labels=labels,
             class_names=list(source.class_names),
         )
@@ -149,7 +157,7 @@ def finetune(
             if run.record["finished"]:
                 model = load_classifier(run.rundir.weights).model
             else:
-                if labels is not None:
+                if labels is not None and ranks.is_main_process:
                     write_choice(folder / "labels.csv", parts.train.source, draws)
                 model, notes = initial_classifier(weights, resolved.config, **given)
                 for note in notes:
@@ -201,7 +209,8 @@ def _lasting(weights: str | Path) -> str:
 def _train(run: RunInProgress, model: Classifier, config: FinetuneConfig, test: Source) -> None:
     """Train from the newest checkpoint to the last step, evaluate, write weights and report."""
     state = restore(run, model)
-    plan, device = batch_plan(config, run.source, run.kind), device_of(state)
+    plan = batch_plan(config, run.source, run.kind, run.ranks.process)
+    device = device_of(state)
 
     def prepare(batch: Batch, step: int) -> Batch:
         return finetune_batch(batch, plan, config, step=step, device=device)
@@ -210,16 +219,24 @@ def _train(run: RunInProgress, model: Classifier, config: FinetuneConfig, test: 
     apply_ema(state.optimizer)
     names = run.source.class_names
     every = np.arange(config.num_classes)
-    candidates, how = (
+    found = classify(
+        model.eval(),
+        test,
         Candidates(every, every),
-        {"batch": EVALUATION_BATCH, "progress": run.progress},
+        batch=EVALUATION_BATCH,
+        progress=run.progress,
+        ranks=run.ranks,
     )
-    found = classify(model.eval(), test, candidates, **how)  # type: ignore[arg-type]
-    write_json_atomic(run.rundir.results, _results(found, config, test))
-    facts = {name: run.record[name] for name in ("recipe", "data", "weights", "num_steps")}
-    save(model.cpu(), run.rundir.weights, class_names=names, facts=facts)
-    write_report(run.rundir.path)
-    finish(run, model, written=load_classifier(run.rundir.weights).model)
+    model.cpu()
+
+    def write() -> None:
+        write_json_atomic(run.rundir.results, _results(found, config, test))
+        facts = {name: run.record[name] for name in ("recipe", "data", "weights", "num_steps")}
+        save(model, run.rundir.weights, class_names=names, facts=facts)
+        write_report(run.rundir.path)
+        finish(run, model, written=load_classifier(run.rundir.weights).model)
+
+    run.ranks.on_main(write)
 
 
 def _results(found: Predictions, config: FinetuneConfig, test: Source) -> dict[str, object]:

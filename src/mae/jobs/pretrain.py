@@ -16,6 +16,7 @@ from mae.data.sources.open import Data, data_name, open_source
 from mae.errors import ConfigError
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.create import create
+from mae.parallel.processes import open_communicator
 from mae.progress import Progress
 from mae.recipes.catalogue import find_config
 from mae.report.page import write_report
@@ -27,7 +28,7 @@ from mae.runs.signals import StopSignal
 from mae.runs.state import TrainState
 from mae.train.measure import StepRecipe
 from mae.train.meter import losses, running_mean
-from mae.train.resolve import batch_plan, resolve
+from mae.train.resolve import batch_plan, resolve_on_main
 from mae.train.session import (
     RunInProgress,
     data_record,
@@ -76,7 +77,8 @@ def pretrain(
 ) -> Run:
     """Pre-train a masked autoencoder, or resume a run of the same configuration and data.
 
-    An unfinished run is resumed; a finished run is returned unchanged.
+    An unfinished run is resumed; a finished run is returned unchanged. The processes of a job
+    started by torchrun divide each batch; rank 0 writes.
 
     Args:
         recipe: name of a recipe, or a configuration.
@@ -102,9 +104,14 @@ def pretrain(
     require_init(config, init, **given)
     folder = Path("runs", data_name(data)) if out is None else Path(out)
     back_to = rewind_of(folder, resume_from, skip_steps)
-    with StopSignal("", command=command) as stop, Progress(quiet=quiet) as progress:
+    with (
+        StopSignal("", command=command) as stop,
+        open_communicator() as ranks,
+        Progress(quiet=quiet or not ranks.is_main_process) as progress,
+    ):
         source = open_source(data, log=progress.note)
-        resolved = resolve(config, source, weights=init, begun=read_record(folder), given=given)
+        begun = ranks.on_main(lambda: read_record(folder))
+        resolved = resolve_on_main(ranks, config, source, weights=init, begun=begun, given=given)
         session = open_session(
             folder,
             resolved,
@@ -115,6 +122,7 @@ def pretrain(
             start={"init": None if init is None else str(init)},
             finished_too=finished_too,
             back_to=back_to,
+            ranks=ranks,
         )
         with session as run:
             if run.record["finished"]:
@@ -157,12 +165,18 @@ def _new_model(
 def _train(run: RunInProgress, model: MaskedAutoencoder) -> None:
     """Train the model from the newest checkpoint to the last step, write weights and report."""
     state = restore(run, model)
-    plan = batch_plan(run.config, run.source, run.kind)
-    train(run, state, plan, StepRecipe(pretraining_loss), draw=_drawing(run, plan))
-    facts = {name: run.record[name] for name in ("recipe", "data", "num_steps")}
-    save(model.cpu().eval(), run.rundir.weights, facts=facts)
-    write_report(run.rundir.path)
-    finish(run, model, written=open_model(run.rundir.weights).model)
+    plan = batch_plan(run.config, run.source, run.kind, run.ranks.process)
+    draw = _drawing(run, plan) if run.ranks.is_main_process else None
+    train(run, state, plan, StepRecipe(pretraining_loss), draw=draw)
+    model.cpu().eval()
+
+    def write() -> None:
+        facts = {name: run.record[name] for name in ("recipe", "data", "num_steps")}
+        save(model, run.rundir.weights, facts=facts)
+        write_report(run.rundir.path)
+        finish(run, model, written=open_model(run.rundir.weights).model)
+
+    run.ranks.on_main(write)
 
 
 def _drawing(run: RunInProgress, plan: BatchPlan) -> Callable[[TrainState], None]:

@@ -107,7 +107,7 @@ class Estimate(NamedTuple):
     @property
     def _threads(self) -> int:
         """Micro-batches in memory at the same time (decision 0009)."""
-        one = self.machine.device != "cpu" or self.config.compile
+        one = self.machine.device != "cpu" or self.config.compile or self.machine.ranks > 1
         return 1 if one else torch.get_num_threads()
 
     @property

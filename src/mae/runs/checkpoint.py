@@ -56,7 +56,7 @@ def save_checkpoint(
         NotSaved: if the disk is full or not writable; partial files are removed.
         TrainingError: if a parameter or buffer is not finite.
     """
-    path = folder / f"step-{state.step:08d}"
+    path = folder / _name(state.step)
     if path.is_dir():
         return path
     _require_finite(state)
@@ -128,18 +128,11 @@ def load_checkpoint(folder: Path, state: TrainState, *, log: Log) -> dict[str, A
         if reason:
             damaged[path] = reason
             continue
-        model = load_file(path / _MODEL)
-        if other := differences(_forms(model), _forms(state.model.state_dict())):
-            raise WeightsError(f"{path}: is of another model: {other}; use its configuration")
+        model = _model_for(state, path)
         for bad, why in damaged.items():
             renamed = _set_aside(bad, "bad")
             log(f"{bad.name}: {why}; renamed to {renamed.name}, resuming from {path.name}")
-        record = json.loads((path / _STATE).read_bytes())
-        _apply(state, model, load_file(path / _OPTIMIZER))
-        state.step, state.bad_in_a_row = record["step"], record["bad_in_a_row"]
-        if state.scaler is not None:
-            state.scaler.load_state_dict(record["scaler"])
-        return dict(record["extra"])
+        return _restore(state, path, model)
     if damaged:
         reasons = "; ".join(f"{path.name}: {why}" for path, why in damaged.items())
         raise CheckpointError(
@@ -147,6 +140,26 @@ def load_checkpoint(folder: Path, state: TrainState, *, log: Log) -> dict[str, A
             "run with --out"
         )
     return None
+
+
+def load_step(folder: Path, state: TrainState, *, step: int) -> dict[str, Any]:
+    """Restore the state from the checkpoint of a step that another rank found intact.
+
+    Args:
+        folder: checkpoint folder of the run, as this rank sees it; nothing in it is changed.
+        state: a state of the same model and optimizer; changed in place.
+        step: of the checkpoint.
+
+    Raises:
+        CheckpointError: if it is missing or damaged here.
+    """
+    path = folder / _name(step)
+    if reason := _damage(path):
+        raise CheckpointError(
+            f"{path}: {reason} in one rank, but rank 0 reads it; check that all ranks see the "
+            "same disk"
+        )
+    return _restore(state, path, _model_for(state, path))
 
 
 def require_intact_checkpoint(folder: Path, step: int) -> None:
@@ -180,8 +193,30 @@ def _complete(folder: Path) -> list[Path]:
     return sorted(found, key=_step, reverse=True)
 
 
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
 def _step(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
+
+
+def _model_for(state: TrainState, path: Path) -> dict[str, Tensor]:
+    """Return the model tensors of a checkpoint, which must be those of the state's model."""
+    model = load_file(path / _MODEL)
+    if other := differences(_forms(model), _forms(state.model.state_dict())):
+        raise WeightsError(f"{path}: is of another model: {other}; use its configuration")
+    return model
+
+
+def _restore(state: TrainState, path: Path, model: dict[str, Tensor]) -> dict[str, Any]:
+    """Put an intact checkpoint into the state; return the extra values that it was saved with."""
+    record = json.loads((path / _STATE).read_bytes())
+    _apply(state, model, load_file(path / _OPTIMIZER))
+    state.step, state.bad_in_a_row = record["step"], record["bad_in_a_row"]
+    if state.scaler is not None:
+        state.scaler.load_state_dict(record["scaler"])
+    return dict(record["extra"])
 
 
 def _require_finite(state: TrainState) -> None:

@@ -68,8 +68,9 @@ def _parts(
     config: FitConfig, plan: BatchPlan, recipe: StepRecipe, device: torch.device
 ) -> Iterator[Batch]:
     """Yield a micro-batch of each micro-batch size and each image size of the run."""
-    whole = recipe.micro_batch or config.fixed_micro_batch or config.batch
+    own = plan.own_batch
+    whole = recipe.micro_batch or config.fixed_micro_batch or own
     for stage in stages(config, plan):
-        for size in {min(whole, config.batch), config.batch % whole} - {0}:
-            few = dataclasses.replace(stage.plan, batch=size, views_per_decode=1)
+        for size in {min(whole, own), own % whole} - {0}:
+            few = dataclasses.replace(stage.plan, batch=size, views_per_decode=1, share=(0, 1))
             yield recipe.prepare(training_batch(few, 0).to(device), 0)

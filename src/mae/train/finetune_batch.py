@@ -19,10 +19,10 @@ def finetune_batch(
     """Normalise, erase and mix the batch of a step, on the device.
 
     The batch is mixed before it is split into micro-batches, so that images mix with partners
-    from the whole batch.
+    from the whole batch. A mirrored share of a batch holds these partners, in reverse.
 
     Args:
-        batch: stored pixels and labels.
+        batch: stored pixels and labels, of the whole batch or of this rank's share.
         plan: the plan of the batch.
         config: configuration of the run.
         step: number of the step.

@@ -69,6 +69,8 @@ def _images_per_second(run: RunInProgress, config: PretrainConfig) -> float:
     num_steps: int = run.record["num_steps"]
     if config.minutes is not None:
         return num_steps * config.batch / (60 * config.minutes)
+    if run.ranks.process.world_size > 1:  # measuring one rank would not tell
+        return math.nan
     machine, counts = this_machine(config.device), count_parameters(config.model)
     estimate = Estimate(config, machine, len(run.source), *counts)
     work = num_steps * config.batch * estimate.flops_per_image

@@ -73,9 +73,17 @@ class Meter:
     Args:
         rows: log rows of earlier starts of the run.
         step: step at which training continues.
+        images_per_step: images of a step, of all ranks.
     """
 
-    def __init__(self, rows: Iterable[Mapping[str, Any]] = (), *, step: int = 0) -> None:
+    def __init__(
+        self,
+        rows: Iterable[Mapping[str, Any]] = (),
+        *,
+        step: int = 0,
+        images_per_step: int = 1,
+    ) -> None:
+        self._images_per_step = images_per_step
         self._losses = losses(rows)
         self._step = step
         self._reset()
@@ -102,10 +110,10 @@ class Meter:
                 return
             yield batch
 
-    def add(self, batch: Batch, metrics: Metrics) -> None:
+    def add(self, metrics: Metrics) -> None:
         """Count a step, without reading from the device."""
         self._step += 1
-        self._images += len(batch.ids)
+        self._images += self._images_per_step
         if metrics.finite:
             self._finite += 1
             self._loss = self._loss + metrics.loss

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mae.atomic import write_json_atomic
 from mae.config.run import FinetuneConfig, PretrainConfig
 from mae.data.batching.batch import Batch, BatchPlan, training_batch
 from mae.errors import ConfigError
@@ -47,38 +46,46 @@ def choose_micro_batch(
     if config.micro_batch != "auto":
         return config.micro_batch
     if "micro_batch" not in record:
-        device = device_of(state)
-        largest = largest_by_formula(config, state.model, free_bytes(device))
+        device, process = device_of(state), run.ranks.process
+        free = free_bytes(device)
+        if device.type == "cpu":
+            free /= process.local_world_size
+        largest = largest_by_formula(config, state.model, free, process.world_size)
         if device.type == "cuda":
             fits = partial(fits_here, config, state, training_batch(plan, 0), recipe)
             # Try one image even where the formula says that none fits.
-            largest = largest_that_fits(fits, start=split_evenly(config.batch, max(1, largest)))
+            start = split_evenly(plan.own_batch, max(1, largest))
+            largest = largest_that_fits(fits, start=start)
         if not largest:
             raise ConfigError(
                 "micro_batch: not one image fits beside the network and the batch of "
-                f"{config.batch:,} on {device}; use --checkpoint-every 1 or a smaller --batch"
+                f"{plan.own_batch:,} on {device}; use --checkpoint-every 1 or a smaller --batch"
             )
-        record["micro_batch"] = split_evenly(config.batch, largest)
-        write_json_atomic(run.rundir.record, record)
+        record["micro_batch"] = min(run.ranks.all_gather(split_evenly(plan.own_batch, largest)))
+        run.write_record()
     found: int = record["micro_batch"]
-    passes = math.ceil(config.batch / found)
+    passes = math.ceil(plan.own_batch / found)
     run.progress.note(f"micro-batch: {found:,} fit, {passes:,} passes a step")
     return found
 
 
 def largest_by_formula(
-    config: PretrainConfig | FinetuneConfig, model: nn.Module, memory_bytes: float
+    config: PretrainConfig | FinetuneConfig,
+    model: nn.Module,
+    memory_bytes: float,
+    ranks: int = 1,
 ) -> int:
-    """Estimate how many images fit into one pass; 0: none.
+    """Estimate how many images fit into one pass of a rank; 0: none.
 
     Args:
         config: configuration of the run.
         model: the network, for its parameters.
         memory_bytes: memory of the device available to a step.
+        ranks: processes that divide a batch.
     """
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    machine = this_machine(config.device)._replace(memory_bytes=memory_bytes)
+    machine = this_machine(config.device)._replace(memory_bytes=memory_bytes, ranks=ranks)
     return Estimate(config, machine, config.batch, trained, frozen).largest_micro_batch
 
 

@@ -34,6 +34,7 @@ from mae.errors import ConfigError, DataError
 from mae.model.classifier import Classifier
 from mae.model.processor import emulates_bf16
 from mae.model.transformer import Blocks
+from mae.parallel.processes import SINGLE_PROCESS, Communicator, ProcessInfo
 from mae.planning.hardware import choose_device, cores, has_bf16
 from mae.runs.state import TrainState
 from mae.train.optim.parameter_groups import choose_trained, create_optimizer
@@ -104,6 +105,75 @@ def resolve(
             "precision: this processor emulates bf16, slower than float32; use --precision float32"
         )
     return ResolvedRun(config=config, kind=kind, source=source, notes=tuple(notes))
+
+
+def resolve_on_main(
+    ranks: Communicator, config: ConfigT, source: Source, **how: Any
+) -> ResolvedRun[ConfigT]:
+    """`resolve` on rank 0, with its result for every rank.
+
+    Args:
+        ranks: the processes of the job.
+        config: see `resolve`.
+        source: the training images, opened by each rank.
+        how: other arguments of `resolve`.
+
+    Raises:
+        MaeError: as `resolve`; for fewer images in a batch, or fewer GPUs, than ranks.
+    """
+    _claim_device(config, ranks.process)
+
+    def settle() -> tuple[ConfigT, PixelKind, tuple[str, ...]]:
+        found = resolve(config, source, **how)
+        _require_share_each(found.config, ranks.process.world_size)
+        return found.config, found.kind, found.notes
+
+    settled, kind, notes = ranks.on_main(settle)
+    return ResolvedRun(config=settled, kind=kind, source=source, notes=notes)
+
+
+def _claim_device(config: FitConfig, process: ProcessInfo) -> None:
+    """Make one GPU the `cuda` of each rank of a machine."""
+    if process.world_size == 1:
+        return
+    if torch.cuda.is_available() and config.device in ("auto", "cuda"):
+        kind = "cuda"
+    else:
+        kind = f"{choose_device(config.device)}"
+    if kind == "cpu":
+        return
+    if kind != "cuda":
+        raise ConfigError(
+            f"device: got {kind} with {process.world_size} ranks, expected cpu or cuda; use one of "
+            "these, or a single rank"
+        )
+    if process.local_rank >= (count := torch.cuda.device_count()):
+        raise ConfigError(
+            f"ranks: got {process.local_world_size} on a machine of {count} GPUs, expected one "
+            "each; start fewer ranks there, or use --device cpu"
+        )
+    torch.cuda.set_device(process.local_rank)
+
+
+def _require_share_each(config: FitConfig, world_size: int) -> None:
+    """Require an image of each batch, or a pair that Mixup mixes, for each rank."""
+    images, what = config.batch, "images"
+    if isinstance(config, PretrainConfig) and config.views_per_decode > 1:
+        images, what = (
+            images // config.views_per_decode,
+            f"images of {config.views_per_decode} views",
+        )
+    if _mixes(config):
+        images, what = (images + 1) // 2, "pairs of mixed images"
+    if images < world_size:
+        raise ConfigError(
+            f"ranks: got {world_size}, the batch has {images} {what}; start at most {images} "
+            "ranks, or raise --batch"
+        )
+
+
+def _mixes(config: FitConfig) -> bool:
+    return isinstance(config, FinetuneConfig) and bool(config.mix.mixup or config.mix.cutmix)
 
 
 def _pretraining_network(
@@ -208,9 +278,12 @@ def pixels_of(source: Source, kind: PixelKind, *, measured: bool = False) -> Pix
 
 
 def batch_plan(
-    config: PretrainConfig | FinetuneConfig, source: Source, kind: PixelKind
+    config: PretrainConfig | FinetuneConfig,
+    source: Source,
+    kind: PixelKind,
+    process: ProcessInfo = SINGLE_PROCESS.process,
 ) -> BatchPlan:
-    """Return the plan that defines the training batches of a run."""
+    """Return the plan that defines the training batches of a run, and a rank's share of each."""
     plan = partial(
         BatchPlan,
         source=source,
@@ -219,6 +292,8 @@ def batch_plan(
         augment=config.augment,
         batch=config.batch,
         seed=config.seed,
+        share=(process.rank, process.world_size),
+        mirrored=_mixes(config),
     )
     if isinstance(config, PretrainConfig):
         return plan(
@@ -255,20 +330,26 @@ def device_of(state: TrainState) -> torch.device:
 
 
 def choose_workers(
-    config: FitConfig, plan: BatchPlan, device: torch.device, *, log: Callable[[str], None]
+    config: FitConfig,
+    plan: BatchPlan,
+    device: torch.device,
+    *,
+    log: Callable[[str], None],
+    process: ProcessInfo = SINGLE_PROCESS.process,
 ) -> int:
     """Choose the number of reader processes: 0 where images are in memory or a CPU trains.
 
-    Otherwise one per core, up to 16, while the prefetched batches take at most a quarter of the
-    memory and half of the free shared memory. 0, with a note, where the calling script cannot
-    start processes.
+    Otherwise one per core, divided among the ranks of this machine, up to 16, while the
+    prefetched batches take at most a quarter of the memory and half of the free shared memory. 0,
+    with a note, where the calling script cannot start processes.
     """
     workers = config.workers
     if workers is None:
         if isinstance(plan.source, ArraySource) or device.type == "cpu":
             return 0
         ahead = MADE_AHEAD * plan.batch_bytes
-        workers = min(16, cores(), max(1, int(_room_for_batches() // ahead)))
+        room = _room_for_batches() // process.local_world_size
+        workers = min(16, max(1, cores() // process.local_world_size), max(1, int(room // ahead)))
     if workers and (reason := why_no_readers(plan.source)):
         log(reason)
         return 0

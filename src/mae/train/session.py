@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,15 +20,28 @@ from mae.data.batching.readers import exit_if_reader
 from mae.data.decoding.decode import PixelKind
 from mae.data.sources.open import Data, data_name
 from mae.data.sources.source import Source
-from mae.errors import ConfigError, TrainingError
+from mae.errors import ConfigError, Stopped, TrainingError
+from mae.parallel.processes import SINGLE_PROCESS, Communicator, ProcessInfo
+from mae.planning.hardware import cores
 from mae.progress import Progress
-from mae.runs.checkpoint import load_checkpoint, remove_checkpoints
-from mae.runs.directory import RunDir, differences, git_state, make_run_folder, open_run, versions
+from mae.runs.checkpoint import load_checkpoint, load_step, remove_checkpoints
+from mae.runs.directory import (
+    OpenedRun,
+    RunDir,
+    differences,
+    git_state,
+    make_run_folder,
+    open_run,
+    versions,
+)
 from mae.runs.rewind import Rewind, rewind, skip_window
 from mae.runs.signals import RunLock, StopSignal
 from mae.runs.state import TrainState
 from mae.train.resolve import ConfigT, ResolvedRun, new_state
 from mae.weights.formats.native import TENSORS
+
+_VISIBLE_S = 30
+"""Seconds that a rank waits to see the folder that rank 0 has made."""
 
 
 class RunInProgress(NamedTuple):
@@ -41,6 +56,13 @@ class RunInProgress(NamedTuple):
     stop: StopSignal
     resumed: bool
     """Whether the run existed before: it was resumed, or is already finished."""
+    ranks: Communicator = SINGLE_PROCESS
+    """The processes that train it."""
+
+    def write_record(self) -> None:
+        """Write run.json; on rank 0 alone."""
+        if self.ranks.is_main_process:
+            write_json_atomic(self.rundir.record, self.record)
 
 
 def refuse_in_readers(verb: str) -> None:
@@ -71,9 +93,10 @@ def open_session(
     start: dict[str, object],
     finished_too: bool,
     back_to: Rewind | None = None,
+    ranks: Communicator = SINGLE_PROCESS,
     **facts: object,
 ) -> Iterator[RunInProgress]:
-    """Lock a run directory and start its run, or resume it.
+    """Lock a run directory and start its run, or resume it; of several ranks, rank 0 does.
 
     Args:
         folder: the run directory; created only now, after the images proved readable.
@@ -86,52 +109,65 @@ def open_session(
         finished_too: return a finished run, whose `record["finished"]` is true, instead of
             refusing it.
         back_to: resume from this older checkpoint; a finished run is refused.
+        ranks: the processes that train it.
         facts: further entries of the record.
 
     Raises:
         ConfigError: for a folder that is no run, or a run of another configuration, other data or,
-            if finished, other initial weights; if another process holds the lock.
+            if finished, other initial weights; if another process holds the lock; if a rank sees
+            another folder or other images.
     """
     for note in resolved.notes:
         progress.note(note)
-    config, rundir = resolved.config, make_run_folder(folder)
-    with RunLock(rundir.lock):
-        record = {
-            "recipe": recipe,
-            "config": to_dict(config),
-            "command": list(stop.command),
-            "data": data,
-            **start,
-            **facts,
-            "versions": versions(),
-            "git": git_state(),
-            "finished": False,
-        }
-        opened = open_run(
-            folder,
-            record=record,
-            defaults=_defaults_of(config),
-            finished_too=finished_too and back_to is None,
-        )
-        if back_to is not None:
-            rewind(rundir, opened.record, back_to, log=progress.note)
-        if opened.record["finished"]:
-            _require_same_start(folder, opened.record, start)
-            # A crash may have left them; older versions kept them and did not record that.
-            if not opened.record["config"].get("keep_checkpoints", True):
-                _remove_unneeded_checkpoints(config, rundir)
-        else:
-            _set_threads(config, opened.record)
-        yield RunInProgress(
-            rundir,
-            config,
-            resolved.source,
-            resolved.kind,
-            opened.record,
-            progress,
-            stop,
-            opened.resumed,
-        )
+    config, rundir = resolved.config, RunDir(folder)
+    with ExitStack() as held:
+
+        def open_here() -> OpenedRun:
+            make_run_folder(folder)
+            held.enter_context(RunLock(rundir.lock))
+            record = {
+                "recipe": recipe,
+                "config": to_dict(config),
+                "command": list(stop.command),
+                "data": data,
+                **start,
+                **facts,
+                "versions": versions(),
+                "git": git_state(),
+                "finished": False,
+            }
+            opened = open_run(
+                folder,
+                record=record,
+                defaults=_defaults_of(config),
+                finished_too=finished_too and back_to is None,
+            )
+            if back_to is not None:
+                rewind(rundir, opened.record, back_to, log=progress.note)
+            if opened.record["finished"]:
+                _require_same_start(folder, opened.record, start)
+                # A crash may have left them; older versions kept them and did not record that.
+                if not opened.record["config"].get("keep_checkpoints", True):
+                    _remove_unneeded_checkpoints(config, rundir)
+            else:
+                _record_start(config, opened.record, ranks.process)
+                write_json_atomic(rundir.record, opened.record)
+            return opened
+
+        record, resumed = ranks.on_main(open_here)
+        _require_shared(rundir, record, data, ranks.process)
+        source, kind = resolved.source, resolved.kind
+        run = RunInProgress(rundir, config, source, kind, record, progress, stop, resumed, ranks)
+        if not record["finished"]:
+            torch.set_num_threads(record["threads"])
+        try:
+            yield run
+        except Stopped:
+            if not record["finished"]:
+                record["state"] = "stopped"
+                with suppress(ConfigError):  # a full disk must not hide the stop
+                    run.write_record()
+            raise
 
 
 def data_record(
@@ -171,27 +207,70 @@ def _remove_unneeded_checkpoints(config: FitConfig, rundir: RunDir) -> None:
         remove_checkpoints(rundir.checkpoints)
 
 
-def _set_threads(config: FitConfig, record: dict[str, Any]) -> None:
-    """Set the number of threads, as given or as the run began: results depend on it bitwise."""
-    threads = config.threads or record.get("threads")
-    if threads:
-        torch.set_num_threads(threads)
-    record["threads"] = torch.get_num_threads()
+def _record_start(config: FitConfig, record: dict[str, Any], process: ProcessInfo) -> None:
+    """Record the number of ranks and threads of a start of a run.
+
+    Results depend bitwise on the threads: as given, or as the last start on as many ranks had
+    them. Several ranks divide the cores, since torchrun sets one thread each.
+    """
+    sizes = record.setdefault("world_sizes", [])
+    before = record.get("threads") if process.world_size == (sizes or [1])[-1] else None
+    default = torch.get_num_threads()
+    if process.world_size > 1:
+        default = max(1, cores() // process.local_world_size)
+    record["threads"] = config.threads or before or default
+    record["state"] = "running"
+    sizes.append(process.world_size)
+
+
+def _require_shared(
+    rundir: RunDir, record: dict[str, Any], data: dict[str, object], process: ProcessInfo
+) -> None:
+    """Require that this rank sees the folder and the images of rank 0."""
+    if process.is_main_process:
+        return
+    for _ in range(_VISIBLE_S):  # a network file system may show new files late
+        if rundir.record.exists():
+            break
+        time.sleep(1)
+    else:
+        raise ConfigError(
+            f"{rundir.path}: rank {process.rank} on {socket.gethostname()} does not see it; choose "
+            "an --out on a disk that all ranks share"
+        )
+    if data["fingerprint"] != record["data"]["fingerprint"]:
+        raise ConfigError(
+            f"data: rank {process.rank} on {socket.gethostname()} has {data['count']:,} images, "
+            f"rank 0 {record['data']['count']:,} or of other names or sizes; give all ranks the "
+            "same data"
+        )
 
 
 def restore(run: RunInProgress, model: nn.Module) -> TrainState:
     """Return the state of the newest checkpoint, or that of a new run of the model.
 
-    A state inside the window that the run skips is moved past it.
+    A state inside the window that the run skips is moved past it. Rank 0 chooses the checkpoint;
+    the others load the same one.
     """
-    state = new_state(model, run.config)
-    load_checkpoint(run.rundir.checkpoints, state, log=run.progress.note)
-    skip_window(run.rundir, run.record, state, log=run.progress.note)
+    state, folder = new_state(model, run.config), run.rundir.checkpoints
+
+    def newest() -> tuple[int | None, int, int]:
+        found = load_checkpoint(folder, state, log=run.progress.note)
+        saved = None if found is None else state.step
+        skip_window(run.rundir, run.record, state, log=run.progress.note)
+        return saved, state.step, state.bad_in_a_row
+
+    saved, step, bad_in_a_row = run.ranks.on_main(newest)
+    if saved is not None and not run.ranks.is_main_process:
+        load_step(folder, state, step=saved)
+    state.step, state.bad_in_a_row = step, bad_in_a_row
     return state
 
 
 def finish(run: RunInProgress, model: nn.Module, *, written: nn.Module) -> None:
     """Verify the written weights, record the run as finished, then remove its checkpoints.
+
+    Of several ranks, rank 0 calls this.
 
     After a crash before the record is written, a restart writes the weights again from the last
     checkpoint; after a later crash, it removes the remaining checkpoints.
@@ -213,6 +292,6 @@ def finish(run: RunInProgress, model: nn.Module, *, written: nn.Module) -> None:
             "check the disk, and give the same command again, which writes them from the last "
             "checkpoint"
         )
-    run.record["finished"] = True
-    write_json_atomic(run.rundir.record, run.record)
+    run.record.update(finished=True, state="done")
+    run.write_record()
     _remove_unneeded_checkpoints(run.config, run.rundir)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from mae.model.onednn_linear import HalfWeights
 from mae.runs.state import TrainState
 from mae.train.ema import update_ema
 from mae.train.optim.muon import Muon
+
+if TYPE_CHECKING:
+    from mae.parallel.ddp import GradientExchange
 
 Loss = Callable[[nn.Module, Batch], Tensor]
 """Returns the mean loss of a (micro-)batch on the model's device."""
@@ -43,6 +46,8 @@ class OptimiserStep:
     device: torch.device
     micro_batch: int | None = None
     """Images of one pass; none: as configured, or else the whole batch."""
+    exchange: GradientExchange | None = None
+    """The ranks that divide each batch; None: this process computes all of it."""
     _pool: ThreadPoolExecutor | None = field(default=None, init=False)
     _copies: HalfWeights | None = field(default=None, init=False)
 
@@ -56,8 +61,9 @@ class OptimiserStep:
         """
         threads, batch = torch.get_num_threads(), self.config.batch
         at_once = min(threads, -(-batch // (self._pass_size or batch)))
-        # A compiled function uses all threads and supports a single caller.
-        if self.device.type != "cpu" or at_once == 1 or self.config.compile:
+        # A compiled function uses all threads and supports a single caller, as DDP does.
+        alone = self.config.compile or self.exchange is not None
+        if self.device.type != "cpu" or at_once == 1 or alone:
             yield
             return
         # The thread count is partly global and partly per thread. It is lowered in this thread
@@ -90,17 +96,16 @@ class OptimiserStep:
             if self._pool is not None:
                 total = self._spread(self._pool, model, parts, factor=factor)
             else:
-                total = torch.zeros((), device=self.device)
-                for part in parts:
-                    loss = self._weighted_loss(model, part, of=len(batch.ids))
-                    (loss * factor).backward()  # type: ignore[no-untyped-call]
-                    total += loss.detach()
+                total = self._in_turn(model, parts, factor=factor)
+        if self.exchange is not None:
+            total = self.exchange.add_up(total, reports=len(batch.bad) + len(batch.warned))
         if state.scaler is not None:
             state.scaler.unscale_(optimizer)
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         grad_norm = torch.nn.utils.get_total_norm(gradients)
-        # The only device-to-host read per step, before the update.
-        finite = bool(total.isfinite() & grad_norm.isfinite())
+        is_finite = total.isfinite() & grad_norm.isfinite()
+        # The only device-to-host read per step, before the update; all ranks read the same.
+        finite = bool(is_finite) if self.exchange is None else self.exchange.read(is_finite)
         if finite:
             limit = self.config.optim.clip_norm
             # Well below the limit, clipping would multiply by exactly 1.
@@ -140,10 +145,30 @@ class OptimiserStep:
 
     def _weighted_loss(self, model: nn.Module, part: Batch, *, of: int) -> Tensor:
         """Return the loss of a micro-batch, weighted by its fraction of the batch."""
+        compute = self.loss if self.exchange is None else self.exchange.loss
         half = torch.float16 if self.config.half == "fp16" else torch.bfloat16
         with torch.autocast(self.device.type, half, self.config.half is not None):
-            loss = self.loss(model, part.to(self.device))
+            loss = compute(model, part.to(self.device))
         return loss * (len(part.ids) / of)
+
+    def _in_turn(self, model: nn.Module, parts: Sequence[Batch], *, factor: Tensor) -> Tensor:
+        """Compute the micro-batches one after the other, accumulate their gradients.
+
+        Returns:
+            The loss of this process's part of the batch.
+        """
+        exchange, total = self.exchange, torch.zeros((), device=self.device)
+        if exchange is None:
+            whole = sum(len(part.ids) for part in parts)
+        else:  # the average over ranks becomes the sum
+            whole, factor = self.config.batch, factor * exchange.world_size
+        for number, part in enumerate(parts, start=1):
+            last = number == len(parts)
+            with nullcontext() if exchange is None else exchange.micro_batch(last=last):
+                loss = self._weighted_loss(model, part, of=whole)
+                (loss * factor).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return total
 
     def _spread(
         self, pool: ThreadPoolExecutor, model: nn.Module, parts: Sequence[Batch], *, factor: Tensor

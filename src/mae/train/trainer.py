@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
 
-from mae.atomic import write_json_atomic
-from mae.data.batching.batch import Batch, BatchPlan
+from mae.data.batching.batch import Bad, Batch, BatchPlan
 from mae.data.batching.loader import on_device
 from mae.errors import TrainingError
 from mae.runs.checkpoint import NotSaved, latest_checkpoint, save_checkpoint
 from mae.runs.directory import RunDir
 from mae.runs.log import BadFiles, LogWriter, read_rows
-from mae.runs.signals import FINISHING
+from mae.runs.signals import FINISHING, INTERRUPTED, REQUEUE
 from mae.runs.state import TrainState
 from mae.train.compile import compiled_loss
 from mae.train.fit import MOST_BAD_IN_A_ROW, EveryNSteps, fit
@@ -35,6 +37,9 @@ from mae.train.resolve import choose_workers, device_of
 from mae.train.schedule import fixed_rate_at, log_every, rate_at
 from mae.train.session import RunInProgress
 from mae.train.step import Metrics, OptimiserStep
+
+if TYPE_CHECKING:
+    from mae.parallel.ddp import GradientExchange
 
 MOST_FAILED_SAVES = 3
 DRAWINGS = 8
@@ -64,12 +69,14 @@ def train(
     """
     if state.step >= run.record.get("num_steps", math.inf):
         return
-    device, log = device_of(state), run.progress.note
+    device, log, process = device_of(state), run.progress.note, run.ranks.process
     with tf32_beside(run.config.half, device):
         recipe = recipe._replace(micro_batch=choose_micro_batch(run, state, plan, recipe))
         recipe = recipe._replace(loss=compiled_loss(run, state, plan, recipe))
         num_steps = _resolve_steps(run, plan, state.model, recipe)
-        workers = choose_workers(run.config, plan, device, log=log)
+        workers = choose_workers(run.config, plan, device, log=log, process=process)
+        if not process.is_main_process:
+            draw = None
         if state.step == 0 and draw is not None:
             if not run.progress.quiet:  # the forecast measures for a few seconds
                 log_forecast(run)
@@ -79,20 +86,44 @@ def train(
         )
         feed = enumerate(on_device(batches, device), start=state.step)
         prepared = (recipe.prepare(batch, step) for step, batch in feed)
-        step = OptimiserStep(
-            loss=recipe.loss, config=run.config, device=device, micro_batch=recipe.micro_batch
-        )
-        _fit(run, state, step, prepared, epoch_steps=plan.batches_per_epoch, draw=draw)
+        with _exchange(run, state.model, recipe) as exchange:
+            step = OptimiserStep(
+                loss=recipe.loss,
+                config=run.config,
+                device=device,
+                micro_batch=recipe.micro_batch,
+                exchange=exchange,
+            )
+            _fit(run, state, step, prepared, plan=plan, draw=draw)
+
+
+def _exchange(
+    run: RunInProgress, model: nn.Module, recipe: StepRecipe
+) -> AbstractContextManager[GradientExchange | None]:
+    """Return what the ranks of a run exchange in a step; none in one process."""
+    if run.ranks.process.world_size == 1:
+        return nullcontext()
+    from mae.parallel.ddp import GradientExchange
+
+    codes = (REQUEUE, INTERRUPTED)
+    requested = lambda: run.stop.requested  # noqa: E731
+    return GradientExchange(
+        model, recipe.loss, ranks=run.ranks, requested=requested, stop_codes=codes
+    )
 
 
 def _resolve_steps(
     run: RunInProgress, plan: BatchPlan, model: nn.Module, recipe: StepRecipe
 ) -> int:
-    """Return the steps of a run, counted and recorded when it begins."""
+    """Return the steps of a run, counted and recorded when it begins.
+
+    With --minutes, the ranks measure their shares at the same time and the slowest decides.
+    """
     config, record = run.config, run.record
     if "num_steps" not in record:
-        record["num_steps"] = count_steps(config, plan, model, recipe, log=run.progress.note)
-        write_json_atomic(run.rundir.record, record)
+        counted = count_steps(config, plan, model, recipe, log=run.progress.note)
+        record["num_steps"] = min(run.ranks.all_gather(counted))
+        run.write_record()
     return int(record["num_steps"])
 
 
@@ -117,27 +148,32 @@ def _fit(
     step: OptimiserStep,
     batches: Iterable[Batch],
     *,
-    epoch_steps: int,
+    plan: BatchPlan,
     draw: Callable[[TrainState], None] | None,
 ) -> None:
-    """Run the loop: log, save checkpoints, report unreadable images, stop on request."""
-    config, rundir, num_steps = run.config, run.rundir, run.record["num_steps"]
-    rows = LogWriter(rundir.log, log=run.progress.note)
-    rows.truncate_after(state.step)
-    saver, monitor = CheckpointSaver(run), BadSampleMonitor(run, rows)
-    meter = Meter(read_rows(rundir.log), step=state.step)
+    """Run the loop: log, save checkpoints, report unreadable images, stop on request.
+
+    Of several ranks, rank 0 alone writes; all of them stop after the same step.
+    """
+    config, num_steps, exchange = run.config, run.record["num_steps"], step.exchange
+    is_main = run.ranks.is_main_process
+    rows, saver = LogWriter(run.rundir.log, log=run.progress.note), CheckpointSaver(run)
+    if is_main:
+        rows.truncate_after(state.step)
+    monitor = BadSampleMonitor(run, rows, plan)
+    meter = Meter(read_rows(rows.path), step=state.step, images_per_step=config.batch)
     # The first step has no moments before its update.
     memory_due = state.step + 2 if step.device.type == "cuda" else math.inf
     if step.device.type == "cuda":  # exclude the memory of trial steps
         torch.cuda.reset_peak_memory_stats(step.device)
 
     def on_step_end(batch: Batch, metrics: Metrics) -> None:
-        meter.add(batch, metrics)
-        monitor.check(state, batch, metrics)
+        meter.add(metrics)
+        monitor.check(state, batch, metrics, anywhere=exchange is None or exchange.reports > 0)
 
     def write_row(state: TrainState, metrics: Metrics) -> None:
         nonlocal memory_due
-        epoch = state.step / epoch_steps
+        epoch = state.step / plan.batches_per_epoch
         rows.append({"step": state.step, "epoch": epoch, **meter.row(metrics)})
         if state.step >= memory_due:
             memory_due = math.inf
@@ -165,17 +201,23 @@ def _fit(
             num_steps=num_steps,
             rate=partial(rate_at, num_steps=num_steps, config=config, batch=config.batch),
             fixed_rate=partial(fixed_rate_at, num_steps=num_steps, config=config),
-            callbacks=callbacks,
+            callbacks=callbacks if is_main else (),
             on_step_end=on_step_end,
-            stop=lambda: run.stop.requested is not None,
+            stop=lambda: _requested(run, exchange) is not None,
         )
     except TrainingError as error:
-        raise TrainingError(f"{error}; {_last_good(rundir)}{_way_round(run, state)}") from error
+        raise TrainingError(f"{error}; {_last_good(run.rundir)}{_way_round(run, state)}") from error
     monitor.report()
     if state.step < num_steps:
-        saver.save_or_raise(state)
+        run.stop.requested = _requested(run, exchange)
+        run.ranks.on_main(lambda: saver.save_or_raise(state))
         raise run.stop.stopped(f"stopped at step {state.step:,} of {num_steps:,}")
     run.stop.doing = "the last step is done; writing the results"
+
+
+def _requested(run: RunInProgress, exchange: GradientExchange | None) -> int | None:
+    """Return the exit code of a requested stop; of several ranks, what they agreed on."""
+    return run.stop.requested if exchange is None else exchange.stop
 
 
 def _summary(run: RunInProgress, device: torch.device) -> str:
@@ -207,25 +249,45 @@ def _way_round(run: RunInProgress, state: TrainState) -> str:
 
 
 class BadSampleMonitor:
-    """Log skipped steps and unreadable images, and stop when too many are unreadable."""
+    """Log skipped steps and unreadable images, and stop when too many are unreadable.
 
-    def __init__(self, run: RunInProgress, rows: LogWriter) -> None:
+    Of several ranks, rank 0 writes what all of them found.
+    """
+
+    def __init__(self, run: RunInProgress, rows: LogWriter, plan: BatchPlan) -> None:
         self._run = run
         self._rows = rows
-        self._bad_files = BadFiles(run.rundir.bad_files)
+        self._plan = plan
+        if run.ranks.is_main_process:
+            self._bad_files = BadFiles(run.rundir.bad_files)
 
-    def check(self, state: TrainState, batch: Batch, metrics: Metrics) -> None:
+    def check(self, state: TrainState, batch: Batch, metrics: Metrics, *, anywhere: bool) -> None:
         """Log the batch of a step.
+
+        Args:
+            state: after the step.
+            batch: this rank's share.
+            metrics: of the step.
+            anywhere: whether any rank has images to report; the same on all ranks.
 
         Raises:
             TrainingError: if more than `max_bad` of the images are unreadable.
         """
-        if not metrics.finite:
-            self._rows.append({"step": state.step, "skipped": batch.ids.tolist()})
-        for image in batch.bad:
+        ranks = self._run.ranks
+        if not metrics.finite and ranks.is_main_process:
+            _, ids = self._plan.batch_ids(state.step - 1)
+            skipped = np.tile(ids, self._plan.views_per_decode).tolist()
+            self._rows.append({"step": state.step, "skipped": skipped})
+        if anywhere:
+            found = ranks.all_gather((batch.bad, batch.warned))
+            bad, warned = (tuple(chain(*part)) for part in zip(*found, strict=True))
+            ranks.on_main(lambda: self._add(bad, warned))
+
+    def _add(self, bad: Iterable[Bad], warned: Iterable[Bad]) -> None:
+        for image in bad:
             if self._bad_files.add(image.name, image.reason):
                 self._run.progress.note(f"unreadable: {image.name}: {image.reason}")
-        for image in batch.warned:
+        for image in warned:
             self._bad_files.add(image.name, image.reason, read=True)
         most, count = self._run.config.max_bad, len(self._run.source)
         if len(self._bad_files) > most * count:
@@ -236,7 +298,7 @@ class BadSampleMonitor:
 
     def report(self) -> None:
         """Report how many images were read with a warning."""
-        if count := self._bad_files.read:
+        if self._run.ranks.is_main_process and (count := self._bad_files.read):
             self._run.progress.note(
                 f"{count:,} read with a warning; see {self._run.rundir.bad_files}"
             )

@@ -6,12 +6,11 @@ from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 
-from mae.cli.verbs.shared import MULTI_PROCESS_VERBS
 from mae.config.run import PretrainConfig
 from mae.config.serialize import to_dict
 from mae.recipes.catalogue import RECIPES, find_recipe
 from mae.recipes.custom import build_config, recipe_toml
-from mae.report.tables import Report, report_of
+from mae.report.tables import Report
 
 
 def report(*runs: Path) -> object:
@@ -93,11 +92,7 @@ def plan(
     with Progress(quiet=quiet) as progress:
         given = {"data": data, "gpu": gpu, "images": images, "measure": measure}
         result = job.plan(resolved, recipe=recipe, log=progress.note, **given)  # type: ignore[arg-type]
-    report = report_of(result)
-    if result.machine.ranks > 1 and "pretrain" not in MULTI_PROCESS_VERBS:
-        note = ("mae pretrain runs as one process so far; this is what several would need",)
-        report = report._replace(rows=[*report.rows, note])
-    return report
+    return result
 
 
 def doctor() -> object:

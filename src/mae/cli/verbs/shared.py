@@ -10,5 +10,7 @@ from typing import Literal
 
 Pool = Literal["mean", "cls", "grid"]
 
-MULTI_PROCESS_VERBS = frozenset(("doctor", "embed", "evaluate", "probe"))
+MULTI_PROCESS_VERBS = frozenset(
+    ("doctor", "embed", "evaluate", "finetune", "pretrain", "probe")
+)
 """Verbs that may run as several processes of one job."""

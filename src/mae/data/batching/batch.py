@@ -127,6 +127,10 @@ class BatchPlan:
     cropped, mirrored and masked as in each of the V epochs. Together they hold the same views as
     without it, in another order and in as many steps.
     """
+    share: tuple[int, int] = (0, 1)
+    """Part of each batch that is made: (rank, number of ranks)."""
+    mirrored: bool = False
+    """Whether a share holds, with each image, its partner in the reversed batch (see Mixup)."""
 
     @property
     def batches_per_epoch(self) -> int:
@@ -134,13 +138,33 @@ class BatchPlan:
         return len(self.source) // self.batch
 
     @property
+    def own_rows(self) -> Integers:
+        """Places of this share's images among those of a batch, ascending.
+
+        Shares differ by one image at most, or by two if mirrored: image i and image G-1-i of a
+        batch of G are then in the same share, so that reversing it gives the same partners.
+        """
+        rank, ranks = self.share
+        G = self.batch // self.views_per_decode
+        if not self.mirrored:
+            return np.array_split(np.arange(G), ranks)[rank]
+        # From the middle out: rank 0, whose part is the longest, has the one without a partner.
+        pairs = np.array_split(np.arange((G + 1) // 2)[::-1], ranks)[rank]
+        return np.union1d(pairs, G - 1 - pairs)
+
+    @property
+    def own_batch(self) -> int:
+        """Images of this share of a batch, counting each view."""
+        return len(self.own_rows) * self.views_per_decode
+
+    @property
     def batch_bytes(self) -> int:
-        """Memory of the images of a batch, in bytes."""
+        """Memory of the images of this share of a batch, in bytes."""
         pixel = np.dtype(self.kind.dtype).itemsize * self.kind.channels
-        return self.batch * self.size[0] * self.size[1] * pixel
+        return self.own_batch * self.size[0] * self.size[1] * pixel
 
     def batch_ids(self, step: int) -> tuple[int, Integers]:
-        """Return the (first) epoch of a step and the ids of its images, each once."""
+        """Return the (first) epoch of a step and the ids of all its images, each once."""
         views = self.views_per_decode
         passed, place = divmod(step, views * self.batches_per_epoch)
         count = self.batch // views
@@ -154,7 +178,9 @@ class BatchPlan:
 
 
 def training_batch(plan: BatchPlan, step: int, *, room: Pixels | None = None) -> Batch:
-    """Make the batch of a step: order, crop, flip and mask noise all depend on its ids only.
+    """Make this share of the batch of a step.
+
+    Order, crop, flip and mask noise all depend on the ids of its images only.
 
     Args:
         plan: everything else that the batch depends on.
@@ -162,6 +188,7 @@ def training_batch(plan: BatchPlan, step: int, *, room: Pixels | None = None) ->
         room: B h w C, the output buffer of the crops; None allocates one.
     """
     first, ids = plan.batch_ids(step)
+    ids = ids[plan.own_rows]
     epochs = range(first, first + plan.views_per_decode)
 
     def draw(stream: Stream, count: int) -> Draws:

@@ -21,7 +21,7 @@ class SharedBatchPool:
 
     def __init__(self, plan: BatchPlan, *, count: int) -> None:
         """Allocate memory for `count` batches of a plan."""
-        self._shape = (plan.batch, *plan.size, plan.kind.channels)
+        self._shape = (plan.own_batch, *plan.size, plan.kind.channels)
         self._dtype = np.dtype(plan.kind.dtype)
         # `share_memory_` would copy, and so touch the pages of slots that are never used.
         shared = torch.UntypedStorage._new_shared(count * plan.batch_bytes)  # type: ignore[no-untyped-call]
