@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import socket
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -21,7 +19,7 @@ from mae.data.decoding.decode import PixelKind
 from mae.data.sources.open import Data, data_name
 from mae.data.sources.source import Source
 from mae.errors import ConfigError, Stopped, TrainingError
-from mae.parallel.processes import SINGLE_PROCESS, Communicator, ProcessInfo
+from mae.parallel.processes import SINGLE_PROCESS, Communicator, ProcessInfo, require_agreement
 from mae.planning.hardware import cores
 from mae.progress import Progress
 from mae.runs.checkpoint import load_checkpoint, load_step, remove_checkpoints
@@ -39,9 +37,6 @@ from mae.runs.signals import RunLock, StopSignal
 from mae.runs.state import TrainState
 from mae.train.resolve import ConfigT, ResolvedRun, new_state
 from mae.weights.formats.native import TENSORS
-
-_VISIBLE_S = 30
-"""Seconds that a rank waits to see the folder that rank 0 has made."""
 
 
 class RunInProgress(NamedTuple):
@@ -63,6 +58,12 @@ class RunInProgress(NamedTuple):
         """Write run.json; on rank 0 alone."""
         if self.ranks.is_main_process:
             write_json_atomic(self.rundir.record, self.record)
+
+    def record_stop(self) -> None:
+        """Record that the run stopped on request; on rank 0 alone."""
+        self.record["state"] = "stopped"
+        with suppress(ConfigError):  # a full disk must not hide the stop
+            self.write_record()
 
 
 def refuse_in_readers(verb: str) -> None:
@@ -154,8 +155,9 @@ def open_session(
                 write_json_atomic(rundir.record, opened.record)
             return opened
 
+        facts_of_rank = {"command": " ".join(stop.command), "data": data["fingerprint"]}
+        require_agreement(ranks, facts_of_rank, folder=folder)
         record, resumed = ranks.on_main(open_here)
-        _require_shared(rundir, record, data, ranks.process)
         source, kind = resolved.source, resolved.kind
         run = RunInProgress(rundir, config, source, kind, record, progress, stop, resumed, ranks)
         if not record["finished"]:
@@ -163,10 +165,8 @@ def open_session(
         try:
             yield run
         except Stopped:
-            if not record["finished"]:
-                record["state"] = "stopped"
-                with suppress(ConfigError):  # a full disk must not hide the stop
-                    run.write_record()
+            if record.get("state") == "running":
+                run.record_stop()
             raise
 
 
@@ -221,29 +221,6 @@ def _record_start(config: FitConfig, record: dict[str, Any], process: ProcessInf
     record["threads"] = config.threads or before or default
     record["state"] = "running"
     sizes.append(process.world_size)
-
-
-def _require_shared(
-    rundir: RunDir, record: dict[str, Any], data: dict[str, object], process: ProcessInfo
-) -> None:
-    """Require that this rank sees the folder and the images of rank 0."""
-    if process.is_main_process:
-        return
-    for _ in range(_VISIBLE_S):  # a network file system may show new files late
-        if rundir.record.exists():
-            break
-        time.sleep(1)
-    else:
-        raise ConfigError(
-            f"{rundir.path}: rank {process.rank} on {socket.gethostname()} does not see it; choose "
-            "an --out on a disk that all ranks share"
-        )
-    if data["fingerprint"] != record["data"]["fingerprint"]:
-        raise ConfigError(
-            f"data: rank {process.rank} on {socket.gethostname()} has {data['count']:,} images, "
-            f"rank 0 {record['data']['count']:,} or of other names or sizes; give all ranks the "
-            "same data"
-        )
 
 
 def restore(run: RunInProgress, model: nn.Module) -> TrainState:

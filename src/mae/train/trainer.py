@@ -94,6 +94,8 @@ def train(
                 micro_batch=recipe.micro_batch,
                 exchange=exchange,
             )
+            if device.type == "cuda":  # exclude the memory of trial steps
+                torch.cuda.reset_peak_memory_stats(device)
             _fit(run, state, step, prepared, plan=plan, draw=draw)
 
 
@@ -164,10 +166,9 @@ def _fit(
     meter = Meter(read_rows(rows.path), step=state.step, images_per_step=config.batch)
     # The first step has no moments before its update.
     memory_due = state.step + 2 if step.device.type == "cuda" else math.inf
-    if step.device.type == "cuda":  # exclude the memory of trial steps
-        torch.cuda.reset_peak_memory_stats(step.device)
 
     def on_step_end(batch: Batch, metrics: Metrics) -> None:
+        run.ranks.step_done(state.step)
         meter.add(metrics)
         monitor.check(state, batch, metrics, anywhere=exchange is None or exchange.reports > 0)
 
@@ -188,8 +189,8 @@ def _fit(
         EveryNSteps(config.save_every_steps, lambda state, _: saver.save(state)),
     ]
     if draw is not None:
-        drawing = EveryNSteps(max(1, num_steps // DRAWINGS), lambda state, _: draw(state))
-        callbacks.insert(2, drawing)
+        often = max(1, num_steps // DRAWINGS)
+        callbacks.insert(2, EveryNSteps(often, lambda state, _: draw(state)))
     run.progress.note(_summary(run, step.device))
     run.progress.start(num_steps, at=state.step, images_per_step=config.batch)
     run.stop.doing = FINISHING
@@ -207,12 +208,19 @@ def _fit(
         )
     except TrainingError as error:
         raise TrainingError(f"{error}; {_last_good(run.rundir)}{_way_round(run, state)}") from error
+    run.ranks.steps_done()
     monitor.report()
     if state.step < num_steps:
         run.stop.requested = _requested(run, exchange)
-        run.ranks.on_main(lambda: saver.save_or_raise(state))
+        run.ranks.on_main(lambda: _save_and_record_stop(run, saver, state))
         raise run.stop.stopped(f"stopped at step {state.step:,} of {num_steps:,}")
     run.stop.doing = "the last step is done; writing the results"
+
+
+def _save_and_record_stop(run: RunInProgress, saver: CheckpointSaver, state: TrainState) -> None:
+    """Write all of it while the other ranks wait: their end may end this process."""
+    saver.save_or_raise(state)
+    run.record_stop()
 
 
 def _requested(run: RunInProgress, exchange: GradientExchange | None) -> int | None:

@@ -1,0 +1,104 @@
+"""What each rank of tests/jobs/test_train_ranks.py does; some of it also one process alone.
+
+`python -m torch.distributed.run --nproc-per-node 2 -m tests.jobs.ranked_runs FOLDER two`
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mae.config.run import FinetuneConfig, MixConfig, OptimConfig, PretrainConfig
+from mae.data.batching.batch import Batch
+from mae.errors import Stopped
+from mae.jobs import finetune as finetuning
+from mae.jobs import pretrain as pretraining
+from mae.train.step import pretraining_loss
+from tests.jobs.conftest import TINY
+from tests.jobs.kill_storm import CONFIG, images
+
+PRETRAIN = replace(CONFIG, steps=40, save_every_steps=50)
+ELASTIC = replace(CONFIG, steps=18)  # three epochs of 48 of 50 images
+FINETUNE = FinetuneConfig(
+    model=TINY,
+    steps=40,
+    batch=8,
+    optim=OptimConfig(lr=0.02, betas=(0.9, 0.999)),
+    layer_decay=0.8,
+    drop_path=0.3,
+    erase=0.25,
+    ema=0.9,
+    mix=MixConfig(mixup=0.8, cutmix=1.0, smoothing=0.1),
+    device="cpu",
+    threads=1,
+    workers=0,
+    save_every_steps=50,
+    log_every_steps=1,
+)
+SPOILED = 13
+"""Id of the image whose loss is not a number in a spoiled run."""
+RANK = int(os.environ.get("RANK", "0"))
+
+
+def spoiled_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Give NaN for the micro-batch that holds one image."""
+    loss = pretraining_loss(model, batch)
+    return loss * float("nan") if SPOILED in batch.ids.tolist() else loss
+
+
+def pretrain(out: Path, config: PretrainConfig = PRETRAIN, *, spoil: bool = False) -> None:
+    pretraining.pretraining_loss = spoiled_loss if spoil else pretraining_loss
+    pretraining.pretrain(config, data=images(), out=out, quiet=True)
+
+
+def finetune(out: Path) -> None:
+    finetuning.finetune(FINETUNE, data=out.parent / "classes", out=out, quiet=True)
+
+
+def elastic(out: Path, *, start: int, stop_after: int | None) -> None:
+    """Train a part of a run; the last rank signals itself, and no other, after some steps.
+
+    What each rank saw and how it ended is kept in OUT-START-RANK.json.
+    """
+    seen: list[list[int]] = []
+    last = int(os.environ.get("WORLD_SIZE", "1")) - 1
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        seen.append(batch.ids.tolist())
+        if len(seen) == stop_after and last == RANK:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return pretraining_loss(model, batch)
+
+    pretraining.pretraining_loss = loss
+    code = 0
+    try:
+        pretraining.pretrain(ELASTIC, data=images(), out=out, quiet=True)
+    except Stopped as stopped:
+        code = stopped.exit_code
+    kept = sorted(path.name for path in (out / "checkpoints").glob("*"))
+    state = json.loads((out / "run.json").read_bytes())["state"]
+    found = {"seen": seen, "code": code, "kept": kept, "state": state}
+    out.with_name(f"{out.name}-{start}-{RANK}.json").write_text(json.dumps(found))
+
+
+def main(folder: Path, ranks: str) -> None:
+    torch.set_num_threads(1)
+    if ranks == "two":
+        pretrain(folder / "two")
+        pretrain(folder / "two-spoiled", spoil=True)
+        finetune(folder / "two-tuned")
+        elastic(folder / "elastic", start=1, stop_after=4)
+    else:
+        pretrain(folder / "three")
+        elastic(folder / "elastic", start=3, stop_after=None)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
