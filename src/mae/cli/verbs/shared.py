@@ -10,7 +10,5 @@ from typing import Literal
 
 Pool = Literal["mean", "cls", "grid"]
 
-MULTI_PROCESS_VERBS = frozenset(
-    ("doctor", "embed", "evaluate", "finetune", "pretrain", "probe")
-)
+MULTI_PROCESS_VERBS = frozenset(("doctor", "embed", "evaluate", "finetune", "pretrain", "probe"))
 """Verbs that may run as several processes of one job."""
