@@ -100,7 +100,9 @@ def evened(matrices: Tensor) -> Tensor:
     wide = scaled.mT if tall else scaled
     if scaled.dtype == torch.bfloat16 or wide.shape[2] < 2 * wide.shape[1]:
         found = _iterated(wide)
-        return (found.mT if tall else found).to(matrices.dtype)
+        found = found.mT if tall else found
+        # Multi-tensor additions on a GPU need the strides of the weights.
+        return found.to(matrices.dtype, memory_format=torch.contiguous_format)
     # Every iterate is a polynomial of the Gram matrix times the first: iterate on that square
     # polynomial. It squares the singular values, which takes more digits than bf16 has.
     gram = wide @ wide.mT
