@@ -61,23 +61,18 @@ def launch(
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ.setdefault("OMP_NUM_THREADS", f"{threads}")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # what we print says it in one line
+    _set_environment(threads)
     # -P: ranks import from the working directory only if this process does.
     safe = [] if sys.path[:1] in ([""], [os.getcwd()]) else ["-P"]
-    if sys.platform == "linux":  # a name of this machine may resolve to a network that is down
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    # No signal for the elastic launcher: it would handle SIGHUP under nohup. Older ones do.
-    signals = (
-        {"signals_to_handle": ""}
-        if "signals_to_handle" in LaunchConfig.__dataclass_fields__
-        else {}
-    )
+    # The elastic launcher would handle SIGHUP even under nohup; torch 2.6 cannot leave that.
+    can_leave = "signals_to_handle" in LaunchConfig.__dataclass_fields__
+    signals = {"signals_to_handle": ""} if can_leave else {}
     with TemporaryDirectory(prefix="mae-ranks-") as folder, _without_logging():
         os.environ[_RECORDS] = folder
         config = LaunchConfig(
             min_nodes=1, max_nodes=1, nproc_per_node=ranks, max_restarts=0,
-            run_id=uuid.uuid4().hex, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+            run_id=f"mae-{uuid.uuid4().hex}",  # see `has_own_launcher`
+            rdzv_backend="c10d", rdzv_endpoint="localhost:0",
             local_addr="localhost", logs_specs=DefaultLogsSpecs(log_dir=folder),
             **signals,  # type: ignore[arg-type]
         )  # fmt: skip
@@ -141,6 +136,17 @@ def _watch(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _set_environment(threads: int) -> None:
+    """Set what ranks inherit, except where the user has set it."""
+    os.environ.setdefault("OMP_NUM_THREADS", f"{threads}")
+    if sys.platform == "linux":  # the name of a machine may resolve to a network that is down
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    # How a rank failed is printed in one line here, and its semaphores are nothing to report.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+    ignored = [os.environ.get("PYTHONWARNINGS", ""), "ignore:resource_tracker:UserWarning"]
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, ignored))
+
+
 @contextmanager
 def _without_logging() -> Iterator[None]:
     """Silence the elastic launcher, which logs tracebacks."""
@@ -171,6 +177,9 @@ def _signals_raise(exception: type[Exception]) -> Iterator[list[float]]:
         name = signal.Signals(number)
         if not received_at:
             received_at.append(time.monotonic())
+            again = "press Ctrl-C again" if name == signal.SIGINT else "signal again"
+            with suppress(OSError):
+                os.write(2, f"mae: stopping all ranks; {again} to stop now\n".encode())
             raise exception(f"got {name.name}", name)
         if time.monotonic() - received_at[0] > _SAME_REQUEST_S:
             shutil.rmtree(os.environ[_RECORDS], ignore_errors=True)

@@ -31,6 +31,7 @@ T = TypeVar("T")
 
 TIMEOUT_S = 1800.0
 """Default timeout of a gather in seconds."""
+_RUN_ID = "TORCHELASTIC_RUN_ID"
 _NUMBERS = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT")
 _ADDRESS = "MASTER_ADDR"
 
@@ -81,7 +82,12 @@ def this_process() -> ProcessInfo:
 
 def has_launcher() -> bool:
     """Return whether `--ranks` or torchrun started this process."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
+    return _RUN_ID in os.environ
+
+
+def has_own_launcher() -> bool:
+    """Return whether `--ranks` started this process."""
+    return os.environ.get(_RUN_ID, "").startswith("mae-")
 
 
 def require_single_process(what: str, *, ranks: int = 1) -> None:

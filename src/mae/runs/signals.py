@@ -17,7 +17,7 @@ from types import FrameType
 from typing import IO, Self
 
 from mae.errors import ConfigError, Stopped
-from mae.parallel.processes import this_process
+from mae.parallel.processes import has_own_launcher, this_process
 
 REQUEUE = 75
 """Exit code after SIGTERM or SIGUSR1: the state is saved and the job can be requeued
@@ -59,7 +59,8 @@ class StopSignal:
         """Exit code of the requested stop; None if no stop was requested."""
         self.doing = doing
         self.command = command
-        self._is_main_process = this_process().is_main_process
+        # With --ranks, the process that started the ranks prints: it knows who asked to stop.
+        self._prints = this_process().is_main_process and not has_own_launcher()
         self._requested_at = 0.0
         self._raised = False
         self._previous: dict[signal.Signals, object] = {}
@@ -128,7 +129,7 @@ class StopSignal:
         if self.requested is None:
             self.requested, self._requested_at = _EXIT_CODES[number], now
             again = "press Ctrl-C again" if number == signal.SIGINT else "signal again"
-            if self._is_main_process:
+            if self._prints:
                 _print(f"{self.doing or 'stopping'}; {again} to stop now")
         elif now - self._requested_at > _SAME_REQUEST_S:
             os._exit(_EXIT_CODES[number])
