@@ -41,7 +41,7 @@ SETTINGS = (
 
 
 def our_side() -> Callable[[], float]:
-    """Give a function that makes STEPS steps and returns the loader's seconds."""
+    """Return a function that makes STEPS steps and returns the loader's seconds."""
     source, kind = fashion_mnist("train"), PixelKind("uint8", 1)
     mean, std = measure_pixels(source, kind=kind)
     # AdamW as in the textbook loop: benchmarks.time_to_score measures what Muon costs and gains.
@@ -67,7 +67,7 @@ def our_side() -> Callable[[], float]:
 
 
 def textbook_side(workers: int) -> Callable[[], None]:
-    """Give a function that makes STEPS steps as a textbook would."""
+    """Return a function that makes STEPS steps as a textbook would."""
     source, kind = fashion_mnist("train"), PixelKind("uint8", 1)
     (mean,), (std,) = measure_pixels(source, kind=kind)
     dataset = Images(source.images, mean=mean, std=std)

@@ -121,7 +121,7 @@ class Images(Dataset[Tensor]):
 
 
 def textbook_batches(dataset: Images, *, batch: int, workers: int) -> Iterator[Tensor]:
-    """Give batches for ever, epoch after epoch."""
+    """Yield batches without end, epoch after epoch."""
     loader = DataLoader(
         dataset,
         batch_size=batch,

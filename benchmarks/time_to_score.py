@@ -177,7 +177,7 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
 
 
 def table(folder: Path, sides: Sequence[tuple[str, str]], seeds: Sequence[int]) -> Iterator[str]:
-    """Write a row a side, first the one whose time the others are compared with."""
+    """Yield the lines of the table; each side's time is compared with that of the first."""
     columns = ("side", "precision", "processor seconds", "of the first row", *COLUMNS)
     yield " | ".join(columns) + " (mean and each seed)"
     first: list[float] = []

@@ -1,4 +1,4 @@
-"""What a step costs, what a card could do, and the batch that fits: numbers alone, no GPU."""
+"""Operations of a step and data-sheet peaks of cards; needs no GPU."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from mae.config.objective import ObjectiveConfig
 
 
 class Peak(NamedTuple):
-    """What the makers of a card say that it can do, dense, in operations a second."""
+    """Data-sheet peak of a card without sparsity, in operations a second."""
 
     words: frozenset[str]
-    """All of them are words of the card's name."""
+    """The card's name contains all of them."""
     half: float
     """bf16 summed in float32; fp16 where the card has no bf16."""
     float32: float
@@ -84,12 +84,12 @@ def _block_macs(tokens: int, width: int, *, mlp_ratio: float) -> float:
 def step_flops(config: ModelConfig) -> float:
     """Count the operations of a step of one image: 2 x MAC, and 3 x forward.
 
-    Less the gradient of the patch projection's input, which nobody needs.
+    Less the gradient of the patch projection's input, which is not computed.
     """
     projection = config.num_patches * config.patch_values * config.width
     return 2 * (3 * forward_macs(config) - projection)
 
 
 def share_of_peak(images_per_second: float, config: ModelConfig, peak: float) -> float:
-    """Give the share of a card's peak that a rate of images comes to."""
+    """Return the share of a card's peak that a rate of images comes to."""
     return images_per_second * step_flops(config) / peak

@@ -143,7 +143,7 @@ def measure(part: Part, *, peak: Peak | None, until: float) -> tuple[SideRow, ..
 
 
 def config_of(name: str, precision: str, *, batch: int = 1) -> PretrainConfig:
-    """Give the configuration of a step."""
+    """Return the configuration of a part on the device."""
     model = model_config(name)
     return PretrainConfig(model=model, batch=batch, precision=precision, device=DEVICE.type)  # type: ignore[arg-type]
 
@@ -221,7 +221,7 @@ def _peak_bytes(name: str, side: _Made, batch: Batch) -> int | None:
 
 
 def seconds_of(step: Step, batch: Batch) -> float:
-    """Time a step by events on its stream, the mean of a few without a wait between them."""
+    """Time a step by CUDA events: the mean of a few steps without a synchronisation between."""
     began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     began.record()
     for _ in range(STEPS):
@@ -232,7 +232,7 @@ def seconds_of(step: Step, batch: Batch) -> float:
 
 
 def measure_loader(precision: str, *, count: int, until: float) -> LoaderRow:
-    """Measure ViT-B's compiled step fed by the loader from a pack, and fed by nothing.
+    """Measure ViT-B's compiled step with the loader reading a pack, and without the loader.
 
     Args:
         precision: as in a recipe.
@@ -266,7 +266,7 @@ def measure_loader(precision: str, *, count: int, until: float) -> LoaderRow:
 
 
 def _timed_steps(step: Step, take: Callable[[], Batch], *, until: float) -> tuple[int, float]:
-    """Make steps by the clock; at least a few, however late it is."""
+    """Make steps until a time, at least `STEPS`; return their number and seconds."""
     torch.cuda.synchronize()
     began, done = time.perf_counter(), 0
     while done < STEPS or (done < LOADER_STEPS and time.monotonic() < until):

@@ -62,7 +62,7 @@ class LoaderRow(NamedTuple):
 
 
 class Report(NamedTuple):
-    """Everything that a run found so far."""
+    """All figures of a run so far."""
 
     date: str
     machine: Machine
@@ -77,14 +77,14 @@ class Report(NamedTuple):
         return self._replace(left_out=(*self.left_out, f"{what} ({why})"))
 
     def values(self) -> dict[str, Any]:
-        """Give everything for machines."""
+        """Return all figures as JSON values."""
         own = self._asdict()
         steps = [r._asdict() | {"images_per_second": r.images_per_second} for r in self.steps]
         loader = None if self.loader is None else self.loader._asdict()
         return own | {"machine": self.machine._asdict(), "steps": steps, "loader": loader}
 
     def page(self) -> str:
-        """Give Markdown."""
+        """Return the report as Markdown."""
         m = self.machine
         lines = [
             f"# {m.card}, {self.date}",
@@ -161,7 +161,7 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
 
 
 def this_machine() -> Machine:
-    """Ask torch and the driver."""
+    """Describe the machine by torch and the driver."""
     import transformers
 
     found = torch.cuda.get_device_properties(0)

@@ -36,7 +36,7 @@ def synthetic_batch(config: ModelConfig, count: int, device: torch.device) -> Ba
 
 
 def our_step(state: TrainState, config: PretrainConfig, *, loss: Loss = pretraining_loss) -> Step:
-    """Give the step that `mae pretrain` makes."""
+    """Return the step that `mae pretrain` makes."""
     step = OptimiserStep(loss=loss, config=config, device=device_of(state))
     return lambda batch: step(state, batch, lr=RATE).loss
 
@@ -92,12 +92,12 @@ def graphed_step(state: TrainState, config: PretrainConfig, batch: Batch) -> Ste
 
 
 def transformers_config(config: ModelConfig, objective: ObjectiveConfig) -> ViTMAEConfig:
-    """Say in transformers' words what a network of square images is; the eps is ours too."""
+    """Return transformers' configuration of a network of square images, with our eps."""
     return ViTMAEConfig(**config_fields(config, objective))
 
 
 def transformers_model(ours: MaskedAutoencoder) -> ViTMAEForPreTraining:
-    """Give transformers' model with copies of our weights and position tables, eps as ours.
+    """Return transformers' model with copies of our weights and position tables, eps as ours.
 
     Its own initial weights would take a minute to draw at ViT-H.
     """
@@ -110,7 +110,7 @@ def transformers_model(ours: MaskedAutoencoder) -> ViTMAEForPreTraining:
 
 
 def peer_step(model: nn.Module, config: PretrainConfig) -> Step:
-    """Give a step as the peers' users write it: autocast, fused AdamW; no check, no clipping."""
+    """Return a step as the peers' users write it: autocast, fused AdamW; no check, no clipping."""
     device = next(model.parameters()).device
     trained = [p for p in model.parameters() if p.requires_grad]
     optim = config.optim

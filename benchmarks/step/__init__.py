@@ -1,1 +1,1 @@
-"""The step against the peers' that install here, at three sizes: `python -m benchmarks.step`."""
+"""Our step against the peers', at three sizes: `python -m benchmarks.step`."""

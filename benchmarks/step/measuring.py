@@ -64,7 +64,7 @@ class Sized(NamedTuple):
     """A peer's step in float32, its default, over ours in our default; empty if not measured."""
 
     def values(self) -> dict[str, Any]:
-        """Give everything for machines."""
+        """Return all figures as JSON values."""
         each = {
             name: found._asdict() | {"share_of_product": found.share_of_product}
             for name, found in self.precisions.items()
@@ -112,7 +112,7 @@ def measure(size: str, *, pairs: int, precisions: Sequence[str]) -> Sized:
 
 
 def our_default() -> str:
-    """Give what `mae pretrain` takes on this processor for `--precision auto`."""
+    """Return the precision that `--precision auto` gives on this processor."""
     return resolve_precision("auto", has_bf16=has_bf16(torch.device("cpu")))
 
 
@@ -152,7 +152,7 @@ def _alone(name: str, size: str, precision: str) -> int:
 def peak_bytes(name: str, size: str, precision: str) -> int:
     """Make a few steps, and give the most memory this process took beyond what it imported."""
     config, batch = SIZES[size]
-    make_sides(name, *_SMALLEST, [precision])  # imports what there is to import
+    make_sides(name, *_SMALLEST, [precision])  # imports everything before memory is counted
     before = process_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     (side,), images = make_sides(name, config, batch, [precision]), make_batch(name, config, batch)

@@ -165,7 +165,7 @@ class Lightly(nn.Module):
         self.config = config
 
     def forward(self, images: Tensor, noise: Tensor) -> Tensor:
-        """Give the loss of plain pixels, as the examples do."""
+        """Return the loss of plain pixels, as the examples do."""
         utils, B, keep = self.utils, len(images), 1 + ObjectiveConfig().num_keep(noise.shape[1])
         order = torch.cat([noise.new_full((B, 1), -1.0), noise], dim=1).argsort(dim=1)
         idx_keep, idx_mask = order[:, :keep], order[:, keep:]
