@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
+from torch._C._profiler import _ExperimentalConfig
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.processor import print_processor
@@ -123,7 +124,8 @@ def main(pairs: int) -> None:
         print(f"textbook loop, {workers} workers: {Spread.of(values).written()} times our time")
     better = Spread.of(best).written()
     print(f"textbook loop, the better of both: {better} times our time, {pairs} pairs")
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+    every = _ExperimentalConfig(profile_all_threads=True)  # those of micro-batches as well
+    with profile(activities=[ProfilerActivity.CPU], experimental_config=every) as profiled:
         ours()
     table = profiled.key_averages().table(
         sort_by="self_cpu_time_total", row_limit=12, max_name_column_width=40
