@@ -17,7 +17,7 @@ import pytest
 from mae.cli.main import main
 from mae.cli.verbs.shared import MULTI_PROCESS_VERBS
 from mae.errors import ConfigError
-from mae.parallel.launch import _ended, _Records, _stopped
+from mae.parallel.launch import Outcome, _ended, _Records, _stopped
 from mae.parallel.processes import open_communicator
 
 # Ranks that do not import torch, to be fast. Each prints its number and its process.
@@ -286,6 +286,40 @@ def test_ranks_beside_torchrun_must_be_as_many(
     assert main("evaluate w --data d --ranks 2".split()) == 2
 
     assert "ranks: got --ranks 2 in one of 3 processes of torchrun" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("outcome", "output", "errors"),
+    [
+        (Outcome(75), "", ""),
+        (
+            Outcome(1, "ranks: rank 1 was ended"),
+            '{"error": "ranks: rank 1 was ended", "exit_code": 1}\n',
+            "mae: ranks: rank 1 was ended\n",
+        ),
+    ],
+)
+def test_the_launcher_prints_only_what_no_rank_has_printed(
+    outcome: Outcome,
+    output: str,
+    errors: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given: dict[str, object] = {}
+
+    def launch(words: Sequence[str], **how: object) -> Outcome:
+        given.update(how, words=words)
+        return outcome
+
+    monkeypatch.setattr("mae.parallel.launch.launch", launch)
+    monkeypatch.setattr("mae.planning.hardware.cores", lambda: 7)
+    words = "evaluate w --data d --ranks 3 --json".split()
+
+    assert main(words) == outcome.exit_code
+
+    assert given == {"words": words, "ranks": 3, "threads": 2}
+    assert capsys.readouterr() == (output, errors)
 
 
 def test_the_help_of_a_verb_that_takes_ranks_lists_them(

@@ -275,8 +275,11 @@ def open_communicator(*, timeout_s: float = TIMEOUT_S) -> Iterator[Communicator]
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
+    from mae.parallel.launch import end_with_parent
     from mae.parallel.watchdog import Watchdog, hang_timeout_s
 
+    if has_launcher():  # the command has done it; a script of the user's under torchrun has not
+        end_with_parent()
     hang_s = hang_timeout_s()
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     rank, world_size, timeout = process.rank, process.world_size, timedelta(seconds=timeout_s)
