@@ -102,7 +102,9 @@ def train_head(
     progress.start(num_steps, images_per_step=config.batch)
     fit(
         TrainState(head.train(), create_optimizer(head, config.optim)),
-        on_device(batches(plan, start=0, stop=num_steps, workers=workers), device),
+        on_device(
+            batches(plan, start=0, stop=num_steps, workers=workers, log=progress.note), device
+        ),
         OptimiserStep(loss=loss, config=config, device=device),
         num_steps=num_steps,
         rate=partial(rate_at, num_steps=num_steps, config=config, batch=config.batch),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mae.config.run import FitConfig, PretrainConfig
 from mae.data.batching.batch import Batch, BatchPlan
@@ -38,13 +38,28 @@ def stages(config: FitConfig, plan: BatchPlan) -> tuple[Stage, ...]:
 
 
 def staged_batches(
-    config: FitConfig, plan: BatchPlan, *, start: int, num_steps: int, workers: int
+    config: FitConfig,
+    plan: BatchPlan,
+    *,
+    start: int,
+    num_steps: int,
+    workers: int,
+    **how: Any,
 ) -> Iterator[Batch]:
-    """Yield the batches of a run from a step on, each at the image size of its stage."""
+    """Yield the batches of a run from a step on, each at the image size of its stage.
+
+    Args:
+        config: of the run.
+        plan: defines the batches of the last stage.
+        start: first step.
+        num_steps: of the whole run.
+        workers: number of reader processes.
+        how: other arguments of `batches`.
+    """
     ended, progress = 0, 0.0
     for stage in stages(config, plan):
         began, progress = ended, progress + stage.fraction
         ended = round(progress * num_steps)
         if start < ended:
             first = max(start, began)
-            yield from batches(stage.plan, start=first, stop=ended, workers=workers)
+            yield from batches(stage.plan, start=first, stop=ended, workers=workers, **how)

@@ -82,7 +82,14 @@ def train(
                 log_forecast(run)
             draw(state)
         batches = staged_batches(
-            run.config, plan, start=state.step, num_steps=num_steps, workers=workers
+            run.config,
+            plan,
+            start=state.step,
+            num_steps=num_steps,
+            workers=workers,
+            log=log,
+            # One of several ranks must not leave the others to wait for it.
+            is_stopped=lambda: process.world_size == 1 and run.stop.requested is not None,
         )
         feed = enumerate(on_device(batches, device), start=state.step)
         prepared = (recipe.prepare(batch, step) for step, batch in feed)

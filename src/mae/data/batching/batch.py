@@ -52,10 +52,13 @@ class SourceReader:
     bad: list[Bad] = field(default_factory=list)
     warned: list[Bad] = field(default_factory=list)
     """Images that were read although their file is damaged as the reason says."""
+    on_read: Callable[[int], None] = lambda index: None
+    """Called with each image before it is read."""
 
     def read(self, index: int, use: Callable[..., T]) -> T | None:
         """Return `use(stored image, warn=)`; None if the image cannot be read."""
         name = self.source.name
+        self.on_read(index)
 
         def warn(text: str) -> None:
             self.warned.append(Bad(index, name(index), text))
@@ -177,7 +180,13 @@ class BatchPlan:
         return mask_noise(ids, self.objective, grid=self.grid, seed=self.seed, epoch=epoch)
 
 
-def training_batch(plan: BatchPlan, step: int, *, room: Pixels | None = None) -> Batch:
+def training_batch(
+    plan: BatchPlan,
+    step: int,
+    *,
+    room: Pixels | None = None,
+    on_read: Callable[[int], None] = lambda index: None,
+) -> Batch:
     """Make this share of the batch of a step.
 
     Order, crop, flip and mask noise all depend on the ids of its images only.
@@ -186,6 +195,7 @@ def training_batch(plan: BatchPlan, step: int, *, room: Pixels | None = None) ->
         plan: everything else that the batch depends on.
         step: number of the batch.
         room: B h w C, the output buffer of the crops; None allocates one.
+        on_read: called with the id of each image before it is read.
     """
     first, ids = plan.batch_ids(step)
     ids = ids[plan.own_rows]
@@ -197,7 +207,7 @@ def training_batch(plan: BatchPlan, step: int, *, room: Pixels | None = None) ->
 
     flips = draw(Stream.FLIP, 1)[:, 0] < plan.augment.flip
     crops = draw(Stream.CROP, CROP_DRAWS)
-    reader = SourceReader(plan.source)
+    reader = SourceReader(plan.source, on_read=on_read)
     if crops_as_batch(plan):
         images, shown = read_small_images(plan, first, ids, reader)
         images = crop_small_images(plan, images, crops, flips)

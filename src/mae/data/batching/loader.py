@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import atexit
-import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
-from mae.data.batching.batch import Batch, BatchPlan, channels_first, training_batch
-from mae.data.batching.readers import Reader, Readers, Sent, exit_if_reader, start_reader, unchanged
-from mae.data.batching.shared_memory import SharedBatchPool
-from mae.errors import MaeError
+from mae.data.batching.batch import Batch, BatchPlan, training_batch
+from mae.data.batching.reader_pool import MADE_AHEAD as MADE_AHEAD
+from mae.data.batching.reader_pool import ReaderPool
+from mae.data.batching.readers import exit_if_reader
+from mae.data.types import Log
 
 T = TypeVar("T")
 
-MADE_AHEAD = 2
-"""Batches that each reader process may prefetch."""
 
-_HELD = 4  # further batches, in use by the training process
-
-
-def batches(plan: BatchPlan, *, start: int, stop: int, workers: int) -> Iterator[Batch]:
+def batches(
+    plan: BatchPlan,
+    *,
+    start: int,
+    stop: int,
+    workers: int,
+    log: Log = lambda line: None,
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> Iterator[Batch]:
     """Yield the batches of steps `start` to `stop`; they do not depend on the worker count.
 
     Args:
@@ -38,74 +36,21 @@ def batches(plan: BatchPlan, *, start: int, stop: int, workers: int) -> Iterator
         workers: number of reader processes (decision 0016); 0 reads in this process. They start
             by spawn, so a script that calls this needs `if __name__ == "__main__":`.
 
+        log: called with one line for each reader that was killed and started again.
+        is_stopped: asked while a batch is awaited; true ends the iteration.
+
     Raises:
         UnguardedScript: if the script has no such guard.
         DataError: if an image and all its replacements cannot be read.
-        TrainingError: if a reader fails.
+        TrainingError: if readers fail again and again, or one hangs.
     """
     if workers == 0:
         for step in range(start, stop):
             yield training_batch(plan, step)
         return
     exit_if_reader()
-    readers, failure = Readers(), None
-    slots = SharedBatchPool(plan, count=MADE_AHEAD * workers + _HELD)
-    reader = Reader(plan, slots)
-    loader = DataLoader(
-        reader,
-        batch_size=None,  # "sample" k is the batch of task k
-        # A generator: each task takes a free slot only when it is sent.
-        sampler=((step, slots.take()) for step in range(start, stop)),
-        collate_fn=unchanged,
-        num_workers=workers,
-        multiprocessing_context=readers,
-        worker_init_fn=start_reader,
-        prefetch_factor=MADE_AHEAD,
-        # Without a generator, the loader would draw a seed from torch's global one.
-        generator=torch.Generator().manual_seed(plan.seed),
-    )
-    made: list[Any] = []
-    # Readers ignore SIGTERM, which Python sends them at exit: if this generator still exists then,
-    # dropping the iterator is what ends them.
-    let_go = partial(_let_go, made)
-    atexit.register(let_go)
-    try:
-        with closing(reader):
-            made.append(iter(loader))
-        for _ in range(start, stop):
-            yield _received(slots, next(made[0]))
-    except RuntimeError:
-        failure = readers.failure()
-        if failure is None:
-            raise
-    finally:
-        atexit.unregister(let_go)
-        # A stored exception would keep the readers alive, too.
-        for iterator in made:
-            iterator._shutdown_workers()
-    if failure is not None:  # raised here, its traceback has no frames of torch
-        raise failure
-
-
-def _let_go(made: list[Any]) -> None:
-    """End the readers, and wait for the threads that send them their tasks.
-
-    If Python's exit interrupted such a thread, it would leak a semaphore, with a warning.
-    """
-    made.clear()
-    for thread in threading.enumerate():
-        if thread.name == "QueueFeederThread":
-            thread.join(timeout=1)
-
-
-def _received(slots: SharedBatchPool, sent: Batch | Sent | MaeError) -> Batch:
-    """Assemble a batch from its slot and its other fields; raise an error that was sent."""
-    if isinstance(sent, MaeError):
-        raise sent
-    if isinstance(sent, Batch):
-        return sent
-    rest: Any = (torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in sent.rest)
-    return Batch(channels_first(slots.lend(sent.slot)), *rest)
+    with ReaderPool(plan, workers=workers, log=log, is_stopped=is_stopped) as pool:
+        yield from pool.batches(start, stop)
 
 
 def on_device(feed: Iterable[Batch], device: torch.device) -> Iterator[Batch]:

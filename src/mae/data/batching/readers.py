@@ -1,8 +1,7 @@
-"""Reader processes that make batches: start, tasks and failures."""
+"""Reader processes that make batches: what they do, and how they fail."""
 
 from __future__ import annotations
 
-import atexit
 import mmap
 import multiprocessing
 import os
@@ -11,22 +10,26 @@ import signal
 import sys
 import tempfile
 import threading
+import traceback
+from contextlib import suppress
+from functools import partial
 from multiprocessing import reduction
-from multiprocessing.context import SpawnContext, SpawnProcess
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, NamedTuple, NoReturn
 
 import torch
-from torch.utils.data import Dataset
 
-from mae.data.batching.batch import Batch, BatchPlan, training_batch
+from mae.data.batching.batch import BatchPlan, training_batch
 from mae.data.batching.shared_memory import SharedBatchPool
 from mae.data.sources.source import Source
+from mae.data.types import Pixels
 from mae.errors import ConfigError, DataError, MaeError, TrainingError
 
-T = TypeVar("T")
-
-_NAME = "mae reader"
+NAME = "mae reader"
+"""Name of a reader process, which marks it before it imports the script."""
 _REACHED_AGAIN = 78
 """Exit code of a reader that reached the call that started it while importing the script."""
 
@@ -43,39 +46,27 @@ class UnguardedScript(ConfigError, SystemExit):
         self.code = f"mae: {message}"  # printed to stderr, with exit code 1
 
 
-class Readers(SpawnContext):
-    """Spawn context that starts readers and records how they ended."""
+def failure(code: int) -> ConfigError | TrainingError:
+    """Return the error for a reader that ended before its work was done.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._started: list[SpawnProcess] = []
-
-    def Process(self, *args: Any, **options: Any) -> SpawnProcess:  # type: ignore[override]
-        """Make a process whose name marks it as a reader before it imports the script."""
-        process = SpawnProcess(*args, **(options | {"name": _NAME}))
-        self._started.append(process)
-        return process
-
-    def failure(self) -> ConfigError | TrainingError | None:
-        """Return the error of the first reader that failed; None if none has."""
-        codes = [process.exitcode for process in self._started if process.exitcode]
-        if not codes:
-            return None
-        if _REACHED_AGAIN in codes:
-            # In another thread, SystemExit would pass without a message.
-            in_main = threading.current_thread() is threading.main_thread()
-            return (UnguardedScript if in_main else ConfigError)(
-                "readers: each reader process imports this script and reached the same call "
-                'again; put the call under `if __name__ == "__main__":`, or use workers=0'
-            )
-        if (code := codes[0]) > 0:
-            return TrainingError(
-                f"readers: a reader process ended with exit code {code}, see above; try workers=0"
-            )
-        return TrainingError(
-            f"readers: a reader process was killed by {signal.Signals(-code).name}; SIGKILL means "
-            "that memory ran out, as a rule: use fewer workers"
+    Args:
+        code: exit code of the process; negative: the number of the signal that killed it.
+    """
+    if code == _REACHED_AGAIN:
+        # In another thread, SystemExit would pass without a message.
+        in_main = threading.current_thread() is threading.main_thread()
+        return (UnguardedScript if in_main else ConfigError)(
+            "readers: each reader process imports this script and reached the same call "
+            'again; put the call under `if __name__ == "__main__":`, or use workers=0'
         )
+    if code >= 0:
+        return TrainingError(
+            f"readers: a reader process ended with exit code {code}, see above; try workers=0"
+        )
+    return TrainingError(
+        f"readers: a reader process was killed by {signal.Signals(-code).name}; SIGKILL means "
+        "that memory ran out, as a rule: use fewer workers"
+    )
 
 
 def exit_if_reader() -> None:
@@ -84,7 +75,7 @@ def exit_if_reader() -> None:
     The process that started it reports the error, once for all readers.
     """
     process = multiprocessing.current_process()
-    if process.name == _NAME and getattr(process, "_inheriting", False):
+    if process.name == NAME and getattr(process, "_inheriting", False):
         os._exit(_REACHED_AGAIN)
 
 
@@ -106,17 +97,25 @@ def why_no_readers(source: Source) -> str | None:
     )
 
 
+class Task(NamedTuple):
+    """A batch to make."""
+
+    step: int
+    slot: int | None
+    """Slot for its crops; none if the training process holds all slots."""
+
+
 class Sent(NamedTuple):
     """A batch as a reader process sends it."""
 
-    slot: int
-    """Slot that holds its crops."""
+    images: Pixels | None
+    """B h w C; None if they are in the slot of the task."""
     rest: tuple[Any, ...]
     """Its other fields, with arrays in place of tensors."""
 
 
-class Reader(Dataset[Batch | Sent | MaeError]):
-    """Dataset that makes batches in a reader process.
+class Reader:
+    """What a reader process does: it makes the batches that it is asked for, in order.
 
     Spawn writes the arguments of a process into a pipe and blocks until they are read. The image
     names of a plan would fill the pipe (64 KiB), so the plan is sent in an unnamed temporary file:
@@ -157,32 +156,49 @@ class Reader(Dataset[Batch | Sent | MaeError]):
         ):
             self._plan = pickle.loads(content)
 
-    def __getitem__(self, task: tuple[int, int | None]) -> Batch | Sent | MaeError:
-        """Make the batch of a step: crops in a slot, the other fields as small arrays.
+    def serve(self, tasks: Connection[Any, Any], number: int) -> NoReturn:
+        """Answer each task with a batch or an error, until the training process is gone.
+
+        A thread sends the batches: a large one would wait until it is received.
+        """
+        torch.set_num_threads(1)
+        made: SimpleQueue[Sent | Exception] = SimpleQueue()
+        Thread(target=self._send, args=(tasks, made), daemon=True).start()
+        with suppress(EOFError, OSError):
+            while True:
+                made.put(self._answer(tasks.recv(), number))
+        os._exit(0)  # without Python's cleanup, which would wait for the thread
+
+    @staticmethod
+    def _send(tasks: Connection[Any, Any], made: SimpleQueue[Sent | Exception]) -> None:
+        with suppress(OSError):
+            while True:
+                tasks.send(made.get())
+        os._exit(0)
+
+    def _answer(self, task: Task, number: int) -> Sent | Exception:
+        """Make the batch of a task: crops in a slot, the other fields as small arrays.
 
         Torch would share every tensor through its own file and a socket handshake, which takes
-        longer than to send a small one directly. Errors are returned instead of raised, since
-        torch would raise them again with the text of a traceback.
+        longer than to send a small one directly.
         """
-        step, slot = task
+        room = None if task.slot is None else self._slots.room(task.slot)
+        note = partial(self._slots.note_reading, number)
         try:
-            if slot is None:  # the caller holds all slots: torch sends the batch
-                return training_batch(self._plan, step)
-            _, *rest = training_batch(self._plan, step, room=self._slots.room(slot))
-        except MaeError as error:
-            return error
-        return Sent(slot, tuple(v.numpy() if isinstance(v, torch.Tensor) else v for v in rest))
+            batch = training_batch(self._plan, task.step, room=room, on_read=note)
+        except Exception as error:
+            return _portable(error)
+        images = batch.images.permute(0, 2, 3, 1).numpy() if room is None else None
+        rest = (v.numpy() if isinstance(v, torch.Tensor) else v for v in batch[1:])
+        return Sent(images, tuple(rest))
 
 
-def unchanged(made: T) -> T:
-    """Return a batch as it is, without collating."""
-    return made
-
-
-def start_reader(worker: int) -> None:
-    """Ignore signals; the training process handles them, saves and then ends the readers."""
-    for name in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(name, signal.SIG_IGN)
-    # No cleanup is needed at exit, and queue threads that still run then can abort the process.
-    atexit.register(os._exit, 0)
-    torch.set_num_threads(1)
+def _portable(error: Exception) -> Exception:
+    """Return an error that can be sent; one that is not of mae takes its traceback along."""
+    if not isinstance(error, MaeError):
+        error.add_note(f"in a reader process:\n{traceback.format_exc()}")
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"in a reader process:\n{traceback.format_exc()}")
+    return error
