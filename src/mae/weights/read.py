@@ -81,7 +81,20 @@ def read_weights(path: Source, *, values: bool = True, **given: Unpack[LoadOptio
     """
     if isinstance(path, RawWeights):
         return path
-    file = find_file(local(path))
+    where = local(path)
+    while True:
+        newest = latest_checkpoint(RunDir(where).checkpoints)
+        # A run in progress may delete its checkpoint while it is read: then read the newest again.
+        try:
+            raw = _read(find_file(where), values=values, given=given)
+            if raw.path.exists() or latest_checkpoint(RunDir(where).checkpoints) == newest:
+                return raw
+        except (OSError, WeightsError):
+            if latest_checkpoint(RunDir(where).checkpoints) == newest:
+                raise
+
+
+def _read(file: Path, *, values: bool, given: LoadOptions) -> RawWeights:
     tensors, beside, notes = read_tensors(file, take=given.get("take"))
     if not values:
         tensors = {name: tensor.to("meta") for name, tensor in tensors.items()}
