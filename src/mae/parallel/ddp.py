@@ -8,6 +8,7 @@ on, so that every rank takes the same decisions from the same bits.
 from __future__ import annotations
 
 import gc
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Self
@@ -90,7 +91,10 @@ class GradientExchange:
         with (
             self._ranks.failures_of_others(),
             nullcontext() if last else self._module.no_sync(),
+            warnings.catch_warnings(),
         ):
+            # Torch compares strides exactly, also of an axis of size 1 (one channel).
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             yield
 
     def add_up(self, loss: Tensor, *, reports: int) -> Tensor:

@@ -107,9 +107,7 @@ class OptimiserStep:
         # The only device-to-host read per step, before the update; all ranks read the same.
         finite = bool(is_finite) if self.exchange is None else self.exchange.read(is_finite)
         if finite:
-            limit = self.config.optim.clip_norm
-            # Well below the limit, clipping would multiply by exactly 1.
-            if limit is not None and grad_norm > 0.99 * limit:
+            if (limit := self.config.optim.clip_norm) is not None:
                 torch.nn.utils.clip_grads_with_norm_(model.parameters(), limit, grad_norm)
             ema = self.config.ema if isinstance(self.config, FinetuneConfig) else None
             with update_ema(optimizer, decay=ema):
