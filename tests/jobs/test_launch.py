@@ -115,7 +115,7 @@ def test_a_signal_to_the_launcher_lets_every_rank_save(
     for _ in range(2):  # as `timeout` sends it: to its child, then to the group
         launcher.send_signal(number)
 
-    output, errors = launcher.communicate(timeout=30)
+    output, errors = launcher.communicate(timeout=120)
     assert output == "saved\nsaved\n"
     assert launcher.returncode == code
     again = "press Ctrl-C again" if number == signal.SIGINT else "signal again"
@@ -132,8 +132,8 @@ def test_a_second_signal_ends_all_ranks_at_once(start: Start, program: str) -> N
 
     launcher.send_signal(signal.SIGTERM)
 
-    assert launcher.wait(timeout=5) == 75
-    assert seconds_until_gone(pids) < 2
+    assert launcher.wait(timeout=20) == 75
+    assert seconds_until_gone(pids) < 10
 
 
 @pytest.mark.slow
@@ -145,7 +145,7 @@ def test_a_rank_that_has_stopped_does_not_cut_short_one_that_saves(
     for pid in pids_of(launcher):
         os.kill(pid, signal.SIGTERM)
 
-    output, _ = launcher.communicate(timeout=30)
+    output, _ = launcher.communicate(timeout=120)
     assert (output, launcher.returncode) == ("saved\nsaved\n", 75)
 
 
@@ -159,7 +159,7 @@ def test_ranks_end_when_their_launcher_is_killed(start: Start, program: str) -> 
 
     launcher.kill()
 
-    assert seconds_until_gone(pids) < 5
+    assert seconds_until_gone(pids) < 10
 
 
 @pytest.mark.slow
@@ -170,7 +170,7 @@ def test_ranks_end_when_torchrun_is_killed(start: Start, program: str) -> None:
 
     launcher.kill()
 
-    assert seconds_until_gone(pids) < 5
+    assert seconds_until_gone(pids) < 10
 
 
 @pytest.mark.slow
@@ -178,7 +178,7 @@ def test_a_killed_rank_ends_all_and_is_named(start: Start, program: str) -> None
     launcher = start(program, "kill", "0")
     pids = pids_of(launcher)
 
-    _, errors = launcher.communicate(timeout=30)
+    _, errors = launcher.communicate(timeout=120)
 
     end = f"rank 1 (process {pids[1]}) was ended by SIGKILL (often: out of memory)"
     assert errors == f"ranks: {end}; the same command starts all ranks again"
@@ -248,7 +248,7 @@ def test_ctrl_c_while_ranks_start_shows_no_traceback(tmp_path: Path, start: Star
 
     launcher.send_signal(signal.SIGINT)
 
-    _, errors = launcher.communicate(timeout=60)
+    _, errors = launcher.communicate(timeout=120)
     line = "mae: stopping all ranks; press Ctrl-C again to stop now\nmae: stopped\n"
     assert (errors, launcher.returncode) == (line, 130)
     assert not any(map(is_running, pids))
