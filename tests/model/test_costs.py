@@ -28,6 +28,22 @@ from tests.model.costed import SHAPES, checkpointed, drawn
 OBJECTIVE = ObjectiveConfig()
 
 
+def choose_attention(monkeypatch: pytest.MonkeyPatch, *, few: int) -> None:
+    """Write out the attention of up to `few` tokens, on any processor."""
+    monkeypatch.setattr("mae.model.transformer.FEW_TOKENS", few)
+    monkeypatch.setattr("mae.model.costs.FEW_TOKENS", few)
+
+
+@pytest.fixture
+def written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    choose_attention(monkeypatch, few=64)
+
+
+@pytest.fixture(params=[64, 0], ids=["written_out", "fused"])
+def both_attentions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    choose_attention(monkeypatch, few=request.param)
+
+
 @pytest.mark.parametrize(
     ("name", "trained", "frozen"),
     [
@@ -41,6 +57,7 @@ def test_parameters_are_as_many_as_published(name: str, trained: int, frozen: in
     assert count_parameters(model_config(name)) == (trained, frozen)
 
 
+@pytest.mark.usefixtures("both_attentions")
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
 def test_kept_bytes_are_what_autograd_keeps(
     config: ModelConfig, generator: torch.Generator
@@ -54,6 +71,7 @@ def test_kept_bytes_are_what_autograd_keeps(
     assert found == (pytest.approx(kept, rel=1e-3), 0)
 
 
+@pytest.mark.usefixtures("both_attentions")
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
 def test_kept_bytes_of_half_precision_are_what_autograd_keeps(
     config: ModelConfig, generator: torch.Generator
@@ -148,6 +166,7 @@ def test_counting_what_a_pass_keeps_keeps_nothing(generator: torch.Generator) ->
     assert not alive
 
 
+@pytest.mark.usefixtures("written_out")
 def test_attention_kept_off_the_cpu_has_no_table_of_token_pairs() -> None:
     config = SHAPES["vit-ti/4 at 28"]
 
@@ -158,6 +177,7 @@ def test_attention_kept_off_the_cpu_has_no_table_of_token_pairs() -> None:
     assert there.kept > elsewhere.kept
 
 
+@pytest.mark.usefixtures("written_out")
 @pytest.mark.parametrize("every", [None, 1, 2, 99])
 def test_flops_are_what_torch_counts(generator: torch.Generator, every: int | None) -> None:
     config = SHAPES["3 x 5 patches"]  # few tokens: every product is a plain one

@@ -13,7 +13,9 @@ from tests.model.plain import plain_attention, plain_blocks
 from tests.model.tiny import batch, scrambled, tiny_config, tiny_model
 
 
-def test_attention_equals_attention_written_out(generator):
+@pytest.mark.parametrize("few", [0, 64])
+def test_attention_equals_attention_written_out(generator, monkeypatch, few):
+    monkeypatch.setattr("mae.model.transformer.FEW_TOKENS", few)
     attention = scrambled(Attention(24, num_heads=3), generator).double()
     tokens = torch.randn(2, 7, 24, generator=generator, dtype=torch.float64)
 

@@ -12,10 +12,11 @@ from torch.utils.checkpoint import checkpoint
 
 from mae.config.model import ModelConfig, hidden_width
 from mae.model.onednn_linear import Linear
+from mae.model.processor import mkl_is_narrow
 
-# Up to this many tokens, explicit products are faster on a CPU than torch's fused kernel
-# (docs/decisions/0008-attention-of-few-tokens.md); both agree up to rounding.
-FEW_TOKENS = 64
+# Up to this many tokens, explicit products are faster than torch's fused kernel on processors that
+# are not Intel's (docs/decisions/0008-attention-of-few-tokens.md); both agree up to rounding.
+FEW_TOKENS = 64 if mkl_is_narrow() else 0
 
 
 class Attention(nn.Module):
