@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mae.config.run import FinetuneConfig, MixConfig, OptimConfig, PretrainConfig
 from mae.data.batching.batch import Batch
-from mae.errors import Stopped
+from mae.errors import DataError, Stopped
 from mae.jobs import finetune as finetuning
 from mae.jobs import pretrain as pretraining
 from mae.train.step import pretraining_loss
@@ -88,6 +88,23 @@ def elastic(out: Path, *, start: int, stop_after: int | None) -> None:
     out.with_name(f"{out.name}-{start}-{RANK}.json").write_text(json.dumps(found))
 
 
+def fail_on_one(folder: Path) -> None:
+    """Raise an error on the last rank in its second step; keep what each rank raises."""
+    calls: list[Batch] = []
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        calls.append(batch)
+        if len(calls) == 2 and RANK == 1:
+            raise DataError("of rank 1")
+        return pretraining_loss(model, batch)
+
+    pretraining.pretraining_loss = loss
+    try:
+        pretraining.pretrain(PRETRAIN, data=images(), out=folder / "failed", quiet=True)
+    except DataError as error:
+        (folder / f"failed-{RANK}").write_text(f"{error}")
+
+
 def main(folder: Path, ranks: str) -> None:
     torch.set_num_threads(1)
     if ranks == "two":
@@ -95,6 +112,7 @@ def main(folder: Path, ranks: str) -> None:
         pretrain(folder / "two-spoiled", spoil=True)
         finetune(folder / "two-tuned")
         elastic(folder / "elastic", start=1, stop_after=4)
+        fail_on_one(folder)
     else:
         pretrain(folder / "three")
         elastic(folder / "elastic", start=3, stop_after=None)

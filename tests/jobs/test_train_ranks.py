@@ -146,6 +146,11 @@ def test_a_run_through_two_one_and_three_ranks_sees_each_image_once_an_epoch(run
     assert norm_of_difference(runs / "elastic", runs / "elastic-one") < 1e-4
 
 
+def test_an_error_of_one_rank_in_a_step_is_raised_on_all(runs: Path) -> None:
+    assert [(runs / f"failed-{rank}").read_text() for rank in range(2)] == ["of rank 1"] * 2
+    assert not list((runs / "failed").glob("checkpoints/*"))
+
+
 def test_the_record_says_how_a_run_was_trained(runs: Path) -> None:
     found = record(runs / "three")
 

@@ -18,6 +18,7 @@ from mae.model.classifier import Classifier
 from mae.model.create import create
 from mae.model.normalize import normalize_pixels
 from mae.model.patches import patchify
+from mae.parallel.processes import ProcessInfo
 from mae.planning import hardware as machines
 from mae.planning.hardware import has_bf16, this_machine
 from mae.train import resolve as setup
@@ -57,6 +58,42 @@ def test_workers_are_few_where_batches_are_larger_than_memory(
     for gigabytes, workers in ((64, 16), (4, 3), (0.06, 1)):
         monkeypatch.setattr(setup, "_room_for_batches", lambda room=gigabytes: room * 1e9)
         assert choose_workers(AUTO, plan, GPU, log=str) == workers
+
+
+def test_ranks_of_a_machine_divide_its_cores_and_memory(
+    folder: FolderSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setup, "cores", lambda: 9)
+    monkeypatch.setattr(setup, "_room_for_batches", lambda: 2**40)
+    second = ProcessInfo(rank=1, world_size=4, local_rank=1, local_world_size=2)
+    plan = batch_plan(AUTO, folder, PixelKind("uint8", 3), second)
+
+    assert choose_workers(AUTO, plan, GPU, log=str, process=second) == 4
+    monkeypatch.setattr(setup, "_room_for_batches", lambda: 8 * plan.batch_bytes)
+    assert choose_workers(AUTO, plan, GPU, log=str, process=second) == 2  # each makes 2 ahead
+
+
+def test_each_rank_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.set_device", chosen.append)
+    ranks = [ProcessInfo(rank, 3, rank, 3) for rank in range(3)]
+
+    for process in ranks[:2]:
+        setup._claim_device(AUTO, process)
+    setup._claim_device(replace(AUTO, device="cpu"), ranks[2])
+    setup._claim_device(AUTO, ProcessInfo())
+
+    assert chosen == [0, 1]
+    with pytest.raises(
+        ConfigError, match="^ranks: got 3 on a machine of 2 GPUs, expected one each"
+    ):
+        setup._claim_device(AUTO, ranks[2])
+    monkeypatch.setattr(setup, "choose_device", torch.device)
+    for device in ("mps", "cuda:1"):
+        with pytest.raises(ConfigError, match=f"^device: got {device} with 3 ranks, expected cpu"):
+            setup._claim_device(replace(AUTO, device=device), ranks[0])
 
 
 def test_no_worker_reads_what_is_in_memory() -> None:

@@ -211,12 +211,12 @@ def _record_start(config: FitConfig, record: dict[str, Any], process: ProcessInf
     """Record the number of ranks and threads of a start of a run.
 
     Results depend bitwise on the threads: as given, or as the last start on as many ranks had
-    them. Several ranks divide the cores, since torchrun sets one thread each.
+    them. Several ranks divide the cores where they have one thread each, which torchrun sets.
     """
     sizes = record.setdefault("world_sizes", [])
     before = record.get("threads") if process.world_size == (sizes or [1])[-1] else None
     default = torch.get_num_threads()
-    if process.world_size > 1:
+    if process.world_size > 1 and default == 1:
         default = max(1, cores() // process.local_world_size)
     record["threads"] = config.threads or before or default
     record["state"] = "running"
