@@ -136,9 +136,10 @@ class Watchdog:
                 f"{self.timeout_s:g} s; the stacks above show where; give the same command again"
             )
             end_rank(1)  # `launch` then knows that the reason is printed
-        for _ in range(2 * _SAMPLED):  # until the others have sampled this rank, and printed
-            time.sleep(self._interval)
-            self._write()
+        else:
+            for _ in range(2 * _SAMPLED):  # until that rank has sampled this one, and printed
+                time.sleep(self._interval)
+                self._write()
         beats = self._read() or []
         for beat in (beats[rank] for rank in missing if beats and rank != self._rank):
             _kill_sibling(beat.pid)
