@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Self
 
@@ -212,7 +213,7 @@ def readers_beside(bench: Bench, count: int) -> Iterator[Trial]:
         for _ in range(count):
             began = time.monotonic()
             try:
-                with redirect_stderr(None):
+                with redirect_stderr(StringIO()):
                     model = mae.load(out)
                 finite = all(bool(torch.isfinite(t).all()) for t in model.state_dict().values())
                 fault = "" if finite else "a tensor is not finite"
