@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.chaos import damage, inputs, kills, ranks, stops, storage
+from tests.chaos import damage, inputs, kills, ranks, shares, stops, storage
 from tests.chaos.harness import FaultTest, existing
 
 ONE_PROCESS = (
@@ -205,6 +205,12 @@ ONE_PROCESS = (
 )  # fmt: skip
 
 RANKS = (
+    FaultTest(
+        "ranks-inputs",
+        "Order, crop, flip, mask, drop path, erasing and mixing partner of every sample are the "
+        "same for 1, 2, 3 and 4 ranks, 0, 1 and 4 readers and two micro-batches.",
+        shares.inputs_of_ranks, 24,
+    ),
     FaultTest(
         "ranks-kill",
         "Rank 0, rank 1 or the launcher killed at a random step ends all processes within 10 s, "

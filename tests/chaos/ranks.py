@@ -150,6 +150,8 @@ def signals(bench: Bench, count: int) -> Iterator[Trial]:
             fault = f"exit {code} after {took:.1f} s: {job.last_line}"
         elif f"stopped at step {saved_step(out)} of" not in job.said:
             fault = f"step {saved_step(out)} is saved: {job.last_line}"
+        elif json.loads((out / "run.json").read_text()).get("state") != "stopped":
+            fault = "run.json does not say that it stopped"
         elif "Traceback" in job.said:
             fault = f"it printed a traceback: {job.last_line}"
         yield Trial(fault or bench.finish(out, *TWO, of=whole), took)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -94,7 +95,8 @@ def _not_stopped(job: Job, out: Path, code: int | None, expected: int, took: flo
     path = out / "checkpoints" / f"step-{step:08d}"
     if last_step(out) != step or not path.is_dir() or checkpoint._damage(path):
         return f"stopped at step {step}, saved {saved_step(out)}, logged {last_step(out)}"
-    return ""
+    state = json.loads((out / "run.json").read_text()).get("state")
+    return "" if state == "stopped" else f"run.json says {state}"
 
 
 def whole_group(bench: Bench, count: int) -> Iterator[Trial]:
