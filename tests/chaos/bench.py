@@ -104,6 +104,11 @@ class Job:
         return True
 
     @property
+    def has_begun(self) -> bool:
+        """Whether the process has been forked and is about to run the command."""
+        return self._said.exists()
+
+    @property
     def said(self) -> str:
         """What it has printed so far."""
         return self._said.read_text(errors="replace") if self._said.exists() else ""

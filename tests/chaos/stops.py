@@ -57,7 +57,8 @@ def at_any_moment(bench: Bench, count: int) -> Iterator[Trial]:
 def _wait_for_moment(job: Job, out: Path, kind: int, draw: random.Random) -> None:
     ended = job.process.exitcode
     if kind == 0:  # before and around the first step
-        job.process.join(draw.uniform(0.05, 0.4))
+        wait_until(lambda: job.has_begun or not job.process.is_alive())
+        job.process.join(draw.uniform(0, 0.4))
     elif kind == 1:
         wait_until(lambda: last_step(out) > 0 or not job.process.is_alive())
     elif kind == 2:
