@@ -1,3 +1,4 @@
+import fcntl
 import os
 import signal
 import socket
@@ -297,6 +298,21 @@ def test_of_ten_starts_at_once_exactly_one_wins(start, tmp_path):
     assert sum("in use by" in answer for answer in answers) == 9
     winner = racers[answers.index("won\n")]
     assert {racer.wait(timeout=10) for racer in racers if racer is not winner} == {2}
+
+
+@pytest.mark.parametrize("before", ["", "process {} on {}"], ids=["empty", "of a former owner"])
+def test_an_owner_that_has_only_just_locked_is_named_all_the_same(start, tmp_path, before):
+    former = start("")
+    former.wait()
+    lock, owner = tmp_path / "lock", f"process {os.getpid()} on {socket.gethostname()}"
+    lock.write_text(before.format(former.pid, socket.gethostname()))
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        writer = threading.Timer(0.2, lambda: lock.write_text(owner))
+        writer.start()
+        with pytest.raises(ConfigError, match=f"in use by {owner}; wait"):
+            RunLock(lock).__enter__()
+        writer.join()
 
 
 def test_kill_nine_frees_the_lock_at_once(start, tmp_path):

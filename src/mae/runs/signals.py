@@ -36,6 +36,7 @@ _EXIT_CODES = {
 # `timeout` signals its child and then the child's process group, so one request is delivered
 # twice within microseconds. Nobody presses Ctrl-C twice that fast.
 _SAME_REQUEST_S = 0.2
+_OWNER_READS, _OWNER_EVERY_S = 40, 0.05
 
 
 class StopSignal:
@@ -166,8 +167,7 @@ class RunLock:
         except BlockingIOError:
             self._file.close()
             raise ConfigError(
-                f"{self.path.parent}: in use by {self.path.read_text() or 'another process'}; "
-                "wait, or choose another --out"
+                f"{self.path.parent}: in use by {self._owner()}; wait, or choose another --out"
             ) from None
         except OSError as error:
             raise ConfigError(
@@ -183,3 +183,25 @@ class RunLock:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+    def _owner(self) -> str:
+        """Return host and process of the owner, which writes them just after it takes the lock."""
+        for _ in range(_OWNER_READS):
+            if (text := self.path.read_text()) and not _has_ended(text):
+                return text
+            time.sleep(_OWNER_EVERY_S)
+        return "another process"
+
+
+def _has_ended(owner: str) -> bool:
+    """Return whether a lock file still names a former owner: a process of this host, now gone."""
+    number, _, host = owner.removeprefix("process ").partition(" on ")
+    if host != socket.gethostname() or not number.isdecimal():
+        return False
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # of another user
+        return False
+    return False
