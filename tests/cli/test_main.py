@@ -155,12 +155,13 @@ def test_verbs_and_options_are_pinned() -> None:
         "finetune": f"RECIPE data weights out labels resume-from skip-steps seeds {given} config "
         "print-config quiet model json traceback",
         "probe": "METHOD WEIGHTS data blocks out protocol k temperature labels labels-out "
-        f"seeds epochs batch lr pool device crop-pct seed {given} quiet json traceback",
-        "evaluate": "WEIGHTS data set all-classes split out predictions batch device crop-pct "
-        f"pool {given} quiet json traceback",
+        f"seeds epochs batch lr pool device precision crop-pct seed {given} quiet json traceback",
+        "evaluate": "WEIGHTS data set all-classes split out predictions batch device precision "
+        f"crop-pct pool {given} quiet json traceback",
         "reconstruct": f"WEIGHTS IMAGES out mask mask-kind mask-ratio seed device crop-pct "
         f"{given} quiet json traceback",
-        "embed": f"WEIGHTS data out pool batch device crop-pct {given} quiet json traceback",
+        "embed": "WEIGHTS data out pool batch device precision crop-pct "
+        f"{given} quiet json traceback",
         "data inspect": "FOLDER limit out quarantine quiet json traceback",
         "report": "RUNS json traceback",
         "recipes list": "json traceback",

@@ -197,7 +197,7 @@ def test_a_second_start_goes_on_and_ends_with_the_same_bytes(
     assert result.unreadable == 1 and not (tmp_path / ".b.npy.part").exists()
 
 
-@pytest.mark.parametrize("change", ["weights", "pictures", "settings"])
+@pytest.mark.parametrize("change", ["weights", "pictures", "pool", "precision"])
 def test_a_second_start_with_something_else_begins_anew(
     change: str,
     weights: Path,
@@ -214,14 +214,16 @@ def test_a_second_start_with_something_else_begins_anew(
         save(create(TINY, seed=1), weights := tmp_path / "others")
     elif change == "pictures":
         (pictures / "dogs" / "0.png").unlink()
-    else:
+    elif change == "pool":
         settings = settings._replace(pool="cls")
+    else:
+        settings = settings._replace(precision="bf16")
 
     embed_to_file(weights, pictures, out=out, settings=settings)
 
     assert "starting over" in capsys.readouterr().err
     paths = whole(pictures)
-    expected = mae.embed(weights, paths, pool=settings.pool)
+    expected = mae.embed(weights, paths, pool=settings.pool, precision=settings.precision)
     np.testing.assert_allclose(np.load(out), expected, atol=1e-6)
 
 

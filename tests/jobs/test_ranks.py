@@ -18,12 +18,11 @@ import torch
 
 from mae.cli.main import main
 from mae.errors import ConfigError
-from mae.evaluation.feature_parts import FeatureParts, open_parts
 from mae.evaluation.inputs import FeatureSettings
 from mae.evaluation.knn import knn_accuracy
 from mae.model.classifier import Classifier
 from mae.model.create import create
-from mae.parallel.processes import Communicator, ProcessInfo, open_communicator, this_process
+from mae.parallel.processes import ProcessInfo, open_communicator, this_process
 from mae.weights.formats.native import save
 from tests.jobs.conftest import TINY, write_classes
 
@@ -116,10 +115,11 @@ def test_several_processes_evaluate_as_one_does_to_the_last_digit(
 
 
 @pytest.mark.slow
-def test_several_processes_find_the_neighbours_that_one_finds(
-    weights: Path, images: Path, tmp_path: Path, alone: Callable[..., str]
+@pytest.mark.parametrize("method", [["knn", "--k=3"], ["linear"]], ids=["knn", "linear"])
+def test_several_processes_probe_as_one_does_to_the_last_digit(
+    method: list[str], weights: Path, images: Path, tmp_path: Path, alone: Callable[..., str]
 ) -> None:
-    words = ["probe", "knn", str(weights), f"--data={images}", "--batch=4", "--k=3"]
+    words = ["probe", *method, str(weights), f"--data={images}", "--batch=4"]
     words += ["--labels=3/class", "--seeds=2", f"--labels-out={tmp_path / 'few.csv'}", "--json"]
     whole = alone(*words)
 
@@ -181,7 +181,7 @@ def test_what_takes_one_process_refuses_several(
 ) -> None:
     several(monkeypatch, rank=0)
 
-    for words in ("demo", "probe linear w --data d", "probe partial w --data d", "report r"):
+    for words in ("demo", "probe partial w --data d", "report r"):
         assert main(words.split()) == 2
         verb = " ".join(words.split()[: 1 + words.startswith("probe")])
         assert capsys.readouterr().err == (
@@ -238,21 +238,6 @@ def test_shares_are_every_item_once(count: int) -> None:
 
     assert sorted(item for share in shares for item in share) == list(range(17))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
-
-
-def test_processes_with_other_weights_or_images_are_refused(tmp_path: Path) -> None:
-    class Others(Communicator):
-        def all_gather(self, mine: str) -> list[str]:  # type: ignore[override]
-            return [mine, "other"]
-
-    parts = FeatureParts(tmp_path / "store" / "batches", batch=2, images=3)
-    with (
-        pytest.raises(ConfigError, match="ranks: weights, images or settings differ between"),
-        open_parts(parts, "work", ranks=Others(ProcessInfo(0, 2)), log=print),
-    ):
-        pass
-
-    assert not list(tmp_path.iterdir())
 
 
 class Gathering:

@@ -15,6 +15,7 @@ from mae.errors import DataError
 from mae.evaluation.discover import some
 from mae.evaluation.inputs import FeatureSettings, LabelledBatch, map_images
 from mae.evaluation.metrics import Predictions, predictions_from_scores
+from mae.evaluation.precision import set_precision
 from mae.evaluation.robustness import set_classes
 from mae.evaluation.split import Ids, Labels
 from mae.model.classifier import Classifier
@@ -53,6 +54,7 @@ def open_for_evaluation(
     for note in notes:
         log(note)
     found.model.to(device).eval()
+    set_precision(found.model.encoder, settings.precision, log=log)
     return found
 
 

@@ -14,7 +14,6 @@ import numpy as np
 from mae.atomic import open_atomic, remove_stale_temporaries, write_json_atomic
 from mae.data.batching.batch import Bad, EvaluationBatch
 from mae.data.types import Log
-from mae.errors import ConfigError
 from mae.evaluation.features import Array
 from mae.parallel.processes import Communicator
 from mae.runs.signals import RunLock
@@ -87,11 +86,6 @@ def open_parts(
         ranks: the processes of this job.
         log: called with a line on what is resumed.
     """
-    if len(set(ranks.all_gather(work))) > 1:
-        raise ConfigError(
-            "ranks: weights, images or settings differ between the processes; give all of them "
-            "the same files and options"
-        )
     todo, store = list[int](), parts.folder.parent
     with ExitStack() as held:
         if ranks.is_main_process:
@@ -102,13 +96,7 @@ def open_parts(
             todo = parts.missing()
             if done := parts.images - sum(len(parts.ids(number)) for number in todo):
                 log(f"resuming: {done:,} images are done")
-        todo = ranks.all_gather(todo)[0]
-        if not parts.folder.is_dir():
-            raise ConfigError(
-                f"out: rank {ranks.process.rank} does not see {parts.folder}, which rank 0 made; "
-                "choose a folder that all machines share"
-            )
-        yield todo
+        yield ranks.all_gather(todo)[0]
 
 
 def _discard_other_work(store: Path, work: str, *, log: Log) -> None:

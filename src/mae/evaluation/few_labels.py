@@ -17,6 +17,7 @@ from mae.data.sources.source import Source
 from mae.data.types import Log
 from mae.errors import ConfigError, DataError
 from mae.evaluation.split import Ids, Labels, fraction_of_labels, labels_per_class
+from mae.parallel.processes import SINGLE_PROCESS, Communicator
 
 CHOICE = ".csv"
 """File extension of a saved choice."""
@@ -64,7 +65,15 @@ class FewLabels(NamedTuple):
     runs: int | None = None
     """Number of draws, none: one; must be none for a .csv, which holds its own."""
 
-    def draws(self, source: Source, among: Ids, *, seed: int, log: Log) -> list[Ids]:
+    def draws(
+        self,
+        source: Source,
+        among: Ids,
+        *,
+        seed: int,
+        log: Log,
+        ranks: Communicator = SINGLE_PROCESS,
+    ) -> list[Ids]:
         """Choose the training images of each run, and write them to `labels_out` if given.
 
         Args:
@@ -72,6 +81,7 @@ class FewLabels(NamedTuple):
             among: ids of the training images.
             seed: seed of the choice.
             log: called with a line on the choice.
+            ranks: the processes that choose the same; rank 0 writes.
 
         Returns:
             Ids of each draw, ascending.
@@ -97,7 +107,7 @@ class FewLabels(NamedTuple):
                 for draw in range(runs or 1)
             ]
             key = f", seed {seed}"
-        if self.labels_out is not None:
+        if self.labels_out is not None and ranks.is_main_process:
             write_choice(self.labels_out, source, draws)
         several = f", {len(draws)} draws" if len(draws) > 1 else ""
         log(f"labels {text}: {len(draws[0]):,} of {len(among):,} images{key}{several}")

@@ -19,11 +19,13 @@ from mae.data.decoding.header import kind_of
 from mae.data.sources.source import Source
 from mae.data.types import Log
 from mae.errors import ConfigError, DataError
+from mae.evaluation.precision import set_precision
 from mae.evaluation.split import Ids, Labels
 from mae.model.encoder import Encoder, Pool
 from mae.parallel.processes import SINGLE_PROCESS, Communicator, ProcessInfo
 from mae.planning.hardware import choose_device
 from mae.progress import Progress
+from mae.train.resolve import Precision
 from mae.weights.given import Given, HeadPool
 from mae.weights.load import open_encoder
 
@@ -43,6 +45,8 @@ class FeatureSettings(NamedTuple):
     """Settings that the weights file does not record."""
     head_pool: HeadPool | None = None
     """Pooling of a classifier's head, where its file does not record it."""
+    precision: Precision = "float32"
+    """Of the encoder, see `set_precision`."""
 
     def checked_device(self) -> torch.device:
         """Validate the settings and return the device.
@@ -81,7 +85,8 @@ def open_for_features(weights: str | Path, settings: FeatureSettings, *, log: Lo
     for note in notes:
         log(note)
     report_view(encoder.config, log=log)
-    return encoder.to(device).eval()
+    set_precision(encoder.to(device).eval(), settings.precision, log=log)
+    return encoder
 
 
 def report_view(model: ModelConfig, *, log: Log) -> None:

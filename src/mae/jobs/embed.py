@@ -41,11 +41,13 @@ from mae.evaluation.inputs import (
     report_unreadable,
 )
 from mae.model.encoder import Encoder, Pool
-from mae.parallel.processes import Communicator, open_communicator
+from mae.parallel.processes import Communicator, open_communicator, require_agreement
+from mae.planning.hardware import has_bf16
 from mae.progress import Progress
 from mae.report.parquet import ENDING, require_pyarrow, write_features
 from mae.runs.log import READ
 from mae.runs.signals import StopSignal
+from mae.train.resolve import Precision, resolve_precision
 from mae.weights.given import Given
 
 FINISHING = "finishing this batch; the finished ones are kept"
@@ -62,6 +64,7 @@ def embed(
     batch: int = 64,
     device: str = "auto",
     crop_pct: float | None = None,
+    precision: Precision = "float32",
     **given: Unpack[Given],
 ) -> Array:
     """Compute the features of whole images in the evaluation view, without randomness.
@@ -76,6 +79,7 @@ def embed(
         batch: images encoded at a time.
         device: see `choose_device`.
         crop_pct: fraction of an image that is kept, see `ModelConfig`; none: as in the weights.
+        precision: "float32", "bf16", or "auto": bf16 on a device that has it of its own.
         given: what the weights do not say, see `Given`.
 
     Returns:
@@ -85,7 +89,7 @@ def embed(
         MaeError: for whatever the user must change, in one line.
     """
     log = partial(print, file=sys.stderr)
-    settings = FeatureSettings(pool, batch, device, crop_pct, given)
+    settings = FeatureSettings(pool, batch, device, crop_pct, given, precision=precision)
     encoder = open_for_features(weights, settings, log=log)
     source = _source_of(images, encoder.config, log=log)
     features: list[Array] = []
@@ -226,16 +230,16 @@ def embed_to_file(
         Progress(quiet=quiet or not ranks.is_main_process) as progress,
         StopSignal(FINISHING, command=command) as stop,
     ):
-        if ranks.is_main_process:
-            _require_target(out, store)
+        ranks.on_main(partial(_require_target, out, store))
         encoder = open_for_features(weights, settings.at(ranks.process), log=progress.note)
         source = _source_of(data, encoder.config, log=progress.note)
         parts = FeatureParts(store / "batches", settings.batch, len(source))
         try:
             work = _digest(encoder, source, settings)
+            facts = {"arguments": (str(weights), out, settings), "data": source.fingerprint}
+            require_agreement(ranks, {**facts, "weights": lambda: work}, folder=store)
             with open_parts(parts, work, ranks=ranks, log=progress.note) as todo:
                 _encode(parts, todo, encoder, source, settings.pool, ranks, stop, progress)
-                result = None
                 if ranks.is_main_process:
                     result = _publish(parts, out, source, log=progress.note)
                     shutil.rmtree(store)
@@ -244,9 +248,7 @@ def embed_to_file(
                 f"out: {out} cannot be written: {error.strerror}; free some space or choose "
                 "another path, and run the command again to resume"
             ) from error
-        result = ranks.all_gather(result)[0]
-    assert result is not None
-    return result
+        return ranks.on_main(lambda: result)
 
 
 def _require_target(out: Path, store: Path) -> None:
@@ -274,9 +276,6 @@ def _encode(
     left = sum(len(parts.ids(number)) for number in todo)
     progress.start(parts.images, at=parts.images - left, label="image")
     for start in range(0, len(todo), ranks.process.world_size):
-        if requested := max(ranks.all_gather(stop.requested or 0)):
-            stop.requested = requested
-            raise stop.stopped(f"stopped: {parts.images - left:,} images are done")
         together = todo[start : start + ranks.process.world_size]
         for number in ranks.process.shard(together):
             ids = parts.ids(number)
@@ -284,11 +283,15 @@ def _encode(
             parts.write(number, encoder_features(encoder, [got.images], pools=[pool])[pool], got)
         left -= sum(len(parts.ids(number)) for number in together)
         progress.update(parts.images - left)
+        if requested := max(ranks.all_gather(stop.requested or 0)):
+            stop.requested = requested
+            raise stop.stopped(f"stopped: {parts.images - left:,} images are done")
 
 
 def _digest(encoder: Encoder, source: Source, settings: FeatureSettings) -> str:
-    device = encoder.cls_token.device.type
-    facts = to_dict(encoder.config), source.fingerprint(), settings.pool, settings.batch, device
+    device = encoder.cls_token.device
+    facts = [to_dict(encoder.config), source.fingerprint(), settings.pool, settings.batch]
+    facts += [device.type, resolve_precision(settings.precision, has_bf16=has_bf16(device))]
     digest = hashlib.sha256(json.dumps(facts).encode())
     for name, tensor in encoder.state_dict().items():
         digest.update(name.encode() + tensor.cpu().numpy().tobytes())

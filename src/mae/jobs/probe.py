@@ -37,6 +37,7 @@ from mae.evaluation.labelled_data import labelled, require_classes
 from mae.evaluation.linear_probe import PROTOCOL, max_update, train_head
 from mae.evaluation.logistic import logistic_accuracy
 from mae.evaluation.metrics import predictions_from_scores
+from mae.evaluation.precision import set_precision
 from mae.jobs.finetune import Tuned, finetune
 from mae.model.create import create
 from mae.model.encoder import Encoder
@@ -45,7 +46,7 @@ from mae.progress import Progress
 from mae.recipes.catalogue import FINETUNE_FOLDER
 from mae.report.tables import plain, value_rows
 from mae.train.measure import count_steps
-from mae.train.resolve import batch_plan
+from mae.train.resolve import Precision, batch_plan
 from mae.weights.given import Given
 
 MOST_PIXEL_VALUES = 1024  # raw-pixel features per image: 32 x 32 in grey, 18 x 18 in colour
@@ -56,8 +57,10 @@ class Method(NamedTuple):
 
     name: str
     accuracy: Callable[..., float]
-    """Accuracy, 0 to 1, from training features and classes, test features and classes. With several
-    processes, `ranks` names those that split the test features."""
+    """Accuracy, 0 to 1, from training features and classes, test features and classes."""
+    splits_test: bool = False
+    """Whether several processes split the test features, by a keyword `ranks`; otherwise each of
+    them does the whole work."""
 
 
 def choose_method(
@@ -81,7 +84,9 @@ def choose_method(
     t = TEMPERATURE if temperature is None else temperature
     require_temperature(t)
     shown = "" if temperature is None else f", temperature {t:g}"
-    return Method(f"k-NN, k = {k}{shown}", partial(knn_accuracy, k=k, temperature=t))
+    return Method(
+        f"k-NN, k = {k}{shown}", partial(knn_accuracy, k=k, temperature=t), splits_test=True
+    )
 
 
 class Probe(NamedTuple):
@@ -128,8 +133,8 @@ def probe(
 ) -> Probe:
     """Classify test images by features standardised on the training images.
 
-    Processes started by torchrun split the images, then the test features; the accuracies are
-    bit-identical to those of one process.
+    Processes started by torchrun split the images; the accuracies are bit-identical to those of
+    one process.
 
     Args:
         weights: whatever `load_encoder` takes.
@@ -155,11 +160,10 @@ def probe(
             progress.note(note)
         arguments = (str(weights), method.name, settings, few, seed)
         require_agreement(ranks, {"arguments": arguments, "data": train.source.fingerprint})
-        if not ranks.is_main_process:
-            few = few._replace(labels_out=None)
-        draws = few.draws(*train, seed=seed, log=progress.note)
+        draws = few.draws(*train, seed=seed, log=progress.note, ranks=ranks)
         trained = open_for_features(weights, settings.at(ranks.process), log=progress.note)
         random = create(trained.config, seed=seed).encoder.to(trained.cls_token.device).eval()
+        set_precision(random, settings.precision, log=lambda line: None)  # the same as above
         pixels_size, pools = _pixels_size(trained), [settings.pool]
 
         def compute(batch: LabelledBatch) -> list[NDArray[Any]]:
@@ -173,7 +177,7 @@ def probe(
         chosen = np.unique(np.concatenate(draws))
         ids, *known = run(train.source, chosen, label="training image", ranks=ranks)
         _, test_labels, *test_features = run(*test, label="test image", ranks=ranks)
-        shared = {"ranks": ranks} if ranks.process.world_size > 1 else {}
+        shared = {"ranks": ranks} if method.splits_test else {}
         accuracies = []
         for draw in draws:
             labels, *features = (column[np.isin(ids, draw)] for column in known)
@@ -252,6 +256,7 @@ def paper_probe(
     config: FinetuneConfig = PROTOCOL,
     few: FewLabels = ALL,
     crop_pct: float | None = None,
+    precision: Precision = "float32",
     quiet: bool = False,
     **given: Unpack[Given],
 ) -> PaperProbe:
@@ -263,6 +268,7 @@ def paper_probe(
         config: length, batch, rates, device, and the seed of everything.
         few: how many labels to train on; each run has its own seed, even with all labels.
         crop_pct: fraction of a test image that is kept, see `ModelConfig`; none: as in the weights.
+        precision: of the encoder, see `set_precision`; the head is trained in float32.
         quiet: show no progress.
         given: what the weights do not say, see `Given`.
 
@@ -274,7 +280,9 @@ def paper_probe(
         for note in notes:
             progress.note(note)
         draws = few.draws(*train, seed=config.seed, log=progress.note)
-        settings = FeatureSettings("cls", DEFAULT.batch, config.device, crop_pct, given)
+        settings = FeatureSettings(
+            "cls", DEFAULT.batch, config.device, crop_pct, given, precision=precision
+        )
         encoder = open_for_features(weights, settings, log=progress.note)
 
         def compute(batch: LabelledBatch) -> list[NDArray[Any]]:

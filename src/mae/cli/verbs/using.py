@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from mae.cli.verbs.shared import Pool
+from mae.cli.verbs.shared import Pool, Precision
 from mae.config.objective import MaskKind
 from mae.config.run import ModelConfig
 from mae.errors import ConfigError
@@ -31,6 +31,7 @@ def probe(
     lr: float | None = None,
     pool: Pool | None = None,
     device: str = "auto",
+    precision: Precision | None = None,
     crop_pct: float | None = None,
     seed: int = 0,
     given: Given,
@@ -59,6 +60,8 @@ def probe(
         lr: Base learning rate per 256 images of the paper's linear probe (none: 0.1) or of partial
             (none: 1e-3).
         pool: Mean of the patch tokens, cls token, or means over a 3 x 3 grid; none: mean.
+        precision: Of the frozen encoder; auto: bf16 on a device that has it. None: float32, and
+            auto for partial.
         seed: Key of every random choice.
     """
     from mae.config.model import refuse_without_effect
@@ -67,8 +70,8 @@ def probe(
     from mae.jobs.probe import choose_method, paper_config, paper_probe, partial_probe, probe
     from mae.parallel.processes import require_single_process
 
-    if method != "knn":
-        require_single_process(f"probe {method}")
+    if method == "partial" or protocol == "paper":
+        require_single_process("probe partial" if method == "partial" else "probe --protocol paper")
     if method == "partial":
         refuse_without_effect(
             "partial", "knn or linear", k=k, temperature=temperature, labels_out=labels_out,
@@ -77,7 +80,7 @@ def probe(
         if pool == "grid":
             raise ConfigError("pool: grid has no effect on partial, expected mean or cls")
         fields = {"epochs": epochs, "batch": batch, "pool": pool, "seed": seed, "device": device,
-                  "model": ModelConfig(crop_pct=crop_pct)}  # fmt: skip
+                  "precision": precision, "model": ModelConfig(crop_pct=crop_pct)}  # fmt: skip
         return partial_probe(
             weights, data, blocks=blocks, out=out, labels=labels, lr=lr, fields=fields,
             quiet=quiet, command=["mae", *sys.argv[1:]], **given,
@@ -91,12 +94,15 @@ def probe(
         refuse_without_effect("the paper's protocol", "--protocol quick", **unused)
         config = paper_config(epochs=epochs, batch=batch, lr=lr, seed=seed, device=device)
         return paper_probe(
-            weights, data, config=config, few=few, crop_pct=crop_pct, quiet=quiet, **given
-        )
+            weights, data, config=config, few=few, crop_pct=crop_pct,
+            precision=precision or "float32", quiet=quiet, **given,
+        )  # fmt: skip
     refuse_without_effect("the quick protocol", "--protocol paper", epochs=epochs, lr=lr)
     how = choose_method(method, k=k, temperature=temperature, seed=seed)
     batch = 64 if batch is None else batch
-    settings = FeatureSettings(pool or "mean", batch, device, crop_pct, given)
+    settings = FeatureSettings(
+        pool or "mean", batch, device, crop_pct, given, precision=precision or "float32"
+    )
     return probe(weights, data, how, settings=settings, few=few, seed=seed, quiet=quiet)
 
 
@@ -113,6 +119,7 @@ def evaluate(
     predictions: Path | None = None,
     batch: int = 64,
     device: str = "auto",
+    precision: Precision = "float32",
     crop_pct: float | None = None,
     pool: HeadPool | None = None,
     given: Given,
@@ -131,13 +138,14 @@ def evaluate(
         out: Report to write: .png with the confusion matrix, or .html with everything.
         predictions: File with one row per image (.csv, or .parquet with pyarrow).
         batch: Images per batch.
+        precision: Of the encoder; auto: bf16 on a device that has it.
         pool: What the head reads, mean of the patch tokens or cls token; none: as the file says.
     """
     from mae.config.model import refuse_without_effect
     from mae.evaluation.inputs import FeatureSettings
     from mae.jobs.evaluate import evaluate, evaluate_corruptions
 
-    settings = FeatureSettings("mean", batch, device, crop_pct, given, head_pool=pool)
+    settings = FeatureSettings("mean", batch, device, crop_pct, given, pool, precision)
     if set == "imagenet-c":
         refuse_without_effect(
             set, "another set", out=out, all_classes=all_classes or None, split=split,
@@ -192,6 +200,7 @@ def embed(
     pool: Pool = "mean",
     batch: int = 64,
     device: str = "auto",
+    precision: Precision = "float32",
     crop_pct: float | None = None,
     given: Given,
     quiet: bool = False,
@@ -202,10 +211,11 @@ def embed(
         out: File to write: .npy, with the names of its rows in a .tsv; or .parquet with both.
         pool: Mean of the patch tokens, cls token, or means over a 3 x 3 grid.
         batch: Images per batch.
+        precision: Of the network; auto: bf16 on a device that has it.
     """
     from mae.evaluation.inputs import FeatureSettings
     from mae.jobs.embed import embed_to_file
 
-    settings = FeatureSettings(pool, batch, device, crop_pct, given)
+    settings = FeatureSettings(pool, batch, device, crop_pct, given, precision=precision)
     command = ["mae", *sys.argv[1:]]
     return embed_to_file(weights, data, out=out, settings=settings, command=command, quiet=quiet)
