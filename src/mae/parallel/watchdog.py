@@ -17,7 +17,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from mae.errors import ConfigError
 from mae.parallel.launch import end_rank
@@ -146,15 +146,11 @@ class Watchdog:
         os._exit(1)
 
     def _write(self) -> None:
-        from torch.distributed.distributed_c10d import _get_default_group
-
         # Python's threads stand still while C code holds the interpreter; this timer does not.
         faulthandler.dump_traceback_later(self.timeout_s)
         self._count += 1
-        # The group is destroyed, or the store gone, while a job ends.
-        with suppress(RuntimeError, ValueError):
-            begun = _get_default_group()._get_sequence_number_for_group()  # type: ignore[attr-defined]
-            beat = _Beat(self._count, begun, os.getpid())
+        beat = _Beat(self._count, _collectives_begun(), os.getpid())
+        with suppress(RuntimeError):  # the store may be gone while a job ends
             if self._answers:
                 self._store.set(f"beat/{self._rank}", " ".join(map(str, beat)))
 
@@ -176,6 +172,18 @@ class Watchdog:
             thread.join(_SAMPLED * self._interval)
         self._answers = len(found) == len(self._ranks)
         return found if self._answers else None
+
+
+def _collectives_begun() -> int:
+    """Count the collectives that this rank has begun, by gloo and by NCCL."""
+    from torch.distributed.distributed_c10d import _get_default_group
+
+    try:
+        group: Any = _get_default_group()
+        backends = [group._get_backend(device) for device in group._device_types]
+        return sum(backend._get_sequence_number_for_group() for backend in backends)
+    except (RuntimeError, ValueError):  # the group is destroyed while a job ends
+        return -1
 
 
 def _kill_sibling(pid: int) -> None:
