@@ -53,7 +53,7 @@ def nbytes(tensors: Iterator[Tensor]) -> int:
 
 @pytest.mark.parametrize("model", SHAPES.values(), ids=SHAPES)
 def test_memory_is_what_a_step_takes(model: ModelConfig) -> None:
-    config = PretrainConfig(model=model, batch=2, device="cpu")
+    config = PretrainConfig(model=model, batch=2, device="cpu", precision="float32")
     images, noise = drawn(model, torch.Generator().manual_seed(0))
     ids = torch.arange(2)
     state = new_state(create(model), config)

@@ -73,6 +73,7 @@ def test_a_run_goes_on_in_the_precision_that_it_began_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = np.random.default_rng(0).integers(0, 256, (20, 16, 24, 1), dtype=np.uint8)
+    monkeypatch.setattr("mae.planning.hardware.multiplies_bf16", lambda: False)
     assert SHORT.precision == "auto"
     alone = run(tmp_path / "alone", images)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

@@ -100,10 +100,13 @@ def resolve(
         if name in stored and getattr(config, name) == getattr(defaults, name):
             fields[name] = stored[name]
     config = dataclasses.replace(config, **fields)
-    if config.half == "bf16" and choose_device(config.device).type == "cpu" and emulates_bf16():
-        notes.append(
-            "precision: this processor emulates bf16, slower than float32; use --precision float32"
-        )
+    # A run that is resumed keeps its precision.
+    if config.half == "bf16" and begun is None and emulates_bf16():
+        if choose_device(config.device).type == "cpu":
+            notes.append(
+                "precision: this processor emulates bf16, slower than float32; "
+                "use --precision float32"
+            )
     return ResolvedRun(config=config, kind=kind, source=source, notes=tuple(notes))
 
 
