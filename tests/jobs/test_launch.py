@@ -65,7 +65,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     yield start_program
     for process in started:
         process.kill()
-        process.communicate()
+        process.communicate(timeout=60)
 
 
 @pytest.fixture
@@ -82,6 +82,14 @@ def pids_of(process: subprocess.Popen[str]) -> list[int]:
     assert [threads for _, _, threads in lines] == ["1", "1"]
     ranks = {rank: int(pid) for rank, pid, _ in lines}
     return [ranks["0"], ranks["1"]]
+
+
+def children_of(process: subprocess.Popen[str]) -> list[int]:
+    """Wait until both ranks are started, but not until they have done anything."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while len(pids := [int(each) for each in children.read_text().split()]) < 2:
+        time.sleep(0.01)
+    return pids
 
 
 def is_running(pid: int) -> bool:
@@ -153,9 +161,12 @@ def test_a_rank_that_has_stopped_does_not_cut_short_one_that_saves(
 
 
 @pytest.mark.slow
-def test_ranks_end_when_their_launcher_is_killed(start: Start, program: str) -> None:
+@pytest.mark.parametrize("find", [pids_of, children_of], ids=["running", "starting"])
+def test_ranks_end_when_their_launcher_is_killed(
+    find: Callable[[subprocess.Popen[str]], list[int]], start: Start, program: str
+) -> None:
     launcher = start(program, "60", "60")
-    pids = pids_of(launcher)
+    pids = find(launcher)
 
     launcher.kill()
 
@@ -242,9 +253,7 @@ def test_a_stop_is_judged_by_what_the_ranks_recorded() -> None:
 @pytest.mark.slow
 def test_ctrl_c_while_ranks_start_shows_no_traceback(tmp_path: Path, start: Start) -> None:
     launcher = start("-m", "mae", "evaluate", str(tmp_path), f"--data={tmp_path}", "--ranks=2")
-    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
-    while len(pids := [int(each) for each in children.read_text().split()]) < 2:
-        time.sleep(0.01)
+    pids = children_of(launcher)
 
     launcher.send_signal(signal.SIGINT)
 

@@ -71,7 +71,7 @@ def launch(
         os.environ[_RECORDS] = folder
         config = LaunchConfig(
             min_nodes=1, max_nodes=1, nproc_per_node=ranks, max_restarts=0,
-            run_id=f"mae-{uuid.uuid4().hex}",  # see `has_own_launcher`
+            run_id=f"mae-{os.getpid()}-{uuid.uuid4().hex}",  # also see `has_own_launcher`
             rdzv_backend="c10d", rdzv_endpoint="localhost:0",
             local_addr="localhost", logs_specs=DefaultLogsSpecs(log_dir=folder),
             **signals,  # type: ignore[arg-type]
@@ -120,11 +120,13 @@ def end_with_parent() -> None:
 
     An orphan would wait for the other ranks, and rank 0 would hold the lock of the run.
     """
-    parent = os.getppid()
+    by, _, rest = os.environ.get("TORCHELASTIC_RUN_ID", "").partition("-")
+    # The parent that `launch` names may have ended while this process started.
+    parent = int(rest.partition("-")[0]) if by == "mae" else os.getppid()
     if sys.platform == "linux":
         prctl = ctypes.CDLL(None, use_errno=True).prctl
         if prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) == 0:
-            if os.getppid() != parent:  # it ended in between
+            if os.getppid() != parent:
                 os.kill(os.getpid(), signal.SIGKILL)
             return
     threading.Thread(target=_watch, args=(parent,), name="parent", daemon=True).start()
