@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from mae.config.run import AugmentConfig
+from mae.data.batching.batch import Bad
 from mae.data.batching.loader import batches
 from mae.data.decoding.header import kind_of
 from mae.data.sources.source import ArraySource
@@ -13,11 +14,13 @@ from mae.evaluation import linear_probe as paper_linear
 from mae.evaluation.linear_probe import (
     PROTOCOL,
     cls_features,
+    encoded_batch,
     linear_head,
     max_update,
     train_head,
 )
 from mae.model.create import create
+from mae.parallel.processes import Communicator, ProcessInfo
 from mae.progress import Progress
 from mae.train.measure import count_steps
 from mae.train.resolve import batch_plan
@@ -131,6 +134,36 @@ def test_a_head_is_a_function_of_its_seed(encoder, rng):
     )
 
     assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+class Recorded(Communicator):
+    """Stands in for the processes of a job: gives each what all of them gathered."""
+
+    def __init__(self, process, gathered):
+        super().__init__(process)
+        self.gathered = gathered
+
+    def all_gather(self, mine):
+        self.gathered.append(mine)
+        return self.gathered
+
+
+@pytest.mark.parametrize("count", [2, 3, 11])
+def test_shares_of_a_batch_become_the_whole_batch_in_its_order(encoder, rng, monkeypatch, count):
+    monkeypatch.setattr(paper_linear, "ENCODED", 1)  # the size of a group may change a last bit
+    plan = plan_of(encoder, easy(rng, 24), SHORT, augment=CROPS)
+    whole = next(batches(plan, start=1, stop=2, workers=0))
+    gathered = []
+
+    for rank in range(count):
+        own = replace(plan, share=(rank, count))
+        share = next(batches(own, start=1, stop=2, workers=0))._replace(bad=(Bad(rank, "", ""),))
+        ranks = Recorded(ProcessInfo(rank, count), gathered)
+        found = encoded_batch(encoder, share, ranks=ranks)
+
+    assert torch.equal(found.images, cls_features(encoder, whole.images))
+    assert torch.equal(found.ids, whole.ids) and torch.equal(found.labels, whole.labels)
+    assert [bad.id for bad in found.bad] == list(range(count))
 
 
 def test_epochs_are_whole_batches(encoder, rng):

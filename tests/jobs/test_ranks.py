@@ -132,6 +132,25 @@ def test_several_processes_probe_as_one_does_to_the_last_digit(
 
 
 @pytest.mark.slow
+def test_the_papers_probe_of_two_processes_is_that_of_one_up_to_rounding(
+    weights: Path, tmp_path: Path, alone: Callable[..., str]
+) -> None:
+    data = write_classes(tmp_path / "d", "a", "b", "c", count=10)
+    (data / "b" / "5.png").write_bytes(b"nothing")  # in the training part
+    words = ["probe", "linear", str(weights), f"--data={data}", "--protocol=paper", "--lr=400"]
+    words += ["--epochs=20", "--batch=11", "--seeds=2", "--device=cpu", "--json"]
+    whole = json.loads(alone(*words))
+
+    shared = torchrun(2, *words)
+
+    assert shared.returncode == 0, shared.stderr
+    found = json.loads(shared.stdout)
+    assert found.pop("loss") == pytest.approx(whole.pop("loss"), rel=1e-4)
+    assert found == whole and found["steps"] == 40 and found["seeds"] == [0, 1]
+    assert shared.stderr.count("unreadable: b/5.png") == 2  # once a seed
+
+
+@pytest.mark.slow
 def test_two_processes_are_stopped_and_three_end_with_the_file_of_one(
     weights: Path, tmp_path: Path, alone: Callable[..., str]
 ) -> None:
@@ -181,9 +200,9 @@ def test_what_takes_one_process_refuses_several(
 ) -> None:
     several(monkeypatch, rank=0)
 
-    for words in ("demo", "probe partial w --data d", "report r"):
+    for words in ("demo", "reconstruct w i", "report r"):
         assert main(words.split()) == 2
-        verb = " ".join(words.split()[: 1 + words.startswith("probe")])
+        verb = " ".join(words.split()[:1])
         assert capsys.readouterr().err == (
             f"mae: ranks: {verb} takes one process, got 3; start it without --ranks and torchrun\n"
         )

@@ -15,6 +15,7 @@ from mae.config.run import AugmentConfig, FinetuneConfig, OptimConfig
 from mae.data.batching.batch import Batch, BatchPlan
 from mae.data.batching.loader import batches, on_device
 from mae.model.encoder import Encoder
+from mae.parallel.processes import SINGLE_PROCESS, Communicator
 from mae.progress import Progress
 from mae.runs.state import TrainState
 from mae.train.fit import EveryNSteps, fit
@@ -55,6 +56,29 @@ def cls_features(encoder: Encoder, images: Tensor) -> Tensor:
     return torch.cat([part.float() for part in parts])
 
 
+def encoded_batch(encoder: Encoder, batch: Batch, *, ranks: Communicator) -> Batch:
+    """Return the whole batch, of which each process has a share, with its features as the images.
+
+    Args:
+        encoder: on the device of the batch.
+        batch: consecutive images of the whole batch, in the order of the processes.
+        ranks: the processes.
+    """
+    features = cls_features(encoder, batch.images)
+    if ranks.process.world_size == 1:
+        return batch._replace(images=features)
+    device = features.device
+    shares = ranks.all_gather((features.cpu(), batch.labels.cpu(), batch.ids, batch.bad))
+    images, labels, ids, bad = zip(*shares, strict=True)
+    return Batch(
+        torch.cat(images).to(device),
+        batch.noise,
+        torch.cat(ids),
+        torch.cat(labels).to(device),
+        tuple(sum(bad, ())),
+    )
+
+
 def train_head(
     encoder: Encoder,
     plan: BatchPlan,
@@ -62,27 +86,30 @@ def train_head(
     config: FinetuneConfig,
     num_steps: int,
     progress: Progress,
+    ranks: Communicator = SINGLE_PROCESS,
 ) -> nn.Sequential:
     """Train a head on the cls tokens of crops, with the encoder frozen.
 
     Only the head is passed to the optimiser. Its batch norm uses the statistics of whole batches;
-    the published code uses those of each GPU's part.
+    the published code uses those of each GPU's part. Several processes divide the images of each
+    batch, gather their features, and train the same head each.
 
     Args:
         encoder: on the device to train on; not changed.
-        plan: defines the labelled batches.
+        plan: defines the labelled batches, and the share of this process.
         config: batch, learning rates and seed.
         num_steps: optimiser steps.
         progress: shows the steps, and names each unreadable image once.
+        ranks: the processes.
 
     Returns:
-        The head, in evaluation mode.
+        The head, in evaluation mode, the same in every process.
     """
 
     named: set[str] = set()
 
     def loss(head: nn.Module, batch: Batch) -> Tensor:
-        return F.cross_entropy(head(cls_features(encoder, batch.images)), batch.labels)
+        return F.cross_entropy(head(batch.images), batch.labels)
 
     def show(state: TrainState, metrics: Metrics) -> None:
         progress.update(state.step, loss=metrics.loss, lr=metrics.lr)
@@ -97,14 +124,13 @@ def train_head(
     encoder.eval()
     classes = len(plan.source.class_names)
     head = linear_head(encoder.config.width, num_classes=classes, seed=config.seed).to(device)
-    workers = choose_workers(config, plan, device, log=progress.note)
+    workers = choose_workers(config, plan, device, log=progress.note, process=ranks.process)
     progress.note(f"seed {config.seed}: {num_steps:,} steps of {config.batch:,}")
     progress.start(num_steps, images_per_step=config.batch)
+    own = batches(plan, start=0, stop=num_steps, workers=workers, log=progress.note)
     fit(
         TrainState(head.train(), create_optimizer(head, config.optim)),
-        on_device(
-            batches(plan, start=0, stop=num_steps, workers=workers, log=progress.note), device
-        ),
+        (encoded_batch(encoder, batch, ranks=ranks) for batch in on_device(own, device)),
         OptimiserStep(loss=loss, config=config, device=device),
         num_steps=num_steps,
         rate=partial(rate_at, num_steps=num_steps, config=config, batch=config.batch),

@@ -262,6 +262,9 @@ def paper_probe(
 ) -> PaperProbe:
     """Train a linear head on crops as the paper does; test it on the evaluation view.
 
+    Processes started by torchrun divide the images of each batch and of the test; each trains the
+    same head on the features of the whole batch. The result is that of one process up to rounding.
+
     Args:
         weights: whatever `load_encoder` takes.
         data: see `labelled`.
@@ -275,29 +278,40 @@ def paper_probe(
     Raises:
         MaeError: for whatever the user must change, in one line.
     """
-    with Progress(quiet=quiet) as progress:
+    with (
+        open_communicator() as ranks,
+        Progress(quiet=quiet or not ranks.is_main_process) as progress,
+    ):
         train, test, _, notes = labelled(data, seed=config.seed, weights=weights)
         for note in notes:
             progress.note(note)
-        draws = few.draws(*train, seed=config.seed, log=progress.note)
+        arguments = (str(weights), config, few, crop_pct, precision, given)
+        require_agreement(ranks, {"arguments": arguments, "data": train.source.fingerprint})
+        draws = few.draws(*train, seed=config.seed, log=progress.note, ranks=ranks)
         settings = FeatureSettings(
             "cls", DEFAULT.batch, config.device, crop_pct, given, precision=precision
         )
-        encoder = open_for_features(weights, settings, log=progress.note)
+        encoder = open_for_features(weights, settings.at(ranks.process), log=progress.note)
 
         def compute(batch: LabelledBatch) -> list[NDArray[Any]]:
             features = encoder_features(encoder, [batch.images], pools=["cls"])
             return [batch.ids, batch.labels, features["cls"]]
 
         run_on = partial(map_images, compute, encoder, batch=DEFAULT.batch, progress=progress)
-        ids, labels, tokens = run_on(*test, label="test image")
+        ids, labels, tokens = run_on(*test, label="test image", ranks=ranks)
         runs: list[tuple[FinetuneConfig, BatchPlan, int]] = []
         for run, chosen in enumerate(draws):
             batch, seed = min(config.batch, len(chosen)), config.seed + run
             own = replace(config, model=encoder.config, batch=batch, seed=seed)
-            plan = batch_plan(own, subset(train.source, chosen), kind_of(encoder.config))
+            chosen_images = subset(train.source, chosen)
+            plan = batch_plan(own, chosen_images, kind_of(encoder.config), ranks.process)
             runs.append((own, plan, count_steps(own, plan, encoder)))
         first, _, steps = runs[0]
+        if first.batch < (processes := ranks.process.world_size):
+            raise ConfigError(
+                f"ranks: got {processes}, the batch has {first.batch} images; start at most "
+                f"{first.batch} ranks, or raise --batch"
+            )
         if first.batch < config.batch:
             progress.note(f"batch: lowered from {config.batch:,} to {first.batch:,}, all images")
         if (change := max_update(first, num_steps=steps)) < 1:
@@ -308,7 +322,9 @@ def paper_probe(
             )
         found = []
         for own, plan, num_steps in runs:
-            head = train_head(encoder, plan, config=own, num_steps=num_steps, progress=progress)
+            head = train_head(
+                encoder, plan, config=own, num_steps=num_steps, progress=progress, ranks=ranks
+            )
             with torch.inference_mode():
                 scores = head(torch.from_numpy(tokens).to(encoder.cls_token.device))
             found.append(predictions_from_scores(scores, labels=labels, ids=ids))

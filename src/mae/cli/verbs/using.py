@@ -68,10 +68,7 @@ def probe(
     from mae.evaluation.few_labels import FewLabels
     from mae.evaluation.inputs import FeatureSettings
     from mae.jobs.probe import choose_method, paper_config, paper_probe, partial_probe, probe
-    from mae.parallel.processes import require_single_process
 
-    if method == "partial" or protocol == "paper":
-        require_single_process("probe partial" if method == "partial" else "probe --protocol paper")
     if method == "partial":
         refuse_without_effect(
             "partial", "knn or linear", k=k, temperature=temperature, labels_out=labels_out,
