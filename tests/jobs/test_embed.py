@@ -23,10 +23,14 @@ from mae.data.batching.batch import evaluation_batch
 from mae.data.decoding.decode import PixelKind
 from mae.data.sources.source import FolderSource
 from mae.errors import ConfigError, DataError, WeightsError
+from mae.evaluation.feature_parts import FeatureParts
 from mae.evaluation.inputs import FeatureSettings
 from mae.jobs import embed as module
 from mae.jobs.embed import embed_to_file
 from mae.model.create import create
+from mae.parallel.processes import Communicator, ProcessInfo
+from mae.progress import Progress
+from mae.runs.signals import StopSignal
 from mae.weights.formats.native import save
 from tests.images import encoded, image, photo, rotated_jpeg
 from tests.jobs.conftest import TINY, write_classes
@@ -308,6 +312,27 @@ def test_a_stop_signal_ends_after_the_batch_and_names_the_command(
     encoded_now = interrupted_after(99, monkeypatch)
     embed_to_file(weights, pictures, out=out, settings=SETTINGS, quiet=True)
     assert encoded_now == [3, 2] and len(np.load(out)) == 7
+
+
+def test_ranks_meet_after_the_last_batch_before_the_file_is_written(
+    weights: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[object] = []
+
+    class Two(Communicator):
+        def all_gather(self, mine):  # type: ignore[no-untyped-def]
+            events.append("meet")
+            return [mine, mine]
+
+    monkeypatch.setattr(FeatureParts, "write", lambda self, number, *_: events.append(number))
+    parts, ranks = FeatureParts(tmp_path, batch=3, images=8), Two(ProcessInfo(0, 2))
+    encoder, source = mae.load_encoder(weights), FolderSource(pictures)
+
+    module._encode(
+        parts, [0, 1, 2], encoder, source, "mean", ranks, StopSignal(), Progress(quiet=True)
+    )
+
+    assert events == [0, "meet", 2, "meet"]
 
 
 def test_a_file_that_an_older_version_began_is_begun_anew(
