@@ -5,8 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -62,6 +65,52 @@ def test_readers_ignore_the_signals_of_a_stop_and_a_killed_one_is_replaced(
     assert len(lines) == 2 and not readers()
     for line, pid in zip(lines, killed, strict=True):
         assert f"readers: process {pid} was killed by SIGKILL while it made the batch of" in line
+
+
+class Silent(ArraySource):
+    """A source that does not answer."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(np.zeros((32, 64, 64, 3), np.uint8))
+        self.folder = folder
+
+    def read(self, index: int) -> NoReturn:
+        (self.folder / f"{os.getpid()}").touch()
+        time.sleep(100)
+        raise AssertionError
+
+
+HANGING = """
+import sys
+from pathlib import Path
+from mae.data.batching.loader import batches
+from tests.data.batching.test_loader import plan_of
+from tests.data.batching.test_reader_pool import Silent
+if __name__ == "__main__":
+    next(batches(plan_of(Silent(Path(sys.argv[1]))), start=0, stop=9, workers=1))
+"""
+
+
+@pytest.mark.slow
+def test_a_reader_that_hangs_ends_with_a_killed_run(tmp_path: Path) -> None:
+    (tmp_path / "readers").mkdir()
+    (tmp_path / "script.py").write_text(HANGING)
+    run = subprocess.Popen(
+        [sys.executable, "script.py", "readers"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+    )
+    while not (names := os.listdir(tmp_path / "readers")):
+        assert run.poll() is None
+        time.sleep(0.1)
+
+    run.kill()
+    run.wait()
+
+    (reader,), stop = names, time.monotonic() + 20
+    while (alive := Path("/proc", reader).exists()) and time.monotonic() < stop:
+        time.sleep(0.1)
+    assert not alive
 
 
 @pytest.mark.slow

@@ -164,6 +164,7 @@ class Reader:
         torch.set_num_threads(1)
         made: SimpleQueue[Sent | Exception] = SimpleQueue()
         Thread(target=self._send, args=(tasks, made), daemon=True).start()
+        Thread(target=_end_with_parent, daemon=True).start()
         with suppress(EOFError, OSError):
             while True:
                 made.put(self._answer(tasks.recv(), number))
@@ -191,6 +192,13 @@ class Reader:
         images = batch.images.permute(0, 2, 3, 1).numpy() if room is None else None
         rest = (v.numpy() if isinstance(v, torch.Tensor) else v for v in batch[1:])
         return Sent(images, tuple(rest))
+
+
+def _end_with_parent() -> None:
+    """End this process with the training process, also while it reads a file that hangs."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(0)
 
 
 def _portable(error: Exception) -> Exception:
