@@ -16,6 +16,7 @@ Stopped                  exit code 75 or 130: stopped on request; not an error
 
 from __future__ import annotations
 
+import signal
 from functools import partial
 from typing import ClassVar
 
@@ -61,6 +62,18 @@ class TrainingError(MaeError):
     """The training itself failed: non-finite losses, a full disk, too many broken images."""
 
     exit_code: ClassVar[int] = 1
+
+
+REQUEUE = 75
+"""Exit code after SIGTERM or SIGUSR1: the state is saved and the job can be requeued
+(EX_TEMPFAIL)."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, with the state saved (128 + SIGINT, as in shells)."""
+STOP_CODES = {signal.SIGTERM: REQUEUE, signal.SIGUSR1: REQUEUE, signal.SIGINT: INTERRUPTED}
+"""Exit code of a job by the signal that stopped it."""
+SAME_REQUEST_S = 0.2
+"""Seconds in which a repeated signal is the same request: `timeout` signals its child and then the
+child's process group. Nobody presses Ctrl-C twice that fast."""
 
 
 class Stopped(Exception):

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from mae.errors import ConfigError, Stopped
-from mae.runs.signals import INTERRUPTED, REQUEUE, RunLock, StopSignal
+from mae.errors import INTERRUPTED, REQUEUE, ConfigError, Stopped
+from mae.runs.signals import RunLock, StopSignal
 
 LOOP = """
 import time

@@ -20,10 +20,9 @@ from mae.cli.help import help_text
 from mae.cli.options import RANKS, is_on, nearest, options_of, read_words
 from mae.cli.verbs.every import GROUPS, VERBS, Verb
 from mae.cli.verbs.shared import MULTI_PROCESS_VERBS
-from mae.errors import INSTALL, ConfigError, MaeError, RankError, Stopped
+from mae.errors import INSTALL, INTERRUPTED, ConfigError, MaeError, RankError, Stopped
 from mae.parallel.processes import has_launcher, require_single_process, this_process
 from mae.report.tables import align, report_of
-from mae.runs.signals import INTERRUPTED
 
 _HELP = frozenset(("-h", "--help"))
 _ERROR_DELAY_S = 1.0

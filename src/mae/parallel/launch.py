@@ -22,15 +22,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-STOP_CODES = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}
-"""Exit code of a job by the signal that stopped it, see `mae.runs.signals`."""
+from mae.errors import SAME_REQUEST_S, STOP_CODES
+
 GRACE_S = 30
 """Seconds between a signal and SIGKILL, as in torchrun; ranks save within 25."""
 _RECORDS = "MAE_RANK_RECORDS"
 _LOST = ".lost"
 _WATCH_EVERY_S = 0.5
-# `timeout` signals its child and then the child's process group: one request.
-_SAME_REQUEST_S = 0.2
 _PR_SET_PDEATHSIG = 1
 
 
@@ -183,7 +181,7 @@ def _signals_raise(exception: type[Exception]) -> Iterator[list[float]]:
             with suppress(OSError):
                 os.write(2, f"mae: stopping all ranks; {again} to stop now\n".encode())
             raise exception(f"got {name.name}", name)
-        if time.monotonic() - received_at[0] > _SAME_REQUEST_S:
+        if time.monotonic() - received_at[0] > SAME_REQUEST_S:
             shutil.rmtree(os.environ[_RECORDS], ignore_errors=True)
             os._exit(STOP_CODES[name])
 

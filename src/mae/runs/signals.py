@@ -16,26 +16,12 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Self
 
-from mae.errors import ConfigError, Stopped
+from mae.errors import SAME_REQUEST_S, STOP_CODES, ConfigError, Stopped
 from mae.parallel.processes import has_own_launcher, this_process
-
-REQUEUE = 75
-"""Exit code after SIGTERM or SIGUSR1: the state is saved and the job can be requeued
-(EX_TEMPFAIL)."""
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, with the state saved (128 + SIGINT, as in shells)."""
 
 FINISHING = "finishing this step, then saving"
 """Message for what a run does between a signal and its exit."""
 
-_EXIT_CODES = {
-    signal.SIGTERM: REQUEUE,
-    signal.SIGUSR1: REQUEUE,
-    signal.SIGINT: INTERRUPTED,
-}
-# `timeout` signals its child and then the child's process group, so one request is delivered
-# twice within microseconds. Nobody presses Ctrl-C twice that fast.
-_SAME_REQUEST_S = 0.2
 _OWNER_READS, _OWNER_EVERY_S = 40, 0.05
 
 
@@ -74,7 +60,7 @@ class StopSignal:
                 os.set_blocking(end, False)
             # The signal is written to the pipe at once, whatever the main thread is doing.
             self._previous_fd = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
-            for number in _EXIT_CODES:
+            for number in STOP_CODES:
                 self._previous[number] = signal.signal(number, self._receive)
             self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
             self._thread.start()
@@ -121,19 +107,19 @@ class StopSignal:
             except BlockingIOError:  # the other thread was faster
                 return True
             for number in numbers:
-                if number in _EXIT_CODES:  # the pipe also receives signals of other handlers
+                if number in STOP_CODES:  # the pipe also receives signals of other handlers
                     self._answer(signal.Signals(number))
             return bool(numbers)
 
     def _answer(self, number: signal.Signals) -> None:
         now = time.monotonic()
         if self.requested is None:
-            self.requested, self._requested_at = _EXIT_CODES[number], now
+            self.requested, self._requested_at = STOP_CODES[number], now
             again = "press Ctrl-C again" if number == signal.SIGINT else "signal again"
             if self._prints:
                 _print(f"{self.doing or 'stopping'}; {again} to stop now")
-        elif now - self._requested_at > _SAME_REQUEST_S:
-            os._exit(_EXIT_CODES[number])
+        elif now - self._requested_at > SAME_REQUEST_S:
+            os._exit(STOP_CODES[number])
 
 
 def _print(line: str) -> None:

@@ -20,11 +20,11 @@ from torch import nn
 
 from mae.data.batching.batch import Bad, Batch, BatchPlan
 from mae.data.batching.loader import on_device
-from mae.errors import TrainingError
+from mae.errors import INTERRUPTED, REQUEUE, TrainingError
 from mae.runs.checkpoint import NotSaved, latest_checkpoint, save_checkpoint
 from mae.runs.directory import RunDir
 from mae.runs.log import BadFiles, LogWriter, read_rows
-from mae.runs.signals import FINISHING, INTERRUPTED, REQUEUE
+from mae.runs.signals import FINISHING
 from mae.runs.state import TrainState
 from mae.train.compile import compiled_loss
 from mae.train.fit import MOST_BAD_IN_A_ROW, EveryNSteps, fit
