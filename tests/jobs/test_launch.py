@@ -260,7 +260,9 @@ def test_ctrl_c_while_ranks_start_shows_no_traceback(tmp_path: Path, start: Star
     _, errors = launcher.communicate(timeout=120)
     line = "mae: stopping all ranks; press Ctrl-C again to stop now\nmae: stopped\n"
     assert (errors, launcher.returncode) == (line, 130)
-    assert not any(map(is_running, pids))
+    # The elastic launcher may not know a rank yet that it has just forked; that rank ends by
+    # itself in `end_with_parent`, which it calls while it starts.
+    assert seconds_until_gone(pids) < 10
 
 
 @pytest.mark.parametrize(
