@@ -15,10 +15,13 @@ import mae
 from mae.config.run import ObjectiveConfig, PretrainConfig
 from mae.errors import CheckpointError, ConfigError, DataError, TrainingError
 from mae.jobs.pretrain import pretrain
+from mae.recipes.catalogue import FOLDER
 from mae.runs.checkpoint import latest_checkpoint
 from tests.images import mixed_folder
 from tests.jobs.kill_storm import CONFIG, end_state
+from tests.model.tiny import tiny_config
 
+SMALL = tiny_config()  # images of 12 x 20, C=3
 SHORT = replace(CONFIG, steps=6)
 SQUARE = replace(CONFIG.model, image_size=(16, 24))  # 4 x 6 patches
 KINDS = [
@@ -67,6 +70,29 @@ def test_a_mixed_nested_folder_runs_and_names_the_broken_ones_once(
     with pytest.warns(UserWarning, match="cannot be read|unreadable"):
         features = mae.embed(tmp_path / "run", tmp_path / "in")
     assert features.shape == (38, 24)
+
+
+def test_fields_given_as_keywords_make_the_run_of_their_configuration(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (12, 12, 20, 3), dtype=np.uint8)
+    how = {"data": images, "quiet": True, "device": "cpu", "threads": 1}
+    config = replace(FOLDER, model=SMALL, steps=2, batch=5, device="cpu", threads=1)
+
+    by_keywords = mae.pretrain(out=tmp_path / "a", model=SMALL, steps=2, batch=5, **how)
+    by_config = mae.pretrain(config, data=images, out=tmp_path / "b", quiet=True)
+    changed = mae.pretrain(config, out=tmp_path / "c", steps=1, **how)
+
+    assert by_keywords.config == by_config.config
+    assert (changed.num_steps, changed.config.batch) == (1, 5)
+    assert json.loads((tmp_path / "a" / "run.json").read_bytes())["recipe"] == "folder"
+
+
+def test_a_wrong_keyword_makes_no_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"unknown keyword 'step'; did you mean steps\?"):
+        mae.pretrain(data="nowhere", out=tmp_path / "run", step=2)
+    with pytest.raises(ConfigError, match=r"unknown keyword 'weigths'; did you mean weights\?"):
+        mae.finetune(data="nowhere", out=tmp_path / "run", weigths="runs/x")
+
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_goes_on_in_the_precision_that_it_began_with(

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
+from mae.cli.options import options_of
 from mae.cli.verbs.looking import recipes_list
-from mae.config.run import PretrainConfig
-from mae.config.serialize import from_dict, to_dict
+from mae.cli.verbs.training import pretrain
+from mae.config.run import ObjectiveConfig, PretrainConfig
+from mae.config.serialize import field_types, from_dict, to_dict
 from mae.errors import ConfigError
 from mae.recipes.catalogue import FOLDER, RECIPES, Recipe, find_recipe
-from mae.recipes.custom import build_config, read_fields, recipe_toml, to_toml
+from mae.recipes.custom import build_config, name_fields, read_fields, recipe_toml, to_toml
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
@@ -104,3 +106,48 @@ def test_every_recipe_is_listed_with_its_source_and_published_result() -> None:
 
     assert [row["name"] for row in rows] == [recipe.name for recipe in RECIPES]
     assert all(row["about"] and row["source"] and row["expected"] for row in rows)
+
+
+def test_keywords_are_the_names_of_the_options() -> None:
+    keywords = {
+        "lr": 0.01,
+        "image_size": 96,
+        "optim": {"weight_decay": 0.2},
+        "objective": ObjectiveConfig(mask_ratio=0.5),
+        "augment.flip": 0.1,
+        "model": "vit-ti/8",
+    }
+
+    config = build_config("folder", PretrainConfig, fields=name_fields(PretrainConfig, keywords))
+
+    assert (config.optim.lr, config.optim.weight_decay) == (0.01, 0.2)
+    assert (config.model.width, config.model.patch_size) == (192, 8)
+    assert config.model.image_size == (96, 96)
+    assert (config.objective.mask_ratio, config.augment.flip) == (0.5, 0.1)
+    assert config.augment.crop_scale == FOLDER.augment.crop_scale
+
+
+def test_every_option_of_a_recipe_is_a_keyword() -> None:
+    options = [o for o in options_of(pretrain) if o.path in field_types(PretrainConfig)]
+
+    names = {option.flag.replace("-", "_"): option.default for option in options}
+
+    assert len(names) > 50
+    assert set(name_fields(PretrainConfig, names)) == {option.path for option in options}
+
+
+@pytest.mark.parametrize(
+    ("keyword", "hint"),
+    [
+        ("epoch", "; did you mean epochs?"),
+        ("weight_decay", "; did you mean optim={'weight_decay': ...}?"),
+        ("batch_size", "; did you mean batch?"),
+        ("iint", "; did you mean init?"),
+        ("num_classes", ""),
+    ],
+)
+def test_a_wrong_keyword_is_told_the_closest_one(keyword: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        name_fields(PretrainConfig, {keyword: 1}, others=("data", "init"))
+
+    assert str(error.value) == f"unknown keyword {keyword!r}{hint}"

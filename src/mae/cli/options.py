@@ -21,12 +21,8 @@ from mae.config.run import FitConfig
 from mae.config.serialize import FORMER_SWITCHES, RENAMED, coerce_text, did_you_mean, field_types
 from mae.errors import ConfigError
 from mae.recipes.catalogue import RECIPES
+from mae.recipes.custom import field_names
 
-# Recipe fields that are changed most often, listed first and under a short name.
-_SHORT = {"optim.lr": "lr", "model.image_size": "image-size", "objective.mask_ratio": "mask-ratio",
-          "objective.mask_kind": "mask-kind", "model.crop_pct": "crop-pct"}  # fmt: skip
-# Fields determined by the images; --channels and --measure-pixels control how.
-_DERIVED = ("model.channels", "model.pixels.", "num_classes")
 _NAMED = re.compile(r"(?P<dashes>--?)?(?P<flag>[A-Za-z][\w.-]*)(=(?P<text>.*))?", re.DOTALL)
 _NUMBER = re.compile(r"[-+.\d][-+.\dex,]*", re.IGNORECASE)
 _TRUTHS = ("true", "false", "yes", "no")
@@ -120,11 +116,12 @@ def _dashed(name: str) -> str:
 
 def _recipe_options(config: FitConfig) -> list[Option]:
     options = [Option("model", "model", str | None, None)]
-    for path, hint in field_types(type(config)).items():
-        if not path.startswith(_DERIVED):
-            flag, group = _SHORT.get(path, _dashed(path)), path.rpartition(".")[0]
-            owner = type(attrgetter(group)(config) if group else config)
-            options.append(Option(path, flag, hint, attrgetter(path)(config), owner=owner))
+    types = field_types(type(config))
+    for path, name in field_names(type(config)).items():
+        group = path.rpartition(".")[0]
+        owner = type(attrgetter(group)(config) if group else config)
+        value = attrgetter(path)(config)
+        options.append(Option(path, _dashed(name), types[path], value, owner=owner))
     return sorted(options, key=lambda option: "." in option.flag)
 
 

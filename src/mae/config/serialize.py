@@ -83,9 +83,11 @@ def field_types(cls: type[DataclassInstance], *, prefix: str = "") -> dict[str, 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return "; did you mean 'x'?" for the nearest known name, or "" where none is near."""
-    names = list(known)
-    same_end = [k for k in names if k.rpartition(".")[2] == name.rpartition(".")[2]]
-    near = difflib.get_close_matches(name, names, n=1) or same_end
+    names, end = list(known), name.rpartition(".")[2]
+    ends = [k.rpartition(".")[2] for k in names]
+    same_end = [k for k, other in zip(names, ends, strict=True) if other == end]
+    starts = [k for k in names if len(k) > 3 and name.startswith(f"{k}_")]
+    near = same_end or starts or difflib.get_close_matches(name, names, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,7 +25,6 @@ from mae.evaluation.metrics import Predictions
 from mae.model.classifier import Classifier
 from mae.parallel.processes import open_communicator
 from mae.progress import Progress
-from mae.recipes.catalogue import find_config
 from mae.report.page import write_report
 from mae.report.tables import value_rows
 from mae.runs.directory import RunDir, read_record
@@ -44,7 +44,7 @@ from mae.train.session import (
 )
 from mae.train.trainer import train
 from mae.weights.formats.native import save
-from mae.weights.given import Given
+from mae.weights.given import configure
 from mae.weights.io.hub import PREFIX
 from mae.weights.load import load_classifier
 from mae.weights.start_from import initial_classifier
@@ -91,7 +91,7 @@ def finetune(
     quiet: bool = False,
     command: Sequence[str] = (),
     based_on: str = "custom",
-    **given: Unpack[Given],
+    **fields: Any,
 ) -> Tuned:
     """Fine-tune a pre-trained encoder, or resume a run of the same configuration and data.
 
@@ -111,7 +111,9 @@ def finetune(
         quiet: show no progress.
         command: the command line, for the record.
         based_on: name of the recipe that a configuration was made from, for the record.
-        given: what the weights do not say, see `Given`.
+        fields: fields of the recipe to change, by the names of the options with `_` for `-`
+            (`epochs=5, model="vit-ti/16", lr=1e-3, optim={"weight_decay": 0.1}`); and what the
+            weights do not say, see `Given`.
 
     Raises:
         MaeError: for whatever the user must change, in one line.
@@ -119,7 +121,7 @@ def finetune(
     """
     refuse_in_readers("finetune")
     name = recipe if isinstance(recipe, str) else based_on
-    config = find_config(recipe, FinetuneConfig) if isinstance(recipe, str) else recipe
+    config, given = configure(recipe, FinetuneConfig, fields, others=signature(finetune).parameters)
     folder = Path("runs", f"{data_name(data)}-tuned") if out is None else Path(out)
     back_to = rewind_of(folder, resume_from, skip_steps)
     with (

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from inspect import signature
 from pathlib import Path
-from typing import NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 
@@ -18,7 +19,6 @@ from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.create import create
 from mae.parallel.processes import open_communicator
 from mae.progress import Progress
-from mae.recipes.catalogue import find_config
 from mae.report.page import write_report
 from mae.report.reconstruction import save_progress_image
 from mae.runs.directory import read_record
@@ -40,7 +40,7 @@ from mae.train.session import (
 from mae.train.step import pretraining_loss
 from mae.train.trainer import train
 from mae.weights.formats.native import save
-from mae.weights.given import Given
+from mae.weights.given import Given, configure
 from mae.weights.load import open_model
 from mae.weights.start_from import initial_model, require_init
 
@@ -73,7 +73,7 @@ def pretrain(
     quiet: bool = False,
     command: Sequence[str] = (),
     based_on: str = "custom",
-    **given: Unpack[Given],
+    **fields: Any,
 ) -> Run:
     """Pre-train a masked autoencoder, or resume a run of the same configuration and data.
 
@@ -92,7 +92,9 @@ def pretrain(
         quiet: show no progress.
         command: the command line, for the record.
         based_on: name of the recipe that a configuration was made from, for the record.
-        given: what the weights do not say, see `Given`.
+        fields: fields of the recipe to change, by the names of the options with `_` for `-`
+            (`epochs=5, model="vit-ti/16", lr=1e-3, optim={"weight_decay": 0.1}`); and what the
+            weights do not say, see `Given`.
 
     Raises:
         MaeError: for whatever the user must change, in one line.
@@ -100,7 +102,7 @@ def pretrain(
     """
     refuse_in_readers("pretrain")
     name = recipe if isinstance(recipe, str) else based_on
-    config = find_config(recipe, PretrainConfig) if isinstance(recipe, str) else recipe
+    config, given = configure(recipe, PretrainConfig, fields, others=signature(pretrain).parameters)
     require_init(config, init, **given)
     folder = Path("runs", data_name(data)) if out is None else Path(out)
     back_to = rewind_of(folder, resume_from, skip_steps)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
-from mae.config.run import PretrainConfig
-from mae.config.serialize import from_dict, to_dict
+from mae.config.run import FitConfig, PretrainConfig
+from mae.config.serialize import RENAMED, did_you_mean, field_types, from_dict, to_dict
 from mae.config.sizes import size_fields
 from mae.errors import ConfigError
 from mae.recipes.catalogue import RECIPES, find_config
@@ -20,40 +21,104 @@ from mae.recipes.recipe import ConfigT, Recipe
 _WEIGHTS = (".pth", ".pt", ".safetensors", ".bin")
 _LENGTHS = ("epochs", "steps", "minutes")
 
+# Fields that are changed most often have a short name, as an option and as a keyword.
+_SHORT = {"optim.lr": "lr", "model.image_size": "image_size", "objective.mask_ratio": "mask_ratio",
+          "objective.mask_kind": "mask_kind", "model.crop_pct": "crop_pct"}  # fmt: skip
+# Fields determined by the images; --channels and --measure-pixels control how.
+_DERIVED = ("model.channels", "model.pixels.", "num_classes")
+_SIZES = ("image_size", "resize", "start_size")
+
+
+def field_names(cls: type[FitConfig]) -> dict[str, str]:
+    """Return the name of each field that a user may set, as an option or a keyword, by its path.
+
+    An option has dashes in place of the underscores.
+    """
+    paths = (path for path in field_types(cls) if not path.startswith(_DERIVED))
+    return {path: _SHORT.get(path, path) for path in paths}
+
+
+def name_fields(
+    cls: type[FitConfig], keywords: Mapping[str, Any], *, others: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Resolve the keywords of a call in Python to the dotted names of fields.
+
+    Args:
+        cls: type of the configuration.
+        keywords: values by the name of an option (`lr`, `image_size`, `optim.weight_decay`); a
+            group of fields (`optim`, `model`) as a mapping or a configuration. One number stands
+            for height and width.
+        others: other keywords of the call, to suggest.
+
+    Raises:
+        ConfigError: for an unknown keyword, with the closest one.
+    """
+    paths = {name: path for path, name in field_names(cls).items()}
+    groups = {path.partition(".")[0] for path in paths.values() if "." in path}
+    known = paths | {path: path for path in (*paths.values(), *groups, *RENAMED)}
+    fields: dict[str, Any] = {}
+    for name, value in keywords.items():
+        if name not in known:
+            near = did_you_mean(name, [*known, *others]).replace("'", "")
+            group, _, field = near.removesuffix("?").rpartition(" ")[2].rpartition(".")
+            if group:
+                near = f"; did you mean {group}={{'{field}': ...}}?"
+            raise ConfigError(f"unknown keyword {name!r}{near}")
+        if is_dataclass(value) and not isinstance(value, type):
+            value = to_dict(value)
+        if isinstance(value, int) and name.endswith(_SIZES):
+            value = (value, value)
+        fields[known[name]] = value
+    return fields
+
 
 def build_config(
-    recipe: str, cls: type[ConfigT], *, file: Path | None = None, fields: Mapping[str, object]
+    recipe: str | ConfigT,
+    cls: type[ConfigT],
+    *,
+    file: Path | None = None,
+    fields: Mapping[str, object],
 ) -> ConfigT:
     """Build a configuration: the recipe, overridden by a file, then by single fields.
 
     Args:
-        recipe: name of the recipe.
+        recipe: name of the recipe, or a configuration.
         cls: required type of its configuration.
         file: TOML or JSON of the same fields, all or a few; or the run.json of a run.
         fields: values by dotted name; a length (epochs, steps, minutes) replaces any other
-            length, and `model`, a name as in "vit-b/16", replaces the fields it determines.
+            length, and `model`, a name as in "vit-b/16", replaces the fields it determines. A
+            group of fields may be a mapping.
 
     Raises:
         ConfigError: for an unknown recipe, key or value.
     """
-    if all(known.name != recipe for known in RECIPES) and (option := _guess_option(recipe, cls)):
-        raise ConfigError(f"recipe: there is no {recipe!r}; did you mean {option}?")
-    base = find_config(recipe, cls)
+    if not isinstance(recipe, str) and file is None and not fields:
+        return recipe
+    base = _find(recipe, cls) if isinstance(recipe, str) else recipe
     if file is not None:
         base = from_dict(cls, _merged(to_dict(base), read_fields(file)), where=str(file))
     nested: dict[str, Any] = dict.fromkeys(("steps", "minutes")) if {*_LENGTHS} & {*fields} else {}
     single = dict(fields)
-    if (size := single.pop("model", None)) is not None:
+    if (size := single.get("model")) is None or isinstance(size, str):
+        single.pop("model", None)
+    if isinstance(size, str):
         if single.get("follow_weights", base.follow_weights):
             raise ConfigError(
                 "model: has no effect with follow_weights, which takes the network from the "
                 "weights; use --resize for another size, or --follow-weights no"
             )
-        nested["model"] = size_fields(str(size))
+        nested["model"] = size_fields(size)
     for name, value in single.items():
-        group, _, last = name.rpartition(".")
-        (nested.setdefault(group, {}) if group else nested)[last] = value
+        for part in reversed(name.split(".")):
+            value = {part: value}
+        nested = _merged(nested, value)  # type: ignore[arg-type]
     return from_dict(cls, _merged(to_dict(base), nested), where="the options")
+
+
+def _find(recipe: str, cls: type[ConfigT]) -> ConfigT:
+    if all(known.name != recipe for known in RECIPES) and (option := _guess_option(recipe, cls)):
+        raise ConfigError(f"recipe: there is no {recipe!r}; did you mean {option}?")
+    return find_config(recipe, cls)
 
 
 def _guess_option(word: str, cls: type) -> str | None:

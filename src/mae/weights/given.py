@@ -5,8 +5,11 @@ A setting that is neither in the file nor given here is assumed, and the assumpt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal, TypedDict
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypedDict, cast
+
+from mae.recipes.custom import build_config, name_fields
+from mae.recipes.recipe import ConfigT
 
 Take = Literal["model", "model_ema", "student", "teacher"]
 
@@ -36,6 +39,26 @@ class Given(TypedDict, total=False):
     """Whether the decoder predicts pixels normalised per patch, for weights that do not say."""
     take: Take | None
     """Network to load from a file with several; none: model."""
+
+
+def configure(
+    recipe: str | ConfigT, cls: type[ConfigT], keywords: Mapping[str, Any], *, others: Iterable[str]
+) -> tuple[ConfigT, Given]:
+    """Return the configuration of a run from keywords, and those that are of `Given`.
+
+    Args:
+        recipe: name of a recipe, or a configuration.
+        cls: type of the configuration.
+        keywords: fields of the recipe, see `name_fields`, and settings of weights.
+        others: other keywords of the call, to suggest for a wrong one.
+
+    Raises:
+        ConfigError: for an unknown keyword, with the closest one; for a wrong value.
+    """
+    given = {name: value for name, value in keywords.items() if name in Given.__annotations__}
+    rest = {name: value for name, value in keywords.items() if name not in given}
+    fields = name_fields(cls, rest, others=[*others, *Given.__annotations__])
+    return build_config(recipe, cls, fields=fields), cast(Given, given)
 
 
 class LoadOptions(Given, total=False):
