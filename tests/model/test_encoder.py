@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import timm
 import torch
 
 from mae.config.model import PixelConfig
@@ -202,3 +204,86 @@ def test_images_without_a_batch_axis_are_refused(generator):
 def test_an_unknown_pool_is_refused():
     with pytest.raises(ConfigError, match="pool: got 'max', expected mean, cls, grid or tokens"):
         pool_tokens(torch.zeros(2, 16, 24), pool="max", grid=(3, 5))
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ((2, 12, 20, 3), r"axis 3 looks like the channels: give images\.permute\(0, 3, 1, 2\)"),
+        ((12, 20, 3), r"axis 2 .* of one image: give images\.permute\(2, 0, 1\)\[None\]"),
+        ((3, 12, 20), r"axis 0 .* of one image: give images\[None\]"),
+    ],
+)
+def test_the_axis_that_looks_like_the_channels_is_named(generator, shape, words):
+    encoder = tiny_encoder(generator)
+
+    for give in (encoder.encode, encoder.attention, encoder.intermediates):
+        with pytest.raises(ShapeError, match=words):
+            give(torch.zeros(shape, dtype=torch.uint8))
+    with pytest.raises(ShapeError, match=r"got ndarray, expected a tensor B C H W"):
+        encoder.encode(np.zeros(shape, dtype=np.uint8))
+
+
+def test_attention_is_the_softmax_of_the_blocks_own_queries_and_keys(generator):
+    encoder = tiny_encoder(generator, depth=3)
+    images, _ = batch(generator, encoder.config)
+    block = encoder.blocks[1]
+    with torch.no_grad():
+        tokens = block.norm1(encoder.blocks[0](encoder.embed(images)))
+        q, k, _ = (tokens @ block.attn.qkv.weight.T + block.attn.qkv.bias).chunk(3, dim=-1)
+    heads = [
+        (q[..., i : i + 8] @ k[..., i : i + 8].mT / 8**0.5).softmax(dim=-1) for i in (0, 8, 16)
+    ]
+
+    found = encoder.attention(images, block=1)
+
+    assert found.shape == (2, 3, 16, 16) and found.dtype == torch.float32
+    torch.testing.assert_close(found, torch.stack(heads, dim=1), rtol=0, atol=1e-6)
+    assert torch.equal(found, encoder.attention(images, block=-2))
+    assert not torch.equal(found, encoder.attention(images))
+    assert not found.requires_grad
+
+
+def test_maps_and_attention_of_blocks_are_timms(generator):
+    encoder = tiny_encoder(generator, depth=4).eval()
+    other = timm.models.VisionTransformer(
+        img_size=(12, 20), patch_size=4, embed_dim=24, depth=4, num_heads=3, num_classes=0
+    ).eval()
+    other.load_state_dict(encoder.state_dict())
+    attention = []
+    other.blocks[-1].attn.fused_attn = False
+    other.blocks[-1].attn.attn_drop.register_forward_hook(lambda _, __, out: attention.append(out))
+    images, _ = batch(generator, encoder.config)
+    expected = other.forward_intermediates(images, indices=[1, 3], intermediates_only=True)
+
+    found = encoder.intermediates(images, blocks=(-1, 1))
+
+    assert [each.shape for each in found] == [(2, 24, 3, 5)] * 2
+    torch.testing.assert_close(found[0], expected[1], rtol=0, atol=1e-5)
+    torch.testing.assert_close(found[1], expected[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(encoder.attention(images), attention[0], rtol=0, atol=1e-6)
+
+
+def test_maps_are_of_stored_pixels_too_and_can_be_trained_on(generator):
+    encoder = tiny_encoder(generator)
+    stored = torch.randint(0, 256, (2, 3, 24, 20), generator=generator, dtype=torch.uint8)
+
+    (found,) = encoder.intermediates(stored)
+    found.sum().backward()
+
+    assert found.shape == (2, 24, 6, 5)
+    normed = encoder.norm(found.flatten(2).mT)
+    torch.testing.assert_close(normed, encoder.encode(stored, pool="tokens"), rtol=0, atol=1e-5)
+    assert encoder.blocks[0].attn.qkv.weight.grad.abs().max() > 0
+    assert (encoder.embed_dim, encoder.patch_size) == (24, 4)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "words"),
+    [((2,), "got 2, expected -2 to 1"), ((-3,), "got -3, expected -2 to 1"), ((), "got none")],
+)
+def test_a_block_that_the_encoder_has_not_is_refused(generator, blocks, words):
+    encoder = tiny_encoder(generator)
+
+    with pytest.raises(ConfigError, match=f"blocks?: {words}"):
+        encoder.intermediates(torch.zeros(1, 3, 12, 20), blocks=blocks)

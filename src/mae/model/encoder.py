@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -13,7 +14,7 @@ from mae.errors import ConfigError, ShapeError
 from mae.model.masking import gather
 from mae.model.normalize import normalize_pixels, require_finite
 from mae.model.onednn_linear import Multiplier, linear
-from mae.model.patches import patch_grid, patchify
+from mae.model.patches import patch_grid, patchify, require_channels_first
 from mae.model.positions import resize_positions, sincos_positions
 from mae.model.transformer import Blocks, init_published
 
@@ -78,6 +79,11 @@ class Encoder(nn.Module):
         Raises:
             ShapeError: for a wrong channel count or a size not divisible by the patch size.
         """
+        tokens = self.embed(images, ids_keep)
+        return self.norm(self.blocks(tokens, scales=scales))  # type: ignore[no-any-return]
+
+    def embed(self, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+        """Return the input of the first block, B 1+K D: see `forward`."""
         p = self.config.patch_size
         grid = patch_grid(images, patch_size=p)
         B, C, _, _ = images.shape
@@ -94,8 +100,7 @@ class Encoder(nn.Module):
             patches, places = gather(patches, ids_keep), gather(places, ids_keep)
         visible = self.patch_embed(patches) + places  # B K D
         cls = (self.cls_token + positions[:, :1]).expand(B, -1, -1)
-        tokens = torch.cat([cls, visible], dim=1)
-        return self.norm(self.blocks(tokens, scales=scales))  # type: ignore[no-any-return]
+        return torch.cat([cls, visible], dim=1)
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
         """Return the position table for a grid, resized in 2-D for any but the trained grid."""
@@ -118,16 +123,87 @@ class Encoder(nn.Module):
             B D, or B 9*D for "grid", or B L D for "tokens"; float32.
 
         Raises:
-            ShapeError: for a wrong channel count or size.
+            ShapeError: for a wrong channel count, order of axes or size.
             DataError: for non-finite pixels.
         """
+        grid, images = self._prepared(images)
+        return pool_tokens(self(images).float(), pool=pool, grid=grid)
+
+    @torch.inference_mode()
+    def attention(self, images: Tensor, *, block: int = -1) -> Tensor:
+        """Return the attention weights of a block over whole images, without randomness.
+
+        Args:
+            images: as for `encode`.
+            block: number of the block from 0; negative numbers count from the last.
+
+        Returns:
+            B heads T T float32 with T = 1 + L, cls first; each row sums to 1.
+
+        Raises:
+            ConfigError: for a number that is not of a block.
+            ShapeError: as `encode`. DataError: as `encode`.
+        """
+        place, tokens = self._place(block), self.embed(self._prepared(images)[1])
+        for each in list(self.blocks)[:place]:
+            tokens = each(tokens)
+        return self.blocks[place].attention(tokens)  # type: ignore[no-any-return, operator]
+
+    def intermediates(self, images: Tensor, *, blocks: Sequence[int] = (-1,)) -> tuple[Tensor, ...]:
+        """Return the patch tokens after some blocks as maps, before the encoder's last norm.
+
+        Gradients flow to the weights unless they are disabled, so that heads for dense tasks can
+        be trained on them. As timm's `forward_intermediates(intermediates_only=True)`.
+
+        Args:
+            images: as for `encode`.
+            blocks: numbers of blocks from 0; negative numbers count from the last.
+
+        Returns:
+            A map B D h w float32 for each number, in their order.
+
+        Raises:
+            ConfigError: for a number that is not of a block, or none.
+            ShapeError: as `encode`. DataError: as `encode`.
+        """
+        places = [self._place(block) for block in blocks]
+        if not places:
+            raise ConfigError("blocks: got none, expected numbers as in (2, 5, 8, 11)")
+        (h, w), images = self._prepared(images)
+        tokens, maps = self.embed(images), dict[int, Tensor]()
+        for place, block in enumerate(list(self.blocks)[: max(places) + 1]):
+            tokens = block(tokens)
+            if place in places:
+                patches = tokens[:, 1:].float()
+                maps[place] = patches.transpose(1, 2).unflatten(2, (h, w))
+        return tuple(maps[place] for place in places)
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of the tokens, D: the length of a feature vector."""
+        return self.config.width
+
+    @property
+    def patch_size(self) -> int:
+        """Edge of a patch in pixels."""
+        return self.config.patch_size
+
+    def _place(self, block: int) -> int:
+        """Return the index from 0 of a block, which may be counted from the last."""
+        depth = len(self.blocks)
+        if not -depth <= block < depth:
+            raise ConfigError(f"block: got {block}, expected {-depth} to {depth - 1}")
+        return block % depth
+
+    def _prepared(self, images: Tensor) -> tuple[tuple[int, int], Tensor]:
+        """Return the patch grid of whole images, and the images normalised."""
+        require_channels_first(images, channels=self.config.channels)
         grid = patch_grid(images, patch_size=self.config.patch_size)
         if images.is_floating_point():
             require_finite(images)
         else:
             images = self.normalize(images)
-        tokens = self(images.to(self.pos_embed.dtype)).float()
-        return pool_tokens(tokens, pool=pool, grid=grid)
+        return grid, images.to(self.pos_embed.dtype)
 
 
 def pool_tokens(tokens: Tensor, *, pool: Pool, grid: tuple[int, int]) -> Tensor:

@@ -26,6 +26,31 @@ def patch_grid(images: Tensor, *, patch_size: int) -> tuple[int, int]:
     return H // patch_size, W // patch_size
 
 
+def require_channels_first(images: Tensor, *, channels: int) -> None:
+    """Reject images whose axes are in another order, by the axis that looks like the channels.
+
+    Raises:
+        ShapeError: for something else than a tensor, for one image, and for channels last, with
+            the conversion to apply.
+    """
+    if not isinstance(images, Tensor):
+        raise ShapeError(
+            f"images: got {type(images).__name__}, expected a tensor B C H W; mae.embed takes "
+            "arrays, paths and Pillow images"
+        )
+    shape = tuple(images.shape)
+    conversions = {
+        (3, 0): ("axis 0 looks like the channels of one image", "images[None]"),
+        (3, 2): ("axis 2 looks like the channels of one image", "images.permute(2, 0, 1)[None]"),
+        (4, 3): ("axis 3 looks like the channels", "images.permute(0, 3, 1, 2)"),
+    }
+    if len(shape) == 4 and shape[1] == channels:
+        return
+    for (axes, axis), (what, how) in conversions.items():
+        if len(shape) == axes and shape[axis] == channels:
+            raise ShapeError(f"images: got shape {shape}, expected B C H W; {what}: give {how}")
+
+
 def patchify(images: Tensor, *, patch_size: int) -> Tensor:
     """Cut images into a row-major sequence of flattened patches.
 

@@ -31,10 +31,15 @@ class Attention(nn.Module):
     def forward(self, tokens: Tensor, *, first: int = 0) -> Tensor:
         """Attend from the tokens from `first` on to all tokens: B T D to B T-first D."""
         B, T, D = tokens.shape
-        qkv = self.qkv(tokens).reshape(B, T, 3, self.num_heads, D // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # B heads T d each
+        q, k, v = self.split(tokens)
         mixed = attend(q[:, :, first:], k, v)
         return self.proj(mixed.transpose(1, 2).reshape(B, T - first, D))  # type: ignore[no-any-return]
+
+    def split(self, tokens: Tensor) -> Tensor:
+        """Return queries, keys and values: 3 B heads T d."""
+        B, T, D = tokens.shape
+        qkv = self.qkv(tokens).reshape(B, T, 3, self.num_heads, D // self.num_heads)
+        return qkv.permute(2, 0, 3, 1, 4)  # type: ignore[no-any-return]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -82,6 +87,12 @@ class Block(nn.Module):
         tokens = tokens[:, first:] + (mixed if scales is None else mixed * scales[:, 0, None, None])
         changed = self.mlp(self.norm2(tokens))
         return tokens + (changed if scales is None else changed * scales[:, 1, None, None])  # type: ignore[no-any-return]
+
+    def attention(self, tokens: Tensor) -> Tensor:
+        """Return the attention weights of the block, B heads T T float32, for its input B T D."""
+        q, k, _ = self.attn.split(self.norm1(tokens)).float()
+        shares: Tensor = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1)
+        return shares
 
 
 class Blocks(nn.ModuleList):
