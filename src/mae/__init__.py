@@ -26,10 +26,13 @@ if TYPE_CHECKING:
     from mae.errors import TrainingError as TrainingError
     from mae.errors import WeightsError as WeightsError
     from mae.jobs.embed import embed as embed
+    from mae.jobs.evaluate import evaluate as evaluate
     from mae.jobs.finetune import Tuned as Tuned
     from mae.jobs.finetune import finetune as finetune
     from mae.jobs.pretrain import Run as Run
     from mae.jobs.pretrain import pretrain as pretrain
+    from mae.jobs.probe import probe as probe
+    from mae.jobs.reconstruct import reconstruct as reconstruct
     from mae.model.autoencoder import MaskedAutoencoder as MaskedAutoencoder
     from mae.model.autoencoder import Output as Output
     from mae.model.autoencoder import Reconstruction as Reconstruction
@@ -46,8 +49,11 @@ _NAMES = {
     "mae.errors": "CheckpointError ConfigError DataError "
     "MaeError ShapeError Stopped TrainingError WeightsError",
     "mae.jobs.embed": "embed",
+    "mae.jobs.evaluate": "evaluate",
     "mae.jobs.finetune": "Tuned finetune",
     "mae.jobs.pretrain": "Run pretrain",
+    "mae.jobs.probe": "probe",
+    "mae.jobs.reconstruct": "reconstruct",
     "mae.model.autoencoder": "MaskedAutoencoder Output Reconstruction",
     "mae.model.create": "create",
     "mae.model.encoder": "Encoder",

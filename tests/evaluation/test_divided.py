@@ -14,10 +14,12 @@ from mae.config.run import AugmentConfig, FinetuneConfig, OptimConfig
 from mae.data.sources.source import FolderSource
 from mae.errors import ConfigError
 from mae.evaluation.labelled_data import HeldOut, finetuning_data, labelled
+from mae.evaluation.linear_probe import paper_config
+from mae.evaluation.method import choose_method
 from mae.jobs.data_pack import pack
 from mae.jobs.evaluate import evaluate
 from mae.jobs.finetune import finetune
-from mae.jobs.probe import choose_method, paper_config, paper_probe, probe
+from mae.jobs.probe import feature_probe, paper_probe
 from tests.jobs.conftest import write_classes
 
 CONFIG = FinetuneConfig(
@@ -167,7 +169,7 @@ def test_probes_test_on_what_fine_tuning_held_out(
     names = {found.test.source.name(i) for i in found.test.ids.tolist()}
     assert names == held_out_names(data, 5)
 
-    probe(tuned, data, choose_method("knn", k=3, seed=0))
+    feature_probe(tuned, data, choose_method("knn", k=3, seed=0))
     line = "(20% of each class held out for testing, seed 5, as in the fine-tuning of the weights)"
     assert line in capsys.readouterr().err
     config = paper_config(epochs=1, batch=8, lr=1.0, seed=0, device="cpu")

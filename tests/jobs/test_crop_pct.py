@@ -26,11 +26,13 @@ from mae.config.run import (
 )
 from mae.errors import ConfigError
 from mae.evaluation.inputs import FeatureSettings
+from mae.evaluation.linear_probe import paper_config
+from mae.evaluation.method import choose_method
 from mae.jobs.embed import embed_to_file
 from mae.jobs.evaluate import evaluate
 from mae.jobs.finetune import finetune
 from mae.jobs.pretrain import pretrain
-from mae.jobs.probe import choose_method, paper_config, paper_probe, probe
+from mae.jobs.probe import feature_probe, paper_probe
 from mae.jobs.reconstruct import reconstruct
 from mae.model.create import create
 from mae.weights.formats.native import save
@@ -255,7 +257,7 @@ def test_an_option_gives_every_job_another_view(
     finetune(replace(PLAIN, steps=1), data=folder, weights=weights, out=folder / "r", quiet=True)
     settings, knn = FeatureSettings(crop_pct=0.7), choose_method("knn", k=1, seed=0)
     jobs = {
-        "probe": lambda: probe(weights, folder, knn, settings=settings, quiet=True),
+        "probe": lambda: feature_probe(weights, folder, knn, settings=settings, quiet=True),
         "paper": lambda: paper_probe(
             weights,
             folder,
@@ -263,7 +265,7 @@ def test_an_option_gives_every_job_another_view(
             crop_pct=0.7,
             quiet=True,
         ),
-        "evaluate": lambda: evaluate(folder / "r", folder, settings=settings, quiet=True),
+        "evaluate": lambda: evaluate(folder / "r", folder, crop_pct=0.7, quiet=True),
         "reconstruct": lambda: reconstruct(
             weights, [folder / "val" / "a"], out=folder / "o.png", crop_pct=0.7, quiet=True
         ),

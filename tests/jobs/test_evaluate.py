@@ -106,7 +106,7 @@ def test_a_classifier_of_ours_is_asked_as_it_answers(
     torch.nn.init.normal_(model.head.weight)
     saved = save(model, tmp_path / "w", class_names=CLASSES)
 
-    result = evaluate(saved, folder, settings=FeatureSettings(batch=5, device="cpu"), quiet=True)
+    result = evaluate(saved, folder, batch=5, device="cpu", quiet=True)
 
     images = torch.cat([torch.full((1, 3, H, W), SHADES[s] / 255) for s in "aabfdcddeeffgg"])
     with torch.inference_mode():
@@ -120,7 +120,7 @@ def test_a_classifier_of_ours_is_asked_as_it_answers(
 def test_every_picture_counts_once_whatever_the_batch(batch: int, folder: Path) -> None:
     whole = evaluate("w", folder, quiet=True)
 
-    assert evaluate("w", folder, settings=FeatureSettings(batch=batch), quiet=True) == whole
+    assert evaluate("w", folder, batch=batch, quiet=True) == whole
 
 
 def test_a_broken_picture_is_named_left_out_and_counted(
@@ -201,8 +201,8 @@ def test_a_restricted_set_chooses_among_its_own_classes(
     # Of class b, one between b and c and one like c; of class d, one like c.
     folder = write(tmp_path / "a", {"b": ["b", "c"], "d": ["c", "d"]})
 
-    restricted = evaluate("w", folder, dataset="imagenet-a", quiet=True)
-    free = evaluate("w", folder, dataset="imagenet-a", all_classes=True, quiet=True)
+    restricted = evaluate("w", folder, set="imagenet-a", quiet=True)
+    free = evaluate("w", folder, set="imagenet-a", all_classes=True, quiet=True)
 
     # c is as far from b as from d: of equal scores the first class, b, is predicted.
     assert restricted.top1 == 3 / 4 and free.top1 == 2 / 4

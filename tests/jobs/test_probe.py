@@ -8,14 +8,14 @@ import pytest
 
 import mae
 from mae.errors import ConfigError, DataError
-from mae.evaluation.features import standardized
+from mae.evaluation.features import pixels_size, standardized
 from mae.evaluation.few_labels import FewLabels, read_choice
 from mae.evaluation.inputs import FeatureSettings
 from mae.evaluation.knn import knn_accuracy
 from mae.evaluation.labelled_data import labelled
+from mae.evaluation.method import Method, choose_method
 from mae.jobs import probe as module
-from mae.jobs.probe import Probe, choose_method, probe
-from mae.model.create import create
+from mae.jobs.probe import Probe, feature_probe
 from tests.jobs.conftest import TINY, write_classes
 
 K3 = choose_method("knn", k=3, seed=0)
@@ -38,9 +38,9 @@ def parts(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("method", [K3, LINEAR], ids=lambda method: method.name)
 def test_classes_of_different_colour_are_told_apart_by_all_three(
-    method: module.Method, weights: Path, classes: Path
+    method: Method, weights: Path, classes: Path
 ) -> None:
-    result = probe(weights, classes, method, quiet=True)
+    result = feature_probe(weights, classes, method, quiet=True)
 
     assert (result.classes, result.train, result.test) == (3, 15, 3)
     assert min(result.trained, result.random, result.pixels) > 0.5
@@ -48,7 +48,7 @@ def test_classes_of_different_colour_are_told_apart_by_all_three(
 
 def test_the_random_encoder_is_the_same_network_untrained(weights: Path, classes: Path) -> None:
     # The "trained" weights were never trained: with their seed the two are the same encoder.
-    result = probe(weights, classes, K3, seed=0, quiet=True)
+    result = feature_probe(weights, classes, K3, seed=0, quiet=True)
 
     assert result.trained == result.random
 
@@ -62,7 +62,7 @@ def test_the_accuracy_is_that_of_standardised_features(
         seen.append(features)
         return knn_accuracy(*features, k=3)
 
-    probe(weights, parts, module.Method("k-NN", accuracy), quiet=True)
+    feature_probe(weights, parts, Method("k-NN", accuracy), quiet=True)
 
     train, test = (mae.embed(weights, parts / name) for name in ("train", "val"))
     train, test = standardized(train, test)
@@ -78,7 +78,7 @@ def test_grey_pictures_of_28_pixels_are_compared_as_they_are() -> None:
         pixels=mae.PixelConfig(mean=(0.5,), std=(0.5,)),
     )  # fmt: skip
 
-    assert module._pixels_size(create(config).encoder) == (28, 28)
+    assert pixels_size(config) == (28, 28)
 
 
 def test_a_fifth_of_each_class_is_held_out_as_a_function_of_the_seed(classes: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_broken_picture_is_left_out_and_said(
 ) -> None:
     (classes / "b" / "3.png").write_bytes(b"\x89PNG\r\n\x1a\n cut off")
 
-    result = probe(weights, classes, K3)
+    result = feature_probe(weights, classes, K3)
 
     assert result.train + result.test == 17
     assert "1 unreadable, left out: b/3.png" in capsys.readouterr().err
@@ -156,11 +156,11 @@ def test_other_classes_in_either_part_are_refused_by_name(parts: Path) -> None:
 
 @pytest.mark.parametrize("method", [K3, LINEAR], ids=lambda method: method.name)
 def test_a_test_folder_that_lacks_a_class_is_probed(
-    method: module.Method, weights: Path, parts: Path
+    method: Method, weights: Path, parts: Path
 ) -> None:
     shutil.rmtree(parts / "val" / "a")
 
-    result = probe(weights, parts, method, quiet=True)
+    result = feature_probe(weights, parts, method, quiet=True)
 
     # Of b alone; were it numbered from 0, it would be taken for a.
     assert (result.classes, result.test) == (2, 2) and result.pixels > 0.5
@@ -171,7 +171,7 @@ def test_a_class_without_a_readable_picture_is_refused_by_name(weights: Path, pa
         path.write_bytes(b"nothing")
 
     with pytest.raises(DataError, match="no image of class b can be read"):
-        probe(weights, parts, K3, quiet=True)
+        feature_probe(weights, parts, K3, quiet=True)
 
 
 def test_a_test_part_without_a_readable_picture_is_refused(weights: Path, parts: Path) -> None:
@@ -179,20 +179,20 @@ def test_a_test_part_without_a_readable_picture_is_refused(weights: Path, parts:
         path.write_bytes(b"nothing")
 
     with pytest.raises(DataError, match="none of 4 can be read"):
-        probe(weights, parts, K3, quiet=True)
+        feature_probe(weights, parts, K3, quiet=True)
 
 
 def test_more_neighbours_than_pictures_are_refused(weights: Path, parts: Path) -> None:
     k20 = choose_method("knn", k=None, seed=0)
 
     with pytest.raises(ConfigError, match="k: got 20 neighbours, expected 1 to 8"):
-        probe(weights, parts, k20, quiet=True)
+        feature_probe(weights, parts, k20, quiet=True)
 
 
 def test_no_neighbours_are_refused(weights: Path, parts: Path) -> None:
     with pytest.raises(ConfigError, match="k: got 0 neighbours, expected 1 to 8"):
         none = choose_method("knn", k=0, seed=0)
-        probe(weights, parts, none, quiet=True)
+        feature_probe(weights, parts, none, quiet=True)
 
 
 def test_a_number_of_neighbours_without_effect_is_refused() -> None:
@@ -214,7 +214,8 @@ def test_a_row_behind_says_so() -> None:
 
 def test_the_size_of_the_batch_changes_nothing(weights: Path, classes: Path) -> None:
     small, large = (
-        probe(weights, classes, K3, settings=FeatureSettings(batch=b), quiet=True) for b in (2, 64)
+        feature_probe(weights, classes, K3, settings=FeatureSettings(batch=b), quiet=True)
+        for b in (2, 64)
     )
 
     assert small == large and TINY.image_size == (24, 40)
@@ -226,7 +227,7 @@ def test_few_labels_in_several_draws_give_mean_and_deviation(
 ) -> None:
     method = choose_method(name, k=3 if name == "knn" else None, seed=0)  # type: ignore[arg-type]
 
-    result = probe(weights, classes, method, few=FewLabels("2/class", None, 3), quiet=True)
+    result = feature_probe(weights, classes, method, few=FewLabels("2/class", None, 3), quiet=True)
 
     assert (result.train, result.test, result.labels, result.runs) == (6, 3, "2/class", 3)
     rows = dict(result.rows())
@@ -249,7 +250,7 @@ def test_a_probe_on_few_labels_sees_the_chosen_pictures_and_the_same_test(
         return len(seen) / 10
 
     few = FewLabels("2/class", tmp_path / "few.csv", 2)
-    result = probe(weights, parts, module.Method("any", accuracy), few=few, quiet=True)
+    result = feature_probe(weights, parts, Method("any", accuracy), few=few, quiet=True)
 
     source = labelled(parts, seed=0).train.source
     chosen = read_choice(tmp_path / "few.csv", source, among=np.arange(8))
@@ -267,9 +268,9 @@ def test_a_choice_read_back_gives_the_same_result(
     weights: Path, classes: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "few.csv"
-    made = probe(weights, classes, K3, few=FewLabels("2/class", file, 2), quiet=True)
+    made = feature_probe(weights, classes, K3, few=FewLabels("2/class", file, 2), quiet=True)
 
-    read = probe(weights, classes, K3, few=FewLabels(str(file)), quiet=True)
+    read = feature_probe(weights, classes, K3, few=FewLabels(str(file)), quiet=True)
 
     assert read._replace(labels="2/class") == made
 
@@ -278,10 +279,10 @@ def test_a_choice_that_holds_test_pictures_is_refused(
     weights: Path, classes: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "few.csv"
-    probe(weights, classes, K3, few=FewLabels("4/class", file), quiet=True)
+    feature_probe(weights, classes, K3, few=FewLabels("4/class", file), quiet=True)
 
     with pytest.raises(DataError, match="is held out for testing; use the seed of the choice"):
-        probe(weights, classes, K3, few=FewLabels(str(file)), seed=1, quiet=True)
+        feature_probe(weights, classes, K3, few=FewLabels(str(file)), seed=1, quiet=True)
 
 
 @pytest.mark.parametrize(
@@ -301,7 +302,7 @@ def test_bad_settings_of_few_labels_are_refused_before_any_work(
     monkeypatch.delattr(module, "open_for_features")
 
     with pytest.raises((ConfigError, DataError), match=message):
-        probe(weights, classes, K3, few=few, quiet=True)
+        feature_probe(weights, classes, K3, few=few, quiet=True)
 
 
 def test_a_temperature_is_said_and_refused_where_it_does_nothing() -> None:

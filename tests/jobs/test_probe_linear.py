@@ -9,8 +9,8 @@ import torch
 
 from mae.errors import ConfigError
 from mae.evaluation.few_labels import FewLabels
-from mae.evaluation.linear_probe import PROTOCOL
-from mae.jobs.probe import paper_config, paper_probe
+from mae.evaluation.linear_probe import PROTOCOL, paper_config
+from mae.jobs.probe import paper_probe
 from mae.report.tables import report_of
 from tests.jobs.conftest import write_classes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -10,12 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mae.config.model import ModelConfig
 from mae.data.sources.source import ArraySource
 from mae.evaluation.split import Ids, Labels
 from mae.model.encoder import Encoder, Pool, pool_tokens
 
 Array = NDArray[np.float32]
 BATCH = 256
+MOST_PIXEL_VALUES = 1024  # raw-pixel features per image: 32 x 32 in grey, 18 x 18 in colour
 
 
 class LabelledImages(NamedTuple):
@@ -76,6 +79,13 @@ def pixel_features(batches: Iterable[Tensor]) -> Array:
         most = 1 if images.is_floating_point() else torch.iinfo(images.dtype).max
         parts.append((images.float() / most).flatten(1).cpu().numpy())
     return np.concatenate(parts)
+
+
+def pixels_size(config: ModelConfig) -> tuple[int, int]:
+    """Return the height and width to which images are reduced for their raw-pixel features."""
+    (height, width), channels = config.image_size, config.channels
+    factor = min(1.0, math.sqrt(MOST_PIXEL_VALUES / (channels * height * width)))
+    return max(1, int(height * factor)), max(1, int(width * factor))
 
 
 def standardized(train: Array, test: Array) -> tuple[Array, Array]:

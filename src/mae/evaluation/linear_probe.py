@@ -5,6 +5,7 @@ Source: He et al. 2021, Table 10 and Appendix A.1.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from mae.config.run import AugmentConfig, FinetuneConfig, OptimConfig
 from mae.data.batching.batch import Batch, BatchPlan
 from mae.data.batching.loader import batches, on_device
+from mae.errors import ConfigError
 from mae.model.encoder import Encoder
 from mae.parallel.processes import SINGLE_PROCESS, Communicator
 from mae.progress import Progress
@@ -36,6 +38,23 @@ PROTOCOL = FinetuneConfig(
 are those of the published code (main_linprobe.py, util/crop.py): one draw, clipped."""
 NORM_EPS = 1e-6
 ENCODED = 256  # images encoded at a time, whatever the batch
+
+
+def paper_config(
+    *, epochs: float | None, batch: int | None, lr: float | None, seed: int, device: str
+) -> FinetuneConfig:
+    """Return the protocol with some values changed; warm-up keeps its fraction of the epochs.
+
+    Raises:
+        ConfigError: for an invalid value.
+    """
+    if batch is not None and batch < 2:
+        raise ConfigError(f"batch: expected at least 2, for the batch norm, got {batch}")
+    base, epochs = PROTOCOL.optim, PROTOCOL.epochs if epochs is None else epochs
+    warmup = max(0.0, base.warmup_epochs * epochs / PROTOCOL.epochs)
+    optim = replace(base, lr=base.lr if lr is None else lr, warmup_epochs=warmup)
+    batch = PROTOCOL.batch if batch is None else batch
+    return replace(PROTOCOL, epochs=epochs, batch=batch, optim=optim, seed=seed, device=device)
 
 
 def linear_head(width: int, *, num_classes: int, seed: int) -> nn.Sequential:

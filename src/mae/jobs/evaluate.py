@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Unpack
 
 from mae.atomic import write_atomic
 from mae.config.model import refuse_without_effect
@@ -34,6 +34,8 @@ from mae.report.predictions import (
     write_predictions,
 )
 from mae.report.tables import value_rows
+from mae.train.resolve import Precision
+from mae.weights.given import Given, HeadPool
 
 FolderSet = Literal["folder", "imagenet", "imagenet-a", "imagenet-r", "imagenet-sketch"]
 MOST_CLASSES = 20  # in the terminal table; --json and the HTML page list all
@@ -86,6 +88,58 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
+    weights: str | Path,
+    data: str | Path,
+    *,
+    set: FolderSet | Literal["imagenet-c"] = "folder",
+    all_classes: bool = False,
+    split: Kind | None = None,
+    out: str | Path | None = None,
+    predictions: str | Path | None = None,
+    batch: int = 64,
+    device: str = "auto",
+    precision: Precision = "float32",
+    crop_pct: float | None = None,
+    pool: HeadPool | None = None,
+    quiet: bool = False,
+    **given: Unpack[Given],
+) -> Evaluation | Robustness:
+    """Score a fine-tuned classifier, overall and per class; or its errors on ImageNet-C.
+
+    Args:
+        weights: a fine-tuned classifier: run, folder or file.
+        data: see `evaluate_classes`; for "imagenet-c", see `evaluate_corruptions`.
+        set: dataset in `data`, which determines the classes and the view.
+        all_classes: see `evaluate_classes`.
+        split: split to score; none: val or test, or the part that fine-tuning held out.
+        out: .png of the confusion matrix, or .html of the whole report.
+        predictions: .csv or .parquet to write, one row per image.
+        batch: images classified at a time.
+        device: see `choose_device`.
+        precision: of the encoder, see `set_precision`.
+        crop_pct: fraction of an image that is kept, see `ModelConfig`; none: as in the weights.
+        pool: what the head reads, where its file does not say.
+        quiet: show no progress and no notes.
+        given: what the weights do not say, see `Given`.
+
+    Raises:
+        MaeError: for whatever the user must change, in one line.
+    """
+    settings = FeatureSettings("mean", batch, device, crop_pct, given, pool, precision)
+    rows = None if predictions is None else Path(predictions)
+    if set == "imagenet-c":
+        refuse_without_effect(
+            set, "another set", out=out, all_classes=all_classes or None, split=split,
+            crop_pct=crop_pct,
+        )  # fmt: skip
+        return evaluate_corruptions(weights, data, settings=settings, predictions=rows, quiet=quiet)
+    return evaluate_classes(
+        weights, data, dataset=set, all_classes=all_classes, split=split,
+        out=None if out is None else Path(out), predictions=rows, settings=settings, quiet=quiet,
+    )  # fmt: skip
+
+
+def evaluate_classes(
     weights: str | Path,
     data: str | Path,
     *,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from mae.data.sources.subset import subset
 from mae.errors import ConfigError
 from mae.evaluation.classify import TOP
 from mae.evaluation.evidence import score
-from mae.evaluation.features import encoder_features, pixel_features, standardized
+from mae.evaluation.features import encoder_features, pixel_features, pixels_size, standardized
 from mae.evaluation.few_labels import ALL, FewLabels, percent
 from mae.evaluation.inputs import (
     DEFAULT,
@@ -32,61 +31,20 @@ from mae.evaluation.inputs import (
     map_images,
     open_for_features,
 )
-from mae.evaluation.knn import NEIGHBOURS, TEMPERATURE, knn_accuracy, require_temperature
 from mae.evaluation.labelled_data import labelled, require_classes
-from mae.evaluation.linear_probe import PROTOCOL, max_update, train_head
-from mae.evaluation.logistic import logistic_accuracy
+from mae.evaluation.linear_probe import PROTOCOL, max_update, paper_config, train_head
+from mae.evaluation.method import Method, choose_method
 from mae.evaluation.metrics import predictions_from_scores
 from mae.evaluation.precision import set_precision
 from mae.jobs.finetune import Tuned, finetune
 from mae.model.create import create
-from mae.model.encoder import Encoder
+from mae.model.encoder import Pool
 from mae.parallel.processes import open_communicator, require_agreement
 from mae.progress import Progress
-from mae.recipes.catalogue import FINETUNE_FOLDER
 from mae.report.tables import plain, value_rows
 from mae.train.measure import count_steps
 from mae.train.resolve import Precision, batch_plan
 from mae.weights.given import Given
-
-MOST_PIXEL_VALUES = 1024  # raw-pixel features per image: 32 x 32 in grey, 18 x 18 in colour
-
-
-class Method(NamedTuple):
-    """A classifier on features."""
-
-    name: str
-    accuracy: Callable[..., float]
-    """Accuracy, 0 to 1, from training features and classes, test features and classes."""
-    splits_test: bool = False
-    """Whether several processes split the test features, by a keyword `ranks`; otherwise each of
-    them does the whole work."""
-
-
-def choose_method(
-    name: Literal["knn", "linear"], *, k: int | None, temperature: float | None = None, seed: int
-) -> Method:
-    """Choose between k-NN and logistic regression.
-
-    Args:
-        name: name of the method.
-        k: number of neighbours; none: NEIGHBOURS.
-        temperature: temperature of the neighbours' votes; none: TEMPERATURE.
-        seed: seed of the validation part on which logistic regression chooses its regularisation.
-
-    Raises:
-        ConfigError: for an option that the method does not use, or an invalid temperature.
-    """
-    if name == "linear":
-        refuse_without_effect("linear", "knn", k=k, temperature=temperature)
-        return Method("logistic regression", partial(logistic_accuracy, seed=seed))
-    k = NEIGHBOURS if k is None else k
-    t = TEMPERATURE if temperature is None else temperature
-    require_temperature(t)
-    shown = "" if temperature is None else f", temperature {t:g}"
-    return Method(
-        f"k-NN, k = {k}{shown}", partial(knn_accuracy, k=k, temperature=t), splits_test=True
-    )
 
 
 class Probe(NamedTuple):
@@ -122,6 +80,104 @@ class Probe(NamedTuple):
 
 
 def probe(
+    method: Literal["knn", "linear", "partial"],
+    weights: str | Path,
+    data: str | Path,
+    *,
+    blocks: float | None = None,
+    out: str | Path | None = None,
+    protocol: Literal["quick", "paper"] = "quick",
+    k: int | None = None,
+    temperature: float | None = None,
+    labels: str | None = None,
+    labels_out: str | Path | None = None,
+    seeds: int | None = None,
+    epochs: float | None = None,
+    batch: int | None = None,
+    lr: float | None = None,
+    pool: Pool | None = None,
+    device: str = "auto",
+    precision: Precision | None = None,
+    crop_pct: float | None = None,
+    seed: int = 0,
+    quiet: bool = False,
+    command: Sequence[str] = (),
+    **given: Unpack[Given],
+) -> Probe | PaperProbe | Tuned:
+    """Classify by neighbours or logistic regression on features, or train the last blocks.
+
+    Args:
+        method: "knn": vote of neighbours; "linear": logistic regression on features, or the
+            paper's linear probe; "partial": fine-tuning of the last blocks and a head.
+        weights: whatever `load_encoder` takes.
+        data: labelled images, see `labelled`.
+        blocks: for partial: last blocks to train; 0.5: the MLP of the last one.
+        out: for partial: run directory.
+        protocol: for linear: "quick", on features computed once; "paper", 90 epochs of crops
+            with LARS.
+        k: for knn: number of neighbours; none: 20.
+        temperature: for knn: temperature of the votes; none: 0.07.
+        labels: few labels, see `FewLabels`; none: all.
+        labels_out: .csv to write with the choice of labels, to repeat it.
+        seeds: number of runs: draws of labels, or seeds of the paper's linear probe; none: 1.
+        epochs: of the paper's linear probe (none: 90) or of partial (50).
+        batch: images of a batch; of a step of the paper's linear probe or of partial.
+        lr: base rate of the paper's linear probe (none: 0.1) or of partial (1e-3).
+        pool: see `Encoder.encode`; none: mean.
+        device: see `choose_device`.
+        precision: of the frozen encoder, see `set_precision`; none: float32, for partial auto.
+        crop_pct: fraction of an image that is kept, see `ModelConfig`; none: as in the weights.
+        seed: key of every random choice.
+        quiet: show no progress and no notes.
+        command: the command line, for the record of partial.
+        given: what the weights do not say, see `Given`.
+
+    Raises:
+        MaeError: for whatever the user must change, in one line.
+
+    Source: He et al. 2021, Table 10 (linear probe) and Figure 9 (partial fine-tuning).
+    """
+    if method == "partial":
+        refuse_without_effect(
+            "partial", "knn or linear", k=k, temperature=temperature, labels_out=labels_out,
+            seeds=seeds, protocol=None if protocol == "quick" else protocol,
+        )  # fmt: skip
+        if pool == "grid":
+            raise ConfigError("pool: grid has no effect on partial, expected mean or cls")
+        fields: dict[str, Any] = {
+            "epochs": epochs, "batch": batch, "pool": pool, "seed": seed, "device": device,
+            "precision": precision, "lr": lr, "crop_pct": crop_pct,
+        }  # fmt: skip
+        if blocks is None:
+            raise ConfigError("blocks: expected --blocks, as in 0.5, 1 or 4 of the last blocks")
+        return finetune(
+            data=data, weights=weights, labels=labels, quiet=quiet, command=command,
+            out=out or Path("runs", f"{data_name(data)}-partial-{blocks:g}"),
+            train_blocks=float(blocks),
+            **{name: value for name, value in fields.items() if value is not None}, **given,
+        )  # fmt: skip
+    refuse_without_effect(method, "partial", blocks=blocks, out=out)
+    few = FewLabels(labels, None if labels_out is None else Path(labels_out), seeds)
+    if protocol == "paper":
+        if method == "knn":
+            refuse_without_effect("knn", "linear", protocol=protocol)
+        unused = {"k": k, "temperature": temperature, "pool": pool}
+        refuse_without_effect("the paper's protocol", "--protocol quick", **unused)
+        config = paper_config(epochs=epochs, batch=batch, lr=lr, seed=seed, device=device)
+        return paper_probe(
+            weights, data, config=config, few=few, crop_pct=crop_pct,
+            precision=precision or "float32", quiet=quiet, **given,
+        )  # fmt: skip
+    refuse_without_effect("the quick protocol", "--protocol paper", epochs=epochs, lr=lr)
+    how = choose_method(method, k=k, temperature=temperature, seed=seed)
+    batch = DEFAULT.batch if batch is None else batch
+    settings = FeatureSettings(
+        pool or "mean", batch, device, crop_pct, given, precision=precision or "float32"
+    )
+    return feature_probe(weights, data, how, settings=settings, few=few, seed=seed, quiet=quiet)
+
+
+def feature_probe(
     weights: str | Path,
     data: str | Path,
     method: Method,
@@ -164,13 +220,13 @@ def probe(
         trained = open_for_features(weights, settings.at(ranks.process), log=progress.note)
         random = create(trained.config, seed=seed).encoder.to(trained.cls_token.device).eval()
         set_precision(random, settings.precision, log=lambda line: None)  # the same as above
-        pixels_size, pools = _pixels_size(trained), [settings.pool]
+        size, pools = pixels_size(trained.config), [settings.pool]
 
         def compute(batch: LabelledBatch) -> list[NDArray[Any]]:
             images = [batch.images]
             encoded = [encoder_features(e, images, pools=pools) for e in (trained, random)]
             # No scaling: the standardisation would undo it.
-            pixels = pixel_features([F.adaptive_avg_pool2d(batch.images.float(), pixels_size)])
+            pixels = pixel_features([F.adaptive_avg_pool2d(batch.images.float(), size)])
             return [batch.ids, batch.labels, *(each[settings.pool] for each in encoded), pixels]
 
         run = partial(map_images, compute, trained, batch=settings.batch, progress=progress)
@@ -193,20 +249,13 @@ def probe(
         settings.pool,
         **{name: each.mean for name, each in zip(names, scores, strict=True)},
         **{f"{name}_spread": each.spread for name, each in zip(names, scores, strict=True)},
-        pixels_size=pixels_size,
+        pixels_size=size,
         classes=len(train.source.class_names),
         train=int(np.isin(ids, draws[0]).sum()),
         test=len(test_labels),
         labels=few.labels,
         runs=len(draws),
     )
-
-
-def _pixels_size(encoder: Encoder) -> tuple[int, int]:
-    """Return the image size of the raw-pixel features."""
-    (height, width), channels = encoder.config.image_size, encoder.config.channels
-    factor = min(1.0, math.sqrt(MOST_PIXEL_VALUES / (channels * height * width)))
-    return max(1, int(height * factor)), max(1, int(width * factor))
 
 
 class PaperProbe(NamedTuple):
@@ -230,23 +279,6 @@ class PaperProbe(NamedTuple):
     labels: str | None
     top1_spread: float
     top5_spread: float
-
-
-def paper_config(
-    *, epochs: float | None, batch: int | None, lr: float | None, seed: int, device: str
-) -> FinetuneConfig:
-    """Return the protocol with some values changed; warm-up keeps its fraction of the epochs.
-
-    Raises:
-        ConfigError: for an invalid value.
-    """
-    if batch is not None and batch < 2:
-        raise ConfigError(f"batch: expected at least 2, for the batch norm, got {batch}")
-    base, epochs = PROTOCOL.optim, PROTOCOL.epochs if epochs is None else epochs
-    warmup = max(0.0, base.warmup_epochs * epochs / PROTOCOL.epochs)
-    optim = replace(base, lr=base.lr if lr is None else lr, warmup_epochs=warmup)
-    batch = PROTOCOL.batch if batch is None else batch
-    return replace(PROTOCOL, epochs=epochs, batch=batch, optim=optim, seed=seed, device=device)
 
 
 def paper_probe(
@@ -347,38 +379,3 @@ def paper_probe(
         top1_spread=top1.spread,
         top5_spread=top5.spread,
     )
-
-
-def partial_probe(
-    weights: str | Path,
-    data: str | Path,
-    *,
-    blocks: float | None,
-    out: Path | None = None,
-    lr: float | None = None,
-    fields: Mapping[str, Any],
-    **how: Any,
-) -> Tuned:
-    """Fine-tune the last blocks with the recipe finetune-folder; the others are frozen.
-
-    Args:
-        weights: whatever `load_encoder` takes.
-        data: see `labelled`.
-        blocks: number of last blocks to train; 0.5: only the MLP of the last one.
-        out: run directory; `runs/DATA-partial-BLOCKS` if none.
-        lr: base rate; none: that of the recipe.
-        fields: other fields of the recipe to change; None leaves a field unchanged.
-        how: other arguments of `finetune`: labels, quiet and so on.
-
-    Raises:
-        MaeError: for whatever the user must change, in one line.
-
-    Source: He et al. 2021, Figure 9.
-    """
-    if blocks is None:
-        raise ConfigError("blocks: expected --blocks, as in 0.5, 1 or 4 of the last blocks")
-    changed = {name: value for name, value in fields.items() if value is not None}
-    optim = FINETUNE_FOLDER.optim if lr is None else replace(FINETUNE_FOLDER.optim, lr=lr)
-    config = replace(FINETUNE_FOLDER, train_blocks=blocks, optim=optim, **changed)
-    out = out or Path("runs", f"{data_name(data)}-partial-{blocks:g}")
-    return finetune(config, data=data, weights=weights, out=out, based_on="finetune-folder", **how)

@@ -56,10 +56,10 @@ class Reconstructed(NamedTuple):
 
 def reconstruct(
     weights: str | Path,
-    images: Sequence[str | Path],
+    images: str | Path | Sequence[str | Path],
     *,
-    out: Path,
-    mask: Path | None = None,
+    out: str | Path = "reconstruction.png",
+    mask: str | Path | None = None,
     mask_kind: MaskKind | None = None,
     mask_ratio: float | None = None,
     seed: int | None = None,
@@ -73,7 +73,7 @@ def reconstruct(
 
     Args:
         weights: whatever `mae.load` takes; they need a decoder.
-        images: image files, and folders from each of which some images are taken.
+        images: image files, and folders from each of which some images are taken; or one of them.
         out: .png, or .html for a page with the measured errors.
         mask: image file of the mask of every image, see `read_mask`; none: drawn for each.
         mask_kind: how the hidden patches are chosen; none: as in training.
@@ -82,12 +82,14 @@ def reconstruct(
         count: number of images from each folder, evenly spread.
         device: see `choose_device`.
         crop_pct: fraction of an image that is kept, see `ModelConfig`; none: as in the weights.
-        quiet: show no notes.
+        quiet: show no progress and no notes.
         given: settings that the weights do not store, see `Given`.
 
     Raises:
         MaeError: for whatever the user must change, in one line.
     """
+    out, mask = Path(out), None if mask is None else Path(mask)
+    images = [images] if isinstance(images, str | Path) else images
     if out.suffix not in (".png", ".html"):
         raise ConfigError(f"out: expected a name ending in .png or .html, got {out}")
     given_files = [Path(path) for path in (*images, *([mask] if mask else []))]

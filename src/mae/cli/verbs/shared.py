@@ -6,7 +6,8 @@ job, and with it torch, only when it runs, and returns what `mae.report.tables.r
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 Pool = Literal["mean", "cls", "grid"]
 Precision = Literal["float32", "bf16", "auto"]
@@ -14,3 +15,15 @@ Precision = Literal["float32", "bf16", "auto"]
 
 MULTI_PROCESS_VERBS = frozenset(("doctor", "embed", "evaluate", "finetune", "pretrain", "probe"))
 """Verbs that may run as several processes of one job."""
+
+
+def call(job: Callable[..., object], arguments: dict[str, Any], **more: object) -> object:
+    """Call a job with the arguments of its verb, whose parameters have the same names.
+
+    Args:
+        job: the function that Python users call.
+        arguments: what the verb was called with; the options of `Given` are keywords of the job.
+        more: other arguments of the job.
+    """
+    given = arguments.pop("given")
+    return job(**arguments, **given, **more)

@@ -6,10 +6,8 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from mae.cli.verbs.shared import Pool, Precision
+from mae.cli.verbs.shared import Pool, Precision, call
 from mae.config.objective import MaskKind
-from mae.config.run import ModelConfig
-from mae.errors import ConfigError
 from mae.weights.given import Given, HeadPool
 
 
@@ -64,43 +62,10 @@ def probe(
             auto for partial.
         seed: Key of every random choice.
     """
-    from mae.config.model import refuse_without_effect
-    from mae.evaluation.few_labels import FewLabels
-    from mae.evaluation.inputs import FeatureSettings
-    from mae.jobs.probe import choose_method, paper_config, paper_probe, partial_probe, probe
+    asked = {**locals()}
+    from mae.jobs.probe import probe as job
 
-    if method == "partial":
-        refuse_without_effect(
-            "partial", "knn or linear", k=k, temperature=temperature, labels_out=labels_out,
-            seeds=seeds, protocol=None if protocol == "quick" else protocol,
-        )  # fmt: skip
-        if pool == "grid":
-            raise ConfigError("pool: grid has no effect on partial, expected mean or cls")
-        fields = {"epochs": epochs, "batch": batch, "pool": pool, "seed": seed, "device": device,
-                  "precision": precision, "model": ModelConfig(crop_pct=crop_pct)}  # fmt: skip
-        return partial_probe(
-            weights, data, blocks=blocks, out=out, labels=labels, lr=lr, fields=fields,
-            quiet=quiet, command=["mae", *sys.argv[1:]], **given,
-        )  # fmt: skip
-    refuse_without_effect(method, "partial", blocks=blocks, out=out)
-    few = FewLabels(labels, labels_out, seeds)
-    if protocol == "paper":
-        if method == "knn":
-            refuse_without_effect("knn", "linear", protocol=protocol)
-        unused = {"k": k, "temperature": temperature, "pool": pool}
-        refuse_without_effect("the paper's protocol", "--protocol quick", **unused)
-        config = paper_config(epochs=epochs, batch=batch, lr=lr, seed=seed, device=device)
-        return paper_probe(
-            weights, data, config=config, few=few, crop_pct=crop_pct,
-            precision=precision or "float32", quiet=quiet, **given,
-        )  # fmt: skip
-    refuse_without_effect("the quick protocol", "--protocol paper", epochs=epochs, lr=lr)
-    how = choose_method(method, k=k, temperature=temperature, seed=seed)
-    batch = 64 if batch is None else batch
-    settings = FeatureSettings(
-        pool or "mean", batch, device, crop_pct, given, precision=precision or "float32"
-    )
-    return probe(weights, data, how, settings=settings, few=few, seed=seed, quiet=quiet)
+    return call(job, asked, command=["mae", *sys.argv[1:]])
 
 
 def evaluate(
@@ -138,23 +103,10 @@ def evaluate(
         precision: Of the encoder; auto: bf16 on a device that has it.
         pool: What the head reads, mean of the patch tokens or cls token; none: as the file says.
     """
-    from mae.config.model import refuse_without_effect
-    from mae.evaluation.inputs import FeatureSettings
-    from mae.jobs.evaluate import evaluate, evaluate_corruptions
+    asked = {**locals()}
+    from mae.jobs.evaluate import evaluate as job
 
-    settings = FeatureSettings("mean", batch, device, crop_pct, given, pool, precision)
-    if set == "imagenet-c":
-        refuse_without_effect(
-            set, "another set", out=out, all_classes=all_classes or None, split=split,
-            crop_pct=crop_pct,
-        )  # fmt: skip
-        return evaluate_corruptions(
-            weights, data, settings=settings, predictions=predictions, quiet=quiet
-        )
-    return evaluate(
-        weights, data, dataset=set, all_classes=all_classes, split=split, out=out,
-        predictions=predictions, settings=settings, quiet=quiet,
-    )  # fmt: skip
+    return call(job, asked)
 
 
 def reconstruct(
@@ -181,12 +133,10 @@ def reconstruct(
         mask_ratio: Fraction of the patches that is hidden; none: as in training.
         seed: Key of the masks; none: 0.
     """
-    from mae.jobs.reconstruct import reconstruct
+    asked = {**locals()}
+    from mae.jobs.reconstruct import reconstruct as job
 
-    return reconstruct(
-        weights, images, out=out, mask=mask, mask_kind=mask_kind, mask_ratio=mask_ratio, seed=seed,
-        device=device, crop_pct=crop_pct, quiet=quiet, **given,
-    )  # fmt: skip
+    return call(job, asked)
 
 
 def embed(
