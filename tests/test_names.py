@@ -48,6 +48,7 @@ def test_public_names() -> None:
         "probe",
         "reconstruct",
         "save",
+        "worth",
     ]
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mae.jobs.pretrain import pretrain as pretrain
     from mae.jobs.probe import probe as probe
     from mae.jobs.reconstruct import reconstruct as reconstruct
+    from mae.jobs.worth import worth as worth
     from mae.model.autoencoder import MaskedAutoencoder as MaskedAutoencoder
     from mae.model.autoencoder import Output as Output
     from mae.model.autoencoder import Reconstruction as Reconstruction
@@ -54,6 +55,7 @@ _NAMES = {
     "mae.jobs.pretrain": "Run pretrain",
     "mae.jobs.probe": "probe",
     "mae.jobs.reconstruct": "reconstruct",
+    "mae.jobs.worth": "worth",
     "mae.model.autoencoder": "MaskedAutoencoder Output Reconstruction",
     "mae.model.create": "create",
     "mae.model.encoder": "Encoder",

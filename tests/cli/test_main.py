@@ -158,6 +158,7 @@ def test_verbs_and_options_are_pinned() -> None:
         f"seeds epochs batch lr pool device precision crop-pct seed {given} quiet json traceback",
         "evaluate": "WEIGHTS data set all-classes split out predictions batch device precision "
         f"crop-pct pool {given} quiet json traceback",
+        "worth": "data labels minutes weights out draws pool device seed quiet json traceback",
         "reconstruct": f"WEIGHTS IMAGES out mask mask-kind mask-ratio seed device crop-pct "
         f"{given} quiet json traceback",
         "embed": "WEIGHTS data out pool batch device precision crop-pct "

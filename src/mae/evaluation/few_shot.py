@@ -16,7 +16,7 @@ from mae.data.sources.source import ArraySource
 from mae.evaluation.evidence import score
 from mae.evaluation.features import LabelledImages, pixel_features, standardized
 from mae.evaluation.logistic import logistic_accuracy
-from mae.evaluation.split import labels_per_class
+from mae.evaluation.split import Labels, labels_per_class
 from mae.model.classifier import Classifier
 from mae.model.create import create
 from mae.model.encoder import Encoder
@@ -96,10 +96,16 @@ def finetune_accuracy(
 ) -> float:
     """Train a classifier with `finetune_in_memory` and return its test accuracy, 0 to 1."""
     model = finetune_in_memory(encoder, train=train, config=config)
+    return float((predicted_classes(model, test) == test.labels).mean())
+
+
+@torch.inference_mode()
+def predicted_classes(model: Classifier, test: LabelledImages) -> Labels:
+    """Return the predicted class of each image."""
     device = model.head.weight.device
-    with torch.inference_mode():
-        scores = [model(encoder.normalize(part.to(device))).cpu() for part in test.batches()]
-    return float((torch.cat(scores).argmax(dim=1).numpy() == test.labels).mean())
+    batches = (model.encoder.normalize(part.to(device)) for part in test.batches())
+    predicted: Labels = torch.cat([model(batch).cpu() for batch in batches]).argmax(dim=1).numpy()
+    return predicted
 
 
 def finetune_in_memory(

@@ -1,4 +1,4 @@
-"""Verbs that apply weights to images: probe, evaluate, reconstruct, embed."""
+"""Verbs that apply weights to images: probe, evaluate, worth, reconstruct, embed."""
 
 from __future__ import annotations
 
@@ -107,6 +107,45 @@ def evaluate(
     from mae.jobs.evaluate import evaluate as job
 
     return call(job, asked)
+
+
+def worth(
+    *,
+    data: str,
+    labels: str | None = None,
+    minutes: float = 20.0,
+    weights: str | None = None,
+    out: Path | None = None,
+    draws: int = 5,
+    pool: Pool = "grid",
+    device: str = "auto",
+    seed: int = 0,
+    quiet: bool = False,
+) -> object:
+    """Say whether pre-training helps on your images, and how many labels it saves.
+
+    Raw pixels, a random encoder, given weights as they are and trained further, MAE from scratch
+    and training on the labels alone learn from the same few labels and are tested on the same
+    images. DATA holds one folder per class, of which a fifth is held out; or train/ and val/ with
+    such folders. A repeated call resumes.
+
+    Args:
+        labels: Labels of a draw: a number as in 10/class, a fraction as in 1%, or a .csv of earlier
+            draws; none: 10/class, or half of the smallest class.
+        minutes: Divided equally between the starts that train.
+        weights: Weights to compare, several separated by commas.
+        out: Folder of the runs and the page; none: runs/DATA-worth.
+        draws: Number of draws of labels.
+        pool: Mean of the patch tokens, cls token, or means over a 3 x 3 grid.
+        seed: Key of every random choice.
+    """
+    from mae.jobs.worth import worth
+
+    given = [str(Path(each).expanduser()) for each in (weights or "").split(",") if each]
+    return worth(
+        data=data, labels=labels, minutes=minutes, weights=given, out=out, draws=draws, pool=pool,
+        device=device, seed=seed, quiet=quiet, command=["mae", *sys.argv[1:]],
+    )  # fmt: skip
 
 
 def reconstruct(

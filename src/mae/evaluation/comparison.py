@@ -1,0 +1,161 @@
+"""The result of comparing starts on few labels: scores, verdicts, and what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from mae.evaluation.paired import (
+    Answer,
+    Correct,
+    Needed,
+    Reached,
+    Verdict,
+    labels_to_reach,
+    verdicts,
+)
+
+
+class Start(NamedTuple):
+    """A start and what it classified correctly, with each number of labels."""
+
+    name: str
+    correct: list[Correct]
+    minutes: float = 0.0
+    """Spent on training."""
+    passes: float | None = None
+    """Passes over the images of its training; None where nothing was trained."""
+
+
+class StartScore(NamedTuple):
+    """Accuracy of one start, and its verdict."""
+
+    name: str
+    curve: tuple[float, ...]
+    """Accuracy, 0 to 1, with each number of labels; of all labels alone if it has one value."""
+    spread: float
+    """Std of the last accuracy over the draws."""
+    verdict: Verdict | None = None
+    """None for a baseline."""
+    minutes: float = 0.0
+    """Spent on training."""
+    passes: float | None = None
+    """Passes over the images of its training; None where nothing was trained."""
+    missing: str = ""
+    """What the verdict lacks, if it is open."""
+
+    @property
+    def accuracy(self) -> float:
+        """Accuracy with all labels of a draw."""
+        return self.curve[-1]
+
+
+class Comparison(NamedTuple):
+    """All starts, tested on the same images after learning from the same draws of labels."""
+
+    data: str
+    baselines: tuple[StartScore, ...]
+    starts: tuple[StartScore, ...]
+    labels: tuple[float, ...]
+    """Numbers of labels, ascending; the last is that of the verdicts."""
+    classes: int
+    train: int
+    """Images to draw labels from, on which the starts were trained without labels."""
+    test: int
+    draws: int
+    seeds: int
+    minutes: float
+    """Asked for, in all."""
+    pool: str
+    network: str
+    """Network of the random encoder and of the starts from scratch."""
+    supervised: str
+    """Settings of the supervised start."""
+
+    @property
+    def answer(self) -> Answer:
+        """The verdict on all starts."""
+        found = {start.verdict.answer for start in self.starts if start.verdict is not None}
+        if "helps" in found:
+            return "helps"
+        return "do not bother" if found == {"do not bother"} else "cannot tell"
+
+    @property
+    def best(self) -> StartScore:
+        """The most accurate start of those with the verdict on all."""
+        fit = [s for s in self.starts if s.verdict is not None and s.verdict.answer == self.answer]
+        return max(fit, key=lambda start: start.accuracy)
+
+    @property
+    def bar(self) -> StartScore:
+        """The better baseline."""
+        return max(self.baselines, key=lambda each: each.accuracy)
+
+    def reached(self, start: StartScore) -> Reached | None:
+        """Return the labels with which a start is as accurate as the better baseline with all."""
+        if len(start.curve) != len(self.labels) or len(self.labels) == 1:
+            return None
+        bar = self.bar.accuracy
+        return labels_to_reach(bar, labels=self.labels, accuracies=start.curve)
+
+    def values(self) -> dict[str, Any]:
+        """Return the values that --json prints."""
+        found = self._asdict() | {"baselines": [_values(each) for each in self.baselines]}
+        found["starts"] = [_values(s) | {"reached": self.reached(s)} for s in self.starts]
+        return {"answer": self.answer, "best": self.best.name} | found
+
+
+def _values(start: StartScore) -> dict[str, Any]:
+    return {"name": start.name, "accuracy": start.accuracy} | start._asdict()
+
+
+def scores(
+    baselines: Sequence[Start], starts: Sequence[Start], *, minutes: float
+) -> list[tuple[StartScore, ...]]:
+    """Judge the starts against the baselines.
+
+    Args:
+        baselines: what each start must beat.
+        starts: all starts, for which Holm's procedure corrects together.
+        minutes: asked for in all; named where they were too few.
+
+    Returns:
+        Scores of the baselines, and of the starts.
+    """
+    bars = {each.name: each.correct[-1] for each in baselines}
+    found = verdicts({each.name: each.correct[-1] for each in starts}, bars)
+    return [
+        tuple(map(_score, baselines)),
+        tuple(_score(each, found[each.name], minutes=minutes) for each in starts),
+    ]
+
+
+def _score(start: Start, verdict: Verdict | None = None, *, minutes: float = 0) -> StartScore:
+    missing = ""
+    passes = 1.0 if start.passes is None else start.passes
+    if verdict is not None and verdict.answer != "helps" and passes < 1:
+        verdict = verdict._replace(answer="cannot tell", needed=None)
+        missing = (
+            f"its minutes held {passes:.2g} of a pass over its images; give --minutes "
+            f"{minutes / passes:.2g} or more"
+        )
+    elif verdict is not None and verdict.needed is not None:
+        missing = _what_settles(verdict.needed, *start.correct[-1].shape)
+    by_draw = start.correct[-1].mean(axis=1)
+    return StartScore(
+        start.name,
+        tuple(float(each.mean()) for each in start.correct),
+        float(by_draw.std(ddof=1)) if len(by_draw) > 1 else 0.0,
+        verdict,
+        start.minutes,
+        start.passes,
+        missing,
+    )
+
+
+def _what_settles(needed: Needed, draws: int, images: int) -> str:
+    if needed.draws is not None:
+        return f"about {needed.draws} draws would settle it (--draws {needed.draws}, now {draws})"
+    if needed.images is not None:
+        return f"about {needed.images:,} labelled test images would settle it, now {images:,}"
+    return f"more labelled images would settle it, to draw from and to test on, now {images:,}"

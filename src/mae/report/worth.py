@@ -1,0 +1,114 @@
+"""The verdict of `mae worth`: one sentence, a table of the starts, and an HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from xml.etree.ElementTree import Element
+
+from mae.evaluation.comparison import Comparison, StartScore
+from mae.evaluation.paired import Interval
+from mae.report.figures import Series, element, line_chart
+from mae.report.page import html_page, html_table
+
+HEAD = ("", "accuracy", "over raw pixels", "over a random encoder", "verdict",
+        "labels needed", "minutes")  # fmt: skip
+
+
+def worth_sentence(found: Comparison) -> str:
+    """State the verdict: which start, by how much, and how many labels it saves."""
+    best, bar, count = found.best, found.bar, found.labels[-1]
+    assert best.verdict is not None
+    gain = best.verdict.gain
+    over = f"{_points(gain)} points over {bar.name} ({_range(gain)})"
+    if found.answer == "do not bother":
+        return f"Do not bother: the best start, {best.name}, is {over} with {count:,.0f} labels"
+    if found.answer == "cannot tell":
+        missing = f"; {best.missing}" if best.missing else ""
+        return f"Cannot tell: {best.name} is {over} with {count:,.0f} labels{missing}"
+    text = f"{best.name} helps: {over} with {count:,.0f} labels"
+    if (reached := found.reached(best)) is None:
+        return text
+    most, least = ("at most ", "at least ") if reached.at_most else ("about ", "about ")
+    saved = f"it saves {least}{count - reached.labels:,.0f}"
+    return (
+        f"{text}; it needs {most}{reached.labels:,.0f} of them to be as accurate as {bar.name} "
+        f"with all, so {saved}"
+    )
+
+
+def worth_rows(found: Comparison) -> Iterator[tuple[str, ...]]:
+    """Yield the table of the starts, the head first."""
+    yield HEAD
+    for each in (*found.baselines, *found.starts):
+        accuracy = f"{100 * each.accuracy:.1f} ± {100 * each.spread:.1f} %"
+        minutes = f"{each.minutes:.1f}" if each.minutes else ""
+        if each.verdict is None:
+            yield each.name, accuracy, "", "", "", "", minutes
+            continue
+        gains = (f"{_points(g)} ({_range(g)})" for g in each.verdict.gains.values())
+        yield each.name, accuracy, *gains, each.verdict.answer, _needs(found, each), minutes
+
+
+def _needs(found: Comparison, start: StartScore) -> str:
+    if (reached := found.reached(start)) is None:
+        return ""
+    return f"{'at most ' * reached.at_most}{reached.labels:,.0f}"
+
+
+def _points(gain: Interval) -> str:
+    return f"{100 * gain.mean:+.1f}"
+
+
+def _range(gain: Interval) -> str:
+    return f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}"
+
+
+def worth_page(found: Comparison) -> bytes:
+    """Make the self-contained HTML page of a comparison."""
+    head, *rows = worth_rows(found)
+    caption = (
+        f"Accuracy in % on {found.test:,} test images after learning from {found.labels[-1]:,.0f} "
+        f"labels, mean ± std of {found.draws} draws; gains in points, with their 95 % intervals "
+        "(Student's t, Holm over the starts). Labels needed: to be as accurate as the better "
+        "baseline with all of them."
+    )
+    body = [
+        element("p", element("strong", f"{worth_sentence(found)}.")),
+        html_table(caption, head, rows),
+    ]
+    lines = [
+        Series(each.name, [*zip(found.labels, (100 * a for a in each.curve), strict=True)])
+        for each in (*found.baselines, *found.starts)
+        if len(each.curve) == len(found.labels)
+    ]
+    chart = element("figure", line_chart(lines, "labels", "accuracy in %"))
+    body += [element("h2", "With fewer labels"), element("div", chart, class_="charts")]
+    if open_ones := [each for each in found.starts if each.missing]:
+        missing = (element("li", f"{each.name}: {each.missing}.") for each in open_ones)
+        body += [element("h2", "What would settle it"), element("ul", *missing)]
+    body += [element("h2", "How it was compared"), *map(_paragraph, _protocol(found))]
+    return html_page(f"Is pre-training worth it on {found.data}?", body)
+
+
+def _paragraph(text: str) -> Element:
+    return element("p", text)
+
+
+def _protocol(found: Comparison) -> Sequence[str]:
+    trained = [f"{s.name} {s.passes:.3g}" for s in found.starts if s.passes is not None]
+    return (
+        f"{found.classes} classes. Labels are drawn {found.draws} times from {found.train:,} "
+        "images; every start learns from the same draws and is tested on the same images, which "
+        "no training saw. Each draw is repeated with "
+        f"{found.seeds} seeds, whose results are averaged before anything else.",
+        "Raw pixels (at most 32 x 32), the random encoder and each encoder are frozen: features "
+        f"(encoders: pool {found.pool}) are standardised, and classified by logistic regression "
+        "whose regularisation is chosen within the drawn labels. The random encoder and what is "
+        f"trained from scratch are the same network: {found.network}. {found.supervised}",
+        f"{found.minutes:g} minutes were divided equally between the starts that train. Passes "
+        f"over the images: {', '.join(trained)}.",
+        "Helps: more than one point over raw pixels and over the random encoder, and both "
+        "intervals above zero. Do not bother: the interval over one of them ends below one point. "
+        "Otherwise nobody can tell from these labels. The intervals cover the draws of labels and "
+        "the test images, not the randomness of one pre-training.",
+    )
