@@ -19,12 +19,12 @@ def worth_sentence(found: Comparison) -> str:
     best, bar, count = found.best, found.bar, found.labels[-1]
     assert best.verdict is not None
     gain = best.verdict.gain
-    over = f"{_points(gain)} points over {bar.name} ({_range(gain)})"
+    over = f"{_points(gain)} points over {bar.name} (95 % interval {_range(gain)})"
     if found.answer == "do not bother":
-        return f"Do not bother: the best start, {best.name}, is {over} with {count:,.0f} labels"
+        return f"Do not bother: the best start, {best.name}, is at {over} with {count:,.0f} labels"
     if found.answer == "cannot tell":
         missing = f"; {best.missing}" if best.missing else ""
-        return f"Cannot tell: {best.name} is {over} with {count:,.0f} labels{missing}"
+        return f"Cannot tell: {best.name} is at {over} with {count:,.0f} labels{missing}"
     text = f"{best.name} helps: {over} with {count:,.0f} labels"
     if (reached := found.reached(best)) is None:
         return text
