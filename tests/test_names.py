@@ -29,6 +29,7 @@ def test_public_names() -> None:
         "OptimConfig",
         "Output",
         "PixelConfig",
+        "Predicted",
         "PretrainConfig",
         "Reconstruction",
         "Run",
@@ -44,6 +45,7 @@ def test_public_names() -> None:
         "finetune",
         "load",
         "load_encoder",
+        "predict",
         "pretrain",
         "probe",
         "reconstruct",
@@ -63,7 +65,9 @@ OF_COMMANDS = {"given", "config", "print_config", "fields"}
 OF_PYTHON = {"command", "based_on", "finished_too", "given", "fields", "count"}
 
 
-@pytest.mark.parametrize("name", ["pretrain", "finetune", "probe", "evaluate", "reconstruct"])
+@pytest.mark.parametrize(
+    "name", ["pretrain", "finetune", "probe", "evaluate", "predict", "reconstruct"]
+)
 def test_a_function_has_the_parameters_and_defaults_of_its_command(name: str) -> None:
     verb = next(verb.run for verb in VERBS if verb.name == name)
     asked = {n: p for n, p in signature(verb).parameters.items() if n not in OF_COMMANDS}

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from mae.jobs.evaluate import evaluate as evaluate
     from mae.jobs.finetune import Tuned as Tuned
     from mae.jobs.finetune import finetune as finetune
+    from mae.jobs.predict import Predicted as Predicted
+    from mae.jobs.predict import predict as predict
     from mae.jobs.pretrain import Run as Run
     from mae.jobs.pretrain import pretrain as pretrain
     from mae.jobs.probe import probe as probe
@@ -52,6 +54,7 @@ _NAMES = {
     "mae.jobs.embed": "embed",
     "mae.jobs.evaluate": "evaluate",
     "mae.jobs.finetune": "Tuned finetune",
+    "mae.jobs.predict": "Predicted predict",
     "mae.jobs.pretrain": "Run pretrain",
     "mae.jobs.probe": "probe",
     "mae.jobs.reconstruct": "reconstruct",

@@ -159,6 +159,8 @@ def test_verbs_and_options_are_pinned() -> None:
         "evaluate": "WEIGHTS data set all-classes split out predictions batch device precision "
         f"crop-pct pool {given} quiet json traceback",
         "worth": "data labels minutes weights out draws pool device seed quiet json traceback",
+        "predict": "WEIGHTS IMAGES out top sort sheet batch device precision crop-pct pool "
+        f"{given} quiet json traceback",
         "reconstruct": f"WEIGHTS IMAGES out mask mask-kind mask-ratio seed device crop-pct "
         f"{given} quiet json traceback",
         "embed": "WEIGHTS data out pool batch device precision crop-pct "

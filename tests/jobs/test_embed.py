@@ -23,7 +23,7 @@ from mae.data.batching.batch import evaluation_batch
 from mae.data.decoding.decode import PixelKind
 from mae.data.sources.source import FolderSource
 from mae.errors import ConfigError, DataError, WeightsError
-from mae.evaluation.feature_parts import FeatureParts
+from mae.evaluation.batch_store import BatchStore, Work, compute_batches
 from mae.evaluation.inputs import FeatureSettings
 from mae.jobs import embed as module
 from mae.jobs.embed import embed_to_file
@@ -324,13 +324,13 @@ def test_ranks_meet_after_the_last_batch_before_the_file_is_written(
             events.append("meet")
             return [mine, mine]
 
-    monkeypatch.setattr(FeatureParts, "write", lambda self, number, *_: events.append(number))
-    parts, ranks = FeatureParts(tmp_path, batch=3, images=8), Two(ProcessInfo(0, 2))
+    monkeypatch.setattr(BatchStore, "write", lambda self, number, *_: events.append(number))
+    store, ranks = BatchStore(tmp_path, batch=3, images=8), Two(ProcessInfo(0, 2))
     encoder, source = mae.load_encoder(weights), FolderSource(pictures)
+    work = Work("w", encoder, encoder, source, SETTINGS, encoder.encode, "mean")
+    how = {"ranks": ranks, "stop": StopSignal(), "progress": Progress(quiet=True)}
 
-    module._encode(
-        parts, [0, 1, 2], encoder, source, "mean", ranks, StopSignal(), Progress(quiet=True)
-    )
+    compute_batches(store, [0, 1, 2], work, **how)  # type: ignore[arg-type]
 
     assert events == [0, "meet", 2, "meet"]
 

@@ -15,6 +15,7 @@ from mae.errors import ConfigError, WeightsError
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.weights.formats import facebook
 from mae.weights.formats.name_table import Metadata
+from mae.weights.formats.native import save
 from mae.weights.infer_config import infer_config
 from mae.weights.io.safe_load import read_tensors
 from mae.weights.load import load, load_encoder, open_encoder, open_model
@@ -245,14 +246,21 @@ def test_class_token_classifier_gives_its_encoder_and_leaves_its_head(tmp_path: 
     assert "left head, 3 tensors" in notes[2]
 
 
-def test_mean_pooled_classifier_is_refused_with_the_reason(tmp_path: Path) -> None:
+def test_the_encoder_of_a_mean_pooled_classifier_has_no_norm_and_is_stored_with_its_head_alone(
+    tmp_path: Path,
+) -> None:
     state = published.encoder_only()
     del state["norm.weight"], state["norm.bias"]
     state |= {"fc_norm.weight": torch.ones(192), "fc_norm.bias": torch.zeros(192)}
     path = published.checkpoint(tmp_path / "finetuned.pth", state | {"head.bias": torch.zeros(7)})
 
-    with pytest.raises(WeightsError, match=r"norm.weight; norm.bias.*fine-tuned with fc_norm"):
-        load_encoder(path)
+    encoder, notes = open_encoder(path)
+
+    assert isinstance(encoder.norm, torch.nn.Identity)
+    assert "its features are those before a norm" in " ".join(notes)
+    with pytest.raises(WeightsError, match="store the classifier with its head"):
+        save(encoder, tmp_path / "encoder")
+    assert not (tmp_path / "encoder").exists()
 
 
 @pytest.mark.parametrize("what", [published.full, published.encoder_only])

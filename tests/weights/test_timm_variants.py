@@ -29,7 +29,6 @@ SMALL = {"img_size": 24, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_head
 GUESSED = "assumed, since it does not say: "
 # What becomes of weights, besides the text of an error.
 RIGHT, GUESS, UNSAVED = "right", "guess", "cannot be saved by timm"
-NO_NORM = "2 missing .norm.weight; norm.bias.*fc_norm"
 NO_SQUARE = "make no square"
 
 
@@ -56,14 +55,12 @@ def refused(name: str, arguments: dict[str, Any], why: str, bare: str) -> Varian
 VARIANTS = (
     Variant("plain", {}),
     Variant("num_heads", {"embed_dim": 192, "num_heads": 4}, override={"heads": 4}),
-    Variant("avg", {"global_pool": "avg"}, NO_NORM, bare=NO_NORM),
+    Variant("avg", {"global_pool": "avg"}),
     Variant("avg without fc_norm", {"global_pool": "avg", "fc_norm": False},
             hub_head="takes global_pool 'avg' without fc_norm", override=None),
-    Variant("token with fc_norm", {"fc_norm": True}, NO_NORM, bare=NO_NORM,
-            override={"pool": "cls"}),
-    Variant("max", {"global_pool": "max"}, NO_NORM, "takes global_pool 'max'", NO_NORM,
-            override=None),
-    Variant("avgmax", {"global_pool": "avgmax"}, NO_NORM, "takes global_pool 'avgmax'", NO_NORM,
+    Variant("token with fc_norm", {"fc_norm": True}, override={"pool": "cls"}),
+    Variant("max", {"global_pool": "max"}, hub_head="takes global_pool 'max'", override=None),
+    Variant("avgmax", {"global_pool": "avgmax"}, hub_head="takes global_pool 'avgmax'",
             override=None),
     refused("map", {"global_pool": "map"}, "global_pool map", "attn_pool.latent.*attention pool"),
     Variant("norm_layer eps", {"norm_layer": partial(nn.LayerNorm, eps=1e-3)}, UNSAVED, UNSAVED,

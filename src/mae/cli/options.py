@@ -154,8 +154,8 @@ def read_words(
             continue
         flag = _dashed(match["flag"])
         if flag not in known:
-            near = nearest(flag, known, dashes="--") or f"; see mae {verb} --help"
-            raise ConfigError(f"unknown option {match['dashes'] or '--'}{flag}{near}")
+            unknown = f"unknown option {match['dashes'] or '--'}{flag}"
+            raise ConfigError(unknown + _instead(flag, options, known, verb=verb))
         option = known[flag]
         text = _take_value(option, rest) if match["text"] is None else match["text"]
         grouped.get(option.group, named)[option.path] = _value(option, text)
@@ -176,6 +176,14 @@ def read_words(
     if needed:
         raise ConfigError(f"{verb}: expected {' and '.join(needed)}; see mae {verb} --help")
     return values, named | grouped
+
+
+def _instead(flag: str, options: Sequence[Option], known: Iterable[str], *, verb: str) -> str:
+    """Return what to do instead of giving an unknown option."""
+    asked = [option.flag.upper() for option in options if option.positional]
+    if flag == "data" and "IMAGES" in asked:
+        return f"; give the images without it: mae {verb} {' '.join(asked)}"
+    return nearest(flag, known, dashes="--") or f"; see mae {verb} --help"
 
 
 def without_options(words: Sequence[str], flags: Sequence[str]) -> list[str]:

@@ -8,13 +8,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from mae.data.batching.batch import View
 from mae.data.sources.source import Source
 from mae.errors import DataError
 from mae.evaluation.discover import some
 from mae.evaluation.inputs import FeatureSettings, LabelledBatch, map_images
-from mae.evaluation.metrics import Predictions, predictions_from_scores
+from mae.evaluation.metrics import Predictions, log_probabilities, predictions_from_scores
 from mae.evaluation.precision import set_precision
 from mae.evaluation.robustness import set_classes
 from mae.evaluation.split import Ids, Labels
@@ -81,17 +83,33 @@ def classify(
         view: view of an image; none: the evaluation view of the model.
         ranks: the processes that divide the images; all of them return all predictions.
     """
-    encoder, kept = model.encoder, torch.from_numpy(candidates.classes)
+    kept = torch.from_numpy(candidates.classes)
 
-    @torch.inference_mode()
     def predict(images: LabelledBatch) -> Predictions:
-        scores = model(encoder.normalize(images.images.to(encoder.cls_token.device))).cpu()
+        scores = class_scores(model, images.images)
         labels: Labels = candidates.positions[images.labels]
         return predictions_from_scores(scores[:, kept], labels=labels, ids=images.ids)
 
     every = np.arange(len(source))
     how = {"batch": batch, "progress": progress, "label": label, "view": view, "ranks": ranks}
-    return Predictions(*map_images(predict, encoder, source, every, **how))  # type: ignore[arg-type]
+    return Predictions(*map_images(predict, model.encoder, source, every, **how))  # type: ignore[arg-type]
+
+
+@torch.inference_mode()
+def class_scores(model: Classifier, images: Tensor) -> Tensor:
+    """Return the class scores B K, on the CPU, of images B C H W of the stored type."""
+    encoder = model.encoder
+    scores: Tensor = model(encoder.normalize(images.to(encoder.cls_token.device)))
+    return scores.cpu()
+
+
+def class_probabilities(model: Classifier, images: Tensor) -> NDArray[np.float64]:
+    """Return the class probabilities B K of images B C H W of the stored type.
+
+    Raises:
+        WeightsError: if the classifier gives non-finite scores.
+    """
+    return log_probabilities(class_scores(model, images)).exp().numpy()
 
 
 def find_candidates(

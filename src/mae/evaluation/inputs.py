@@ -124,12 +124,12 @@ def _own_batches(
 
 
 class LabelledBatch(NamedTuple):
-    """A batch of labelled images in the evaluation view."""
+    """A batch of images in the evaluation view."""
 
     ids: Ids
     """B."""
     labels: Labels
-    """B."""
+    """B; -1 for none."""
     images: Tensor
     """B C H W of the stored type."""
 
@@ -146,14 +146,14 @@ def map_images(
     view: View | None = None,
     ranks: Communicator = SINGLE_PROCESS,
 ) -> list[NDArray[Any]]:
-    """Apply a function to labelled images, batch by batch; several processes divide the batches.
+    """Apply a function to images, batch by batch; several processes divide the batches.
 
     Unreadable images are skipped and reported at the end; if all are unreadable, it is an error.
 
     Args:
         function: returns columns of B rows for a batch, the ids first.
         encoder: determines the format of the images, see `evaluation_batches`.
-        source: labelled images.
+        source: the images, with or without labels.
         ids: of the images to read.
         batch: images read at a time.
         progress: shows the images of this process.
@@ -164,7 +164,6 @@ def map_images(
     Returns:
         The columns of all readable images, rows ascending by id.
     """
-    assert source.labels is not None
     process, bad, warned = ranks.process, list[Bad](), list[Bad]()
     rows: list[Sequence[NDArray[Any]]] = []
     done, every = 0, ids.tolist()
@@ -174,7 +173,8 @@ def map_images(
     for got in evaluation_batches(encoder, source, every, batch=batch, view=view, process=process):
         if len(got.ids):
             kept = got.ids.numpy()
-            rows.append(function(LabelledBatch(kept, source.labels[kept], got.images)))
+            labels = np.full(len(kept), -1) if source.labels is None else source.labels[kept]
+            rows.append(function(LabelledBatch(kept, labels, got.images)))
         bad += got.bad
         warned += got.warned
         done += len(got.ids) + len(got.bad)

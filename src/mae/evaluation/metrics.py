@@ -59,6 +59,21 @@ class Predictions(NamedTuple):
         return cells.reshape(num_classes, num_classes)
 
 
+def log_probabilities(scores: Tensor) -> Tensor:
+    """Return the logarithms of the probabilities, float64 on the CPU, of class scores B K.
+
+    Raises:
+        WeightsError: for non-finite scores.
+    """
+    scores = scores.detach().double().cpu()
+    if not bool(scores.isfinite().all()):
+        raise WeightsError(
+            "scores: got NaN or infinity from the classifier: its weights are damaged or its "
+            "training failed; use other weights"
+        )
+    return scores.log_softmax(dim=1)
+
+
 def predictions_from_scores(scores: Tensor, *, labels: Labels, ids: Ids) -> Predictions:
     """Compute predictions, ranks and losses from class scores.
 
@@ -70,19 +85,14 @@ def predictions_from_scores(scores: Tensor, *, labels: Labels, ids: Ids) -> Pred
     Raises:
         WeightsError: for non-finite scores.
     """
-    scores = scores.detach().double().cpu()
-    if not bool(scores.isfinite().all()):
-        raise WeightsError(
-            "scores: got NaN or infinity from the classifier: its weights are damaged or its "
-            "training failed; use other weights"
-        )
+    logs, scores = log_probabilities(scores), scores.detach().double().cpu()
     right = torch.from_numpy(labels)[:, None]
     own = scores.gather(1, right)  # B 1
     classes = torch.arange(scores.shape[1])
     ahead = (scores > own) | ((scores == own) & (classes < right))
-    logs = scores.log_softmax(dim=1)
     predicted = scores.argmax(dim=1)
-    likely, losses = logs.gather(1, predicted[:, None]).exp(), -logs.gather(1, right)
+    # All are exponentiated, as `predict` does it, so that both give the same bits.
+    likely, losses = logs.exp().gather(1, predicted[:, None]), -logs.gather(1, right)
     found = (predicted, ahead.sum(dim=1), likely.squeeze(1), losses.squeeze(1))
     return Predictions(ids, labels, *(value.numpy() for value in found))
 

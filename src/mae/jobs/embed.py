@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-import shutil
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Unpack
 
 import numpy as np
-from PIL import Image, ImageOps
 from torch import Tensor
 
-from mae.atomic import (
-    fsync_folder,
-    open_atomic,
-    write_atomic,
-)
-from mae.config.model import ModelConfig
-from mae.config.serialize import to_dict
+from mae.atomic import fsync_folder, open_atomic
 from mae.data.batching.batch import Bad
-from mae.data.decoding.arrays import as_batch, as_image
-from mae.data.decoding.header import pillow_faults
-from mae.data.sources.open import Data, open_source
-from mae.data.sources.source import ArraySource, FolderSource, Source, load_array
-from mae.data.types import Log, Pixels
-from mae.errors import ConfigError, DataError
-from mae.evaluation.feature_parts import FeatureParts, open_parts
+from mae.data.sources.images import Images, open_images
+from mae.data.sources.source import Source
+from mae.data.types import Log
+from mae.errors import ConfigError
+from mae.evaluation.batch_store import (
+    FINISHING,
+    BatchStore,
+    Work,
+    computed,
+    store_folder,
+    write_tsv,
+)
 from mae.evaluation.features import Array, encoder_features
 from mae.evaluation.inputs import (
     DEFAULT,
@@ -40,25 +34,18 @@ from mae.evaluation.inputs import (
     open_for_features,
     report_unreadable,
 )
-from mae.model.encoder import Encoder, Pool
-from mae.parallel.processes import Communicator, open_communicator, require_agreement
-from mae.planning.hardware import has_bf16
+from mae.model.encoder import Pool
+from mae.parallel.processes import open_communicator
 from mae.progress import Progress
 from mae.report.parquet import ENDING, require_pyarrow, write_features
-from mae.runs.log import READ
 from mae.runs.signals import StopSignal
-from mae.train.resolve import Precision, resolve_precision
+from mae.train.resolve import Precision
 from mae.weights.given import Given
-
-FINISHING = "finishing this batch; the finished ones are kept"
-
-_Readable = str | Path | Image.Image | Pixels
-OneImage = _Readable | Tensor
 
 
 def embed(
     weights: str | Path,
-    images: Data | OneImage | Sequence[OneImage],
+    images: Images,
     *,
     pool: Pool = "mean",
     batch: int = 64,
@@ -91,7 +78,7 @@ def embed(
     log = partial(print, file=sys.stderr)
     settings = FeatureSettings(pool, batch, device, crop_pct, given, precision=precision)
     encoder = open_for_features(weights, settings, log=log)
-    source = _source_of(images, encoder.config, log=log)
+    source = open_images(images, encoder.config, log=log)
     features: list[Array] = []
     bad: list[Bad] = []
     warned: list[Bad] = []
@@ -101,86 +88,6 @@ def embed(
         warned += got.warned
     report_unreadable(len(source), bad, warned, log=partial(warnings.warn, stacklevel=3))
     return np.concatenate(features)
-
-
-class _ImageList:
-    """A sequence of images of any sizes as a source."""
-
-    labels, class_names = None, ()
-
-    def __init__(self, images: Sequence[_Readable]) -> None:
-        self._images = images
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def read(self, index: int) -> bytes | Pixels:
-        image = self._images[index]
-        if isinstance(image, str | Path):
-            return FolderSource.of_files([image]).read(0)
-        if isinstance(image, Image.Image):
-            # Encode to a lossless format that has every mode, so that an image in memory is
-            # decoded exactly as the same image from a file.
-            with pillow_faults(image.mode), io.BytesIO() as file:
-                ImageOps.exif_transpose(image).save(file, "TIFF")
-                return file.getvalue()
-        return image
-
-    def name(self, index: int) -> str:
-        return f"image {index}"
-
-    def fingerprint(self) -> str:
-        return f"{len(self)} images"
-
-
-def _source_of(
-    images: Data | OneImage | Sequence[OneImage], config: ModelConfig, *, log: Log
-) -> Source:
-    """Open the images as a source; the network's channels decide the layout of an array."""
-    if isinstance(images, str | Path):
-        path = Path(images).expanduser()
-        if path.suffix.lower() != ".npy" or not path.is_file():
-            return open_source(images, log=log)
-        try:
-            return ArraySource(_convert(load_array(path), config, as_batch))
-        except DataError as error:
-            raise DataError(f"data: {path}: {error}") from error
-    if isinstance(images, np.ndarray | Tensor):
-        return ArraySource(_convert(images, config, as_batch))
-    if isinstance(images, Image.Image):
-        images = [images]
-    if not isinstance(images, list | tuple):
-        return open_source(images, log=log)  # type: ignore[arg-type]
-    if all(isinstance(image, str | Path) for image in images):
-        return FolderSource.of_files(images)
-    return _ImageList([_readable(image, number, config) for number, image in enumerate(images)])
-
-
-def _convert(images: Pixels | Tensor, model: ModelConfig, convert: Callable[..., Pixels]) -> Pixels:
-    """Convert an array or a tensor to B H W C or H W C of a dtype that the network takes."""
-    if is_tensor := isinstance(images, Tensor):
-        images = images.detach().cpu()
-        images = (images.float() if images.is_floating_point() else images).numpy()
-    wanted = model.pixels.dtype
-    if images.dtype.kind == "f" and wanted != "float32":
-        raise DataError(
-            f"images: got {images.dtype}, expected {wanted}, as the network was trained on; for "
-            f"values from 0 to 1 give (images * {np.iinfo(wanted).max}).round() as {wanted}"
-        )
-    return convert(images, channels=model.channels, is_tensor=is_tensor)
-
-
-def _readable(image: OneImage, number: int, config: ModelConfig) -> _Readable:
-    """Return one of several images, an array or a tensor converted to H W C."""
-    if isinstance(image, str | Path | Image.Image):
-        return image
-    if not isinstance(image, np.ndarray | Tensor):
-        got = type(image).__name__
-        raise DataError(f"image {number}: got {got}, expected a path, image, array or tensor")
-    try:
-        return _convert(image, config, as_image)
-    except DataError as error:
-        raise DataError(f"image {number}: {error}") from error
 
 
 class Embedded(NamedTuple):
@@ -224,105 +131,51 @@ def embed_to_file(
         ConfigError: if `out` exists, has another suffix, or cannot be written.
         Stopped: after a stop signal to any process, at the end of a batch.
     """
-    store = out.with_name(f".{out.name}.part")
     with (
         open_communicator() as ranks,
         Progress(quiet=quiet or not ranks.is_main_process) as progress,
         StopSignal(FINISHING, command=command) as stop,
     ):
-        ranks.on_main(partial(_require_target, out, store))
+        ranks.on_main(partial(_require_target, out))
         encoder = open_for_features(weights, settings.at(ranks.process), log=progress.note)
-        source = _source_of(data, encoder.config, log=progress.note)
-        parts = FeatureParts(store / "batches", settings.batch, len(source))
-        try:
-            work = _digest(encoder, source, settings)
-            facts = {"arguments": (str(weights), out, settings), "data": source.fingerprint}
-            require_agreement(ranks, {**facts, "weights": lambda: work}, folder=store)
-            with open_parts(parts, work, ranks=ranks, log=progress.note) as todo:
-                _encode(parts, todo, encoder, source, settings.pool, ranks, stop, progress)
-                if ranks.is_main_process:
-                    result = _publish(parts, out, source, log=progress.note)
-                    shutil.rmtree(store)
-        except OSError as error:
-            raise ConfigError(
-                f"out: {out} cannot be written: {error.strerror}; free some space or choose "
-                "another path, and run the command again to resume"
-            ) from error
+        source, pool = open_images(data, encoder.config, log=progress.note), settings.pool
+
+        def compute(images: Tensor) -> Array:
+            return encoder_features(encoder, [images], pools=[pool])[pool]
+
+        work = Work(str(weights), encoder, encoder, source, settings, compute, what=pool)
+        with computed(work, out, ranks=ranks, stop=stop, progress=progress) as store:
+            if ranks.is_main_process:
+                result = _publish(store, out, source, log=progress.note)
         return ranks.on_main(lambda: result)
 
 
-def _require_target(out: Path, store: Path) -> None:
+def _require_target(out: Path) -> None:
     if out.suffix not in (".npy", ENDING):
         raise ConfigError(f"out: {out} ends in {out.suffix!r}, expected .npy or .parquet")
     if out.suffix == ENDING:
         require_pyarrow("out", instead=".npy")
-    beside = [] if store.exists() or out.suffix == ENDING else [out.with_suffix(".tsv")]
+    beside = [] if store_folder(out).exists() or out.suffix == ENDING else [out.with_suffix(".tsv")]
     for path in [out, *beside]:
         if path.exists():
             raise ConfigError(f"out: {path} exists already; choose another, or remove it first")
 
 
-def _encode(
-    parts: FeatureParts,
-    todo: Sequence[int],
-    encoder: Encoder,
-    source: Source,
-    pool: Pool,
-    ranks: Communicator,
-    stop: StopSignal,
-    progress: Progress,
-) -> None:
-    """Encode the missing batches; the ranks meet after each, so that all stop at the same time."""
-    left = sum(len(parts.ids(number)) for number in todo)
-    progress.start(parts.images, at=parts.images - left, label="image")
-    for start in range(0, len(todo), ranks.process.world_size):
-        together = todo[start : start + ranks.process.world_size]
-        for number in ranks.process.shard(together):
-            ids = parts.ids(number)
-            [got] = evaluation_batches(encoder, source, ids, batch=parts.batch)
-            parts.write(number, encoder_features(encoder, [got.images], pools=[pool])[pool], got)
-        left -= sum(len(parts.ids(number)) for number in together)
-        progress.update(parts.images - left)
-        if requested := max(ranks.all_gather(stop.requested or 0)):
-            stop.requested = requested
-            raise stop.stopped(f"stopped: {parts.images - left:,} images are done")
-
-
-def _digest(encoder: Encoder, source: Source, settings: FeatureSettings) -> str:
-    device = encoder.cls_token.device
-    facts = [to_dict(encoder.config), source.fingerprint(), settings.pool, settings.batch]
-    facts += [device.type, resolve_precision(settings.precision, has_bf16=has_bf16(device))]
-    digest = hashlib.sha256(json.dumps(facts).encode())
-    for name, tensor in encoder.state_dict().items():
-        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _publish(parts: FeatureParts, out: Path, source: Source, *, log: Log) -> Embedded:
+def _publish(store: BatchStore, out: Path, source: Source, *, log: Log) -> Embedded:
     """Write the tables; rename the features to their final name once all are on disk."""
-    bad, warned = parts.damaged()
-    report_unreadable(len(source), bad, warned, log=log)
-    ids = np.delete(np.arange(len(source)), [each.id for each in bad])
+    ids, bad = store.readable(out, log=log)
     columns = {"name": [source.name(i) for i in ids.tolist()]}
     if source.labels is not None:
         columns["class"] = [source.class_names[label] for label in source.labels[ids]]
-    names, whole = out, parts.folder.with_name("whole.npy")
-    width = parts.join(len(ids), whole)
+    names, whole = out, store.folder.with_name("whole.npy")
+    width = store.join(len(ids), whole)
     if out.suffix == ENDING:
         array, whole = np.load(whole, mmap_mode="r"), whole.with_suffix(ENDING)
         with open_atomic(whole) as file:
             write_features(file, columns, array)
     else:
         names = out.with_suffix(".tsv")
-        _write_table(names, [tuple(columns), *zip(*columns.values(), strict=True)])
-    if bad or warned:
-        bad_rows = [(each.name, each.reason) for each in bad]
-        bad_rows += [(each.name, f"{READ}{each.reason}") for each in warned]
-        _write_table(out.with_suffix(".bad-files.tsv"), [("name", "reason"), *bad_rows])
+        write_tsv(names, [tuple(columns), *zip(*columns.values(), strict=True)])
     whole.replace(out)
     fsync_folder(out.parent)
     return Embedded(str(out), str(names), len(ids), width, len(bad))
-
-
-def _write_table(path: Path, rows: Sequence[Sequence[str]]) -> None:
-    write_atomic(path, "".join("\t".join(row) + "\n" for row in rows).encode())

@@ -14,6 +14,7 @@ import numpy as np
 from mae.atomic import write_json_atomic
 from mae.config.run import FinetuneConfig
 from mae.data.batching.batch import Batch
+from mae.data.sources.images import Images
 from mae.data.sources.open import data_name
 from mae.data.sources.source import Source
 from mae.errors import ConfigError
@@ -22,6 +23,7 @@ from mae.evaluation.evidence import score
 from mae.evaluation.few_labels import FewLabels, write_choice
 from mae.evaluation.labelled_data import Labelled, Part, labelled
 from mae.evaluation.metrics import Predictions
+from mae.jobs.predict import Predicted, predict
 from mae.model.classifier import Classifier
 from mae.parallel.processes import open_communicator
 from mae.progress import Progress
@@ -76,6 +78,10 @@ class Tuned(NamedTuple):
         names = ("top1", "top5", "loss", "classes", "train", "test", "resumed")
         figures = {name: getattr(self, name) for name in names} | {"steps": self.num_steps}
         return figures | {"run": self.path, "weights": files.weights, "report": files.report}
+
+    def predict(self, images: Images, **how: Any) -> Predicted:
+        """Classify images; `how` takes the other arguments of `mae.predict`."""
+        return predict(RunDir(self.path).weights, images, **how)
 
 
 def finetune(

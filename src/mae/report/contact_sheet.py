@@ -16,6 +16,7 @@ EDGE = 112
 COLUMNS = 8
 
 _GAP, _LINE, _LETTERS = 8, 14, 18  # pixels between cells, height of a name, letters that fit
+_HEADING = 28  # height of the heading of a group
 
 
 def thumbnail(pixels: NDArray[Any]) -> Image.Image:
@@ -38,13 +39,16 @@ def thumbnail(pixels: NDArray[Any]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(drawn))
 
 
-def contact_sheet(images: Sequence[tuple[str, Image.Image]]) -> Image.Image:
+def contact_sheet(
+    images: Sequence[tuple[str, Image.Image]], *, columns: int | None = None
+) -> Image.Image:
     """Arrange named thumbnails in rows; a name that is too long is cut at its start.
 
     Args:
         images: names and images made by `thumbnail`, at least one.
+        columns: images in a row; none: all of them, at most `COLUMNS`.
     """
-    columns = min(COLUMNS, len(images))
+    columns = columns or min(COLUMNS, len(images))
     rows = -(-len(images) // columns)
     cell = EDGE + _GAP, EDGE + _LINE + _GAP
     sheet = Image.new("RGB", (_GAP + columns * cell[0], _GAP + rows * cell[1]), "white")
@@ -54,6 +58,31 @@ def contact_sheet(images: Sequence[tuple[str, Image.Image]]) -> Image.Image:
         left, top = _GAP + column * cell[0], _GAP + row * cell[1]
         offset = (EDGE - image.width) // 2, (EDGE - image.height) // 2
         sheet.paste(image, (left + offset[0], top + offset[1]))
-        label = name if len(name) <= _LETTERS else "…" + name[1 - _LETTERS :]
-        draw.text((left, top + EDGE), label, fill="black", font=font)
+        draw.text((left, top + EDGE), shortened(name, _LETTERS), fill="black", font=font)
     return sheet
+
+
+def grouped_sheet(
+    groups: Sequence[tuple[str, Sequence[tuple[str, Image.Image]]]],
+) -> Image.Image:
+    """Arrange a contact sheet for each group, one below the other, under its heading.
+
+    Args:
+        groups: heading and images of each, see `contact_sheet`.
+    """
+    columns = min(COLUMNS, max(len(images) for _, images in groups))
+    sheets = [contact_sheet(images, columns=columns) for _, images in groups]
+    height = sum(_HEADING + sheet.height for sheet in sheets)
+    whole = Image.new("RGB", (sheets[0].width, height), "white")
+    draw, font = ImageDraw.Draw(whole), ImageFont.load_default(_HEADING * 0.55)
+    top = 0
+    for (heading, _), sheet in zip(groups, sheets, strict=True):
+        draw.text((_GAP, top + _GAP), heading, fill="black", font=font)
+        whole.paste(sheet, (0, top + _HEADING))
+        top += _HEADING + sheet.height
+    return whole
+
+
+def shortened(name: str, most: int) -> str:
+    """Cut a name that is longer than `most` letters at its start."""
+    return name if len(name) <= most else "…" + name[1 - most :]

@@ -36,7 +36,9 @@ def prediction_rows(
     ]
 
 
-def require_writable(path: Path | None) -> None:
+def require_writable(
+    path: Path | None, *, option: str = "predictions", ends: Sequence[str] = (".csv", ENDING)
+) -> None:
     """Check before any work that a file of predictions can be written.
 
     Raises:
@@ -44,19 +46,21 @@ def require_writable(path: Path | None) -> None:
     """
     if path is None:
         return
-    if path.suffix not in (".csv", ENDING):
-        raise ConfigError(f"predictions: {path} ends in {path.suffix!r}, expected .csv or .parquet")
+    if path.suffix not in ends:
+        raise ConfigError(f"{option}: {path} ends in {path.suffix!r}, expected {' or '.join(ends)}")
     if path.suffix == ENDING:
-        require_pyarrow("predictions", instead=".csv")
+        require_pyarrow(option, instead=".csv")
 
 
-def write_predictions(path: Path, rows: Sequence[PredictionRow]) -> None:
+def write_predictions(
+    path: Path, rows: Sequence[Sequence[object]], *, columns: Sequence[str] = COLUMNS
+) -> None:
     """Write the rows atomically."""
     with open_atomic(path) as file:
         if path.suffix == ENDING:
-            columns = (list(column) for column in zip(*rows, strict=True))
-            write_columns(file, dict(zip(COLUMNS, columns, strict=True)))
+            values = (list(column) for column in zip(*rows, strict=True))
+            write_columns(file, dict(zip(columns, values, strict=True)))
             return
         text = io.TextIOWrapper(file, "utf-8", errors="replace", newline="")
-        csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
+        csv.writer(text, lineterminator="\n").writerows([columns, *rows])
         text.detach()  # flushes; the file stays open

@@ -76,7 +76,8 @@ def load_encoder(
 ) -> Encoder:
     """Load the encoder alone; notes on what was loaded, skipped and assumed go to stderr.
 
-    Arguments and errors are those of `load`; a decoder or a classifier's head is skipped.
+    Arguments and errors are those of `load`; a decoder or a classifier's head is skipped. Of a
+    classifier with `fc_norm`, which replaces the encoder's norm, the encoder has no norm.
     """
     return _printed(open_encoder(path, allow_missing=allow_missing, **given))
 
@@ -112,7 +113,7 @@ def open_model(
     if not raw.has_decoder and not allowed:
         raise WeightsError(
             f"decoder: not in this file, {raw.path}; features are possible (load_encoder), "
-            "reconstruction is not"
+            "reconstruction is not; give a pre-training run for it, or weights with a decoder"
         )
     config, objective, notes = infer_config(raw)
     if allowed:
@@ -136,8 +137,16 @@ def open_encoder(
     else:
         with torch.device("meta"):
             encoder = Encoder(config)
+        if "fc_norm.weight" in raw.tensors and "encoder.norm.weight" not in raw.tensors:
+            # As in its classifier, and in timm's forward_features.
+            encoder.norm = torch.nn.Identity()  # type: ignore[assignment]
     fresh = load_strict(encoder, raw, prefix="encoder.", allow_missing=allowed)
     notes += group_notes(raw, config, ("encoder",)) + fresh
+    if isinstance(encoder.norm, torch.nn.Identity):
+        notes.append(
+            f"{raw.path}: fine-tuned with fc_norm, after the mean of the patches, in place of the "
+            "encoder's norm: its features are those before a norm"
+        )
     return Loaded(encoder, notes if raw.has_decoder else [*notes, NO_DECODER])
 
 

@@ -137,7 +137,7 @@ def _likely_cause(raw: RawWeights, problems: Mapping[str, list[str]]) -> str:
     if "encoder.norm.weight" in missing and "fc_norm.weight" in raw.tensors:
         return (
             "it was fine-tuned with fc_norm in place of the encoder's norm: it is a classifier "
-            "(mae evaluate), give pre-trained weights for features"
+            "(mae predict, evaluate, embed); give pre-trained weights"
         )
     of_decoder = missing and all(name.startswith("decoder.") for name in missing)
     if of_decoder and not raw.has_decoder:

@@ -13,7 +13,9 @@ Pool = Literal["mean", "cls", "grid"]
 Precision = Literal["float32", "bf16", "auto"]
 """Precision of a network that is not trained."""
 
-MULTI_PROCESS_VERBS = frozenset(("doctor", "embed", "evaluate", "finetune", "pretrain", "probe"))
+MULTI_PROCESS_VERBS = frozenset(
+    ("doctor", "embed", "evaluate", "finetune", "predict", "pretrain", "probe")
+)
 """Verbs that may run as several processes of one job."""
 
 

@@ -1,4 +1,4 @@
-"""Verbs that apply weights to images: probe, evaluate, worth, reconstruct, embed."""
+"""Verbs that apply weights to images: probe, evaluate, worth, predict, reconstruct, embed."""
 
 from __future__ import annotations
 
@@ -146,6 +146,41 @@ def worth(
         data=data, labels=labels, minutes=minutes, weights=given, out=out, draws=draws, pool=pool,
         device=device, seed=seed, quiet=quiet, command=["mae", *sys.argv[1:]],
     )  # fmt: skip
+
+
+def predict(
+    weights: Path,
+    *images: Path,
+    out: Path | None = None,
+    top: int = 1,
+    sort: Literal["uncertainty"] | None = None,
+    sheet: Path | None = None,
+    batch: int = 64,
+    device: str = "auto",
+    precision: Precision = "float32",
+    crop_pct: float | None = None,
+    pool: HeadPool | None = None,
+    given: Given,
+    quiet: bool = False,
+) -> object:
+    """Classify images with a fine-tuned classifier; with --out, resumes a stopped job.
+
+    Args:
+        weights: Run, folder or file of a fine-tuned classifier (mae finetune).
+        images: Image files, folders, packs, lists, .tar or .npy files; labels are not used.
+        out: File with a row per image: .csv, .json, or .parquet (with pyarrow).
+        top: Classes of each image to show and write, the most likely ones.
+        sort: uncertainty: the least certain images first, by 1 - probability of the class. None:
+            in the order of the images.
+        sheet: Thumbnails to draw (.png), grouped by predicted class.
+        batch: Images per batch.
+        precision: Of the encoder; auto: bf16 on a device that has it.
+        pool: What the head reads, mean of the patch tokens or cls token; none: as the file says.
+    """
+    asked = {**locals()}
+    from mae.jobs.predict import predict as job
+
+    return call(job, asked, command=["mae", *sys.argv[1:]])
 
 
 def reconstruct(

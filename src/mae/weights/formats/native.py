@@ -17,6 +17,7 @@ from typing import Any
 
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
+from torch.nn import Identity
 
 from mae.atomic import write_atomic, write_json_atomic
 from mae.config.serialize import from_dict, to_dict
@@ -135,9 +136,15 @@ def describe(
 
     Raises:
         ConfigError: if a classifier is given without class names, or another model with them.
+        WeightsError: for the encoder of a classifier with `fc_norm`.
     """
     if isinstance(model, Classifier) != (class_names is not None):
         raise ConfigError("class_names: expected for a classifier, and for no other model")
+    if isinstance(model, Encoder) and isinstance(model.norm, Identity):
+        raise WeightsError(
+            "encoder: it was fine-tuned with fc_norm in place of its norm and cannot be stored "
+            "alone; store the classifier with its head"
+        )
     own: dict[str, Any] = {"facts": dict(facts or {})}
     if isinstance(model, Classifier):
         own |= {"class_names": tuple(class_names or ()), "pool": model.pool}
