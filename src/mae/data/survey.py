@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -45,7 +46,8 @@ def survey(
     Raises:
         DataError: if no header can be read, or more than `max_bad` would be left out.
     """
-    kinds = _sampled(source, limit, lambda index: _stored_kind(source, index, channels))
+    headers = _sampled(source, limit, partial(_header, source, channels=channels))
+    kinds = {i: found.kind for i, found in headers.items()}
     colours = _most([_colour(kind.channels) for kind in kinds.values()], wanted=channels)
     fitting = {i: kind for i, kind in kinds.items() if _colour(kind.channels) == colours}
     floating = _most([kind.dtype == "float32" for kind in fitting.values()])
@@ -92,11 +94,25 @@ def _kinds_named(source: Source, kinds: Mapping[int, PixelKind]) -> str:
     )
 
 
-def _stored_kind(source: Source, index: int, channels: int | None) -> PixelKind:
+def median_side(source: Source, *, limit: int = 200) -> int:
+    """Return the median of the shorter sides of the images, in pixels, from their headers.
+
+    Args:
+        source: the images; those of unreadable headers are skipped.
+        limit: maximum number of headers read, evenly spread over the source.
+
+    Raises:
+        DataError: if no header can be read.
+    """
+    headers = _sampled(source, limit, partial(_header, source, channels=None))
+    return int(np.median([min(found.size) for found in headers.values()]))
+
+
+def _header(source: Source, index: int, *, channels: int | None) -> ImageHeader:
     if isinstance(source, FolderSource):
         with source.open(index) as file:
-            return header.read_kind(file, channels=channels)
-    return header_of(source.read(index), channels=channels).kind
+            return header.read_header(file, channels=channels)
+    return header_of(source.read(index), channels=channels)
 
 
 def header_of(data: bytes | NDArray[Any], *, channels: int | None) -> ImageHeader:
@@ -108,7 +124,9 @@ def header_of(data: bytes | NDArray[Any], *, channels: int | None) -> ImageHeade
     if isinstance(data, bytes):
         return header.read_header(io.BytesIO(data), channels=channels)
     pixels = np.atleast_3d(data)
-    return ImageHeader("array", PixelKind(header.pixel_dtype(pixels.dtype), pixels.shape[2]))
+    height, width, channels = pixels.shape
+    kind = PixelKind(header.pixel_dtype(pixels.dtype), channels)
+    return ImageHeader("array", kind, (height, width))
 
 
 def measure_pixels(

@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from mae.config.model import ModelConfig, PixelDtype
 from mae.data.decoding import jpeg, libtiff, tiff
 from mae.data.decoding.arrays import channels_first
-from mae.data.types import Log
+from mae.data.types import Log, Size
 from mae.errors import DataError
 
 MAX_PIXELS = 2**27
@@ -102,6 +102,8 @@ class ImageHeader(NamedTuple):
     format: str
     """Pillow's name of the format, or NPY."""
     kind: PixelKind
+    size: Size
+    """As stored, before any rotation that the file asks for."""
     left_out: str = ""
     """Content of the file that is never read."""
 
@@ -147,7 +149,7 @@ def opened(file: BinaryIO, *, channels: int | None = None) -> Iterator[Opened]:
     file.seek(0)
     with pillow_faults(file_format), ExitStack() as stack:
         if file_format == "NPY":
-            yield Opened(ImageHeader(file_format, npy_kind(file)))
+            yield Opened(ImageHeader(file_format, *npy_kind(file)))
             return
         try:
             image = stack.enter_context(Image.open(file, formats=(file_format,)))
@@ -161,7 +163,8 @@ def opened(file: BinaryIO, *, channels: int | None = None) -> Iterator[Opened]:
             image = None
         layout = _tiff_layout(file, image, channels) if file_format == "TIFF" else None
         if layout is not None:
-            yield Opened(ImageHeader(file_format, _layout_kind(layout)), image, layout)
+            size = layout.height, layout.width
+            yield Opened(ImageHeader(file_format, _layout_kind(layout), size), image, layout)
         elif image is not None:
             yield Opened(_pillow_header(image, head), image)
 
@@ -174,7 +177,7 @@ def _pillow_header(image: Image.Image, head: bytes) -> ImageHeader:
         left_out = "frames or pages after the first"
     elif file_format == "PNG" and head[24] == 16 and image.mode in ("RGB", "RGBA"):
         left_out = "the lower 8 of 16 bits of colour PNG"  # which Pillow drops
-    return ImageHeader(file_format, kind, left_out)
+    return ImageHeader(file_format, kind, (image.height, image.width), left_out)
 
 
 def _tiff_layout(
@@ -302,8 +305,8 @@ def image_kind(image: Image.Image) -> PixelKind:
     return _MODES[image.mode]
 
 
-def npy_kind(file: BinaryIO) -> PixelKind:
-    """Read the header of a .npy file; reject arrays that are not H W or H W C, or too large."""
+def npy_kind(file: BinaryIO) -> tuple[PixelKind, Size]:
+    """Read kind and size of a .npy file; reject arrays that are not H W or H W C, or too large."""
     version = npy.read_magic(file)
     if version != (1, 0):
         raise UnsupportedImage(f"NPY of version {version}, expected 1.0")
@@ -315,7 +318,7 @@ def npy_kind(file: BinaryIO) -> PixelKind:
     if len(shape) not in (2, 3) or not 1 <= channels <= _MAX_CHANNELS:
         raise UnsupportedImage(f"array of shape {shape}, expected H W or H W C")
     _check_size(*shape[:2], bytes_per_pixel=channels * dtype.itemsize)
-    return PixelKind(pixel_dtype(dtype), channels)
+    return PixelKind(pixel_dtype(dtype), channels), (shape[0], shape[1])
 
 
 def _check_size(height: int, width: int, *, bytes_per_pixel: int = 1) -> None:
