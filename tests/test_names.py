@@ -62,7 +62,7 @@ def test_every_public_name_resolves() -> None:
 # Parameters of the command alone: the parser's, and those that name a configuration.
 OF_COMMANDS = {"given", "config", "print_config", "fields"}
 # Parameters of Python alone: the record of the command line, and what `given` and `fields` name.
-OF_PYTHON = {"command", "based_on", "finished_too", "given", "fields", "count"}
+OF_PYTHON = {"command", "based_on", "kept", "finished_too", "given", "fields", "count"}
 
 
 @pytest.mark.parametrize(

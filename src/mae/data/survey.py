@@ -94,8 +94,8 @@ def _kinds_named(source: Source, kinds: Mapping[int, PixelKind]) -> str:
     )
 
 
-def median_side(source: Source, *, limit: int = 200) -> int:
-    """Return the median of the shorter sides of the images, in pixels, from their headers.
+def side_and_channels(source: Source, *, limit: int = 200) -> tuple[int, int]:
+    """Return the median of the shorter sides of the images in pixels, and the most channels.
 
     Args:
         source: the images; those of unreadable headers are skipped.
@@ -104,8 +104,9 @@ def median_side(source: Source, *, limit: int = 200) -> int:
     Raises:
         DataError: if no header can be read.
     """
-    headers = _sampled(source, limit, partial(_header, source, channels=None))
-    return int(np.median([min(found.size) for found in headers.values()]))
+    headers = _sampled(source, limit, partial(_header, source, channels=None)).values()
+    side = int(np.median([min(found.size) for found in headers]))
+    return side, max(found.kind.channels for found in headers)
 
 
 def _header(source: Source, index: int, *, channels: int | None) -> ImageHeader:

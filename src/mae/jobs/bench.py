@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
@@ -19,6 +20,7 @@ from mae.model.create import create
 from mae.planning.estimate import Estimate, rate_in_words
 from mae.planning.hardware import choose_device, cores, this_machine, use_threads
 from mae.progress import Progress
+from mae.train.choice import choose_config
 from mae.train.measure import Measurement, busy_note, few_images, measure
 from mae.train.resolve import batch_plan, choose_workers, resolve
 from mae.train.session import refuse_in_readers
@@ -38,6 +40,7 @@ def bench_run(
     recipe: str = "custom",
     init: str | Path | None = None,
     seconds: float = 20.0,
+    kept: Collection[str] | None = None,
     quiet: bool = False,
     **given: Unpack[Given],
 ) -> BottleneckReport:
@@ -49,6 +52,7 @@ def bench_run(
         recipe: its name, for messages.
         init: weights that the configuration takes its network from; only the network is read.
         seconds: approximate measuring time; starting readers and the first steps is extra.
+        kept: names of the fields that the user set, see `pretrain`.
         quiet: show no notes.
         given: what the weights do not say, see `Given`.
 
@@ -60,6 +64,8 @@ def bench_run(
     require_init(config, init, **given)
     with Progress(quiet=quiet) as progress, use_threads(config.threads):
         source = open_source(data, log=progress.note)
+        choose = partial(choose_config, config, source, kept=kept, log=progress.note)
+        config = choose(from_weights=init is not None)
         device = choose_device(config.device)
         if init is not None and not config.follow_weights:
             raise ConfigError(f"init: has no effect on the speed of {recipe}; drop it")

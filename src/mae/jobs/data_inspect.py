@@ -25,11 +25,13 @@ from mae.planning.estimate import LEARNT_STEPS, Estimate, hours_in_words
 from mae.planning.hardware import this_machine
 from mae.progress import Progress
 from mae.recipes.catalogue import find_config
+from mae.recipes.custom import kept_fields
 from mae.report.contact_sheet import contact_sheet, thumbnail
 from mae.report.dataset import Section, dataset_page, sections_of
 from mae.report.figures import png_bytes
 from mae.report.reconstruction import evenly
 from mae.report.tables import WIDTH, wrapped
+from mae.train.choice import choose_config
 from mae.train.measure import with_measured_rate
 from mae.train.resolve import ResolvedRun, resolve
 
@@ -212,12 +214,7 @@ def inspect_data(
         require_place(root, quarantine)
     count, estimate = len(source), None
     with Progress(quiet=quiet) as progress:
-        resolved: ResolvedRun[PretrainConfig] | None = None
-        try:
-            resolved = resolve(config, source)
-            notes = [*resolved.notes]
-        except MaeError as error:
-            notes = [str(error)]
+        resolved, notes = _resolved(config, source, kept=kept_fields(recipe, {}))
         found = DatasetReport(source=source, kind=None if resolved is None else resolved.kind)
         most = min(limit or count, count)
         ids = [place * count // most for place in range(most)]
@@ -245,6 +242,19 @@ def inspect_data(
     if out is not None:
         _write(out, result, thumbnails)
     return result
+
+
+def _resolved(
+    config: PretrainConfig, source: Source, *, kept: frozenset[str] | None
+) -> tuple[ResolvedRun[PretrainConfig] | None, list[str]]:
+    """Resolve the run and return its notes; None, with the reason, where it refuses the images."""
+    notes: list[str] = []
+    try:
+        config = choose_config(config, source, kept=kept, log=notes.append)
+        resolved = resolve(config, source)
+    except MaeError as error:
+        return None, [str(error)]
+    return resolved, [*notes, *resolved.notes]
 
 
 def _labels(data: Data) -> Labelled | str:

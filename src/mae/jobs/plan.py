@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -11,12 +12,14 @@ from mae.config.model import require
 from mae.config.run import PixelConfig, PretrainConfig
 from mae.data.decoding.header import kind_of
 from mae.data.sources.open import Data, open_source
-from mae.data.sources.source import ArraySource
+from mae.data.sources.source import ArraySource, Source
+from mae.data.types import Log
 from mae.errors import ConfigError
 from mae.model.costs import count_parameters
 from mae.planning.estimate import Estimate
 from mae.planning.hardware import machine_of, this_machine
 from mae.recipes.pretraining import PRETRAINING
+from mae.train.choice import choose_config
 from mae.train.measure import with_measured_rate
 from mae.train.resolve import resolve, resolve_precision
 
@@ -31,7 +34,8 @@ def plan(
     gpu: str | None = None,
     images: int | None = None,
     measure: bool = False,
-    log: Callable[[str], None],
+    kept: Collection[str] | None = None,
+    log: Log,
 ) -> Estimate:
     """Estimate the memory, time and cores of a run.
 
@@ -42,6 +46,7 @@ def plan(
         gpu: card and how many, as in h100x8; none: this machine.
         images: number of images instead of `data`.
         measure: whether to measure the rate of this machine, on steps whose result is discarded.
+        kept: see `pretrain`; the recipe folder chooses only with `data`.
         log: prints one line for the user.
 
     Raises:
@@ -54,9 +59,13 @@ def plan(
     machine = this_machine(config.device) if gpu is None else machine_of(gpu)
     precision = resolve_precision(config.precision, has_bf16=machine.has_bf16)
     config = replace(config, precision=precision)
-    config, count, images_from = _images(config, recipe, data=data, images=images, log=log)
+    choose = partial(choose_config, kept=kept, device=machine.device, log=log)
+    found = _images(config, recipe, data=data, images=images, choose=choose, log=log)
+    config, count, images_from = found
     limits = f"at least {machine.ranks}, the ranks, at most {count}, the images"
     require(machine.ranks <= config.batch <= count, "batch", config.batch, limits)
+    if kept is not None and data is None:
+        log("folder: as for many images on a GPU; with --data it is chosen by the images")
     counts = count_parameters(config.model)
     estimate = Estimate(config, machine, count, *counts, recipe=recipe, images_from=images_from)
     if not measure:
@@ -74,14 +83,15 @@ def _images(
     *,
     data: Data | None,
     images: int | None,
-    log: Callable[[str], None],
+    choose: Callable[[PretrainConfig, Source], PretrainConfig],
+    log: Log,
 ) -> tuple[PretrainConfig, int, str]:
     """Resolve the fields that depend on the images; return also their number and its source."""
     if data is not None and images is not None:
         raise ConfigError("data and images: got both, expected one of them; drop one")
     if data is not None:
         source = open_source(data, log=log)
-        resolved = resolve(config, source)
+        resolved = resolve(choose(config, source), source)
         for note in resolved.notes:
             log(note)
         return resolved.config, len(source), "counted"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -19,6 +19,7 @@ from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.create import create
 from mae.parallel.processes import open_communicator
 from mae.progress import Progress
+from mae.recipes.custom import kept_fields
 from mae.report.page import write_report
 from mae.report.reconstruction import save_progress_image
 from mae.runs.directory import read_record
@@ -26,6 +27,7 @@ from mae.runs.log import read_rows
 from mae.runs.rewind import rewind_of
 from mae.runs.signals import StopSignal
 from mae.runs.state import TrainState
+from mae.train.choice import choose_config
 from mae.train.measure import StepRecipe
 from mae.train.meter import losses, running_mean
 from mae.train.resolve import batch_plan, resolve_on_main
@@ -73,6 +75,7 @@ def pretrain(
     quiet: bool = False,
     command: Sequence[str] = (),
     based_on: str = "custom",
+    kept: Collection[str] | None = None,
     **fields: Any,
 ) -> Run:
     """Pre-train a masked autoencoder, or resume a run of the same configuration and data.
@@ -92,6 +95,8 @@ def pretrain(
         quiet: show no progress.
         command: the command line, for the record.
         based_on: name of the recipe that a configuration was made from, for the record.
+        kept: names of the fields of `recipe` that the user set, where it is made from the recipe
+            folder, which chooses the others by the images.
         fields: fields of the recipe to change, by the names of the options with `_` for `-`
             (`epochs=5, model="vit-ti/16", lr=1e-3, optim={"weight_decay": 0.1}`); and what the
             weights do not say, see `Given`.
@@ -103,6 +108,8 @@ def pretrain(
     refuse_in_readers("pretrain")
     name = recipe if isinstance(recipe, str) else based_on
     config, given = configure(recipe, PretrainConfig, fields, others=signature(pretrain).parameters)
+    if isinstance(recipe, str):
+        kept = kept_fields(recipe, {n: value for n, value in fields.items() if n not in given})
     require_init(config, init, **given)
     folder = Path("runs", data_name(data)) if out is None else Path(out)
     back_to = rewind_of(folder, resume_from, skip_steps)
@@ -112,7 +119,13 @@ def pretrain(
         Progress(quiet=quiet or not ranks.is_main_process) as progress,
     ):
         source = open_source(data, log=progress.note)
-        begun = ranks.on_main(lambda: read_record(folder))
+
+        def choose() -> tuple[dict[str, Any] | None, PretrainConfig]:
+            begun = read_record(folder)
+            choice = partial(choose_config, config, source, kept=kept, begun=begun)
+            return begun, choice(from_weights=init is not None, log=progress.note)
+
+        begun, config = ranks.on_main(choose)
         resolved = resolve_on_main(ranks, config, source, weights=init, begun=begun, given=given)
         session = open_session(
             folder,

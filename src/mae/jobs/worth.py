@@ -43,6 +43,8 @@ from mae.model.encoder import Encoder, Pool
 from mae.planning.hardware import choose_device
 from mae.progress import Progress
 from mae.recipes.catalogue import CONTINUE, find_config
+from mae.recipes.custom import kept_fields
+from mae.recipes.folder import NAME
 from mae.report.tables import plain
 from mae.report.worth import worth_page, worth_rows, worth_sentence
 from mae.runs.directory import RunDir, differences
@@ -89,6 +91,8 @@ class _Task(NamedTuple):
     pool: Pool
     config: PretrainConfig
     """The recipe from scratch, for the minutes of one start."""
+    kept: frozenset[str] | None
+    """See `pretrain`."""
     minutes: float
     """Of one start."""
     stop: StopSignal
@@ -175,7 +179,8 @@ def worth(
     with StopSignal("finishing this part", command=command) as stop:
         parts = labelled(data, seed=seed, weights=given[0] if given else None)
         images = draw_labels(parts, labels, draws, seed=seed, log=Progress(quiet=quiet).note)
-        task = _Task(folder, *images, pool, config, share, stop, quiet)
+        kept = kept_fields(recipe, {})
+        task = _Task(folder, *images, pool, config, kept, share, stop, quiet)
         weighed = _open_weights(task, given)
         trained = [SCRATCH, *(f"{each.name}, continued" for each in weighed), SUPERVISED]
         task.note(f"{minutes:g} minutes, {share:.3g} for each of {', '.join(trained)}")
@@ -280,7 +285,7 @@ def _all_starts(
         name, folder = f"{each.name}, continued", f"continued-{i}"
         runs[name] = _pretrained(task, name, further, folder, init=each.path)
         features[name] = task.features(name, runs[name].model.encoder, file=folder)
-    runs[SCRATCH] = _pretrained(task, SCRATCH, config, "scratch")
+    runs[SCRATCH] = _pretrained(task, SCRATCH, config, "scratch", kept=task.kept)
     features[SCRATCH] = task.features(SCRATCH, runs[SCRATCH].model.encoder, file="scratch")
     model = runs[SCRATCH].config.model
     random = [create(model, seed=seed).encoder.to(task.device).eval() for seed in range(SEEDS)]
@@ -303,13 +308,20 @@ def _all_starts(
 
 
 def _pretrained(
-    task: _Task, name: str, config: PretrainConfig, folder: str, init: str | Path | None = None
+    task: _Task,
+    name: str,
+    config: PretrainConfig,
+    folder: str,
+    *,
+    init: str | Path | None = None,
+    kept: frozenset[str] | None = None,
 ) -> Run:
     """Pre-train on the training images alone, or take the finished run."""
     task.note(f"{name}: pre-training ...")
     source = task.train.as_source()
     return pretrain(config, data=source, out=task.folder / folder, init=init, quiet=task.quiet,
-                    command=task.stop.command)  # fmt: skip
+                    command=task.stop.command, kept=kept,
+                    based_on="custom" if kept is None else NAME)  # fmt: skip
 
 
 def _spent(run: Run) -> tuple[float, float]:

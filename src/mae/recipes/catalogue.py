@@ -15,20 +15,10 @@ from mae.config.run import AugmentConfig, FinetuneConfig, MixConfig, OptimConfig
 from mae.config.sizes import model_config
 from mae.errors import ConfigError
 from mae.recipes.finetuning import FINETUNING
+from mae.recipes.folder import FOLDER as FOLDER
 from mae.recipes.pretraining import PRETRAINING
 from mae.recipes.recipe import ConfigT
 from mae.recipes.recipe import Recipe as Recipe
-
-FOLDER = PretrainConfig(
-    model=model_config("vit-s/16"),
-    epochs=200,
-    # Few images give few steps of a large batch, and steps matter most (docs/log.md). The rate
-    # lies between the paper's rule and the best rate of the demo at batch 32; it is not tuned.
-    batch=128,
-    micro_batch=64,
-    optim=OptimConfig(lr=6e-4, warmup_epochs=10, decay_tokens=False),
-    augment=AugmentConfig(crop_scale=(0.2, 1.0), flip=0.5),
-)
 
 # Pre-trained weights need fewer steps, and a large rate would undo what they learned: a quarter of
 # the epochs and of the rate of `folder`. Not tuned (docs/continue.md).
@@ -80,8 +70,8 @@ FINETUNE_FOLDER = FinetuneConfig(
 RECIPES = (
     Recipe(
         name="folder",
-        about="ViT-S/16 at 224 for a folder of your own images",
-        source="this project's default; decoder 256 x 4",
+        about="a folder of your own images; network and training follow from them",
+        source="this project; as here on a GPU, else chosen by images, device and minutes",
         config=FOLDER,
     ),
     Recipe(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -16,6 +16,8 @@ from mae.config.serialize import RENAMED, did_you_mean, field_types, from_dict, 
 from mae.config.sizes import size_fields
 from mae.errors import ConfigError
 from mae.recipes.catalogue import RECIPES, find_config
+from mae.recipes.folder import NAME as FOLDER_NAME
+from mae.recipes.folder import fitting_patch
 from mae.recipes.recipe import ConfigT, Recipe
 
 _WEIGHTS = (".pth", ".pt", ".safetensors", ".bin")
@@ -72,6 +74,36 @@ def name_fields(
     return fields
 
 
+def kept_fields(
+    recipe: object, fields: Mapping[str, Any], *, file: Path | None = None
+) -> frozenset[str] | None:
+    """Return the dotted names of the fields that the user set, which `folder` does not choose.
+
+    Args:
+        recipe: name of a recipe of pre-training, or a configuration.
+        fields: values by name, as in `name_fields`; `model` may be the name of a size.
+        file: as in `build_config`.
+
+    Returns:
+        None for any recipe but `folder`: nothing is chosen.
+    """
+    if recipe != FOLDER_NAME:
+        return None
+    given = name_fields(PretrainConfig, fields)
+    if isinstance(size := given.get("model"), str):
+        given["model"] = size_fields(size)
+    return frozenset((*_paths({} if file is None else read_fields(file)), *_paths(given)))
+
+
+def _paths(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted names of nested values."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _paths(value, f"{prefix}{name}.")
+        else:
+            yield RENAMED.get(f"{prefix}{name}", f"{prefix}{name}")
+
+
 def build_config(
     recipe: str | ConfigT,
     cls: type[ConfigT],
@@ -112,6 +144,9 @@ def build_config(
         for part in reversed(name.split(".")):
             value = {part: value}
         nested = _merged(nested, value)  # type: ignore[arg-type]
+    model = nested.get("model")
+    if recipe == FOLDER_NAME and isinstance(model, Mapping) and "patch_size" not in model:
+        nested["model"] = {**model, **fitting_patch(base.model, model.get("image_size"))}
     return from_dict(cls, _merged(to_dict(base), nested), where="the options")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mae.config.run import PretrainConfig
-from mae.recipes.custom import build_config
+from mae.recipes.custom import build_config, kept_fields
 from mae.weights.given import Given
 
 
@@ -87,10 +87,11 @@ def bench(
         seconds: Time to measure for, in seconds.
     """
     resolved = build_config(recipe, PretrainConfig, file=config, fields=fields)
+    kept = kept_fields(recipe, fields, file=config)
     from mae.jobs.bench import bench_run
 
     return bench_run(
-        data, resolved, recipe=recipe, init=init, seconds=seconds, quiet=quiet, **given
+        data, resolved, recipe=recipe, init=init, seconds=seconds, kept=kept, quiet=quiet, **given
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from mae.config.run import PretrainConfig
 from mae.config.serialize import to_dict
 from mae.recipes.catalogue import RECIPES, find_recipe
-from mae.recipes.custom import build_config, recipe_toml
+from mae.recipes.custom import build_config, kept_fields, recipe_toml
 from mae.report.tables import Report
 
 
@@ -90,7 +90,8 @@ def plan(
     from mae.progress import Progress
 
     with Progress(quiet=quiet) as progress:
-        given = {"data": data, "gpu": gpu, "images": images, "measure": measure}
+        kept = kept_fields(recipe, fields, file=config)
+        given = {"data": data, "gpu": gpu, "images": images, "measure": measure, "kept": kept}
         result = job.plan(resolved, recipe=recipe, log=progress.note, **given)  # type: ignore[arg-type]
     return result
 

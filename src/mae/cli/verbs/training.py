@@ -10,7 +10,7 @@ from mae.cli.options import without_options
 from mae.config.run import FinetuneConfig, PretrainConfig
 from mae.config.serialize import to_dict
 from mae.errors import ConfigError
-from mae.recipes.custom import build_config, to_toml
+from mae.recipes.custom import build_config, kept_fields, to_toml
 from mae.report.tables import Report
 from mae.runs.directory import RunDir
 from mae.weights.given import Given
@@ -46,6 +46,10 @@ def pretrain(
 ) -> object:
     """Pre-train on a folder of images; resumes an unfinished run.
 
+    The recipe folder chooses network and training by the images, the device and --minutes, prints
+    what it chose, and leaves every option as you set it; the defaults below are those for many
+    images on a GPU. --print-config with --data prints the choice.
+
     Args:
         out: Folder of the run; none: runs/DATA-NAME.
         init: Weights, run or hf:OWNER/NAME to start from.
@@ -53,13 +57,20 @@ def pretrain(
         skip_steps: Steps after it whose batches are not trained on, as after bad images.
     """
     resolved = build_config(recipe, PretrainConfig, file=config, fields=fields)
+    kept = kept_fields(recipe, fields, file=config)
     if print_config:
+        if kept is not None and data is not None:
+            from mae.train.choice import choose_for_data
+
+            given_weights = init is not None
+            resolved = choose_for_data(resolved, data, kept=kept, from_weights=given_weights)
         return Report(to_dict(resolved), [(to_toml(to_dict(resolved)),)])
     if data is None:
         raise ConfigError("pretrain: expected --data, a folder of images (or fashion-mnist)")
     from mae.jobs import pretrain as job
 
     ask = partial(job.pretrain, resolved, based_on=recipe, out=out, init=init, command=_command())
+    ask = partial(ask, kept=kept)
     ask = partial(ask, resume_from=resume_from, skip_steps=skip_steps)
     run = ask(data=data, finished_too=False, quiet=quiet, **given)
     paths = RunDir(run.path)
