@@ -22,6 +22,7 @@ from mae.errors import ConfigError, DataError, MaeError, Stopped, WeightsError
 from mae.jobs.finetune import finetune
 from mae.model.classifier import Classifier
 from mae.model.create import create
+from mae.report.predictions import read_predictions
 from mae.runs.checkpoint import latest_checkpoint
 from mae.train import trainer as running
 from mae.weights.formats.native import save
@@ -104,11 +105,15 @@ def test_the_classifier_that_comes_out_is_evaluated_alike(
 ) -> None:
     run = finetune(EVERYTHING, data=folder, weights=weights, out=tmp_path / "run", quiet=True)
 
-    assert main(["evaluate", str(run.path), "--data", str(folder), "--json", "--quiet"]) == 0
+    again = ["--predictions", str(tmp_path / "p.csv"), "--json", "--quiet"]
+    assert main(["evaluate", str(run.path), "--data", str(folder), *again]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["top1"], found["images"]) == (run.top1, run.test)
     assert found["loss"] == pytest.approx(run.loss, rel=1e-5)
     assert load_classifier(run.path).class_names == ("blue", "green", "red")
+    kept, evaluated = map(read_predictions, (run.path / "predictions.csv", tmp_path / "p.csv"))
+    assert [row[:3] for row in kept] == [row[:3] for row in evaluated]
+    assert "Confusion matrix" in (run.path / "report.html").read_text()
     card = (run.path / "weights" / "config.json").read_text()
     assert json.loads(card)["pool"] == "mean"
 

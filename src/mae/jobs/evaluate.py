@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple, Unpack
 from mae.atomic import write_atomic
 from mae.config.model import refuse_without_effect
 from mae.data.augment.crop import central_pixels
+from mae.data.decoding.header import kind_of
 from mae.data.sources.splits import Kind
 from mae.errors import ConfigError, DataError
 from mae.evaluation.classify import TOP, classify, find_candidates, open_for_evaluation
@@ -27,6 +28,7 @@ from mae.parallel.processes import open_communicator, require_agreement
 from mae.progress import Progress
 from mae.report.confusion import Mistake, confusion_image, evaluation_page, worst_mistakes
 from mae.report.figures import png_bytes
+from mae.report.mistakes import wrong_images
 from mae.report.predictions import (
     PredictionRow,
     prediction_rows,
@@ -211,13 +213,16 @@ def evaluate_classes(
             mistakes=tuple(worst_mistakes(confusion, names, most=MOST_MISTAKES)),
             written=tuple(str(path) for path in (out, predictions) if path is not None),
         )
+        rows = prediction_rows(found, source, names) if ranks.is_main_process else []
         if predictions is not None and ranks.is_main_process:
-            write_predictions(predictions, prediction_rows(found, source, names))
+            write_predictions(predictions, rows)
         if out is not None and ranks.is_main_process:
-            title = f"{Path(weights).name} on {Path(data).name}"
-            page = evaluation_page(title, result.facts(), confusion, names)
-            image = png_bytes(confusion_image(confusion))
-            write_atomic(out, image if out.suffix == ".png" else page)
+            if out.suffix == ".png":
+                write_atomic(out, png_bytes(confusion_image(confusion)))
+            else:
+                title = f"{Path(weights).name} on {Path(data).name}"
+                wrong = wrong_images(found, rows, source, kind_of(model.encoder.config))
+                write_atomic(out, evaluation_page(title, result.facts(), confusion, names, wrong))
     return result
 
 

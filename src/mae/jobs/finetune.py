@@ -27,7 +27,9 @@ from mae.jobs.predict import Predicted, predict
 from mae.model.classifier import Classifier
 from mae.parallel.processes import open_communicator
 from mae.progress import Progress
+from mae.report.mistakes import save_thumbnails, wrong_images
 from mae.report.page import write_report
+from mae.report.predictions import prediction_rows, write_predictions
 from mae.report.tables import value_rows
 from mae.runs.directory import RunDir, read_record
 from mae.runs.rewind import rewind_of
@@ -238,6 +240,7 @@ def _train(run: RunInProgress, model: Classifier, config: FinetuneConfig, test: 
     model.cpu()
 
     def write() -> None:
+        _keep_predictions(run, found, test)
         write_json_atomic(run.rundir.results, _results(found, config, test))
         facts = {name: run.record[name] for name in ("recipe", "data", "weights", "num_steps")}
         save(model, run.rundir.weights, class_names=names, facts=facts)
@@ -245,6 +248,13 @@ def _train(run: RunInProgress, model: Classifier, config: FinetuneConfig, test: 
         finish(run, model, written=load_classifier(run.rundir.weights).model)
 
     run.ranks.on_main(write)
+
+
+def _keep_predictions(run: RunInProgress, found: Predictions, test: Source) -> None:
+    """Write the predictions of the test images, and the most confident mistakes."""
+    rows = prediction_rows(found, test, run.source.class_names)
+    write_predictions(run.rundir.predictions, rows)
+    save_thumbnails(run.rundir.mistakes, wrong_images(found, rows, test, run.kind))
 
 
 def _results(found: Predictions, config: FinetuneConfig, test: Source) -> dict[str, object]:

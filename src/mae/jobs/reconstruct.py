@@ -25,7 +25,8 @@ from mae.model.autoencoder import MaskedAutoencoder
 from mae.planning.hardware import choose_device
 from mae.progress import Progress
 from mae.report.figures import element, image_element, png_bytes
-from mae.report.page import html_page, results_table
+from mae.report.html import html_page
+from mae.report.page import results_table
 from mae.report.reconstruction import (
     STAGES,
     Panels,

@@ -12,7 +12,7 @@ from PIL import Image
 from mae.data.audit.report import DatasetReport, Fault
 from mae.data.decoding.decode import FULL_RANGE
 from mae.report.figures import element, image_element, number
-from mae.report.page import facts_list, html_page, html_table
+from mae.report.html import facts_list, html_page, html_table
 
 MOST_NAMED = 5
 """Images named for each type of problem; `--json` lists all."""

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
-from importlib import resources
 from pathlib import Path
 from typing import Any
-from xml.etree.ElementTree import Element, tostring
+from xml.etree.ElementTree import Element
 
 from mae.atomic import write_atomic
-from mae.config.run import PretrainConfig
+from mae.config.run import FinetuneConfig, PretrainConfig
 from mae.report.figures import Series, element, image_element, line_chart
+from mae.report.finetuned import commands, scores, test_sections
+from mae.report.html import facts_list as facts_list
+from mae.report.html import html_page as html_page
+from mae.report.html import html_table as html_table
+from mae.report.html import section as _section
 from mae.report.reconstruction import STAGES, caption_of, evenly, read_stages
 from mae.report.run import RunFacts, headline, read_run
 
@@ -42,37 +45,22 @@ def write_report(run: Path, *more: Path, out: Path | None = None) -> Path:
         path, title = Path("comparison.html"), f"{1 + len(others)} runs compared"
         content = html_page(title, _comparison([first, *others]))
     else:
-        path, title = first.files.report, f"Pre-training run {run.resolve().name}"
+        path, title = first.files.report, f"{first.kind} run {run.resolve().name}"
         content = html_page(title, _story(first))
     write_atomic(out or path, content)
     return out or path
 
 
-def html_page(title: str, body: Iterable[Element]) -> bytes:
-    """Make a self-contained HTML page of elements."""
-    style = resources.files("mae.report").joinpath("page.css").read_text("utf-8")
-    content = element("body", element("h1", title), *body)
-    text = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{style}</style></head>"
-        f"{tostring(content, encoding='unicode', method='html')}</html>\n"
-    )
-    # A file name may hold bytes that cannot be encoded; it must not prevent the page.
-    return text.encode("utf-8", errors="replace")
-
-
-def facts_list(facts: Iterable[tuple[str, str]]) -> Element:
-    """Lay out (name, text) pairs as cards."""
-    cards = (element("div", element("dt", name), element("dd", text)) for name, text in facts)
-    return element("dl", *cards, class_="facts")
-
-
 def _story(run: RunFacts) -> Iterable[Element]:
     """Build the body of the report of one run."""
+    tuned = isinstance(run.config, FinetuneConfig)
     yield element("p", _status(run))
+    if tuned and (found := scores(run)):
+        yield facts_list(found.items())
     yield facts_list(headline(run).items())
     yield from _section("Training curves", _charts([run]))
+    if tuned:
+        yield from test_sections(run)
     yield from _section("Reconstructions during training", _film(run))
     yield from _section("Evaluation", _evaluation(run))
     yield from _section("Unreadable images", _bad_files(run))
@@ -89,12 +77,6 @@ def _comparison(runs: Sequence[RunFacts]) -> Iterable[Element]:
     rows = [(name, *(each[name] for each in facts)) for name in facts[0]]
     yield html_table("", ["", *(run.name for run in runs)], rows)
     yield from _section("Training curves", _charts(runs))
-
-
-def _section(title: str, content: Iterable[Element]) -> Iterable[Element]:
-    """Put content under a title; yield nothing without content."""
-    if found := list(content):
-        yield element("section", element("h2", title), *found)
 
 
 def _status(run: RunFacts) -> str:
@@ -188,9 +170,14 @@ def _bad_files(run: RunFacts) -> Iterable[Element]:
 def _commands(run: RunFacts) -> Iterable[Element]:
     """Show the command of the run, and commands to continue with."""
     here, record = shlex.quote(run.name), run.record
-    made_by = shlex.join(record.get("command", [])) or "mae.pretrain(...)  # in Python"
+    verb = "finetune" if isinstance(run.config, FinetuneConfig) else "pretrain"
+    made_by = shlex.join(record.get("command", [])) or f"mae.{verb}(...)  # in Python"
     yield element("p", "Command of this run; it resumes an unfinished run:")
     yield element("pre", made_by)
+    if isinstance(run.config, FinetuneConfig):
+        yield element("p", "To score it on labelled images, classify others, and use it elsewhere:")
+        yield element("pre", commands(run))
+        return
     yield element("p", "To use it on images of your own, or to train further from its weights:")
     yield element(
         "pre",
@@ -208,20 +195,3 @@ def _versions(run: RunFacts) -> str:
     settings = {"git": commit, "threads": run.record.get("threads"), "seed": run.config.seed}
     facts = run.record.get("versions", {}) | settings
     return "; ".join(f"{name} {value}" for name, value in facts.items())
-
-
-def html_table(
-    caption: str, head: Sequence[str], rows: Iterable[Sequence[Element | str]]
-) -> Element:
-    """Build a table; the first cell of each row is its header."""
-    body = (
-        element("tr", element("th", first, scope="row"), *(element("td", cell) for cell in cells))
-        for first, *cells in rows
-    )
-    table = element(
-        "table",
-        element("caption", caption) if caption else None,
-        element("thead", element("tr", *(element("th", text, scope="col") for text in head))),
-        element("tbody", *body),
-    )
-    return element("div", table, class_="wide")

@@ -64,3 +64,19 @@ def write_predictions(
         text = io.TextIOWrapper(file, "utf-8", errors="replace", newline="")
         csv.writer(text, lineterminator="\n").writerows([columns, *rows])
         text.detach()  # flushes; the file stays open
+
+
+def read_predictions(path: Path) -> list[PredictionRow]:
+    """Read the rows of a .csv that `write_predictions` wrote.
+
+    Raises:
+        ConfigError: if it is not such a file.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            head, *rows = csv.reader(file)
+        if tuple(head) != COLUMNS:
+            raise ValueError
+        return [(a, b, c, float(p), int(rank), float(loss)) for a, b, c, p, rank, loss in rows]
+    except (ValueError, csv.Error) as error:
+        raise ConfigError(f"{path}: is not a file of predictions; remove it") from error

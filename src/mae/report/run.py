@@ -32,6 +32,11 @@ class RunFacts(NamedTuple):
         return str(self.files.path)
 
     @property
+    def kind(self) -> str:
+        """Type of training."""
+        return "Fine-tuning" if isinstance(self.config, FinetuneConfig) else "Pre-training"
+
+    @property
     def step(self) -> int:
         """Last logged step."""
         return int(self.rows[-1]["step"]) if self.rows else 0

@@ -38,6 +38,8 @@ class RunDir:
         self.checkpoints = path / "checkpoints"
         self.weights = path / "weights"
         self.results = path / "results.json"
+        self.predictions = path / "predictions.csv"
+        self.mistakes = path / "mistakes.png"
         self.bad_files = path / "bad-files.tsv"
         self.report = path / "report.html"
         self.lock = path / "lock"

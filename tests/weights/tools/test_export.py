@@ -12,11 +12,12 @@ from torch import Tensor
 
 from mae.errors import ConfigError, WeightsError
 from mae.model.autoencoder import MaskedAutoencoder
+from mae.model.classifier import Classifier
 from mae.report.tables import plain, value_rows
 from mae.weights.formats.native import save
 from mae.weights.tools import export as exporting
 from mae.weights.tools.export import Exported, Part, Target, export
-from tests.model.tiny import tiny_model
+from tests.model.tiny import scrambled, tiny_model
 
 SUFFIX = {"onnx": ".onnx", "torch-export": ".pt2"}
 # Batches and grids: as trained, and what the exporter itself did not try.
@@ -92,6 +93,25 @@ def test_without_dynamic_the_batch_alone_may_change(
     assert done.inputs == {"images": ["batch", 3, 12, 20], "noise": ["batch", 3, 5]}
     with pytest.raises((RuntimeError, AssertionError)):
         run(tmp_path / "f.pt2", "torch-export", images[..., :16], noise[..., :4])
+
+
+@pytest.mark.parametrize("to", [pytest.param("onnx", marks=pytest.mark.slow), "torch-export"])
+def test_a_classifier_gives_the_scores_of_pytorch_and_names_its_classes(
+    to: Target, model: MaskedAutoencoder, tmp_path: Path, generator: torch.Generator
+) -> None:
+    classifier = scrambled(Classifier(model.encoder, num_classes=4), generator).eval()
+    save(classifier, tmp_path / "c", class_names=("a", "b", "c", "d"))
+
+    done = export(tmp_path / "c", tmp_path / f"c{SUFFIX[to]}", to=to, part="classifier")
+
+    images = torch.randn(5, 3, 12, 20, generator=generator)
+    (scores,) = run(Path(done.path), to, images)
+    torch.testing.assert_close(scores, classifier(images), rtol=0, atol=1e-4)
+    assert done.outputs == {"scores": ["batch", 4]}
+    if to == "onnx":
+        session = onnxruntime.InferenceSession(done.path)
+        said = json.loads(session.get_modelmeta().custom_metadata_map["mae"])
+        assert said["class_names"] == ["a", "b", "c", "d"]
 
 
 def test_what_is_written_says_what_it_is(weights: Path, tmp_path: Path) -> None:

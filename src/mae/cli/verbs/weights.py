@@ -72,7 +72,7 @@ def weights_export(
     dst: Path,
     *,
     to: Literal["onnx", "torch-export"],
-    part: Literal["encoder", "full"] = "encoder",
+    part: Literal["encoder", "full", "classifier"] = "encoder",
     dynamic: bool = False,
     given: Given,
 ) -> object:
@@ -84,7 +84,8 @@ def weights_export(
     Args:
         dst: File to write.
         to: onnx (.onnx) or torch-export (.pt2).
-        part: encoder: images to tokens; full: images and noise to predictions and mask.
+        part: encoder: images to tokens; full: images and noise to predictions and mask;
+            classifier: images to the scores of the classes, which the file names.
         dynamic: Let height and width vary, besides the batch.
     """
     from mae.weights.tools.export import export

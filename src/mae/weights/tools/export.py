@@ -21,13 +21,14 @@ from mae.config.objective import num_keep
 from mae.config.serialize import to_dict
 from mae.errors import ConfigError, WeightsError
 from mae.model.autoencoder import MaskedAutoencoder
+from mae.model.classifier import Classifier
 from mae.model.encoder import Encoder
 from mae.weights.given import Given
-from mae.weights.load import open_encoder, open_model
+from mae.weights.load import open_classifier, open_encoder, open_model
 from mae.weights.tools.output import new_output, require_new
 
 Target = Literal["onnx", "torch-export"]
-Part = Literal["encoder", "full"]
+Part = Literal["encoder", "full", "classifier"]
 CLOSE = 1e-4  # relative to max(1, largest value); allows for float32 summation order only
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 _TIMED = 5
@@ -73,13 +74,14 @@ def export(
     """Export a network to another runtime, run it there, and compare it with PyTorch.
 
     The batch size is dynamic. The encoder returns all tokens of unmasked images. The full model
-    predicts every patch and draws no random numbers, since the noise is an input.
+    predicts every patch and draws no random numbers, since the noise is an input. A classifier
+    returns its scores, and the description in the file names the classes.
 
     Args:
-        weights: any path that `load_encoder` accepts, or `load` for the full model.
+        weights: any path that `load_encoder` accepts, `load` for the full model, or a classifier.
         dst: file to create, in an existing folder; .onnx or .pt2.
         to: "onnx" or "torch-export".
-        part: "encoder" or "full".
+        part: "encoder", "full" or "classifier".
         dynamic: make height and width dynamic too; the graph then resizes the positions.
         given: settings that the weights do not say, see `Given`.
 
@@ -91,10 +93,15 @@ def export(
     """
     path = Path(dst)
     _require_place(path, to)
-    open_part = open_encoder if part == "encoder" else open_model
-    model, notes = open_part(weights, **given)
+    about: dict[str, object] = {"part": part}
+    model: Encoder | MaskedAutoencoder | Classifier
+    if part == "classifier":
+        (model, about["class_names"]), notes = open_classifier(weights, **given)
+    else:
+        open_part = open_encoder if part == "encoder" else open_model
+        model, notes = open_part(weights, **given)
     case = case_of(model.eval(), dynamic=dynamic)
-    about = {"part": part, "model": to_dict(model.config)}
+    about["model"] = to_dict(case.config)
     if isinstance(model, MaskedAutoencoder):
         about["objective"] = to_dict(model.objective)
     with new_output(path) as temporary:
@@ -196,22 +203,23 @@ class Case(NamedTuple):
         return (images, torch.rand(batch, h, w, generator=of_noise))[: len(self.inputs)]
 
 
-def case_of(model: Encoder | MaskedAutoencoder, *, dynamic: bool) -> Case:
+def case_of(model: Encoder | MaskedAutoencoder | Classifier, *, dynamic: bool) -> Case:
     """Return what to export of a model.
 
     The encoder maps images B C H W to tokens B 1+L D, unmasked. The full model maps images and
     noise B h w to predictions B L P and mask B L; the noise has the shape of the patch grid, so
-    that its size gives that of the images.
+    that its size gives that of the images. A classifier maps images to scores B K.
 
     Args:
-        model: an encoder, or the full model.
+        model: an encoder, the full model, or a classifier.
         dynamic: make height and width dynamic, besides the batch.
 
     Raises:
         ConfigError: if `dynamic` and the number of kept patches cannot be computed with integers
             for every image size.
     """
-    config, p, (h, w) = model.config, model.config.patch_size, model.config.grid
+    config = model.encoder.config if isinstance(model, Classifier) else model.config
+    p, (h, w) = config.patch_size, config.grid
     kept = None
     if dynamic and isinstance(model, MaskedAutoencoder):
         kept = _kept_fraction(model.objective.mask_ratio)
@@ -232,6 +240,9 @@ def case_of(model: Encoder | MaskedAutoencoder, *, dynamic: bool) -> Case:
     inputs = {"images": ["batch", config.channels, *size]}
     if isinstance(model, Encoder):
         outputs = {"tokens": ["batch", patches[1], config.width]}
+        return Case(config, model, model, (of_images,), inputs, outputs, tries)
+    if isinstance(model, Classifier):
+        outputs = {"scores": ["batch", model.head.out_features]}
         return Case(config, model, model, (of_images,), inputs, outputs, tries)
 
     def eager(images: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
