@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -7,7 +9,8 @@ from sklearn.linear_model import LogisticRegression
 from mae.errors import DataError
 from mae.evaluation.features import standardized
 from mae.evaluation.logistic import linear_probe
-from mae.evaluation.starts import correct_of, default_labels, nested_draws
+from mae.evaluation.starts import correct_of, default_labels, find_images, nested_draws
+from tests.jobs.conftest import write_classes
 
 NAMES = ("cat", "dog", "eel")
 
@@ -25,6 +28,28 @@ def test_a_class_with_one_label_is_refused() -> None:
         default_labels(labels, NAMES)
     with pytest.raises(DataError, match="got 1 of class dog"):
         nested_draws([np.arange(19)], labels, names=NAMES, seed=0)
+
+
+def test_a_list_labels_some_images_of_a_folder(tmp_path: Path) -> None:
+    folder = write_classes(tmp_path, "images", count=20) / "images"
+    lines = [f"images/{i}.png,{NAMES[i % 2]}\n" for i in range(15)]
+    (tmp_path / "labels.csv").write_text("path,label\n" + "".join(lines))
+
+    parts, images, few = find_images(folder, str(tmp_path / "labels.csv"), seed=0, weights=None)
+
+    tested = {Path(parts.test.source.name(i)).name for i in parts.test.ids.tolist()}
+    assert (len(parts.train.ids), len(tested), few) == (12, 3, None)
+    assert {images.name(i) for i in range(len(images))} == {f"{i}.png" for i in range(20)} - tested
+
+
+def test_a_list_of_none_of_the_images_is_refused(tmp_path: Path) -> None:
+    folder = write_classes(tmp_path, "images", count=20) / "images"
+    write_classes(tmp_path, "others", count=4)
+    lines = [f"others/{i}.png,{NAMES[i % 2]}\n" for i in range(4)]
+    (tmp_path / "labels.csv").write_text("".join(lines))
+
+    with pytest.raises(DataError, match="labels.csv names none of the 20 images of .*others/"):
+        find_images(folder, str(tmp_path / "labels.csv"), seed=0, weights=None)
 
 
 def test_quarters_lie_in_halves_and_halves_in_the_draws() -> None:

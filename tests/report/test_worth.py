@@ -18,8 +18,9 @@ def compared(
 ) -> Comparison:
     bars, judged = scores(baselines, starts, minutes=20)
     return Comparison(
-        data="shapes", baselines=bars, starts=judged, labels=labels, classes=3, train=90, test=200,
-        draws=4, seeds=2, minutes=20, pool="grid", network="ViT", supervised="Supervised: so.",
+        data="shapes", baselines=bars, starts=judged, labels=labels, classes=3, images=110,
+        train=90, test=200, draws=4, seeds=2, minutes=20, pool="grid", network="ViT",
+        supervised="Supervised: so.",
     )  # fmt: skip
 
 
@@ -95,16 +96,16 @@ def test_features_that_know_the_classes_help_unless_the_labels_are_shuffled(labe
     rng = np.random.default_rng(0)
     labels = np.arange(72) % 3
     asked = np.arange(90) % 3
-    centres = {name: size * rng.normal(size=(3, 9)) for name, size in
-               (("raw", 0.4), ("random", 0.2), ("pre-trained", 2.5))}  # fmt: skip
-    draws = [np.flatnonzero(np.arange(72) // 3 % 4 == part) for part in range(4)]
+    centres = {name: size * rng.normal(size=(3, 7)) for name, size in
+               (("raw", 0.4), ("random", 0.2), ("pre-trained", 1.2))}  # fmt: skip
+    draws = [np.flatnonzero(np.arange(72) // 3 % 3 == part) for part in range(3)]
     seen = labels if labelled == "truly" else rng.permutation(labels)
     [size] = nested_draws(draws, labels, names=NAMES, seed=0)[-1:]
 
     starts = []
     for name, centre in centres.items():
         train, test = (
-            (centre[y] + rng.normal(size=(len(y), 9))).astype(np.float32) for y in (labels, asked)
+            (centre[y] + rng.normal(size=(len(y), 7))).astype(np.float32) for y in (labels, asked)
         )
         right = correct_of([train], seen, [test], asked, draws=size)
         starts.append(Start(name, [right]))

@@ -59,8 +59,10 @@ class Comparison(NamedTuple):
     labels: tuple[float, ...]
     """Numbers of labels, ascending; the last is that of the verdicts."""
     classes: int
+    images: int
+    """Images on which the starts were trained without labels."""
     train: int
-    """Images to draw labels from, on which the starts were trained without labels."""
+    """Labelled images to draw from."""
     test: int
     draws: int
     seeds: int

@@ -7,6 +7,7 @@ all: features standardised on all drawn images, logistic regression.
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
@@ -17,13 +18,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from mae.atomic import write_atomic
-from mae.data.sources.source import Source
+from mae.data.sources.lists import LISTS
+from mae.data.sources.open import open_source
+from mae.data.sources.source import FolderSource, Source
+from mae.data.sources.subset import subset
 from mae.data.types import Log
 from mae.errors import DataError
 from mae.evaluation.features import Array, encoder_features, pixel_features, standardized
-from mae.evaluation.few_labels import CHOICE, FewLabels
+from mae.evaluation.few_labels import CHOICE, COLUMNS, FewLabels
 from mae.evaluation.inputs import LabelledBatch, map_images
-from mae.evaluation.labelled_data import Labelled, Part
+from mae.evaluation.labelled_data import Labelled, Part, labelled
 from mae.evaluation.logistic import linear_probe
 from mae.evaluation.paired import Correct
 from mae.evaluation.split import Ids, Labels, fraction_of_labels
@@ -174,6 +178,53 @@ def _require_two(sizes: Ids, names: Sequence[str]) -> None:
             f"labels: got {sizes[poorest]} of class {names[poorest]} to learn from, expected at "
             f"least {LEAST_PER_CLASS}; label more of its images, or leave the class out"
         )
+
+
+def find_images(
+    data: str | Path, labels: str | None, *, seed: int, weights: str | Path | None
+) -> tuple[Labelled, Source, str | None]:
+    """Find the labelled images, and those to train on without labels.
+
+    Args:
+        data: labelled images, see `labelled`; or a folder of images for a list of labels.
+        labels: see `FewLabels`; or a list of path,label that names some of the images.
+        seed: seed of the held-out images.
+        weights: see `labelled`.
+
+    Returns:
+        The labelled images; all images but those for testing; and `labels` if it is no list.
+
+    Raises:
+        DataError: for a list that names none of the images.
+    """
+    if labels is None or not _is_list(Path(labels).expanduser()):
+        parts = labelled(data, seed=seed, weights=weights)
+        return parts, parts.train.as_source(), labels
+    parts, every = labelled(labels, seed=seed, weights=weights), open_source(data)
+    files = _files(every, range(len(every)))
+    known, tested = (_files(*part) for part in parts[:2])
+    if not {*files} & {*known, *tested}:
+        raise DataError(
+            f"labels: {labels} names none of the {len(every):,} images of {data}, but {known[0]} "
+            "and others; give the folder of these images, or a list of those"
+        )
+    kept = np.flatnonzero(~np.isin(files, tested))
+    return parts, subset(every, kept), None
+
+
+def _is_list(path: Path) -> bool:
+    """Return whether a file lists path,label, and is no choice of labels by `write_choice`."""
+    if path.suffix.lower() not in LISTS or not path.is_file():
+        return False
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return tuple(file.readline().strip().split(",")) != COLUMNS
+
+
+def _files(source: Source, ids: Iterable[int]) -> list[str]:
+    """Return the paths of image files."""
+    if not isinstance(source, FolderSource):
+        raise DataError("labels: a list of labels goes with a folder of image files; give one")
+    return [os.path.realpath(source.path(index)) for index in ids]
 
 
 def draw_labels(

@@ -17,12 +17,13 @@ from mae.config.run import PretrainConfig
 from mae.config.sizes import size_name
 from mae.data.batching.batch import evaluation_batch
 from mae.data.sources.open import data_name
+from mae.data.sources.source import Source
 from mae.data.survey import survey
 from mae.errors import ConfigError, DataError, WeightsError
 from mae.evaluation.comparison import Comparison, Start, scores
 from mae.evaluation.features import LabelledImages
 from mae.evaluation.inputs import FeatureSettings, open_for_features
-from mae.evaluation.labelled_data import Part, labelled
+from mae.evaluation.labelled_data import Part
 from mae.evaluation.starts import (
     BATCH,
     PIXELS,
@@ -33,6 +34,7 @@ from mae.evaluation.starts import (
     draw_labels,
     encode_baselines,
     encode_start,
+    find_images,
     read_columns,
     scorer,
 )
@@ -42,9 +44,6 @@ from mae.model.create import create
 from mae.model.encoder import Encoder, Pool
 from mae.planning.hardware import choose_device
 from mae.progress import Progress
-from mae.recipes.catalogue import CONTINUE, find_config
-from mae.recipes.custom import kept_fields
-from mae.recipes.folder import NAME
 from mae.report.tables import plain
 from mae.report.worth import worth_page, worth_rows, worth_sentence
 from mae.runs.directory import RunDir, differences
@@ -82,17 +81,15 @@ class _Task(NamedTuple):
     """What every start is compared on."""
 
     folder: Path
-    train: Part
+    images: Source
+    """What the starts are trained on without labels."""
     drawn: Part
     """The training images of any draw."""
     test: Part
     sizes: tuple[Draws, ...]
     """Draws as ids of the source, fewest labels first."""
     pool: Pool
-    config: PretrainConfig
-    """The recipe from scratch, for the minutes of one start."""
-    kept: frozenset[str] | None
-    """See `pretrain`."""
+    device: torch.device
     minutes: float
     """Of one start."""
     stop: StopSignal
@@ -101,11 +98,6 @@ class _Task(NamedTuple):
     def note(self, text: str) -> None:
         """Print a line for the user."""
         Progress(quiet=self.quiet).note(text)
-
-    @property
-    def device(self) -> torch.device:
-        """Device of training and features."""
-        return choose_device(self.config.device)
 
     def parts(self, name: str) -> dict[str, Part]:
         """Return the drawn and the test images by a name for the progress display."""
@@ -149,8 +141,9 @@ def worth(
     A repeated call resumes a stopped one. The protocol is in docs/worth.md.
 
     Args:
-        data: labelled images, see `labelled`.
+        data: labelled images, see `labelled`; or a folder of images for a list of labels.
         labels: labels in a draw, see `FewLabels`; none: ten of each class, or half of the smallest.
+            Or a list of path,label of some of the images, of which as many are drawn.
         minutes: divided equally between the starts that train.
         weights: whatever `load_encoder` takes; several are compared.
         out: folder of the runs and the page; `runs/DATA-NAME-worth` if none.
@@ -172,28 +165,30 @@ def worth(
         raise ConfigError(f"minutes: expected a number above 0, got {minutes:g}")
     if draws < 2:
         raise ConfigError(f"draws: expected at least 2, got {draws}")
-    base = find_config(recipe, PretrainConfig) if isinstance(recipe, str) else recipe
     share = minutes / (2 + len(given))
-    config = replace(base, seed=seed, device=device, minutes=None if base.steps else share)
     folder = Path("runs", f"{data_name(data)}-worth") if out is None else Path(out)
     with StopSignal("finishing this part", command=command) as stop:
-        parts = labelled(data, seed=seed, weights=given[0] if given else None)
-        images = draw_labels(parts, labels, draws, seed=seed, log=Progress(quiet=quiet).note)
-        kept = kept_fields(recipe, {})
-        task = _Task(folder, *images, pool, config, kept, share, stop, quiet)
+        log = Progress(quiet=quiet).note
+        parts, images, few = find_images(data, labels, seed=seed, weights=[*given, None][0])
+        train, drawn, test, sizes = draw_labels(parts, few, draws, seed=seed, log=log)
+        task = _Task(folder, images, drawn, test, sizes, pool, choose_device(device), share, stop,
+                     quiet)  # fmt: skip
         weighed = _open_weights(task, given)
         trained = [SCRATCH, *(f"{each.name}, continued" for each in weighed), SUPERVISED]
         task.note(f"{minutes:g} minutes, {share:.3g} for each of {', '.join(trained)}")
         asked = {"data": str(data), "labels": labels, "minutes": minutes, "draws": draws,
                  "weights": [*map(str, given)], "pool": pool, "seed": seed,
-                 "fingerprint": task.train.as_source().fingerprint()}  # fmt: skip
+                 "fingerprint": images.fingerprint()}  # fmt: skip
+        fields = {"seed": seed, "device": device, "minutes": share}
+        if isinstance(recipe, PretrainConfig) and recipe.steps is not None:
+            fields |= {"minutes": None, "steps": recipe.steps}
         with _opened(folder, asked) as record:
-            baselines, starts, about = _all_starts(task, weighed, record)
+            baselines, starts, about = _all_starts(task, weighed, record, recipe, fields)
             baseline_scores, start_scores = scores(baselines, starts, minutes=minutes)
             found = Comparison(
                 data=data_name(data), baselines=baseline_scores, starts=start_scores,
                 labels=tuple(size.labels for size in task.sizes),
-                classes=len(parts.train.source.class_names), train=len(task.train.ids),
+                classes=len(drawn.source.class_names), train=len(train.ids), images=len(images),
                 test=baselines[0].correct[-1].shape[1], draws=len(task.sizes[-1].ids),
                 seeds=SEEDS, minutes=minutes, pool=pool, network=about[0], supervised=about[1],
             )  # fmt: skip
@@ -213,15 +208,14 @@ class _Weights(NamedTuple):
 
 def _open_weights(task: _Task, given: Sequence[str | Path]) -> list[_Weights]:
     """Load the given weights; refuse those that do not take the images, and images all equal."""
-    source = task.train.source
-    kind = survey(source, channels=task.config.channels, max_bad=task.config.max_bad)
-    ids = task.train.ids[:: -(-len(task.train.ids) // LOOKED_AT)].tolist()
+    source, every = task.images, range(len(task.images))
+    kind, ids = survey(source), every[:: -(-len(every) // LOOKED_AT)]
     images = evaluation_batch(source, ids, kind=kind, size=(PIXELS, PIXELS)).images
     if len(images) and bool((images == images[0]).all()):
         raise DataError(f"data: all of {len(images)} images looked at are equal; give others")
     found = list[_Weights]()
     for path in given:
-        settings = FeatureSettings(task.pool, BATCH, task.config.device)
+        settings = FeatureSettings(task.pool, BATCH, str(task.device))
         encoder = open_for_features(path, settings, log=task.note)
         counts = {encoder.config.channels, kind.channels}
         if len(counts) > 1 and counts != {1, 3}:
@@ -267,30 +261,31 @@ def _write(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def _all_starts(
-    task: _Task, weighed: Sequence[_Weights], record: dict[str, Any]
+    task: _Task,
+    weighed: Sequence[_Weights],
+    record: dict[str, Any],
+    recipe: str | PretrainConfig,
+    fields: Mapping[str, Any],
 ) -> tuple[list[Start], list[Start], tuple[str, str]]:
     """Train what trains, and classify with every start.
 
     Returns:
         The baselines, the starts, and how the page describes the trained ones.
     """
-    features = dict[str, list[Columns]]()
+    features, runs = dict[str, list[Columns]](), dict[str, Run]()
     for i, each in enumerate(weighed):
         name = f"{each.name}, frozen"
         features[name] = task.features(name, each.encoder, file=f"frozen-{i}")
-    config, runs = task.config, dict[str, Run]()
-    further = replace(CONTINUE, seed=config.seed, device=config.device, steps=config.steps,
-                      minutes=config.minutes)  # fmt: skip
     for i, each in enumerate(weighed):
         name, folder = f"{each.name}, continued", f"continued-{i}"
-        runs[name] = _pretrained(task, name, further, folder, init=each.path)
+        runs[name] = _pretrained(task, name, "continue", folder, fields, init=each.path)
         features[name] = task.features(name, runs[name].model.encoder, file=folder)
-    runs[SCRATCH] = _pretrained(task, SCRATCH, config, "scratch", kept=task.kept)
+    runs[SCRATCH] = _pretrained(task, SCRATCH, recipe, "scratch", fields)
     features[SCRATCH] = task.features(SCRATCH, runs[SCRATCH].model.encoder, file="scratch")
     model = runs[SCRATCH].config.model
     random = [create(model, seed=seed).encoder.to(task.device).eval() for seed in range(SEEDS)]
     bars = task.read("baselines", encode_baselines(random, task.pool), random[0], file="baselines")
-    to = scorer(task.train.source, task.test.source, task.sizes, (bars, *features.values()))
+    to = scorer(task.drawn.source, task.test.source, task.sizes, (bars, *features.values()))
     task.note("classifying ...")
     baselines = [
         Start(RAW, to.score(bars)),
@@ -310,18 +305,15 @@ def _all_starts(
 def _pretrained(
     task: _Task,
     name: str,
-    config: PretrainConfig,
+    recipe: str | PretrainConfig,
     folder: str,
-    *,
+    fields: Mapping[str, Any],
     init: str | Path | None = None,
-    kept: frozenset[str] | None = None,
 ) -> Run:
-    """Pre-train on the training images alone, or take the finished run."""
+    """Pre-train on the images, but for the test images, or take the finished run."""
     task.note(f"{name}: pre-training ...")
-    source = task.train.as_source()
-    return pretrain(config, data=source, out=task.folder / folder, init=init, quiet=task.quiet,
-                    command=task.stop.command, kept=kept,
-                    based_on="custom" if kept is None else NAME)  # fmt: skip
+    return pretrain(recipe, data=task.images, out=task.folder / folder, init=init,
+                    quiet=task.quiet, command=task.stop.command, **fields)  # fmt: skip
 
 
 def _spent(run: Run) -> tuple[float, float]:
@@ -343,7 +335,7 @@ def _supervised(
     columns = task.read(SUPERVISED, lambda batch: [batch.images.numpy()], networks[0], file=None)
     known = LabelledImages(torch.from_numpy(columns[0].of(to.drawn)[0]), to.drawn_y)
     asked = LabelledImages(torch.from_numpy(columns[1].of(to.test)[0]), to.test_y)
-    draws, classes = to.sizes[-1].ids, len(task.train.source.class_names)
+    draws, classes = to.sizes[-1].ids, len(task.drawn.source.class_names)
     count = len(draws[0])
     config = supervised_config(networks[0].config, classes=classes, labels=count)
     if "supervised_steps" not in record:

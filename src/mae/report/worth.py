@@ -97,10 +97,10 @@ def _paragraph(text: str) -> Element:
 def _protocol(found: Comparison) -> Sequence[str]:
     trained = [f"{s.name} {s.passes:.3g}" for s in found.starts if s.passes is not None]
     return (
-        f"{found.classes} classes. Labels are drawn {found.draws} times from {found.train:,} "
-        "images; every start learns from the same draws and is tested on the same images, which "
-        "no training saw. Each draw is repeated with "
-        f"{found.seeds} seeds, whose results are averaged before anything else.",
+        f"{found.classes} classes. MAE was trained on {found.images:,} images without labels. "
+        f"Labels are drawn {found.draws} times from {found.train:,} images; every start learns "
+        "from the same draws and is tested on the same images, which no training saw. Each draw is "
+        f"repeated with {found.seeds} seeds, whose results are averaged before anything else.",
         "Raw pixels (at most 32 x 32), the random encoder and each encoder are frozen: features "
         f"(encoders: pool {found.pool}) are standardised, and classified by logistic regression "
         "whose regularisation is chosen within the drawn labels. The random encoder and what is "

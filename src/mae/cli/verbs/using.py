@@ -127,11 +127,12 @@ def worth(
     Raw pixels, a random encoder, given weights as they are and trained further, MAE from scratch
     and training on the labels alone learn from the same few labels and are tested on the same
     images. DATA holds one folder per class, of which a fifth is held out; or train/ and val/ with
-    such folders. A repeated call resumes.
+    such folders; or images without labels, if --labels names a list. A repeated call resumes.
 
     Args:
         labels: Labels of a draw: a number as in 10/class, a fraction as in 1%, or a .csv of earlier
-            draws; none: 10/class, or half of the smallest class.
+            draws; or a list of path,label of some of the images. None: 10/class, or half of the
+            smallest class.
         minutes: Divided equally between the starts that train.
         weights: Weights to compare, several separated by commas.
         out: Folder of the runs and the page; none: runs/DATA-worth.
