@@ -44,7 +44,7 @@ from mae.recipes.catalogue import DEMO
 from mae.weights.load import load_encoder
 
 PER_CLASS, DRAWS, SHUFFLES = 10, 5, 20
-MOST_LABELS = 2000
+MOST_LABELS = 1000
 """Labels of the truth, of data that have more."""
 SMALL = PretrainConfig(
     model=model_config(
