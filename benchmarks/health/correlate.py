@@ -1,0 +1,6 @@
+"""x"""
+
+from pathlib import Path
+
+
+def main(out: Path, folder: Path) -> None: ...
