@@ -9,7 +9,6 @@ label-free figures with a probe instead (see `correlate`).
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks.health import correlate
+from benchmarks.health.kept import keep, kept
 from benchmarks.health.planted import HEALTHY, PLANTED, Case
 from mae.errors import MaeError
 from mae.evaluation.findings import findings
@@ -48,18 +48,6 @@ def measure(case: Case, folder: Path, out: Path) -> dict[str, Any]:
     log = losses(read_rows(out / "log.jsonl"))
     seconds = time.process_time() - began
     return {"name": case.name, "rows": rows, "losses": log, "error": error, "seconds": seconds}
-
-
-def kept(path: Path) -> dict[str, dict[str, Any]]:
-    """Read the measured runs by name."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {run["name"]: run for run in map(json.loads, lines)}
-
-
-def keep(path: Path, run: dict[str, Any]) -> None:
-    """Add the line of a run."""
-    with path.open("a") as file:
-        file.write(json.dumps(run) + "\n")
 
 
 def named(case: Case, run: dict[str, Any]) -> dict[str, int]:

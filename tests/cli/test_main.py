@@ -194,7 +194,7 @@ def test_the_options_of_a_recipe_are_pinned() -> None:
         "threads workers save-every-steps log-every-steps keep keep-checkpoints follow-weights "
         "resize max-bad image-size crop-pct "
         "mask-kind mask-ratio channels measure-pixels init-channels views-per-decode "
-        "start-size start-share "
+        "start-size start-share held-out "
         "optim.name optim.min-lr optim.min-lr-scaled optim.warmup-epochs optim.warmup-start "
         "optim.betas optim.eps "
         "optim.weight-decay optim.decay-tokens optim.clip-norm augment.crop-scale "

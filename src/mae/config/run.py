@@ -163,10 +163,18 @@ class FitConfig:
             return None
         return self.precision
 
+    def trained_images(self, count: int) -> int:
+        """Return how many of `count` images are trained on."""
+        return count
+
     @property
     def warmup_share(self) -> float:
         """Fraction of the run that is warm-up."""
         return min(1.0, self.optim.warmup_epochs / self.epochs)
+
+
+HELD_OUT_LEAST, HELD_OUT_MOST = 100, 64
+"""No image of fewer is held out, and at most so many are: as many as a health check reads."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -187,6 +195,8 @@ class PretrainConfig(FitConfig):
     """Image height and width in the first part of the run; none: as in the rest."""
     start_share: float = 0.6
     """Fraction of the run with images of start_size, where it is given."""
+    held_out: float = 0.0
+    """Fraction of the images, at most 64, for the health check alone; none of under 100 images."""
 
     def __post_init__(self) -> None:
         # slots=True makes a new class, which the bare form of super() does not find.
@@ -196,6 +206,7 @@ class PretrainConfig(FitConfig):
         require(views >= 1 and self.batch % views == 0, "views_per_decode", views, allowed)
         require_numbers(self, "at least 1", "channels")
         require_numbers(self, "above 0, below 1", "start_share")
+        require_numbers(self, "at least 0, below 1", "held_out")
         if self.start_size is not None and not self.follow_weights:
             p, most = self.model.patch_size, self.model.image_size
             sides = zip(self.start_size, most, strict=True)
@@ -203,6 +214,12 @@ class PretrainConfig(FitConfig):
             allowed = f"multiples of the patch, {p}, up to {most[0]} {most[1]}"
             require(fits, "start_size", self.start_size, allowed)
             self.objective.require_grid((self.start_size[0] // p, self.start_size[1] // p))
+
+    def trained_images(self, count: int) -> int:
+        """Return how many of `count` images are trained on: all but the held-out ones."""
+        if count < HELD_OUT_LEAST:
+            return count
+        return count - min(HELD_OUT_MOST, round(self.held_out * count))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

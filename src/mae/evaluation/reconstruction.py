@@ -55,30 +55,61 @@ def reconstruct_stored(
     return images, model.reconstruct(images, noise=hides)
 
 
+class HiddenErrors(NamedTuple):
+    """Errors of the hidden patches of each image."""
+
+    loss: Tensor
+    """B float32: the loss of pre-training, in target space."""
+    squares: dict[str, Tensor]
+    """B float64 by name: summed squared errors of the displayed pixels, 0 to 1."""
+    values: int
+    """Hidden values of all images."""
+
+
 @torch.inference_mode()
-def hidden_psnr(model: MaskedAutoencoder, batches: Iterable[tuple[Tensor, Tensor]]) -> HiddenPsnr:
-    """Compute the PSNR of the reconstructed hidden patches and of the baselines.
+def hidden_errors(
+    model: MaskedAutoencoder, stored: Tensor, hides: Tensor, *, baselines: bool = True
+) -> HiddenErrors:
+    """Compute the errors of the reconstructed hidden patches, and those of the baselines.
 
     If the model predicts normalised patches, its reconstruction takes mean and std from the
     hidden patch itself; the in-fill then uses both too, and mean colour the mean.
 
     Args:
+        model: it is used in its mode, and not changed.
+        stored: B C H W of the stored dtype.
+        hides: what hides their patches, see `reconstruct_stored`.
+        baselines: whether to compute those of the baselines.
+    """
+    images, rebuilt = reconstruct_stored(model, stored, hides)
+    hidden = hidden_pixels(rebuilt.mask, model=model, images=images)  # B 1 H W
+    truth, squares = _shown(images, model=model), {}
+    guesses = _baselines(images, hidden, model=model) if baselines else ()
+    for name, guess in ((MODEL, rebuilt.images), *guesses):
+        error = (_shown(guess, model=model) - truth).square() * hidden
+        squares[name] = error.sum(dim=(1, 2, 3), dtype=torch.float64)
+    target = model.target(model.patches(images))
+    patch_loss = (rebuilt.pred.to(target.dtype) - target).square().mean(dim=2)  # B L
+    loss = (patch_loss * rebuilt.mask).sum(dim=1) / rebuilt.mask.sum(dim=1)
+    return HiddenErrors(loss, squares, int(hidden.sum()) * images.shape[1])
+
+
+def hidden_psnr(model: MaskedAutoencoder, batches: Iterable[tuple[Tensor, Tensor]]) -> HiddenPsnr:
+    """Compute the PSNR of the reconstructed hidden patches and of the baselines.
+
+    Args:
         model: used in evaluation mode; not changed.
-        batches: stored images B C H W, and what hides their patches, see `reconstruct_stored`.
+        batches: stored images B C H W, and what hides their patches, see `hidden_errors`.
     """
     was_training = model.training
     model.eval()
     errors = dict.fromkeys((MODEL, IN_FILL, MEAN_COLOUR), 0.0)
     count = 0
     for stored, hides in batches:
-        images, rebuilt = reconstruct_stored(model, stored, hides)
-        hidden = hidden_pixels(rebuilt.mask, model=model, images=images)  # B 1 H W
-        truth = _shown(images, model=model)
-        count += int(hidden.sum()) * images.shape[1]
-        guesses = _baselines(images, hidden, model=model)
-        for name, guess in ((MODEL, rebuilt.images), *guesses):
-            squares = (_shown(guess, model=model) - truth).square() * hidden
-            errors[name] += float(squares.sum(dtype=torch.float64))
+        found = hidden_errors(model, stored, hides)
+        count += found.values
+        for name, squares in found.squares.items():
+            errors[name] += float(squares.sum())
     model.train(was_training)
     psnr = {n: -10 * math.log10(max(error / count, LEAST_ERROR)) for n, error in errors.items()}
     about = f"PSNR in dB over {count:,} hidden test values, clipped to [0, 1]"

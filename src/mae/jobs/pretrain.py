@@ -9,25 +9,28 @@ from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
 import numpy as np
+from torch import Tensor
 
 from mae.config.run import PretrainConfig
 from mae.data.augment.crop import evaluation_view
 from mae.data.batching.batch import BatchPlan, evaluation_batch
 from mae.data.sources.open import Data, data_name, open_source
 from mae.errors import ConfigError
+from mae.evaluation.health_check import HealthCheck
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.create import create
 from mae.parallel.processes import open_communicator
 from mae.progress import Progress
 from mae.recipes.custom import kept_fields
 from mae.report.page import write_report
-from mae.report.reconstruction import save_progress_image
+from mae.report.reconstruction import EXTREMES, save_progress_image
 from mae.runs.directory import read_record
 from mae.runs.log import read_rows
 from mae.runs.rewind import rewind_of
 from mae.runs.signals import StopSignal
 from mae.runs.state import TrainState
 from mae.train.choice import choose_config
+from mae.train.fit import EveryNSteps
 from mae.train.measure import StepRecipe
 from mae.train.meter import losses, running_mean
 from mae.train.resolve import batch_plan, resolve_on_main
@@ -39,7 +42,7 @@ from mae.train.session import (
     refuse_in_readers,
     restore,
 )
-from mae.train.step import pretraining_loss
+from mae.train.step import Metrics, pretraining_loss
 from mae.train.trainer import train
 from mae.weights.formats.native import save
 from mae.weights.given import Given, configure
@@ -182,7 +185,8 @@ def _train(run: RunInProgress, model: MaskedAutoencoder) -> None:
     state = restore(run, model)
     plan = batch_plan(run.config, run.source, run.kind, run.ranks.process)
     draw = _drawing(run, plan) if run.ranks.is_main_process else None
-    train(run, state, plan, StepRecipe(pretraining_loss), draw=draw)
+    check = _checking(run, plan, step=state.step) if run.ranks.is_main_process else None
+    train(run, state, plan, StepRecipe(pretraining_loss), draw=draw, check=check)
     model.cpu().eval()
 
     def write() -> None:
@@ -192,6 +196,18 @@ def _train(run: RunInProgress, model: MaskedAutoencoder) -> None:
         finish(run, model, written=open_model(run.rundir.weights).model)
 
     run.ranks.on_main(write)
+
+
+def _checking(run: RunInProgress, plan: BatchPlan, *, step: int) -> EveryNSteps:
+    """Return the check of a run's health, which at the end draws its worst and best images."""
+    check = HealthCheck(run, plan, step=step)
+
+    def call(state: TrainState, metrics: Metrics) -> None:
+        check(state, metrics)
+        if state.step == run.record["num_steps"]:
+            _draw(run, state, *check.extremes(), name=EXTREMES)
+
+    return EveryNSteps(check.every, call, first=True)
 
 
 def _drawing(run: RunInProgress, plan: BatchPlan) -> Callable[[TrainState], None]:
@@ -207,13 +223,19 @@ def _drawing(run: RunInProgress, plan: BatchPlan) -> Callable[[TrainState], None
     noise = plan.noise(kept, epoch=0)
 
     def draw(state: TrainState) -> None:
-        if not len(kept):
-            return
-        path = run.rundir.images / f"step-{state.step:08d}.png"
-        assert isinstance(state.model, MaskedAutoencoder)
-        try:
-            save_progress_image(state.model, shown.images, noise, path)
-        except ConfigError as error:  # a failed drawing must not end the training
-            run.progress.note(str(error))
+        _draw(run, state, shown.images, noise, name=f"step-{state.step:08d}.png")
 
     return draw
+
+
+def _draw(
+    run: RunInProgress, state: TrainState, images: Tensor, noise: Tensor, *, name: str
+) -> None:
+    """Draw reconstructions into the folder of a run; a failure must not end the training."""
+    assert isinstance(state.model, MaskedAutoencoder)
+    if not len(images):
+        return
+    try:
+        save_progress_image(state.model, images, noise, run.rundir.images / name)
+    except ConfigError as error:
+        run.progress.note(str(error))

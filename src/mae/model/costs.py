@@ -66,6 +66,13 @@ def step_flops(
     return 2 * (3 * macs - projection + again)
 
 
+def encoder_flops(config: ModelConfig) -> int:
+    """Count the FLOPs of a forward pass of the encoder on one whole image, as `step_flops`."""
+    D, L = config.width, config.num_patches
+    blocks = config.depth * _block_macs(1 + L, D, mlp_ratio=config.mlp_ratio)
+    return 2 * (L * config.patch_values * D + blocks)
+
+
 def _block_macs(T: int, width: int, *, mlp_ratio: float, first: int = 0) -> int:
     F = T - first
     mlp = 2 * F * width * hidden_width(width, mlp_ratio)

@@ -159,7 +159,7 @@ class Estimate(NamedTuple):
     @property
     def steps_per_epoch(self) -> int:
         """Full batches per epoch."""
-        return self.images // self.config.batch
+        return self.config.trained_images(self.images) // self.config.batch
 
     @property
     def steps(self) -> int | None:

@@ -24,6 +24,7 @@ FOLDER = PretrainConfig(
     micro_batch=64,
     optim=OptimConfig(lr=6e-4, warmup_epochs=10, decay_tokens=False),
     augment=AugmentConfig(crop_scale=(0.2, 1.0), flip=0.5),
+    held_out=0.05,
 )
 """For many images on a GPU, and for a network that the user set."""
 

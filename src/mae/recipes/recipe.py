@@ -19,7 +19,7 @@ _OUR_FIELDS = frozenset(
     "steps minutes micro_batch checkpoint_every seed precision compile device threads workers "
     "save_every_steps log_every_steps keep keep_checkpoints max_bad channels measure_pixels "
     "num_classes follow_weights resize init_channels views_per_decode start_size start_share "
-    "objective.mask_block augment.scaled_decode".split()
+    "held_out objective.mask_block augment.scaled_decode".split()
 )
 
 

@@ -9,19 +9,36 @@ from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
 
+from PIL import Image
+
 from mae.atomic import write_atomic
 from mae.config.run import FinetuneConfig, PretrainConfig
+from mae.evaluation.findings import findings
 from mae.report.figures import Series, element, image_element, line_chart
 from mae.report.finetuned import commands, scores, test_sections
 from mae.report.html import facts_list as facts_list
 from mae.report.html import html_page as html_page
 from mae.report.html import html_table as html_table
 from mae.report.html import section as _section
-from mae.report.reconstruction import STAGES, caption_of, evenly, read_stages
+from mae.report.reconstruction import EXTREMES, STAGES, caption_of, evenly, read_stages
 from mae.report.run import RunFacts, headline, read_run
+from mae.runs.log import read_rows
 
 MOST_DRAWINGS = 8
 MOST_BAD_NAMED = 20
+HEALTH_CURVES = {
+    "gain over in-fill in dB": {"training images": "gain", "held out": "held_out_gain"},
+    "effective rank of the features": {"all images of the check": "rank"},
+}
+HEALTH_FIGURES = {
+    "gain over in-fill, dB": "gain",
+    "over mean colour, dB": "gain_over_mean",
+    "held out, over in-fill, dB": "held_out_gain",
+    "effective rank": "rank",
+    "dead directions": "dead",
+    "mean cosine": "cosine",
+    "gradient norm": "grad_norm",
+}
 FILM_WIDTH = 928  # pixels, the width of the page; wider images are reduced
 
 
@@ -61,6 +78,7 @@ def _story(run: RunFacts) -> Iterable[Element]:
     yield from _section("Training curves", _charts([run]))
     if tuned:
         yield from test_sections(run)
+    yield from _section("Health", _health(run))
     yield from _section("Reconstructions during training", _film(run))
     yield from _section("Evaluation", _evaluation(run))
     yield from _section("Unreadable images", _bad_files(run))
@@ -115,13 +133,55 @@ def _film(run: RunFacts) -> Iterable[Element]:
     rows = [(STAGES[stage], final[stage]) for stage in ("original", "masked")]
     rows += [(f"prediction, {step}", stages["prediction"]) for step, stages in drawings]
     rows += [(f"{STAGES['pasted']}, {last}", final["pasted"])]
-    cells = []
-    for label, image in rows:
-        reduced = image.reduce(-(-image.width // FILM_WIDTH))
-        cells += [element("span", label), image_element(reduced, label)]
     assert isinstance(run.config, PretrainConfig)
     yield element("p", caption_of(run.config.model, run.config.objective), class_="quiet")
-    yield element("div", *cells, class_="film")
+    yield _filmed(rows)
+
+
+def _health(run: RunFacts) -> Iterable[Element]:
+    """Show what the health checks found, their curves, and the worst and best images."""
+    rows = read_rows(run.files.health)
+    if not rows:
+        return
+    last, earlier = rows[-1], {name: row["step"] for row in rows for name in row["findings"]}
+    for finding in findings(rows, num_steps=run.record["num_steps"]):
+        yield element("p", finding.text, class_="behind")
+        earlier.pop(finding.name, None)
+    for name, step in earlier.items():
+        yield element("p", f"{name} at step {step:,}, not any more.")
+    charts = []
+    for y_label, lines in HEALTH_CURVES.items():
+        points = {
+            name: [(row["step"] * run.config.batch, row[field]) for row in rows if field in row]
+            for name, field in lines.items()
+        }
+        series = [Series(name, own) for name, own in points.items() if own]
+        charts.append(element("figure", line_chart(series, "images seen", y_label)))
+    yield element("div", *charts, class_="charts")
+    caption = (
+        f"At step {last['step']:,}, on {last['images']} training images and {last['held_out']} "
+        "held-out ones; docs/health.md says what the figures mean"
+    )
+    yield element("p", caption, class_="quiet")
+    known = {name: last.get(field) for name, field in HEALTH_FIGURES.items()}
+    yield facts_list((name, f"{v:.3g}") for name, v in known.items() if v is not None)
+    if (path := run.files.images / EXTREMES).exists():
+        stages = read_stages(path)
+        shown = ("original", "pasted")
+        cells = [(STAGES[stage], stages[stage]) for stage in shown]
+        worst, best = (", ".join(name for name, _ in last[side]) for side in ("worst", "best"))
+        yield element("p", f"Images by their loss, from the largest ({worst}) to the smallest "
+                      f"({best}):", class_="quiet")  # fmt: skip
+        yield _filmed(cells)
+
+
+def _filmed(images: Iterable[tuple[str, Image.Image]]) -> Element:
+    """Lay out images with their labels, reduced to the width of the page."""
+    cells = []
+    for label, image in images:
+        reduced = image.reduce(-(-image.width // FILM_WIDTH))
+        cells += [element("span", label), image_element(reduced, label)]
+    return element("div", *cells, class_="film")
 
 
 def _evaluation(run: RunFacts) -> Iterable[Element]:

@@ -34,6 +34,9 @@ STAGES = {
 }
 """The four stages drawn of each image, in order, with their labels."""
 
+EXTREMES = "extremes.png"
+"""Drawing of the images of a health check with the largest and the smallest loss."""
+
 GREY = 128  # hidden patches
 LEAST_EDGE = 112  # smaller images are enlarged by repeating pixels
 GAP = 4

@@ -85,7 +85,7 @@ def headline(run: RunFacts) -> dict[str, str]:
         "model": size_name(width=model.width, depth=model.depth, patch_size=model.patch_size),
         "input": f"{H} x {W} x {model.channels} {model.pixels.dtype}",
         "steps": f"{run.step:,} x {config.batch:,} images",
-        "epochs": f"{images / data['count']:.3g}",
+        "epochs": f"{images / config.trained_images(data['count']):.3g}",
         "training time": str(timedelta(seconds=round(seconds))),
         "images per second": number(images / seconds) if seconds else "not known yet",
         "loss": f"{curve[-1][1]:.4g}, mean over the last tenth of the steps"

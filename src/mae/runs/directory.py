@@ -35,6 +35,7 @@ class RunDir:
         self.path = path
         self.record = path / "run.json"
         self.log = path / "log.jsonl"
+        self.health = path / "health.jsonl"
         self.checkpoints = path / "checkpoints"
         self.weights = path / "weights"
         self.results = path / "results.json"

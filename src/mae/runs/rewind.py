@@ -72,7 +72,8 @@ def rewind(rundir: RunDir, record: dict[str, Any], asked: Rewind, *, log: Log) -
             f"{record['num_steps']}, got {asked.skip}"
         )
     aside = set_aside_newer(rundir.checkpoints, asked.step)
-    LogWriter(rundir.log, log=log).truncate_after(asked.step)
+    for rows in (rundir.log, rundir.health):
+        LogWriter(rows, log=log).truncate_after(asked.step)
     window["time"] = datetime.now(UTC).isoformat(timespec="seconds")  # type: ignore[assignment]
     record[_KEY] = [*record.get(_KEY, []), window]
     write_json_atomic(rundir.record, record)

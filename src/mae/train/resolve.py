@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -28,8 +29,11 @@ from mae.data.batching.loader import MADE_AHEAD
 from mae.data.batching.readers import why_no_readers
 from mae.data.decoding.decode import PagesKind, PixelKind
 from mae.data.decoding.header import asked_channels, kind_of
+from mae.data.sampling.draws import Stream
+from mae.data.sampling.order import shuffled
 from mae.data.sources.source import ArraySource, Source
 from mae.data.survey import measure_pixels, survey
+from mae.data.types import Integers
 from mae.errors import ConfigError, DataError
 from mae.model.classifier import Classifier
 from mae.model.processor import emulates_bf16
@@ -82,20 +86,26 @@ def resolve(
         MaeError: for images or weights that cannot be read or do not fit each other or the config.
     """
     notes: list[str] = []
+    stored = {} if begun is None else begun["config"]
+    if isinstance(config, PretrainConfig) and begun is not None and "held_out" not in stored:
+        config = dataclasses.replace(config, held_out=0.0)  # older versions trained on all
     network = _finetuning_network if isinstance(config, FinetuneConfig) else _pretraining_network
     fields, kind = network(config, source, weights, given or {}, log=notes.append)
     fields["model"] = resolve_crop_pct(fields["model"], config.augment)
     fields |= {"follow_weights": False, "resize": None}
-    if len(source) < config.batch:
+    if (count := config.trained_images(len(source))) < config.batch:
         views = config.views_per_decode if isinstance(config, PretrainConfig) else 1
-        batch = fields["batch"] = len(source) // views * views
+        batch = fields["batch"] = count // views * views
+        notes.append(f"batch: lowered from {config.batch} to {batch}; there are {count} images")
+    if held := len(source) - count:
         notes.append(
-            f"batch: lowered from {config.batch} to {batch}; there are {len(source)} images"
+            f"held out: {held} of {len(source):,} images, for the health check "
+            "(--held-out 0 trains on all)"
         )
     if config.precision == "auto":
         bf16 = has_bf16(choose_device(config.device))
         fields["precision"] = resolve_precision("auto", has_bf16=bf16, begun=begun)
-    stored, defaults = {} if begun is None else begun["config"], FitConfig()
+    defaults = FitConfig()
     for name in _KEPT_ON_RESUME:
         if name in stored and getattr(config, name) == getattr(defaults, name):
             fields[name] = stored[name]
@@ -299,7 +309,9 @@ def batch_plan(
         mirrored=_mixes(config),
     )
     if isinstance(config, PretrainConfig):
+        held = held_out_ids(config, len(source))
         return plan(
+            held_out=tuple(held.tolist()),
             grid=config.model.grid,
             objective=config.objective,
             views_per_decode=config.views_per_decode,
@@ -309,6 +321,17 @@ def batch_plan(
         num_drops=2 * config.model.depth if config.drop_path else 0,
         randaugment=None if text is None else RandAugment(text, mean),
     )
+
+
+def health_order(config: PretrainConfig, places: Integers, *, count: int) -> Integers:
+    """Map places in a random order of `count` images, whose first are held out, to their ids."""
+    return shuffled(places, n=count, seed=config.seed, epoch=0, stream=Stream.HEALTH)
+
+
+def held_out_ids(config: PretrainConfig, count: int) -> Integers:
+    """Choose the images of `count` that no batch of a run shows; ids, ascending."""
+    held = count - config.trained_images(count)
+    return np.sort(health_order(config, np.arange(held), count=count))
 
 
 def new_state(model: nn.Module, config: PretrainConfig | FinetuneConfig) -> TrainState:

@@ -8,7 +8,7 @@ unreadable images.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import chain
@@ -53,6 +53,7 @@ def train(
     recipe: StepRecipe,
     *,
     draw: Callable[[TrainState], None] | None = None,
+    check: EveryNSteps | None = None,
 ) -> None:
     """Train to the last step, unless the state is already there.
 
@@ -62,6 +63,7 @@ def train(
         plan: defines the batches.
         recipe: loss and preparation of a batch.
         draw: for pre-training; called before the first step and `DRAWINGS` times during training.
+        check: for pre-training; called as it says, after the row of the log. Both on rank 0 alone.
 
     Raises:
         TrainingError: if training cannot continue, with the last good checkpoint.
@@ -76,7 +78,7 @@ def train(
         num_steps = _resolve_steps(run, plan, state.model, recipe)
         workers = choose_workers(run.config, plan, device, log=log, process=process)
         if not process.is_main_process:
-            draw = None
+            draw = check = None
         if state.step == 0 and draw is not None:
             if not run.progress.quiet:  # the forecast measures for a few seconds
                 log_forecast(run)
@@ -103,7 +105,11 @@ def train(
             )
             if device.type == "cuda":  # exclude the memory of trial steps
                 torch.cuda.reset_peak_memory_stats(device)
-            _fit(run, state, step, prepared, plan=plan, draw=draw)
+            callbacks = [] if check is None else [check]
+            if draw is not None:
+                often = max(1, num_steps // DRAWINGS)
+                callbacks.append(EveryNSteps(often, lambda state, _: draw(state)))
+            _fit(run, state, step, prepared, plan=plan, callbacks=callbacks)
 
 
 def _exchange(
@@ -158,7 +164,7 @@ def _fit(
     batches: Iterable[Batch],
     *,
     plan: BatchPlan,
-    draw: Callable[[TrainState], None] | None,
+    callbacks: Sequence[EveryNSteps],
 ) -> None:
     """Run the loop: log, save checkpoints, report unreadable images, stop on request.
 
@@ -193,11 +199,9 @@ def _fit(
     callbacks = [
         EveryNSteps(1, show),
         EveryNSteps(config.log_every_steps or log_every(num_steps), write_row, first=True),
+        *callbacks,
         EveryNSteps(config.save_every_steps, lambda state, _: saver.save(state)),
     ]
-    if draw is not None:
-        often = max(1, num_steps // DRAWINGS)
-        callbacks.insert(2, EveryNSteps(often, lambda state, _: draw(state)))
     run.progress.note(_summary(run, step.device))
     run.progress.start(num_steps, at=state.step, images_per_step=config.batch)
     run.stop.doing = FINISHING

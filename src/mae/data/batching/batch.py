@@ -132,13 +132,27 @@ class BatchPlan:
     """
     share: tuple[int, int] = (0, 1)
     """Part of each batch that is made: (rank, number of ranks)."""
+    held_out: tuple[int, ...] = ()
+    """Ids of images that no batch shows, ascending and few."""
     mirrored: bool = False
     """Whether a share holds, with each image, its partner in the reversed batch (see Mixup)."""
 
     @property
     def batches_per_epoch(self) -> int:
         """Whole batches per epoch; the remainder is dropped, as published."""
-        return len(self.source) // self.batch
+        return self.num_shown // self.batch
+
+    @property
+    def num_shown(self) -> int:
+        """Images of an epoch: all but those held out."""
+        return len(self.source) - len(self.held_out)
+
+    def shown_ids(self, places: Integers) -> Integers:
+        """Map places among the images that are not held out to ids, both from 0."""
+        if not self.held_out:
+            return places
+        below = np.array(self.held_out) - np.arange(len(self.held_out))  # places before each
+        return places + np.searchsorted(below, places, side="right")
 
     @property
     def own_rows(self) -> Integers:
@@ -173,7 +187,8 @@ class BatchPlan:
         count = self.batch // views
         positions = np.arange(place * count, (place + 1) * count, dtype=np.int64)
         epoch = passed * views
-        return epoch, shuffled(positions, n=len(self.source), seed=self.seed, epoch=epoch)
+        places = shuffled(positions, n=self.num_shown, seed=self.seed, epoch=epoch)
+        return epoch, self.shown_ids(places)
 
     def noise(self, ids: Integers, *, epoch: int) -> Tensor:
         """Draw the mask noise B L of images in an epoch."""
@@ -317,7 +332,7 @@ def _candidates(plan: BatchPlan, epoch: int, index: int) -> Iterator[int]:
     yield index
     key = np.array([index])
     draws = uniform(plan.seed, epoch, key, stream=Stream.REPLACE, count=_REPLACEMENTS)
-    yield from (draws[0] * len(plan.source)).astype(np.int64).tolist()
+    yield from plan.shown_ids((draws[0] * plan.num_shown).astype(np.int64)).tolist()
 
 
 class EvaluationBatch(NamedTuple):

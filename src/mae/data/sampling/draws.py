@@ -29,6 +29,7 @@ class Stream(IntEnum):
     ERASE_PIXELS = 10
     MIX = 11
     MIX_SHARE = 12
+    HEALTH = 13
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

@@ -11,7 +11,9 @@ _ROUNDS = 6  # even: both halves are mixed in turn
 _DRAWN_BELOW = 30  # samples; Feistel halves of so few bits mix unevenly (decision 0006)
 
 
-def shuffled(positions: Integers, *, n: int, seed: int, epoch: int) -> Integers:
+def shuffled(
+    positions: Integers, *, n: int, seed: int, epoch: int, stream: Stream = Stream.ORDER
+) -> Integers:
     """Map places in an epoch to sample ids.
 
     A keyed Feistel network permutes [0, 2^bits), the smallest such range that holds `n`, and is
@@ -25,11 +27,12 @@ def shuffled(positions: Integers, *, n: int, seed: int, epoch: int) -> Integers:
         n: samples in the data.
         seed: key of the run.
         epoch: pass over the data; each has its own order.
+        stream: purpose of the order.
 
     Returns:
         Sample ids in [0, n), same shape.
     """
-    key = stream_key(seed, epoch, stream=Stream.ORDER)
+    key = stream_key(seed, epoch, stream=stream)
     if n < _DRAWN_BELOW:
         order: Integers = drawn_orders(np.array([key]), n=n)[0]
         return order[positions]
