@@ -145,15 +145,18 @@ class HealthCheck:
                 figures[f"{prefix}loss"] = float(loss[part].mean())
                 figures[f"{prefix}gain"] = gain_db(errors[MODEL], errors[IN_FILL])
                 figures[f"{prefix}gain_over_mean"] = gain_db(errors[MODEL], errors[MEAN_COLOUR])
-        figures |= {
-            "rank": effective_rank(features),
-            "dead": dead_share(features),
-            "cosine": mean_cosine(features),
-            "duplicates": self._duplicates,
-        }
+        if bool(features.isfinite().all()):
+            for name, of in (
+                ("rank", effective_rank),
+                ("dead", dead_share),
+                ("cosine", mean_cosine),
+            ):
+                figures[name] = of(features)
         if (labels := self._run.source.labels) is not None:
             own = labels[self._ids]
             figures["nearest_label"] = nearest_label_share(features, own)
+        figures = {name: v if math.isfinite(v) else None for name, v in figures.items()}
+        figures["duplicates"] = self._duplicates
         self._ascending = loss.argsort(stable=True)
         few = min(NAMED, len(loss) // 2)
         named = [
