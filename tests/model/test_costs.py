@@ -20,6 +20,7 @@ from mae.model.costs import (
     HALF,
     activation_bytes,
     count_parameters,
+    encoder_flops,
     step_flops,
 )
 from mae.model.create import create
@@ -207,3 +208,15 @@ def test_flops_are_the_published_ones_less_what_is_saved_exactly(name: str, page
     published = step_flops(config, OBJECTIVE) + 2 * (projected + predicted + decoded)
 
     assert published / 1e9 == pytest.approx(page, rel=2e-3)
+
+
+@pytest.mark.usefixtures("written_out")
+def test_flops_of_the_encoder_are_what_torch_counts(generator: torch.Generator) -> None:
+    config = SHAPES["3 x 5 patches"]
+    images, _ = drawn(config, generator)
+    model = create(config).double()
+
+    with FlopCounterMode(display=False) as counter:
+        model.encoder(model.normalize(images).double())
+
+    assert len(images) * encoder_flops(config) == counter.get_total_flops()

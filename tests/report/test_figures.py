@@ -69,7 +69,16 @@ def test_the_axes_have_round_ticks_that_enclose_the_values() -> None:
     assert labels[8:-1] == ["0", "20", "40", "60", "80"]
 
 
-@pytest.mark.parametrize("points", [[(0, 0.0)], [(7, 1e-9)], [(1, 5.0), (2, 5.0)]])
+@pytest.mark.parametrize(
+    "points",
+    [
+        [(0, 0.0)],
+        [(7, 1e-9)],
+        [(1, 5.0), (2, 5.0)],
+        [(1, 5.0), (2, 5.0 + 1e-15)],
+        [(1, -7.0), (2, -7.0 + 1e-12)],
+    ],
+)
 def test_a_flat_line_and_a_single_point_are_drawn(points: list[tuple[float, float]]) -> None:
     path, _ = paths(line_chart([Series("a", points)], "step", "loss"))
 

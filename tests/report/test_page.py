@@ -249,3 +249,26 @@ def test_a_browser_shows_the_page(here: Path) -> None:
     assert pixels.shape == (1500, 900, 3)
     assert rows_with_ink > 0.5
     assert saturated > 1000  # the coloured lines and pictures were drawn
+
+
+def test_a_page_shows_what_the_checks_found_and_found_no_more(here: Path) -> None:
+    run = make_run(here / "run", held_out=["a.jpg"])
+    check = {"step": 40, "loss": 1.5, "gain": -5.0, "gain_over_mean": -2.0, "held_out_gain": -5.5,
+             "rank": 6.5, "dead": 0.25, "cosine": 0.5, "duplicates": 0.0, "images": 11,
+             "held_out": 7, "worst": [["a&b.jpg", 2.0]], "best": [["c.jpg", 1.0]],
+             "findings": ["diverging"]}  # fmt: skip
+    last = check | {"step": 200, "gain": -3.0, "gain_over_mean": 0.1, "rank": 7.125, "findings": []}
+    (run / "health.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in (check, last)))
+    (run / "pictures" / "step-00000040.png").rename(run / "pictures" / "extremes.png")
+
+    page = page_of(run)
+
+    assert "Health not learning: the reconstruction is 3.0 dB behind in-fill" in page.text
+    assert "diverging at step 40, not any more." in page.text
+    assert "At step 200, on 11 training images and 7 held-out ones" in page.text
+    assert "held out: -5.5 at the end" in page.text and "7.125 at the end" in page.text
+    assert "from the largest (a&b.jpg) to the smallest (c.jpg)" in page.text
+
+
+def test_a_page_of_a_run_without_checks_has_no_section_on_health(here: Path) -> None:
+    assert "Health" not in page_of(make_run(here / "run")).words

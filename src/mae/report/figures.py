@@ -117,7 +117,8 @@ def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 
 def _ticks(low: float, high: float) -> list[float]:
     """Return about five round numbers that enclose low and high."""
-    span = (high - low) or abs(high) or 1.0
+    most = max(abs(low), abs(high))
+    span = high - low if high - low > 1e-6 * most else most or 1.0  # else rounding alone
     size: float = 10.0 ** math.floor(math.log10(span / 4))
     step = next(m * size for m in (1, 2, 5, 10) if m * size * 5.5 >= span)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

@@ -152,11 +152,15 @@ def _health(run: RunFacts) -> Iterable[Element]:
     charts = []
     for y_label, lines in HEALTH_CURVES.items():
         points = {
-            name: [(row["step"] * run.config.batch, row[field]) for row in rows if field in row]
+            name: [
+                (row["step"] * run.config.batch, row[field])
+                for row in rows
+                if row.get(field) is not None
+            ]
             for name, field in lines.items()
         }
-        series = [Series(name, own) for name, own in points.items() if own]
-        charts.append(element("figure", line_chart(series, "images seen", y_label)))
+        if series := [Series(name, own) for name, own in points.items() if own]:
+            charts.append(element("figure", line_chart(series, "images seen", y_label)))
     yield element("div", *charts, class_="charts")
     caption = (
         f"At step {last['step']:,}, on {last['images']} training images and {last['held_out']} "
