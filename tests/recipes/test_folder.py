@@ -13,7 +13,18 @@ from mae.errors import ConfigError
 from mae.planning.estimate import LEARNT_STEPS
 from mae.recipes.catalogue import FOLDER, find_config
 from mae.recipes.custom import build_config, kept_fields
-from mae.recipes.folder import CHOSEN, Facts, choose, with_fields
+from mae.recipes.folder import (
+    CHOSEN,
+    LARGE,
+    SHORT,
+    SMALL,
+    TINY,
+    Facts,
+    Row,
+    choose,
+    is_small,
+    with_fields,
+)
 
 FEW = Facts(images=300, side=28, channels=1, device="cpu", minutes=3)
 CELLS = Facts(images=364, side=480, channels=3, device="cpu", minutes=20)
@@ -31,6 +42,26 @@ def test_few_small_grey_images_on_a_cpu_get_a_small_network_at_their_own_size() 
     assert config.model.width < 384 and config.model.depth < 12
     assert (config.optim.name, config.batch, config.minutes) == ("muon", 64, 3.0)
     assert config.warmup_share == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("facts", "row"),
+    [
+        (FEW, TINY),
+        (FEW._replace(side=64), SHORT),
+        (FEW._replace(side=64, minutes=10), SMALL),
+        (FEW._replace(side=64, minutes=None), SMALL),
+        (FEW._replace(device="cuda"), LARGE),
+        (FEW._replace(device="mps"), LARGE),
+    ],
+)
+def test_a_row_of_the_table_follows_from_device_size_and_minutes(facts: Facts, row: Row) -> None:
+    config = choose(facts).config
+
+    assert {name: getattr(config.model, name) for name in row.model} == row.model
+    assert (config.optim.name, config.optim.lr) == (row.optim, row.lr)
+    assert config.objective.target_eps == row.eps
+    assert is_small(config) is (row is not LARGE)
 
 
 def test_photographs_are_made_small_and_cropped_to_as_many_pixels() -> None:

@@ -21,6 +21,7 @@ from mae.data.sources.source import ArraySource
 from mae.jobs.pretrain import pretrain
 from mae.parallel.processes import SINGLE_PROCESS
 from mae.planning.estimate import hours_in_words
+from mae.recipes.folder import Facts, choose
 from mae.train import forecast, measure
 from mae.train.forecast import ADAMW, MUON, log_forecast
 from tests.jobs.kill_storm import CONFIG, images
@@ -36,13 +37,14 @@ def said(
     command: str = "mae pretrain --data in",
     count: int = 50,
     init: str | None = None,
+    recipe: str = "custom",
 ) -> list[str]:
     lines: list[str] = []
     run: Any = SimpleNamespace(
         config=replace(config, device="cpu"),
         source=ArraySource(np.zeros((count, 16, 24, 3), np.uint8)),
         kind=PixelKind("uint8", 3),
-        record={"num_steps": steps, "init": init},
+        record={"num_steps": steps, "init": init, "recipe": recipe},
         progress=SimpleNamespace(note=lines.append),
         stop=SimpleNamespace(command=shlex.split(command)),
         rundir=SimpleNamespace(path=Path("runs/in")),
@@ -117,6 +119,22 @@ def test_what_is_suggested_takes_the_place_of_what_was_typed(typed: str) -> None
     said_so = {name: value for name, value in fields.items() if name != "given"}
     expected = {"batch": 32, "steps": 3125, "optim.lr": 0.008, "out": Path("runs/in-longer")}
     assert said_so == expected
+
+
+def test_what_folder_chose_is_not_contradicted() -> None:
+    facts = Facts(images=50, side=96, channels=3, device="cpu", minutes=0.5)
+    config = replace(choose(facts).config, minutes=0.5)
+    command = "mae pretrain --data in --minutes 0.5"
+
+    _, notice = said(config, steps=100, command=command, recipe="folder")
+    assert notice == (
+        "notice: a network learns little in under 298 steps or 19,072 images; try: mae pretrain "
+        "--data in --minutes 2 --out runs/in-longer"
+    )
+    python = said(config, steps=100, command="", recipe="folder")[-1]
+    assert python.endswith("; try minutes=2")
+    assert len(said(config, steps=298, command=command, recipe="folder")) == 1
+    assert "1,562 steps" in said(config, steps=298, command=command)[-1]
 
 
 def test_hours_are_measured_where_a_run_is_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from mae.config.run import FinetuneConfig, FitConfig, PretrainConfig
 from mae.config.serialize import field_types, from_dict
 from mae.errors import ConfigError
 from mae.recipes.catalogue import RECIPES, Recipe, find_recipe
+from mae.recipes.folder import CHOSEN, NAME
 from mae.report.tables import WIDTH, wrapped
 from mae.runs.directory import RunDir, read_record
 
@@ -89,6 +90,8 @@ def _recipe_or_run(name: str) -> Recipe:
     sources = {
         path: f"{base.name}: {base.source_of(path)}"
         if base and _same(value, theirs[path])
+        else "chosen for its images, or set in this run"
+        if base and base.name == NAME and path in CHOSEN
         else "set in this run"
         for path, value in _values(config).items()
     }

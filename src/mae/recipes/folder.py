@@ -87,9 +87,9 @@ def _sizes(width: int, depth: int, decoder_width: int, decoder_depth: int) -> di
     }  # fmt: skip
 
 
-SMALL = Row(
-    why="the best in minutes on 2 cores (docs/recipes.md)",
-    model=_sizes(192, 6, 128, 2),
+TINY = Row(
+    why="small images: many steps of a small network",
+    model=_sizes(96, 4, 64, 2),
     edge=96,
     patches=(8, 4),
     close=True,
@@ -97,12 +97,14 @@ SMALL = Row(
     micro_batch=32,
     optim="muon",
     lr=0.012,
-    eps=1e-6,
+    eps=1e-3,
     epochs=5,
     warmup=0.1,
 )
+SHORT = TINY._replace(why="few minutes: many steps of a small network", eps=1e-6)
+SMALL = SHORT._replace(why="a CPU: a small network", model=_sizes(192, 6, 128, 2))
 LARGE = Row(
-    why="as for many images, not measured here",
+    why="as for many images",
     model=SIZES["vit-s"],
     edge=224,
     patches=(16, 8, 4),
@@ -115,6 +117,10 @@ LARGE = Row(
     epochs=200,
     warmup=0.05,
 )
+SMALL_SIDE = 64
+"""Images below it, in pixels, are those of `TINY`."""
+SHORT_MINUTES = 10
+"""Below it, `SHORT` is ahead of `SMALL`."""
 _NO_NETWORK = {f"model.{name}" for name in ("image_size", "patch_size", "crop_pct", "norm_eps")}
 CHOSEN = (
     *(f"model.{name}" for name in SMALL.model), "model.image_size", "model.patch_size",
@@ -147,7 +153,7 @@ def choose(facts: Facts, asked: PretrainConfig = FOLDER, *, kept: Collection[str
         return Choice(config, _reasons(facts, config, "that of the weights", kept))
     network = {name for name in kept if name.startswith("model.")}
     has_network = bool(network - _NO_NETWORK)
-    row = SMALL if facts.device == "cpu" and not has_network else LARGE
+    row = LARGE if has_network else _row(facts)
     fields = _of_images(facts, row, asked, kept)
     if not has_network:
         edge = min(fields.get("model.image_size", asked.model.image_size))
@@ -156,6 +162,23 @@ def choose(facts: Facts, asked: PretrainConfig = FOLDER, *, kept: Collection[str
     config = with_fields(asked, {n: value for n, value in fields.items() if n not in kept})
     why = "a network as you set it" if has_network else row.why
     return Choice(config, _reasons(facts, config, why, kept))
+
+
+def _row(facts: Facts) -> Row:
+    """Return the row of the table; docs/recipes.md has its measurements."""
+    if facts.device != "cpu":
+        return LARGE
+    if facts.side < SMALL_SIDE:
+        return TINY
+    return SMALL if facts.minutes is None or facts.minutes >= SHORT_MINUTES else SHORT
+
+
+def is_small(config: PretrainConfig) -> bool:
+    """Return whether the network of a run is one that is chosen on a CPU."""
+    return any(
+        all(getattr(config.model, name) == value for name, value in row.model.items())
+        for row in (SHORT, SMALL)
+    )
 
 
 def _follow_weights(asked: PretrainConfig, kept: Collection[str]) -> PretrainConfig:
