@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test quick check chaos bench bench-claim bench-data gpu results
+.PHONY: setup demo test quick check chaos bench bench-claim bench-data gpu recipes results
 
 setup: $(VENV)/developer
 
@@ -45,6 +45,10 @@ bench: setup
 # The paper's 3x: an encoder that meets the mask tokens against one of visible patches alone.
 bench-claim: setup
 	$(BIN)/python -m benchmarks.claim --json runs/claim.json
+
+# The table of the recipe `folder`, about 5 hours on two cores; started again, it continues.
+recipes: setup
+	$(BIN)/python -m benchmarks.recipes runs/recipes
 
 results: setup
 	$(BIN)/python -m benchmarks.results

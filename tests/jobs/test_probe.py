@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,16 @@ def test_the_random_encoder_is_the_same_network_untrained(weights: Path, classes
     result = feature_probe(weights, classes, K3, seed=0, quiet=True)
 
     assert result.trained == result.random
+
+
+def test_a_pool_that_is_not_given_follows_from_the_width(weights: Path, parts: Path) -> None:
+    given, none = FeatureSettings(), FeatureSettings(None)
+    narrow, wide = (replace(TINY, width=width) for width in (384, 456))
+
+    assert (none.pool_of(narrow), none.pool_of(wide)) == ("grid", "mean")
+    assert given.pool_of(narrow) == "mean"  # of embed, as before
+    assert mae.probe("knn", weights, data=parts, k=3, quiet=True).pool == "grid"
+    assert mae.probe("knn", weights, data=parts, k=3, pool="mean", quiet=True).pool == "mean"
 
 
 def test_the_accuracy_is_that_of_standardised_features(

@@ -29,12 +29,16 @@ from mae.train.resolve import Precision
 from mae.weights.given import Given, HeadPool
 from mae.weights.load import open_encoder
 
+GRID_WIDTH = 384
+"""Widest network whose features are pooled over a grid by default: nine times the width, and ahead
+of the mean wherever it was measured (decision 0025)."""
+
 
 class FeatureSettings(NamedTuple):
     """How features are computed."""
 
-    pool: Pool = "mean"
-    """See `Encoder.encode`."""
+    pool: Pool | None = "mean"
+    """See `Encoder.encode`; None: grid of a network up to `GRID_WIDTH`, mean of a wider one."""
     batch: int = 64
     """Images encoded at a time."""
     device: str = "auto"
@@ -47,6 +51,10 @@ class FeatureSettings(NamedTuple):
     """Pooling of a classifier's head, where its file does not record it."""
     precision: Precision = "float32"
     """Of the encoder, see `set_precision`."""
+
+    def pool_of(self, model: ModelConfig) -> Pool:
+        """Return the pool, which follows from the network where none is given."""
+        return self.pool or ("grid" if model.width <= GRID_WIDTH else "mean")
 
     def checked_device(self) -> torch.device:
         """Validate the settings and return the device.

@@ -138,7 +138,8 @@ def embed_to_file(
     ):
         ranks.on_main(partial(_require_target, out))
         encoder = open_for_features(weights, settings.at(ranks.process), log=progress.note)
-        source, pool = open_images(data, encoder.config, log=progress.note), settings.pool
+        source = open_images(data, encoder.config, log=progress.note)
+        pool = settings.pool_of(encoder.config)
 
         def compute(images: Tensor) -> Array:
             return encoder_features(encoder, [images], pools=[pool])[pool]

@@ -123,7 +123,7 @@ def probe(
         epochs: of the paper's linear probe (none: 90) or of partial (50).
         batch: images of a batch; of a step of the paper's linear probe or of partial.
         lr: base rate of the paper's linear probe (none: 0.1) or of partial (1e-3).
-        pool: see `Encoder.encode`; none: mean.
+        pool: see `Encoder.encode`; none: grid of a network up to ViT-S, else mean; of partial mean.
         device: see `choose_device`.
         precision: of the frozen encoder, see `set_precision`; none: float32, for partial auto.
         crop_pct: fraction of an image that is kept, see `ModelConfig`; none: as in the weights.
@@ -172,7 +172,7 @@ def probe(
     how = choose_method(method, k=k, temperature=temperature, seed=seed)
     batch = DEFAULT.batch if batch is None else batch
     settings = FeatureSettings(
-        pool or "mean", batch, device, crop_pct, given, precision=precision or "float32"
+        pool, batch, device, crop_pct, given, precision=precision or "float32"
     )
     return feature_probe(weights, data, how, settings=settings, few=few, seed=seed, quiet=quiet)
 
@@ -220,14 +220,14 @@ def feature_probe(
         trained = open_for_features(weights, settings.at(ranks.process), log=progress.note)
         random = create(trained.config, seed=seed).encoder.to(trained.cls_token.device).eval()
         set_precision(random, settings.precision, log=lambda line: None)  # the same as above
-        size, pools = pixels_size(trained.config), [settings.pool]
+        size, pool = pixels_size(trained.config), settings.pool_of(trained.config)
 
         def compute(batch: LabelledBatch) -> list[NDArray[Any]]:
             images = [batch.images]
-            encoded = [encoder_features(e, images, pools=pools) for e in (trained, random)]
+            encoded = [encoder_features(e, images, pools=[pool]) for e in (trained, random)]
             # No scaling: the standardisation would undo it.
             pixels = pixel_features([F.adaptive_avg_pool2d(batch.images.float(), size)])
-            return [batch.ids, batch.labels, *(each[settings.pool] for each in encoded), pixels]
+            return [batch.ids, batch.labels, *(each[pool] for each in encoded), pixels]
 
         run = partial(map_images, compute, trained, batch=settings.batch, progress=progress)
         chosen = np.unique(np.concatenate(draws))
@@ -246,7 +246,7 @@ def feature_probe(
     names = ("trained", "random", "pixels")
     return Probe(
         method.name,
-        settings.pool,
+        pool,
         **{name: each.mean for name, each in zip(names, scores, strict=True)},
         **{f"{name}_spread": each.spread for name, each in zip(names, scores, strict=True)},
         pixels_size=size,

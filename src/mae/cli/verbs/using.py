@@ -57,7 +57,8 @@ def probe(
         batch: Images per batch; per step of the paper's linear probe (none: 16384) or of partial.
         lr: Base learning rate per 256 images of the paper's linear probe (none: 0.1) or of partial
             (none: 1e-3).
-        pool: Mean of the patch tokens, cls token, or means over a 3 x 3 grid; none: mean.
+        pool: Mean of the patch tokens, cls token, or means over a 3 x 3 grid; none: grid of a
+            network up to ViT-S, else mean; of partial mean.
         precision: Of the frozen encoder; auto: bf16 on a device that has it. None: float32, and
             auto for partial.
         seed: Key of every random choice.
