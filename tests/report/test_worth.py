@@ -37,10 +37,11 @@ def test_the_sentence_names_the_start_the_gain_and_the_labels_it_saves() -> None
     found = compared(BARS, [start("poor", 0.3, 0.3, 0.45), start("good", 0.4, 0.5, 0.8, passes=9)])
 
     assert found.answer == "helps"
-    assert worth_sentence(found).startswith("good helps: +30.0 points over raw pixels (95 %")
+    assert worth_sentence(found).startswith(
+        "good helps: it is 30.0 points ahead of raw pixels with 48 labels (95 % interval +"
+    )
     assert worth_sentence(found).endswith(
-        "with 48 labels; it needs about 24 of them to be as accurate as raw pixels with all, so it "
-        "saves about 24"
+        "), and needs about 24 to be as accurate as raw pixels with all, so it saves about 24"
     )
     head, *rows = worth_rows(found)
     assert [row[0] for row in rows] == ["raw pixels", "the random encoder", "poor", "good"]
@@ -51,15 +52,15 @@ def test_the_sentence_names_the_start_the_gain_and_the_labels_it_saves() -> None
 def test_the_labels_saved_are_a_bound_outside_the_measured_numbers() -> None:
     found = compared(BARS, [start("good", 0.6, 0.7, 0.8)])
 
-    assert worth_sentence(found).endswith("needs at most 12 of them to be as accurate as raw "
-                                          "pixels with all, so it saves at least 36")  # fmt: skip
+    assert worth_sentence(found).endswith("needs at most 12 to be as accurate as raw pixels "
+                                          "with all, so it saves at least 36")  # fmt: skip
 
 
 def test_nothing_gained_is_not_worth_the_bother() -> None:
     found = compared(BARS, [start("poor", 0.3, 0.3, 0.45), start("worse", 0.3, 0.3, 0.41)])
 
     assert worth_sentence(found).startswith(
-        "Do not bother: the best start, poor, is at -5.0 points"
+        "Do not bother: the best start, poor, is 5.0 points behind raw pixels with 48 labels"
     )
 
 
@@ -79,7 +80,7 @@ def test_what_trained_for_less_than_a_pass_and_helps_helps() -> None:
 def test_an_open_verdict_says_what_would_settle_it() -> None:
     found = compared(BARS, [start("even", 0.3, 0.4, 0.51)])
 
-    assert worth_sentence(found).startswith("Cannot tell: even is at +1.0 points")
+    assert worth_sentence(found).startswith("Cannot tell: even is 1.0 points ahead")
     assert found.starts[0].missing in worth_sentence(found)
     assert "settle" in found.starts[0].missing
 

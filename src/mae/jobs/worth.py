@@ -24,6 +24,7 @@ from mae.evaluation.comparison import Comparison, Start, scores
 from mae.evaluation.features import LabelledImages
 from mae.evaluation.inputs import FeatureSettings, open_for_features
 from mae.evaluation.labelled_data import Part
+from mae.evaluation.paired import Correct
 from mae.evaluation.starts import (
     BATCH,
     PIXELS,
@@ -286,15 +287,18 @@ def _all_starts(
     random = [create(model, seed=seed).encoder.to(task.device).eval() for seed in range(SEEDS)]
     bars = task.read("baselines", encode_baselines(random, task.pool), random[0], file="baselines")
     to = scorer(task.drawn.source, task.test.source, task.sizes, (bars, *features.values()))
-    task.note("classifying ...")
+
+    def start(name: str, correct: list[Correct]) -> Start:
+        task.note(f"{name}: {correct[-1].mean():.1%} with {to.sizes[-1].labels:,.0f} labels")
+        task.require_no_stop(f"{name} is classified")
+        return Start(name, correct, *(_spent(runs[name]) if name in runs else ()))
+
+    task.note("classifying by logistic regression ...")
     baselines = [
-        Start(RAW, to.score(bars)),
-        Start(RANDOM, to.score_seeds(bars, range(1, 1 + SEEDS))),
+        start(RAW, to.score(bars)),
+        start(RANDOM, to.score_seeds(bars, range(1, 1 + SEEDS))),
     ]
-    starts = [
-        Start(name, to.score(each), *(_spent(runs[name]) if name in runs else ()))
-        for name, each in features.items()
-    ]
+    starts = [start(name, to.score(each)) for name, each in features.items()]
     supervised, about = _supervised(task, random, to, record)
     name = size_name(width=model.width, depth=model.depth, patch_size=model.patch_size)
     size = "x".join(map(str, model.image_size))

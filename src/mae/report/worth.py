@@ -10,7 +10,7 @@ from mae.evaluation.paired import Interval
 from mae.report.figures import Series, element, line_chart
 from mae.report.page import html_page, html_table
 
-HEAD = ("", "accuracy", "over raw pixels", "over a random encoder", "verdict",
+HEAD = ("", "accuracy in %", "over raw pixels", "over a random encoder", "verdict",
         "labels needed", "minutes")  # fmt: skip
 
 
@@ -19,19 +19,23 @@ def worth_sentence(found: Comparison) -> str:
     best, bar, count = found.best, found.bar, found.labels[-1]
     assert best.verdict is not None
     gain = best.verdict.gain
-    over = f"{_points(gain)} points over {bar.name} (95 % interval {_range(gain)})"
+    side = "ahead of" if gain.mean >= 0 else "behind"
+    over = (
+        f"{abs(100 * gain.mean):.1f} points {side} {bar.name} with {count:,.0f} labels (95 % "
+        f"interval {_range(gain)})"
+    )
     if found.answer == "do not bother":
-        return f"Do not bother: the best start, {best.name}, is at {over} with {count:,.0f} labels"
+        return f"Do not bother: the best start, {best.name}, is {over}"
     if found.answer == "cannot tell":
         missing = f"; {best.missing}" if best.missing else ""
-        return f"Cannot tell: {best.name} is at {over} with {count:,.0f} labels{missing}"
-    text = f"{best.name} helps: {over} with {count:,.0f} labels"
+        return f"Cannot tell: {best.name} is {over}{missing}"
+    text = f"{best.name} helps: it is {over}"
     if (reached := found.reached(best)) is None:
         return text
     most, least = ("at most ", "at least ") if reached.at_most else ("about ", "about ")
     saved = f"it saves {least}{count - reached.labels:,.0f}"
     return (
-        f"{text}; it needs {most}{reached.labels:,.0f} of them to be as accurate as {bar.name} "
+        f"{text}, and needs {most}{reached.labels:,.0f} to be as accurate as {bar.name} "
         f"with all, so {saved}"
     )
 
@@ -40,7 +44,7 @@ def worth_rows(found: Comparison) -> Iterator[tuple[str, ...]]:
     """Yield the table of the starts, the head first."""
     yield HEAD
     for each in (*found.baselines, *found.starts):
-        accuracy = f"{100 * each.accuracy:.1f} ± {100 * each.spread:.1f} %"
+        accuracy = f"{100 * each.accuracy:.1f} ± {100 * each.spread:.1f}"
         minutes = f"{each.minutes:.1f}" if each.minutes else ""
         if each.verdict is None:
             yield each.name, accuracy, "", "", "", "", minutes
@@ -81,8 +85,9 @@ def worth_page(found: Comparison) -> bytes:
         for each in (*found.baselines, *found.starts)
         if len(each.curve) == len(found.labels)
     ]
-    chart = element("figure", line_chart(lines, "labels", "accuracy in %"))
-    body += [element("h2", "With fewer labels"), element("div", chart, class_="charts")]
+    chart = line_chart(lines, "labels", "accuracy in %")
+    figure = element("figure", chart, style="max-width: 34rem")
+    body += [element("h2", "With fewer labels"), figure]
     if open_ones := [each for each in found.starts if each.missing]:
         missing = (element("li", f"{each.name}: {each.missing}.") for each in open_ones)
         body += [element("h2", "What would settle it"), element("ul", *missing)]
