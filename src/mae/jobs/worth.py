@@ -101,8 +101,9 @@ class _Task(NamedTuple):
         Progress(quiet=self.quiet).note(text)
 
     def parts(self, name: str) -> dict[str, Part]:
-        """Return the drawn and the test images by a name for the progress display."""
-        return {f"{name}: drawn image": self.drawn, f"{name}: test image": self.test}
+        """Return the drawn and any test images by a name for the progress display."""
+        parts = {f"{name}: drawn image": self.drawn, f"{name}: test image": self.test}
+        return {label: part for label, part in parts.items() if len(part.ids)}
 
     def features(self, name: str, encoder: Encoder, *, file: str) -> list[Columns]:
         """Return the features of the drawn and of the test images, computed once."""
@@ -184,14 +185,16 @@ def worth(
         if isinstance(recipe, PretrainConfig) and recipe.steps is not None:
             fields |= {"minutes": None, "steps": recipe.steps}
         with _opened(folder, asked) as record:
-            baselines, starts, about = _all_starts(task, weighed, record, recipe, fields)
+            encoded = _train_and_encode(task, weighed, recipe, fields)
+            baselines, starts, about = _all_starts(task, encoded, record)
             baseline_scores, start_scores = scores(baselines, starts, minutes=minutes)
             found = Comparison(
                 data=data_name(data), baselines=baseline_scores, starts=start_scores,
                 labels=tuple(size.labels for size in task.sizes),
                 classes=len(drawn.source.class_names), train=len(train.ids), images=len(images),
                 test=baselines[0].correct[-1].shape[1], draws=len(task.sizes[-1].ids),
-                seeds=SEEDS, minutes=minutes, pool=pool, network=about[0], supervised=about[1],
+                seeds=SEEDS, minutes=minutes, pool=pool, network=encoded.network,
+                supervised=about,
             )  # fmt: skip
             result = Worth(found, folder, folder / "worth.html")
             write_atomic(result.page, worth_page(found))
@@ -261,18 +264,40 @@ def _write(folder: Path, record: Mapping[str, Any]) -> None:
     write_json_atomic(folder / RECORD, plain(record))
 
 
-def _all_starts(
+class _Encoded(NamedTuple):
+    """Features of every start but the supervised one."""
+
+    features: dict[str, list[Columns]]
+    runs: dict[str, Run]
+    random: list[Encoder]
+    baselines: list[Columns]
+    """Raw pixels, then the features of each random encoder."""
+
+    def spent(self, name: str) -> tuple[float, float | None]:
+        """Return the minutes and the passes over the images of a start."""
+        if name not in self.runs:
+            return 0.0, None
+        run, files = self.runs[name], RunDir(self.runs[name].path)
+        seconds = sum(row.get("seconds", 0) for row in read_rows(files.log))
+        count = json.loads(files.record.read_bytes())["data"]["count"]
+        return seconds / 60, run.num_steps * run.config.batch / count
+
+    @property
+    def network(self) -> str:
+        """Name of the network of MAE from scratch."""
+        model = self.runs[SCRATCH].config.model
+        name = size_name(width=model.width, depth=model.depth, patch_size=model.patch_size)
+        size = "x".join(map(str, model.image_size))
+        return f"{name} on images of {size}, {model.channels} channels"
+
+
+def _train_and_encode(
     task: _Task,
     weighed: Sequence[_Weights],
-    record: dict[str, Any],
     recipe: str | PretrainConfig,
     fields: Mapping[str, Any],
-) -> tuple[list[Start], list[Start], tuple[str, str]]:
-    """Train what trains, and classify with every start.
-
-    Returns:
-        The baselines, the starts, and how the page describes the trained ones.
-    """
+) -> _Encoded:
+    """Train what trains without labels, and compute the features of every start."""
     features, runs = dict[str, list[Columns]](), dict[str, Run]()
     for i, each in enumerate(weighed):
         name = f"{each.name}, frozen"
@@ -286,12 +311,24 @@ def _all_starts(
     model = runs[SCRATCH].config.model
     random = [create(model, seed=seed).encoder.to(task.device).eval() for seed in range(SEEDS)]
     bars = task.read("baselines", encode_baselines(random, task.pool), random[0], file="baselines")
+    return _Encoded(features, runs, random, bars)
+
+
+def _all_starts(
+    task: _Task, encoded: _Encoded, record: dict[str, Any]
+) -> tuple[list[Start], list[Start], str]:
+    """Classify with every start.
+
+    Returns:
+        The baselines, the starts, and the settings of the supervised one in words.
+    """
+    bars, features = encoded.baselines, encoded.features
     to = scorer(task.drawn.source, task.test.source, task.sizes, (bars, *features.values()))
 
     def start(name: str, correct: list[Correct]) -> Start:
         task.note(f"{name}: {correct[-1].mean():.1%} with {to.sizes[-1].labels:,.0f} labels")
         task.require_no_stop(f"{name} is classified")
-        return Start(name, correct, *(_spent(runs[name]) if name in runs else ()))
+        return Start(name, correct, *encoded.spent(name))
 
     task.note("classifying by logistic regression ...")
     baselines = [
@@ -299,11 +336,8 @@ def _all_starts(
         start(RANDOM, to.score_seeds(bars, range(1, 1 + SEEDS))),
     ]
     starts = [start(name, to.score(each)) for name, each in features.items()]
-    supervised, about = _supervised(task, random, to, record)
-    name = size_name(width=model.width, depth=model.depth, patch_size=model.patch_size)
-    size = "x".join(map(str, model.image_size))
-    network = f"{name} on images of {size}, {model.channels} channels"
-    return baselines, [*starts, supervised], (network, about)
+    supervised, about = _supervised(task, encoded.random, to, record)
+    return baselines, [*starts, supervised], about
 
 
 def _pretrained(
@@ -318,14 +352,6 @@ def _pretrained(
     task.note(f"{name}: pre-training ...")
     return pretrain(recipe, data=task.images, out=task.folder / folder, init=init,
                     quiet=task.quiet, command=task.stop.command, **fields)  # fmt: skip
-
-
-def _spent(run: Run) -> tuple[float, float]:
-    """Return the minutes and the passes over the images of a run."""
-    files = RunDir(run.path)
-    seconds = sum(row.get("seconds", 0) for row in read_rows(files.log))
-    count = json.loads(files.record.read_bytes())["data"]["count"]
-    return seconds / 60, run.num_steps * run.config.batch / count
 
 
 def _supervised(
