@@ -30,6 +30,7 @@ from mae.evaluation.split import Ids, fraction_of_labels, labels_per_class
 from mae.evaluation.starts import (
     SEEDS,
     Columns,
+    Drawn,
     Draws,
     correct_of,
     encode_baselines,
@@ -104,8 +105,8 @@ def _with_all_labels(
     }  # fmt: skip
     file = found.path.parent / "features" / "baselines.npz"
     bars = read_columns(encode_baselines(random, pool), random[0], read, file=file, quiet=False)
-    every = [Draws(float(len(train.ids)), (train.ids,))]
-    to = scorer(train.source, test.source, every, (bars, *features.values()))
+    every = Draws(float(len(train.ids)), (train.ids,))
+    to = scorer(Drawn(train, test, (every,), len(train.ids)), (bars, *features.values()))
     truth = {RAW: to.score_seeds(bars, [0])[0], RANDOM: to.score_seeds(bars, [1])[0]}
     truth |= {name: to.score_seeds(each, [0])[0] for name, each in features.items()}
     images = read_columns(

@@ -10,17 +10,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import mae
 import mae.evaluation.supervised
 from mae.cli.main import main
 from mae.config.model import PixelConfig
 from mae.config.run import AugmentConfig, PretrainConfig
+from mae.evaluation.health import effective_rank
 from mae.jobs.worth import RANDOM, RAW, SCRATCH, SUPERVISED, worth
 from mae.model.create import create
+from mae.report.tables import report_of
 from mae.weights.formats.native import save
 from tests.images import photo
 from tests.jobs.conftest import TINY, write_classes
@@ -126,10 +128,36 @@ def test_labels_of_no_image(
     assert "gone/1.png is not in the data" in refused(capsys, classes, "--labels", str(labels))
 
 
-def test_images_without_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = write_classes(tmp_path / "flat", "a", count=30) / "a"
+def test_few_images_without_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_classes(tmp_path / "flat", "a", count=19) / "a"
 
-    assert "no classes" in refused(capsys, data)
+    assert "got 19 images, expected at least 20" in refused(capsys, data)
+
+
+@pytest.mark.slow
+def test_images_without_classes_are_shown_figures_and_no_verdict(
+    weights: Path, tmp_path: Path
+) -> None:
+    data = write_classes(tmp_path / "flat", "a", count=24) / "a"
+
+    found = worth(
+        data=data, out=tmp_path / "out", weights=weights, recipe=RECIPE, minutes=1, quiet=True
+    )
+
+    values, (sentence, head, *rows) = report_of(found).values, found.rows()
+    assert (
+        sentence[0].startswith("Cannot tell: without labels") and "weaker evidence" in sentence[0]
+    )
+    assert [row[0] for row in rows[:-1]] == [
+        RANDOM, f"{weights.name}, frozen", f"{weights.name}, continued", SCRATCH,
+    ]  # fmt: skip
+    assert head[1] == "effective rank" and values["answer"] == "cannot tell"
+    starts = {start["name"]: start for start in values["starts"]}
+    assert all(1 <= start["rank"] <= 24 for start in starts.values())
+    assert starts[RANDOM]["gain"] is None and starts[SCRATCH]["gain"] is not None
+    rank = effective_rank(torch.from_numpy(mae.embed(weights, data)))
+    assert starts[f"{weights.name}, frozen"]["rank"] == pytest.approx(rank, rel=1e-4)
+    assert "weaker evidence" in found.page.read_text()
 
 
 def test_weights_of_another_channel_count(
@@ -178,4 +206,4 @@ def test_another_comparison_in_the_folder_is_refused(
 
     assert code == 2 and "minutes: run has 3.0, asked 20.0" in capsys.readouterr().err
     assert json.loads((tmp_path / "worth.json").read_bytes()) == {"asked": asked}
-    assert np.array_equal(os.listdir(tmp_path), ["worth.json"])
+    assert os.listdir(tmp_path) == ["worth.json"]

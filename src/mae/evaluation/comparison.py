@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from mae.atomic import write_json_atomic
+from mae.errors import ConfigError
 from mae.evaluation.paired import (
     Answer,
     Correct,
@@ -14,6 +19,10 @@ from mae.evaluation.paired import (
     labels_to_reach,
     verdicts,
 )
+from mae.runs.directory import differences
+from mae.runs.signals import RunLock
+
+RECORD = "worth.json"
 
 
 class Start(NamedTuple):
@@ -161,3 +170,35 @@ def _what_settles(needed: Needed, draws: int, images: int) -> str:
     if needed.images is not None:
         return f"about {needed.images:,} labelled test images would settle it, now {images:,}"
     return f"more labelled images would settle it, to draw from and to test on, now {images:,}"
+
+
+@contextmanager
+def open_comparison(folder: Path, asked: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Lock the folder of a comparison, and start it or resume it.
+
+    Raises:
+        ConfigError: for a folder of other files, or of a comparison with other settings.
+    """
+    file = folder / RECORD
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        others = {path.name for path in folder.iterdir() if path.name[0] != "."} - {"lock"}
+        record = json.loads(file.read_bytes()) if file.exists() else {}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder}: cannot be used: {error}; choose another --out") from error
+    if others and not record:
+        raise ConfigError(f"{folder}: holds other files, no {RECORD}; choose another --out")
+    if record and (changed := differences(record["asked"], asked)):
+        raise ConfigError(
+            f"{folder}: holds another comparison: {changed}; ask for the same, or choose another "
+            "--out"
+        )
+    with RunLock(folder / "lock"):
+        record = record or {"asked": dict(asked)}
+        write_comparison(folder, record)
+        yield record
+
+
+def write_comparison(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write the record of a comparison."""
+    write_json_atomic(folder / RECORD, record)

@@ -39,7 +39,7 @@ SEEDS = 2
 BATCH = 64
 PIXELS = 32
 """Largest edge of the images whose raw pixels are compared."""
-LEAST_IMAGES = 20
+LEAST_IMAGES, MOST_SAMPLED = 20, 500
 MOST_TEST = 1000
 """Test images; of more, this many are used, the same fraction of each class."""
 FRACTIONS = (0.25, 0.5, 1.0)
@@ -131,6 +131,18 @@ class Draws(NamedTuple):
     ids: tuple[Ids, ...]
 
 
+class Drawn(NamedTuple):
+    """Draws of labels, and the images to test on."""
+
+    images: Part
+    """The images of any draw."""
+    test: Part
+    sizes: tuple[Draws, ...]
+    """The draws as ids of the source, fewest labels first; none where images have no classes."""
+    of: int
+    """Number of labelled images to draw from."""
+
+
 def default_labels(labels: Labels, names: Sequence[str]) -> str:
     """Return how many labels of each class to draw: ten, or half of the smallest class.
 
@@ -212,6 +224,27 @@ def find_images(
     return parts, subset(every, kept), None
 
 
+def sample_of(data: str | Path) -> tuple[Source, Drawn] | None:
+    """Return images without classes, and some of them, evenly spread; None if there are classes.
+
+    Raises:
+        DataError: for too few images.
+    """
+    source = open_source(data)
+    if source.labels is not None:
+        return None
+    _require_images(len(source))
+    ids = np.arange(len(source))[:: -(-len(source) // MOST_SAMPLED)]
+    one = subset(source, ids, classes=(("image",), np.zeros(len(ids), dtype=np.int64)))
+    every = np.arange(len(ids))
+    return source, Drawn(Part(one, every), Part(one, every[:0]), (), 0)
+
+
+def _require_images(count: int) -> None:
+    if count < LEAST_IMAGES:
+        raise DataError(f"data: got {count} images, expected at least {LEAST_IMAGES}; add images")
+
+
 def _is_list(path: Path) -> bool:
     """Return whether a file lists path,label, and is no choice of labels by `write_choice`."""
     if path.suffix.lower() not in LISTS or not path.is_file():
@@ -227,9 +260,7 @@ def _files(source: Source, ids: Iterable[int]) -> list[str]:
     return [os.path.realpath(source.path(index)) for index in ids]
 
 
-def draw_labels(
-    parts: Labelled, labels: str | None, draws: int, *, seed: int, log: Log
-) -> tuple[Part, Part, Part, tuple[Draws, ...]]:
+def draw_labels(parts: Labelled, labels: str | None, draws: int, *, seed: int, log: Log) -> Drawn:
     """Draw labels of the training images several times, and choose the test images.
 
     Args:
@@ -239,17 +270,13 @@ def draw_labels(
         seed: seed of the draws.
         log: called with each note for the user.
 
-    Returns:
-        The training images, those of any draw, the test images, and the draws as ids.
-
     Raises:
         DataError: for too few images, or a class with one label.
     """
     (train, test), source = parts[:2], parts.train.source
     for note in parts.notes:
         log(note)
-    if (count := len(train.ids) + len(test.ids)) < LEAST_IMAGES:
-        raise DataError(f"data: got {count} images, expected at least {LEAST_IMAGES}; add images")
+    _require_images(len(train.ids) + len(test.ids))
     assert source.labels is not None and test.source.labels is not None
     labels = labels or default_labels(source.labels[train.ids], source.class_names)
     few = FewLabels(labels, runs=None if labels.endswith(CHOICE) else draws)
@@ -260,7 +287,8 @@ def draw_labels(
         kept = fraction_of_labels(test.source.labels[test.ids], part, seed=seed)
         log(f"tested on {len(kept):,} of the {len(test.ids):,} test images")
         test = Part(test.source, test.ids[kept])
-    return train, Part(source, np.unique(np.concatenate(chosen))), test, sizes
+    drawn = Part(source, np.unique(np.concatenate(chosen)))
+    return Drawn(drawn, test, sizes, len(train.ids))
 
 
 class Scorer(NamedTuple):
@@ -293,27 +321,24 @@ class Scorer(NamedTuple):
         ]
 
 
-def scorer(
-    train: Source, test: Source, sizes: Sequence[Draws], features: Iterable[Sequence[Columns]]
-) -> Scorer:
+def scorer(to: Drawn, features: Iterable[Sequence[Columns]]) -> Scorer:
     """Make a scorer of the images that every start can read.
 
     Args:
-        train: source of the drawn images.
-        test: source of the test images.
-        sizes: draws as ids of `train`.
+        to: draws and test images.
         features: of the drawn and the test images, of each start.
     """
     drawn, asked = (
         reduce(np.intersect1d, ids)
         for ids in zip(*([part.ids for part in each] for each in features), strict=True)
     )
-    assert train.labels is not None and test.labels is not None
+    labels, test_labels = to.images.source.labels, to.test.source.labels
+    assert labels is not None and test_labels is not None
     rows = (
         Draws(size.labels, tuple(np.flatnonzero(np.isin(drawn, ids)) for ids in size.ids))
-        for size in sizes
+        for size in to.sizes
     )
-    return Scorer(drawn, train.labels[drawn], asked, test.labels[asked], tuple(rows))
+    return Scorer(drawn, labels[drawn], asked, test_labels[asked], tuple(rows))
 
 
 def correct_of(

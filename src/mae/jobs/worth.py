@@ -4,42 +4,47 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from mae.atomic import write_atomic, write_json_atomic
+from mae.atomic import write_atomic
 from mae.config.run import PretrainConfig
 from mae.config.sizes import size_name
 from mae.data.batching.batch import evaluation_batch
 from mae.data.sources.open import data_name
 from mae.data.sources.source import Source
 from mae.data.survey import survey
+from mae.data.types import Log
 from mae.errors import ConfigError, DataError, WeightsError
-from mae.evaluation.comparison import Comparison, Start, scores
-from mae.evaluation.features import LabelledImages
+from mae.evaluation.comparison import (
+    Comparison,
+    Start,
+    open_comparison,
+    scores,
+    write_comparison,
+)
 from mae.evaluation.inputs import FeatureSettings, open_for_features
-from mae.evaluation.labelled_data import Part
+from mae.evaluation.label_free import Unlabelled, label_free, last_check
 from mae.evaluation.paired import Correct
 from mae.evaluation.starts import (
     BATCH,
     PIXELS,
     SEEDS,
     Columns,
-    Draws,
+    Drawn,
     Scorer,
     draw_labels,
     encode_baselines,
     encode_start,
     find_images,
     read_columns,
+    sample_of,
     scorer,
 )
-from mae.evaluation.supervised import affordable_steps, supervised_config, supervised_predictions
+from mae.evaluation.supervised import supervised_start
 from mae.jobs.pretrain import Run, pretrain
 from mae.model.create import create
 from mae.model.encoder import Encoder, Pool
@@ -47,12 +52,11 @@ from mae.planning.hardware import choose_device
 from mae.progress import Progress
 from mae.report.tables import plain
 from mae.report.worth import worth_page, worth_rows, worth_sentence
-from mae.runs.directory import RunDir, differences
+from mae.runs.directory import RunDir
 from mae.runs.log import read_rows
-from mae.runs.signals import RunLock, StopSignal
+from mae.runs.signals import StopSignal
 from mae.train.session import refuse_in_readers
 
-RECORD = "worth.json"
 LOOKED_AT = 64  # images, to see whether all are equal
 
 RAW, RANDOM = "raw pixels", "the random encoder"
@@ -62,7 +66,8 @@ SCRATCH, SUPERVISED = "MAE from scratch", "supervised on the labels alone"
 class Worth(NamedTuple):
     """The verdict on all starts, and where the comparison is kept."""
 
-    comparison: Comparison
+    comparison: Comparison | Unlabelled
+    """Of images without labels, figures of health alone."""
     path: Path
     page: Path
 
@@ -84,11 +89,7 @@ class _Task(NamedTuple):
     folder: Path
     images: Source
     """What the starts are trained on without labels."""
-    drawn: Part
-    """The training images of any draw."""
-    test: Part
-    sizes: tuple[Draws, ...]
-    """Draws as ids of the source, fewest labels first."""
+    drawn: Drawn
     pool: Pool
     device: torch.device
     minutes: float
@@ -100,11 +101,6 @@ class _Task(NamedTuple):
         """Print a line for the user."""
         Progress(quiet=self.quiet).note(text)
 
-    def parts(self, name: str) -> dict[str, Part]:
-        """Return the drawn and any test images by a name for the progress display."""
-        parts = {f"{name}: drawn image": self.drawn, f"{name}: test image": self.test}
-        return {label: part for label, part in parts.items() if len(part.ids)}
-
     def features(self, name: str, encoder: Encoder, *, file: str) -> list[Columns]:
         """Return the features of the drawn and of the test images, computed once."""
         compute = encode_start(encoder.to(self.device).eval(), self.pool)
@@ -113,7 +109,9 @@ class _Task(NamedTuple):
     def read(self, name: str, compute: Any, encoder: Encoder, *, file: str | None) -> list[Columns]:
         """Read the drawn and the test images; then stop, if the user asked for it."""
         path = None if file is None else self.folder / "features" / f"{file}.npz"
-        found = read_columns(compute, encoder, self.parts(name), file=path, quiet=self.quiet)
+        parts = {f"{name}: drawn image": self.drawn.images, f"{name}: test image": self.drawn.test}
+        parts = {label: part for label, part in parts.items() if len(part.ids)}
+        found = read_columns(compute, encoder, parts, file=path, quiet=self.quiet)
         self.require_no_stop(f"{name} is done")
         return found
 
@@ -167,39 +165,51 @@ def worth(
         raise ConfigError(f"minutes: expected a number above 0, got {minutes:g}")
     if draws < 2:
         raise ConfigError(f"draws: expected at least 2, got {draws}")
-    share = minutes / (2 + len(given))
     folder = Path("runs", f"{data_name(data)}-worth") if out is None else Path(out)
     with StopSignal("finishing this part", command=command) as stop:
         log = Progress(quiet=quiet).note
-        parts, images, few = find_images(data, labels, seed=seed, weights=[*given, None][0])
-        train, drawn, test, sizes = draw_labels(parts, few, draws, seed=seed, log=log)
-        task = _Task(folder, images, drawn, test, sizes, pool, choose_device(device), share, stop,
-                     quiet)  # fmt: skip
+        images, parts = _find(data, labels, draws, seed=seed, weights=given, log=log)
+        share = minutes / (1 + len(given) + bool(parts.sizes))
+        pool = pool if parts.sizes else "mean"  # as the health checks
+        task = _Task(folder, images, parts, pool, choose_device(device), share, stop, quiet)
         weighed = _open_weights(task, given)
-        trained = [SCRATCH, *(f"{each.name}, continued" for each in weighed), SUPERVISED]
-        task.note(f"{minutes:g} minutes, {share:.3g} for each of {', '.join(trained)}")
+        trained = [SCRATCH, *(f"{each.name}, continued" for each in weighed)]
+        trained += [SUPERVISED] if parts.sizes else []
+        log(f"{minutes:g} minutes, {share:.3g} for each of {', '.join(trained)}")
         asked = {"data": str(data), "labels": labels, "minutes": minutes, "draws": draws,
                  "weights": [*map(str, given)], "pool": pool, "seed": seed,
                  "fingerprint": images.fingerprint()}  # fmt: skip
         fields = {"seed": seed, "device": device, "minutes": share}
         if isinstance(recipe, PretrainConfig) and recipe.steps is not None:
             fields |= {"minutes": None, "steps": recipe.steps}
-        with _opened(folder, asked) as record:
+        with open_comparison(folder, asked) as record:
             encoded = _train_and_encode(task, weighed, recipe, fields)
-            baselines, starts, about = _all_starts(task, encoded, record)
-            baseline_scores, start_scores = scores(baselines, starts, minutes=minutes)
-            found = Comparison(
-                data=data_name(data), baselines=baseline_scores, starts=start_scores,
-                labels=tuple(size.labels for size in task.sizes),
-                classes=len(drawn.source.class_names), train=len(train.ids), images=len(images),
-                test=baselines[0].correct[-1].shape[1], draws=len(task.sizes[-1].ids),
-                seeds=SEEDS, minutes=minutes, pool=pool, network=encoded.network,
-                supervised=about,
-            )  # fmt: skip
-            result = Worth(found, folder, folder / "worth.html")
-            write_atomic(result.page, worth_page(found))
-            _write(folder, record | {"results": found.values()})
-    return result
+            compare = _compared if parts.sizes else _unlabelled
+            found = compare(task, encoded, record, data=data_name(data), minutes=minutes)
+            write_atomic(folder / "worth.html", worth_page(found))
+            write_comparison(folder, record | {"results": plain(found.values())})
+    return Worth(found, folder, folder / "worth.html")
+
+
+def _find(
+    data: str | Path,
+    labels: str | None,
+    draws: int,
+    *,
+    seed: int,
+    weights: Sequence[str | Path],
+    log: Log,
+) -> tuple[Source, Drawn]:
+    """Return the images to train on without labels, and the draws; none without classes."""
+    try:
+        first = weights[0] if weights else None
+        parts, images, few = find_images(data, labels, seed=seed, weights=first)
+    except DataError:
+        if labels is not None or (found := sample_of(data)) is None:
+            raise
+        log(f"{data}: {len(found[0]):,} images without classes: figures of health alone")
+        return found
+    return images, draw_labels(parts, few, draws, seed=seed, log=log)
 
 
 class _Weights(NamedTuple):
@@ -231,37 +241,6 @@ def _open_weights(task: _Task, given: Sequence[str | Path]) -> list[_Weights]:
         same = sum(each.name.partition(" (")[0] == name for each in found)
         found.append(_Weights(f"{name} ({same + 1})" if same else name, path, encoder))
     return found
-
-
-@contextmanager
-def _opened(folder: Path, asked: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Lock the folder of a comparison, and start it or resume it.
-
-    Raises:
-        ConfigError: for a folder of other files, or of a comparison with other settings.
-    """
-    file = folder / RECORD
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        others = {path.name for path in folder.iterdir() if path.name[0] != "."} - {"lock"}
-        record = json.loads(file.read_bytes()) if file.exists() else {}
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder}: cannot be used: {error}; choose another --out") from error
-    if others and not record:
-        raise ConfigError(f"{folder}: holds other files, no {RECORD}; choose another --out")
-    if record and (changed := differences(record["asked"], asked)):
-        raise ConfigError(
-            f"{folder}: holds another comparison: {changed}; ask for the same, or choose another "
-            "--out"
-        )
-    with RunLock(folder / "lock"):
-        record = record or {"asked": dict(asked)}
-        _write(folder, record)
-        yield record
-
-
-def _write(folder: Path, record: Mapping[str, Any]) -> None:
-    write_json_atomic(folder / RECORD, plain(record))
 
 
 class _Encoded(NamedTuple):
@@ -314,16 +293,12 @@ def _train_and_encode(
     return _Encoded(features, runs, random, bars)
 
 
-def _all_starts(
-    task: _Task, encoded: _Encoded, record: dict[str, Any]
-) -> tuple[list[Start], list[Start], str]:
-    """Classify with every start.
-
-    Returns:
-        The baselines, the starts, and the settings of the supervised one in words.
-    """
-    bars, features = encoded.baselines, encoded.features
-    to = scorer(task.drawn.source, task.test.source, task.sizes, (bars, *features.values()))
+def _compared(
+    task: _Task, encoded: _Encoded, record: dict[str, Any], *, data: str, minutes: float
+) -> Comparison:
+    """Classify with every start, and judge."""
+    bars, drawn = encoded.baselines, task.drawn
+    to = scorer(drawn, (bars, *encoded.features.values()))
 
     def start(name: str, correct: list[Correct]) -> Start:
         task.note(f"{name}: {correct[-1].mean():.1%} with {to.sizes[-1].labels:,.0f} labels")
@@ -335,9 +310,33 @@ def _all_starts(
         start(RAW, to.score(bars)),
         start(RANDOM, to.score_seeds(bars, range(1, 1 + SEEDS))),
     ]
-    starts = [start(name, to.score(each)) for name, each in features.items()]
+    starts = [start(name, to.score(each)) for name, each in encoded.features.items()]
     supervised, about = _supervised(task, encoded.random, to, record)
-    return baselines, [*starts, supervised], about
+    baseline_scores, start_scores = scores(baselines, [*starts, supervised], minutes=minutes)
+    return Comparison(
+        data=data, baselines=baseline_scores, starts=start_scores, minutes=minutes,
+        labels=tuple(size.labels for size in drawn.sizes), train=drawn.of, images=len(task.images),
+        classes=len(drawn.images.source.class_names), test=len(to.test),
+        draws=len(drawn.sizes[-1].ids), seeds=SEEDS, pool=task.pool, network=encoded.network,
+        supervised=about,
+    )  # fmt: skip
+
+
+def _unlabelled(
+    task: _Task, encoded: _Encoded, record: dict[str, Any], *, data: str, minutes: float
+) -> Unlabelled:
+    """Return the figures of every start without labels."""
+    starts = [label_free(RANDOM, encoded.baselines[0].columns[1])]
+    for name, features in encoded.features.items():
+        spent, passes = encoded.spent(name)
+        checked = last_check(RunDir(encoded.runs[name].path)) if name in encoded.runs else {}
+        starts.append(
+            label_free(name, features[0].columns[0], minutes=spent, passes=passes, **checked)
+        )
+    return Unlabelled(
+        data=data, starts=tuple(starts), images=len(task.images), minutes=minutes,
+        sample=len(encoded.baselines[0].ids), network=encoded.network,
+    )  # fmt: skip
 
 
 def _pretrained(
@@ -362,39 +361,21 @@ def _supervised(
     Returns:
         The start, and its settings in words.
     """
-    columns = task.read(SUPERVISED, lambda batch: [batch.images.numpy()], networks[0], file=None)
-    known = LabelledImages(torch.from_numpy(columns[0].of(to.drawn)[0]), to.drawn_y)
-    asked = LabelledImages(torch.from_numpy(columns[1].of(to.test)[0]), to.test_y)
-    draws, classes = to.sizes[-1].ids, len(task.drawn.source.class_names)
-    count = len(draws[0])
-    config = supervised_config(networks[0].config, classes=classes, labels=count)
+    images = task.read(SUPERVISED, lambda batch: [batch.images.numpy()], networks[0], file=None)
+    own = supervised_start(networks, images, to, classes=len(task.drawn.images.source.class_names))
     if "supervised_steps" not in record:
-        seconds = 60 * task.minutes / (len(draws) * SEEDS)
-        record["supervised_steps"] = affordable_steps(
-            networks[0], config, train=known.only(draws[0]), seconds=seconds
-        )
-        _write(task.folder, record)
+        record["supervised_steps"] = own.steps_within(60 * task.minutes)
+        write_comparison(task.folder, record)
     steps = record["supervised_steps"]
-    config = replace(config, steps=steps)
-    correct, seconds, done = np.zeros((len(draws), len(asked.labels))), 0.0, 0
+    correct, seconds = np.zeros((len(own.draws), len(to.test))), 0.0
     with Progress(quiet=task.quiet) as progress:
-        total = len(draws) * SEEDS
-        progress.start(total * steps, images_per_step=config.batch, label=f"{SUPERVISED}: step")
-        for number, ids in enumerate(draws):
-            for seed, network in enumerate(networks):
-                found = supervised_predictions(
-                    network, replace(config, seed=seed), train=known.only(ids), test=asked,
-                    file=task.folder / "supervised" / f"draw-{number}-seed-{seed}.json",
-                )  # fmt: skip
-                correct[number] += (found.classes == asked.labels) / SEEDS
-                seconds, done = seconds + found.seconds, done + 1
-                progress.update(done * steps)
-                task.require_no_stop(f"{done} of {total} networks are trained")
-    passes = steps * config.batch / count
-    about = (
-        f"Supervised: {steps:,} steps of {config.batch} labelled images from random "
-        f"weights, AdamW at {config.optim.peak_lr(config.batch):.2g} at its peak, layer decay "
-        f"{config.layer_decay:g}, whole images flipped at random; one setting for all data, and "
-        "for each draw and seed a network of its own."
-    )
-    return Start(SUPERVISED, [correct], seconds / 60, passes), about
+        batch, label = own.config.batch, f"{SUPERVISED}: step"
+        progress.start(own.trainings * steps, images_per_step=batch, label=label)
+        found = own.predictions(task.folder / "supervised", steps=steps)
+        for done, (draw, predicted) in enumerate(found, start=1):
+            correct[draw] += (predicted.classes == to.test_y) / SEEDS
+            seconds += predicted.seconds
+            progress.update(done * steps)
+            task.require_no_stop(f"{done} of {own.trainings} networks are trained")
+    passes = steps * batch / len(own.draws[0])
+    return Start(SUPERVISED, [correct], seconds / 60, passes), own.about(steps=steps)

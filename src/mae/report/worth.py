@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from xml.etree.ElementTree import Element
 
 from mae.evaluation.comparison import Comparison, StartScore
+from mae.evaluation.label_free import Unlabelled
 from mae.evaluation.paired import Interval
 from mae.report.figures import Series, element, line_chart
 from mae.report.page import html_page, html_table
@@ -14,8 +15,10 @@ HEAD = ("", "accuracy in %", "over raw pixels", "over a random encoder", "verdic
         "labels needed", "minutes")  # fmt: skip
 
 
-def worth_sentence(found: Comparison) -> str:
+def worth_sentence(found: Comparison | Unlabelled) -> str:
     """State the verdict: which start, by how much, and how many labels it saves."""
+    if isinstance(found, Unlabelled):
+        return UNLABELLED
     best, bar, count = found.best, found.bar, found.labels[-1]
     assert best.verdict is not None
     gain = best.verdict.gain
@@ -40,8 +43,11 @@ def worth_sentence(found: Comparison) -> str:
     )
 
 
-def worth_rows(found: Comparison) -> Iterator[tuple[str, ...]]:
+def worth_rows(found: Comparison | Unlabelled) -> Iterator[tuple[str, ...]]:
     """Yield the table of the starts, the head first."""
+    if isinstance(found, Unlabelled):
+        yield from _unlabelled_rows(found)
+        return
     yield HEAD
     for each in (*found.baselines, *found.starts):
         accuracy = f"{100 * each.accuracy:.1f} ± {100 * each.spread:.1f}"
@@ -67,8 +73,10 @@ def _range(gain: Interval) -> str:
     return f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}"
 
 
-def worth_page(found: Comparison) -> bytes:
+def worth_page(found: Comparison | Unlabelled) -> bytes:
     """Make the self-contained HTML page of a comparison."""
+    if isinstance(found, Unlabelled):
+        return _unlabelled_page(found)
     head, *rows = worth_rows(found)
     caption = (
         f"Accuracy in % on {found.test:,} test images after learning from {found.labels[-1]:,.0f} "
@@ -116,4 +124,46 @@ def _protocol(found: Comparison) -> Sequence[str]:
         "intervals above zero. Do not bother: the interval over one of them ends below one point. "
         "Otherwise nobody can tell from these labels. The intervals cover the draws of labels and "
         "the test images, not the randomness of one pre-training.",
+    )
+
+
+UNLABELLED = (
+    "Cannot tell: without labels there are only figures of health, weaker evidence than a few "
+    "labels of each class (docs/health.md); give --labels a list of path,label"
+)
+"""The sentence on images without labels."""
+UNLABELLED_HEAD = ("", "effective rank", "dead directions", "mean cosine", "dB over in-fill",
+                   "health", "minutes")  # fmt: skip
+
+
+def _unlabelled_rows(found: Unlabelled) -> Iterator[tuple[str, ...]]:
+    """Yield the table of the figures, the head first."""
+    yield UNLABELLED_HEAD
+    for each in found.starts:
+        gain = "" if each.gain is None else f"{each.gain:+.1f}"
+        health = ", ".join(each.findings) or ("nothing found" if each.passes else "")
+        minutes = f"{each.minutes:.1f}" if each.minutes else ""
+        yield (each.name, f"{each.rank:.1f}", f"{each.dead:.0%}", f"{each.cosine:.2f}", gain,
+               health, minutes)  # fmt: skip
+
+
+def _unlabelled_page(found: Unlabelled) -> bytes:
+    """Make the self-contained HTML page of figures without labels."""
+    head, *rows = _unlabelled_rows(found)
+    caption = (
+        f"Features of {found.sample:,} images, patch tokens averaged; the rank is at most the "
+        "smaller of images and features. dB over in-fill: on hidden pixels, of a run's last check."
+    )
+    about = (
+        f"MAE was trained on {found.images:,} images; {found.minutes:g} minutes were divided "
+        "equally between the starts that train. The random encoder and MAE from scratch are the "
+        f"same network: {found.network}."
+    )
+    return html_page(
+        f"Is pre-training worth it on {found.data}?",
+        [
+            element("p", element("strong", f"{UNLABELLED}.")),
+            html_table(caption, head, rows),
+            element("p", about),
+        ],
     )
