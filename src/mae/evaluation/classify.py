@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from mae.config.model import refuse_without_effect
 from mae.data.batching.batch import View
 from mae.data.sources.source import Source
-from mae.errors import DataError
+from mae.errors import DataError, WeightsError
 from mae.evaluation.discover import some
-from mae.evaluation.inputs import FeatureSettings, LabelledBatch, map_images
+from mae.evaluation.inputs import (
+    FeatureSettings,
+    LabelledBatch,
+    Weights,
+    for_inference,
+    map_images,
+)
 from mae.evaluation.metrics import Predictions, log_probabilities, predictions_from_scores
 from mae.evaluation.precision import set_precision
 from mae.evaluation.robustness import set_classes
@@ -46,18 +52,41 @@ class Candidates(NamedTuple):
 
 
 def open_for_evaluation(
-    weights: str | Path, settings: FeatureSettings, *, log: Callable[[str], None]
+    weights: Weights, settings: FeatureSettings, *, log: Callable[[str], None]
 ) -> LoadedClassifier:
-    """Load a classifier onto its device, and report the assumptions made."""
+    """Load a classifier onto its device, and report the assumptions made.
+
+    Args:
+        weights: a classifier in memory is not changed.
+        settings: device, view and precision.
+        log: called with each note.
+
+    Raises:
+        WeightsError: for weights without a head.
+    """
     device = settings.checked_device()
-    found, notes = open_classifier(
-        weights, pool=settings.head_pool, crop_pct=settings.crop_pct, **settings.given
-    )
-    for note in notes:
-        log(note)
-    found.model.to(device).eval()
+    if isinstance(weights, nn.Module):
+        found = _in_memory(weights, settings)
+    else:
+        found, notes = open_classifier(
+            weights, pool=settings.head_pool, crop_pct=settings.crop_pct, **settings.given
+        )
+        for note in notes:
+            log(note)
+        found.model.to(device).eval()
     set_precision(found.model.encoder, settings.precision, log=log)
     return found
+
+
+def _in_memory(network: nn.Module, settings: FeatureSettings) -> LoadedClassifier:
+    if not isinstance(network, Classifier):
+        raise WeightsError(
+            f"weights: got {type(network).__name__} in memory, which has no classifier's head; "
+            "fine-tune it first (mae.finetune), or use mae.probe"
+        )
+    refuse_without_effect("a network in memory", "weights in a file", pool=settings.head_pool)
+    names = network.class_names or tuple(map(str, range(network.head.out_features)))
+    return LoadedClassifier(for_inference(network, settings), names)
 
 
 def classify(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from mae.config.model import ModelConfig, published_crop_pct
+from mae.config.model import ModelConfig, published_crop_pct, refuse_without_effect
 from mae.data.augment.crop import evaluation_view
 from mae.data.batching.batch import Bad, EvaluationBatch, View, evaluation_batch
 from mae.data.decoding.header import kind_of
@@ -21,6 +23,8 @@ from mae.data.types import Log
 from mae.errors import ConfigError, DataError
 from mae.evaluation.precision import set_precision
 from mae.evaluation.split import Ids, Labels
+from mae.model.autoencoder import MaskedAutoencoder
+from mae.model.classifier import Classifier
 from mae.model.encoder import Encoder, Pool
 from mae.parallel.processes import SINGLE_PROCESS, Communicator, ProcessInfo
 from mae.planning.hardware import choose_device
@@ -84,12 +88,52 @@ class FeatureSettings(NamedTuple):
 
 
 DEFAULT = FeatureSettings()
+NetworkT = TypeVar("NetworkT", Encoder, MaskedAutoencoder, Classifier)
 
 
-def open_for_features(weights: str | Path, settings: FeatureSettings, *, log: Log) -> Encoder:
-    """Load an encoder onto its device, and report what was loaded, ignored and assumed."""
-    device = settings.checked_device()
-    encoder, notes = open_encoder(weights, crop_pct=settings.crop_pct, **settings.given)
+Network = Encoder | MaskedAutoencoder | Classifier
+Weights = str | os.PathLike[str] | Network
+"""What gives features: a path, as for `load_encoder`, a finished run, or a network in memory."""
+
+
+def weights_name(weights: Weights) -> str:
+    """Return the path of weights, or the type of a network in memory, for messages."""
+    return type(weights).__name__ if isinstance(weights, nn.Module) else os.fspath(weights)
+
+
+def for_inference(network: NetworkT, settings: FeatureSettings) -> NetworkT:
+    """Return a network in memory as the settings ask, in evaluation mode; a copy if it changes.
+
+    Raises:
+        ConfigError: for settings of weights in a file.
+    """
+    refuse_without_effect("a network in memory", "weights in a file", **settings.given)
+    device, crop_pct = settings.checked_device(), settings.crop_pct
+    same = next(network.parameters()).device == device and not network.training
+    if same and crop_pct is None and settings.precision == "float32":
+        return network
+    network = copy.deepcopy(network).to(device).eval()
+    for part in network.modules():
+        if crop_pct is not None and isinstance(part, Encoder | MaskedAutoencoder):
+            part.config = replace(part.config, crop_pct=crop_pct)
+    return network
+
+
+def open_for_features(weights: Weights, settings: FeatureSettings, *, log: Log) -> Encoder:
+    """Load an encoder onto its device, and report what was loaded, ignored and assumed.
+
+    Args:
+        weights: of a network in memory, the encoder is used; it is not changed.
+        settings: device, view and precision.
+        log: called with each note.
+    """
+    device, notes = settings.checked_device(), list[str]()
+    if isinstance(weights, nn.Module):
+        encoder = for_inference(
+            weights if isinstance(weights, Encoder) else weights.encoder, settings
+        )
+    else:
+        encoder, notes = open_encoder(weights, crop_pct=settings.crop_pct, **settings.given)
     for note in notes:
         log(note)
     report_view(encoder.config, log=log)

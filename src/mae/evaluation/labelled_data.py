@@ -138,13 +138,15 @@ class FinetuningData(NamedTuple):
         return None
 
 
-def finetuning_data(weights: str | Path | None) -> FinetuningData | None:
+def finetuning_data(weights: object) -> FinetuningData | None:
     """Find the labelled images that a classifier was fine-tuned on; None without a record.
+
+    A network in memory has none.
 
     The record in the folder of the weights has precedence over that of the run, as the folder may
     have been copied. Errors in the weights are reported when they are loaded.
     """
-    if weights is None:
+    if not isinstance(weights, str | os.PathLike):
         return None
     try:
         file = find_file(local(weights))
@@ -188,7 +190,7 @@ def _facts(config: Path) -> Mapping[str, Any]:
     return {}
 
 
-def labelled(data: str | Path, *, seed: int, weights: str | Path | None = None) -> Labelled:
+def labelled(data: str | Path, *, seed: int, weights: object = None) -> Labelled:
     """Find labelled images and divide them into training and test images.
 
     Args:
@@ -255,7 +257,7 @@ def _hold_out(
     return Labelled(Part(source, train), Part(source, test), held, notes)
 
 
-def evaluation_data(data: str | Path, *, split: Kind | None, weights: str | Path) -> EvaluationData:
+def evaluation_data(data: str | Path, *, split: Kind | None, weights: object) -> EvaluationData:
     """Find the test images of a classifier.
 
     Args:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -30,9 +29,11 @@ from mae.evaluation.features import Array, encoder_features
 from mae.evaluation.inputs import (
     DEFAULT,
     FeatureSettings,
+    Weights,
     evaluation_batches,
     open_for_features,
     report_unreadable,
+    weights_name,
 )
 from mae.model.encoder import Pool
 from mae.parallel.processes import open_communicator
@@ -44,7 +45,7 @@ from mae.weights.given import Given
 
 
 def embed(
-    weights: str | Path,
+    weights: Weights,
     images: Images,
     *,
     pool: Pool = "mean",
@@ -52,12 +53,13 @@ def embed(
     device: str = "auto",
     crop_pct: float | None = None,
     precision: Precision = "float32",
+    quiet: bool = False,
     **given: Unpack[Given],
 ) -> Array:
     """Compute the features of whole images in the evaluation view, without randomness.
 
     Args:
-        weights: as for `load_encoder`.
+        weights: as for `load_encoder`; or a network in memory, which is not changed.
         images: what `--data` takes (a folder gives rows in the order of its sorted paths), one
             Pillow image, an array or .npy of H W, H W C, N H W or N H W C, a tensor of these or of
             C H W or N C H W, a `Source`, or a sequence of paths, Pillow images, arrays and
@@ -67,6 +69,7 @@ def embed(
         device: see `choose_device`.
         crop_pct: fraction of an image that is kept, see `ModelConfig`; none: as in the weights.
         precision: "float32", "bf16", or "auto": bf16 on a device that has it of its own.
+        quiet: show no progress and no notes.
         given: what the weights do not say, see `Given`.
 
     Returns:
@@ -75,17 +78,17 @@ def embed(
     Raises:
         MaeError: for whatever the user must change, in one line.
     """
-    log = partial(print, file=sys.stderr)
     settings = FeatureSettings(pool, batch, device, crop_pct, given, precision=precision)
-    encoder = open_for_features(weights, settings, log=log)
-    source = open_images(images, encoder.config, log=log)
-    features: list[Array] = []
-    bad: list[Bad] = []
-    warned: list[Bad] = []
-    for got in evaluation_batches(encoder, source, range(len(source)), batch=batch):
-        features.append(encoder_features(encoder, [got.images], pools=[pool])[pool])
-        bad += got.bad
-        warned += got.warned
+    features, bad, warned = list[Array](), list[Bad](), list[Bad]()
+    with Progress(quiet=quiet) as progress:
+        encoder = open_for_features(weights, settings, log=progress.note)
+        source = open_images(images, encoder.config, log=progress.note)
+        progress.start(len(source), label="image")
+        for got in evaluation_batches(encoder, source, range(len(source)), batch=batch):
+            features.append(encoder_features(encoder, [got.images], pools=[pool])[pool])
+            bad += got.bad
+            warned += got.warned
+            progress.update(sum(map(len, features)) + len(bad))
     report_unreadable(len(source), bad, warned, log=partial(warnings.warn, stacklevel=3))
     return np.concatenate(features)
 
@@ -104,7 +107,7 @@ class Embedded(NamedTuple):
 
 
 def embed_to_file(
-    weights: str | Path,
+    weights: Weights,
     data: str | Path,
     *,
     out: Path,
@@ -144,7 +147,7 @@ def embed_to_file(
         def compute(images: Tensor) -> Array:
             return encoder_features(encoder, [images], pools=[pool])[pool]
 
-        work = Work(str(weights), encoder, encoder, source, settings, compute, what=pool)
+        work = Work(weights_name(weights), encoder, encoder, source, settings, compute, what=pool)
         with computed(work, out, ranks=ranks, stop=stop, progress=progress) as store:
             if ranks.is_main_process:
                 result = _publish(store, out, source, log=progress.note)

@@ -7,6 +7,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Literal, NamedTuple, Unpack
 
+from torch import nn
+
 from mae.atomic import write_atomic
 from mae.config.model import refuse_without_effect
 from mae.data.augment.crop import central_pixels
@@ -15,7 +17,7 @@ from mae.data.sources.splits import Kind
 from mae.errors import ConfigError, DataError
 from mae.evaluation.classify import TOP, classify, find_candidates, open_for_evaluation
 from mae.evaluation.discover import class_folders, some
-from mae.evaluation.inputs import DEFAULT, FeatureSettings, report_view
+from mae.evaluation.inputs import DEFAULT, FeatureSettings, Weights, report_view, weights_name
 from mae.evaluation.labelled_data import evaluation_data
 from mae.evaluation.metrics import ClassRow, class_rows
 from mae.evaluation.robustness import (
@@ -29,6 +31,7 @@ from mae.progress import Progress
 from mae.report.confusion import Mistake, confusion_image, evaluation_page, worst_mistakes
 from mae.report.figures import png_bytes
 from mae.report.mistakes import wrong_images
+from mae.report.notebook import shown
 from mae.report.predictions import (
     PredictionRow,
     prediction_rows,
@@ -42,8 +45,13 @@ from mae.weights.given import Given, HeadPool
 FolderSet = Literal["folder", "imagenet", "imagenet-a", "imagenet-r", "imagenet-sketch"]
 MOST_CLASSES = 20  # in the terminal table; --json and the HTML page list all
 MOST_MISTAKES = 5
+IN_MEMORY = (
+    "weights: a classifier in memory does not say which images it was fine-tuned on; give the run "
+    "to score only those that it held out"
+)
 
 
+@shown
 class Evaluation(NamedTuple):
     """Scores of a classifier on labelled images."""
 
@@ -90,7 +98,7 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    weights: str | Path,
+    weights: Weights,
     data: str | Path,
     *,
     set: FolderSet | Literal["imagenet-c"] = "folder",
@@ -142,7 +150,7 @@ def evaluate(
 
 
 def evaluate_classes(
-    weights: str | Path,
+    weights: Weights,
     data: str | Path,
     *,
     dataset: FolderSet = "folder",
@@ -186,9 +194,11 @@ def evaluate_classes(
             there = "imagenet-a or imagenet-r"
             refuse_without_effect(f"the set {dataset}", there, all_classes=all_classes or None)
         source, part, notes = evaluation_data(data, split=split, weights=weights)
+        if isinstance(weights, nn.Module):
+            progress.note(IN_MEMORY)
         for note in notes:
             progress.note(note)
-        arguments = (str(weights), dataset, all_classes, split, settings)
+        arguments = (weights_name(weights), dataset, all_classes, split, settings)
         require_agreement(ranks, {"arguments": arguments, "data": source.fingerprint})
         settings = settings.at(ranks.process)
         model, class_names = open_for_evaluation(weights, settings, log=progress.note)
@@ -220,7 +230,7 @@ def evaluate_classes(
             if out.suffix == ".png":
                 write_atomic(out, png_bytes(confusion_image(confusion)))
             else:
-                title = f"{Path(weights).name} on {Path(data).name}"
+                title = f"{Path(weights_name(weights)).name} on {Path(data).name}"
                 wrong = wrong_images(found, rows, source, kind_of(model.encoder.config))
                 write_atomic(out, evaluation_page(title, result.facts(), confusion, names, wrong))
     return result
@@ -236,6 +246,7 @@ class Corruption(NamedTuple):
     """Mean of `errors` divided by the mean of AlexNet's: 1 is as good as AlexNet."""
 
 
+@shown
 class Robustness(NamedTuple):
     """Errors of a classifier under all corruptions."""
 
@@ -267,7 +278,7 @@ class Robustness(NamedTuple):
 
 
 def evaluate_corruptions(
-    weights: str | Path,
+    weights: Weights,
     data: str | Path,
     *,
     predictions: Path | None = None,

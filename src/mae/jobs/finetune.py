@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
+from xml.etree.ElementTree import Element
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mae.atomic import write_json_atomic
 from mae.config.run import FinetuneConfig
@@ -28,10 +31,12 @@ from mae.model.classifier import Classifier
 from mae.parallel.processes import open_communicator
 from mae.progress import Progress
 from mae.report.mistakes import save_thumbnails, wrong_images
+from mae.report.notebook import run_html, shown
 from mae.report.page import write_report
 from mae.report.predictions import prediction_rows, write_predictions
-from mae.report.tables import value_rows
+from mae.report.tables import plain, value_rows
 from mae.runs.directory import RunDir, read_record
+from mae.runs.log import final_values, read_columns
 from mae.runs.rewind import rewind_of
 from mae.runs.signals import StopSignal
 from mae.train.ema import apply_ema
@@ -48,7 +53,7 @@ from mae.train.session import (
 )
 from mae.train.trainer import train
 from mae.weights.formats.native import save
-from mae.weights.given import configure
+from mae.weights.given import configure, path_of
 from mae.weights.io.hub import PREFIX
 from mae.weights.load import load_classifier
 from mae.weights.start_from import initial_classifier
@@ -56,8 +61,12 @@ from mae.weights.start_from import initial_classifier
 EVALUATION_BATCH = 64
 
 
+@shown
 class Tuned(NamedTuple):
-    """A finished fine-tuning run and the test scores of its classifier."""
+    """A finished fine-tuning run and the test scores of its classifier.
+
+    It stands for its path wherever weights are taken.
+    """
 
     path: Path
     config: FinetuneConfig
@@ -81,6 +90,30 @@ class Tuned(NamedTuple):
         figures = {name: getattr(self, name) for name in names} | {"steps": self.num_steps}
         return figures | {"run": self.path, "weights": files.weights, "report": files.report}
 
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    @property
+    def log(self) -> dict[str, NDArray[Any]]:
+        """The log as columns, see `read_columns`."""
+        return read_columns(RunDir(self.path).log)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The test scores, and the last value of each column of the log, times summed up.
+
+        `loss` is that of the test images, `train_loss` the last one of training.
+        """
+        found = final_values(self.log)
+        scores = {"top1": self.top1, "top5": self.top5, "loss": self.loss}
+        if "loss" in found:
+            found["train_loss"] = found["loss"]
+        return found | {name: value for name, value in scores.items() if value is not None}
+
+    def html(self) -> Iterator[Element]:
+        """Yield the scores and facts of the run, and the confusion matrix."""
+        return run_html(self.path, value_rows(plain(self.values())))
+
     def predict(self, images: Images, **how: Any) -> Predicted:
         """Classify images; `how` takes the other arguments of `mae.predict`."""
         return predict(RunDir(self.path).weights, images, **how)
@@ -90,7 +123,7 @@ def finetune(
     recipe: str | FinetuneConfig = "finetune-folder",
     *,
     data: str | Path,
-    weights: str | Path | None = None,
+    weights: str | os.PathLike[str] | None = None,
     out: str | Path | None = None,
     labels: str | None = None,
     resume_from: int | None = None,
@@ -109,7 +142,8 @@ def finetune(
     Args:
         recipe: name of a recipe, or a configuration.
         data: labelled images, see `labelled`.
-        weights: whatever `load_encoder` takes; none: a new network, trained from scratch.
+        weights: whatever `load_encoder` takes, or a finished run; none: a new network, trained
+            from scratch.
         out: run directory; `runs/DATA-NAME-tuned` if none.
         labels: few labels, see `FewLabels`; none: all.
         resume_from: step of an older checkpoint of an unfinished run to go back to; the same
@@ -128,6 +162,7 @@ def finetune(
         Stopped: when asked to stop by SIGTERM, SIGUSR1 or Ctrl-C, after saving the state.
     """
     refuse_in_readers("finetune")
+    weights = None if weights is None else path_of(weights, name="weights")
     name = recipe if isinstance(recipe, str) else based_on
     config, given = configure(recipe, FinetuneConfig, fields, others=signature(finetune).parameters)
     folder = Path("runs", f"{data_name(data)}-tuned") if out is None else Path(out)
@@ -170,6 +205,7 @@ def finetune(
                 if labels is not None and ranks.is_main_process:
                     write_choice(folder / "labels.csv", parts.train.source, draws)
                 model, notes = initial_classifier(weights, resolved.config, **given)
+                model.class_names = tuple(source.class_names)
                 for note in notes:
                     progress.note(note)
                 _train(run, model, resolved.config, test)
@@ -210,10 +246,9 @@ def _split_record(parts: Labelled) -> dict[str, object] | None:
     return {**parts.held._asdict(), "names": parts.held.names_digest(parts.train.source)}
 
 
-def _lasting(weights: str | Path) -> str:
+def _lasting(weights: str) -> str:
     """Name weights so that they are found from another working directory."""
-    name = str(weights)
-    return name if name.startswith(PREFIX) else str(Path(weights).resolve())
+    return weights if weights.startswith(PREFIX) else str(Path(weights).resolve())
 
 
 def _train(run: RunInProgress, model: Classifier, config: FinetuneConfig, test: Source) -> None:

@@ -28,8 +28,10 @@ from mae.evaluation.discover import some
 from mae.evaluation.inputs import (
     FeatureSettings,
     LabelledBatch,
+    Weights,
     map_images,
     report_view,
+    weights_name,
 )
 from mae.evaluation.split import Ids
 from mae.parallel.processes import (
@@ -40,6 +42,7 @@ from mae.parallel.processes import (
 from mae.progress import Progress
 from mae.report.contact_sheet import grouped_sheet, shortened, thumbnail
 from mae.report.figures import png_bytes
+from mae.report.notebook import shown
 from mae.report.parquet import ENDING
 from mae.report.predictions import require_writable, write_predictions
 from mae.runs.signals import StopSignal
@@ -59,6 +62,7 @@ LONGEST = 48
 Probabilities = NDArray[np.float64]
 
 
+@shown
 class Predicted(NamedTuple):
     """The classes that a classifier predicts for n images."""
 
@@ -122,7 +126,7 @@ class Predicted(NamedTuple):
 
 
 def predict(
-    weights: str | Path,
+    weights: Weights,
     images: Images,
     *,
     out: str | Path | None = None,
@@ -183,9 +187,11 @@ def predict(
         found = _open(weights, settings.at(ranks.process), log=progress.note)
         K = len(found.class_names)
         if not 1 <= top <= K:
-            raise ConfigError(f"top: expected 1 to {K}, the classes of {weights}, got {top}")
+            raise ConfigError(
+                f"top: expected 1 to {K}, the classes of {weights_name(weights)}, got {top}"
+            )
         source = _open_images(images, found.model.encoder.config, log=progress.note)
-        task = _Task(str(weights), found, source, settings)
+        task = _Task(weights_name(weights), found, source, settings)
         with _probabilities(task, out, ranks=ranks, stop=stop, progress=progress) as (ids, rows):
             if sort is not None:
                 order = np.argsort(rows.max(axis=1), kind="stable")
@@ -222,7 +228,7 @@ def _require_targets(out: Path | None, sheet: Path | None) -> None:
             )
 
 
-def _open(weights: str | Path, settings: FeatureSettings, *, log: Log) -> LoadedClassifier:
+def _open(weights: Weights, settings: FeatureSettings, *, log: Log) -> LoadedClassifier:
     found = open_for_evaluation(weights, settings, log=log)
     report_view(found.model.encoder.config, log=log)
     return found

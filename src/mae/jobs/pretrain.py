@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
+from xml.etree.ElementTree import Element
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mae.config.run import PretrainConfig
@@ -22,10 +25,12 @@ from mae.model.create import create
 from mae.parallel.processes import open_communicator
 from mae.progress import Progress
 from mae.recipes.custom import kept_fields
+from mae.report.notebook import run_html, shown
 from mae.report.page import write_report
 from mae.report.reconstruction import EXTREMES, save_progress_image
-from mae.runs.directory import read_record
-from mae.runs.log import read_rows
+from mae.report.tables import plain, value_rows
+from mae.runs.directory import RunDir, read_record
+from mae.runs.log import final_values, read_columns, read_rows
 from mae.runs.rewind import rewind_of
 from mae.runs.signals import StopSignal
 from mae.runs.state import TrainState
@@ -45,7 +50,7 @@ from mae.train.session import (
 from mae.train.step import Metrics, pretraining_loss
 from mae.train.trainer import train
 from mae.weights.formats.native import save
-from mae.weights.given import Given, configure
+from mae.weights.given import Given, configure, path_of
 from mae.weights.load import open_model
 from mae.weights.start_from import initial_model, require_init
 
@@ -53,8 +58,9 @@ FIXED_IMAGES = 8
 """Number of images drawn during a run."""
 
 
+@shown
 class Run(NamedTuple):
-    """A finished pre-training run."""
+    """A finished pre-training run; it stands for its path wherever weights are taken."""
 
     path: Path
     config: PretrainConfig
@@ -65,13 +71,36 @@ class Run(NamedTuple):
     loss: float
     """Mean over the last tenth of the steps; NaN where nothing was logged."""
 
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    @property
+    def log(self) -> dict[str, NDArray[Any]]:
+        """The log as columns, see `read_columns`."""
+        return read_columns(RunDir(self.path).log)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The last value of each column of the log; `loss` as above, times summed up."""
+        return final_values(self.log) | {"loss": self.loss}
+
+    def values(self) -> dict[str, object]:
+        """Return the values to print."""
+        files = RunDir(self.path)
+        paths = {"run": self.path, "weights": files.weights, "report": files.report}
+        return {**paths, "steps": self.num_steps, "loss": self.loss, "resumed": self.resumed}
+
+    def html(self) -> Iterator[Element]:
+        """Yield the facts of the run and its last reconstructions."""
+        return run_html(self.path, value_rows(plain(self.values())))
+
 
 def pretrain(
     recipe: str | PretrainConfig = "folder",
     *,
     data: Data,
     out: str | Path | None = None,
-    init: str | Path | None = None,
+    init: str | os.PathLike[str] | None = None,
     resume_from: int | None = None,
     skip_steps: int = 0,
     finished_too: bool = True,
@@ -90,7 +119,7 @@ def pretrain(
         recipe: name of a recipe, or a configuration.
         data: folder of images, array N H W (C), a `Source`, or "fashion-mnist" (built in).
         out: run directory; `runs/DATA-NAME` if none.
-        init: weights or a run to start from; the run still begins at step 0.
+        init: weights or a finished run to start from; the run still begins at step 0.
         resume_from: step of an older checkpoint of an unfinished run to go back to; the same
             call again resumes from the newest.
         skip_steps: number of steps after it whose batches are not trained on; they count as steps.
@@ -109,6 +138,7 @@ def pretrain(
         Stopped: when asked to stop by SIGTERM, SIGUSR1 or Ctrl-C, after saving the state.
     """
     refuse_in_readers("pretrain")
+    init = None if init is None else path_of(init, name="init")
     name = recipe if isinstance(recipe, str) else based_on
     config, given = configure(recipe, PretrainConfig, fields, others=signature(pretrain).parameters)
     if isinstance(recipe, str):
@@ -137,7 +167,7 @@ def pretrain(
             stop,
             recipe=name,
             data=data_record(data, source, resolved.kind),
-            start={"init": None if init is None else str(init)},
+            start={"init": init},
             finished_too=finished_too,
             back_to=back_to,
             ranks=ranks,

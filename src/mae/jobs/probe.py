@@ -28,8 +28,10 @@ from mae.evaluation.inputs import (
     DEFAULT,
     FeatureSettings,
     LabelledBatch,
+    Weights,
     map_images,
     open_for_features,
+    weights_name,
 )
 from mae.evaluation.labelled_data import labelled, require_classes
 from mae.evaluation.linear_probe import PROTOCOL, max_update, paper_config, train_head
@@ -41,12 +43,14 @@ from mae.model.create import create
 from mae.model.encoder import Pool
 from mae.parallel.processes import open_communicator, require_agreement
 from mae.progress import Progress
+from mae.report.notebook import shown
 from mae.report.tables import plain, value_rows
 from mae.train.measure import count_steps
 from mae.train.resolve import Precision, batch_plan
-from mae.weights.given import Given
+from mae.weights.given import Given, path_of
 
 
+@shown
 class Probe(NamedTuple):
     """Accuracy on the test images, 0 to 1, mean and std over all runs."""
 
@@ -81,7 +85,7 @@ class Probe(NamedTuple):
 
 def probe(
     method: Literal["knn", "linear", "partial"],
-    weights: str | Path,
+    weights: Weights,
     data: str | Path,
     *,
     blocks: float | None = None,
@@ -151,7 +155,8 @@ def probe(
         if blocks is None:
             raise ConfigError("blocks: expected --blocks, as in 0.5, 1 or 4 of the last blocks")
         return finetune(
-            data=data, weights=weights, labels=labels, quiet=quiet, command=command,
+            data=data, weights=path_of(weights, name="weights"), labels=labels, quiet=quiet,
+            command=command,
             out=out or Path("runs", f"{data_name(data)}-partial-{blocks:g}"),
             train_blocks=float(blocks),
             **{name: value for name, value in fields.items() if value is not None}, **given,
@@ -178,7 +183,7 @@ def probe(
 
 
 def feature_probe(
-    weights: str | Path,
+    weights: Weights,
     data: str | Path,
     method: Method,
     *,
@@ -214,7 +219,7 @@ def feature_probe(
         train, test, _, notes = labelled(data, seed=seed, weights=weights)
         for note in notes:
             progress.note(note)
-        arguments = (str(weights), method.name, settings, few, seed)
+        arguments = (weights_name(weights), method.name, settings, few, seed)
         require_agreement(ranks, {"arguments": arguments, "data": train.source.fingerprint})
         draws = few.draws(*train, seed=seed, log=progress.note, ranks=ranks)
         trained = open_for_features(weights, settings.at(ranks.process), log=progress.note)
@@ -258,6 +263,7 @@ def feature_probe(
     )
 
 
+@shown
 class PaperProbe(NamedTuple):
     """Accuracy of the linear heads on the test images, mean and std over all runs."""
 
@@ -282,7 +288,7 @@ class PaperProbe(NamedTuple):
 
 
 def paper_probe(
-    weights: str | Path,
+    weights: Weights,
     data: str | Path,
     *,
     config: FinetuneConfig = PROTOCOL,
@@ -317,7 +323,7 @@ def paper_probe(
         train, test, _, notes = labelled(data, seed=config.seed, weights=weights)
         for note in notes:
             progress.note(note)
-        arguments = (str(weights), config, few, crop_pct, precision, given)
+        arguments = (weights_name(weights), config, few, crop_pct, precision, given)
         require_agreement(ranks, {"arguments": arguments, "data": train.source.fingerprint})
         draws = few.draws(*train, seed=config.seed, log=progress.note, ranks=ranks)
         settings = FeatureSettings(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,12 +51,14 @@ from mae.model.create import create
 from mae.model.encoder import Encoder, Pool
 from mae.planning.hardware import choose_device
 from mae.progress import Progress
+from mae.report.notebook import shown
 from mae.report.tables import plain
 from mae.report.worth import worth_page, worth_rows, worth_sentence
 from mae.runs.directory import RunDir
 from mae.runs.log import read_rows
 from mae.runs.signals import StopSignal
 from mae.train.session import refuse_in_readers
+from mae.weights.given import path_of
 
 LOOKED_AT = 64  # images, to see whether all are equal
 
@@ -63,6 +66,7 @@ RAW, RANDOM = "raw pixels", "the random encoder"
 SCRATCH, SUPERVISED = "MAE from scratch", "supervised on the labels alone"
 
 
+@shown
 class Worth(NamedTuple):
     """The verdict on all starts, and where the comparison is kept."""
 
@@ -71,14 +75,19 @@ class Worth(NamedTuple):
     path: Path
     page: Path
 
+    @property
+    def sentence(self) -> str:
+        """The verdict."""
+        return worth_sentence(self.comparison)
+
     def values(self) -> dict[str, Any]:
         """Return the values that --json prints."""
-        found = {"sentence": worth_sentence(self.comparison)} | self.comparison.values()
+        found = {"sentence": self.sentence} | self.comparison.values()
         return found | {"path": self.path, "page": self.page}
 
     def rows(self) -> Iterator[tuple[str, ...]]:
         """Yield the sentence, the table and the page."""
-        yield (f"{worth_sentence(self.comparison)}.",)
+        yield (f"{self.sentence}.",)
         yield from worth_rows(self.comparison)
         yield "page", str(self.page)
 
@@ -126,7 +135,7 @@ def worth(
     data: str | Path,
     labels: str | None = None,
     minutes: float = 20.0,
-    weights: str | Path | Sequence[str | Path] = (),
+    weights: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     out: str | Path | None = None,
     draws: int = 5,
     pool: Pool = "grid",
@@ -145,7 +154,7 @@ def worth(
         labels: labels in a draw, see `FewLabels`; none: ten of each class, or half of the smallest.
             Or a list of path,label of some of the images, of which as many are drawn.
         minutes: divided equally between the starts that train.
-        weights: whatever `load_encoder` takes; several are compared.
+        weights: whatever `load_encoder` takes, or finished runs; several are compared.
         out: folder of the runs and the page; `runs/DATA-NAME-worth` if none.
         draws: draws of labels.
         pool: pooling of every encoder's tokens.
@@ -160,7 +169,8 @@ def worth(
         Stopped: when asked to stop; the same call resumes.
     """
     refuse_in_readers("worth")
-    given = [weights] if isinstance(weights, str | Path) else [*weights]
+    several = [weights] if isinstance(weights, str | os.PathLike) else weights
+    given = [path_of(each, name="weights") for each in several]
     if not minutes > 0:
         raise ConfigError(f"minutes: expected a number above 0, got {minutes:g}")
     if draws < 2:

@@ -22,6 +22,9 @@ class Classifier(nn.Module):
     "token".
     """
 
+    class_names: tuple[str, ...] = ()
+    """In the order of the scores; empty if unknown. Not part of the state."""
+
     def __init__(
         self,
         encoder: Encoder,

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -14,6 +18,39 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     # Text after the last line end is a row still being written, or truncated by a crash.
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     return [row for row in map(json.loads, lines) if not row.keys() & {"skipped", "window"}]
+
+
+def read_columns(*paths: Path) -> dict[str, NDArray[Any]]:
+    """Read the rows of logs as columns, aligned by step.
+
+    Args:
+        paths: logs of one run; a missing one has no rows.
+
+    Returns:
+        For each field an array with a value for each logged step, NaN where it has none; `step`
+        first. Fields that are not numbers are left out.
+    """
+    values: dict[int, dict[str, float]] = {}
+    for path in paths:
+        for row in read_rows(path):
+            numbers = {n: v for n, v in row.items() if isinstance(v, int | float)}
+            values.setdefault(row["step"], {}).update(numbers)
+    steps = sorted(values)
+    names = dict.fromkeys(name for step in steps for name in values[step] if name != "step")
+    columns: dict[str, NDArray[Any]] = {"step": np.array(steps, dtype=np.int64)}
+    for name in names:
+        columns[name] = np.array([values[step].get(name, math.nan) for step in steps])
+    return columns
+
+
+def final_values(columns: Mapping[str, NDArray[Any]]) -> dict[str, float]:
+    """Return the last finite value of each column; of times, their sum."""
+    finite = {name: column[np.isfinite(column)] for name, column in columns.items()}
+    return {
+        name: float(column.sum() if name.endswith("seconds") else column[-1])
+        for name, column in finite.items()
+        if len(column)
+    }
 
 
 class LogWriter:

@@ -5,9 +5,11 @@ A setting that is neither in the file nor given here is assumed, and the assumpt
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypedDict, cast
 
+from mae.errors import ConfigError
 from mae.recipes.custom import build_config, name_fields
 from mae.recipes.recipe import ConfigT
 
@@ -59,6 +61,24 @@ def configure(
     rest = {name: value for name, value in keywords.items() if name not in given}
     fields = name_fields(cls, rest, others=[*others, *Given.__annotations__])
     return build_config(recipe, cls, fields=fields), cast(Given, given)
+
+
+def path_of(weights: object, *, name: str) -> str:
+    """Return the path of weights that a run records, and has to find again when it resumes.
+
+    Args:
+        weights: a path, `hf:owner/name`, or a finished run.
+        name: of the argument, for the message.
+
+    Raises:
+        ConfigError: for a network in memory.
+    """
+    if isinstance(weights, str | os.PathLike):
+        return os.fspath(weights)
+    raise ConfigError(
+        f"{name}: got {type(weights).__name__}, expected a path, a run or hf:OWNER/NAME; write a "
+        "network in memory to a folder first: mae.save(network, FOLDER)"
+    )
 
 
 class LoadOptions(Given, total=False):

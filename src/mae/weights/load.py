@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar, Unpack
 
 import torch
@@ -53,7 +53,11 @@ class Loaded(NamedTuple, Generic[ModelT]):
 
 
 def load(
-    path: str | Path, *, allow_missing: Iterable[str] = (), **given: Unpack[LoadOptions]
+    path: str | os.PathLike[str],
+    *,
+    allow_missing: Iterable[str] = (),
+    quiet: bool = False,
+    **given: Unpack[LoadOptions],
 ) -> MaskedAutoencoder:
     """Load encoder and decoder; notes on what was loaded, skipped and assumed go to stderr.
 
@@ -62,45 +66,55 @@ def load(
             `hf:owner/name`.
         allow_missing: patterns of tensor names, in the file's or mae's naming
             (`decoder.norm.*`). Missing tensors that match are initialised and reported.
+        quiet: show no notes.
         given: settings that the file does not say, see `Given`; the rest is assumed.
 
     Raises:
         WeightsError: for other tensors that are missing, unexpected, of another shape or not
             finite.
     """
-    return _printed(open_model(path, allow_missing=allow_missing, **given))
+    return _printed(open_model(path, allow_missing=allow_missing, **given), quiet=quiet)
 
 
 def load_encoder(
-    path: str | Path, *, allow_missing: Iterable[str] = (), **given: Unpack[LoadOptions]
+    path: str | os.PathLike[str],
+    *,
+    allow_missing: Iterable[str] = (),
+    quiet: bool = False,
+    **given: Unpack[LoadOptions],
 ) -> Encoder:
     """Load the encoder alone; notes on what was loaded, skipped and assumed go to stderr.
 
     Arguments and errors are those of `load`; a decoder or a classifier's head is skipped. Of a
     classifier with `fc_norm`, which replaces the encoder's norm, the encoder has no norm.
     """
-    return _printed(open_encoder(path, allow_missing=allow_missing, **given))
+    return _printed(open_encoder(path, allow_missing=allow_missing, **given), quiet=quiet)
 
 
 def load_classifier(
-    path: str | Path, *, pool: HeadPool | None = None, **given: Unpack[LoadOptions]
+    path: str | os.PathLike[str],
+    *,
+    pool: HeadPool | None = None,
+    quiet: bool = False,
+    **given: Unpack[LoadOptions],
 ) -> LoadedClassifier:
     """Load a classifier; assumptions are printed to stderr.
 
     Args:
         path: as for `load`.
         pool: pooled feature that the head classifies, if the file does not say.
+        quiet: show no notes.
         given: other settings that the file does not say, see `Given`; the rest is assumed.
 
     Raises:
         WeightsError: for weights without a head; for tensors that are missing, unexpected, of
             another shape or not finite; for a head with an unsupported pooling.
     """
-    return _printed(open_classifier(path, pool=pool, **given))
+    return _printed(open_classifier(path, pool=pool, **given), quiet=quiet)
 
 
-def _printed(loaded: Loaded[ModelT]) -> ModelT:
-    for note in loaded.notes:
+def _printed(loaded: Loaded[ModelT], *, quiet: bool) -> ModelT:
+    for note in () if quiet else loaded.notes:
         print(note, file=sys.stderr)
     return loaded.model
 
@@ -182,6 +196,7 @@ def open_classifier(
     with torch.device("meta"):
         model = Classifier(Encoder(config), num_classes=len(head), pool=pooled)
     load_strict(model, raw._replace(tensors=tensors), expected=_CLASSIFIER)
+    model.class_names = names
     return Loaded(LoadedClassifier(model, names), notes)
 
 

@@ -6,6 +6,7 @@ be written, add its name to `Target` in `given.py` as well.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
@@ -63,7 +64,7 @@ class RawWeights(NamedTuple):
         return self._replace(tensors=own)
 
 
-Source = str | Path | RawWeights
+Source = str | os.PathLike[str] | RawWeights
 """Folder of mae or transformers, run, checkpoint, file in a supported layout, `hf:owner/name`, or
 weights that are already read."""
 

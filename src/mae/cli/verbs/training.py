@@ -12,7 +12,6 @@ from mae.config.serialize import to_dict
 from mae.errors import ConfigError
 from mae.recipes.custom import build_config, kept_fields, to_toml
 from mae.report.tables import Report
-from mae.runs.directory import RunDir
 from mae.weights.given import Given
 
 
@@ -72,10 +71,7 @@ def pretrain(
     ask = partial(job.pretrain, resolved, based_on=recipe, out=out, init=init, command=_command())
     ask = partial(ask, kept=kept)
     ask = partial(ask, resume_from=resume_from, skip_steps=skip_steps)
-    run = ask(data=data, finished_too=False, quiet=quiet, **given)
-    paths = RunDir(run.path)
-    files = {"run": run.path, "weights": paths.weights, "report": paths.report}
-    return {**files, "steps": run.num_steps, "loss": run.loss, "resumed": run.resumed}
+    return ask(data=data, finished_too=False, quiet=quiet, **given)
 
 
 def finetune(

@@ -167,11 +167,13 @@ def save(
         model: an autoencoder, an encoder alone, or a classifier; on any device, not changed.
         folder: created if missing.
         facts: provenance of the weights, as JSON values (recipe, data, steps, license ...).
-        class_names: those of a classifier, in the order of its scores.
+        class_names: those of a classifier, in the order of its scores; none: its `class_names`.
 
     Raises:
         ConfigError: if it cannot be written, or for class names of the wrong type of model.
     """
+    if class_names is None and isinstance(model, Classifier):
+        class_names = model.class_names or None
     description = describe(model, facts=facts, class_names=class_names)
     return write(Path(folder), tensors_of(model), description)
 

@@ -5,6 +5,7 @@ huggingface_hub downloads into its own cache, and uses the cache when the Hub is
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ _SAFE = ["config.json", "model*.safetensors", "model*.safetensors.index.json"]
 _PICKLED = ["*.bin", "*.pth"]
 
 
-def local(path: str | Path) -> Path:
+def local(path: str | os.PathLike[str]) -> Path:
     """Return the local path of weights, downloading them for `hf:owner/name[@revision]`.
 
     Raises:
@@ -30,7 +31,7 @@ def local(path: str | Path) -> Path:
             not in the cache and cannot be downloaded.
         ConfigError: for a Hub name if huggingface_hub is not installed.
     """
-    name = str(path)
+    name = os.fspath(path)
     if not name.startswith(PREFIX):
         return Path(path)
     asked = NAME.fullmatch(name.removeprefix(PREFIX))

@@ -1,0 +1,96 @@
+"""How results show at a prompt and in a notebook: one line, and a small HTML table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from numbers import Number
+from pathlib import Path
+from typing import Any, TypeVar
+from xml.etree.ElementTree import Element, tostring
+
+import numpy as np
+from PIL import Image
+
+from mae.errors import MaeError
+from mae.report.figures import element, image_element
+from mae.report.finetuned import scores, test_sections
+from mae.report.reconstruction import read_stages
+from mae.report.run import headline, read_run
+from mae.report.tables import report_of
+
+ResultT = TypeVar("ResultT", bound=type[tuple[Any, ...]])
+
+MOST_ROWS = 30
+"""Rows of the HTML table."""
+STRIP_WIDTH = 640
+"""Pixels of an inline image; wider ones are reduced."""
+
+
+def shown(cls: ResultT) -> ResultT:
+    """Give a named tuple a repr of one line, and an HTML table for notebooks.
+
+    A method `html` of the class may yield other elements instead of the rows that the command
+    prints, see `report_of`.
+    """
+    cls.__repr__ = _line  # type: ignore[method-assign]
+    cls._repr_html_ = _html  # type: ignore[attr-defined]
+    return cls
+
+
+def _line(result: Any) -> str:
+    """Name the plain values of a result, and the lengths of its tables.
+
+    Networks and configurations are left out.
+    """
+    parts = []
+    own = {"sentence": sentence} if (sentence := getattr(result, "sentence", None)) else {}
+    for name, value in {**own, **result._asdict()}.items():
+        if isinstance(value, float):
+            parts.append(f"{name}={value:.4g}")
+        elif isinstance(value, str | Path | Number):
+            parts.append(f"{name}={str(value) if isinstance(value, Path) else value!r}")
+        elif isinstance(value, tuple | np.ndarray) and not hasattr(value, "_asdict"):
+            parts.append(f"{name}=<{len(value)}>")
+    return f"{type(result).__name__}({', '.join(parts)})"
+
+
+def _html(result: Any) -> str:
+    own = getattr(result, "html", None)
+    content = own() if own else [rows_table(islice(report_of(result).rows, MOST_ROWS))]
+    whole = element("div", element("b", type(result).__name__), *content)
+    return tostring(whole, encoding="unicode", method="html")
+
+
+def rows_table(rows: Iterable[Iterable[str]]) -> Element:
+    """Lay out rows of text as a plain table, the first cell of each as its header."""
+    left = "text-align:left"
+    lines = (
+        element("tr", *(element("td" if i else "th", c, style=left) for i, c in enumerate(row)))
+        for row in rows
+    )
+    return element("table", *lines)
+
+
+def run_html(path: Path, rows: Iterable[Iterable[str]]) -> Iterator[Element]:
+    """Show a run: its facts, with the last reconstructions or the confusion matrix.
+
+    Args:
+        path: the run directory.
+        rows: what to show where the directory cannot be read any more.
+    """
+    try:
+        run = read_run(path)
+        yield rows_table([("run", str(path)), *scores(run).items(), *headline(run).items()])
+        drawn = sorted(run.files.images.glob(f"step-{'[0-9]' * 8}.png"))
+        for stage, image in read_stages(drawn[-1]).items() if drawn else ():
+            yield element("div", stage, element("br"), image_element(reduced(image), stage))
+        if "class_names" in run.record:
+            yield from islice(test_sections(run), 1)
+    except (MaeError, OSError):
+        yield rows_table(rows)
+
+
+def reduced(image: Image.Image) -> Image.Image:
+    """Reduce an image that is wider than `STRIP_WIDTH` by a whole factor."""
+    return image.reduce(-(-image.width // STRIP_WIDTH))
