@@ -1,10 +1,11 @@
 import json
+import math
 import os
 import resource
 
 import pytest
 
-from mae.runs.log import BadFiles, LogWriter
+from mae.runs.log import BadFiles, LogWriter, final_values, read_columns
 
 
 def read(path):
@@ -121,3 +122,21 @@ def test_what_was_read_with_a_warning_is_listed_and_not_counted_as_bad(tmp_path)
     assert path.read_text().splitlines()[1] == "b.jpg\tread with a warning: its head is damaged"
     for found in (bad, BadFiles(path)):
         assert (len(found), found.read) == (1, 1)
+
+
+def test_columns_are_aligned_by_step_with_nan_where_a_row_says_nothing(tmp_path):
+    log, health = tmp_path / "log.jsonl", tmp_path / "health.jsonl"
+    log.write_text(
+        '{"step": 1, "loss": 2.0, "seconds": 0.5}\n{"step": 2, "skipped": [3]}\n'
+        '{"step": 4, "loss": null, "seconds": 0.25}\n'
+    )
+    health.write_text('{"step": 3, "rank": 7.5, "findings": []}\n{"step": 4, "seconds": 9.0}\n')
+
+    columns = read_columns(log, health, tmp_path / "none.jsonl")
+
+    assert [*columns] == ["step", "loss", "seconds", "rank"]
+    assert columns["step"].tolist() == [1, 3, 4]
+    assert columns["loss"].tolist() == pytest.approx([2.0, math.nan, math.nan], nan_ok=True)
+    assert columns["seconds"].tolist() == pytest.approx([0.5, math.nan, 0.25], nan_ok=True)
+    assert columns["rank"].tolist() == pytest.approx([math.nan, 7.5, math.nan], nan_ok=True)
+    assert final_values(columns) == {"step": 4, "loss": 2.0, "seconds": 0.75, "rank": 7.5}

@@ -76,8 +76,8 @@ class Run(NamedTuple):
 
     @property
     def log(self) -> dict[str, NDArray[Any]]:
-        """The log as columns, see `read_columns`."""
-        return read_columns(RunDir(self.path).log)
+        """The log and the health checks as columns, see `read_columns`."""
+        return read_columns(RunDir(self.path).log, RunDir(self.path).health)
 
     @property
     def metrics(self) -> dict[str, float]:

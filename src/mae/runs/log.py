@@ -24,7 +24,7 @@ def read_columns(*paths: Path) -> dict[str, NDArray[Any]]:
     """Read the rows of logs as columns, aligned by step.
 
     Args:
-        paths: logs of one run; a missing one has no rows.
+        paths: logs of one run, of which the first with a value counts; a missing one has no rows.
 
     Returns:
         For each field an array with a value for each logged step, NaN where it has none; `step`
@@ -33,8 +33,10 @@ def read_columns(*paths: Path) -> dict[str, NDArray[Any]]:
     values: dict[int, dict[str, float]] = {}
     for path in paths:
         for row in read_rows(path):
-            numbers = {n: v for n, v in row.items() if isinstance(v, int | float)}
-            values.setdefault(row["step"], {}).update(numbers)
+            found = values.setdefault(row["step"], {})
+            for name, value in row.items():
+                if isinstance(value, int | float):
+                    found.setdefault(name, value)
     steps = sorted(values)
     names = dict.fromkeys(name for step in steps for name in values[step] if name != "step")
     columns: dict[str, NDArray[Any]] = {"step": np.array(steps, dtype=np.int64)}
