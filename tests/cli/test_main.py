@@ -80,9 +80,9 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     """Stand in for the pre-training job; holds what it was asked for."""
     calls: dict[str, Any] = {}
 
-    def pretrain(config: PretrainConfig, **given: Any) -> SimpleNamespace:
+    def pretrain(config: PretrainConfig, **given: Any) -> mae.Run:
         calls.update(given, config=config)
-        return SimpleNamespace(path=tmp_path / "run", num_steps=3, resumed=False, loss=0.5)
+        return mae.Run(tmp_path / "run", config, 3, resumed=False, model=create(TINY), loss=0.5)
 
     monkeypatch.setattr(mae.jobs.pretrain, "pretrain", pretrain)
     return calls

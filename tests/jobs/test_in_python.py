@@ -171,7 +171,7 @@ def test_results_show_in_one_line(made: Made) -> None:
     assert all(len(line) < 400 and "\n" not in line for line in lines)
     assert lines[0].startswith(f"Run(path='{made.run.path}', num_steps=4, resumed=False, loss=")
     assert f"top1={made.tuned.top1:.4g}" in lines[1] and "Linear" not in lines[1]
-    assert lines[2].startswith("Probe(method='k-NN, k = 3', pool='mean', trained=")
+    assert lines[2].startswith("Probe(method='k-NN, k = 3', pool='")
     assert "classes=<3>" in lines[3] and "names=<27>" in lines[4]
 
 

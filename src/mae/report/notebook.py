@@ -23,6 +23,8 @@ ResultT = TypeVar("ResultT", bound=type[tuple[Any, ...]])
 
 MOST_ROWS = 30
 """Rows of the HTML table."""
+FEW = 4
+"""Numbers that are shown as they are."""
 STRIP_WIDTH = 640
 """Pixels of an inline image; wider ones are reduced."""
 
@@ -51,7 +53,8 @@ def _line(result: Any) -> str:
         elif isinstance(value, str | Path | Number):
             parts.append(f"{name}={str(value) if isinstance(value, Path) else value!r}")
         elif isinstance(value, tuple | np.ndarray) and not hasattr(value, "_asdict"):
-            parts.append(f"{name}=<{len(value)}>")
+            few = 0 < len(value) <= FEW and all(isinstance(each, Number) for each in value)
+            parts.append(f"{name}={tuple(value)}" if few else f"{name}=<{len(value)}>")
     return f"{type(result).__name__}({', '.join(parts)})"
 
 
