@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,18 @@ def test_stopped_pretraining_of_0_1_ends_in_the_weights_that_0_1_made(
     assert done.resumed
     assert done.num_steps == 12
     assert _largest_difference(run, older / name) < 1e-5
+
+
+def test_a_run_without_held_out_images_is_resumed_by_a_recipe_that_holds_some_out(
+    older: Path,
+) -> None:
+    config = _config(PretrainConfig, older / "pretrain-stopped")
+    assert isinstance(config, PretrainConfig) and config.held_out == 0
+
+    asked = replace(config, held_out=0.05)
+    done = mae.pretrain(asked, data=images(), out=older / "pretrain-stopped", quiet=True)
+
+    assert done.resumed and done.config.held_out == 0
 
 
 def test_stopped_finetuning_of_0_1_ends_in_the_weights_that_0_1_made(older: Path) -> None:

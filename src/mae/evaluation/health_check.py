@@ -41,7 +41,7 @@ MOST_TIME = 0.02
 LEAST_IMAGES, MOST_IMAGES = 16, 128
 NAMED = 4
 """Images with the largest and with the smallest loss that a row names."""
-_AT_ONCE = 32  # images of a forward pass
+_AT_ONCE = 32  # images of a forward pass, at most the micro-batch
 _SPEED = 0.5  # of a check in arithmetic per second; a step's is 1
 
 
@@ -170,7 +170,8 @@ class HealthCheck:
         half, features, errors = self._run.config.half, [], []
         device = model.encoder.cls_token.device
         dtype = torch.float16 if half == "fp16" else torch.bfloat16
-        parts = zip(*(torch.split(t, _AT_ONCE) for t in (self._images, self._noise)), strict=True)
+        size = min(_AT_ONCE, self._run.config.fixed_micro_batch or _AT_ONCE)
+        parts = zip(*(torch.split(t, size) for t in (self._images, self._noise)), strict=True)
         with torch.inference_mode(), torch.autocast(device.type, dtype, half is not None):
             for stored, noise in parts:
                 images = model.normalize(stored.to(device))
