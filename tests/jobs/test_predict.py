@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +22,8 @@ from pyarrow import parquet
 from scipy.special import softmax
 
 import mae
-from mae.cli.main import main
+from mae.cli.main import VERBS, main
+from mae.cli.options import options_of
 from mae.config.run import FinetuneConfig, OptimConfig
 from mae.data.batching.batch import evaluation_batch
 from mae.data.decoding.decode import PixelKind
@@ -383,6 +385,19 @@ def test_images_given_as_data_are_told_where_they_go(
     assert capsys.readouterr().err == (
         "mae: unknown option --data; give the images without it: mae predict WEIGHTS IMAGES\n"
     )
+
+
+def test_the_page_shows_options_and_columns_that_exist(tuned: mae.Tuned) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "predict.md").read_text()
+    verb = next(verb.run for verb in VERBS if verb.name == "predict")
+
+    named = set(re.findall(r"^\| `--([\w-]+)", page, flags=re.MULTILINE))
+    assert named == {"out", "top", "sort", "sheet", "json"}
+    assert named <= {option.flag for option in options_of(verb)}
+    found = tuned.predict(photo(30, 44), quiet=True)._replace(top=3)
+    assert ", ".join(f"`{name}`" for name in found.columns()[3:]) in page
+    for name in ("names", "classes", "probabilities", "class_names"):
+        assert f"found.{name}" in page and hasattr(found, name)
 
 
 @pytest.mark.parametrize("verb", ["embed", "probe"])

@@ -195,7 +195,7 @@ def _card(description: Description) -> str:
         task, language, code = (
             "image-classification",
             "console",
-            "mae evaluate FOLDER --data images/val",
+            "mae predict FOLDER IMAGES\nmae evaluate FOLDER --data images/val",
         )
     else:
         title, task, language = f"Masked autoencoder {title}", "image-feature-extraction", "python"
