@@ -214,6 +214,8 @@ def test_the_command_shows_twenty_images_counts_the_rest_and_names_the_unreadabl
     shown, notes = capsys.readouterr()
     assert main([*words, "--json", "--quiet"]) == 0
     values = json.loads(capsys.readouterr().out)
+    assert main([*words, "--out", str(tmp_path / "p.csv"), "--quiet"]) == 0
+    assert capsys.readouterr().out.splitlines()[21] == f"and 5 more in {tmp_path / 'p.csv'}"
 
     lines = shown.splitlines()
     assert lines[0].split() == ["path", "class", "probability", "2.", "class"]
@@ -247,7 +249,7 @@ def test_the_sheet_draws_images_under_their_class(
     assert count > 3 and drawn[0][0] == f"{first}: {count} images, 3 of them" and len(labels) == 3
     row = found.classes.index(first)
     top = found.probabilities[row].max()
-    assert labels[0] == f"{top:.1%} {found.names[row].rpartition('/')[2]}"
+    assert labels[0] == f"{top:.1%} {Path(found.names[row]).stem}"
     with Image.open(tmp_path / "s.png") as sheet:
         assert sheet.width == 8 + 3 * 120 and sheet.height > 2 * 134
 

@@ -112,7 +112,9 @@ class Predicted(NamedTuple):
             shown = (f"{cell:.1%}" if isinstance(cell, float) else cell for cell in cells)
             yield (shortened(name, LONGEST), *shown)
         if (more := len(self.names) - MOST_IMAGES) > 0:
-            yield (f"and {more:,} more; --out FILE.csv writes and --json prints all",)
+            files = [path for path in self.written if not path.endswith(".png")]
+            where = f" in {files[0]}" if files else "; --out FILE.csv writes and --json prints all"
+            yield (f"and {more:,} more{where}",)
         yield ("",)
         counts = self.counts
         yield "images", f"{len(self.names):,}"
@@ -328,7 +330,7 @@ def _sheet(result: Predicted, ids: Ids, source: Source, config: ModelConfig) -> 
         drawn = list[tuple[str, Image.Image]]()
         for row in np.flatnonzero(classes == name)[:MOST_ON_SHEET].tolist():
             if (pixels := reader.read(int(ids[row]), use)) is not None:
-                file = shortened(result.names[row].rpartition("/")[2], 11)
+                file = shortened(Path(result.names[row]).stem, 11)
                 drawn.append((f"{likely[row]:.1%} {file}", thumbnail(pixels)))
         some = f", {len(drawn)} of them" if len(drawn) < count else ""
         if drawn:
