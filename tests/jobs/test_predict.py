@@ -289,6 +289,20 @@ def test_a_second_start_goes_on_even_with_other_columns_and_ends_with_the_same_b
     ).read_bytes()
 
 
+def test_images_in_memory_are_not_taken_for_others_of_a_stopped_call(
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, others = ([photo(30, 44, seed=seed + i) for i in range(5)] for seed in (0, 50))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupted_after(1, patch)
+        predict(classifier, first, out=tmp_path / "p.csv", batch=3, quiet=True)
+
+    found = predict(classifier, others, out=tmp_path / "p.csv", batch=3, quiet=True)
+
+    expected = predict(classifier, others, batch=3, quiet=True)
+    assert np.array_equal(found.probabilities, expected.probabilities)
+
+
 @pytest.mark.slow
 def test_two_ranks_are_killed_and_two_others_end_with_the_bytes_of_one_process(
     classifier: Path, tmp_path: Path

@@ -168,8 +168,8 @@ def predict(
         given: what the weights do not say, see `Given`.
 
     Returns:
-        The predictions; with `out`, in rank 0 alone. An unreadable image has no row: it is named
-        in `unreadable`.
+        The predictions, in rank 0; the other ranks get none. An unreadable image has no row: it is
+        named in `unreadable`.
 
     Raises:
         MaeError: for whatever the user must change, in one line.
@@ -194,14 +194,14 @@ def predict(
             )
         source = _open_images(images, found.model.encoder.config, log=progress.note)
         task = _Task(weights_name(weights), found, source, settings)
+        result = Predicted((), (), np.zeros((0, K)), found.class_names, (), top)
         with _probabilities(task, out, ranks=ranks, stop=stop, progress=progress) as (ids, rows):
-            if sort is not None:
-                order = np.argsort(rows.max(axis=1), kind="stable")
-                ids, rows = ids[order], rows[order]
-            result = _predicted(ids, rows, source, found.class_names)
-            written = tuple(str(path) for path in (out, sheet) if path is not None)
-            result = result._replace(top=top, written=written)
             if ranks.is_main_process:
+                if sort is not None:
+                    order = np.argsort(rows.max(axis=1), kind="stable")
+                    ids, rows = ids[order], rows[order]
+                written = tuple(str(path) for path in (out, sheet) if path is not None)
+                result = _predicted(ids, rows, source, result)._replace(written=written)
                 if sheet is not None:
                     drawn = _sheet(result, ids, source, found.model.encoder.config)
                     write_atomic(sheet, png_bytes(drawn))
@@ -255,7 +255,7 @@ def _probabilities(
     """Classify the images, and keep finished batches beside `out` until the block has ended.
 
     Yields:
-        Ids n and probabilities n K of the readable images; with `out`, in rank 0 alone.
+        Ids n and probabilities n K of the readable images; with `out`, none but in rank 0.
     """
     weights, (model, names), source, settings = task
     if out is None or stop is None:
@@ -299,15 +299,12 @@ def _classify(
     return ids, rows
 
 
-def _predicted(
-    ids: Ids, rows: Probabilities, source: Source, class_names: Sequence[str]
-) -> Predicted:
+def _predicted(ids: Ids, rows: Probabilities, source: Source, empty: Predicted) -> Predicted:
     missing = np.setdiff1d(np.arange(len(source)), ids)
-    return Predicted(
+    return empty._replace(
         names=tuple(source.name(i) for i in ids.tolist()),
-        classes=tuple(class_names[k] for k in rows.argmax(axis=1).tolist()),
+        classes=tuple(empty.class_names[k] for k in rows.argmax(axis=1).tolist()),
         probabilities=rows,
-        class_names=tuple(class_names),
         unreadable=tuple(source.name(i) for i in missing.tolist()),
     )
 

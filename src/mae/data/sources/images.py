@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from mae.config.model import ModelConfig
 from mae.data.decoding.arrays import as_batch, as_image
-from mae.data.decoding.header import pillow_faults, printable
+from mae.data.decoding.header import BadImage, pillow_faults, printable
 from mae.data.sources.open import Data, open_source
 from mae.data.sources.source import (
     EXTENSIONS,
@@ -124,7 +125,16 @@ class _ImageList:
         return f"image {index}"
 
     def fingerprint(self) -> str:
-        return f"{len(self)} images"
+        digest = hashlib.sha256()
+        for index in range(len(self)):
+            image: bytes | Pixels = b""
+            with suppress(BadImage):
+                image = self.read(index)
+            if isinstance(image, np.ndarray):
+                digest.update(f"{image.dtype.str} {image.shape} ".encode())
+                image = image.tobytes()
+            digest.update(f"{len(image)} ".encode() + image)
+        return digest.hexdigest()
 
 
 class _Joined:
