@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +44,24 @@ def test_the_example_of_fine_tuning_runs(tmp_path: Path, monkeypatch: pytest.Mon
     exec(block("python", "mae.finetune"), names)
 
     assert names["tuned"].path == Path("runs/LABELLED-tuned")  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+def test_the_tour_in_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_classes(tmp_path / "LABELLED", "a", "b", count=5)
+    write_classes(tmp_path / "IMAGES", "a", count=8)
+    page = (ROOT / "docs" / "python.md").read_text()
+    shown: dict[str, Any] = {}
+
+    for text in re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE):
+        exec(text, shown)
+
+    assert shown["features"].shape == (8, 9 * 192) and shown["run"].num_steps == 10
+    assert shown["score"].images == 2 and len(shown["table"].classes) == 8
+    assert shown["weights"].shape == (2, 3, 17, 17) and shown["tokens"].shape == (2, 16, 192)
+    assert [each.shape for each in shown["maps"]] == [(2, 192, 4, 4)] * 4
+    assert repr(shown["run"]).startswith("Run(path='runs/IMAGES', num_steps=10, ")
 
 
 def test_a_reader_sees_all_of_it_in_a_few_minutes() -> None:
