@@ -83,12 +83,14 @@ def embed(
     with Progress(quiet=quiet) as progress:
         encoder = open_for_features(weights, settings, log=progress.note)
         source = open_images(images, encoder.config, log=progress.note)
-        progress.start(len(source), label="image")
+        if shows := len(source) > batch:
+            progress.start(len(source), label="image")
         for got in evaluation_batches(encoder, source, range(len(source)), batch=batch):
             features.append(encoder_features(encoder, [got.images], pools=[pool])[pool])
             bad += got.bad
             warned += got.warned
-            progress.update(sum(map(len, features)) + len(bad))
+            if shows:
+                progress.update(sum(map(len, features)) + len(bad))
     report_unreadable(len(source), bad, warned, log=partial(warnings.warn, stacklevel=3))
     return np.concatenate(features)
 

@@ -12,6 +12,7 @@ from xml.etree.ElementTree import Element, tostring
 import numpy as np
 from PIL import Image
 
+from mae.config.run import FinetuneConfig
 from mae.errors import MaeError
 from mae.report.figures import element, image_element
 from mae.report.finetuned import scores, test_sections
@@ -23,6 +24,8 @@ ResultT = TypeVar("ResultT", bound=type[tuple[Any, ...]])
 
 MOST_ROWS = 30
 """Rows of the HTML table."""
+LONGEST = 120
+"""Letters of a text in a repr."""
 FEW = 4
 """Numbers that are shown as they are."""
 STRIP_WIDTH = 640
@@ -43,11 +46,13 @@ def shown(cls: ResultT) -> ResultT:
 def _line(result: Any) -> str:
     """Name the plain values of a result, and the lengths of its tables.
 
-    Networks and configurations are left out.
+    Networks, configurations, long texts and spreads are left out.
     """
     parts = []
     own = {"sentence": sentence} if (sentence := getattr(result, "sentence", None)) else {}
     for name, value in {**own, **result._asdict()}.items():
+        if (isinstance(value, str) and len(value) > LONGEST) or name.endswith("_spread"):
+            continue
         if isinstance(value, float):
             parts.append(f"{name}={value:.4g}")
         elif isinstance(value, str | Path | Number):
@@ -88,8 +93,9 @@ def run_html(path: Path, rows: Iterable[Iterable[str]]) -> Iterator[Element]:
         drawn = sorted(run.files.images.glob(f"step-{'[0-9]' * 8}.png"))
         for stage, image in read_stages(drawn[-1]).items() if drawn else ():
             yield element("div", stage, element("br"), image_element(reduced(image), stage))
-        if "class_names" in run.record:
-            yield from islice(test_sections(run), 1)
+        if isinstance(run.config, FinetuneConfig):
+            matrix = (part.find("figure") for part in islice(test_sections(run), 1))
+            yield from (figure for figure in matrix if figure is not None)
     except (MaeError, OSError):
         yield rows_table(rows)
 

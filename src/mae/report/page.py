@@ -16,10 +16,7 @@ from mae.config.run import FinetuneConfig, PretrainConfig
 from mae.evaluation.findings import findings
 from mae.report.figures import Series, element, image_element, line_chart
 from mae.report.finetuned import commands, scores, test_sections
-from mae.report.html import facts_list as facts_list
-from mae.report.html import html_page as html_page
-from mae.report.html import html_table as html_table
-from mae.report.html import section as _section
+from mae.report.html import facts_list, html_page, html_table, section
 from mae.report.reconstruction import EXTREMES, STAGES, caption_of, evenly, read_stages
 from mae.report.run import RunFacts, headline, read_run
 from mae.runs.log import read_rows
@@ -75,18 +72,18 @@ def _story(run: RunFacts) -> Iterable[Element]:
     if tuned and (found := scores(run)):
         yield facts_list(found.items())
     yield facts_list(headline(run).items())
-    yield from _section("Training curves", _charts([run]))
+    yield from section("Training curves", _charts([run]))
     if tuned:
         yield from test_sections(run)
-    yield from _section("Health", _health(run))
-    yield from _section("Reconstructions during training", _film(run))
-    yield from _section("Evaluation", _evaluation(run))
-    yield from _section("Unreadable images", _bad_files(run))
-    yield from _section("Next commands", _commands(run))
+    yield from section("Health", _health(run))
+    yield from section("Reconstructions during training", _film(run))
+    yield from section("Evaluation", _evaluation(run))
+    yield from section("Unreadable images", _bad_files(run))
+    yield from section("Next commands", _commands(run))
     fields = json.dumps(run.record["config"], indent=1)
     details = element("details", element("summary", "every field"), element("pre", fields))
-    yield from _section("Configuration", [details])
-    yield from _section("Software", [element("p", _versions(run), class_="quiet")])
+    yield from section("Configuration", [details])
+    yield from section("Software", [element("p", _versions(run), class_="quiet")])
 
 
 def _comparison(runs: Sequence[RunFacts]) -> Iterable[Element]:
@@ -94,7 +91,7 @@ def _comparison(runs: Sequence[RunFacts]) -> Iterable[Element]:
     facts = [headline(run) for run in runs]
     rows = [(name, *(each[name] for each in facts)) for name in facts[0]]
     yield html_table("", ["", *(run.name for run in runs)], rows)
-    yield from _section("Training curves", _charts(runs))
+    yield from section("Training curves", _charts(runs))
 
 
 def _status(run: RunFacts) -> str:

@@ -9,7 +9,7 @@ from mae.evaluation.comparison import Comparison, StartScore
 from mae.evaluation.label_free import Unlabelled
 from mae.evaluation.paired import Interval
 from mae.report.figures import Series, element, line_chart
-from mae.report.page import html_page, html_table
+from mae.report.html import html_page, html_table
 
 HEAD = ("", "accuracy in %", "over raw pixels", "over a random encoder", "verdict",
         "labels needed", "minutes")  # fmt: skip
