@@ -128,6 +128,12 @@ def test_labels_of_no_image(
     assert "gone/1.png is not in the data" in refused(capsys, classes, "--labels", str(labels))
 
 
+def test_a_list_of_labels_that_is_not_there(
+    classes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "labels: no file gone.csv" in refused(capsys, classes, "--labels", "gone.csv")
+
+
 def test_few_images_without_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_classes(tmp_path / "flat", "a", count=19) / "a"
 

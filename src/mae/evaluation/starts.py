@@ -247,8 +247,10 @@ def _require_images(count: int) -> None:
 
 def _is_list(path: Path) -> bool:
     """Return whether a file lists path,label, and is no choice of labels by `write_choice`."""
-    if path.suffix.lower() not in LISTS or not path.is_file():
+    if path.suffix.lower() not in LISTS:
         return False
+    if not path.is_file():
+        raise DataError(f"labels: no file {path}; check the path, or give 10/class or 1%")
     with path.open(encoding="utf-8", errors="replace") as file:
         return tuple(file.readline().strip().split(",")) != COLUMNS
 
