@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -40,7 +41,7 @@ class Converted(NamedTuple):
 
 
 def convert(
-    src: str | Path,
+    src: str | os.PathLike[str],
     dst: str | Path,
     *,
     to: Target,
