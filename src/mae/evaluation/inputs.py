@@ -109,8 +109,10 @@ def for_inference(network: NetworkT, settings: FeatureSettings) -> NetworkT:
     """
     refuse_without_effect("a network in memory", "weights in a file", **settings.given)
     device, crop_pct = settings.checked_device(), settings.crop_pct
-    same = next(network.parameters()).device == device and not network.training
-    if same and crop_pct is None and settings.precision == "float32":
+    own = next(network.parameters()).device
+    there = own.type == device.type and device.index in (None, own.index)
+    same = there and not network.training and settings.precision == "float32"
+    if same and crop_pct is None:
         return network
     network = copy.deepcopy(network).to(device).eval()
     for part in network.modules():
