@@ -18,7 +18,6 @@ from mae.recipes.folder import (
     LARGE,
     SHORT,
     SMALL,
-    TINY,
     Facts,
     Row,
     choose,
@@ -47,7 +46,8 @@ def test_few_small_grey_images_on_a_cpu_get_a_small_network_at_their_own_size() 
 @pytest.mark.parametrize(
     ("facts", "row"),
     [
-        (FEW, TINY),
+        (FEW, SHORT),
+        (FEW._replace(minutes=60), SHORT),
         (FEW._replace(side=64), SHORT),
         (FEW._replace(side=64, minutes=10), SMALL),
         (FEW._replace(side=64, minutes=None), SMALL),
@@ -98,7 +98,7 @@ def test_three_lines_say_what_was_found_and_chosen_and_why() -> None:
     assert found == (
         "folder: 364 images, 480 pixels along their shorter side, 3 channels; cpu, 20 minutes"
     )
-    assert network.startswith("folder: network ViT of width ") and "96 x 96: " in network
+    assert network.startswith("folder: network ViT of width ") and "96 x 96; " in network
     assert training.startswith("folder: training muon, batch 64, base rate ")
     own = choose(CELLS, FOLDER, kept={"batch", "seed"}).reasons[2]
     assert "batch 128" in own and own.endswith("; as you set: batch")

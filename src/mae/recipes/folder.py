@@ -87,8 +87,8 @@ def _sizes(width: int, depth: int, decoder_width: int, decoder_depth: int) -> di
     }  # fmt: skip
 
 
-TINY = Row(
-    why="small images: many steps of a small network",
+SHORT = Row(
+    why="in minutes many steps of a small network learn most",
     model=_sizes(96, 4, 64, 2),
     edge=96,
     patches=(8, 4),
@@ -101,10 +101,11 @@ TINY = Row(
     epochs=5,
     warmup=0.1,
 )
-SHORT = TINY._replace(why="few minutes: many steps of a small network", eps=1e-6)
-SMALL = SHORT._replace(why="a CPU: a small network", model=_sizes(192, 6, 128, 2))
+SMALL = SHORT._replace(
+    why="longer runs have the steps for a larger network", model=_sizes(192, 6, 128, 2)
+)
 LARGE = Row(
-    why="as for many images",
+    why="as for many images on a GPU",
     model=SIZES["vit-s"],
     edge=224,
     patches=(16, 8, 4),
@@ -117,10 +118,8 @@ LARGE = Row(
     epochs=200,
     warmup=0.05,
 )
-SMALL_SIDE = 64
-"""Images below it, in pixels, are those of `TINY`."""
-SHORT_MINUTES = 10
-"""Below it, `SHORT` is ahead of `SMALL`."""
+SMALL_SIDE, SHORT_MINUTES = 64, 10
+"""On a CPU, images of a shorter side below it, and runs of fewer minutes, are those of `SHORT`."""
 _NO_NETWORK = {f"model.{name}" for name in ("image_size", "patch_size", "crop_pct", "norm_eps")}
 CHOSEN = (
     *(f"model.{name}" for name in SMALL.model), "model.image_size", "model.patch_size",
@@ -168,9 +167,8 @@ def _row(facts: Facts) -> Row:
     """Return the row of the table; docs/recipes.md has its measurements."""
     if facts.device != "cpu":
         return LARGE
-    if facts.side < SMALL_SIDE:
-        return TINY
-    return SMALL if facts.minutes is None or facts.minutes >= SHORT_MINUTES else SHORT
+    short = facts.minutes is not None and facts.minutes < SHORT_MINUTES
+    return SHORT if short or facts.side < SMALL_SIDE else SMALL
 
 
 def is_small(config: PretrainConfig) -> bool:
@@ -281,7 +279,7 @@ def _reasons(
     network = why
     if not config.follow_weights:
         name = size_name(width=model.width, depth=model.depth, patch_size=model.patch_size)
-        network = f"{name}, images of {' x '.join(map(str, model.image_size))}: {why}"
+        network = f"{name}, images of {' x '.join(map(str, model.image_size))}; {why}"
     if facts.minutes is not None:
         length = f"{facts.minutes:g} minutes"
     elif config.steps is not None:
