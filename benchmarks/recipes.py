@@ -78,15 +78,15 @@ class Candidate(NamedTuple):
     eps: float = 1e-3
     batch: int = 64
     lr: float = 0.012
-    crop: float | None = None
-    """Smallest crop, as a fraction of the area; None: of as many pixels as the network sees."""
+    close: bool = False
+    """Whether the smallest crop has as many pixels as the network sees; else 20 % of the area."""
 
     def config(self, side: int) -> PretrainConfig:
         """Return the run on images of this shorter side, in pixels."""
         edge = min(96, side)
         patch = (8 if edge >= 64 else 4) * (3 if self.coarse else 2) // 2
         edge, width = edge // patch * patch, self.decoder[0]
-        low = self.crop or min(0.2, max(0.01, (edge / side) ** 2))
+        low = min(0.2, (edge / side) ** 2) if self.close else 0.2
         return PretrainConfig(
             model=ModelConfig(
                 image_size=(edge, edge), patch_size=patch,
@@ -106,7 +106,9 @@ CANDIDATES = {
     "96x4": Candidate("many steps of a small network: three times those of 192x6"),
     "96x4-coarse": Candidate("a patch of 12 instead of 8: half of the tokens", coarse=True),
     "96x4-1e-6": Candidate("the published target eps, for patches with texture", eps=1e-6),
-    "96x4-wide": Candidate("large images cropped to a fifth of their area or more", crop=0.2),
+    "96x4-close": Candidate(
+        "large images cropped to as few pixels as the network sees", close=True
+    ),
     "192x6": Candidate("a larger network, ahead of raw pixels after 7 minutes", *LARGER),
     "192x6-coarse": Candidate("the same of half the tokens", *LARGER, coarse=True),
 }

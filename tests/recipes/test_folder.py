@@ -64,11 +64,11 @@ def test_a_row_of_the_table_follows_from_device_size_and_minutes(facts: Facts, r
     assert is_small(config) is (row is not LARGE)
 
 
-def test_photographs_are_made_small_and_cropped_to_as_many_pixels() -> None:
+def test_photographs_are_made_small() -> None:
     config = chosen(CELLS, minutes=20.0)
 
     assert (config.model.image_size, config.model.patch_size) == ((96, 96), 8)
-    assert config.augment.crop_scale == (pytest.approx((96 / 480) ** 2), 1.0)
+    assert config.augment == FOLDER.augment
 
 
 def test_a_million_images_on_a_gpu_keep_the_recipe_as_it_was() -> None:

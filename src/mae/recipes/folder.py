@@ -76,8 +76,6 @@ class Row(NamedTuple):
     """Fraction of the run."""
     patches: tuple[int, ...]
     """Edges of a patch, the largest first."""
-    close: bool
-    """Whether the smallest crop of a large image has as many pixels as the network sees."""
 
 
 def _sizes(width: int, depth: int, decoder_width: int, decoder_depth: int) -> dict[str, int]:
@@ -92,7 +90,6 @@ SHORT = Row(
     model=_sizes(96, 4, 64, 2),
     edge=96,
     patches=(8, 4),
-    close=True,
     batch=64,
     micro_batch=32,
     optim="muon",
@@ -109,7 +106,6 @@ LARGE = Row(
     model=SIZES["vit-s"],
     edge=224,
     patches=(16, 8, 4),
-    close=False,
     batch=FOLDER.batch,
     micro_batch=64,
     optim="adamw",
@@ -125,7 +121,6 @@ CHOSEN = (
     *(f"model.{name}" for name in SMALL.model), "model.image_size", "model.patch_size",
     "objective.target_eps", "batch",
     "micro_batch", "epochs", "optim.name", "optim.lr", "optim.warmup_epochs",
-    "augment.crop_scale",
 )  # fmt: skip
 """Dotted names of the fields that are chosen where the user did not set them."""
 
@@ -155,9 +150,8 @@ def choose(facts: Facts, asked: PretrainConfig = FOLDER, *, kept: Collection[str
     row = LARGE if has_network else _row(facts)
     fields = _of_images(facts, row, asked, kept)
     if not has_network:
-        edge = min(fields.get("model.image_size", asked.model.image_size))
         fields |= {f"model.{name}": value for name, value in row.model.items()}
-        fields |= _of_training(facts, row, asked, kept, edge=edge)
+        fields |= _of_training(facts, row, asked, kept)
     config = with_fields(asked, {n: value for n, value in fields.items() if n not in kept})
     why = "a network as you set it" if has_network else row.why
     return Choice(config, _reasons(facts, config, why, kept))
@@ -218,13 +212,12 @@ def _patch(edge: int, row: Row) -> int:
 
 
 def _of_training(
-    facts: Facts, row: Row, asked: PretrainConfig, kept: Collection[str], *, edge: int
+    facts: Facts, row: Row, asked: PretrainConfig, kept: Collection[str]
 ) -> dict[str, Any]:
-    """Choose batch, optimiser, length and crops for the network of a row."""
+    """Choose batch, optimiser and length for the network of a row."""
     batch = asked.batch if "batch" in kept else row.batch
     epochs: float = max(row.epochs, math.ceil(LEAST_STEPS / max(1, facts.images // batch)))
     epochs = asked.epochs if "epochs" in kept else epochs
-    low, high = FOLDER.augment.crop_scale
     fields: dict[str, Any] = {
         "batch": batch,
         "micro_batch": min(row.micro_batch, batch),
@@ -232,8 +225,6 @@ def _of_training(
         "optim.warmup_epochs": row.warmup * epochs,
         "objective.target_eps": row.eps,
     }
-    if row.close:
-        fields["augment.crop_scale"] = (max(0.01, min(low, (edge / facts.side) ** 2)), high)
     if "optim.name" not in kept or asked.optim.name == row.optim:
         fields |= {"optim.name": row.optim, "optim.lr": row.lr}
     return fields
