@@ -21,7 +21,7 @@ from mae.recipes.folder import (
     Facts,
     Row,
     choose,
-    is_small,
+    small_row,
     with_fields,
 )
 
@@ -61,7 +61,7 @@ def test_a_row_of_the_table_follows_from_device_size_and_minutes(facts: Facts, r
     assert {name: getattr(config.model, name) for name in row.model} == row.model
     assert (config.optim.name, config.optim.lr) == (row.optim, row.lr)
     assert config.objective.target_eps == row.eps
-    assert is_small(config) is (row is not LARGE)
+    assert small_row(config) == (None if row is LARGE else row)
 
 
 def test_photographs_are_made_small() -> None:

@@ -21,7 +21,7 @@ from mae.data.sources.source import ArraySource
 from mae.jobs.pretrain import pretrain
 from mae.parallel.processes import SINGLE_PROCESS
 from mae.planning.estimate import hours_in_words
-from mae.recipes.folder import Facts, choose
+from mae.recipes.folder import SHORT, Facts, choose
 from mae.train import forecast, measure
 from mae.train.forecast import ADAMW, MUON, log_forecast
 from tests.jobs.kill_storm import CONFIG, images
@@ -135,6 +135,8 @@ def test_what_folder_chose_is_not_contradicted() -> None:
     assert python.endswith("; try minutes=2")
     assert len(said(config, steps=298, command=command, recipe="folder")) == 1
     assert "1,562 steps" in said(config, steps=298, command=command)[-1]
+    longer = replace(choose(facts._replace(minutes=20)).config, minutes=20)
+    assert "858 steps or 54,912 images" in said(longer, steps=857, recipe="folder")[-1]
 
 
 def test_hours_are_measured_where_a_run_is_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,6 +218,7 @@ def test_what_was_measured_is_in_the_log() -> None:
     assert f"| muon, batch {MUON.batch}, peak 5e-3 | 100,000 |" in log
     assert MUON.steps == MUON.images // MUON.batch
     assert ADAMW.steps == ADAMW.images / ADAMW.batch
+    assert f"with {SHORT.learned} one of 96 x 4" in log
 
 
 def test_a_usual_configuration_keeps_two_checkpoints_and_as_many_rows_as_fit() -> None:

@@ -13,7 +13,7 @@ from mae.config.sizes import model_config
 from mae.model.costs import count_parameters, step_flops
 from mae.planning.estimate import Estimate, hours_in_words
 from mae.planning.hardware import this_machine
-from mae.recipes.folder import NAME, is_small
+from mae.recipes.folder import NAME, small_row
 from mae.train.measure import with_measured_rate
 from mae.train.session import RunInProgress
 
@@ -40,8 +40,6 @@ ADAMW = Enough(steps=3_125, images=100_000, batch=32, peak_lr=1e-3)
 """2026-11-24, the first search: ahead in every column, by 1.2 points at least."""
 MUON = Enough(steps=1_562, images=100_000, batch=64, peak_lr=5e-3)
 """2026-11-26, Muon and half of the demo: ahead by 2 points at least."""
-CHOSEN = Enough(steps=298, images=19_072, batch=64, peak_lr=3e-3)
-"""2026-11-28, photographs, the recipe folder in a minute of two cores: ahead by 5 points."""
 
 
 def log_forecast(run: RunInProgress) -> None:
@@ -57,21 +55,25 @@ def log_forecast(run: RunInProgress) -> None:
     if not math.isnan(rate):
         text += f", in about {hours_in_words(images / rate / 3600)} on this machine"
     run.progress.note(text)
-    enough = _enough(run, config)
+    chosen = _of_choice(config) if run.record.get("recipe") == NAME else None
+    enough = chosen or (MUON if config.optim.name == "muon" else ADAMW)
     pretrained = run.record.get("init") is not None
     if pretrained or (num_steps >= enough.steps and images >= enough.images):
         return
+    advise = _advice if chosen is None else _longer
     run.progress.note(
         f"notice: a network learns little in under {enough.steps:,} steps or {enough.images:,} "
-        f"images{_advice(run, config, enough, rate)}"
+        f"images{advise(run, config, enough, rate)}"
     )
 
 
-def _enough(run: RunInProgress, config: PretrainConfig) -> Enough:
-    """Return the shortest run that learned with the optimizer, or with the choice of `folder`."""
-    if run.record.get("recipe") == NAME and is_small(config):
-        return CHOSEN
-    return MUON if config.optim.name == "muon" else ADAMW
+def _of_choice(config: PretrainConfig) -> Enough | None:
+    """Return the shortest run that learned with the network that `folder` chose, if it did."""
+    row = small_row(config)
+    if row is None or row.learned is None:
+        return None
+    peak = config.optim.peak_lr(row.batch)
+    return Enough(row.learned, row.learned * row.batch, row.batch, peak)
 
 
 def _images_per_second(run: RunInProgress, config: PretrainConfig) -> float:
@@ -95,8 +97,6 @@ def _advice(run: RunInProgress, config: PretrainConfig, enough: Enough, rate: fl
     command = run.stop.command
     if command and tuple(command[:2]) != ("mae", "pretrain"):
         return ""
-    if enough is CHOSEN:
-        return _longer(run, config, rate)
     batch = min(enough.batch, len(run.source))
     batch = max(1, batch // config.views_per_decode) * config.views_per_decode
     steps = max(enough.steps, math.ceil(enough.images / batch))
@@ -118,15 +118,17 @@ def _advice(run: RunInProgress, config: PretrainConfig, enough: Enough, rate: fl
     return f"; try{takes}: {shlex.join([*_without(command, dropped), *added])}"
 
 
-def _longer(run: RunInProgress, config: PretrainConfig, rate: float) -> str:
+def _longer(run: RunInProgress, config: PretrainConfig, enough: Enough, rate: float) -> str:
     """Suggest the same run for longer, since `folder` chose its batch and rate."""
-    steps = max(CHOSEN.steps, math.ceil(CHOSEN.images / config.batch))
-    name, value = "steps", steps
+    command, value = run.stop.command, max(enough.steps, math.ceil(enough.images / config.batch))
+    name = "steps"
     if config.minutes is not None:
-        name, value = "minutes", math.ceil(steps * config.batch / rate / 60)
-    if not run.stop.command:
+        name, value = "minutes", math.ceil(value * config.batch / rate / 60)
+    if not command:
         return f"; try {name}={value}"
-    words = _without(run.stop.command, {"epochs", "steps", "minutes", "out"})
+    if tuple(command[:2]) != ("mae", "pretrain"):
+        return ""
+    words = _without(command, {"epochs", "steps", "minutes", "out"})
     longer = [*words, f"--{name}", f"{value}", "--out", f"{run.rundir.path}-longer"]
     return f"; try: {shlex.join(longer)}"
 
