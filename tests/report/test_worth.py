@@ -69,8 +69,21 @@ def test_what_trained_for_less_than_a_pass_is_not_called_useless() -> None:
 
     assert found.answer == "cannot tell"
     assert worth_sentence(found).endswith(
-        "its minutes held 0.4 of a pass over its images; give --minutes 50 or more"
+        "its minutes held 0.4 passes over its images, expected at least 1; give --minutes 50 or "
+        "more"
     )
+
+
+def test_a_training_that_was_cut_short_is_not_called_useless() -> None:
+    cut = start("supervised", 0.1, passes=15)._replace(least_passes=75)
+
+    [found] = compared(BARS, [cut]).starts
+
+    assert found.verdict is not None and found.verdict.answer == "cannot tell"
+    assert found.missing.startswith(
+        "its minutes held 15 passes over its images, expected at least 75"
+    )
+    assert found.missing.endswith("--minutes 100 or more")
 
 
 def test_what_trained_for_less_than_a_pass_and_helps_helps() -> None:

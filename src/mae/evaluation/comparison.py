@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,8 @@ class Start(NamedTuple):
     """Spent on training."""
     passes: float | None = None
     """Passes over the images of its training; None where nothing was trained."""
+    least_passes: float = 1.0
+    """Passes without which it is not called useless."""
 
 
 class StartScore(NamedTuple):
@@ -143,12 +146,13 @@ def scores(
 
 def _score(start: Start, verdict: Verdict | None = None, *, minutes: float = 0) -> StartScore:
     missing = ""
-    passes = 1.0 if start.passes is None else start.passes
-    if verdict is not None and verdict.answer != "helps" and passes < 1:
+    passes, least = start.passes, start.least_passes
+    if verdict is not None and verdict.answer != "helps" and passes is not None and passes < least:
         verdict = verdict._replace(answer="cannot tell", needed=None)
+        more = minutes * least / passes
         missing = (
-            f"its minutes held {passes:.2g} of a pass over its images; give --minutes "
-            f"{minutes / passes:.2g} or more"
+            f"its minutes held {passes:.2g} passes over its images, expected at least {least:.3g}; "
+            f"give --minutes {math.ceil(more) if more > 9 else f'{more:.2g}'} or more"
         )
     elif verdict is not None and verdict.needed is not None:
         missing = _what_settles(verdict.needed, *start.correct[-1].shape)

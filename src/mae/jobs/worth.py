@@ -387,5 +387,5 @@ def _supervised(
             seconds += predicted.seconds
             progress.update(done * steps)
             task.require_no_stop(f"{done} of {own.trainings} networks are trained")
-    passes = steps * batch / len(own.draws[0])
-    return Start(SUPERVISED, [correct], seconds / 60, passes), own.about(steps=steps)
+    passes, whole = (n * batch / len(own.draws[0]) for n in (steps, own.config.steps or steps))
+    return Start(SUPERVISED, [correct], seconds / 60, passes, whole), own.about(steps=steps)
