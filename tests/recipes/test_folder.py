@@ -18,6 +18,7 @@ from mae.recipes.folder import (
     LARGE,
     SHORT,
     SMALL,
+    TINY,
     Facts,
     Row,
     choose,
@@ -46,8 +47,8 @@ def test_few_small_grey_images_on_a_cpu_get_a_small_network_at_their_own_size() 
 @pytest.mark.parametrize(
     ("facts", "row"),
     [
-        (FEW, SHORT),
-        (FEW._replace(minutes=60), SHORT),
+        (FEW, TINY),
+        (FEW._replace(minutes=60), TINY),
         (FEW._replace(side=64), SHORT),
         (FEW._replace(side=64, minutes=10), SMALL),
         (FEW._replace(side=64, minutes=None), SMALL),
@@ -61,6 +62,7 @@ def test_a_row_of_the_table_follows_from_device_size_and_minutes(facts: Facts, r
     assert {name: getattr(config.model, name) for name in row.model} == row.model
     assert (config.optim.name, config.optim.lr) == (row.optim, row.lr)
     assert config.objective.target_eps == row.eps
+    assert config.augment.crop_scale == row.crop
     assert small_row(config) == (None if row is LARGE else row)
 
 

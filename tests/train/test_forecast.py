@@ -21,7 +21,7 @@ from mae.data.sources.source import ArraySource
 from mae.jobs.pretrain import pretrain
 from mae.parallel.processes import SINGLE_PROCESS
 from mae.planning.estimate import hours_in_words
-from mae.recipes.folder import SHORT, Facts, choose
+from mae.recipes.folder import SHORT, TINY, Facts, choose
 from mae.train import forecast, measure
 from mae.train.forecast import ADAMW, MUON, log_forecast
 from tests.jobs.kill_storm import CONFIG, images
@@ -135,6 +135,8 @@ def test_what_folder_chose_is_not_contradicted() -> None:
     assert python.endswith("; try minutes=2")
     assert len(said(config, steps=298, command=command, recipe="folder")) == 1
     assert "1,562 steps" in said(config, steps=298, command=command)[-1]
+    tiny = replace(choose(facts._replace(side=28)).config, minutes=0.5)
+    assert "1,562 steps" in said(tiny, steps=1_561, recipe="folder")[-1]
     longer = replace(choose(facts._replace(minutes=20)).config, minutes=20)
     assert "858 steps or 54,912 images" in said(longer, steps=857, recipe="folder")[-1]
 
@@ -219,6 +221,7 @@ def test_what_was_measured_is_in_the_log() -> None:
     assert MUON.steps == MUON.images // MUON.batch
     assert ADAMW.steps == ADAMW.images / ADAMW.batch
     assert f"with {SHORT.learned} one of 96 x 4" in log
+    assert TINY.learned == MUON.steps
 
 
 def test_a_usual_configuration_keeps_two_checkpoints_and_as_many_rows_as_fit() -> None:

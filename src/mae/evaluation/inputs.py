@@ -35,7 +35,7 @@ from mae.weights.load import open_encoder
 
 GRID_WIDTH = 384
 """Widest network whose features are pooled over a grid by default: nine times the width, and ahead
-of the mean wherever it was measured (decision 0025)."""
+of the mean where images show objects (decision 0025)."""
 
 
 class FeatureSettings(NamedTuple):

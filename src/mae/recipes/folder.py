@@ -76,6 +76,8 @@ class Row(NamedTuple):
     """Fraction of the run."""
     patches: tuple[int, ...]
     """Edges of a patch, the largest first."""
+    crop: tuple[float, float] = FOLDER.augment.crop_scale
+    """Smallest and largest crop, as fractions of the area."""
     learned: int | None = None
     """Steps of the shortest run measured to beat a random encoder; None: not measured."""
 
@@ -106,6 +108,10 @@ SMALL = SHORT._replace(
     model=_sizes(192, 6, 128, 2),
     learned=858,
 )
+# As the demo, whose images are small and show one thing each (docs/log.md).
+TINY = SHORT._replace(
+    why="small images need no larger network and are seen whole", crop=(1.0, 1.0), learned=1_562
+)
 LARGE = Row(
     why="as for many images on a GPU",
     model=SIZES["vit-s"],
@@ -120,12 +126,13 @@ LARGE = Row(
     warmup=0.05,
 )
 SMALL_SIDE, SHORT_MINUTES = 64, 10
-"""On a CPU, images of a shorter side below it, and runs of fewer minutes, are those of `SHORT`."""
+"""On a CPU, images of a shorter side below it are of `TINY`, runs of fewer minutes of `SHORT`."""
 _NO_NETWORK = {f"model.{name}" for name in ("image_size", "patch_size", "crop_pct", "norm_eps")}
 CHOSEN = (
     *(f"model.{name}" for name in SMALL.model), "model.image_size", "model.patch_size",
     "objective.target_eps", "batch",
     "micro_batch", "epochs", "optim.name", "optim.lr", "optim.warmup_epochs",
+    "augment.crop_scale",
 )  # fmt: skip
 """Dotted names of the fields that are chosen where the user did not set them."""
 
@@ -166,13 +173,15 @@ def _row(facts: Facts) -> Row:
     """Return the row of the table; docs/recipes.md has its measurements."""
     if facts.device != "cpu":
         return LARGE
-    short = facts.minutes is not None and facts.minutes < SHORT_MINUTES
-    return SHORT if short or facts.side < SMALL_SIDE else SMALL
+    if facts.side < SMALL_SIDE:
+        return TINY
+    return SMALL if facts.minutes is None or facts.minutes >= SHORT_MINUTES else SHORT
 
 
 def small_row(config: PretrainConfig) -> Row | None:
     """Return the row of a CPU whose network a run has, or None."""
-    for row in (SHORT, SMALL):
+    small = TINY if min(config.model.image_size) < SMALL_SIDE else SHORT
+    for row in (small, SMALL):
         if all(getattr(config.model, name) == value for name, value in row.model.items()):
             return row
     return None
@@ -219,7 +228,7 @@ def _patch(edge: int, row: Row) -> int:
 def _of_training(
     facts: Facts, row: Row, asked: PretrainConfig, kept: Collection[str]
 ) -> dict[str, Any]:
-    """Choose batch, optimiser and length for the network of a row."""
+    """Choose batch, optimiser, length and crops for the network of a row."""
     batch = asked.batch if "batch" in kept else row.batch
     epochs: float = max(row.epochs, math.ceil(LEAST_STEPS / max(1, facts.images // batch)))
     epochs = asked.epochs if "epochs" in kept else epochs
@@ -229,6 +238,7 @@ def _of_training(
         "epochs": epochs,
         "optim.warmup_epochs": row.warmup * epochs,
         "objective.target_eps": row.eps,
+        "augment.crop_scale": row.crop,
     }
     if "optim.name" not in kept or asked.optim.name == row.optim:
         fields |= {"optim.name": row.optim, "optim.lr": row.lr}
