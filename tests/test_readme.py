@@ -26,8 +26,8 @@ def test_the_python_example_runs_twice(tmp_path: Path, monkeypatch: pytest.Monke
     names: dict[str, object] = {}
     again: dict[str, object] = {}
 
-    exec(block("python", "mae.create"), names)
-    exec(block("python", "mae.create"), again)
+    exec(block("python", "mae.embed"), names)
+    exec(block("python", "mae.embed"), again)
 
     assert names["features"].shape == (64, 192)  # type: ignore[attr-defined]
     assert (names["features"] == again["features"]).all()  # type: ignore[attr-defined]
@@ -37,13 +37,15 @@ def test_the_python_example_runs_twice(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_the_example_of_fine_tuning_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    write_classes(tmp_path / "LABELLED", "a", "b", count=5)
+    for folder in ("LABELLED", "NEW"):
+        write_classes(tmp_path / folder, "a", "b", count=5)
     mae.save(mae.create(TINY), "runs/IMAGES")
     names: dict[str, object] = {"mae": mae}
 
     exec(block("python", "mae.finetune"), names)
 
     assert names["tuned"].path == Path("runs/LABELLED-tuned")  # type: ignore[attr-defined]
+    assert len(names["found"].names) == 10  # type: ignore[attr-defined]
 
 
 @pytest.mark.slow
