@@ -107,3 +107,8 @@ def _live_line() -> Live:
     # A second Ctrl-C ends the process at once, which would leave a hidden cursor hidden.
     console.show_cursor()
     return live
+
+
+def minutes_in_words(minutes: float) -> str:
+    """Format minutes, as in "1 minute" and "0.5 minutes"."""
+    return f"{minutes:g} minute{'s' * (minutes != 1)}"

@@ -165,7 +165,7 @@ def test_why_there_are_no_labels_is_said(tmp_path: Path) -> None:
     found = look(tmp_path)
 
     labels = next(section for section in found.sections() if section.title == "labels")
-    assert labels.rows[0][1].startswith("none: data: ") and "has no classes" in labels.rows[0][1]
+    assert labels.rows[0][1].startswith("none found; ") and "has no classes" in labels.rows[0][1]
     assert found.values()["classes"] == [] and found.values()["labelled"] is None
 
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -390,6 +391,27 @@ def test_the_command_takes_the_fields_of_a_fine_tuning_recipe(
     assert (record["recipe"], record["finished"]) == ("finetune-folder", True)
     assert (record["config"]["pool"], record["config"]["mix"]["mixup"]) == ("cls", 0)
     assert record["class_names"] == ["blue", "green", "red"]
+
+
+def test_the_choice_for_the_images_is_said_and_kept_by_the_run_and_by_older_ones(
+    folder: Path, weights: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    again = partial(finetune, data=folder, weights=weights, out=tmp_path / "run", steps=2)
+    run = again(threads=1, device="cpu")
+
+    said = capfd.readouterr().err
+    assert "finetune-folder: 24 training images; batch 16, base rate 0.032; options" in said
+    assert "2 steps of 16 see 32 images\n" in said
+    assert "notice: a classifier learns little in under 100 steps; try steps=100\n" in said
+    assert run.config.optim.peak_lr(run.config.batch) == pytest.approx(2e-3)
+
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    record["config"]["batch"], record["config"]["micro_batch"] = 24, 64
+    record["config"]["optim"]["lr"] = 1e-3
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    older = again(threads=1, device="cpu")
+    assert older.resumed and (older.config.batch, older.config.optim.lr) == (24, 1e-3)
+    assert "training images; batch" not in capfd.readouterr().err
 
 
 def test_the_record_of_a_run_repeats_it(

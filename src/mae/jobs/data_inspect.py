@@ -263,7 +263,7 @@ def _labels(data: Data) -> Labelled | str:
     try:
         return labelled(data, seed=0)
     except DataError as error:
-        return f"none: {error}"
+        return f"none found; {str(error).removeprefix('data: ')}"
 
 
 def _folder_of(data: Data, source: Source) -> Path:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,6 @@ from numpy.typing import NDArray
 
 from mae.atomic import write_json_atomic
 from mae.config.run import FinetuneConfig
-from mae.data.batching.batch import Batch
 from mae.data.sources.images import Images
 from mae.data.sources.open import data_name
 from mae.data.sources.source import Source
@@ -30,6 +30,7 @@ from mae.jobs.predict import Predicted, predict
 from mae.model.classifier import Classifier
 from mae.parallel.processes import open_communicator
 from mae.progress import Progress
+from mae.recipes.custom import kept_fields
 from mae.report.mistakes import save_thumbnails, wrong_images
 from mae.report.notebook import run_html, shown
 from mae.report.page import write_report
@@ -39,9 +40,9 @@ from mae.runs.directory import RunDir, read_record
 from mae.runs.log import final_values, read_columns
 from mae.runs.rewind import rewind_of
 from mae.runs.signals import StopSignal
+from mae.train.choice import choose_tuning_config
 from mae.train.ema import apply_ema
-from mae.train.finetune_batch import finetune_batch, soft_target_loss
-from mae.train.measure import StepRecipe
+from mae.train.measure import step_recipe
 from mae.train.resolve import batch_plan, device_of, resolve_on_main
 from mae.train.session import (
     RunInProgress,
@@ -132,6 +133,7 @@ def finetune(
     quiet: bool = False,
     command: Sequence[str] = (),
     based_on: str = "custom",
+    kept: Collection[str] | None = None,
     **fields: Any,
 ) -> Tuned:
     """Fine-tune a pre-trained encoder, or resume a run of the same configuration and data.
@@ -153,6 +155,8 @@ def finetune(
         quiet: show no progress.
         command: the command line, for the record.
         based_on: name of the recipe that a configuration was made from, for the record.
+        kept: names of the fields of `recipe` that the user set, where it is made from the recipe
+            finetune-folder, which chooses batch and rate by the images.
         fields: fields of the recipe to change, by the names of the options with `_` for `-`
             (`epochs=5, model="vit-ti/16", lr=1e-3, optim={"weight_decay": 0.1}`); and what the
             weights do not say, see `Given`.
@@ -165,6 +169,8 @@ def finetune(
     weights = None if weights is None else path_of(weights, name="weights")
     name = recipe if isinstance(recipe, str) else based_on
     config, given = configure(recipe, FinetuneConfig, fields, others=signature(finetune).parameters)
+    if isinstance(recipe, str):
+        kept = kept_fields(recipe, {n: value for n, value in fields.items() if n not in given})
     folder = Path("runs", f"{data_name(data)}-tuned") if out is None else Path(out)
     back_to = rewind_of(folder, resume_from, skip_steps)
     with (
@@ -181,6 +187,8 @@ def finetune(
             raise ConfigError(f"labels: {labels} holds {len(draws)} draws, expected one")
         source = Part(parts.train.source, draws[0]).as_source()
         test = parts.test.as_source()
+        choose = partial(choose_tuning_config, kept=kept, begun=begun, log=progress.note)
+        config = choose(config, len(source))
         how = {"weights": weights, "begun": begun, "given": given}
         resolved = resolve_on_main(ranks, config, source, **how)
         session = open_session(
@@ -255,12 +263,7 @@ def _train(run: RunInProgress, model: Classifier, config: FinetuneConfig, test: 
     """Train from the newest checkpoint to the last step, evaluate, write weights and report."""
     state = restore(run, model)
     plan = batch_plan(config, run.source, run.kind, run.ranks.process)
-    device = device_of(state)
-
-    def prepare(batch: Batch, step: int) -> Batch:
-        return finetune_batch(batch, plan, config, step=step, device=device)
-
-    train(run, state, plan, StepRecipe(soft_target_loss, prepare))
+    train(run, state, plan, step_recipe(config, plan, device_of(state)))
     apply_ema(state.optimizer)
     names = run.source.class_names
     every = np.arange(config.num_classes)

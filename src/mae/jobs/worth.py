@@ -50,7 +50,7 @@ from mae.jobs.pretrain import Run, pretrain
 from mae.model.create import create
 from mae.model.encoder import Encoder, Pool
 from mae.planning.hardware import choose_device
-from mae.progress import Progress
+from mae.progress import Progress, minutes_in_words
 from mae.report.notebook import shown
 from mae.report.tables import plain
 from mae.report.worth import worth_page, worth_rows, worth_sentence
@@ -185,7 +185,7 @@ def worth(
         weighed = _open_weights(task, given)
         trained = [SCRATCH, *(f"{each.name}, continued" for each in weighed)]
         trained += [SUPERVISED] if parts.sizes else []
-        log(f"{minutes:g} minutes, {share:.3g} for each of {', '.join(trained)}")
+        log(f"{minutes_in_words(minutes)}, {share:.3g} for each of {', '.join(trained)}")
         asked = {"data": str(data), "labels": labels, "minutes": minutes, "draws": draws,
                  "weights": [*map(str, given)], "pool": pool, "seed": seed,
                  "fingerprint": images.fingerprint()}  # fmt: skip

@@ -17,7 +17,14 @@ import torch
 from mae.config.model import ModelConfig
 from mae.config.run import FinetuneConfig, FitConfig, PretrainConfig
 from mae.config.sizes import size_name
-from mae.model.costs import FLOAT32, HALF, ActivationBytes, activation_bytes, step_flops
+from mae.model.costs import (
+    FLOAT32,
+    HALF,
+    ActivationBytes,
+    activation_bytes,
+    encoder_flops,
+    step_flops,
+)
 from mae.planning.hardware import Machine
 
 LEFT_FREE = 0.1
@@ -136,9 +143,10 @@ class Estimate(NamedTuple):
 
     @property
     def flops_per_image(self) -> int:
-        """FLOPs in a step of pre-training, averaged over the run if the image size grows."""
+        """FLOPs in a training step, averaged over the run if the image size grows."""
         config = self.config
-        assert isinstance(config, PretrainConfig)
+        if isinstance(config, FinetuneConfig):
+            return 3 * encoder_flops(config.model)  # the backward pass has twice the products
         every, objective = config.checkpoint_every, config.objective
         parts = stage_models(config)
         return round(sum(f * step_flops(m, objective, checkpoint_every=every) for m, f in parts))

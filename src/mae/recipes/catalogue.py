@@ -11,11 +11,12 @@ import difflib
 
 from mae.config.model import ModelConfig
 from mae.config.objective import ObjectiveConfig
-from mae.config.run import AugmentConfig, FinetuneConfig, MixConfig, OptimConfig, PretrainConfig
+from mae.config.run import AugmentConfig, OptimConfig, PretrainConfig
 from mae.config.sizes import model_config
 from mae.errors import ConfigError
 from mae.recipes.finetuning import FINETUNING
 from mae.recipes.folder import FOLDER as FOLDER
+from mae.recipes.folder_tuning import FINETUNE_FOLDER
 from mae.recipes.pretraining import PRETRAINING
 from mae.recipes.recipe import ConfigT
 from mae.recipes.recipe import Recipe as Recipe
@@ -52,21 +53,6 @@ DEMO = PretrainConfig(
     save_every_steps=1000,
 )
 
-# The published fine-tuning of ViT-B, adapted to few images: a smaller batch gives more steps.
-FINETUNE_FOLDER = FinetuneConfig(
-    follow_weights=True,
-    epochs=50,
-    batch=128,
-    micro_batch=64,
-    optim=OptimConfig(
-        lr=1e-3, min_lr=1e-6, warmup_epochs=5, betas=(0.9, 0.999), decay_tokens=False
-    ),
-    layer_decay=0.75,
-    drop_path=0.1,
-    augment=AugmentConfig(crop_scale=(0.2, 1.0), flip=0.5),
-    mix=MixConfig(mixup=0.8, cutmix=1.0, smoothing=0.1),
-)
-
 RECIPES = (
     Recipe(
         name="folder",
@@ -90,7 +76,7 @@ RECIPES = (
     Recipe(
         name="finetune-folder",
         about="a classifier of your own labelled images, from any weights",
-        source="this project's default, after the published fine-tuning of ViT-B; not tuned",
+        source="this project's, after the published fine-tuning of ViT-B; else by the images",
         config=FINETUNE_FOLDER,
     ),
     *FINETUNING,

@@ -11,13 +11,14 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
-from mae.config.run import FitConfig, PretrainConfig
+from mae.config.run import FinetuneConfig, FitConfig, PretrainConfig
 from mae.config.serialize import RENAMED, did_you_mean, field_types, from_dict, to_dict
 from mae.config.sizes import size_fields
 from mae.errors import ConfigError
 from mae.recipes.catalogue import RECIPES, find_config
 from mae.recipes.folder import NAME as FOLDER_NAME
 from mae.recipes.folder import fitting_patch
+from mae.recipes.folder_tuning import NAME as TUNING_NAME
 from mae.recipes.recipe import ConfigT, Recipe
 
 _WEIGHTS = (".pth", ".pt", ".safetensors", ".bin")
@@ -77,19 +78,19 @@ def name_fields(
 def kept_fields(
     recipe: object, fields: Mapping[str, Any], *, file: Path | None = None
 ) -> frozenset[str] | None:
-    """Return the dotted names of the fields that the user set, which `folder` does not choose.
+    """Return the dotted names of the fields that the user set, which a recipe does not choose.
 
     Args:
-        recipe: name of a recipe of pre-training, or a configuration.
+        recipe: name of a recipe, or a configuration.
         fields: values by name, as in `name_fields`; `model` may be the name of a size.
         file: as in `build_config`.
 
     Returns:
-        None for any recipe but `folder`: nothing is chosen.
+        None for any recipe but `folder` and `finetune-folder`: nothing is chosen.
     """
-    if recipe != FOLDER_NAME:
+    if recipe not in (FOLDER_NAME, TUNING_NAME):
         return None
-    given = name_fields(PretrainConfig, fields)
+    given = name_fields(PretrainConfig if recipe == FOLDER_NAME else FinetuneConfig, fields)
     if isinstance(size := given.get("model"), str):
         given["model"] = size_fields(size)
     return frozenset((*_paths({} if file is None else read_fields(file)), *_paths(given)))

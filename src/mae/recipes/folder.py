@@ -12,6 +12,8 @@ from mae.config.objective import ObjectiveConfig
 from mae.config.run import AugmentConfig, OptimConfig, PretrainConfig
 from mae.config.sizes import SIZES, model_config, size_name
 from mae.errors import ConfigError
+from mae.progress import minutes_in_words
+from mae.recipes.recipe import ConfigT
 
 NAME = "folder"
 
@@ -259,7 +261,7 @@ def fitting_patch(model: ModelConfig, size: object) -> dict[str, int]:
     return {}
 
 
-def with_fields(config: PretrainConfig, fields: Mapping[str, Any]) -> PretrainConfig:
+def with_fields(config: ConfigT, fields: Mapping[str, Any]) -> ConfigT:
     """Return a configuration with other values of fields, by dotted name."""
     groups: dict[str, dict[str, Any]] = {}
     for path, value in fields.items():
@@ -277,7 +279,7 @@ def _reasons(
 ) -> tuple[str, ...]:
     """Describe a choice in three lines: what was found, the network, the training."""
     model, optim = config.model, config.optim
-    length = "" if facts.minutes is None else f", {facts.minutes:g} minutes"
+    length = "" if facts.minutes is None else f", {minutes_in_words(facts.minutes)}"
     found = (
         f"folder: {facts.images:,} images, {facts.side} pixels along their shorter side, "
         f"{facts.channels} channel{'s' if facts.channels > 1 else ''}; {facts.device}{length}"
@@ -287,7 +289,7 @@ def _reasons(
         name = size_name(width=model.width, depth=model.depth, patch_size=model.patch_size)
         network = f"{name}, images of {' x '.join(map(str, model.image_size))}; {why}"
     if facts.minutes is not None:
-        length = f"{facts.minutes:g} minutes"
+        length = minutes_in_words(facts.minutes)
     elif config.steps is not None:
         length = f"{config.steps:,} steps"
     else:

@@ -8,6 +8,7 @@ from xml.etree.ElementTree import Element
 from mae.evaluation.comparison import Comparison, StartScore
 from mae.evaluation.label_free import Unlabelled
 from mae.evaluation.paired import Interval
+from mae.progress import minutes_in_words
 from mae.report.figures import Series, element, line_chart
 from mae.report.html import html_page, html_table
 
@@ -118,8 +119,8 @@ def _protocol(found: Comparison) -> Sequence[str]:
         f"(encoders: pool {found.pool}) are standardised, and classified by logistic regression "
         "whose regularisation is chosen within the drawn labels. The random encoder and what is "
         f"trained from scratch are the same network: {found.network}. {found.supervised}",
-        f"{found.minutes:g} minutes were divided equally between the starts that train. Passes "
-        f"over the images: {', '.join(trained)}.",
+        f"The time, {minutes_in_words(found.minutes)}, was divided equally between the starts that "
+        f"train. Passes over the images: {', '.join(trained)}.",
         "Helps: more than one point over raw pixels and over the random encoder, and both "
         "intervals above zero. Do not bother: the interval over one of them ends below one point. "
         "Otherwise nobody can tell from these labels. The intervals cover the draws of labels and "
@@ -155,9 +156,9 @@ def _unlabelled_page(found: Unlabelled) -> bytes:
         "smaller of images and features. dB over in-fill: on hidden pixels, of a run's last check."
     )
     about = (
-        f"MAE was trained on {found.images:,} images; {found.minutes:g} minutes were divided "
-        "equally between the starts that train. The random encoder and MAE from scratch are the "
-        f"same network: {found.network}."
+        f"MAE was trained on {found.images:,} images; the time, "
+        f"{minutes_in_words(found.minutes)}, was divided equally between the starts that train. "
+        f"The random encoder and MAE from scratch are the same network: {found.network}."
     )
     return html_page(
         f"Is pre-training worth it on {found.data}?",

@@ -1,4 +1,4 @@
-"""Choose the recipe `folder` for the images, the device and the record of a run."""
+"""Choose `folder` and `finetune-folder` for the images, the device and the record of a run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from operator import attrgetter
 from typing import Any
 
-from mae.config.run import PretrainConfig
+from mae.config.run import FinetuneConfig, PretrainConfig
 from mae.config.serialize import from_dict
 from mae.data.sources.open import Data, open_source
 from mae.data.sources.source import Source
@@ -14,7 +14,9 @@ from mae.data.survey import side_and_channels
 from mae.data.types import Log
 from mae.planning.hardware import choose_device
 from mae.progress import Progress
+from mae.recipes import folder_tuning
 from mae.recipes.folder import CHOSEN, NAME, Facts, choose, with_fields
+from mae.recipes.recipe import ConfigT
 
 
 def choose_config(
@@ -45,9 +47,7 @@ def choose_config(
     if kept is None or {*CHOSEN} <= {*kept}:
         return config
     if begun is not None and begun.get("recipe") == NAME and not from_weights:
-        before = from_dict(PretrainConfig, begun["config"], where="run.json")
-        left = (name for name in CHOSEN if name not in kept)
-        return with_fields(config, {name: attrgetter(name)(before) for name in left})
+        return _as_begun(config, begun, {*CHOSEN} - {*kept})
     side, channels = side_and_channels(source)
     facts = Facts(
         images=len(source),
@@ -61,6 +61,40 @@ def choose_config(
     for reason in choice.reasons:
         log(reason)
     return choice.config
+
+
+def choose_tuning_config(
+    config: FinetuneConfig,
+    images: int,
+    *,
+    kept: Collection[str] | None,
+    begun: Mapping[str, Any] | None = None,
+    log: Log,
+) -> FinetuneConfig:
+    """Return a configuration with what the recipe `finetune-folder` chooses for the images.
+
+    Fine-tuning of some blocks (`train_blocks`) is left as it is.
+
+    Args:
+        config: the recipe with the changes of the user.
+        images: number of training images.
+        kept: see `choose_config`.
+        begun: run.json of the run to resume; if it is of this recipe, its choice is kept.
+        log: called with the choice, one line.
+    """
+    if kept is None or config.train_blocks is not None or {*folder_tuning.CHOSEN} <= {*kept}:
+        return config
+    if begun is not None and begun.get("recipe") == folder_tuning.NAME:
+        return _as_begun(config, begun, {*folder_tuning.CHOSEN} - {*kept})
+    config, reason = folder_tuning.choose_tuning(images, config, kept=kept)
+    log(reason)
+    return config
+
+
+def _as_begun(config: ConfigT, begun: Mapping[str, Any], names: Collection[str]) -> ConfigT:
+    """Return a configuration with some fields as in the run to resume."""
+    before = from_dict(type(config), begun["config"], where="run.json")
+    return with_fields(config, {name: attrgetter(name)(before) for name in names})
 
 
 def choose_for_data(

@@ -1,4 +1,4 @@
-"""Estimate the duration of a pre-training run and warn if it is too short to learn."""
+"""Estimate the duration of a training run and warn if it is too short to learn."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from mae.config.run import PretrainConfig
+from torch import nn
+
+from mae.config.run import FinetuneConfig, PretrainConfig
 from mae.config.sizes import model_config
 from mae.model.costs import count_parameters, step_flops
 from mae.planning.estimate import Estimate, hours_in_words
@@ -21,6 +23,10 @@ SMALL, SMALL_SIZE = "vit-ti/16", 96
 """Network and image size to suggest where a longer run would take more than PATIENCE."""
 PATIENCE = 1.0  # hours
 _WORTH_FLOPS, _WORTH_STEPS = 1e12, 10_000  # of a run: below both, a CPU finishes within a minute
+LEAST_TUNING = 100
+"""Steps below which a classifier learns little, warm-up included (docs/recipes.md)."""
+SMALL_BATCH = 16
+"""Batch of fine-tuning to suggest where a run has too few steps."""
 _OVERRIDDEN = {"epochs", "steps", "minutes", "batch", "lr", "optim.lr", "out"}
 _NETWORK = {"model", "image-size", "model.image-size"}
 _OPTION = re.compile(r"-{0,2}([A-Za-z][\w.-]*)(=.*)?", re.DOTALL)
@@ -42,19 +48,28 @@ MUON = Enough(steps=1_562, images=100_000, batch=64, peak_lr=5e-3)
 """2026-11-26, Muon and half of the demo: ahead by 2 points at least."""
 
 
-def log_forecast(run: RunInProgress) -> None:
+def log_forecast(run: RunInProgress, model: nn.Module | None = None) -> None:
     """Print steps, images seen and hours, with a suggestion where the run is too short to learn.
 
     On a CPU the rate is measured for a few seconds if the run is long enough; on a GPU the first
     seconds of the run show it.
+
+    Args:
+        run: the run; its steps are recorded.
+        model: the model before the run, not changed; required for fine-tuning.
     """
     config, num_steps = run.config, run.record["num_steps"]
-    assert isinstance(config, PretrainConfig)
-    rate, images = _images_per_second(run, config), num_steps * config.batch
-    text = f"{num_steps:,} steps of {config.batch:,} see {images:,} images"
+    rate, images = _images_per_second(run, config, model), num_steps * config.batch
+    words = "step of" if num_steps == 1 else "steps of"
+    sees = "sees" if num_steps == 1 else "see"
+    text = f"{num_steps:,} {words} {config.batch:,} {sees} {images:,} images"
     if not math.isnan(rate):
         text += f", in about {hours_in_words(images / rate / 3600)} on this machine"
     run.progress.note(text)
+    if isinstance(config, FinetuneConfig):
+        for notice in _tuning_notices(run, config, rate):
+            run.progress.note(f"notice: {notice}")
+        return
     chosen = _of_choice(config) if run.record.get("recipe") == NAME else None
     enough = chosen or (MUON if config.optim.name == "muon" else ADAMW)
     pretrained = run.record.get("init") is not None
@@ -67,6 +82,34 @@ def log_forecast(run: RunInProgress) -> None:
     )
 
 
+def _tuning_notices(run: RunInProgress, config: FinetuneConfig, rate: float) -> Iterator[str]:
+    """Yield what keeps a fine-tuning run from learning, with options that change it."""
+    num_steps: int = run.record["num_steps"]
+    option = "--{} {}" if run.stop.command else "{}={}"
+    if config.warmup_share >= 1:
+        name = "optim.warmup-epochs" if run.stop.command else "optim.warmup_epochs"
+        fewer = option.format(name, f"{config.epochs / 10:g}")
+        yield f"the whole run is warm-up, below the peak of its learning rate; try {fewer}"
+    if num_steps >= LEAST_TUNING:
+        return
+    batch, changes = config.batch, dict[str, object]()
+    if batch > SMALL_BATCH and config.steps is None:  # at the same peak rate
+        batch = SMALL_BATCH
+        changes = {"batch": batch, "lr": f"{config.optim.lr * config.batch / batch:.3g}"}
+    images = LEAST_TUNING * batch
+    if config.steps is not None:
+        changes["steps"] = LEAST_TUNING
+    elif config.minutes is not None:
+        times = images / (num_steps * config.batch)
+        minutes = config.minutes * times if math.isnan(rate) else images / rate / 60
+        if minutes > config.minutes:
+            changes["minutes"] = math.ceil(minutes)
+    elif (epochs := math.ceil(images / (len(run.source) // batch * batch))) > config.epochs:
+        changes["epochs"] = epochs
+    tried = " ".join(option.format(name, value) for name, value in changes.items())
+    yield f"a classifier learns little in under {LEAST_TUNING} steps; try {tried}"
+
+
 def _of_choice(config: PretrainConfig) -> Enough | None:
     """Return the shortest run that learned with the network that `folder` chose, if it did."""
     row = small_row(config)
@@ -76,10 +119,12 @@ def _of_choice(config: PretrainConfig) -> Enough | None:
     return Enough(row.learned, row.learned * row.batch, row.batch, peak)
 
 
-def _images_per_second(run: RunInProgress, config: PretrainConfig) -> float:
+def _images_per_second(
+    run: RunInProgress, config: PretrainConfig | FinetuneConfig, model: nn.Module | None = None
+) -> float:
     """Return the rate of this machine in images per second; nan where it is not measured."""
     num_steps: int = run.record["num_steps"]
-    if config.minutes is not None:
+    if config.minutes is not None and num_steps > 1:  # one step may take longer than the minutes
         return num_steps * config.batch / (60 * config.minutes)
     if run.ranks.process.world_size > 1:  # measuring one rank would not tell
         return math.nan
@@ -88,7 +133,9 @@ def _images_per_second(run: RunInProgress, config: PretrainConfig) -> float:
     work = num_steps * config.batch * estimate.flops_per_image
     if machine.device != "cpu" or (work < _WORTH_FLOPS and num_steps < _WORTH_STEPS):
         return math.nan
-    estimate = with_measured_rate(estimate, run.source, run.kind, log=run.progress.note)
+    estimate = with_measured_rate(
+        estimate, run.source, run.kind, log=run.progress.note, model=model
+    )
     return estimate.images_per_second
 
 

@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -23,13 +23,17 @@ from mae.data.batching.loader import MADE_AHEAD, batches, on_device
 from mae.data.decoding.decode import PixelKind
 from mae.data.sources.source import Source
 from mae.errors import MaeError
-from mae.model.costs import step_flops
+from mae.model.costs import encoder_flops, step_flops
 from mae.model.create import create
 from mae.planning.estimate import Estimate, num_steps
 from mae.planning.hardware import choose_device
+from mae.progress import minutes_in_words
+from mae.train.finetune_batch import finetune_batch, soft_target_loss
 from mae.train.resolution_schedule import Stage, stages
 from mae.train.resolve import batch_plan, device_of, new_state
 from mae.train.step import Loss, OptimiserStep, pretraining_loss
+
+RunConfig = TypeVar("RunConfig", bound=PretrainConfig | FinetuneConfig)
 
 RATE_STEPS, RATE_SECONDS = 10, 3.0  # at least both, to measure the rate for --minutes
 QUICK_STEPS, QUICK_SECONDS = 3, 1.5  # at least both, for an estimate
@@ -48,6 +52,19 @@ class StepRecipe(NamedTuple):
     """Transforms the batch of a step before it is split."""
     micro_batch: int | None = None
     """Images of one pass; none: as configured, or else the whole batch."""
+
+
+def step_recipe(
+    config: PretrainConfig | FinetuneConfig, plan: BatchPlan, device: torch.device
+) -> StepRecipe:
+    """Return what a step of a run on a device computes."""
+    if isinstance(config, PretrainConfig):
+        return StepRecipe()
+
+    def prepare(batch: Batch, step: int) -> Batch:
+        return finetune_batch(batch, plan, config, step=step, device=device)
+
+    return StepRecipe(soft_target_loss, prepare)
 
 
 class Measurement(NamedTuple):
@@ -84,7 +101,8 @@ def count_steps(
     seconds = math.nan
     if config.minutes is not None:
         least = f"{RATE_SECONDS * 4 / 3:g} s or more"
-        log(f"measuring the rate for {least}: how many steps {config.minutes:g} minutes hold")
+        hold = f"{minutes_in_words(config.minutes)} hold"
+        log(f"measuring the rate for {least}: how many steps {hold}")
         seconds = step_seconds(config, plan, model, recipe)
     steps = num_steps(config, plan.batches_per_epoch, seconds)
     assert steps is not None
@@ -92,9 +110,14 @@ def count_steps(
 
 
 def with_measured_rate(
-    estimate: Estimate, source: Source, kind: PixelKind, *, log: Callable[[str], None]
+    estimate: Estimate,
+    source: Source,
+    kind: PixelKind,
+    *,
+    log: Callable[[str], None],
+    model: nn.Module | None = None,
 ) -> Estimate:
-    """Measure the rate of a pre-training run on this machine, if the run fits.
+    """Measure the rate of a run on this machine, if the run fits.
 
     If too many images in a row are unreadable, the estimate is returned as it is.
 
@@ -103,17 +126,21 @@ def with_measured_rate(
         source: the images.
         kind: type and channels of the images.
         log: prints one line for the user.
+        model: the model before the run, not changed; None: a new one, of pre-training.
     """
     if not estimate.largest_micro_batch:
         return estimate
     config, device = estimate.config, torch.device(estimate.machine.device)
-    assert isinstance(config, PretrainConfig)
     few = few_images(dataclasses.replace(config, micro_batch=estimate.micro_batch), device)
-    model = create(config.model, objective=config.objective, seed=config.seed)
+    if model is None:
+        assert isinstance(config, PretrainConfig)
+        model = create(config.model, objective=config.objective, seed=config.seed)
     plan, quick = batch_plan(few, source, kind), (QUICK_STEPS, QUICK_SECONDS)
     log(f"measuring the rate of this machine, {few.batch} images a step ...")
     try:
-        rate = few.batch / step_seconds(few, plan, model, at_least=quick)
+        rate = few.batch / step_seconds(
+            few, plan, model, step_recipe(few, plan, device), at_least=quick
+        )
     except (MaeError, torch.OutOfMemoryError) as error:
         log(str(error).splitlines()[0])
         return estimate
@@ -269,7 +296,7 @@ def calls_per_second(act: Callable[[int], object], *, least: int, seconds: float
     return done / (time.perf_counter() - began)
 
 
-def few_images(config: PretrainConfig, device: torch.device) -> PretrainConfig:
+def few_images(config: RunConfig, device: torch.device) -> RunConfig:
     """Lower the batch of a measured step: a CPU would take minutes for a large one.
 
     The number of parallel micro-batches stays that of the whole batch.
@@ -280,7 +307,10 @@ def few_images(config: PretrainConfig, device: torch.device) -> PretrainConfig:
     """
     if device.type != "cpu":
         return config
-    views, flops = config.views_per_decode, step_flops(config.model, config.objective)
+    if isinstance(config, FinetuneConfig):
+        views, flops = 1, 3 * encoder_flops(config.model)
+    else:
+        views, flops = config.views_per_decode, step_flops(config.model, config.objective)
     images = min(config.batch, max(2, views, int(_STEP_FLOPS // flops)) // views * views)
     micro_batch = config.fixed_micro_batch or config.batch
     side_by_side = min(torch.get_num_threads(), -(-config.batch // micro_batch))

@@ -79,10 +79,11 @@ def train(
         workers = choose_workers(run.config, plan, device, log=log, process=process)
         if not process.is_main_process:
             draw = check = None
-        if state.step == 0 and draw is not None:
+        if state.step == 0 and process.is_main_process:
             if not run.progress.quiet:  # the forecast measures for a few seconds
-                log_forecast(run)
-            draw(state)
+                log_forecast(run, state.model)
+            if draw is not None:
+                draw(state)
         batches = staged_batches(
             run.config,
             plan,

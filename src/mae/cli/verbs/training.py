@@ -92,6 +92,9 @@ def finetune(
 ) -> object:
     """Fine-tune a classifier from weights; resumes an unfinished run.
 
+    The recipe finetune-folder chooses batch, rate and warm-up by the number of images, prints them,
+    and leaves every option as you set it; the defaults below are those for many images.
+
     DATA holds one folder per class, of which a fifth is held out; or train/ and val/ with such
     folders. --seeds makes one run per seed, from --seed on, in folders under OUT, and prints mean
     and spread.
@@ -116,7 +119,8 @@ def finetune(
     run = one if seeds is None else partial(finetune_seeds, seeds=seeds)
     ask = partial(run, resolved, data=data, weights=weights, out=out, labels=labels, quiet=quiet)
     ask = partial(ask, resume_from=resume_from, skip_steps=skip_steps)
-    return ask(based_on=recipe, command=_command(), **given)
+    kept = kept_fields(recipe, fields, file=config)
+    return ask(based_on=recipe, command=_command(), kept=kept, **given)
 
 
 def _command() -> list[str]:
