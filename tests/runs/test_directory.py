@@ -10,6 +10,7 @@ import pytest
 from mae.atomic import remove_stale_temporaries, write_json_atomic
 from mae.config.run import FitConfig, OptimConfig, PretrainConfig
 from mae.errors import ConfigError
+from mae.parallel.agreement import write_marker
 from mae.runs.directory import RunDir, git_state, make_run_folder, open_run, read_record, versions
 
 
@@ -197,6 +198,12 @@ def test_what_a_start_left_that_died_early_is_taken_over(tmp_path):
 
     assert not open_run(tmp_path, record=record()).resumed
     assert {p.name for p in tmp_path.iterdir()} == {"lock", "run.json"}
+
+
+def test_the_marker_of_another_start_on_several_ranks_is_no_foreign_file(tmp_path):
+    write_marker(tmp_path)  # by a job that starts at the same time, or was killed meanwhile
+
+    assert not open_run(tmp_path, record=record()).resumed
 
 
 def test_a_file_in_place_of_the_folder_is_one_line(tmp_path):

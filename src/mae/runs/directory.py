@@ -74,8 +74,10 @@ def make_run_folder(path: Path) -> RunDir:
         raise ConfigError(
             f"{path}: cannot be a run folder: {error.strerror}; choose another with --out"
         ) from error
-    # A start that died before writing its record leaves the lock and unfinished files.
-    strange = [name for name in names if name != "lock" and not name.startswith(".tmp-")]
+    # A start that died before writing its record leaves the lock and unfinished files; so does one
+    # on several ranks, which also writes a marker for the others (`parallel.agreement`).
+    ours = (".tmp-", ".ranks-")
+    strange = [name for name in names if name != "lock" and not name.startswith(ours)]
     if strange and "run.json" not in names:
         raise ConfigError(f"{path}: holds {_some(strange)}, no run.json; choose another with --out")
     return RunDir(path)
