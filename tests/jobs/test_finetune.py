@@ -400,7 +400,8 @@ def test_the_choice_for_the_images_is_said_and_kept_by_the_run_and_by_older_ones
     run = again(threads=1, device="cpu")
 
     said = capfd.readouterr().err
-    assert "finetune-folder: 24 training images; batch 16, base rate 0.032; options" in said
+    found = f"finetune-folder: 24 training images, network of width {TINY.width}; batch 16, base"
+    assert found in said and "base rate 0.032; options" in said
     assert "2 steps of 16 see 32 images\n" in said
     assert "notice: a classifier learns little in under 100 steps; try steps=100\n" in said
     assert run.config.optim.peak_lr(run.config.batch) == pytest.approx(2e-3)

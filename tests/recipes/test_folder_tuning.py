@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from mae.config.run import FinetuneConfig
 from mae.config.serialize import to_dict
+from mae.data.sources.source import ArraySource
 from mae.recipes.custom import build_config, kept_fields
 from mae.recipes.folder_tuning import CHOSEN, FINETUNE_FOLDER, NAME, choose_tuning
 from mae.train.choice import choose_tuning_config
 
 
-def chosen(images: int, **fields: object) -> FinetuneConfig:
+def chosen(images: int, width: int = 192, **fields: object) -> FinetuneConfig:
     asked = build_config(NAME, FinetuneConfig, fields=fields)
-    return choose_tuning(images, asked, kept=kept_fields(NAME, fields) or ())[0]
+    return choose_tuning(images, width, asked, kept=kept_fields(NAME, fields) or ())[0]
 
 
 @pytest.mark.parametrize(
@@ -32,12 +34,18 @@ def test_fewer_images_have_a_smaller_batch_and_a_rate_that_learns(
         assert config == FINETUNE_FOLDER
 
 
+def test_a_large_network_keeps_the_peak_rate_of_many_images() -> None:
+    for width, peak in ((384, 2e-3), (768, 5e-4)):
+        assert chosen(2_700, width).optim.peak_lr(32) == pytest.approx(peak)
+
+
 def test_what_the_user_set_is_kept_and_the_rest_fits_it() -> None:
-    small, line = choose_tuning(2_700, chosen(2_700, batch=8), kept={"batch"})
+    small, line = choose_tuning(2_700, 192, chosen(2_700, batch=8), kept={"batch"})
     assert small.batch == small.micro_batch == 8
     assert small.optim.peak_lr(8) == pytest.approx(2e-3)
     assert line == (
-        "finetune-folder: 2,700 training images; batch 8, base rate 0.064; as you set: batch"
+        "finetune-folder: 2,700 training images, network of width 192; batch 8, base rate 0.064; "
+        "as you set: batch"
     )
 
     rate = chosen(2_700, **{"optim.lr": 0.5})
@@ -51,8 +59,9 @@ def test_what_the_user_set_is_kept_and_the_rest_fits_it() -> None:
 def test_a_run_that_exists_keeps_its_choice_and_an_older_one_its_batch() -> None:
     def choose(**how: object) -> tuple[FinetuneConfig, list[str]]:
         lines: list[str] = []
-        given = {"kept": frozenset[str](), "log": lines.append, **how}
-        return choose_tuning_config(FINETUNE_FOLDER, 100, **given), lines  # type: ignore[arg-type]
+        given = {"kept": frozenset[str](), "weights": None, "log": lines.append, **how}
+        source = ArraySource(np.zeros((100, 8, 12, 3), np.uint8))
+        return choose_tuning_config(FINETUNE_FOLDER, source, **given), lines  # type: ignore[arg-type]
 
     older = {"recipe": NAME, "config": to_dict(FINETUNE_FOLDER)}
     assert choose(begun=older) == (FINETUNE_FOLDER, [])

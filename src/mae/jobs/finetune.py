@@ -187,9 +187,9 @@ def finetune(
             raise ConfigError(f"labels: {labels} holds {len(draws)} draws, expected one")
         source = Part(parts.train.source, draws[0]).as_source()
         test = parts.test.as_source()
-        choose = partial(choose_tuning_config, kept=kept, begun=begun, log=progress.note)
-        config = choose(config, len(source))
-        how = {"weights": weights, "begun": begun, "given": given}
+        how: dict[str, Any] = {"weights": weights, "begun": begun, "given": given}
+        choose = partial(choose_tuning_config, config, source, kept=kept, log=progress.note)
+        config = ranks.on_main(partial(choose, **how))
         resolved = resolve_on_main(ranks, config, source, **how)
         session = open_session(
             folder,

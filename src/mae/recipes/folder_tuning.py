@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from mae.config.run import AugmentConfig, FinetuneConfig, MixConfig, OptimConfig
+from mae.config.sizes import SIZES
 from mae.recipes.folder import with_fields
 
 NAME = "finetune-folder"
@@ -32,14 +33,16 @@ CHOSEN = ("batch", "micro_batch", "optim.lr", "optim.warmup_epochs")
 BATCHES = (16, 32, 64, 128)
 EPOCH_STEPS = 64
 """Steps of an epoch that a batch leaves, unless it is the smallest."""
-PEAK = 2e-3
-"""Peak rate of batches below the largest, whose peak is that of `FINETUNE_FOLDER`."""
+LARGE_PEAK, SMALL_PEAK = FINETUNE_FOLDER.optim.peak_lr(128), 2e-3
+"""Peak rate of batches below the largest: of networks in general, and of those up to ViT-S, the
+only ones measured (docs/recipes.md)."""
+SMALL_WIDTH = SIZES["vit-s"]["width"]
 WARMUP = 0.1
 """Fraction of the run."""
 
 
 def choose_tuning(
-    images: int, asked: FinetuneConfig = FINETUNE_FOLDER, *, kept: Collection[str] = ()
+    images: int, width: int, asked: FinetuneConfig = FINETUNE_FOLDER, *, kept: Collection[str] = ()
 ) -> tuple[FinetuneConfig, str]:
     """Choose batch, rate and warm-up where the user did not set them.
 
@@ -48,6 +51,7 @@ def choose_tuning(
 
     Args:
         images: number of training images.
+        width: width of the network.
         asked: `FINETUNE_FOLDER` with the changes of the user.
         kept: dotted names of the fields that the user set.
 
@@ -56,7 +60,9 @@ def choose_tuning(
     """
     fitting = [batch for batch in BATCHES if batch * EPOCH_STEPS <= images]
     batch = asked.batch if "batch" in kept else max(fitting, default=BATCHES[0])
-    peak = PEAK if batch < FINETUNE_FOLDER.batch else FINETUNE_FOLDER.optim.peak_lr(batch)
+    peak = SMALL_PEAK if width <= SMALL_WIDTH else LARGE_PEAK
+    if batch >= FINETUNE_FOLDER.batch:
+        peak = FINETUNE_FOLDER.optim.peak_lr(batch)
     fields: dict[str, Any] = {
         "batch": batch,
         "micro_batch": min(MICRO_BATCH, batch),
@@ -69,6 +75,6 @@ def choose_tuning(
     own = sorted({*kept} & {*CHOSEN})
     given = f"; as you set: {', '.join(own)}" if own else "; options override each of them"
     return config, (
-        f"{NAME}: {images:,} training images; batch {config.batch}, base rate "
-        f"{config.optim.lr:g}{given}"
+        f"{NAME}: {images:,} training images, network of width {width}; batch "
+        f"{config.batch}, base rate {config.optim.lr:g}{given}"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 from mae.config.run import FinetuneConfig, PretrainConfig
@@ -17,6 +18,8 @@ from mae.progress import Progress
 from mae.recipes import folder_tuning
 from mae.recipes.folder import CHOSEN, NAME, Facts, choose, with_fields
 from mae.recipes.recipe import ConfigT
+from mae.weights.given import Given
+from mae.weights.start_from import config_from_weights
 
 
 def choose_config(
@@ -65,10 +68,12 @@ def choose_config(
 
 def choose_tuning_config(
     config: FinetuneConfig,
-    images: int,
+    source: Source,
     *,
     kept: Collection[str] | None,
+    weights: str | Path | None,
     begun: Mapping[str, Any] | None = None,
+    given: Given | None = None,
     log: Log,
 ) -> FinetuneConfig:
     """Return a configuration with what the recipe `finetune-folder` chooses for the images.
@@ -77,16 +82,24 @@ def choose_tuning_config(
 
     Args:
         config: the recipe with the changes of the user.
-        images: number of training images.
+        source: the training images.
         kept: see `choose_config`.
+        weights: the weights to start from; None: a new network.
         begun: run.json of the run to resume; if it is of this recipe, its choice is kept.
+        given: settings that the weights do not say.
         log: called with the choice, one line.
+
+    Raises:
+        WeightsError: for weights that cannot be read, or with another head.
     """
     if kept is None or config.train_blocks is not None or {*folder_tuning.CHOSEN} <= {*kept}:
         return config
     if begun is not None and begun.get("recipe") == folder_tuning.NAME:
         return _as_begun(config, begun, {*folder_tuning.CHOSEN} - {*kept})
-    config, reason = folder_tuning.choose_tuning(images, config, kept=kept)
+    model, classes = config.model, len(source.class_names)
+    if weights is not None:
+        model = config_from_weights(config, weights, num_classes=classes, **(given or {})).model
+    config, reason = folder_tuning.choose_tuning(len(source), model.width, config, kept=kept)
     log(reason)
     return config
 

@@ -92,7 +92,7 @@ def finetune(
 ) -> object:
     """Fine-tune a classifier from weights; resumes an unfinished run.
 
-    The recipe finetune-folder chooses batch, rate and warm-up by the number of images, prints them,
+    The recipe finetune-folder chooses batch, rate and warm-up by images and network, prints them,
     and leaves every option as you set it; the defaults below are those for many images.
 
     DATA holds one folder per class, of which a fifth is held out; or train/ and val/ with such
