@@ -146,9 +146,11 @@ def _principal_axes(features: Tensor) -> Tensor:
     A rotation changes neither loss nor penalty, only the speed. Along axes without variance the
     best weight is 0, so few rows need few axes.
     """
-    n, num_features = features.shape
-    axes: Tensor = torch.linalg.eigh(features.T @ features).eigenvectors  # F F, weakest first
-    return axes[:, -min(n, num_features) :]
+    if len(features) < features.shape[1]:  # an n x n problem in the space of the rows, not F x F
+        span: Tensor = torch.linalg.qr(features.T).Q  # F n
+        return span @ _principal_axes(features @ span)
+    axes: Tensor = torch.linalg.eigh(features.T @ features).eigenvectors  # F F
+    return axes
 
 
 def logistic_accuracy(

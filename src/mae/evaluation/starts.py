@@ -362,18 +362,5 @@ def correct_of(
     found = np.zeros((len(draws.ids), len(test_y)))
     for seed, (known, asked) in enumerate(map(standardized, train, test)):
         for number, ids in enumerate(draws.ids):
-            x, y = _in_row_space(known[ids], asked)
-            found[number] += linear_probe(x, train_y[ids], y, seed=seed)[0] == test_y
+            found[number] += linear_probe(known[ids], train_y[ids], asked, seed=seed)[0] == test_y
     return found / len(train)
-
-
-def _in_row_space(train: Array, test: Array) -> tuple[Array, Array]:
-    """Rotate features into the space that the training rows span: n numbers an image.
-
-    The best weights lie in it, so logistic regression predicts the same, from far fewer numbers
-    where labels are few.
-    """
-    if len(train) >= train.shape[1]:
-        return train, test
-    axes = np.linalg.qr(train.T).Q  # F n
-    return train @ axes, test @ axes
