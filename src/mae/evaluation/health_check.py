@@ -82,6 +82,7 @@ class HealthCheck:
         self._run = run
         self._rows = LogWriter(run.rundir.health, log=run.progress.note)
         self._rows.truncate_after(step)
+        self._checks = read_rows(self._rows.path)  # a long run would read them again and again
         shown = min(held, size // 2)
         order = health_order(config, np.arange(min(count, held + size - shown)), count=count)
         ids = np.concatenate([order[held:], order[:shown]])
@@ -113,15 +114,16 @@ class HealthCheck:
         """Compute the figures of the model, write them, and note what is found to be wrong."""
         if len(self._ids) < 2:
             return
-        before = read_rows(self._rows.path)
         row = {
             "step": state.step,
             "grad_norm": float(metrics.grad_norm) if metrics.finite else None,
             **self._figures(state.model),
         }
-        known = {name for old in before for name in old["findings"]}
-        found = findings([*before, row], num_steps=self._run.record["num_steps"])
-        self._rows.append(row | {"findings": [finding.name for finding in found]})
+        known = {name for old in self._checks for name in old["findings"]}
+        found = findings([*self._checks, row], num_steps=self._run.record["num_steps"])
+        row["findings"] = [finding.name for finding in found]
+        self._checks.append(row)
+        self._rows.append(row)
         for finding in found:
             if finding.name not in known:
                 self._run.progress.note(f"health: {finding.text}")

@@ -47,7 +47,7 @@ def affordable_steps(
     return max(1, min(config.steps, possible))
 
 
-class Predicted(NamedTuple):
+class SupervisedClasses(NamedTuple):
     """Classes predicted for the test images."""
 
     classes: Labels
@@ -62,7 +62,7 @@ def supervised_predictions(
     train: LabelledImages,
     test: LabelledImages,
     file: Path,
-) -> Predicted:
+) -> SupervisedClasses:
     """Train a network from its random weights and classify test images.
 
     Args:
@@ -74,13 +74,13 @@ def supervised_predictions(
     """
     if file.exists():
         kept = json.loads(file.read_bytes())
-        return Predicted(np.array(kept["classes"], dtype=np.int64), kept["seconds"])
+        return SupervisedClasses(np.array(kept["classes"], dtype=np.int64), kept["seconds"])
     began = time.monotonic()
     model = finetune_in_memory(network, train=train, config=config)
     seconds = time.monotonic() - began
     classes = predicted_classes(model, test)
     write_json_atomic(file, {"classes": classes.tolist(), "seconds": seconds})
-    return Predicted(classes, seconds)
+    return SupervisedClasses(classes, seconds)
 
 
 class Supervised(NamedTuple):
@@ -106,7 +106,7 @@ class Supervised(NamedTuple):
         few, share = self.known.only(self.draws[0]), seconds / self.trainings
         return affordable_steps(self.networks[0], self.config, train=few, seconds=share)
 
-    def predictions(self, folder: Path, *, steps: int) -> Iterator[tuple[int, Predicted]]:
+    def predictions(self, folder: Path, *, steps: int) -> Iterator[tuple[int, SupervisedClasses]]:
         """Train every network, or take its predictions; yield them with the draw's number."""
         for draw, ids in enumerate(self.draws):
             for seed, network in enumerate(self.networks):
