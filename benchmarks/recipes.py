@@ -3,7 +3,7 @@
 For each data set and each number of minutes on 2 cores: train a few candidates, compare them by
 probes with few labels on a validation part, and report the best one on the test part beside the
 recipe for large sets, raw pixels and random encoders. The built-in images and a synthetic set (6
-channels, 16 bits) always take part; FOLDER holds train/, validation/ and test/ with a folder for
+channels, 16 bits) take part too; FOLDER holds train/, validation/ and test/ with a folder for
 each class, and NAME=IMAGES,FOLDER trains on IMAGES and reads the labels of FOLDER.
 
 Minutes become steps by arithmetic, not by the clock: a machine that is shared would otherwise
@@ -168,6 +168,9 @@ def textures(*, seed: int = 0, edge: int = 64, classes: int = 8) -> DataSet:
 
     train = draw(1600, 0)
     return DataSet("textures", train, train, {"validation": draw(400, 1), "test": draw(400, 2)}, 64)
+
+
+BUILT_IN = {"fashion-mnist": built_in, "textures": textures}
 
 
 def of_folder(text: str) -> DataSet:
@@ -335,13 +338,10 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--today", type=float, nargs="*", default=[3, 15, 60])
     parser.add_argument("--seeds", type=int, default=3, help="of the shortest minutes")
     parser.add_argument("--candidates", nargs="*", default=[*CANDIDATES], choices=CANDIDATES)
-    parser.add_argument("--given-only", action="store_true", help="the given folders alone")
+    parser.add_argument("--built-in", nargs="*", default=[*BUILT_IN], choices=BUILT_IN)
     asked = parser.parse_args(words)
     torch.set_num_threads(1)
-    sets = list(asked.folders)
-    if not asked.given_only:
-        sets += [built_in(), textures()]
-    for data in sets:
+    for data in (*asked.folders, *(BUILT_IN[name]() for name in asked.built_in)):
         compare(asked.out, data, asked)
 
 
