@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import itemgetter
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from mae.data.decoding.header import pixel_dtype
 from mae.data.sampling.draws import Stream, uniform
 from mae.data.sampling.masks import mask_noise
 from mae.data.sampling.order import shuffled
+from mae.data.segmentation.crop import SEGMENT_DRAWS, CropRule, cropped_pairs
+from mae.data.segmentation.source import MaskSource
 from mae.data.sources.pack import Form, PackSource
 from mae.data.sources.source import ArraySource, Source
 from mae.data.types import Draws, Flags, Integers, Pixels, Size
@@ -89,6 +91,8 @@ class Batch(NamedTuple):
     """B classes float32: class probabilities, if labels are smoothed or mixed."""
     warned: tuple[Bad, ...] = ()
     """Images that were read, and what is wrong with their files."""
+    masks: Tensor | None = None
+    """B H W uint8: class of each pixel of the images shown, if they have masks."""
 
     def split(self, size: int) -> Iterator[Batch]:
         """Cut into micro-batches of at most `size` images."""
@@ -136,6 +140,8 @@ class BatchPlan:
     """Ids of images that no batch shows, ascending and few."""
     mirrored: bool = False
     """Whether a share holds, with each image, its partner in the reversed batch (see Mixup)."""
+    segment: CropRule | None = None
+    """How the images of a `MaskSource` are resized and cropped, in place of `augment`'s crops."""
 
     @property
     def batches_per_epoch(self) -> int:
@@ -222,8 +228,15 @@ def training_batch(
 
     flips = draw(Stream.FLIP, 1)[:, 0] < plan.augment.flip
     crops = draw(Stream.CROP, CROP_DRAWS)
-    reader = SourceReader(plan.source, on_read=on_read)
-    if crops_as_batch(plan):
+    reader, masks = SourceReader(plan.source, on_read=on_read), None
+    if plan.segment is not None:
+        reader = replace(reader, source=cast(MaskSource, plan.source).pairs)
+        images, masks, shown = cropped_pairs(
+            partial(_read_or_replace, plan, first, reader=reader),
+            ids, draw(Stream.SEGMENT, SEGMENT_DRAWS), flips,
+            kind=plan.kind, size=plan.size, rule=plan.segment, room=room,
+        )  # fmt: skip
+    elif crops_as_batch(plan):
         images, shown = read_small_images(plan, first, ids, reader)
         images = crop_small_images(plan, images, crops, flips)
     else:
@@ -243,6 +256,7 @@ def training_batch(
         tuple(reader.bad),
         torch.from_numpy(draw(Stream.DROP, plan.num_drops)) if plan.num_drops else None,
         warned=tuple(reader.warned),
+        masks=None if masks is None else torch.from_numpy(masks),
     )
 
 

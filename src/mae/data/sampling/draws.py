@@ -30,6 +30,7 @@ class Stream(IntEnum):
     MIX = 11
     MIX_SHARE = 12
     HEALTH = 13
+    SEGMENT = 14
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
