@@ -84,23 +84,14 @@ class Encoder(nn.Module):
 
     def embed(self, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
         """Return the input of the first block, B 1+K D: see `forward`."""
-        p = self.config.patch_size
-        grid = patch_grid(images, patch_size=p)
-        B, C, _, _ = images.shape
-        if C != self.config.channels:
-            raise ShapeError(
-                f"channels: got {C}, expected {self.config.channels} as the model was trained; "
-                "convert the images, or create a model with this many channels"
-            )
-        patches = patchify(images, patch_size=p)  # B L P
-        positions = self.positions(grid)  # 1 1+L D
-        places = positions[:, 1:].expand(B, -1, -1)
-        if ids_keep is not None:
-            # Gather before the projection, so that hidden patches are not computed.
-            patches, places = gather(patches, ids_keep), gather(places, ids_keep)
-        visible = self.patch_embed(patches) + places  # B K D
-        cls = (self.cls_token + positions[:, :1]).expand(B, -1, -1)
-        return torch.cat([cls, visible], dim=1)
+        return embed_images(
+            images,
+            ids_keep,
+            config=self.config,
+            cls_token=self.cls_token,
+            pos_embed=self.pos_embed,
+            patch_embed=self.patch_embed,
+        )
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
         """Return the position table for a grid, resized in 2-D for any but the trained grid."""
@@ -204,6 +195,49 @@ class Encoder(nn.Module):
         else:
             images = self.normalize(images)
         return grid, images.to(self.pos_embed.dtype)
+
+
+def embed_images(
+    images: Tensor,
+    ids_keep: Tensor | None = None,
+    *,
+    config: ModelConfig,
+    cls_token: Tensor | None,
+    pos_embed: Tensor,
+    patch_embed: PatchEmbed,
+) -> Tensor:
+    """Return the input of the first block: B 1+K D with the cls token first, or B K D without.
+
+    Args:
+        images: B C H W float, normalised; any size divisible by the patch size.
+        ids_keep: B K int64, or None for all patches in row-major order.
+        config: the network.
+        cls_token: 1 1 D; None: none.
+        pos_embed: 1 1+L D, resized to the grid of the images.
+        patch_embed: projection of the patches.
+
+    Raises:
+        ShapeError: for a wrong channel count or a size not divisible by the patch size.
+    """
+    p = config.patch_size
+    grid = patch_grid(images, patch_size=p)
+    B, C, _, _ = images.shape
+    if C != config.channels:
+        raise ShapeError(
+            f"channels: got {C}, expected {config.channels} as the model was trained; "
+            "convert the images, or create a model with this many channels"
+        )
+    patches = patchify(images, patch_size=p)  # B L P
+    positions = resize_positions(pos_embed, grid_from=config.grid, grid_to=grid)  # 1 1+L D
+    places = positions[:, 1:].expand(B, -1, -1)
+    if ids_keep is not None:
+        # Gather before the projection, so that hidden patches are not computed.
+        patches, places = gather(patches, ids_keep), gather(places, ids_keep)
+    visible: Tensor = patch_embed(patches) + places  # B K D
+    if cls_token is None:
+        return visible
+    cls = (cls_token + positions[:, :1]).expand(B, -1, -1)
+    return torch.cat([cls, visible], dim=1)
 
 
 def pool_tokens(tokens: Tensor, *, pool: Pool, grid: tuple[int, int]) -> Tensor:

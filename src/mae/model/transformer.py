@@ -5,6 +5,9 @@ Submodule names are those of timm (`norm1, attn.qkv, attn.proj, norm2, mlp.fc1, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +21,22 @@ from mae.model.processor import mkl_is_narrow
 # are not Intel's (docs/decisions/0008-attention-of-few-tokens.md); both agree up to rounding.
 FEW_TOKENS = 64 if mkl_is_narrow() else 0
 
+Bias = Callable[[Tensor], Tensor]
+"""Returns what is added to the attention logits, broadcast to B heads T T, from the queries
+B heads T d (see `mae.model.dense.relative`)."""
+
+
+class Windows(Protocol):
+    """How the tokens of a block are divided before attention (see `mae.model.dense.windows`)."""
+
+    def split(self, tokens: Tensor) -> Tensor:
+        """Divide B T D into windows of their own."""
+        ...
+
+    def join(self, tokens: Tensor) -> Tensor:
+        """Put windows together again: the inverse of `split`."""
+        ...
+
 
 class Attention(nn.Module):
     """Multi-head self-attention over B T D."""
@@ -28,11 +47,18 @@ class Attention(nn.Module):
         self.qkv = Linear(width, 3 * width)
         self.proj = Linear(width, width)
 
-    def forward(self, tokens: Tensor, *, first: int = 0) -> Tensor:
-        """Attend from the tokens from `first` on to all tokens: B T D to B T-first D."""
+    def forward(self, tokens: Tensor, *, first: int = 0, bias: Bias | None = None) -> Tensor:
+        """Attend from the tokens from `first` on to all tokens: B T D to B T-first D.
+
+        Args:
+            tokens: B T D.
+            first: tokens before this index are attended to but not returned.
+            bias: adds to the logits; None: nothing.
+        """
         B, T, D = tokens.shape
         q, k, v = self.split(tokens)
-        mixed = attend(q[:, :, first:], k, v)
+        added = None if bias is None else bias(q)[..., first:, :]
+        mixed = attend(q[:, :, first:], k, v, added)
         return self.proj(mixed.transpose(1, 2).reshape(B, T - first, D))  # type: ignore[no-any-return]
 
     def split(self, tokens: Tensor) -> Tensor:
@@ -42,14 +68,22 @@ class Attention(nn.Module):
         return qkv.permute(2, 0, 3, 1, 4)  # type: ignore[no-any-return]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Scaled dot-product attention: q, k and v, B heads T d each, to B heads T d."""
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention: q, k and v, B heads T d each, to B heads T d.
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        bias: added to the scaled products, broadcast to B heads T T; None: nothing.
+    """
     T = k.shape[2]
     # A symbolic T of an exported graph is not compared: the comparison would add a guard.
     if q.device.type == "cpu" and isinstance(T, int) and T <= FEW_TOKENS:
-        shares: Tensor = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1)
-        return shares.matmul(v)
-    return F.scaled_dot_product_attention(q, k, v)
+        logits: Tensor = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
+        return (logits if bias is None else logits + bias).softmax(dim=-1).matmul(v)
+    # The fused kernel takes the bias in the type of the queries.
+    return F.scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype))
 
 
 class Mlp(nn.Module):
@@ -75,18 +109,33 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
         self.mlp = Mlp(width, hidden=hidden_width(width, mlp_ratio))
 
-    def forward(self, tokens: Tensor, *, first: int = 0, scales: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        first: int = 0,
+        scales: Tensor | None = None,
+        bias: Bias | None = None,
+        windows: Windows | None = None,
+    ) -> Tensor:
         """Attend to all tokens, return those from `first` on: B T D to B T-first D.
 
         Args:
             tokens: B T D.
             first: tokens before this index are attended to but not returned.
-            scales: B 2, factors of the attention and MLP branches (see `drop_scales`).
+            scales: B 2 1 or B 2 D, factors of the attention and MLP branches (see `drop_scales`).
+            bias: adds to the attention logits; None: nothing.
+            windows: the windows that tokens attend within; None: all tokens, which `first` needs.
         """
-        mixed = self.attn(self.norm1(tokens), first=first)
-        tokens = tokens[:, first:] + (mixed if scales is None else mixed * scales[:, 0, None, None])
+        mixed = self.norm1(tokens)
+        if windows is not None:
+            mixed = windows.split(mixed)
+        mixed = self.attn(mixed, first=first, bias=bias)
+        if windows is not None:
+            mixed = windows.join(mixed)
+        tokens = tokens[:, first:] + (mixed if scales is None else mixed * scales[:, :1])
         changed = self.mlp(self.norm2(tokens))
-        return tokens + (changed if scales is None else changed * scales[:, 1, None, None])  # type: ignore[no-any-return]
+        return tokens + (changed if scales is None else changed * scales[:, 1:])  # type: ignore[no-any-return]
 
     def attention(self, tokens: Tensor) -> Tensor:
         """Return the attention weights of the block, B heads T T float32, for its input B T D."""
@@ -133,7 +182,7 @@ class Blocks(nn.ModuleList):
         self, tokens: Tensor, start: int, stop: int, *, first: int, scales: Tensor | None
     ) -> Tensor:
         for i in range(start, min(stop, len(self))):
-            own = None if scales is None else scales[:, 2 * i : 2 * i + 2]
+            own = None if scales is None else scales[:, 2 * i : 2 * i + 2, None]
             tokens = self[i](tokens, first=first if i == len(self) - 1 else 0, scales=own)
         return tokens
 
