@@ -46,12 +46,14 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
-    """The optimizer and its schedule: linear warm-up, then half a cosine, per step."""
+    """The optimizer and its schedule: linear warm-up, then the decay, per step."""
 
     name: Literal["adamw", "muon", "lars"] = "adamw"
     """Optimizer; muon (beyond the paper): Muon for the matrices of blocks, AdamW for the rest."""
     lr: float = 1.5e-4
     """Base learning rate per 256 images; the peak is lr * batch / 256."""
+    decay: Literal["cosine", "linear"] = "cosine"
+    """Fall of the learning rate after the warm-up: half a cosine, or a line (poly of power 1)."""
     min_lr: float = 0.0
     """Learning rate at the end."""
     min_lr_scaled: bool = True
@@ -244,19 +246,47 @@ class MixConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FinetuneConfig(FitConfig):
-    """Fine-tuning of a pre-trained encoder with a classifier (defaults: ViT-B/16 at 224)."""
+class TransferConfig(FitConfig):
+    """Fields of every run that trains a pre-trained encoder with a head on labels."""
 
     num_classes: int = 1000
     """Number of classes; follows from the data."""
-    pool: Literal["mean", "cls"] = "mean"
-    """Classified feature: the mean of the patch tokens with a new norm, or the cls token."""
     layer_decay: float = 1.0
     """Factor of the learning rate from each block to the block before it; 1: none."""
     drop_path: float = 0.0
     """Probability that the last block is skipped; rises linearly from 0 at the first."""
     train_blocks: float | None = None
     """Last blocks to train, 0.5: only the MLP of the last block; none: the whole network."""
+
+    def __post_init__(self) -> None:
+        # slots=True makes a new class, which the bare form of super() does not find.
+        super(TransferConfig, self).__post_init__()  # noqa: UP008
+        require_numbers(self, "at least 2", "num_classes")
+        require_numbers(self, "above 0, at most 1", "layer_decay")
+        require_numbers(self, "at least 0, below 1", "drop_path")
+
+
+def require_train_blocks(config: TransferConfig, least: int, otherwise: str = "") -> None:
+    """Require that `train_blocks` is None, 0.5 or a whole number from `least` to the depth.
+
+    Raises:
+        ConfigError: for another number; the message ends with `otherwise`.
+    """
+    blocks = config.train_blocks
+    # With follow_weights the depth is checked once the network is known.
+    most = sys.maxsize if config.follow_weights else config.model.depth
+    fits = blocks in (None, 0.5) or (blocks % 1 == 0 and least <= blocks <= most)
+    upper = "" if config.follow_weights else f" to {most}"
+    some = f"0.5 (MLP of the last block) or a whole number from {least}{upper}"
+    require(fits, "train_blocks", blocks, some + otherwise)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinetuneConfig(TransferConfig):
+    """Fine-tuning of a pre-trained encoder with a classifier (defaults: ViT-B/16 at 224)."""
+
+    pool: Literal["mean", "cls"] = "mean"
+    """Classified feature: the mean of the patch tokens with a new norm, or the cls token."""
     ema: float | None = None
     """Decay of the moving average of the weights that is evaluated; none: no average."""
     rand_augment: str | None = None
@@ -267,21 +297,10 @@ class FinetuneConfig(FitConfig):
     """Mixup, CutMix and smoothed labels."""
 
     def __post_init__(self) -> None:
-        # slots=True makes a new class, which the bare form of super() does not find.
         super(FinetuneConfig, self).__post_init__()  # noqa: UP008
-        require_numbers(self, "at least 2", "num_classes")
-        require_numbers(self, "above 0, at most 1", "layer_decay")
-        require_numbers(self, "at least 0, below 1", "drop_path")
         require_numbers(self, "above 0, below 1", "ema")
         require_numbers(self, "at least 0, at most 1", "erase")
-        blocks = self.train_blocks
-        # With follow_weights the depth is checked once the network is known.
-        most = sys.maxsize if self.follow_weights else self.model.depth
-        fits = blocks in (None, 0.5) or (blocks % 1 == 0 and 1 <= blocks <= most)
-        upper = "" if self.follow_weights else f" to {most}"
-        some = f"0.5 (MLP of the last block) or a whole number from 1{upper}"
-        allowed = f"{some}; for 0 use mae probe linear"
-        require(fits, "train_blocks", blocks, allowed)
+        require_train_blocks(self, 1, "; for 0 use mae probe linear")
 
 
 def resolve_crop_pct(

@@ -21,6 +21,7 @@ from mae.config.run import (
     FitConfig,
     PixelConfig,
     PretrainConfig,
+    TransferConfig,
     resolve_crop_pct,
 )
 from mae.data.augment.randaugment import RandAugment, check_randaugment
@@ -36,6 +37,7 @@ from mae.data.survey import measure_pixels, survey
 from mae.data.types import Integers
 from mae.errors import ConfigError, DataError
 from mae.model.classifier import Classifier
+from mae.model.dense.segmenter import Segmenter
 from mae.model.processor import emulates_bf16
 from mae.model.transformer import Blocks
 from mae.parallel.processes import SINGLE_PROCESS, Communicator, ProcessInfo
@@ -334,7 +336,7 @@ def held_out_ids(config: PretrainConfig, count: int) -> Integers:
     return np.sort(health_order(config, np.arange(held), count=count))
 
 
-def new_state(model: nn.Module, config: PretrainConfig | FinetuneConfig) -> TrainState:
+def new_state(model: nn.Module, config: FitConfig) -> TrainState:
     """Create the training state at step 0 on the configured device."""
     device = choose_device(config.device)
     model = model.to(device).train()
@@ -343,8 +345,8 @@ def new_state(model: nn.Module, config: PretrainConfig | FinetuneConfig) -> Trai
             part.checkpoint_every = config.checkpoint_every
     scaler = torch.amp.GradScaler(device.type) if config.half == "fp16" else None
     layers: dict[str, Any] = {}
-    if isinstance(config, FinetuneConfig):
-        assert isinstance(model, Classifier)
+    if isinstance(config, TransferConfig):
+        assert isinstance(model, Classifier | Segmenter)
         choose_trained(model, config.train_blocks)
         layers = {"layer_decay": config.layer_decay, "depth": config.model.depth}
     return TrainState(model, create_optimizer(model, config.optim, **layers), scaler=scaler)

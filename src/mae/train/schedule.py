@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from mae.config.run import FitConfig
 
@@ -15,8 +16,9 @@ def learning_rate(
     peak_lr: float,
     min_lr: float = 0.0,
     warmup_start: float = 0.0,
+    decay: Literal["cosine", "linear"] = "cosine",
 ) -> float:
-    """Return the learning rate at a fractional epoch: linear warm-up, then half a cosine.
+    """Return the learning rate at a fractional epoch: linear warm-up, then the decay.
 
     Args:
         epoch: progress, 0 to `epochs`.
@@ -25,15 +27,18 @@ def learning_rate(
         peak_lr: rate at the end of the warm-up.
         min_lr: rate at the end of the run.
         warmup_start: fraction of the peak at which the warm-up starts.
+        decay: half a cosine, or a line.
 
-    Source: He et al. 2021, Table 8; the curve of the published code (golden test).
+    Source: He et al. 2021, Table 8; the curve of the published code (golden test). The line is
+    mmsegmentation's PolyLR of power 1, to a step.
     """
     if epoch < warmup_epochs:
         return peak_lr * (warmup_start + (1 - warmup_start) * epoch / warmup_epochs)
     if epochs <= warmup_epochs:
         return peak_lr
     progress = (epoch - warmup_epochs) / (epochs - warmup_epochs)
-    return min_lr + (peak_lr - min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+    rest = 1 - progress if decay == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return min_lr + (peak_lr - min_lr) * rest
 
 
 def rate_at(step: int, *, num_steps: int, config: FitConfig, batch: int) -> float:
@@ -46,6 +51,7 @@ def rate_at(step: int, *, num_steps: int, config: FitConfig, batch: int) -> floa
         peak_lr=optim.peak_lr(batch),
         min_lr=optim.min_lr,
         warmup_start=optim.warmup_start,
+        decay=optim.decay,
     )
 
 
@@ -64,6 +70,7 @@ def fixed_rate_at(step: int, *, num_steps: int, config: FitConfig) -> float:
         warmup_epochs=config.warmup_share,
         peak_lr=0.0,
         min_lr=config.optim.min_lr,
+        decay=config.optim.decay,
     )
 
 

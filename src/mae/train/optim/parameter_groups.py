@@ -7,10 +7,13 @@ from torch import nn
 
 from mae.config.run import OptimConfig
 from mae.model.classifier import Classifier
+from mae.model.dense.segmenter import Segmenter
 from mae.train.optim.lars import Lars
 from mae.train.optim.muon import Muon
 
 TOKENS = ("cls_token", "mask_token", "pos_embed")
+OF_BLOCKS = ("blocks.", "relative.", "layer_scale.")
+"""Parts of an encoder that are numbered by block; the last two are of dense tasks."""
 Group = tuple[float, bool, int]
 """Scale of the learning rate, whether weights decay, and parts of a matrix for Muon."""
 
@@ -66,7 +69,7 @@ def parameter_groups(
 def layer_of(name: str, *, depth: int) -> int:
     """Number the layer of a parameter: 0 for embeddings, 1 to `depth` for blocks, then the rest."""
     _, _, own = name.rpartition("encoder.")
-    if own.startswith("blocks."):
+    if own.startswith(OF_BLOCKS):
         return int(own.split(".")[1]) + 1
     return 0 if own.startswith(("cls_token", "pos_embed", "patch_embed.")) else depth + 1
 
@@ -96,26 +99,32 @@ def create_optimizer(
     return kind(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
 
 
-def choose_trained(classifier: Classifier, train_blocks: float | None) -> None:
+def choose_trained(model: Classifier | Segmenter, train_blocks: float | None) -> None:
     """Set `requires_grad` of each parameter for full or partial fine-tuning, in place.
 
     Args:
-        classifier: its head and last norm are always trained; the paper does not specify the
-            last norm.
-        train_blocks: number of last blocks to train, 0.5 for the MLP of the last one with its
-            norm; none: everything, including the positions.
+        model: its head and last norm are always trained; the paper does not specify the last
+            norm.
+        train_blocks: number of last blocks to train, with what a segmenter adds to them; 0.5 for
+            the MLP of the last one with its norm; none: everything, including the positions.
 
     Source: He et al. 2021, section 4.3 and Figure 9; published code, models_vit.py (positions
     are trained).
     """
-    classifier.requires_grad_(True)  # noqa: FBT003
+    model.requires_grad_(True)  # noqa: FBT003
     if train_blocks is None:
         return
-    encoder = classifier.encoder
+    encoder = model.encoder
     encoder.requires_grad_(False)  # noqa: FBT003
-    encoder.norm.requires_grad_(True)  # noqa: FBT003
-    blocks = list(encoder.blocks)
-    half = [blocks[-1].norm2, blocks[-1].mlp]
-    for part in half if train_blocks == 0.5 else blocks[len(blocks) - int(train_blocks) :]:
+    if isinstance(model, Classifier):
+        model.encoder.norm.requires_grad_(True)  # noqa: FBT003
+    if train_blocks == 0.5:
+        block = list(encoder.blocks)[-1]
+        trained = [block.norm2, block.mlp]
+    else:
+        numbered = [getattr(encoder, part[:-1], ()) for part in OF_BLOCKS]
+        first = encoder.config.depth - int(train_blocks)
+        trained = [part for parts in numbered for part in [*parts][first:]]
+    for part in trained:
         assert isinstance(part, nn.Module)
         part.requires_grad_(True)  # noqa: FBT003
