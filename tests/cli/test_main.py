@@ -24,6 +24,7 @@ import mae.jobs.doctor
 import mae.jobs.pretrain
 from mae.cli.main import VERBS, main
 from mae.cli.options import RANKS, options_of
+from mae.cli.slurm import OPTIONS
 from mae.cli.verbs.shared import MULTI_PROCESS_VERBS
 from mae.config.run import ObjectiveConfig, PretrainConfig
 from mae.config.serialize import field_types
@@ -229,7 +230,10 @@ def test_every_verb_explains_itself_and_each_of_its_options(verb: Any, mae_: Run
     lines = said.out.splitlines()
     assert max(map(len, lines)) <= 80
     starts = [i for i, line in enumerate(lines) if line.startswith("  ") and line[2] != " "]
-    options = [*options_of(verb.run), *[RANKS] * (verb.name in MULTI_PROCESS_VERBS)]
+    options = [
+        *options_of(verb.run),
+        *([RANKS, *OPTIONS] if verb.name in MULTI_PROCESS_VERBS else []),
+    ]
     for option, start, end in zip(options, starts, [*starts[1:], None], strict=True):
         name, *rest = " ".join(lines[start:end]).split()
         assert name == (option.flag.upper() if option.positional else f"--{option.flag}")

@@ -20,7 +20,7 @@ from mae.model.normalize import normalize_pixels
 from mae.model.patches import patchify
 from mae.parallel.processes import ProcessInfo
 from mae.planning import hardware as machines
-from mae.planning.hardware import has_bf16, this_machine
+from mae.planning.hardware import cores_per_rank, has_bf16, this_machine
 from mae.train import resolve as setup
 from mae.train.resolve import batch_plan, choose_workers, new_state, resolve, resolve_precision
 from tests.images import mixed_folder
@@ -40,7 +40,7 @@ def test_workers_are_one_a_core_where_a_gpu_trains(
     folder: FolderSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = batch_plan(AUTO, folder, PixelKind("uint8", 3))
-    monkeypatch.setattr(setup, "cores", lambda: 5)
+    monkeypatch.setattr("mae.planning.hardware.cores", lambda: 5)
     monkeypatch.setattr(setup, "_room_for_batches", lambda: 2**40)
 
     assert choose_workers(AUTO, plan, GPU, log=str) == 5
@@ -52,7 +52,7 @@ def test_workers_are_few_where_batches_are_larger_than_memory(
     folder: FolderSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = batch_plan(replace(AUTO, batch=4096), folder, PixelKind("uint8", 3))
-    monkeypatch.setattr(setup, "cores", lambda: 64)
+    monkeypatch.setattr("mae.planning.hardware.cores", lambda: 64)
 
     assert plan.batch_bytes == 4096 * 224 * 224 * 3
     for gigabytes, workers in ((64, 16), (4, 3), (0.06, 1)):
@@ -63,7 +63,7 @@ def test_workers_are_few_where_batches_are_larger_than_memory(
 def test_ranks_of_a_machine_divide_its_cores_and_memory(
     folder: FolderSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(setup, "cores", lambda: 9)
+    monkeypatch.setattr("mae.planning.hardware.cores", lambda: 9)
     monkeypatch.setattr(setup, "_room_for_batches", lambda: 2**40)
     second = ProcessInfo(rank=1, world_size=4, local_rank=1, local_world_size=2)
     plan = batch_plan(AUTO, folder, PixelKind("uint8", 3), second)
@@ -94,6 +94,28 @@ def test_each_rank_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyP
     for device in ("mps", "cuda:1"):
         with pytest.raises(ConfigError, match=f"^device: got {device} with 3 ranks, expected cpu"):
             setup._claim_device(replace(AUTO, device=device), ranks[0])
+
+
+def test_a_task_of_slurm_may_see_its_own_gpu_alone_and_its_own_cores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chosen: list[int] = []
+    monkeypatch.setenv("MAE_SLURM", "1")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.set_device", chosen.append)
+    monkeypatch.setattr("mae.planning.hardware.cores", lambda: 24)
+    third = ProcessInfo(11, 16, 3, 8)
+
+    for count in (1, 8):
+        monkeypatch.setattr("torch.cuda.device_count", lambda count=count: count)
+        setup._claim_device(AUTO, third)
+
+    assert chosen == [0, 3]
+    assert cores_per_rank(third) == 3  # of a node that all tasks see whole
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "12")
+    assert cores_per_rank(third) == 12
+    monkeypatch.setattr("mae.planning.hardware.cores", lambda: 10)  # fewer were given
+    assert cores_per_rank(third) == 10
 
 
 def test_no_worker_reads_what_is_in_memory() -> None:

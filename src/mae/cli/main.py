@@ -18,6 +18,7 @@ from io import TextIOWrapper
 from mae import __version__
 from mae.cli.help import help_text
 from mae.cli.options import RANKS, is_on, nearest, options_of, read_words
+from mae.cli.slurm import OPTIONS, split_words, submit_command
 from mae.cli.verbs.every import GROUPS, VERBS, Verb
 from mae.cli.verbs.shared import MULTI_PROCESS_VERBS
 from mae.errors import INSTALL, INTERRUPTED, ConfigError, MaeError, RankError, Stopped
@@ -121,10 +122,15 @@ def _run(words: list[str]) -> int:
         start_rank()
     options = options_of(verb.run, words=rest)
     if _HELP & set(rest):
-        shown = [*options, RANKS] if verb.name in MULTI_PROCESS_VERBS else options
+        shown = [*options, RANKS, *OPTIONS] if verb.name in MULTI_PROCESS_VERBS else options
         print(help_text(verb.run, shown, verb=verb.name))
         return 0
-    values, named = read_words(rest, [*options, RANKS], verb=verb.name)
+    slurm, others = split_words(rest)
+    values, named = read_words(others, [*options, RANKS], verb=verb.name)
+    if slurm is not None:
+        report = submit_command(verb, slurm, others, options, values, named)
+        print(json.dumps(report.values) if named.get("json") else align(report.rows))
+        return report.exit_code
     if (count := _ranks_to_start(verb, named.pop("ranks", None))) > 1:
         return _launch(words, ranks=count)
     as_json, _ = named.pop("json", False), named.pop("traceback", False)

@@ -49,6 +49,11 @@ class Common:
     """cpu, cuda, mps, or auto: the best available."""
     ranks: int
     """Processes that share the work on this machine: one per GPU, or a part of the CPU's cores."""
+    slurm: str
+    """KEY=VALUE words: submit the command as a SLURM job, as in nodes=2 gpus=8 cpus=12
+    partition=NAME; tasks=N instead of gpus= on CPUs, other keys go to sbatch (docs/cluster.md)."""
+    slurm_print: bool
+    """With --slurm: print the batch script, and submit nothing."""
     quiet: bool
     """Print no progress and no notes."""
     json: bool

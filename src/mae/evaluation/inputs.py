@@ -27,7 +27,7 @@ from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.classifier import Classifier
 from mae.model.encoder import Encoder, Pool
 from mae.parallel.processes import SINGLE_PROCESS, Communicator, ProcessInfo
-from mae.planning.hardware import choose_device
+from mae.planning.hardware import choose_device, gpu_index
 from mae.progress import Progress
 from mae.train.resolve import Precision
 from mae.weights.given import Given, HeadPool
@@ -79,12 +79,12 @@ class FeatureSettings(NamedTuple):
         device, count = self.checked_device(), torch.cuda.device_count()
         if process.world_size == 1 or device.type != "cuda" or device.index is not None:
             return self
-        if process.local_rank >= count:
+        if (index := gpu_index(process)) >= count:
             raise ConfigError(
                 f"device: got process {process.local_rank + 1} on a machine of {count} GPUs, "
                 f"expected one each; start at most {count} there, or use --device cpu"
             )
-        return self._replace(device=f"cuda:{process.local_rank}")
+        return self._replace(device=f"cuda:{index}")
 
 
 DEFAULT = FeatureSettings()

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from mae.errors import INSTALL, MaeError
 from mae.parallel.processes import (
     Communicator,
+    is_slurm_task,
     open_communicator,
     require_agreement,
     this_process,
@@ -134,9 +135,9 @@ def _threads() -> Check:
     """Compare torch's number of threads with the cores available to this process."""
     import torch
 
-    from mae.planning.hardware import cores
+    from mae.planning.hardware import cores_per_rank
 
-    allowed = max(1, cores() // this_process().local_world_size)
+    allowed = cores_per_rank(this_process())
     threads, advice = torch.get_num_threads(), ""
     if threads > allowed:  # threads without a core of their own make the others wait
         advice = f"more threads than cores: set OMP_NUM_THREADS={allowed} or --threads {allowed}"
@@ -220,7 +221,8 @@ def _ranks(ranks: Communicator) -> str:
     import torch
 
     gpus, here = torch.cuda.device_count(), ranks.process.local_world_size
-    found = ranks.all_gather((socket.gethostname(), here <= gpus or not gpus, here, gpus))
+    own = gpus == 1 and is_slurm_task()  # SLURM may show each task its own GPU alone
+    found = ranks.all_gather((socket.gethostname(), own or here <= gpus or not gpus, here, gpus))
     for host, is_enough, asked, count in found:
         if not is_enough:
             raise ValueError(f"{asked} ranks on {host}, which has {count} GPUs")
@@ -235,8 +237,10 @@ def _ranks(ranks: Communicator) -> str:
 def _all_reduce(ranks: Communicator) -> str:
     import torch
 
+    from mae.planning.hardware import gpu_index
+
     count = ranks.process.world_size
-    device = f"cuda:{ranks.process.local_rank}" if torch.cuda.is_available() else "cpu"
+    device = f"cuda:{gpu_index(ranks.process)}" if torch.cuda.is_available() else "cpu"
     seconds = list[float]()
     for _ in range(3):  # the first one opens connections
         values = torch.full((REDUCED_BYTES // 4,), ranks.process.rank + 1.0, device=device)

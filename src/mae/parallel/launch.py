@@ -60,8 +60,7 @@ def launch(
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     _set_environment(threads)
-    # -P: ranks import from the working directory only if this process does.
-    safe = [] if sys.path[:1] in ([""], [os.getcwd()]) else ["-P"]
+    python = this_python()
     # The elastic launcher would handle SIGHUP even under nohup; torch 2.6 cannot leave that.
     can_leave = "signals_to_handle" in LaunchConfig.__dataclass_fields__
     signals = {"signals_to_handle": ""} if can_leave else {}
@@ -77,13 +76,19 @@ def launch(
         failures: Mapping[int, Any] = {}
         with _signals_raise(SignalException) as received_at:
             try:
-                elastic_launch(config, sys.executable)(*safe, *program, *words)
+                elastic_launch(config, python[0])(*python[1:], *program, *words)
             except ChildFailedError as error:
                 failures = error.failures
             except SignalException as stop:
                 waited_s = time.monotonic() - received_at[0] if received_at else 0.0
                 return _stopped(_Records.of(folder), stop.sigval, ranks=ranks, waited_s=waited_s)
         return _ended(_Records.of(folder), failures)
+
+
+def this_python() -> list[str]:
+    """Return the words that start this Python, to import what this process imports."""
+    # -P: only if this process imports from the working directory, the other one does.
+    return [sys.executable, *([] if sys.path[:1] in ([""], [os.getcwd()]) else ["-P"])]
 
 
 def start_rank() -> None:

@@ -11,6 +11,7 @@ Torch is imported lazily, since the command line reads its rank before importing
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,8 +33,14 @@ T = TypeVar("T")
 TIMEOUT_S = 1800.0
 """Default timeout of a gather in seconds."""
 _RUN_ID = "TORCHELASTIC_RUN_ID"
-_NUMBERS = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT")
-_ADDRESS = "MASTER_ADDR"
+_ADDRESS, _PORT = "MASTER_ADDR", "MASTER_PORT"
+# World size, rank, rank within the machine.
+_TORCHRUN = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
+_SRUN = ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+SLURM_TASK = "MAE_SLURM"
+"""Variable that makes each task of srun a rank. SLURM's own variables do not: they are also set
+where nothing was started by srun (an interactive shell, a batch script), and for tasks that are
+jobs of their own."""
 
 
 class ProcessInfo(NamedTuple):
@@ -57,27 +64,40 @@ class ProcessInfo(NamedTuple):
 
 
 def this_process() -> ProcessInfo:
-    """Read the rank of this process from the environment variables set by torchrun.
+    """Read the rank of this process from the environment variables set by torchrun or srun.
 
     Raises:
-        ConfigError: if WORLD_SIZE is above 1 and another variable is missing or malformed.
+        ConfigError: if there are several processes and a variable is missing or malformed.
     """
-    if os.environ.get("WORLD_SIZE", "") in ("", "1"):
+    names = _SRUN if is_slurm_task() else _TORCHRUN
+    world, *ranks = names
+    if os.environ.get(world, "") in ("", "1"):
         return ProcessInfo()
-    values = {name: os.environ.get(name, "") for name in (*_NUMBERS, _ADDRESS)}
+    values = {name: os.environ.get(name, "") for name in (*names, _PORT, _ADDRESS)}
     numbers = {name: int(text) for name, text in values.items() if text.isdecimal()}
-    world_size = numbers.get("WORLD_SIZE", 0)
+    world_size = numbers.get(world, 0)
     for name, text in values.items():
-        is_rank = name in ("RANK", "LOCAL_RANK")
         wrong = not text if name == _ADDRESS else name not in numbers
-        if wrong or (is_rank and numbers[name] >= world_size):
+        if wrong or (name in ranks and numbers[name] >= world_size):
+            by, instead = "torchrun", f"use --ranks or torchrun, or unset {world}"
+            if is_slurm_task():
+                by, instead = "srun and --slurm", f"use --slurm, or unset {SLURM_TASK}"
             raise ConfigError(
-                f"ranks: WORLD_SIZE is {values['WORLD_SIZE']!r}, but got {name}={text}, expected "
-                "what torchrun sets; use --ranks or torchrun, or unset WORLD_SIZE"
+                f"ranks: {world} is {values[world]!r}, but got {name}={text}, expected "
+                f"what {by} set{'s' * (by == 'torchrun')}; {instead}"
             )
-    rank, local_rank = numbers["RANK"], numbers["LOCAL_RANK"]
-    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE") or world_size)
+    rank, local_rank = (numbers[name] for name in ranks)
+    if is_slurm_task():
+        nodes = os.environ.get("SLURM_NNODES", "")
+        local_world_size = math.ceil(world_size / max(1, int(nodes) if nodes.isdecimal() else 1))
+    else:
+        local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE") or world_size)
     return ProcessInfo(rank, world_size, local_rank, local_world_size)
+
+
+def is_slurm_task() -> bool:
+    """Return whether srun started this process as a rank, see `SLURM_TASK`."""
+    return bool(os.environ.get(SLURM_TASK))
 
 
 def has_launcher() -> bool:
@@ -350,7 +370,7 @@ def _is_of_collectives(error: RuntimeError) -> bool:
 def _port_in_use(error: RuntimeError) -> ConfigError | None:
     if "EADDRINUSE" not in f"{error}":
         return None
-    address = ":".join(os.environ[name] for name in (_ADDRESS, "MASTER_PORT"))
+    address = ":".join(os.environ[name] for name in (_ADDRESS, _PORT))
     return ConfigError(
         f"ranks: {address} is in use, by another job? Set another MASTER_PORT (torchrun: "
         "--master-port), or let torchrun --standalone or --ranks find a free one"

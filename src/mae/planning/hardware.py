@@ -15,6 +15,7 @@ import torch
 
 from mae.errors import ConfigError
 from mae.model.processor import multiplies_bf16
+from mae.parallel.processes import ProcessInfo, is_slurm_task
 
 
 class Card(NamedTuple):
@@ -160,6 +161,18 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         allowed = len(os.sched_getaffinity(0))
     return max(1, math.ceil(min(allowed, _quota(Path("/sys/fs/cgroup")))))
+
+
+def cores_per_rank(process: ProcessInfo) -> int:
+    """Count the cores of a rank: its part of the machine's, or those that SLURM bound it to."""
+    own = os.environ.get("SLURM_CPUS_PER_TASK", "") if is_slurm_task() else ""
+    bound = min(cores(), int(own)) if own.isdecimal() else 1
+    return max(1, cores() // process.local_world_size, bound)
+
+
+def gpu_index(process: ProcessInfo) -> int:
+    """Return the index of the GPU of a rank; SLURM may show each task its own GPU alone."""
+    return 0 if is_slurm_task() and torch.cuda.device_count() == 1 else process.local_rank
 
 
 def _quota(folder: Path) -> float:

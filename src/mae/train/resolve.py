@@ -41,7 +41,7 @@ from mae.model.dense.segmenter import Segmenter
 from mae.model.processor import emulates_bf16
 from mae.model.transformer import Blocks
 from mae.parallel.processes import SINGLE_PROCESS, Communicator, ProcessInfo
-from mae.planning.hardware import choose_device, cores, has_bf16
+from mae.planning.hardware import choose_device, cores_per_rank, gpu_index, has_bf16
 from mae.runs.state import TrainState
 from mae.train.optim.parameter_groups import choose_trained, create_optimizer
 from mae.weights.given import Given
@@ -162,12 +162,12 @@ def _claim_device(config: FitConfig, process: ProcessInfo) -> None:
             f"device: got {kind} with {process.world_size} ranks, expected cpu or cuda; use one of "
             "these, or a single rank"
         )
-    if process.local_rank >= (count := torch.cuda.device_count()):
+    if (index := gpu_index(process)) >= (count := torch.cuda.device_count()):
         raise ConfigError(
             f"ranks: got {process.local_world_size} on a machine of {count} GPUs, expected one "
             "each; start fewer ranks there, or use --device cpu"
         )
-    torch.cuda.set_device(process.local_rank)
+    torch.cuda.set_device(index)
 
 
 def _require_share_each(config: FitConfig, world_size: int) -> None:
@@ -377,7 +377,7 @@ def choose_workers(
             return 0
         ahead = MADE_AHEAD * plan.batch_bytes
         room = _room_for_batches() // process.local_world_size
-        workers = min(16, max(1, cores() // process.local_world_size), max(1, int(room // ahead)))
+        workers = min(16, cores_per_rank(process), max(1, int(room // ahead)))
     if workers and (reason := why_no_readers(plan.source)):
         log(reason)
         return 0

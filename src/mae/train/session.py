@@ -20,7 +20,7 @@ from mae.data.sources.open import Data, data_name
 from mae.data.sources.source import Source
 from mae.errors import ConfigError, Stopped, TrainingError
 from mae.parallel.processes import SINGLE_PROCESS, Communicator, ProcessInfo, require_agreement
-from mae.planning.hardware import cores
+from mae.planning.hardware import cores_per_rank
 from mae.progress import Progress
 from mae.runs.checkpoint import load_checkpoint, load_step, remove_checkpoints
 from mae.runs.directory import (
@@ -217,7 +217,7 @@ def _record_start(config: FitConfig, record: dict[str, Any], process: ProcessInf
     before = record.get("threads") if process.world_size == (sizes or [1])[-1] else None
     default = torch.get_num_threads()
     if process.world_size > 1 and default == 1:
-        default = max(1, cores() // process.local_world_size)
+        default = cores_per_rank(process)
     record["threads"] = config.threads or before or default
     record["state"] = "running"
     sizes.append(process.world_size)
