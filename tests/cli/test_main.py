@@ -513,7 +513,7 @@ def test_a_length_given_takes_the_place_of_that_of_the_recipe(
         ("weights inspect hf:name", "hf:name: expected hf:owner/name, or hf:owner/name@revision"),
         (
             "weights convert a b --to jax",
-            "to: expected facebook or timm or huggingface or mae, got 'jax'",
+            "to: expected facebook or timm or huggingface or dinov2 or mae, got 'jax'",
         ),
         ("plan demo", "plan: expected --data, your images, or --images, their number"),
         (

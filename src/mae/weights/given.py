@@ -18,7 +18,7 @@ Take = Literal["model", "model_ema", "student", "teacher"]
 HeadPool = Literal["mean", "cls"]
 """Pooled feature that a classifier's head takes."""
 
-Target = Literal["facebook", "timm", "huggingface", "mae"]
+Target = Literal["facebook", "timm", "huggingface", "dinov2", "mae"]
 """Formats that can be written."""
 
 

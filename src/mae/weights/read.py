@@ -16,8 +16,14 @@ from torch import Tensor
 from mae.errors import WeightsError
 from mae.runs.checkpoint import latest_checkpoint
 from mae.runs.directory import RunDir
-from mae.weights.formats import facebook, huggingface, lightly, native, openmmlab
-from mae.weights.formats.name_table import Layout, Metadata, find_naming, fuse_qkv
+from mae.weights.formats import dinov2, facebook, huggingface, lightly, native, openmmlab
+from mae.weights.formats.name_table import (
+    Layout,
+    Metadata,
+    find_naming,
+    fold_layer_scale,
+    fuse_qkv,
+)
 from mae.weights.given import LoadOptions
 from mae.weights.io.hub import local
 from mae.weights.io.safe_load import INDEXES, read_tensors
@@ -26,6 +32,7 @@ LAYOUTS: tuple[Layout, ...] = (
     native.LAYOUT,
     facebook.LAYOUT,
     huggingface.LAYOUT,
+    dinov2.LAYOUT,
     openmmlab.LAYOUT,
     lightly.LAYOUT,
     facebook.TIMM,
@@ -127,7 +134,8 @@ def name_tensors(
     if len(ours) < len(names):
         twice = [n for n, ours_ in names.items() if list(names.values()).count(ours_) > 1]
         raise WeightsError(f"{file}: holds one tensor under several names: {'; '.join(twice[:4])}")
-    ours = fuse_qkv(ours, rename=naming.to_theirs, where=str(file))
+    for prepared in (fuse_qkv, fold_layer_scale):
+        ours = prepared(ours, rename=naming.to_theirs, where=str(file))
     description = beside.get("mae")
     # A non-string value was not written by mae, and may be nested too deeply to print.
     if isinstance(description, str):

@@ -35,7 +35,8 @@ def weights_convert(
 
     Args:
         dst: File or folder to write.
-        to: facebook: the published PyTorch layout; huggingface: a folder; mae: a folder of ours.
+        to: facebook: the published PyTorch layout; timm: a file; huggingface: a folder of its
+            ViTMAE; dinov2: a folder of its Dinov2Model, for dense tasks; mae: a folder of ours.
         encoder_only: Leave out the decoder or the classifier's head.
         allow_missing: Patterns of tensor names that may be missing and are initialised anew, as in
             'decoder.norm.*'.

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
@@ -38,13 +38,13 @@ from mae.weights.io.file_checks import read_json
 
 PROCESSOR = "preprocessor_config.json"
 
-_ENCODER = {
+ENCODER = {
     "encoder.cls_token": "embeddings.cls_token",
     "encoder.pos_embed": "embeddings.position_embeddings",
     "encoder.patch_embed.proj": "embeddings.patch_embeddings.projection",
     "encoder.norm": "layernorm",
-    "unused.pooler": "pooler.dense",
 }
+_ENCODER = ENCODER | {"unused.pooler": "pooler.dense"}
 _DECODER = {
     "decoder.mask_token": "decoder.mask_token",
     "decoder.pos_embed": "decoder.decoder_pos_embed",
@@ -53,23 +53,23 @@ _DECODER = {
     "decoder.pred": "decoder.decoder_pred",
     "head": "classifier",
 }
-_NORMS = {"norm1": "layernorm_before", "norm2": "layernorm_after"}
-_OLDER_LAYERS = _NORMS | {
+OLDER_ATTENTION = {
     "attn.q": "attention.attention.query",
     "attn.k": "attention.attention.key",
     "attn.v": "attention.attention.value",
     "attn.proj": "attention.output.dense",
-    "mlp.fc1": "intermediate.dense",
-    "mlp.fc2": "output.dense",
 }
-_NEWER_LAYERS = _NORMS | {
+NEWER_ATTENTION = {
     "attn.q": "attention.q_proj",
     "attn.k": "attention.k_proj",
     "attn.v": "attention.v_proj",
     "attn.proj": "attention.o_proj",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
 }
+_NORMS = {"norm1": "layernorm_before", "norm2": "layernorm_after"}
+_OLDER_LAYERS = (
+    _NORMS | OLDER_ATTENTION | {"mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"}
+)
+_NEWER_LAYERS = _NORMS | NEWER_ATTENTION | {"mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
 
 
 def _table(prefix: str, blocks: str, decoder_blocks: str, layers: Mapping[str, str]) -> Table:
@@ -91,8 +91,8 @@ TABLES = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Config:
-    """Fields read from config.json; the defaults are those of transformers."""
+class ViTFields:
+    """Fields read from the config.json of any model; the defaults are those of transformers."""
 
     num_attention_heads: int = 12
     hidden_act: Literal["gelu"] = "gelu"
@@ -101,29 +101,69 @@ class _Config:
     image_size: tuple[int, int] = (224, 224)
     patch_size: int = 16
     num_channels: int = 3
+
+
+ConfigT = TypeVar("ConfigT", bound=ViTFields)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Config(ViTFields):
     decoder_num_attention_heads: int = 16
     mask_ratio: float = 0.75
     norm_pix_loss: bool = False
 
 
-def _read_metadata(_: Mapping[str, Any], file: Path, _tensors: Mapping[str, Tensor]) -> Metadata:
-    """Read config.json and preprocessor_config.json next to the file."""
+class Stored(NamedTuple, Generic[ConfigT]):
+    """What config.json and preprocessor_config.json say."""
+
+    config: ConfigT
+    fields: dict[str, Any]
+    """Those fields of `ModelConfig` that are the same for every model of transformers."""
+    values: Mapping[str, Any]
+    """The contents of config.json; empty without one."""
+    where: Path
+    """Path of config.json."""
+
+
+def read_configs(file: Path, cls: type[ConfigT]) -> Stored[ConfigT]:
+    """Read config.json and preprocessor_config.json next to a file.
+
+    Args:
+        file: the file with the tensors.
+        cls: the fields to read, with the defaults of transformers.
+
+    Raises:
+        WeightsError: for a model that mae does not support.
+    """
     where = file.with_name(CONFIG)
-    stored, processor = _read(where), _read(file.with_name(PROCESSOR))
-    known = {name: stored[name] for name in _Config.__dataclass_fields__ if name in stored}
+    values, processor = _read(where), _read(file.with_name(PROCESSOR))
+    known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
     if isinstance(known.get("image_size"), int):
         known["image_size"] = [known["image_size"]] * 2
     if isinstance(edges := known.get("patch_size"), list) and edges == edges[:1] * 2:
         known["patch_size"] = edges[0]
+    fields = dict[str, Any]()
     try:
-        config = from_dict(_Config, known, where=str(where))
+        config = from_dict(cls, known, where=str(where))
         pixels = _pixels(processor, channels=config.num_channels)
     except ConfigError as error:
         raise WeightsError(f"{where.parent}: {error}; mae does not support this model") from error
+    crop_pct = processor.get("crop_pct")  # only in files written by mae
+    if isinstance(crop_pct, float) and 0 < crop_pct <= 1:
+        fields["crop_pct"] = crop_pct
+    if "image_size" in values:
+        fields["image_size"] = config.image_size
+    if pixels is not None:
+        fields["pixels"] = pixels
+    return Stored(config, fields, values, where)
+
+
+def _read_metadata(_: Mapping[str, Any], file: Path, _tensors: Mapping[str, Tensor]) -> Metadata:
+    config, fields, stored, where = read_configs(file, _Config)
     # Fields missing from config.json have their defaults; without the file, these are guesses.
     usual = {"norm_eps": config.layer_norm_eps, "normalize_target": config.norm_pix_loss}
     heads, decoder_heads = config.num_attention_heads, config.decoder_num_attention_heads
-    fields, notes = dict[str, Any](), list[str]()
+    notes = list[str]()
     if stored:
         fields |= usual | {"num_heads": heads, "decoder_heads": decoder_heads}
     # Often set to 0 for feature extraction; training needs a value above 0.
@@ -131,13 +171,6 @@ def _read_metadata(_: Mapping[str, Any], file: Path, _tensors: Mapping[str, Tens
         fields["mask_ratio"] = config.mask_ratio
     else:
         notes.append(f"{where}: a mask ratio of {config.mask_ratio:g} hides nothing; assumed 0.75")
-    crop_pct = processor.get("crop_pct")  # only in files written by mae
-    if isinstance(crop_pct, float) and 0 < crop_pct <= 1:
-        fields["crop_pct"] = crop_pct
-    if "image_size" in stored:
-        fields["image_size"] = config.image_size
-    if pixels is not None:
-        fields["pixels"] = pixels
     return Metadata(
         fields, f"by {CONFIG}", assumed=usual, gelu=bool(stored), pool="cls", notes=tuple(notes),
         class_names=_class_names(stored.get("id2label"), where=where),
@@ -196,19 +229,25 @@ def _refuses(description: Description, names: Collection[str]) -> str | None:
     return None
 
 
-def config_fields(model: ModelConfig, objective: ObjectiveConfig) -> dict[str, Any]:
-    """Return the arguments of `ViTMAEConfig` for a model of square images."""
+def encoder_fields(model: ModelConfig) -> dict[str, Any]:
+    """Return the arguments of the encoder that all models of transformers share."""
     return {
         "hidden_size": model.width,
         "num_hidden_layers": model.depth,
         "num_attention_heads": model.num_heads,
-        "intermediate_size": hidden_width(model.width, model.mlp_ratio),
         "hidden_act": "gelu",
         "qkv_bias": True,
         "layer_norm_eps": model.norm_eps,
         "image_size": model.image_size[0],
         "patch_size": model.patch_size,
         "num_channels": model.channels,
+    }
+
+
+def config_fields(model: ModelConfig, objective: ObjectiveConfig) -> dict[str, Any]:
+    """Return the arguments of `ViTMAEConfig` for a model of square images."""
+    return encoder_fields(model) | {
+        "intermediate_size": hidden_width(model.width, model.mlp_ratio),
         "decoder_num_attention_heads": model.decoder_heads,
         "decoder_hidden_size": model.decoder_width,
         "decoder_num_hidden_layers": model.decoder_depth,
@@ -231,10 +270,16 @@ def _write(path: Path, tensors: Mapping[str, Tensor], description: Description) 
         config |= {"id2label": labels, "label2id": {label: i for i, label in labels.items()}}
     about = {"architectures": [name], "model_type": model_type, "torch_dtype": "float32"}
     table = _BARE if name == "ViTMAEModel" else _OLDER
-    write_json_atomic(path / CONFIG, about | config)
-    write_json_atomic(path / PROCESSOR, _processor(description.model))
-    named = renamed(table, split_qkv(tensors))
-    write_atomic(path / TENSORS, to_safetensors(named, {"format": "pt"}))
+    write_folder(path, about | config, renamed(table, split_qkv(tensors)), description.model)
+
+
+def write_folder(
+    path: Path, config: Mapping[str, Any], named: Mapping[str, Tensor], model: ModelConfig
+) -> None:
+    """Write config.json, preprocessor_config.json and model.safetensors."""
+    write_json_atomic(path / CONFIG, config)
+    write_json_atomic(path / PROCESSOR, _processor(model))
+    write_atomic(path / TENSORS, to_safetensors(dict(named), {"format": "pt"}))
 
 
 def _processor(model: ModelConfig) -> dict[str, Any]:

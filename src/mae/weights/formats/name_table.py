@@ -29,6 +29,8 @@ UNKNOWN = "encoder.?"
 _WRAPPERS = re.compile(
     r"(^|\.)(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+"
 )
+_SCALE = re.compile(r"encoder\.blocks\.\d+\.scale[12]")
+_SCALED = {"scale1": "attn.proj", "scale2": "mlp.fc2"}
 _NUMBERED = re.compile(r"(?P<before>.*?\.)(?P<number>\d+)(?P<layer>\..+)")
 
 Table = Mapping[str, str]
@@ -223,6 +225,35 @@ def fuse_qkv(
                 raise WeightsError(f"{where}: {rename(whole)} have shapes {shapes}, expected equal")
             fused[whole] = torch.cat(parts)
     return fused
+
+
+def fold_layer_scale(
+    tensors: Mapping[str, Tensor], *, rename: Callable[[str], str], where: str
+) -> dict[str, Tensor]:
+    """Multiply the layers at the end of each residual branch by their layer scale.
+
+    The scales, `encoder.blocks.*.scale1` and `scale2`, are factors per channel of the branch's
+    output, so the function is the same without them.
+
+    Raises:
+        WeightsError: if a scale does not fit its layer.
+    """
+    folded = {name: tensor for name, tensor in tensors.items() if not _SCALE.fullmatch(name)}
+    for name in tensors.keys() - folded.keys():
+        layer = _SCALED[name[-6:]]
+        scale, block = tensors[name], name[:-6]
+        for kind in ("weight", "bias"):
+            whole = f"{block}{layer}.{kind}"
+            if whole not in folded:  # reported when the tensors are loaded
+                continue
+            if scale.ndim != 1 or folded[whole].shape[:1] != scale.shape:
+                raise WeightsError(
+                    f"{where}: {rename(name)} is of shape {[*scale.shape]}, {rename(whole)} of "
+                    f"{[*folded[whole].shape]}; expected one factor per row; is it whole?"
+                )
+            factor = scale.float().reshape(-1, *[1] * (folded[whole].ndim - 1))
+            folded[whole] = folded[whole].float() * factor
+    return folded
 
 
 def split_qkv(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -59,7 +59,8 @@ def convert(
         src: any path that `load` or `load_encoder` accepts, or a classifier.
         dst: file or folder to create, in an existing folder.
         to: "mae", a native folder; "facebook", a file in the published layout; "timm", a file for
-            timm's vision transformers; "huggingface", a folder for transformers.
+            timm's vision transformers; "huggingface", a folder for transformers; "dinov2", a
+            folder of a `Dinov2Model` of transformers, which heads for dense tasks take.
         encoder_only: skip a decoder or a classifier's head.
         allow_missing: as for `load`.
         pool: pooled feature that a head classifies, if the file does not say.
