@@ -15,7 +15,7 @@ from mae.config.run import PretrainConfig
 from mae.errors import ConfigError, TrainingError
 from mae.jobs.finetune import finetune
 from mae.jobs.pretrain import pretrain
-from mae.train import trainer as running
+from mae.train import saver as running
 from tests.jobs.kill_storm import CONFIG, CONTEXT, SHORT, images, watch_the_end
 from tests.jobs.test_finetune import PLAIN, folder
 

@@ -25,7 +25,7 @@ from mae.model.classifier import Classifier
 from mae.model.create import create
 from mae.report.predictions import read_predictions
 from mae.runs.checkpoint import latest_checkpoint
-from mae.train import trainer as running
+from mae.train import saver as running
 from mae.weights.formats.native import save
 from mae.weights.load import load_classifier
 from tests.jobs.conftest import TINY, write_classes

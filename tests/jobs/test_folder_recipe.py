@@ -18,7 +18,7 @@ from mae.errors import DataError
 from mae.recipes.custom import build_config, read_fields
 from mae.recipes.folder import CHOSEN, FOLDER
 from mae.runs.directory import read_record
-from mae.train import trainer
+from mae.train import saver
 from tests.jobs.conftest import write_classes
 from tests.jobs.older.make import images as older_images
 
@@ -37,13 +37,13 @@ def test_a_command_prints_three_lines_and_resumes_by_itself(
     out = tmp_path / "run"
     command = ["pretrain", "--data", f"{pictures}", "--out", f"{out}", "--steps", "3", "--threads",
                "1", "--device", "cpu", "--save-every-steps", "1"]  # fmt: skip
-    save = trainer.save_checkpoint
+    save = saver.save_checkpoint
 
     def save_and_die(*args: object, **how: object) -> Path:
         raise KeyboardInterrupt(save(*args, **how))  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "save_checkpoint", save_and_die)
+        patch.setattr(saver, "save_checkpoint", save_and_die)
         assert main(command) == 130
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("folder: ")]
     assert lines[0] == "folder: 8 images, 30 pixels along their shorter side, 3 channels; cpu"

@@ -36,7 +36,7 @@ def run(out: Path, data: object, config: PretrainConfig = SHORT, **options: obje
 
 def stop_after_first_save(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the process die, as far as the run can tell, right after its first checkpoint."""
-    from mae.train import trainer as job
+    from mae.train import saver as job
 
     real = job.save_checkpoint
 

@@ -67,6 +67,7 @@ def test_what_may_change_on_resume_may_change_and_is_recorded(tmp_path):
         compile=True,
         log_every_steps=7,
         save_every_steps=9,
+        async_save=True,
         keep=5,
         keep_checkpoints=True,
     )
@@ -83,7 +84,7 @@ def test_what_may_change_on_resume_may_change_and_is_recorded(tmp_path):
     sorted(
         {field.name for field in dataclasses.fields(FitConfig)}
         - {"workers", "device", "threads", "micro_batch", "checkpoint_every", "compile"}
-        - {"log_every_steps", "save_every_steps", "keep", "keep_checkpoints", "optim"}
+        - {"log_every_steps", "save_every_steps", "async_save", "keep", "keep_checkpoints", "optim"}
     ),
 )
 def test_every_other_field_of_a_fit_is_compared(tmp_path, name):

@@ -22,7 +22,7 @@ from mae.jobs.pretrain import pretrain
 from mae.model.costs import step_flops
 from mae.planning.estimate import Estimate
 from mae.planning.hardware import this_machine
-from mae.train import trainer as running
+from mae.train import saver as running
 from mae.train.resolution_schedule import staged_batches, stages
 from mae.train.resolve import batch_plan
 from mae.weights.load import load

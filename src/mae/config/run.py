@@ -117,6 +117,8 @@ class FitConfig:
     """Processes that read images; auto: by cores and memory; 0: the training process itself."""
     save_every_steps: int = 500
     """Steps between checkpoints."""
+    async_save: bool = False
+    """Write checkpoints in a thread while training goes on; takes host memory for a copy."""
     log_every_steps: int | None = None
     """Steps between rows of the log, after the first step; none: about 200 rows in all."""
     keep: int = 2

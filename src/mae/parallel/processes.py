@@ -24,7 +24,7 @@ from mae.errors import ConfigError, MaeError, RankError, Stopped
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.distributed.distributed_c10d import Store
+    from torch.distributed.distributed_c10d import ProcessGroup, Store
 
     from mae.parallel.watchdog import Watchdog
 
@@ -127,6 +127,7 @@ class Communicator:
         process: this one.
         store: the key-value store of the job; none in a job of one process.
         watchdog: knows which ranks are alive; none in a job of one process.
+        group: process group of its collectives; none: the one of the job.
     """
 
     def __init__(
@@ -134,11 +135,13 @@ class Communicator:
         process: ProcessInfo,
         store: Store | None = None,
         watchdog: Watchdog | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
         self.process = process
         self.is_main_process = process.is_main_process
         self._store = store
         self._watchdog = watchdog
+        self._group = group
         self._closed = False
 
     def all_gather(self, mine: T) -> list[T]:
@@ -157,7 +160,7 @@ class Communicator:
 
             with self.failures_of_others():
                 # Pickle is safe here: the other processes run the same program for the same user.
-                dist.all_gather_object(results, mine)
+                dist.all_gather_object(results, mine, group=self._group)
         for each in results:
             if isinstance(each, MaeError):
                 self._closed = True
@@ -192,7 +195,7 @@ class Communicator:
             import torch.distributed as dist
 
             with self.failures_of_others():
-                dist.all_reduce(values)
+                dist.all_reduce(values, group=self._group)
 
     def step_done(self, step: int) -> None:
         """Note that a step of training is done; from now on, a rank without steps counts as hung.

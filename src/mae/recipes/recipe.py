@@ -17,9 +17,9 @@ NOT_FP16 = f"{OURS}; the source used fp16 with a scaler (--precision fp16)"
 # Fields that depend on the machine or the images; no publication specifies them.
 _OUR_FIELDS = frozenset(
     "steps minutes micro_batch checkpoint_every seed precision compile device threads workers "
-    "save_every_steps log_every_steps keep keep_checkpoints max_bad channels measure_pixels "
-    "num_classes follow_weights resize init_channels views_per_decode start_size start_share "
-    "held_out objective.mask_block augment.scaled_decode".split()
+    "save_every_steps async_save log_every_steps keep keep_checkpoints max_bad channels "
+    "measure_pixels num_classes follow_weights resize init_channels views_per_decode start_size "
+    "start_share held_out objective.mask_block augment.scaled_decode".split()
 )
 
 

@@ -20,7 +20,7 @@ Record = Mapping[str, Any]
 
 FREE_ON_RESUME = frozenset(
     "workers device threads micro_batch checkpoint_every compile log_every_steps "
-    "save_every_steps keep keep_checkpoints tiff_pages".split()
+    "save_every_steps async_save keep keep_checkpoints tiff_pages".split()
 )
 """Configuration fields that may change on resume, or that are derived from others and were not
 recorded by older versions."""

@@ -21,7 +21,7 @@ from torch import nn
 from mae.data.batching.batch import Bad, Batch, BatchPlan
 from mae.data.batching.loader import on_device
 from mae.errors import INTERRUPTED, REQUEUE, TrainingError
-from mae.runs.checkpoint import NotSaved, latest_checkpoint, save_checkpoint
+from mae.runs.checkpoint import latest_checkpoint
 from mae.runs.directory import RunDir
 from mae.runs.log import BadFiles, LogWriter, read_rows
 from mae.runs.signals import FINISHING
@@ -34,6 +34,7 @@ from mae.train.meter import Meter, memory_message, peak_memory, state_bytes
 from mae.train.micro_batch import choose_micro_batch
 from mae.train.resolution_schedule import staged_batches
 from mae.train.resolve import choose_workers, device_of
+from mae.train.saver import CheckpointSaver
 from mae.train.schedule import fixed_rate_at, log_every, rate_at
 from mae.train.session import RunInProgress
 from mae.train.step import Metrics, OptimiserStep
@@ -41,7 +42,6 @@ from mae.train.step import Metrics, OptimiserStep
 if TYPE_CHECKING:
     from mae.parallel.ddp import GradientExchange
 
-MOST_FAILED_SAVES = 3
 DRAWINGS = 8
 """How often the images of `draw` are drawn during a run."""
 
@@ -96,7 +96,7 @@ def train(
         )
         feed = enumerate(on_device(batches, device), start=state.step)
         prepared = (recipe.prepare(batch, step) for step, batch in feed)
-        with _exchange(run, state.model, recipe) as exchange:
+        with _exchange(run, state.model, recipe) as exchange, CheckpointSaver(run, state) as saver:
             step = OptimiserStep(
                 loss=recipe.loss,
                 config=run.config,
@@ -110,7 +110,7 @@ def train(
             if draw is not None:
                 often = max(1, num_steps // DRAWINGS)
                 callbacks.append(EveryNSteps(often, lambda state, _: draw(state)))
-            _fit(run, state, step, prepared, plan=plan, callbacks=callbacks)
+            _fit(run, state, step, prepared, plan=plan, saver=saver, callbacks=callbacks)
 
 
 def _exchange(
@@ -165,6 +165,7 @@ def _fit(
     batches: Iterable[Batch],
     *,
     plan: BatchPlan,
+    saver: CheckpointSaver,
     callbacks: Sequence[EveryNSteps],
 ) -> None:
     """Run the loop: log, save checkpoints, report unreadable images, stop on request.
@@ -173,7 +174,7 @@ def _fit(
     """
     config, num_steps, exchange = run.config, run.record["num_steps"], step.exchange
     is_main = run.ranks.is_main_process
-    rows, saver = LogWriter(run.rundir.log, log=run.progress.note), CheckpointSaver(run)
+    rows = LogWriter(run.rundir.log, log=run.progress.note)
     if is_main:
         rows.truncate_after(state.step)
     monitor = BadSampleMonitor(run, rows, plan)
@@ -185,6 +186,7 @@ def _fit(
         run.ranks.step_done(state.step)
         meter.add(metrics)
         monitor.check(state, batch, metrics, anywhere=exchange is None or exchange.reports > 0)
+        saver.poll()
 
     def write_row(state: TrainState, metrics: Metrics) -> None:
         nonlocal memory_due
@@ -322,30 +324,3 @@ class BadSampleMonitor:
             self._run.progress.note(
                 f"{count:,} read with a warning; see {self._run.rundir.bad_files}"
             )
-
-
-class CheckpointSaver:
-    """Save checkpoints; a failed save is reported and retried at the next interval, three times."""
-
-    def __init__(self, run: RunInProgress) -> None:
-        self._run = run
-        self._failed = 0
-
-    def save(self, state: TrainState) -> None:
-        """Save the state; ignore a failure unless it is the third in a row or the last step's.
-
-        Raises:
-            NotSaved: otherwise.
-        """
-        try:
-            self.save_or_raise(state)
-            self._failed = 0
-        except NotSaved as error:
-            self._failed += 1
-            if self._failed == MOST_FAILED_SAVES or state.step == self._run.record["num_steps"]:
-                raise
-            self._run.progress.note(f"{error}; training continues")
-
-    def save_or_raise(self, state: TrainState) -> None:
-        """Save the state."""
-        save_checkpoint(self._run.rundir.checkpoints, state, extra={}, keep=self._run.config.keep)
