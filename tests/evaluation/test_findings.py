@@ -43,6 +43,8 @@ def test_a_sound_run_has_no_finding_at_any_step() -> None:
     ("name", "place", "change"),
     [
         ("mostly duplicates", 0, {"duplicates": 0.7}),
+        ("pixels off scale", 0, {"input_std": 0.04}),
+        ("pixels off scale", 0, {"input_std": 60.0}),
         ("diverging", 2, {"loss": 1.2}),
         ("diverging", 1, {"loss": None}),
         ("memorising", 4, {"held_out_loss": 0.7}),
@@ -59,6 +61,11 @@ def test_a_finding_is_named_once_its_figures_are_there(
     assert names(checks) == [name]
     text = findings(checks, num_steps=400)[0].text
     assert text.startswith(f"{name}: ") and "\n" not in text
+
+
+def test_images_of_little_or_much_contrast_are_on_scale() -> None:
+    for std in (0.2, 1.0, 4.0):
+        assert names([check | {"input_std": std} for check in rows()]) == []
 
 
 def test_a_run_that_is_no_better_than_at_its_beginning_does_not_learn() -> None:

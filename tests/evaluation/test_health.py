@@ -12,6 +12,7 @@ from mae.evaluation.health import (
     duplicate_share,
     effective_rank,
     gain_db,
+    input_std,
     mean_cosine,
     nearest_label_share,
 )
@@ -84,3 +85,13 @@ def test_copies_are_counted_in_a_sample(rng: np.random.Generator) -> None:
     assert duplicate_share([*many], count=1000) == pytest.approx(0.95, abs=0.03)
     assert duplicate_share([*distinct[:40]], count=2000) == 0
     assert duplicate_share([distinct[0]] * 40, count=2000) > 0.97
+
+
+def test_the_std_of_pixels_is_that_of_numpy_about_the_mean_of_each_channel() -> None:
+    images = torch.randn(3, 2, 5, 7, generator=torch.Generator().manual_seed(0)) * 0.01
+    images[:, 1] += 2.0  # a channel of another mean adds nothing
+
+    found = input_std(images.mean(dim=(2, 3)), images.square().mean(dim=(2, 3)))
+
+    variance = images.double().numpy().var(axis=(0, 2, 3)).mean()
+    assert found == pytest.approx(np.sqrt(variance), rel=1e-2)

@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mae.config.model import ModelConfig
 from mae.config.run import PretrainConfig
 from mae.data.batching.batch import Batch, training_batch
 from mae.data.sources.open import open_source
 from mae.evaluation import health_check
 from mae.evaluation.health_check import HealthCheck, sample_size
 from mae.jobs.pretrain import pretrain
+from mae.model.autoencoder import MaskedAutoencoder
+from mae.model.create import create
 from mae.recipes.catalogue import DEMO, FOLDER, RECIPES
 from mae.runs.log import read_rows
 from mae.train.resolve import batch_plan, held_out_ids, resolve
@@ -113,12 +116,32 @@ def test_a_row_holds_every_figure_and_names_images(tmp_path: Path) -> None:
     first, last = read_rows(tmp_path / "health.jsonl")
     assert (first["step"], last["step"]) == (1, 4)
     assert first["images"] + first["held_out"] == sample_size(HELD, batch=8)[0]
+    assert 0.5 < first["input_std"] == last["input_std"] < 2
     assert 1 <= last["rank"] <= last["images"] + last["held_out"]
     assert last["worst"][0][1] == max(loss for _, loss in last["worst"] + last["best"])
     assert last["best"][0][1] == min(loss for _, loss in last["worst"] + last["best"])
     assert all(name.startswith("image ") for name, _ in last["worst"])
     assert "Health" in (tmp_path / "report.html").read_text()
     assert (tmp_path / "images" / "extremes.png").exists()
+
+
+def test_a_wrong_std_of_the_normalisation_is_named_at_the_first_step(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(config: ModelConfig, **fields: Any) -> MaskedAutoencoder:
+        std = tuple(100 * value for value in config.pixels.std)
+        return create(replace(config, pixels=replace(config.pixels, std=std)), **fields)
+
+    monkeypatch.setattr("mae.jobs.pretrain.create", wrong)
+
+    pretrain(HELD, data=many(), out=tmp_path)
+
+    lines = [line for line in capfd.readouterr().err.splitlines() if "health:" in line]
+    assert "pixels off scale: the pixels have a std of 0.0" in lines[0]
+    assert sum("off scale" in line for line in lines) == 1
+    assert [r["findings"][:1] for r in read_rows(tmp_path / "health.jsonl")] == [
+        ["pixels off scale"]
+    ] * 2
 
 
 def test_an_unreadable_image_of_the_sample_is_skipped_and_named_once(

@@ -14,6 +14,8 @@ Row = Mapping[str, Any]
 
 DUPLICATES = 0.5
 """Estimated fraction of images that repeat others."""
+LEAST_STD, MOST_STD = 0.1, 10.0
+"""Of the normalised pixels, which is about 1 with the right mean and std."""
 VARIATION, DEAD = 0.05, 0.9
 """Of the variation of the features at the first check (1 - mean cosine); fraction of directions."""
 LOST = 1.3
@@ -48,10 +50,10 @@ def findings(rows: Sequence[Row], *, num_steps: int) -> list[Finding]:
         return [_finding("diverging", "the loss is not finite; lower --lr")]
     sound = [row for row in rows if row["loss"] is not None]
     checks: tuple[Callable[..., str | None], ...] = (
-        _duplicates, _collapsed, _diverging, _memorising, _not_learning, _too_short
+        _duplicates, _off_scale, _collapsed, _diverging, _memorising, _not_learning, _too_short
     )  # fmt: skip
-    names = ("mostly duplicates", "collapsed", "diverging", "memorising", "not learning",
-             "too short")  # fmt: skip
+    names = ("mostly duplicates", "pixels off scale", "collapsed", "diverging", "memorising",
+             "not learning", "too short")  # fmt: skip
     found: list[Finding] = []
     for name, check in zip(names, checks, strict=True):
         if name == "too short" and found:  # more steps would not mend that
@@ -72,6 +74,16 @@ def _duplicates(rows: Sequence[Row], num_steps: int) -> str | None:
     return (
         f"an estimated {share:.0%} of the images repeat others; mae data inspect lists them, "
         "remove the copies"
+    )
+
+
+def _off_scale(rows: Sequence[Row], num_steps: int) -> str | None:
+    std = rows[-1].get("input_std", 1.0)  # runs begun by older versions have none
+    if LEAST_STD <= std <= MOST_STD:
+        return None
+    return (
+        f"the pixels have a std of {std:.3g} after normalisation, expected about 1; begin again "
+        "with --measure-pixels, or weights (--init) made for such images"
     )
 
 

@@ -68,6 +68,20 @@ def nearest_label_share(features: Tensor, labels: Labels) -> float:
     return float((labels[nearest] == labels).mean())
 
 
+def input_std(means: Tensor, squares: Tensor) -> float:
+    """Return the std of normalised pixels about the mean of their channel.
+
+    Args:
+        means: n C, of each channel of an image.
+        squares: n C, means of the squares.
+
+    Returns:
+        The root of the mean variance of the channels.
+    """
+    variance = squares.double().mean(dim=0) - means.double().mean(dim=0).square()
+    return float(variance.clamp(min=0).mean().sqrt())
+
+
 def gain_db(error: float, baseline: float) -> float:
     """Return how much smaller an error is than that of a baseline, in dB; errors are summed."""
     return 10 * math.log10(max(baseline, LEAST_ERROR) / max(error, LEAST_ERROR))

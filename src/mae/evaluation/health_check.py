@@ -20,6 +20,7 @@ from mae.evaluation.health import (
     duplicate_share,
     effective_rank,
     gain_db,
+    input_std,
     mean_cosine,
     nearest_label_share,
 )
@@ -97,6 +98,7 @@ class HealthCheck:
         pixels = self._images.permute(0, 2, 3, 1).numpy()
         self._duplicates = duplicate_share([*pixels], count=count)
         self._baselines: dict[str, Tensor] | None = None
+        self._input_std = 1.0
         self._ascending = torch.arange(len(self._ids))
 
     def _record(self, sample: EvaluationBatch, held_out: Sequence[int]) -> None:
@@ -158,7 +160,7 @@ class HealthCheck:
             own = labels[self._ids]
             figures["nearest_label"] = nearest_label_share(features, own)
         figures = {name: v if math.isfinite(v) else None for name, v in figures.items()}
-        figures["duplicates"] = self._duplicates
+        figures |= {"duplicates": self._duplicates, "input_std": self._input_std}
         self._ascending = loss.argsort(stable=True)
         few = min(NAMED, len(loss) // 2)
         named = [
@@ -169,7 +171,7 @@ class HealthCheck:
 
     def _pass(self, model: MaskedAutoencoder) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return features n D, loss n, and squared errors n by name, on the host."""
-        half, features, errors = self._run.config.half, [], []
+        half, features, errors, moments = self._run.config.half, [], [], []
         device = model.encoder.cls_token.device
         dtype = torch.float16 if half == "fp16" else torch.bfloat16
         size = min(_AT_ONCE, self._run.config.fixed_micro_batch or _AT_ONCE)
@@ -179,12 +181,17 @@ class HealthCheck:
                 images = model.normalize(stored.to(device))
                 tokens = model.encoder(images).float()
                 features.append(pool_tokens(tokens, pool="mean", grid=model.config.grid).cpu())
-                first = self._baselines is None
+                if first := self._baselines is None:
+                    pixels = images.float()
+                    moments.append((pixels.mean(dim=(2, 3)), pixels.square().mean(dim=(2, 3))))
                 errors.append(hidden_errors(model, stored, noise, baselines=first))
         squares = {
             name: torch.cat([each.squares[name] for each in errors]).cpu()
             for name in errors[0].squares
         }
+        if moments:
+            means, mean_squares = (torch.cat(each).cpu() for each in zip(*moments, strict=True))
+            self._input_std = input_std(means, mean_squares)
         self._baselines = self._baselines or {n: squares[n] for n in (IN_FILL, MEAN_COLOUR)}
         loss = torch.cat([each.loss for each in errors]).cpu()
         return torch.cat(features), loss, squares | self._baselines
