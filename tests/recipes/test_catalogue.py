@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 import torch
 
+from mae.config.model import ModelConfig
 from mae.config.run import FinetuneConfig, PretrainConfig, resolve_crop_pct
+from mae.config.segment import SegmentConfig
 from mae.config.serialize import field_types
 from mae.config.sizes import size_name
 from mae.data.batching.batch import Batch
 from mae.errors import ConfigError
 from mae.recipes.catalogue import RECIPES, Recipe, find_config, find_recipe
+from mae.recipes.segmenting import SEGMENT_FOLDER, choose_crop
 from mae.runs.state import TrainState
 from mae.train.schedule import fixed_rate_at, rate_at
 from mae.train.step import OptimiserStep
@@ -63,10 +66,11 @@ SCRATCH = {
     "paper-scratch-vit-l": ("vit-l/16", 200, 0.2),
     "paper-scratch-vit-h": ("vit-h/14", 200, 0.2),
 }
-OURS = {"folder", "continue", "demo", "finetune-folder"}
+OURS = {"folder", "continue", "demo", "finetune-folder", "segment-folder"}
+ADE20K = "ade20k-upernet-b-160k"
 
 
-def model_name(config: PretrainConfig | FinetuneConfig) -> str:
+def model_name(config: PretrainConfig | FinetuneConfig | SegmentConfig) -> str:
     model = config.model
     return size_name(width=model.width, depth=model.depth, patch_size=model.patch_size)
 
@@ -75,7 +79,7 @@ def test_every_recipe_of_others_is_held_against_a_table() -> None:
     names = [recipe.name for recipe in RECIPES]
 
     assert len(names) == len(set(names))
-    assert set(names) == {*OURS, *PRETRAINING, *FINETUNING, *SCRATCH}
+    assert set(names) == {*OURS, *PRETRAINING, *FINETUNING, *SCRATCH, ADE20K}
 
 
 @pytest.mark.parametrize("name", PRETRAINING)
@@ -128,10 +132,12 @@ def test_fine_tuning_resolves_to_the_published_numbers(name: str) -> None:
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 def test_evaluation_shows_the_published_fraction_of_an_image(recipe: Recipe) -> None:
     # 224 of 256 at 224; at 448 the published code shows all, OpenMMLab 448 of 512; the demo shows
-    # whole images in training already.
+    # whole images in training already, and so does segmentation.
     expected = {448: 1.0, 28: 1.0}.get(recipe.config.model.image_size[0], 0.875)
     if recipe.name == "mmpretrain-ft-vit-h-448":
         expected = 0.875
+    if recipe.kind == "segmentation":
+        expected = 1.0
 
     assert resolve_crop_pct(recipe.config.model, recipe.config.augment).crop_pct == expected
 
@@ -163,6 +169,58 @@ def test_training_from_scratch_resolves_to_table_11(name: str) -> None:
     assert (optim.weight_decay, optim.betas, optim.warmup_epochs) == (0.3, (0.9, 0.95), 20)
     assert (config.ema, config.layer_decay, config.erase) == (0.9999, 1.0, 0.0)
     assert "--weights" not in find_recipe(name).command
+
+
+# mmsegmentation: configs/mae/mae-base_upernet_8xb2-amp-160k_ade20k-512x512.py and its bases.
+def test_segmentation_of_ade20k_resolves_to_the_published_numbers() -> None:
+    config = find_config(ADE20K, SegmentConfig)
+    optim, head, dense = config.optim, config.head, config.dense
+
+    assert (model_name(config), config.model.image_size) == ("vit-b/16", (512, 512))
+    assert (config.steps, config.batch, config.num_classes) == (160_000, 16, 150)
+    assert optim.peak_lr(config.batch) == pytest.approx(1e-4, rel=1e-12)
+    assert (optim.name, optim.betas, optim.weight_decay) == ("adamw", (0.9, 0.999), 0.05)
+    assert (optim.min_lr, optim.warmup_start, optim.decay) == (0.0, 1e-6, "linear")
+    assert config.warmup_share * 160_000 == pytest.approx(1_500, rel=1e-12)
+    assert (config.layer_decay, config.drop_path, config.train_blocks) == (0.65, 0.1, None)
+    assert (head.kind, head.blocks, head.channels) == ("upernet", (3, 5, 7, 11), 768)
+    assert (head.norm, head.dropout, head.auxiliary_channels) == ("batch", 0.1, 256)
+    assert (config.auxiliary_weight, config.ignore_index) == (0.4, 255)
+    assert (dense.relative_positions, dense.layer_scale, dense.window) == ("table", 1.0, None)
+    assert dense.has_cls and optim.clip_norm is None
+    assert (config.short_side, config.scale_range) == (512, (0.5, 2.0))
+    assert (config.most_of_class, config.distort, config.augment.flip) == (0.75, True, 0.5)
+    assert (config.inference, config.stride) == ("slide", (256, 256))
+
+
+# LinearLR from 1e-6 of the rate over 1,500 steps, PolyLR of power 1 to 0 at step 160,000.
+def test_the_rate_of_ade20k_is_a_line_after_the_warm_up() -> None:
+    config = find_config(ADE20K, SegmentConfig)
+    expected = {0: 1e-10, 750: 0.5e-4 * (1 + 1e-6), 1_500: 1e-4, 80_750: 5e-5, 160_000: 0.0}
+
+    found = {step: rate_at(step, num_steps=160_000, config=config, batch=16) for step in expected}
+
+    assert found == pytest.approx(expected, rel=1e-9, abs=1e-17)
+
+
+@pytest.mark.parametrize(
+    ("device", "kept", "asked", "size", "short"),
+    [
+        ("cpu", (), None, (224, 224), 224),
+        ("cpu", (), (448, 640), (320, 320), 320),
+        ("cuda", (), (448, 640), (448, 640), 448),
+        ("cpu", ("resize",), (448, 640), (448, 640), 448),
+        ("cpu", ("short_side",), None, (224, 224), None),
+    ],
+)
+def test_crops_of_your_own_images_fit_a_cpu(
+    device: str, kept: tuple[str, ...], asked: Any, size: tuple[int, int], short: int | None
+) -> None:
+    config = dataclasses.replace(SEGMENT_FOLDER, resize=asked)
+
+    found = choose_crop(config, ModelConfig(), on_cpu=device == "cpu", kept=kept)
+
+    assert (found.resize, found.short_side) == (size, short)
 
 
 # peak * (start + (1 - start) * t) in the warm-up, then floor + (peak - floor) / 2 * (1 + cos),

@@ -16,8 +16,8 @@ class DenseConfig:
     """Edge in patches of the windows that blocks attend within; none: the whole image."""
     global_blocks: tuple[int, ...] = ()
     """Blocks that attend to the whole image all the same, from 0, with window."""
-    relative_positions: Literal["none", "decomposed", "table"] = "none"
-    """Added to the attention, from zero: ViTDet's (decomposed) or BEiT's (table)."""
+    relative_positions: Literal["decomposed", "table"] | None = None
+    """Added to the attention, from zero: ViTDet's (decomposed) or BEiT's (table); none: nothing."""
     layer_scale: float | None = None
     """Initial factor of each residual branch, trained per channel; none: no factors."""
 

@@ -24,9 +24,9 @@ class SegmentConfig(TransferConfig):
     """Weight of the auxiliary head in the loss."""
     ignore_index: int = 255
     """Value of mask pixels without a class; they count in no loss and no metric."""
-    short_edge: int | None = None
-    """Shorter edge that images are resized to, in training times a draw of scale_range; none: as
-    they are."""
+    short_side: int | None = None
+    """Short side that images are resized to, in training times a draw of scale_range; none: as
+    stored."""
     scale_range: tuple[float, float] = (0.5, 2.0)
     """Smallest and largest factor of the size before a training crop."""
     most_of_class: float = 0.75
@@ -45,7 +45,7 @@ class SegmentConfig(TransferConfig):
         super(SegmentConfig, self).__post_init__()  # noqa: UP008
         require_numbers(self, "at least 0", "auxiliary_weight")
         require_numbers(self, "at least 0, at most 255", "ignore_index")
-        require_numbers(self, "at least 1", "short_edge", "stride")
+        require_numbers(self, "at least 1", "short_side", "stride")
         require_numbers(self, "above 0, at most 1", "most_of_class")
         low, high = self.scale_range
         require(0 < low <= high, "scale_range", self.scale_range, "0 < low <= high")

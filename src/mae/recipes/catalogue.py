@@ -1,7 +1,8 @@
 """The recipe catalogue: recipes of this project, published recipes, and lookup by name.
 
-The published recipes are defined in `pretraining` and `finetuning`. A custom recipe is the
-`run.json` of a run, a TOML file of the same fields (`--config`), or options on the command line.
+The published recipes are defined in `pretraining`, `finetuning` and `segmenting`. A custom recipe
+is the `run.json` of a run, a TOML file of the same fields (`--config`), or options on the command
+line.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from mae.recipes.folder_tuning import FINETUNE_FOLDER
 from mae.recipes.pretraining import PRETRAINING
 from mae.recipes.recipe import ConfigT
 from mae.recipes.recipe import Recipe as Recipe
+from mae.recipes.segmenting import SEGMENTING
 
 # Pre-trained weights need fewer steps, and a large rate would undo what they learned: a quarter of
 # the epochs and of the rate of `folder`. Not tuned (docs/continue.md).
@@ -80,6 +82,7 @@ RECIPES = (
         config=FINETUNE_FOLDER,
     ),
     *FINETUNING,
+    *SEGMENTING,
 )
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, TypeVar
 
 from mae.config.run import FinetuneConfig, PretrainConfig
+from mae.config.segment import SegmentConfig
 from mae.config.sizes import size_fields
 
-ConfigT = TypeVar("ConfigT", PretrainConfig, FinetuneConfig)
+ConfigT = TypeVar("ConfigT", PretrainConfig, FinetuneConfig, SegmentConfig)
 
 OURS = "this project"
 # The official code and mmpretrain used fp16 with a scaler; here it is an option.
@@ -34,16 +35,18 @@ class Recipe:
     """Where its values come from."""
     expected: str = "no published score"
     """Published result, never one measured in this project."""
-    config: PretrainConfig | FinetuneConfig
+    config: PretrainConfig | FinetuneConfig | SegmentConfig
     sources: Mapping[str, str] = field(default_factory=dict)
     """Source by field, or by group of fields, where it differs from `source`."""
     pretrained: bool = True
-    """Whether a fine-tuning recipe starts from weights."""
+    """Whether a recipe of fine-tuning or segmentation starts from weights."""
 
     @property
-    def kind(self) -> Literal["pre-training", "fine-tuning"]:
+    def kind(self) -> Literal["pre-training", "fine-tuning", "segmentation"]:
         """Type of training."""
-        return "fine-tuning" if isinstance(self.config, FinetuneConfig) else "pre-training"
+        if isinstance(self.config, PretrainConfig):
+            return "pre-training"
+        return "fine-tuning" if isinstance(self.config, FinetuneConfig) else "segmentation"
 
     @property
     def command(self) -> str:
@@ -53,7 +56,8 @@ class Recipe:
         if self.kind == "pre-training":
             init = " --init W" if self.config.follow_weights else ""
             return f"mae pretrain {self.name} --data DIR{init}"
-        return f"mae finetune {self.name} --data DIR{' --weights W' if self.pretrained else ''}"
+        verb = "finetune" if self.kind == "fine-tuning" else "segment train"
+        return f"mae {verb} {self.name} --data DIR{' --weights W' if self.pretrained else ''}"
 
     def source_of(self, path: str) -> str:
         """Return the source of a field's value.

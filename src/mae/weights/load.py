@@ -16,6 +16,7 @@ from mae.errors import WeightsError
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.classifier import Classifier
 from mae.model.create import create
+from mae.model.dense.segmenter import Segmenter
 from mae.model.encoder import Encoder
 from mae.weights.formats.name_table import Description
 from mae.weights.formats.native import Model, describe
@@ -27,8 +28,10 @@ from mae.weights.read import RawWeights, Source, read_weights
 # Groups of tensors that may be skipped, and why.
 _SKIPPED = {
     "decoder": "only reconstruction needs it",
-    "head": "it is a classifier's",
+    "head": "it is of a classifier or a segmenter",
     "fc_norm": "it is a classifier's",
+    "pyramid": "it is a segmenter's",
+    "auxiliary": "it is a segmenter's",
     "unused": "no part of a masked autoencoder",
 }
 _POOLED = {"mean": "the mean of the patches", "cls": "the cls token"}
@@ -111,6 +114,23 @@ def load_classifier(
             another shape or not finite; for a head with an unsupported pooling.
     """
     return _printed(open_classifier(path, pool=pool, **given), quiet=quiet)
+
+
+def load_segmenter(
+    path: str | os.PathLike[str], *, quiet: bool = False, **given: Unpack[LoadOptions]
+) -> Segmenter:
+    """Load a segmenter, with its `class_names`; notes on what was loaded go to stderr.
+
+    Args:
+        path: run of `mae segment train`, its checkpoint or its weights.
+        quiet: show no notes.
+        given: as for `load`.
+
+    Raises:
+        WeightsError: for other weights; for tensors that are missing, unexpected, of another
+            shape or not finite.
+    """
+    return _printed(open_segmenter(path, **given), quiet=quiet)
 
 
 def _printed(loaded: Loaded[ModelT], *, quiet: bool) -> ModelT:
@@ -198,6 +218,24 @@ def open_classifier(
     load_strict(model, raw._replace(tensors=tensors), expected=_CLASSIFIER)
     model.class_names = names
     return Loaded(LoadedClassifier(model, names), notes)
+
+
+def open_segmenter(path: Source, **given: Unpack[LoadOptions]) -> Loaded[Segmenter]:
+    """Load a segmenter, with notes on what was assumed."""
+    raw = read_weights(path, **given)
+    described = raw.metadata.segmenter
+    if described is None:
+        raise WeightsError(
+            f"{raw.path}: has no segmenter's head, expected weights of mae segment train; train "
+            "one from these weights first"
+        )
+    config, _, notes = infer_config(raw.encoder())
+    names, how = described.class_names, {"dense": described.dense, "head": described.head}
+    with torch.device("meta"):
+        model = Segmenter(Encoder(config), num_classes=len(names), **how)  # type: ignore[arg-type]
+    load_strict(model, raw, expected="a segmenter")
+    model.class_names = names
+    return Loaded(model, notes)
 
 
 class Opened(NamedTuple):

@@ -27,6 +27,8 @@ _FOREIGN = {
     ("attn_pool",): "attention pooling (global_pool map)",
     ("mlp.fc1_g", "mlp.w12"): "a gated MLP (SwiGLU)",
 }
+_COUNT = "num_batches_tracked"  # of batch norms, the only whole number in a model
+
 # Tensors that unsupported networks lack.
 _ABSENT = {
     ".attn.qkv.bias": "no biases of queries, keys and values",
@@ -75,13 +77,13 @@ def load_strict(
         "missing": [name for name in missing if name not in allowed],
         "unexpected": [name for name in held if name not in wanted],
         "of another shape": misshapen,
-        "not finite numbers": [name for name in both if not is_finite(held[name])],
+        "not finite numbers": [n for n in both if not (n.endswith(_COUNT) or is_finite(held[n]))],
     }
     if any(problems.values()):
         cause = _likely_cause(raw, problems) or f"is it whole, and of {expected}?"
         raise WeightsError(f"{raw.path}: {count_names(raw, problems, shapes)}; {cause}")
     copies = {
-        name.removeprefix(prefix): tensor.detach().to(torch.float32, copy=True).contiguous()
+        name.removeprefix(prefix): tensor.detach().to(_dtype(name), copy=True).contiguous()
         for name, tensor in held.items()
     }
     # Assigned, not copied: a model on the meta device needs no memory and no random numbers.
@@ -89,6 +91,10 @@ def load_strict(
     if not fresh:
         return []
     return [f"{len(fresh)} start fresh, as allowed: {'; '.join(map(raw.rename, fresh))}"]
+
+
+def _dtype(name: str) -> torch.dtype:
+    return torch.int64 if name.endswith(_COUNT) else torch.float32
 
 
 def count_names(
@@ -132,6 +138,11 @@ def unsupported(raw: RawWeights, *, missing: Iterable[str], unexpected: Iterable
 def _likely_cause(raw: RawWeights, problems: Mapping[str, list[str]]) -> str:
     """Guess why weights do not fit, from mae's names by problem; empty if there is no guess."""
     missing, misshapen = problems["missing"], problems["of another shape"]
+    if raw.metadata.segmenter is not None and "encoder.norm.weight" in missing:
+        return (
+            "it is a segmenter, whose encoder has no last norm (mae segment evaluate, predict); "
+            "give the weights that it was trained from"
+        )
     if other := unsupported(raw, missing=missing, unexpected=problems["unexpected"]):
         return other
     if "encoder.norm.weight" in missing and "fc_norm.weight" in raw.tensors:

@@ -65,6 +65,11 @@ class RawWeights(NamedTuple):
         """Whether there is a classifier's head, and no decoder."""
         return "head.weight" in self.tensors and not self.has_decoder
 
+    @property
+    def is_segmenter(self) -> bool:
+        """Whether there is a segmenter's head."""
+        return "head.classify.conv.weight" in self.tensors
+
     def encoder(self) -> RawWeights:
         """Return the weights without the tensors of a decoder or a head."""
         own = {name: t for name, t in self.tensors.items() if name.startswith("encoder.")}

@@ -16,13 +16,17 @@ from mae.config.run import (
     ModelConfig,
     ObjectiveConfig,
     PretrainConfig,
+    TransferConfig,
     resolve_crop_pct,
 )
+from mae.config.segment import SegmentConfig
 from mae.config.sizes import SIZES
 from mae.errors import ConfigError, WeightsError
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.classifier import Classifier
 from mae.model.create import create
+from mae.model.dense.segmenter import Segmenter
+from mae.model.encoder import Encoder
 from mae.runs.directory import differences
 from mae.weights.adapt_shape import resize_weights
 from mae.weights.given import OPTIONS, Given
@@ -40,6 +44,9 @@ _OF_RUN = {
     "decoder_heads": "--model.decoder-heads",
     "norm_eps": "--model.norm-eps",
 }
+
+# Starts of the names of tensors that a segmenter does not take from an encoder or a segmenter.
+_OF_SEGMENTER = ("encoder.norm.", "encoder.relative.", "encoder.layer_scale.")
 
 # Model fields in which weights must equal a recipe that fine-tunes them.
 _ENCODER_SIZES = ("patch_size", "width", "depth", "num_heads", "mlp_ratio")
@@ -64,7 +71,7 @@ def require_init(config: PretrainConfig, init: str | Path | None, **given: Unpac
 
 
 def config_from_weights(
-    config: PretrainConfig | FinetuneConfig,
+    config: PretrainConfig | TransferConfig,
     path: str | Path,
     *,
     num_classes: int = 0,
@@ -88,8 +95,9 @@ def config_from_weights(
             from the recipe's, or that have a head with more classes than the data.
     """
     raw = read_weights(path, **given)
-    if isinstance(config, FinetuneConfig):
-        if (known := len(raw.tensors.get("head.bias", ()))) > num_classes:
+    if isinstance(config, TransferConfig):
+        known = len(raw.tensors.get("head.bias", ()))
+        if isinstance(config, FinetuneConfig) and known > num_classes:
             raise WeightsError(
                 f"{raw.path}: its head has {known} classes, the data {num_classes}; give data of "
                 "the same classes, or pre-trained weights, which have no head"
@@ -98,7 +106,8 @@ def config_from_weights(
     stored = infer_config(raw)
     if not config.follow_weights:
         sizes = {name: getattr(stored.model, name) for name in _ENCODER_SIZES}
-        advice = "choose the recipe of its size, or finetune-folder, which takes any"
+        any_size = "finetune-folder" if isinstance(config, FinetuneConfig) else "segment-folder"
+        advice = f"choose the recipe of its size, or {any_size}, which takes any"
         _require_network(raw.path, sizes, config.model, advice=advice)
         own = {name: getattr(stored.model, name) for name in ("channels", "pixels", "norm_eps")}
         return stored._replace(model=dataclasses.replace(config.model, **own))
@@ -200,15 +209,72 @@ def initial_classifier(
         model = Classifier(
             new, num_classes=config.num_classes, pool=config.pool, drop_path=config.drop_path
         )
+    # fc_norm replaces the encoder's norm, so the file may or may not have it.
+    left = ("encoder.norm.",) if config.pool == "mean" else ()
+    return Loaded(model, _fill_encoder(model.encoder, path, config.model, left=left, **given))
+
+
+def initial_segmenter(
+    path: Source | None, config: SegmentConfig, **given: Unpack[Given]
+) -> Loaded[Segmenter]:
+    """Create the initial segmenter: a new head on loaded or new encoder weights.
+
+    The last norm is not used. Relative positions and LayerScale start as they do on pre-trained
+    weights, from a segmenter as well.
+
+    Args:
+        path: as for `load_encoder`; None initialises the encoder from the seed.
+        config: its `model` must come from `config_from_weights` and sets the image size.
+        given: as for `load_encoder`.
+
+    Returns:
+        The segmenter, and notes on what was loaded, skipped, resized or assumed.
+
+    Raises:
+        WeightsError: for tensors that are missing, unexpected, of another shape or not finite.
+    """
+    new = create(config.model, seed=config.seed).encoder
+    new.norm = torch.nn.Identity()  # type: ignore[assignment]
+    unused = () if config.dense.has_cls else ("encoder.cls_token",)
+    notes = _fill_encoder(new, path, config.model, left=_OF_SEGMENTER, unused=unused, **given)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
+        model = Segmenter(
+            new,
+            num_classes=config.num_classes,
+            dense=config.dense,
+            head=config.head,
+            drop_path=config.drop_path,
+        )
+    return Loaded(model, notes)
+
+
+def _fill_encoder(
+    encoder: Encoder,
+    path: Source | None,
+    config: ModelConfig,
+    *,
+    left: tuple[str, ...],
+    unused: tuple[str, ...] = (),
+    **given: Unpack[Given],
+) -> list[str]:
+    """Load the weights of an encoder, resized, in place; return notes.
+
+    Args:
+        encoder: the encoder of `config`.
+        path: as for `load_encoder`; None changes nothing.
+        config: the network.
+        left: starts of the names of tensors that are not loaded if the file has them.
+        unused: names of tensors that the file need not have.
+        given: as for `load_encoder`.
+    """
     if path is None:
-        return Loaded(model, [])
+        return []
     raw = read_weights(path, **given)
     known = infer_fields(raw.encoder())
-    tensors, changes = resize_weights(raw.tensors, known.fields, to=config.model)
-    if config.pool == "mean":
-        # fc_norm replaces the encoder's norm, so the file may or may not have it.
-        tensors = {n: t for n, t in tensors.items() if not n.startswith("encoder.norm.")}
+    tensors, changes = resize_weights(raw.tensors, known.fields, to=config)
+    tensors = {n: t for n, t in tensors.items() if not n.startswith(left)}
     raw = raw._replace(tensors=tensors)
-    load_strict(model.encoder, raw, prefix="encoder.", expected="an encoder")
-    groups = group_notes(raw, config.model, ("encoder",))
-    return Loaded(model, [*notes_on(raw, known), *changes, *groups])
+    missing = tuple(name for name in unused if name not in tensors)
+    load_strict(encoder, raw, prefix="encoder.", expected="an encoder", allow_missing=missing)
+    return [*notes_on(raw, known), *changes, *group_notes(raw, config, ("encoder",))]

@@ -17,7 +17,9 @@ from mae.config.sizes import model_config
 from mae.data.batching.batch import Batch
 from mae.model.classifier import Classifier
 from mae.model.create import create
+from mae.model.dense.segmenter import Segmenter
 from mae.model.encoder import Encoder
+from mae.recipes.segmenting import ADE20K
 from mae.runs.state import TrainState
 from mae.train.optim.parameter_groups import choose_trained, create_optimizer, parameter_groups
 from mae.train.step import OptimiserStep
@@ -143,3 +145,77 @@ def test_the_last_blocks_and_the_head_are_trained(pool, train_blocks, expected) 
     assert found == {
         name for name, _ in model.named_parameters() if name.startswith((*expected, *always))
     }
+
+
+def segmenter(*, train_blocks: float | None = None) -> Segmenter:
+    with torch.device("meta"):
+        model = Segmenter(
+            Encoder(ADE20K.model), num_classes=150, dense=ADE20K.dense, head=ADE20K.head
+        )
+    choose_trained(model, train_blocks)
+    return model
+
+
+def mmsegmentations(name: str, parameter: nn.Parameter) -> tuple[float, float]:
+    """Scale and weight decay of a parameter by mmsegmentation's own name for it.
+
+    get_layer_id_for_vit and add_params of its layer_decay_optimizer_constructor.py, with 12 + 2
+    layers: embeddings 0, block i i + 1, the rest 13; a parameter of one dimension, or with one of
+    two names that no parameter of a backbone has, is not decayed.
+    """
+    theirs = name.replace("encoder.", "backbone.").replace(".blocks.", ".layers.")
+    for part, own in (("relative", "attn.table"), ("layer_scale", "gamma")):
+        if (parts := theirs.split("."))[1] == part:
+            theirs = f"backbone.layers.{parts[2]}.{own}"
+    if theirs in ("backbone.cls_token", "backbone.mask_token", "backbone.pos_embed"):
+        layer = 0
+    elif theirs.startswith("backbone.patch_embed"):
+        layer = 0
+    elif theirs.startswith("backbone.layers"):
+        layer = int(theirs.split(".")[2]) + 1
+    else:
+        layer = 13
+    kept = parameter.ndim == 1 or theirs.endswith(".bias") or theirs in ("pos_embed", "cls_token")
+    return 0.65 ** (14 - layer - 1), 0.0 if kept else 0.05
+
+
+def test_groups_of_a_segmenter_are_mmsegmentations_parameter_by_parameter() -> None:
+    model, optim = segmenter(), ADE20K.optim
+    groups = parameter_groups(
+        model,
+        weight_decay=optim.weight_decay,
+        decay_tokens=optim.decay_tokens,
+        layer_decay=ADE20K.layer_decay,
+        depth=12,
+    )
+    found = {
+        parameter: (group["scale"], group["weight_decay"])
+        for group in groups
+        for parameter in group["params"]  # type: ignore[attr-defined]
+    }
+
+    assert len(found) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        assert found[parameter] == pytest.approx(mmsegmentations(name, parameter)), name
+
+
+@pytest.mark.parametrize(
+    ("train_blocks", "trained"),
+    [
+        (0, set()),
+        (1, {"blocks.11", "relative.11", "layer_scale.11"}),
+        (0.5, {"blocks.11"}),
+    ],
+)
+def test_a_frozen_encoder_trains_the_head_and_the_last_blocks(
+    train_blocks: float, trained: set[str]
+) -> None:
+    model = segmenter(train_blocks=train_blocks)
+
+    names = {name for name, p in model.named_parameters() if p.requires_grad}
+    of_encoder = {n.removeprefix("encoder.") for n in names if n.startswith("encoder.")}
+    assert {".".join(name.split(".")[:2]) for name in of_encoder} == trained
+    others = {name for name, _ in model.named_parameters() if not name.startswith("encoder.")}
+    assert others <= names
+    if train_blocks == 0.5:
+        assert {name.split(".")[2] for name in of_encoder} == {"norm2", "mlp"}

@@ -75,7 +75,7 @@ class DenseBackbone(nn.Module):
         self.pos_embed = encoder.pos_embed
         self.patch_embed = encoder.patch_embed
         self.blocks = encoder.blocks
-        if dense.relative_positions != "none":
+        if dense.relative_positions is not None:
             makers = list[nn.Module]()
             for number in range(depth):
                 grid = config.grid if (s := self._window(number)) is None else (s, s)
@@ -163,7 +163,7 @@ class DenseBackbone(nn.Module):
         for number in range(start, stop):
             size, bias, factors = self._window(number), None, None
             windows = None if size is None else GridWindows(grid, size)
-            if self.dense.relative_positions != "none":
+            if self.dense.relative_positions is not None:
                 attended = grid if size is None else (size, size)
                 bias = partial(self.relative[number], grid=attended)
             if scales is not None:

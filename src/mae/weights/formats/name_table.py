@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from mae.config.dense import DenseConfig, HeadConfig
 from mae.config.model import ModelConfig
 from mae.config.objective import ObjectiveConfig
 from mae.errors import WeightsError
@@ -65,6 +66,18 @@ class ClassifierDescription(Description):
     """Pooled feature that the head classifies."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SegmenterDescription(Description):
+    """Description of a segmenter."""
+
+    class_names: tuple[str, ...]
+    """In the order of the logits."""
+    dense: DenseConfig
+    """How its encoder sees an image."""
+    head: HeadConfig
+    """Its head."""
+
+
 class Metadata(NamedTuple):
     """What a file, or another file next to it, says about its network."""
 
@@ -81,7 +94,9 @@ class Metadata(NamedTuple):
     notes: tuple[str, ...] = ()
     """Further assumptions."""
     class_names: tuple[str, ...] = ()
-    """Class names of a classifier, in the order of its scores."""
+    """Class names of a classifier or segmenter, in the order of its scores."""
+    segmenter: SegmenterDescription | None = None
+    """Of a segmenter."""
     model: ModelConfig | None = None
     """The whole network; only from a `Description`."""
     facts: Mapping[str, object] = {}
@@ -114,10 +129,15 @@ def block_names(ours: str, theirs: str, layers: Mapping[str, str]) -> dict[str, 
     return {f"{ours}.*.{layer}": f"{theirs}.*.{other}" for layer, other in layers.items()}
 
 
+def norm_buffers(ours: str, theirs: str) -> dict[str, str]:
+    """Return the part of a table for the buffers of a batch norm."""
+    names = ("running_mean", "running_var", "num_batches_tracked")
+    return {f"{ours}.{name}": f"{theirs}.{name}" for name in names}
+
+
 def probe_norm(prefix: str) -> dict[str, str]:
     """Return the name table of a linear probe's batch norm, under a format's prefix."""
-    names = ("running_mean", "running_var", "num_batches_tracked")
-    return {f"head.bn.{name}": f"{prefix}.{name}" for name in names}
+    return norm_buffers("head.bn", prefix)
 
 
 def inverse(table: Table) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """Native weight format: a folder of config.json, model.safetensors and README.md.
 
 The folder is a valid Hugging Face Hub repository; README.md is its model card. The tensors are
-the state dict of `MaskedAutoencoder`, of its `encoder.` part only, or of `Classifier`;
-config.json describes the network and its pixels.
+the state dict of `MaskedAutoencoder`, of its `encoder.` part only, of `Classifier` or of
+`Segmenter`; config.json describes the network and its pixels.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from mae.config.sizes import size_name
 from mae.errors import ConfigError, WeightsError
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.classifier import Classifier
+from mae.model.dense.segmenter import Segmenter
 from mae.model.encoder import Encoder
 from mae.runs.directory import RunDir, read_record
 from mae.weights.formats.name_table import (
@@ -33,12 +34,14 @@ from mae.weights.formats.name_table import (
     Description,
     Layout,
     Metadata,
+    SegmenterDescription,
     block_names,
+    norm_buffers,
 )
 
 CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"
 
-Model = MaskedAutoencoder | Encoder | Classifier
+Model = MaskedAutoencoder | Encoder | Classifier | Segmenter
 
 _NAMES = ("encoder.cls_token", "encoder.pos_embed", "encoder.patch_embed.proj", "encoder.norm",
           "decoder.mask_token", "decoder.pos_embed", "decoder.embed", "decoder.norm",
@@ -46,6 +49,20 @@ _NAMES = ("encoder.cls_token", "encoder.pos_embed", "encoder.patch_embed.proj", 
 _TABLE = {name: name for name in _NAMES}
 for _blocks in ("encoder.blocks", "decoder.blocks"):
     _TABLE |= block_names(_blocks, _blocks, LAYERS)
+
+# A segmenter: what it adds to each block, the pyramid, and convolutions with their norms.
+_CONVS = ("head.bottleneck", "head.fusion", "head.pooled.*", "head.lateral.*", "head.fpn.*",
+          "auxiliary.conv")  # fmt: skip
+_NORMS = ("head.norm", "pyramid.levels.*.1", *(f"{conv}.norm" for conv in _CONVS))
+_OF_SEGMENTER = (
+    "encoder.relative.*.rel_pos_h", "encoder.relative.*.rel_pos_w", "encoder.relative.*.table",
+    "encoder.layer_scale.*.attn", "encoder.layer_scale.*.mlp", "pyramid.levels.*",
+    "pyramid.levels.*.0", "pyramid.levels.*.3", "head.classify.conv", "auxiliary.classify.conv",
+    *(f"{conv}.conv" for conv in _CONVS), *_NORMS,
+)  # fmt: skip
+_TABLE |= {name: name for name in _OF_SEGMENTER}
+for _norm in _NORMS:
+    _TABLE |= norm_buffers(_norm, _norm)
 
 
 def parse_description(text: str | bytes, *, where: str) -> Metadata:
@@ -64,8 +81,11 @@ def parse_description(text: str | bytes, *, where: str) -> Metadata:
 
 
 def _described(values: Any, *, where: str) -> Metadata:
-    of_classifier = isinstance(values, dict) and "class_names" in values
-    found = from_dict(ClassifierDescription if of_classifier else Description, values, where=where)
+    keys = values if isinstance(values, dict) else ()
+    kind: type[Description] = Description
+    if "class_names" in keys:
+        kind = SegmenterDescription if "head" in keys else ClassifierDescription
+    found = from_dict(kind, values, where=where)
     model, objective = found.model, found.objective
     known = {f.name: getattr(model, f.name) for f in fields(model)}
     if objective is not None:
@@ -73,6 +93,8 @@ def _described(values: Any, *, where: str) -> Metadata:
     metadata = Metadata(known, "described", gelu=True, model=model, facts=found.facts)
     if isinstance(found, ClassifierDescription):
         return metadata._replace(pool=found.pool, class_names=found.class_names)
+    if isinstance(found, SegmenterDescription):
+        return metadata._replace(segmenter=found, class_names=found.class_names)
     return metadata
 
 
@@ -104,9 +126,10 @@ def _of_checkpoint(file: Path) -> Metadata:
     record = read_record(run)
     if record is None:
         raise WeightsError(f"{file}: is of a run without run.json; put it back")
-    values = {n: record["config"][n] for n in ("model", "objective") if n in record["config"]}
+    config, names = record["config"], ("model", "objective", "pool", "dense", "head")
+    values = {name: config[name] for name in names if name in config}
     if "class_names" in record:
-        values |= {"class_names": record["class_names"], "pool": record["config"]["pool"]}
+        values["class_names"] = record["class_names"]
     return _described(values, where=str(RunDir(run).record))
 
 
@@ -135,11 +158,14 @@ def describe(
     """Return the contents of config.json for a model; arguments as for `save`.
 
     Raises:
-        ConfigError: if a classifier is given without class names, or another model with them.
+        ConfigError: if a classifier or segmenter is given without class names, or another model
+            with them.
         WeightsError: for the encoder of a classifier with `fc_norm`.
     """
-    if isinstance(model, Classifier) != (class_names is not None):
-        raise ConfigError("class_names: expected for a classifier, and for no other model")
+    if isinstance(model, Classifier | Segmenter) != (class_names is not None):
+        raise ConfigError(
+            "class_names: expected for a classifier or a segmenter, and for no other model"
+        )
     if isinstance(model, Encoder) and isinstance(model.norm, Identity):
         raise WeightsError(
             "encoder: it was fine-tuned with fc_norm in place of its norm and cannot be stored "
@@ -149,6 +175,9 @@ def describe(
     if isinstance(model, Classifier):
         own |= {"class_names": tuple(class_names or ()), "pool": model.pool}
         return ClassifierDescription(model=model.encoder.config, **own)
+    if isinstance(model, Segmenter):
+        own |= {"class_names": tuple(class_names or ()), "head": model.config}
+        return SegmenterDescription(model=model.encoder.config, dense=model.encoder.dense, **own)
     if isinstance(model, MaskedAutoencoder):
         own["objective"] = model.objective
     return Description(model=model.config, **own)
@@ -164,15 +193,17 @@ def save(
     """Save a model as a self-describing folder, replacing the files of an earlier one.
 
     Args:
-        model: an autoencoder, an encoder alone, or a classifier; on any device, not changed.
+        model: an autoencoder, an encoder alone, a classifier or a segmenter; on any device, not
+            changed.
         folder: created if missing.
         facts: provenance of the weights, as JSON values (recipe, data, steps, license ...).
-        class_names: those of a classifier, in the order of its scores; none: its `class_names`.
+        class_names: those of a classifier or segmenter, in the order of its scores; none: its
+            `class_names`.
 
     Raises:
         ConfigError: if it cannot be written, or for class names of the wrong type of model.
     """
-    if class_names is None and isinstance(model, Classifier):
+    if class_names is None and isinstance(model, Classifier | Segmenter):
         class_names = model.class_names or None
     description = describe(model, facts=facts, class_names=class_names)
     return write(Path(folder), tensors_of(model), description)
@@ -197,6 +228,9 @@ def _card(description: Description) -> str:
             "console",
             "mae predict FOLDER IMAGES\nmae evaluate FOLDER --data images/val",
         )
+    elif isinstance(description, SegmenterDescription):
+        title = f"Segmenter {title} of {len(description.class_names):,} classes"
+        task, language, code = "image-segmentation", "console", "mae segment predict FOLDER IMAGES"
     else:
         title, task, language = f"Masked autoencoder {title}", "image-feature-extraction", "python"
         code = "import mae\n\n"
