@@ -22,7 +22,9 @@ from mae.parallel.processes import ProcessInfo
 from mae.planning import hardware as machines
 from mae.planning.hardware import cores_per_rank, has_bf16, this_machine
 from mae.train import resolve as setup
+from mae.train import strategy
 from mae.train.resolve import batch_plan, choose_workers, new_state, resolve, resolve_precision
+from mae.train.strategy import claim_device
 from tests.images import mixed_folder
 from tests.model.tiny import tiny_config
 
@@ -81,19 +83,19 @@ def test_each_rank_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyP
     ranks = [ProcessInfo(rank, 3, rank, 3) for rank in range(3)]
 
     for process in ranks[:2]:
-        setup._claim_device(AUTO, process)
-    setup._claim_device(replace(AUTO, device="cpu"), ranks[2])
-    setup._claim_device(AUTO, ProcessInfo())
+        claim_device(AUTO, process)
+    claim_device(replace(AUTO, device="cpu"), ranks[2])
+    claim_device(AUTO, ProcessInfo())
 
     assert chosen == [0, 1]
     with pytest.raises(
         ConfigError, match="^ranks: got 3 on a machine of 2 GPUs, expected one each"
     ):
-        setup._claim_device(AUTO, ranks[2])
-    monkeypatch.setattr(setup, "choose_device", torch.device)
+        claim_device(AUTO, ranks[2])
+    monkeypatch.setattr(strategy, "choose_device", torch.device)
     for device in ("mps", "cuda:1"):
         with pytest.raises(ConfigError, match=f"^device: got {device} with 3 ranks, expected cpu"):
-            setup._claim_device(replace(AUTO, device=device), ranks[0])
+            claim_device(replace(AUTO, device=device), ranks[0])
 
 
 def test_a_task_of_slurm_may_see_its_own_gpu_alone_and_its_own_cores(

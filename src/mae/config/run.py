@@ -109,6 +109,8 @@ class FitConfig:
     """Precision of the forward pass; weights stay float32. auto: bf16 on a device that has it."""
     compile: bool | None = None
     """Compile the forward and backward pass; micro-batches then run in turn. none: on a GPU."""
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """Several ranks: ddp, each holds the model; fsdp, each a part; auto: ddp where it fits."""
     device: str = "auto"
     """cpu, cuda, mps, or auto: the best available."""
     threads: int | None = None

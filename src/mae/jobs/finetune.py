@@ -52,6 +52,7 @@ from mae.train.session import (
     refuse_in_readers,
     restore,
 )
+from mae.train.sharding import whole_model
 from mae.train.trainer import train
 from mae.weights.formats.native import save
 from mae.weights.given import configure, path_of
@@ -216,7 +217,7 @@ def finetune(
                 model.class_names = tuple(source.class_names)
                 for note in notes:
                     progress.note(note)
-                _train(run, model, resolved.config, test)
+                model = _train(run, model, resolved.config, test)
             results = json.loads(run.rundir.results.read_bytes())
             return Tuned(
                 path=folder,
@@ -259,33 +260,42 @@ def _lasting(weights: str) -> str:
     return weights if weights.startswith(PREFIX) else str(Path(weights).resolve())
 
 
-def _train(run: RunInProgress, model: Classifier, config: FinetuneConfig, test: Source) -> None:
-    """Train from the newest checkpoint to the last step, evaluate, write weights and report."""
+def _train(
+    run: RunInProgress, model: Classifier, config: FinetuneConfig, test: Source
+) -> Classifier:
+    """Train from the newest checkpoint to the last step, evaluate, write weights and report.
+
+    Returns:
+        The trained model, on the CPU; `model` itself unless ranks hold parts of it.
+    """
     state = restore(run, model)
     plan = batch_plan(config, run.source, run.kind, run.ranks.process)
     train(run, state, plan, step_recipe(config, plan, device_of(state)))
     apply_ema(state.optimizer)
+    whole = whole_model(run, state)
+    assert isinstance(whole, Classifier)
     names = run.source.class_names
     every = np.arange(config.num_classes)
     found = classify(
-        model.eval(),
+        whole.eval(),
         test,
         Candidates(every, every),
         batch=EVALUATION_BATCH,
         progress=run.progress,
         ranks=run.ranks,
     )
-    model.cpu()
+    whole.cpu()
 
     def write() -> None:
         _keep_predictions(run, found, test)
         write_json_atomic(run.rundir.results, _results(found, config, test))
         facts = {name: run.record[name] for name in ("recipe", "data", "weights", "num_steps")}
-        save(model, run.rundir.weights, class_names=names, facts=facts)
+        save(whole, run.rundir.weights, class_names=names, facts=facts)
         write_report(run.rundir.path)
-        finish(run, model, written=load_classifier(run.rundir.weights).model)
+        finish(run, whole, written=load_classifier(run.rundir.weights).model)
 
     run.ranks.on_main(write)
+    return whole
 
 
 def _keep_predictions(run: RunInProgress, found: Predictions, test: Source) -> None:

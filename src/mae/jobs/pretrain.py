@@ -47,6 +47,7 @@ from mae.train.session import (
     refuse_in_readers,
     restore,
 )
+from mae.train.sharding import whole_model
 from mae.train.step import Metrics, pretraining_loss
 from mae.train.trainer import train
 from mae.weights.formats.native import save
@@ -177,7 +178,7 @@ def pretrain(
                 model = open_model(run.rundir.weights).model
             else:
                 model = _new_model(run, init, followed=config.follow_weights, **given)
-                _train(run, model)
+                model = _train(run, model)
             return Run(
                 path=folder,
                 config=resolved.config,
@@ -210,22 +211,29 @@ def _new_model(
     return model
 
 
-def _train(run: RunInProgress, model: MaskedAutoencoder) -> None:
-    """Train the model from the newest checkpoint to the last step, write weights and report."""
+def _train(run: RunInProgress, model: MaskedAutoencoder) -> MaskedAutoencoder:
+    """Train the model from the newest checkpoint to the last step, write weights and report.
+
+    Returns:
+        The trained model, on the CPU; `model` itself unless ranks hold parts of it.
+    """
     state = restore(run, model)
     plan = batch_plan(run.config, run.source, run.kind, run.ranks.process)
     draw = _drawing(run, plan) if run.ranks.is_main_process else None
     check = _checking(run, plan, step=state.step) if run.ranks.is_main_process else None
     train(run, state, plan, StepRecipe(pretraining_loss), draw=draw, check=check)
-    model.cpu().eval()
+    whole = whole_model(run, state)
+    assert isinstance(whole, MaskedAutoencoder)
+    whole.cpu().eval()
 
     def write() -> None:
         facts = {name: run.record[name] for name in ("recipe", "data", "num_steps")}
-        save(model, run.rundir.weights, facts=facts)
+        save(whole, run.rundir.weights, facts=facts)
         write_report(run.rundir.path)
-        finish(run, model, written=open_model(run.rundir.weights).model)
+        finish(run, whole, written=open_model(run.rundir.weights).model)
 
     run.ranks.on_main(write)
+    return whole
 
 
 def _checking(run: RunInProgress, plan: BatchPlan, *, step: int) -> EveryNSteps:

@@ -19,7 +19,7 @@ Record = Mapping[str, Any]
 """Nested fields of a run, as JSON has them."""
 
 FREE_ON_RESUME = frozenset(
-    "workers device threads micro_batch checkpoint_every compile log_every_steps "
+    "workers device threads micro_batch checkpoint_every compile strategy log_every_steps "
     "save_every_steps async_save keep keep_checkpoints tiff_pages".split()
 )
 """Configuration fields that may change on resume, or that are derived from others and were not

@@ -24,6 +24,8 @@ class TrainState:
     """Most recent consecutive steps skipped because the loss or gradient was not finite."""
     scaler: torch.amp.GradScaler | None = None
     """Loss scaler for fp16."""
+    skeleton: nn.Module | None = None
+    """The model without its values, where ranks hold parts of it; None: this one holds all."""
 
     @property
     def is_sharded(self) -> bool:

@@ -38,6 +38,9 @@ def compiled_loss(
     config, device = run.config, device_of(state)
     if not is_compiled(config, device):
         return recipe.loss
+    if state.is_sharded:
+        run.progress.note("compile: off with --strategy fsdp")
+        return recipe.loss
     # Compilations of earlier runs in this process count towards torch's recompile limit.
     torch.compiler.reset()
     try:

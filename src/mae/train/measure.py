@@ -96,14 +96,25 @@ def count_steps(
     recipe: StepRecipe = StepRecipe(),  # noqa: B008
     *,
     log: Callable[[str], object] = lambda line: None,
+    measured: Callable[[], float] | None = None,
 ) -> int:
-    """Return the optimiser steps of the run; with --minutes, measure the rate first."""
+    """Return the optimiser steps of the run; with --minutes, measure the rate first.
+
+    Args:
+        config: configuration of the run.
+        plan: defines the batches.
+        model: the model before the run; not changed.
+        recipe: loss and preparation of a batch.
+        log: prints one line for the user.
+        measured: measures the seconds of a step; None: on a copy of the model.
+    """
     seconds = math.nan
     if config.minutes is not None:
         least = f"{RATE_SECONDS * 4 / 3:g} s or more"
         hold = f"{minutes_in_words(config.minutes)} hold"
         log(f"measuring the rate for {least}: how many steps {hold}")
-        seconds = step_seconds(config, plan, model, recipe)
+        measured = measured or partial(step_seconds, config, plan, model, recipe)
+        seconds = measured()
     steps = num_steps(config, plan.batches_per_epoch, seconds)
     assert steps is not None
     return steps
@@ -166,17 +177,29 @@ def step_seconds(
         recipe: loss and preparation of a batch.
         at_least: measured steps and seconds of each stage, after a warm-up of a third.
     """
-    least, seconds = at_least
     with discarded_steps(config, model, recipe) as step:
+        return seconds_of_steps(step, config, plan, at_least=at_least)
 
-        def rate_of(stage: Stage) -> float:
-            def take(number: int) -> None:
-                step(training_batch(stage.plan, number), number)
 
-            calls_per_second(lambda _: take(0), least=1, seconds=seconds / 3)
-            return calls_per_second(take, least=least, seconds=seconds)
+def seconds_of_steps(
+    step: Callable[[Batch, int], object],
+    config: PretrainConfig | FinetuneConfig,
+    plan: BatchPlan,
+    *,
+    at_least: tuple[int, float] = (RATE_STEPS, RATE_SECONDS),
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """Measure the seconds of a step (batch, number), as `step_seconds`; `clock` in seconds."""
+    least, seconds = at_least
 
-        return sum(stage.fraction / rate_of(stage) for stage in stages(config, plan))
+    def rate_of(stage: Stage) -> float:
+        def take(number: int) -> None:
+            step(training_batch(stage.plan, number), number)
+
+        calls_per_second(lambda _: take(0), least=1, seconds=seconds / 3, clock=clock)
+        return calls_per_second(take, least=least, seconds=seconds, clock=clock)
+
+    return sum(stage.fraction / rate_of(stage) for stage in stages(config, plan))
 
 
 def measure(
@@ -278,22 +301,29 @@ def discarded_steps(
         yield lambda batch, number: step(state, recipe.prepare(batch, number), lr=0.0)
 
 
-def calls_per_second(act: Callable[[int], object], *, least: int, seconds: float) -> float:
+def calls_per_second(
+    act: Callable[[int], object],
+    *,
+    least: int,
+    seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """Call `act` with 0, 1, 2 and so on, and return the calls per second.
 
     Args:
         act: function to time.
         least: minimum number of calls, unless they take more than ten times `seconds`.
         seconds: minimum time.
+        clock: returns seconds.
     """
-    began, done, passed = time.perf_counter(), 0, 0.0
+    began, done, passed = clock(), 0, 0.0
     while (done < least or passed < seconds) and passed <= 10 * seconds:
         act(done)
         done += 1
-        passed = time.perf_counter() - began
+        passed = clock() - began
     if torch.accelerator.is_available():  # wait for asynchronous work
         torch.accelerator.synchronize()
-    return done / (time.perf_counter() - began)
+    return done / (clock() - began)
 
 
 def few_images(config: RunConfig, device: torch.device) -> RunConfig:

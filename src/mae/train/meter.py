@@ -17,14 +17,20 @@ from mae.train.step import Metrics
 
 
 def state_bytes(state: TrainState) -> dict[str, int]:
-    """Count the bytes of weights, gradients and moments; moments include averaged weights."""
+    """Count the bytes of weights, gradients and moments of this rank; moments include averages."""
     parameters = list(state.model.parameters())
     moments = (v for values in state.optimizer.state.values() for v in values.values())
     return {
-        "weights": sum(p.nbytes for p in parameters),
-        "gradients": sum(p.grad.nbytes for p in parameters if p.grad is not None),
-        "moments": sum(v.nbytes for v in moments if isinstance(v, torch.Tensor)),
+        "weights": sum(map(_own_bytes, parameters)),
+        "gradients": sum(_own_bytes(p.grad) for p in parameters if p.grad is not None),
+        "moments": sum(_own_bytes(v) for v in moments if isinstance(v, torch.Tensor)),
     }
+
+
+def _own_bytes(tensor: torch.Tensor) -> int:
+    """Count the bytes of a tensor, or of this rank's part of it."""
+    own: torch.Tensor = getattr(tensor, "to_local", lambda: tensor)()
+    return own.nbytes
 
 
 def memory_message(parts: Mapping[str, int], peak: int) -> str:

@@ -51,7 +51,8 @@ def choose_micro_batch(
         if device.type == "cpu":
             free /= process.local_world_size
         largest = largest_by_formula(config, state.model, free, process.world_size)
-        if device.type == "cuda":
+        # A trial that fails on one rank would leave the others in it, where they gather the model.
+        if device.type == "cuda" and not state.is_sharded:
             fits = partial(fits_here, config, state, training_batch(plan, 0), recipe)
             # Try one image even where the formula says that none fits.
             start = split_evenly(plan.own_batch, max(1, largest))

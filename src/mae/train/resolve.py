@@ -39,11 +39,12 @@ from mae.errors import ConfigError, DataError
 from mae.model.classifier import Classifier
 from mae.model.dense.segmenter import Segmenter
 from mae.model.processor import emulates_bf16
-from mae.model.transformer import Blocks
+from mae.model.transformer import Block, Blocks
 from mae.parallel.processes import SINGLE_PROCESS, Communicator, ProcessInfo
-from mae.planning.hardware import choose_device, cores_per_rank, gpu_index, has_bf16
+from mae.planning.hardware import choose_device, cores_per_rank, has_bf16
 from mae.runs.state import TrainState
 from mae.train.optim.parameter_groups import choose_trained, create_optimizer
+from mae.train.strategy import claim_device, with_strategy
 from mae.weights.given import Given
 from mae.weights.start_from import config_from_weights
 
@@ -136,7 +137,7 @@ def resolve_on_main(
     Raises:
         MaeError: as `resolve`; for fewer images in a batch, or fewer GPUs, than ranks.
     """
-    _claim_device(config, ranks.process)
+    claim_device(config, ranks.process)
 
     def settle() -> tuple[ConfigT, PixelKind, tuple[str, ...]]:
         found = resolve(config, source, **how)
@@ -144,30 +145,10 @@ def resolve_on_main(
         return found.config, found.kind, found.notes
 
     settled, kind, notes = ranks.on_main(settle)
-    return ResolvedRun(config=settled, kind=kind, source=source, notes=notes)
-
-
-def _claim_device(config: FitConfig, process: ProcessInfo) -> None:
-    """Make one GPU the `cuda` of each rank of a machine."""
-    if process.world_size == 1:
-        return
-    if torch.cuda.is_available() and config.device in ("auto", "cuda"):
-        kind = "cuda"
-    else:
-        kind = f"{choose_device(config.device)}"
-    if kind == "cpu":
-        return
-    if kind != "cuda":
-        raise ConfigError(
-            f"device: got {kind} with {process.world_size} ranks, expected cpu or cuda; use one of "
-            "these, or a single rank"
-        )
-    if (index := gpu_index(process)) >= (count := torch.cuda.device_count()):
-        raise ConfigError(
-            f"ranks: got {process.local_world_size} on a machine of {count} GPUs, expected one "
-            "each; start fewer ranks there, or use --device cpu"
-        )
-    torch.cuda.set_device(index)
+    more = list(notes)
+    choose = partial(with_strategy, settled, ranks.process, log=more.append)
+    whole = ranks.on_main(choose)
+    return ResolvedRun(config=whole, kind=kind, source=source, notes=tuple(more))
 
 
 def _require_share_each(config: FitConfig, world_size: int) -> None:
@@ -336,11 +317,17 @@ def held_out_ids(config: PretrainConfig, count: int) -> Integers:
     return np.sort(health_order(config, np.arange(held), count=count))
 
 
-def new_state(model: nn.Module, config: FitConfig) -> TrainState:
-    """Create the training state at step 0 on the configured device."""
-    device = choose_device(config.device)
-    model = model.to(device).train()
-    for part in model.modules():
+def new_state(
+    model: nn.Module,
+    config: FitConfig,
+    ranks: Communicator = SINGLE_PROCESS,
+) -> TrainState:
+    """Create the training state at step 0 on the configured device.
+
+    With strategy "fsdp", all ranks do so together, and each keeps its part of the model.
+    """
+    device, skeleton = choose_device(config.device), None
+    for part in model.train().modules():
         if isinstance(part, Blocks):
             part.checkpoint_every = config.checkpoint_every
     scaler = torch.amp.GradScaler(device.type) if config.half == "fp16" else None
@@ -349,7 +336,16 @@ def new_state(model: nn.Module, config: FitConfig) -> TrainState:
         assert isinstance(model, Classifier | Segmenter)
         choose_trained(model, config.train_blocks)
         layers = {"layer_decay": config.layer_decay, "depth": config.model.depth}
-    return TrainState(model, create_optimizer(model, config.optim, **layers), scaler=scaler)
+    if config.strategy == "fsdp" and ranks.process.world_size > 1:
+        from mae.parallel.fsdp import shard
+
+        blocks = [part for part in model.modules() if isinstance(part, Block)]
+        with ranks.failures_of_others():
+            skeleton = shard(model, blocks, device=device, bf16=config.half == "bf16")
+    else:
+        model.to(device)
+    optimizer = create_optimizer(model, config.optim, **layers)
+    return TrainState(model, optimizer, scaler=scaler, skeleton=skeleton)
 
 
 def device_of(state: TrainState) -> torch.device:

@@ -229,7 +229,7 @@ def restore(run: RunInProgress, model: nn.Module) -> TrainState:
     A state inside the window that the run skips is moved past it. Rank 0 chooses the checkpoint;
     the others load the same one.
     """
-    state, folder = new_state(model, run.config), run.rundir.checkpoints
+    state, folder = new_state(model, run.config, run.ranks), run.rundir.checkpoints
 
     def newest() -> tuple[int | None, int, int]:
         found = load_checkpoint(folder, state, log=run.progress.note)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,7 +21,7 @@ from mae.train.ema import update_ema
 from mae.train.optim.muon import Muon
 
 if TYPE_CHECKING:
-    from mae.parallel.ddp import GradientExchange
+    from mae.parallel.exchange import GradientExchange
 
 Loss = Callable[[nn.Module, Batch], Tensor]
 """Returns the mean loss of a (micro-)batch on the model's device."""
@@ -92,17 +93,19 @@ class OptimiserStep:
         factor = one if state.scaler is None else state.scaler.scale(one)
         optimizer.zero_grad(set_to_none=True)
         parts = list(batch.split(self._pass_size or len(batch.ids)))
-        with self._half_weights(model):
+        with self._half_weights(state):
             if self._pool is not None:
                 total = self._spread(self._pool, model, parts, factor=factor)
             else:
                 total = self._in_turn(model, parts, factor=factor)
-        if self.exchange is not None:
-            total = self.exchange.add_up(total, reports=len(batch.bad) + len(batch.warned))
         if state.scaler is not None:
             state.scaler.unscale_(optimizer)
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        grad_norm = torch.nn.utils.get_total_norm(gradients)
+        if self.exchange is None:
+            grad_norm = torch.nn.utils.get_total_norm(gradients)
+        else:
+            reports = len(batch.bad) + len(batch.warned)
+            total, grad_norm = self.exchange.add_up(total, gradients, reports=reports)
         is_finite = total.isfinite() & grad_norm.isfinite()
         # The only device-to-host read per step, before the update; all ranks read the same.
         finite = bool(is_finite) if self.exchange is None else self.exchange.read(is_finite)
@@ -133,15 +136,17 @@ class OptimiserStep:
         """
         self._weighted_loss(model, part, of=len(part.ids)).backward()  # type: ignore[no-untyped-call]
 
-    def _half_weights(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Cast the weights once for all micro-batches of a step: in bf16, on a CPU."""
+    def _half_weights(self, state: TrainState) -> AbstractContextManager[None]:
+        """Cast the weights once for all micro-batches of a step: in bf16, on a CPU, if whole."""
         if self.config.half != "bf16" or self.device.type != "cpu" or self.config.compile:
             return nullcontext()
-        if self._copies is None or self._copies.model is not model:
-            self._copies = HalfWeights(model)
+        if state.is_sharded:
+            return nullcontext()
+        if self._copies is None or self._copies.model is not state.model:
+            self._copies = HalfWeights(state.model)
         return self._copies
 
-    def _weighted_loss(self, model: nn.Module, part: Batch, *, of: int) -> Tensor:
+    def _weighted_loss(self, model: nn.Module, part: Batch, *, of: float) -> Tensor:
         """Return the loss of a micro-batch, weighted by its fraction of the batch."""
         compute = self.loss if self.exchange is None else self.exchange.loss
         half = torch.float16 if self.config.half == "fp16" else torch.bfloat16
@@ -160,10 +165,12 @@ class OptimiserStep:
             whole = sum(len(part.ids) for part in parts)
         else:  # the average over ranks becomes the sum
             whole, factor = self.config.batch, factor * exchange.world_size
-        for number, part in enumerate(parts, start=1):
-            last = number == len(parts)
+        passes = len(parts) if exchange is None else max(len(parts), exchange.passes)
+        for number in range(passes):
+            last, again = number == passes - 1, number >= len(parts)
+            part = parts[-1] if again else parts[number]
             with nullcontext() if exchange is None else exchange.micro_batch(last=last):
-                loss = self._weighted_loss(model, part, of=whole)
+                loss = self._weighted_loss(model, part, of=math.inf if again else whole)
                 (loss * factor).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         return total

@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from mae.data.batching.batch import Bad, Batch, BatchPlan
 from mae.data.batching.loader import on_device
@@ -37,10 +36,11 @@ from mae.train.resolve import choose_workers, device_of
 from mae.train.saver import CheckpointSaver
 from mae.train.schedule import fixed_rate_at, log_every, rate_at
 from mae.train.session import RunInProgress
+from mae.train.sharding import on_all_ranks, step_seconds
 from mae.train.step import Metrics, OptimiserStep
 
 if TYPE_CHECKING:
-    from mae.parallel.ddp import GradientExchange
+    from mae.parallel.exchange import GradientExchange
 
 DRAWINGS = 8
 """How often the images of `draw` are drawn during a run."""
@@ -72,15 +72,18 @@ def train(
     if state.step >= run.record.get("num_steps", math.inf):
         return
     device, log, process = device_of(state), run.progress.note, run.ranks.process
+    is_main = process.is_main_process
     with tf32_beside(run.config.half, device):
         recipe = recipe._replace(micro_batch=choose_micro_batch(run, state, plan, recipe))
         recipe = recipe._replace(loss=compiled_loss(run, state, plan, recipe))
-        num_steps = _resolve_steps(run, plan, state.model, recipe)
+        num_steps = _resolve_steps(run, state, plan, recipe)
         workers = choose_workers(run.config, plan, device, log=log, process=process)
-        if not process.is_main_process:
+        if not is_main:
             draw = check = None
-        if state.step == 0 and process.is_main_process:
-            if not run.progress.quiet:  # the forecast measures for a few seconds
+        if state.is_sharded:
+            draw, check = on_all_ranks(run, draw, check)
+        if state.step == 0:
+            if is_main and not run.progress.quiet:  # the forecast measures for a few seconds
                 log_forecast(run, state.model)
             if draw is not None:
                 draw(state)
@@ -96,7 +99,10 @@ def train(
         )
         feed = enumerate(on_device(batches, device), start=state.step)
         prepared = (recipe.prepare(batch, step) for step, batch in feed)
-        with _exchange(run, state.model, recipe) as exchange, CheckpointSaver(run, state) as saver:
+        with (
+            _exchange(run, state, plan, recipe) as exchange,
+            CheckpointSaver(run, state) as saver,
+        ):
             step = OptimiserStep(
                 loss=recipe.loss,
                 config=run.config,
@@ -114,30 +120,47 @@ def train(
 
 
 def _exchange(
-    run: RunInProgress, model: nn.Module, recipe: StepRecipe
+    run: RunInProgress, state: TrainState, plan: BatchPlan, recipe: StepRecipe
 ) -> AbstractContextManager[GradientExchange | None]:
     """Return what the ranks of a run exchange in a step; none in one process."""
     if run.ranks.process.world_size == 1:
         return nullcontext()
-    from mae.parallel.ddp import GradientExchange
+    how: dict[str, Any] = {
+        "ranks": run.ranks,
+        "requested": lambda: run.stop.requested,
+        "stop_codes": (REQUEUE, INTERRUPTED),
+    }
+    if not state.is_sharded:
+        from mae.parallel.ddp import ReplicatedExchange
 
-    codes = (REQUEUE, INTERRUPTED)
-    requested = lambda: run.stop.requested  # noqa: E731
-    return GradientExchange(
-        model, recipe.loss, ranks=run.ranks, requested=requested, stop_codes=codes
-    )
+        return ReplicatedExchange(state.model, recipe.loss, **how)
+    from mae.parallel.fsdp import ShardedExchange
+
+    size = recipe.micro_batch or run.config.fixed_micro_batch or plan.own_batch
+    passes = max(run.ranks.all_gather(math.ceil(plan.own_batch / size)))
+    return ShardedExchange(recipe.loss, passes=passes, **how)
 
 
 def _resolve_steps(
-    run: RunInProgress, plan: BatchPlan, model: nn.Module, recipe: StepRecipe
+    run: RunInProgress, state: TrainState, plan: BatchPlan, recipe: StepRecipe
 ) -> int:
     """Return the steps of a run, counted and recorded when it begins.
 
-    With --minutes, the ranks measure their shares at the same time and the slowest decides.
+    With --minutes, the ranks measure their shares at the same time and the slowest decides. Where
+    they hold parts of the model, they take the steps together.
     """
     config, record = run.config, run.record
     if "num_steps" not in record:
-        counted = count_steps(config, plan, model, recipe, log=run.progress.note)
+        measured = None
+        if state.is_sharded:
+
+            def measured() -> float:
+                with _exchange(run, state, plan, recipe) as exchange:
+                    assert exchange is not None
+                    return step_seconds(run, state, plan, recipe, exchange)
+
+        log = run.progress.note
+        counted = count_steps(config, plan, state.model, recipe, log=log, measured=measured)
         record["num_steps"] = min(run.ranks.all_gather(counted))
         run.write_record()
     return int(record["num_steps"])
@@ -170,12 +193,12 @@ def _fit(
 ) -> None:
     """Run the loop: log, save checkpoints, report unreadable images, stop on request.
 
-    Of several ranks, rank 0 alone writes; all of them stop after the same step.
+    Of several ranks, rank 0 alone writes, but for parts of the model; all of them stop after the
+    same step.
     """
     config, num_steps, exchange = run.config, run.record["num_steps"], step.exchange
-    is_main = run.ranks.is_main_process
     rows = LogWriter(run.rundir.log, log=run.progress.note)
-    if is_main:
+    if run.ranks.is_main_process:
         rows.truncate_after(state.step)
     monitor = BadSampleMonitor(run, rows, plan)
     meter = Meter(read_rows(rows.path), step=state.step, images_per_step=config.batch)
@@ -205,6 +228,8 @@ def _fit(
         *callbacks,
         EveryNSteps(config.save_every_steps, lambda state, _: saver.save(state)),
     ]
+    if not run.ranks.is_main_process:  # all ranks gather and save the parts of a model
+        callbacks = callbacks[2:] if state.is_sharded else []
     run.progress.note(_summary(run, step.device))
     run.progress.start(num_steps, at=state.step, images_per_step=config.batch)
     run.stop.doing = FINISHING
@@ -216,7 +241,7 @@ def _fit(
             num_steps=num_steps,
             rate=partial(rate_at, num_steps=num_steps, config=config, batch=config.batch),
             fixed_rate=partial(fixed_rate_at, num_steps=num_steps, config=config),
-            callbacks=callbacks if is_main else (),
+            callbacks=callbacks,
             on_step_end=on_step_end,
             stop=lambda: _requested(run, exchange) is not None,
         )
@@ -226,15 +251,22 @@ def _fit(
     monitor.report()
     if state.step < num_steps:
         run.stop.requested = _requested(run, exchange)
-        run.ranks.on_main(lambda: _save_and_record_stop(run, saver, state))
+        _save_and_record_stop(run, saver, state)
         raise run.stop.stopped(f"stopped at step {state.step:,} of {num_steps:,}")
     run.stop.doing = "the last step is done; writing the results"
 
 
 def _save_and_record_stop(run: RunInProgress, saver: CheckpointSaver, state: TrainState) -> None:
     """Write all of it while the other ranks wait: their end may end this process."""
-    saver.save_or_raise(state)
-    run.record_stop()
+
+    def write() -> None:
+        if not state.is_sharded:
+            saver.save_or_raise(state)
+        run.record_stop()
+
+    if state.is_sharded:
+        saver.save_or_raise(state)
+    run.ranks.on_main(write)
 
 
 def _requested(run: RunInProgress, exchange: GradientExchange | None) -> int | None:

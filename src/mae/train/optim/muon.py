@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,9 @@ class Muon(torch.optim.AdamW):
                 if parameter.grad is None:
                     continue
                 whole = (parameter, parameter.grad, self._momentum(parameter))
+                if hasattr(parameter, "full_tensor"):
+                    _update_sharded(*whole, group)
+                    continue
                 for part in zip(*(t.chunk(group["parts"]) for t in whole), strict=True):
                     alike[part[0].shape, group["lr"], group["weight_decay"]].append(part)
         updated = (map if pool is None else pool.map)(_update, alike.items())
@@ -82,6 +86,24 @@ def _update(alike: tuple[Kind, list[tuple[Tensor, ...]]]) -> None:
     # With all singular values at 1, the root mean square is sqrt(1 / longer side).
     factor = -0.2 * lr * math.sqrt(max(shape))
     torch._foreach_add_(matrices, evened(torch.stack(ahead)).unbind(), alpha=factor)
+
+
+def _update_sharded(parameter: Any, gradient: Any, momentum: Any, group: Mapping[str, Any]) -> None:
+    """Update this rank's rows of a matrix, a DTensor; a collective.
+
+    The whole update is computed by each rank from the gathered matrix, one at a time to save
+    memory.
+    """
+    lr, parts = group["lr"], group["parts"]
+    momentum.lerp_(gradient, 1 - MOMENTUM)
+    ahead = gradient.lerp(momentum, MOMENTUM).full_tensor()
+    matrices = torch.stack(ahead.chunk(parts))
+    factor = -0.2 * lr * math.sqrt(max(matrices.shape[1:]))
+    mesh, own = parameter.device_mesh, parameter.to_local()
+    rows = evened(matrices).flatten(0, 1).chunk(mesh.size())
+    own.mul_(1 - lr * group["weight_decay"])
+    if len(own):  # with more ranks than rows, the last have none
+        own.add_(rows[mesh.get_local_rank()], alpha=factor)
 
 
 def evened(matrices: Tensor) -> Tensor:
