@@ -158,7 +158,7 @@ def test_the_record_says_how_a_run_was_trained(runs: Path) -> None:
     assert found["world_sizes"] == [3] and record(runs / "one")["world_sizes"] == [1]
 
 
-def test_one_process_imports_no_other_module_of_parallel(tmp_path: Path) -> None:
+def test_one_process_imports_nothing_of_parallel_that_several_need(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom pathlib import Path\nfrom tests.jobs.ranked_runs import *\n"
         f"pretrain(Path({str(tmp_path / 'run')!r}), replace(PRETRAIN, steps=1))\n"
@@ -166,4 +166,4 @@ def test_one_process_imports_no_other_module_of_parallel(tmp_path: Path) -> None
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
-    assert done.stdout == "['mae.parallel.processes']\n"
+    assert done.stdout == "['mae.parallel.processes', 'mae.parallel.shards']\n"

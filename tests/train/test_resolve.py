@@ -110,7 +110,7 @@ def test_a_task_of_slurm_may_see_its_own_gpu_alone_and_its_own_cores(
 
     for count in (1, 8):
         monkeypatch.setattr("torch.cuda.device_count", lambda count=count: count)
-        setup._claim_device(AUTO, third)
+        claim_device(AUTO, third)
 
     assert chosen == [0, 3]
     assert cores_per_rank(third) == 3  # of a node that all tasks see whole

@@ -80,6 +80,8 @@ def with_strategy(
 
 def _why_not_sharded(config: FitConfig) -> str:
     """Return why FSDP2 cannot train a run, and what to do; empty if it can."""
+    if not isinstance(config, PretrainConfig | FinetuneConfig):
+        return "strategy: fsdp is for pretrain and finetune; use --strategy ddp"
     if config.half == "fp16":
         return (
             "precision: fp16 cannot be trained with --strategy fsdp, since each rank would scale "
