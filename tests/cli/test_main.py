@@ -192,7 +192,6 @@ def test_the_options_of_a_recipe_are_pinned() -> None:
     assert next(o for o in options_of(run) if o.flag == "model").default is None
     assert [o.flag for o in options_of(run) if is_dataclass(o.owner)] == (
         "epochs steps minutes batch micro-batch checkpoint-every lr seed precision compile "
-        "epochs steps minutes batch micro-batch checkpoint-every lr seed precision compile "
         "strategy device threads workers save-every-steps async-save log-every-steps keep "
         "keep-checkpoints follow-weights resize max-bad image-size crop-pct "
         "mask-kind mask-ratio channels measure-pixels init-channels views-per-decode "
