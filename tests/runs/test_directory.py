@@ -65,6 +65,7 @@ def test_what_may_change_on_resume_may_change_and_is_recorded(tmp_path):
         micro_batch=8,
         checkpoint_every=2,
         compile=True,
+        strategy="fsdp",
         log_every_steps=7,
         save_every_steps=9,
         async_save=True,
@@ -83,7 +84,7 @@ def test_what_may_change_on_resume_may_change_and_is_recorded(tmp_path):
     "name",
     sorted(
         {field.name for field in dataclasses.fields(FitConfig)}
-        - {"workers", "device", "threads", "micro_batch", "checkpoint_every", "compile"}
+        - {"workers", "device", "threads", "micro_batch", "checkpoint_every", "compile", "strategy"}
         - {"log_every_steps", "save_every_steps", "async_save", "keep", "keep_checkpoints", "optim"}
     ),
 )
