@@ -172,7 +172,7 @@ def test_verbs_and_options_are_pinned() -> None:
         "recipes show": "NAME json traceback",
         "recipes diff": "A B json traceback",
         "recipes paper": "json traceback",
-        "plan": "RECIPE data gpu images measure config quiet model json traceback",
+        "plan": "RECIPE data gpu ranks images measure config quiet model json traceback",
         "data pack": "DATA DST short-side quality raw quiet json traceback",
         "data verify": "PACK quiet json traceback",
         "weights inspect": "WEIGHTS take json traceback",

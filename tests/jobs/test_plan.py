@@ -18,7 +18,9 @@ from mae.config.run import PretrainConfig
 from mae.data.batching.batch import Batch
 from mae.errors import ConfigError
 from mae.jobs.plan import plan
+from mae.model.costs import block_parameters
 from mae.model.create import create
+from mae.model.transformer import Block
 from mae.planning.estimate import Estimate
 from mae.planning.hardware import Machine, card_named, machine_of
 from mae.recipes.catalogue import DEMO, find_config
@@ -37,10 +39,10 @@ def planned(config: PretrainConfig, *, recipe: str = "folder", **given: Any) -> 
     return plan(config, recipe=recipe, log=lambda line: None, **given)
 
 
-def paper(size: str, *, gpu: str, **fields: Any) -> Estimate:
+def paper(size: str, *, gpu: str, ranks: int | None = None, **fields: Any) -> Estimate:
     recipe = f"paper-vit-{size}"
     config = dataclasses.replace(find_config(recipe, PretrainConfig), **fields)
-    return planned(config, recipe=recipe, gpu=gpu)
+    return planned(config, recipe=recipe, gpu=gpu, ranks=ranks)
 
 
 def row(found: Estimate, name: str) -> str:
@@ -206,6 +208,77 @@ def test_without_measuring_the_line_says_how_to_get_it() -> None:
 
     assert row(found, "time") == "add --measure for this machine, or --gpu h100 for another"
     assert report_of(found).values["images_per_second"] is None
+
+
+@pytest.mark.parametrize("model", SHAPES.values(), ids=SHAPES)
+def test_blocks_are_counted_as_they_are(model: ModelConfig) -> None:
+    built = create(model)
+    blocks = [part for part in built.modules() if isinstance(part, Block)]
+
+    counted = block_parameters(model)
+
+    assert counted == [sum(p.numel() for p in block.parameters()) for block in blocks]
+    assert block_parameters(model, decoder=False) == counted[: model.depth]
+
+
+def test_ranks_divide_the_state_and_gather_a_block_at_a_time() -> None:
+    ddp, fsdp = (
+        paper("h", gpu="h100", ranks=8, precision="bf16", micro_batch=64, strategy=strategy)
+        for strategy in ("ddp", "fsdp")
+    )
+
+    count = ddp.parameters
+    assert ddp.state_bytes == 18 * count + 4 * ddp.frozen
+    assert fsdp.state_bytes == math.ceil((16 * count + 4 * fsdp.frozen) / 8)
+    # The last block of the encoder: 12 x 1280^2 + 13 x 1280 parameters.
+    block = 12 * 1280**2 + 13 * 1280
+    outside = count + fsdp.frozen - 32 * block - 8 * (12 * 512**2 + 13 * 512)
+    assert ddp.gathered_bytes == 0 and fsdp.gathered_bytes == 10 * outside + 10 * block
+    assert ddp.wire_bytes == round(2 * 7 / 8 * 4 * count)
+    inside = count + fsdp.frozen - outside
+    sent = 2 * 2 * inside + 4 * outside + 4 * count  # twice gathered, once, and added up
+    assert fsdp.micro_batches == 8 and fsdp.wire_bytes == pytest.approx(7 / 8 * 8 * sent)
+    assert fsdp.largest_micro_batch > ddp.largest_micro_batch
+    assert "1/8" not in row(ddp, "strategy") and "in 8 passes" in row(fsdp, "exchange")
+
+
+def test_a_state_that_does_not_fit_is_divided() -> None:
+    small = Machine("small", 16, "cuda", 8 * 2**30, "l4", elsewhere=True, has_bf16=True)
+
+    found = paper("h", gpu="l4", ranks=16)
+    divided = found._replace(machine=small)
+
+    assert (found.strategy, divided.strategy) == ("ddp", "fsdp")
+    assert found.ddp_fits and not divided.ddp_fits and divided.largest_micro_batch > 0
+    assert row(found, "strategy") == "ddp: each rank holds the whole state; auto: the whole fits"
+    assert row(divided, "strategy").endswith("a part of the state; auto: the whole does not fit")
+    alone = divided._replace(machine=small._replace(ranks=1))
+    assert alone.strategy == "ddp" and alone.wire_bytes == 0
+    assert row(alone, "micro-batch").startswith("not one image fits")
+
+
+def test_ranks_of_a_processor_divide_its_memory() -> None:
+    one, four = (
+        planned(dataclasses.replace(DEMO, device="cpu"), images=60_000, ranks=n) for n in (None, 4)
+    )
+
+    assert four.machine.ranks == 4 and four.batch_per_rank == one.batch_per_rank / 4
+    assert four.machine.memory_bytes == one.machine.memory_bytes / 4
+
+
+@pytest.mark.parametrize(
+    ("gpu", "ranks", "measure", "line"),
+    [
+        ("h100x8", 2, False, "ranks: got 2 for 8 x h100, expected as many; drop one"),
+        ("h100", 0, False, "ranks: got 0, expected 1 to 4096"),
+        (None, 2, True, "measure: takes one process; drop it, or --ranks"),
+    ],
+)
+def test_ranks_that_cannot_be_planned_are_one_line(
+    gpu: str | None, ranks: int, *, measure: bool, line: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{line}$"):
+        planned(DEMO, images=60_000, gpu=gpu, ranks=ranks, measure=measure)
 
 
 def test_a_batch_smaller_than_the_ranks_is_refused() -> None:

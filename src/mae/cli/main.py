@@ -126,12 +126,13 @@ def _run(words: list[str]) -> int:
         print(help_text(verb.run, shown, verb=verb.name))
         return 0
     slurm, others = split_words(rest)
-    values, named = read_words(others, [*options, RANKS], verb=verb.name)
+    starts = all(option.path != "ranks" for option in options)  # else, ranks of a plan
+    values, named = read_words(others, [*options, *[RANKS] * starts], verb=verb.name)
     if slurm is not None:
         report = submit_command(verb, slurm, others, options, values, named)
         print(json.dumps(report.values) if named.get("json") else align(report.rows))
         return report.exit_code
-    if (count := _ranks_to_start(verb, named.pop("ranks", None))) > 1:
+    if (count := _ranks_to_start(verb, named.pop("ranks", None) if starts else None)) > 1:
         return _launch(words, ranks=count)
     as_json, _ = named.pop("json", False), named.pop("traceback", False)
     report = report_of(verb.run(*values, **named))

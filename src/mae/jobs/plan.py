@@ -17,7 +17,7 @@ from mae.data.types import Log
 from mae.errors import ConfigError
 from mae.model.costs import count_parameters
 from mae.planning.estimate import Estimate
-from mae.planning.hardware import machine_of, this_machine
+from mae.planning.hardware import machine_of, this_machine, with_ranks
 from mae.recipes.pretraining import PRETRAINING
 from mae.train.choice import choose_config
 from mae.train.measure import with_measured_rate
@@ -32,6 +32,7 @@ def plan(
     recipe: str,
     data: Data | None = None,
     gpu: str | None = None,
+    ranks: int | None = None,
     images: int | None = None,
     measure: bool = False,
     kept: Collection[str] | None = None,
@@ -44,6 +45,7 @@ def plan(
         recipe: its name; a published recipe is planned for ImageNet-1k unless told otherwise.
         data: whatever `open_source` takes; gives number, channels and dtype of the images.
         gpu: card and how many, as in h100x8; none: this machine.
+        ranks: number of processes; none: one for each card.
         images: number of images instead of `data`.
         measure: whether to measure the rate of this machine, on steps whose result is discarded.
         kept: see `pretrain`; the recipe folder chooses only with `data`.
@@ -54,9 +56,13 @@ def plan(
     """
     if measure and gpu is not None:
         raise ConfigError("measure: has no effect with --gpu, a machine elsewhere; drop one")
+    if measure and ranks not in (None, 1):
+        raise ConfigError("measure: takes one process; drop it, or --ranks")
     if config.follow_weights:
         raise ConfigError(f"plan: {recipe} takes its network from weights; use --follow-weights no")
     machine = this_machine(config.device) if gpu is None else machine_of(gpu)
+    if ranks is not None:
+        machine = with_ranks(machine, ranks)
     precision = resolve_precision(config.precision, has_bf16=machine.has_bf16)
     config = replace(config, precision=precision)
     choose = partial(choose_config, kept=kept, device=machine.device, log=log)

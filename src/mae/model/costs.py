@@ -25,6 +25,15 @@ def count_parameters(config: ModelConfig) -> tuple[int, int]:
     return encoder + decoder + head, (1 + config.num_patches) * (D + E)
 
 
+def block_parameters(config: ModelConfig, *, decoder: bool = True) -> list[int]:
+    """Count the parameters of each block: those of the encoder, then those of the decoder."""
+    blocks = [_block_parameters(config.width, config.mlp_ratio)] * config.depth
+    if decoder:
+        own = _block_parameters(config.decoder_width, config.mlp_ratio)
+        blocks += [own] * config.decoder_depth
+    return blocks
+
+
 def _block_parameters(width: int, mlp_ratio: float) -> int:
     hidden = hidden_width(width, mlp_ratio)
     attention = (width + 1) * 3 * width + (width + 1) * width

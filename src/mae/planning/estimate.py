@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,9 +22,11 @@ from mae.model.costs import (
     HALF,
     ActivationBytes,
     activation_bytes,
+    block_parameters,
     encoder_flops,
     step_flops,
 )
+from mae.planning.exchange import ddp_wire_bytes, fsdp_wire_bytes, gathered_bytes
 from mae.planning.hardware import Machine
 
 LEFT_FREE = 0.1
@@ -44,8 +46,9 @@ MEASURED, ELSEWHERE, UNKNOWN = "measured", "measured elsewhere", "not known"
 GiB = 2**30
 _PRINTED = (
     "recipe", "images", "parameters", "state_bytes", "largest_micro_batch", "batch_per_rank",
-    "micro_batch", "micro_batches", "memory_bytes", "flops_per_image", "images_per_second",
-    "step_seconds", "steps", "epochs_per_hour", "hours", "loader_cores",
+    "micro_batch", "micro_batches", "memory_bytes", "strategy", "gathered_bytes", "wire_bytes",
+    "flops_per_image", "images_per_second", "step_seconds", "steps", "epochs_per_hour", "hours",
+    "loader_cores",
 )  # fmt: skip
 
 
@@ -72,12 +75,51 @@ class Estimate(NamedTuple):
         return math.ceil(self.config.batch / self.machine.ranks)
 
     @property
+    def ddp_fits(self) -> bool:
+        """Whether the whole state, the batch and one image fit into the memory of each rank."""
+        whole = self._replace(config=dataclasses.replace(self.config, strategy="ddp"))
+        return whole.largest_micro_batch > 0
+
+    @property
+    def strategy(self) -> Literal["ddp", "fsdp"]:
+        """What each rank holds; of "auto", DDP where it fits. One rank holds all."""
+        if self.machine.ranks == 1 or self.config.strategy == "ddp":
+            return "ddp"
+        if self.config.strategy == "fsdp":
+            return "fsdp"
+        return "ddp" if self.config.half == "fp16" or self.ddp_fits else "fsdp"
+
+    @property
     def state_bytes(self) -> int:
         """Bytes per rank: weights, gradients, moments, average, half-precision copies, tables."""
         averaged = isinstance(self.config, FinetuneConfig) and self.config.ema is not None
+        state = (5 if averaged else 4) * FLOAT32 * self.parameters + FLOAT32 * self.frozen
+        if self.strategy == "fsdp":  # weights are gathered in half precision, without copies
+            return math.ceil(state / self.machine.ranks)
         # Autocast keeps a copy of each weight until the backward pass is done.
-        each = (5 if averaged else 4) * FLOAT32 + (0 if self.config.half is None else HALF)
-        return each * self.parameters + FLOAT32 * self.frozen
+        return state + (0 if self.config.half is None else HALF * self.parameters)
+
+    @property
+    def _blocks(self) -> list[int]:
+        """Parameters of each module that FSDP2 gathers by itself."""
+        return block_parameters(self.config.model, decoder=isinstance(self.config, PretrainConfig))
+
+    @property
+    def gathered_bytes(self) -> int:
+        """Bytes per rank of what FSDP2 gathers at a time; 0 for DDP."""
+        if self.strategy == "ddp":
+            return 0
+        parameters = self.parameters + self.frozen
+        return gathered_bytes(self._blocks, parameters, half=self.config.half is not None)
+
+    @property
+    def wire_bytes(self) -> int:
+        """Bytes that a rank sends in a step, and receives."""
+        counts, ranks = (self.parameters, self.frozen), self.machine.ranks
+        if self.strategy == "ddp":
+            return ddp_wire_bytes(self.parameters, ranks=ranks)
+        half = self.config.half is not None
+        return self.micro_batches * fsdp_wire_bytes(self._blocks, *counts, ranks=ranks, half=half)
 
     @property
     def activations(self) -> ActivationBytes:
@@ -120,7 +162,8 @@ class Estimate(NamedTuple):
     @property
     def largest_micro_batch(self) -> int:
         """Images of a pass that fit, with a tenth of the memory left free; 0 if none does."""
-        usable = (1 - LEFT_FREE) * self.machine.memory_bytes - self.state_bytes - self.batch_bytes
+        usable = (1 - LEFT_FREE) * self.machine.memory_bytes
+        usable -= self.state_bytes + self.gathered_bytes + self.batch_bytes
         fit = max(0, int(usable // self.image_bytes))
         return fit if fit >= self.batch_per_rank else fit // self._threads
 
@@ -139,7 +182,8 @@ class Estimate(NamedTuple):
     def memory_bytes(self) -> int:
         """Bytes per rank during a step."""
         at_once = min(self.batch_per_rank, self.micro_batch * self._threads)
-        return self.state_bytes + self.batch_bytes + at_once * self.image_bytes
+        held = self.state_bytes + self.gathered_bytes + self.batch_bytes
+        return held + at_once * self.image_bytes
 
     @property
     def flops_per_image(self) -> int:
@@ -233,9 +277,20 @@ class Estimate(NamedTuple):
     def _memory_rows(self) -> Iterator[tuple[str, str, str]]:
         config, largest = self.config, self.largest_micro_batch
         state = f"{self.parameters:,} parameters, gradients and two moments"
-        if config.half is not None:
+        sharded = self.strategy == "fsdp"
+        if config.half is not None and not sharded:
             state += f", {config.precision} copies"
-        yield "state", f"{self.state_bytes / GiB:.3g} GiB: {state}", TESTED
+        if self.machine.ranks > 1:
+            held = "a part of the state" if sharded else "the whole state"
+            auto = "fits" if self.ddp_fits else "does not fit"
+            why = f"; auto: the whole {auto}" if config.strategy == "auto" else ""
+            basis = ESTIMATE if why else GIVEN
+            yield "strategy", f"{self.strategy}: each rank holds {held}{why}", basis
+        part = f", divided among {self.machine.ranks:,} ranks" * sharded
+        yield "state", f"{self.state_bytes / GiB:.3g} GiB: {state}{part}", TESTED
+        if sharded:
+            what = "what is outside of blocks, and two blocks at a time"
+            yield "gathered", f"{self.gathered_bytes / GiB:.3g} GiB: {what}", ESTIMATE
         kept, again = (count / 2**20 for count in self.activations)
         an_image = f"{kept:,.4g} MiB kept for the backward pass"
         if again:
@@ -252,7 +307,12 @@ class Estimate(NamedTuple):
         yield "batch", f"{config.batch:,}: {passes}", GIVEN
         if self.micro_batch > largest:
             yield "", f"too many: use --micro-batch {largest}", ESTIMATE
-        yield "memory", f"{self.memory_bytes / GiB:.3g} GiB{rank}, at least", TESTED
+        basis = ESTIMATE if sharded else TESTED
+        yield "memory", f"{self.memory_bytes / GiB:.3g} GiB{rank}, at least", basis
+        if self.machine.ranks > 1:
+            often = f", in {self.micro_batches:,} passes" * (sharded and self.micro_batches > 1)
+            sent = f"{self.wire_bytes / GiB:.3g} GiB sent a rank and step{often}"
+            yield "exchange", sent, TESTED
 
     def _time_rows(self) -> Iterator[tuple[str, str, str]]:
         work = self.flops_per_image / 1e9

@@ -103,6 +103,22 @@ def machine_of(text: str) -> Machine:
     raise ConfigError(f"gpu: got {text!r}, expected a card and how many, as in h100x8; {hint}")
 
 
+def with_ranks(machine: Machine, ranks: int) -> Machine:
+    """Return the machine as so many ranks; those of a CPU divide its memory, a GPU is of one.
+
+    Raises:
+        ConfigError: for less than 1 or too many, or another number than the machine's.
+    """
+    if not 1 <= ranks <= MOST:
+        raise ConfigError(f"ranks: got {ranks}, expected 1 to {MOST}")
+    if machine.ranks not in (1, ranks):
+        raise ConfigError(
+            f"ranks: got {ranks} for {machine.ranks} x {machine.name}, expected as many; drop one"
+        )
+    memory = machine.memory_bytes / (ranks if machine.device == "cpu" else 1)
+    return machine._replace(ranks=ranks, memory_bytes=memory)
+
+
 def card_named(device: str) -> str | None:
     """Find the key in `CARDS` for a driver's device name ("NVIDIA H100 80GB HBM3")."""
     words = re.split(r"[^a-z0-9]+", device.lower().replace("rtx ", "rtx"))

@@ -68,6 +68,7 @@ def plan(
     *,
     data: str | None = None,
     gpu: str | None = None,
+    ranks: int | None = None,
     images: int | None = None,
     measure: bool = False,
     config: Path | None = None,
@@ -81,6 +82,7 @@ def plan(
 
     Args:
         gpu: GPU and number of them, as in h100x8; none: this machine.
+        ranks: Number of processes, each with a GPU or a part of this machine; none: one per GPU.
         images: Number of images instead of --data; none: that of ImageNet-1k, for the paper's
             recipes.
         measure: Measure the rate of this machine with a few steps, which are discarded.
@@ -91,7 +93,14 @@ def plan(
 
     with Progress(quiet=quiet) as progress:
         kept = kept_fields(recipe, fields, file=config)
-        given = {"data": data, "gpu": gpu, "images": images, "measure": measure, "kept": kept}
+        given = {
+            "data": data,
+            "gpu": gpu,
+            "ranks": ranks,
+            "images": images,
+            "measure": measure,
+            "kept": kept,
+        }
         result = job.plan(resolved, recipe=recipe, log=progress.note, **given)  # type: ignore[arg-type]
     return result
 
