@@ -18,7 +18,7 @@ from mae.config.run import PretrainConfig
 from mae.data.batching.batch import Batch
 from mae.errors import ConfigError
 from mae.jobs.plan import plan
-from mae.model.costs import block_parameters
+from mae.model.costs import block_parameters, count_parameters
 from mae.model.create import create
 from mae.model.transformer import Block
 from mae.planning.estimate import Estimate
@@ -28,6 +28,7 @@ from mae.report.tables import report_of
 from mae.train.resolve import new_state
 from mae.train.step import OptimiserStep, pretraining_loss
 from tests.model.costed import SHAPES, drawn
+from tests.parallel.test_processes import two_processes
 
 BASES = {
     *("given", "data sheet", "formula, tested", "estimate"),
@@ -72,6 +73,28 @@ def test_memory_is_what_a_step_takes(model: ModelConfig) -> None:
     real += images.nbytes + noise.nbytes + 4 * images.numel()
     real += round(2 * saved_bytes(state.model, images, noise))  # type: ignore[arg-type]
     assert found.memory_bytes == pytest.approx(real, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_two_ranks_hold_and_send_what_is_planned() -> None:
+    from tests.jobs.bytes_of_ranks import CONFIGS
+
+    program = "import runpy; runpy.run_module('tests.jobs.bytes_of_ranks', run_name='__main__')"
+    lines = [output.splitlines() for output, _ in two_processes(program)]
+
+    for config, *of_ranks in zip(CONFIGS, *lines, strict=True):
+        machine = Machine("two", 2, "cpu", 2**30)
+        found = Estimate(config, machine, 10, *count_parameters(config.model))
+        first, second = ([int(word) for word in line.split()] for line in of_ranks)
+        held, sent, gradients = (list(pair) for pair in zip(first, second, strict=True))
+        assert sum(held) == 2 * found.state_bytes
+        assert gradients == [4 * found.parameters] * 2
+        if config.strategy == "ddp":  # half of the gradients, twice
+            assert held[0] == held[1] and found.wire_bytes == gradients[0]
+            continue
+        # Tokens of one row are not divided, and norms stay float32 where blocks are bf16.
+        assert held == pytest.approx([found.state_bytes] * 2, rel=0.005)
+        assert sent == pytest.approx([found.wire_bytes] * 2, rel=0.01)
 
 
 def test_every_line_says_how_it_is_known() -> None:
