@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from mae.parallel.exchange import GradientExchange
-from mae.parallel.fsdp import ShardedExchange
 from torch import Tensor
 
 from mae.config.run import PretrainConfig
 from mae.data.batching.batch import Batch
 from mae.model.create import create
 from mae.parallel.ddp import ReplicatedExchange
+from mae.parallel.exchange import GradientExchange
+from mae.parallel.fsdp import ShardedExchange
 from mae.parallel.processes import open_communicator
 from mae.runs.state import TrainState
 from mae.train.resolve import new_state

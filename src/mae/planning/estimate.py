@@ -82,12 +82,11 @@ class Estimate(NamedTuple):
 
     @property
     def strategy(self) -> Literal["ddp", "fsdp"]:
-        """What each rank holds; of "auto", DDP where it fits. One rank holds all."""
+        """What each rank holds; of "auto", DDP where it fits or FSDP2 cannot train the run."""
         if self.machine.ranks == 1 or self.config.strategy == "ddp":
             return "ddp"
-        if self.config.strategy == "fsdp":
-            return "fsdp"
-        return "ddp" if self.config.half == "fp16" or self.ddp_fits else "fsdp"
+        whole = self.config.half == "fp16" or self.config.compile or self.ddp_fits
+        return "ddp" if self.config.strategy == "auto" and whole else "fsdp"
 
     @property
     def state_bytes(self) -> int:
