@@ -42,6 +42,7 @@ def test_public_names() -> None:
         "create",
         "embed",
         "evaluate",
+        "features",
         "finetune",
         "load",
         "load_encoder",

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mae.errors import TrainingError as TrainingError
     from mae.errors import WeightsError as WeightsError
     from mae.jobs.embed import embed as embed
+    from mae.jobs.embed import features as features
     from mae.jobs.evaluate import evaluate as evaluate
     from mae.jobs.finetune import Tuned as Tuned
     from mae.jobs.finetune import finetune as finetune
@@ -51,7 +52,7 @@ _NAMES = {
     "ObjectiveConfig OptimConfig PixelConfig PretrainConfig",
     "mae.errors": "CheckpointError ConfigError DataError "
     "MaeError ShapeError Stopped TrainingError WeightsError",
-    "mae.jobs.embed": "embed",
+    "mae.jobs.embed": "embed features",
     "mae.jobs.evaluate": "evaluate",
     "mae.jobs.finetune": "Tuned finetune",
     "mae.jobs.predict": "Predicted predict",

@@ -62,6 +62,24 @@ def test_features_are_those_of_the_encoder_on_whole_pictures(weights: Path, pict
     np.testing.assert_allclose(features, encoder.encode(read.images, pool="grid"), atol=1e-6)
 
 
+def test_maps_of_blocks_are_those_of_the_encoder_on_whole_pictures(
+    weights: Path, pictures: Path
+) -> None:
+    encoder, source = mae.load_encoder(weights), FolderSource.of_files(whole(pictures))
+    size = (TINY.image_size[0] * 2, TINY.image_size[1])
+    read = evaluation_batch(source, range(7), kind=PixelKind("uint8", 3), size=size)
+
+    with pytest.warns(UserWarning, match="1b.jpg"):
+        maps = mae.features(weights, pictures, blocks=(1, 0), image_size=size, batch=3, quiet=True)
+
+    (h, w), expected = TINY.grid, encoder.intermediates(read.images, blocks=(1, 0))
+    assert [(m.shape, m.dtype) for m in maps] == [((7, 24, 2 * h, w), np.float32)] * 2
+    for found, theirs in zip(maps, expected, strict=True):
+        np.testing.assert_allclose(found, theirs.detach(), atol=1e-5)
+    with pytest.raises(ConfigError, match="block: got 2"):
+        mae.features(weights, pictures, blocks=(2,), quiet=True)
+
+
 def test_paths_pillow_pictures_and_arrays_give_the_same_features(
     weights: Path, tmp_path: Path
 ) -> None:

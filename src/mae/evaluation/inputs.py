@@ -19,7 +19,7 @@ from mae.data.augment.crop import evaluation_view
 from mae.data.batching.batch import Bad, EvaluationBatch, View, evaluation_batch
 from mae.data.decoding.header import kind_of
 from mae.data.sources.source import Source
-from mae.data.types import Log
+from mae.data.types import Log, Size
 from mae.errors import ConfigError, DataError
 from mae.evaluation.precision import set_precision
 from mae.evaluation.split import Ids, Labels
@@ -157,18 +157,19 @@ def evaluation_batches(
     *,
     batch: int,
     view: View | None = None,
+    size: Size | None = None,
     process: ProcessInfo = SINGLE_PROCESS.process,
 ) -> Iterator[EvaluationBatch]:
     """Read images in the format an encoder was trained on, in its evaluation view or another.
 
-    Several processes divide the work by whole batches: the features of an image may differ in
-    the last bit with the size of its batch.
+    They have its image size, or `size`. Several processes divide the work by whole batches: the
+    features of an image may differ in the last bit with the size of its batch.
     """
     config = encoder.config
     kind = kind_of(config)
     view = view or partial(evaluation_view, crop_pct=config.crop_pct)
     for part in _own_batches(ids, batch=batch, process=process):
-        yield evaluation_batch(source, part, kind=kind, size=config.image_size, view=view)
+        yield evaluation_batch(source, part, kind=kind, size=size or config.image_size, view=view)
 
 
 def _own_batches(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Unpack
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from mae.atomic import fsync_folder, open_atomic
@@ -35,7 +36,7 @@ from mae.evaluation.inputs import (
     report_unreadable,
     weights_name,
 )
-from mae.model.encoder import Pool
+from mae.model.encoder import Encoder, Pool
 from mae.parallel.processes import open_communicator
 from mae.progress import Progress
 from mae.report.parquet import ENDING, require_pyarrow, write_features
@@ -79,20 +80,82 @@ def embed(
         MaeError: for whatever the user must change, in one line.
     """
     settings = FeatureSettings(pool, batch, device, crop_pct, given, precision=precision)
-    features, bad, warned = list[Array](), list[Bad](), list[Bad]()
+
+    def compute(encoder: Encoder, stored: Tensor) -> tuple[Array, ...]:
+        return (encoder_features(encoder, [stored], pools=[pool])[pool],)
+
+    (found,) = _computed(weights, images, settings, compute, quiet=quiet)
+    return found
+
+
+def features(
+    weights: Weights,
+    images: Images,
+    *,
+    blocks: Sequence[int] = (-1,),
+    image_size: tuple[int, int] | None = None,
+    batch: int = 64,
+    device: str = "auto",
+    crop_pct: float | None = None,
+    quiet: bool = False,
+    **given: Unpack[Given],
+) -> tuple[Array, ...]:
+    """Compute maps of intermediate features of whole images, without randomness, in float32.
+
+    Args:
+        weights: as for `embed`.
+        images: as for `embed`.
+        blocks: numbers of blocks from 0; negative numbers count from the last.
+        image_size: height and width that the evaluation view is resized to, multiples of the
+            patch size; none: those of the weights.
+        batch: images encoded at a time.
+        device: see `choose_device`.
+        crop_pct: fraction of an image that is kept, see `ModelConfig`; none: as in the weights.
+        quiet: show no progress and no notes.
+        given: what the weights do not say, see `Given`.
+
+    Returns:
+        For each block n D h w float32, before the encoder's last norm. An unreadable image has no
+        row; a warning names it.
+
+    Raises:
+        MaeError: for whatever the user must change, in one line.
+    """
+    settings = FeatureSettings("tokens", batch, device, crop_pct, given)
+
+    @torch.inference_mode()
+    def compute(encoder: Encoder, stored: Tensor) -> tuple[Array, ...]:
+        maps = encoder.intermediates(stored.to(encoder.cls_token.device), blocks=blocks)
+        return tuple(each.cpu().numpy() for each in maps)
+
+    return _computed(weights, images, settings, compute, size=image_size, quiet=quiet)
+
+
+def _computed(
+    weights: Weights,
+    images: Images,
+    settings: FeatureSettings,
+    compute: Callable[[Encoder, Tensor], tuple[Array, ...]],
+    *,
+    size: tuple[int, int] | None = None,
+    quiet: bool,
+) -> tuple[Array, ...]:
+    """Compute arrays of n rows each in batches, with progress; warn of unreadable images."""
+    parts, bad, warned = list[tuple[Array, ...]](), list[Bad](), list[Bad]()
     with Progress(quiet=quiet) as progress:
         encoder = open_for_features(weights, settings, log=progress.note)
         source = open_images(images, encoder.config, log=progress.note)
-        if shows := len(source) > batch:
+        every = range(len(source))
+        if shows := len(source) > settings.batch:
             progress.start(len(source), label="image")
-        for got in evaluation_batches(encoder, source, range(len(source)), batch=batch):
-            features.append(encoder_features(encoder, [got.images], pools=[pool])[pool])
+        for got in evaluation_batches(encoder, source, every, batch=settings.batch, size=size):
+            parts.append(compute(encoder, got.images))
             bad += got.bad
             warned += got.warned
             if shows:
-                progress.update(sum(map(len, features)) + len(bad))
-    report_unreadable(len(source), bad, warned, log=partial(warnings.warn, stacklevel=3))
-    return np.concatenate(features)
+                progress.update(sum(len(rows) for rows, *_ in parts) + len(bad))
+    report_unreadable(len(source), bad, warned, log=partial(warnings.warn, stacklevel=4))
+    return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
 
 
 class Embedded(NamedTuple):
