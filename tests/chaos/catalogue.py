@@ -229,6 +229,12 @@ RANKS = (
         ranks.signals, 12,
     ),
     FaultTest(
+        "slurm-requeue",
+        "A SLURM job that gets SIGUSR1 saves, is requeued and ends bit for bit where it would "
+        "have (stand-ins for sbatch, srun and scontrol).",
+        existing("tests/jobs/test_slurm.py"), 1,
+    ),
+    FaultTest(
         "ranks-second-signal",
         "A second signal ends all ranks within 2 s.",
         ranks.second_signal, 3,

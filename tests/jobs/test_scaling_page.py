@@ -77,6 +77,7 @@ def strategies(capsys: pytest.CaptureFixture[str]) -> Iterator[str]:
         yield " | ".join(cells)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", [epochs, loaders, strategies], ids=lambda table: table.__name__)
 def test_the_figures_of_the_page_are_those_of_a_plan(
     table: Any, capsys: pytest.CaptureFixture[str]
