@@ -7,7 +7,13 @@ from typing import Literal
 
 from mae.config.dense import DenseConfig, HeadConfig
 from mae.config.model import require, require_numbers
-from mae.config.run import AugmentConfig, TransferConfig, require_train_blocks
+from mae.config.run import (
+    AugmentConfig,
+    FinetuneConfig,
+    PretrainConfig,
+    TransferConfig,
+    require_train_blocks,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,8 +28,6 @@ class SegmentConfig(TransferConfig):
     """How the encoder sees a large image."""
     auxiliary_weight: float = 0.4
     """Weight of the auxiliary head in the loss."""
-    ignore_index: int = 255
-    """Value of mask pixels without a class; they count in no loss and no metric."""
     short_side: int | None = None
     """Short side that images are resized to, in training times a draw of scale_range; none: as
     stored."""
@@ -44,7 +48,6 @@ class SegmentConfig(TransferConfig):
         # slots=True makes a new class, which the bare form of super() does not find.
         super(SegmentConfig, self).__post_init__()  # noqa: UP008
         require_numbers(self, "at least 0", "auxiliary_weight")
-        require_numbers(self, "at least 0, at most 255", "ignore_index")
         require_numbers(self, "at least 1", "short_side", "stride")
         require_numbers(self, "above 0, at most 1", "most_of_class")
         low, high = self.scale_range
@@ -59,3 +62,7 @@ class SegmentConfig(TransferConfig):
         require_train_blocks(self, 0)  # 0: a frozen encoder
         if not self.follow_weights:
             self.head.blocks_of(self.model.depth)
+
+
+AnyRunConfig = PretrainConfig | FinetuneConfig | SegmentConfig
+"""Configuration of a run of any kind."""

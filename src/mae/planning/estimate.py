@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from mae.config.model import ModelConfig
-from mae.config.run import FinetuneConfig, FitConfig, PretrainConfig
+from mae.config.run import FinetuneConfig, FitConfig, PretrainConfig, TransferConfig
+from mae.config.segment import AnyRunConfig
 from mae.config.sizes import size_name
 from mae.model.costs import (
     FLOAT32,
@@ -55,7 +56,7 @@ _PRINTED = (
 class Estimate(NamedTuple):
     """Estimated requirements of a run on a machine; figures that are unknown are nan."""
 
-    config: PretrainConfig | FinetuneConfig
+    config: AnyRunConfig
     machine: Machine
     images: int
     parameters: int
@@ -188,7 +189,7 @@ class Estimate(NamedTuple):
     def flops_per_image(self) -> int:
         """FLOPs in a training step, averaged over the run if the image size grows."""
         config = self.config
-        if isinstance(config, FinetuneConfig):
+        if isinstance(config, TransferConfig):
             return 3 * encoder_flops(config.model)  # the backward pass has twice the products
         every, objective = config.checkpoint_every, config.objective
         parts = stage_models(config)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mae.config.run import FinetuneConfig, FitConfig, PretrainConfig
+from mae.config.segment import SegmentConfig
 from mae.config.serialize import RENAMED, did_you_mean, field_types, from_dict, to_dict
 from mae.config.sizes import size_fields
 from mae.errors import ConfigError
@@ -20,6 +21,7 @@ from mae.recipes.folder import NAME as FOLDER_NAME
 from mae.recipes.folder import fitting_patch
 from mae.recipes.folder_tuning import NAME as TUNING_NAME
 from mae.recipes.recipe import ConfigT, Recipe
+from mae.recipes.segmenting import NAME as SEGMENT_NAME
 
 _WEIGHTS = (".pth", ".pt", ".safetensors", ".bin")
 _LENGTHS = ("epochs", "steps", "minutes")
@@ -86,11 +88,13 @@ def kept_fields(
         file: as in `build_config`.
 
     Returns:
-        None for any recipe but `folder` and `finetune-folder`: nothing is chosen.
+        None for any recipe but `folder`, `finetune-folder` and `segment-folder`: nothing is
+        chosen.
     """
-    if recipe not in (FOLDER_NAME, TUNING_NAME):
+    chosen = {FOLDER_NAME: PretrainConfig, TUNING_NAME: FinetuneConfig, SEGMENT_NAME: SegmentConfig}
+    if (cls := chosen.get(str(recipe))) is None:
         return None
-    given = name_fields(PretrainConfig if recipe == FOLDER_NAME else FinetuneConfig, fields)
+    given = name_fields(cls, fields)
     if isinstance(size := given.get("model"), str):
         given["model"] = size_fields(size)
     return frozenset((*_paths({} if file is None else read_fields(file)), *_paths(given)))

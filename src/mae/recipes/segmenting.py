@@ -113,7 +113,6 @@ SEGMENTING = (
             "auxiliary_weight": _MODEL,
             "augment": _DATA,
             **dict.fromkeys("short_side scale_range most_of_class distort".split(), _DATA),
-            "ignore_index": "mmsegmentation, the default of its heads",
             "steps": "the config of the recipe",
             "epochs": "160,000 batches of 16 of 20,210 images",
             "optim.lr": "the config's 1e-4, divided by batch 16 / 256",

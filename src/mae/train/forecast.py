@@ -11,6 +11,7 @@ from typing import NamedTuple
 from torch import nn
 
 from mae.config.run import FinetuneConfig, PretrainConfig
+from mae.config.segment import AnyRunConfig, SegmentConfig
 from mae.config.sizes import model_config
 from mae.model.costs import count_parameters, step_flops
 from mae.planning.estimate import Estimate, hours_in_words
@@ -70,6 +71,8 @@ def log_forecast(run: RunInProgress, model: nn.Module | None = None) -> None:
         for notice in _tuning_notices(run, config, rate):
             run.progress.note(f"notice: {notice}")
         return
+    if isinstance(config, SegmentConfig):
+        return
     chosen = _of_choice(config) if run.record.get("recipe") == NAME else None
     enough = chosen or (MUON if config.optim.name == "muon" else ADAMW)
     pretrained = run.record.get("init") is not None
@@ -120,7 +123,7 @@ def _of_choice(config: PretrainConfig) -> Enough | None:
 
 
 def _images_per_second(
-    run: RunInProgress, config: PretrainConfig | FinetuneConfig, model: nn.Module | None = None
+    run: RunInProgress, config: AnyRunConfig, model: nn.Module | None = None
 ) -> float:
     """Return the rate of this machine in images per second; nan where it is not measured."""
     num_steps: int = run.record["num_steps"]

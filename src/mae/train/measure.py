@@ -17,7 +17,8 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from mae.config.run import FinetuneConfig, PretrainConfig
+from mae.config.run import PretrainConfig, TransferConfig
+from mae.config.segment import AnyRunConfig, SegmentConfig
 from mae.data.batching.batch import Batch, BatchPlan, training_batch
 from mae.data.batching.loader import MADE_AHEAD, batches, on_device
 from mae.data.decoding.decode import PixelKind
@@ -31,9 +32,10 @@ from mae.progress import minutes_in_words
 from mae.train.finetune_batch import finetune_batch, soft_target_loss
 from mae.train.resolution_schedule import Stage, stages
 from mae.train.resolve import batch_plan, device_of, new_state
+from mae.train.segment_batch import segment_loss
 from mae.train.step import Loss, OptimiserStep, pretraining_loss
 
-RunConfig = TypeVar("RunConfig", bound=PretrainConfig | FinetuneConfig)
+RunConfig = TypeVar("RunConfig", bound=AnyRunConfig)
 
 RATE_STEPS, RATE_SECONDS = 10, 3.0  # at least both, to measure the rate for --minutes
 QUICK_STEPS, QUICK_SECONDS = 3, 1.5  # at least both, for an estimate
@@ -54,12 +56,12 @@ class StepRecipe(NamedTuple):
     """Images of one pass; none: as configured, or else the whole batch."""
 
 
-def step_recipe(
-    config: PretrainConfig | FinetuneConfig, plan: BatchPlan, device: torch.device
-) -> StepRecipe:
+def step_recipe(config: AnyRunConfig, plan: BatchPlan, device: torch.device) -> StepRecipe:
     """Return what a step of a run on a device computes."""
     if isinstance(config, PretrainConfig):
         return StepRecipe()
+    if isinstance(config, SegmentConfig):
+        return StepRecipe(segment_loss(config))
 
     def prepare(batch: Batch, step: int) -> Batch:
         return finetune_batch(batch, plan, config, step=step, device=device)
@@ -90,7 +92,7 @@ class Measurement(NamedTuple):
 
 
 def count_steps(
-    config: PretrainConfig | FinetuneConfig,
+    config: AnyRunConfig,
     plan: BatchPlan,
     model: nn.Module,
     recipe: StepRecipe = StepRecipe(),  # noqa: B008
@@ -161,7 +163,7 @@ def with_measured_rate(
 
 
 def step_seconds(
-    config: PretrainConfig | FinetuneConfig,
+    config: AnyRunConfig,
     plan: BatchPlan,
     model: nn.Module,
     recipe: StepRecipe = StepRecipe(),  # noqa: B008
@@ -288,7 +290,7 @@ def _seconds_with_a_cpu() -> float:
 
 @contextmanager
 def discarded_steps(
-    config: PretrainConfig | FinetuneConfig,
+    config: AnyRunConfig,
     model: nn.Module,
     recipe: StepRecipe = StepRecipe(),  # noqa: B008
 ) -> Iterator[Callable[[Batch, int], object]]:
@@ -337,7 +339,7 @@ def few_images(config: RunConfig, device: torch.device) -> RunConfig:
     """
     if device.type != "cpu":
         return config
-    if isinstance(config, FinetuneConfig):
+    if isinstance(config, TransferConfig):
         views, flops = 1, 3 * encoder_flops(config.model)
     else:
         views, flops = config.views_per_decode, step_flops(config.model, config.objective)

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mae.config.run import FinetuneConfig, PretrainConfig
+from mae.config.run import FinetuneConfig
+from mae.config.segment import AnyRunConfig
 from mae.data.batching.batch import Batch, BatchPlan, training_batch
 from mae.errors import ConfigError
 from mae.planning.estimate import Estimate, split_evenly
@@ -71,7 +72,7 @@ def choose_micro_batch(
 
 
 def largest_by_formula(
-    config: PretrainConfig | FinetuneConfig,
+    config: AnyRunConfig,
     model: nn.Module,
     memory_bytes: float,
     ranks: int = 1,
@@ -99,7 +100,7 @@ def largest_that_fits(fits: Callable[[int], bool], *, start: int) -> int:
 
 
 def fits_here(
-    config: PretrainConfig | FinetuneConfig,
+    config: AnyRunConfig,
     state: TrainState,
     stored: Batch,
     recipe: StepRecipe,

@@ -24,6 +24,7 @@ from mae.config.run import (
     TransferConfig,
     resolve_crop_pct,
 )
+from mae.config.segment import AnyRunConfig, SegmentConfig
 from mae.data.augment.randaugment import RandAugment, check_randaugment
 from mae.data.batching.batch import BatchPlan
 from mae.data.batching.loader import MADE_AHEAD
@@ -32,6 +33,7 @@ from mae.data.decoding.decode import PagesKind, PixelKind
 from mae.data.decoding.header import asked_channels, kind_of
 from mae.data.sampling.draws import Stream
 from mae.data.sampling.order import shuffled
+from mae.data.segmentation.source import MaskSource
 from mae.data.sources.source import ArraySource, Source
 from mae.data.survey import measure_pixels, survey
 from mae.data.types import Integers
@@ -44,11 +46,12 @@ from mae.parallel.processes import SINGLE_PROCESS, Communicator, ProcessInfo
 from mae.planning.hardware import choose_device, cores_per_rank, has_bf16
 from mae.runs.state import TrainState
 from mae.train.optim.parameter_groups import choose_trained, create_optimizer
+from mae.train.segment_batch import crop_rule, num_draws
 from mae.train.strategy import claim_device, with_strategy
 from mae.weights.given import Given
 from mae.weights.start_from import config_from_weights
 
-ConfigT = TypeVar("ConfigT", PretrainConfig, FinetuneConfig)
+ConfigT = TypeVar("ConfigT", PretrainConfig, FinetuneConfig, SegmentConfig)
 Precision = Literal["auto", "float32", "bf16", "fp16"]
 
 _KEPT_ON_RESUME = ("log_every_steps", "keep", "keep_checkpoints")
@@ -92,7 +95,7 @@ def resolve(
     stored = {} if begun is None else begun["config"]
     if isinstance(config, PretrainConfig) and begun is not None and "held_out" not in stored:
         config = dataclasses.replace(config, held_out=0.0)  # older versions trained on all
-    network = _finetuning_network if isinstance(config, FinetuneConfig) else _pretraining_network
+    network = _transfer_network if isinstance(config, TransferConfig) else _pretraining_network
     fields, kind = network(config, source, weights, given or {}, log=notes.append)
     fields["model"] = resolve_crop_pct(fields["model"], config.augment)
     fields |= {"follow_weights": False, "resize": None}
@@ -206,8 +209,8 @@ def _pretraining_network(
     return {"model": model, "objective": objective}, kind
 
 
-def _finetuning_network(
-    config: FinetuneConfig,
+def _transfer_network(
+    config: FinetuneConfig | SegmentConfig,
     source: Source,
     weights: str | Path | None,
     given: Given,
@@ -216,7 +219,8 @@ def _finetuning_network(
 ) -> tuple[dict[str, Any], PixelKind]:
     """Return the model of the weights, or a new one, which must take the images."""
     found = survey(source, max_bad=config.max_bad, log=log)
-    classes = len(source.class_names)
+    names = source.mask_classes if isinstance(source, MaskSource) else source.class_names
+    classes = len(names)
     if weights is not None:
         # The notes on assumptions are printed when the weights are loaded.
         model = config_from_weights(config, weights, num_classes=classes, **given).model
@@ -225,7 +229,7 @@ def _finetuning_network(
         if config.follow_weights:
             raise ConfigError(
                 "weights: expected --weights, a folder, file or run; from scratch there are the "
-                "recipes paper-scratch-vit-b, -l and -h"
+                "recipes paper-scratch-vit-b, -l and -h, and --follow-weights no with --model"
             )
         pixels = pixels_of(source, found)
         model = dataclasses.replace(config.model, channels=found.channels, pixels=pixels)
@@ -242,7 +246,7 @@ def _finetuning_network(
         raise DataError(
             f"data: the images are floating-point, the weights take {kind.dtype}; convert them"
         )
-    if config.rand_augment is not None:
+    if isinstance(config, FinetuneConfig) and config.rand_augment is not None:
         check_randaugment(RandAugment(config.rand_augment, model.pixels.mean), kind)
     return {"model": model, "num_classes": classes}, kind
 
@@ -274,7 +278,7 @@ def pixels_of(source: Source, kind: PixelKind, *, measured: bool = False) -> Pix
 
 
 def batch_plan(
-    config: PretrainConfig | FinetuneConfig,
+    config: AnyRunConfig,
     source: Source,
     kind: PixelKind,
     process: ProcessInfo = SINGLE_PROCESS.process,
@@ -299,6 +303,8 @@ def batch_plan(
             objective=config.objective,
             views_per_decode=config.views_per_decode,
         )
+    if isinstance(config, SegmentConfig):
+        return plan(segment=crop_rule(config), num_drops=num_draws(config))
     text, mean = config.rand_augment, config.model.pixels.mean
     return plan(
         num_drops=2 * config.model.depth if config.drop_path else 0,

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from mae.atomic import write_json_atomic
-from mae.config.run import FinetuneConfig, FitConfig, PretrainConfig
+from mae.config.run import FitConfig
+from mae.config.segment import AnyRunConfig
 from mae.config.serialize import to_dict
 from mae.data.batching.readers import exit_if_reader
 from mae.data.decoding.decode import PixelKind
@@ -43,7 +44,7 @@ class RunInProgress(NamedTuple):
     """A run in progress, without its training state."""
 
     rundir: RunDir
-    config: PretrainConfig | FinetuneConfig
+    config: AnyRunConfig
     source: Source
     kind: PixelKind
     record: dict[str, Any]
@@ -183,7 +184,7 @@ def data_record(
     }
 
 
-def _defaults_of(config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
+def _defaults_of(config: AnyRunConfig) -> dict[str, Any]:
     """Return default values for fields that the run.json of an older version lacks.
 
     `crop_pct` is the value given now: no training step depends on it.

@@ -133,4 +133,5 @@ def _at_pixels(logits: Tensor, *, images: Tensor, patch_size: int) -> Tensor:
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(math.gcd(MOST_GROUPS, channels), channels)
+    # Four channels a group or more: a map pooled to one pixel has a single value per channel.
+    return nn.GroupNorm(math.gcd(MOST_GROUPS, max(1, channels // 4)), channels)
