@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from mae.jobs.pretrain import pretrain as pretrain
     from mae.jobs.probe import probe as probe
     from mae.jobs.reconstruct import reconstruct as reconstruct
+    from mae.jobs.segment_evaluate import segment_evaluate as segment_evaluate
+    from mae.jobs.segment_predict import segment_predict as segment_predict
+    from mae.jobs.segment_train import segment_train as segment_train
     from mae.jobs.worth import worth as worth
     from mae.model.autoencoder import MaskedAutoencoder as MaskedAutoencoder
     from mae.model.autoencoder import Output as Output
@@ -59,6 +62,9 @@ _NAMES = {
     "mae.jobs.pretrain": "Run pretrain",
     "mae.jobs.probe": "probe",
     "mae.jobs.reconstruct": "reconstruct",
+    "mae.jobs.segment_evaluate": "segment_evaluate",
+    "mae.jobs.segment_predict": "segment_predict",
+    "mae.jobs.segment_train": "segment_train",
     "mae.jobs.worth": "worth",
     "mae.model.autoencoder": "MaskedAutoencoder Output Reconstruction",
     "mae.model.create": "create",

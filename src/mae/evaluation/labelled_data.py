@@ -60,6 +60,10 @@ class HeldOut(NamedTuple):
         held = held_out(source.labels[ids], self.share, seed=self.seed)
         return ids[~held], ids[held]
 
+    def record(self, source: Source) -> dict[str, object]:
+        """Return the entry of run.json for the held-out part of a source."""
+        return {**self._asdict(), "names": self.names_digest(source)}
+
     def names_digest(self, source: Source) -> str:
         """Hash the names of the held-out images: equal for a folder and a pack of it."""
         names = [source.name(i) for i in self.divide(source)[1].tolist()]

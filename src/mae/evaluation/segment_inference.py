@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mae.data.types import Size
@@ -62,10 +61,3 @@ def segment_logits(network: Network, image: Tensor, *, windows: Windows | None =
             count[area] += 1
     assert total is not None
     return total / count
-
-
-def resized_logits(logits: Tensor, *, size: Size) -> Tensor:
-    """Resize logits 1 K h w to an image's own size, 1 K H W."""
-    if logits.shape[-2:] == size:
-        return logits
-    return F.interpolate(logits, size=size, mode="bilinear")

@@ -6,8 +6,8 @@ time and of processes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from mae.data.segmentation.source import IGNORE, Mask
 
 Confusion = NDArray[np.int64]
 """K K: pixels by their class (rows) and the predicted class (columns)."""
+SCORES = ("miou", "macc", "aacc")
 
 
 def confusion_of(mask: Mask, predicted: Mask, *, num_classes: int) -> Confusion:
@@ -52,6 +53,17 @@ class SegmentScores(NamedTuple):
     aacc: float
     """Fraction of all pixels that are right."""
     classes: tuple[ClassScore, ...]
+
+    @classmethod
+    def of(cls, results: Mapping[str, Any]) -> SegmentScores:
+        """Return the scores in results.json."""
+        classes = tuple(ClassScore(**row) for row in results["classes"])
+        return cls(results["miou"], results["macc"], results["aacc"], classes)
+
+    def values(self) -> dict[str, object]:
+        """Return the scores for JSON."""
+        rows = [row._asdict() for row in self.classes]
+        return {name: getattr(self, name) for name in SCORES} | {"classes": rows}
 
 
 def segment_scores(confusion: Confusion, names: Sequence[str]) -> SegmentScores:

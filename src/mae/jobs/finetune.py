@@ -55,8 +55,7 @@ from mae.train.session import (
 from mae.train.sharding import whole_model
 from mae.train.trainer import train
 from mae.weights.formats.native import save
-from mae.weights.given import configure, path_of
-from mae.weights.io.hub import PREFIX
+from mae.weights.given import configure, lasting, path_of
 from mae.weights.load import load_classifier
 from mae.weights.start_from import initial_classifier
 
@@ -199,8 +198,8 @@ def finetune(
             stop,
             recipe=name,
             data=data_record(data, source, resolved.kind, test=test)
-            | {"split": _split_record(parts)},
-            start={"weights": None if weights is None else _lasting(weights)},
+            | {"split": None if parts.held is None else parts.held.record(parts.train.source)},
+            start={"weights": None if weights is None else lasting(weights)},
             finished_too=finished_too,
             back_to=back_to,
             ranks=ranks,
@@ -246,18 +245,6 @@ def _divided(
         return labelled(data, seed=config.seed, weights=weights)
     split = begun["data"].get("split") or {}
     return labelled(data, seed=split.get("seed", config.seed))
-
-
-def _split_record(parts: Labelled) -> dict[str, object] | None:
-    """Return the entry of run.json for the held-out part; None if the data came with splits."""
-    if parts.held is None:
-        return None
-    return {**parts.held._asdict(), "names": parts.held.names_digest(parts.train.source)}
-
-
-def _lasting(weights: str) -> str:
-    """Name weights so that they are found from another working directory."""
-    return weights if weights.startswith(PREFIX) else str(Path(weights).resolve())
 
 
 def _train(

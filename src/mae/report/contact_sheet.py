@@ -19,19 +19,25 @@ _GAP, _LINE, _LETTERS = 8, 14, 18  # pixels between cells, height of a name, let
 _HEADING = 28  # height of the heading of a group
 
 
-def thumbnail(pixels: NDArray[Any]) -> Image.Image:
-    """Reduce an image H W C for the sheet; small images are enlarged by repeating pixels.
+def thumbnail(pixels: NDArray[Any], *, edge: int = EDGE) -> Image.Image:
+    """Reduce an image H W C to an edge; small images are enlarged by repeating pixels."""
+    H, W, _ = pixels.shape
+    longest = max(H, W)
+    if longest > edge:
+        size = max(1, round(H * edge / longest)), max(1, round(W * edge / longest))
+        pixels = reduced(pixels, size=size)
+    else:
+        pixels = pixels.repeat(edge // longest, axis=0).repeat(edge // longest, axis=1)
+    return as_rgb(pixels)
+
+
+def as_rgb(pixels: NDArray[Any]) -> Image.Image:
+    """Convert an image H W C to 8-bit RGB.
 
     The first three of more than three channels are drawn, and the first of two. Values of any
     dtype but uint8 are stretched from their own range to 0 to 255.
     """
-    H, W, C = pixels.shape
-    longest = max(H, W)
-    if longest > EDGE:
-        size = max(1, round(H * EDGE / longest)), max(1, round(W * EDGE / longest))
-        pixels = reduced(pixels, size=size)
-    else:
-        pixels = pixels.repeat(EDGE // longest, axis=0).repeat(EDGE // longest, axis=1)
+    C = pixels.shape[2]
     drawn = pixels[..., [0, 0, 0] if C < 3 else [0, 1, 2]]
     if drawn.dtype != np.uint8:
         low, high = float(drawn.min()), float(drawn.max())

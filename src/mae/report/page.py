@@ -13,12 +13,19 @@ from PIL import Image
 
 from mae.atomic import write_atomic
 from mae.config.run import FinetuneConfig, PretrainConfig
+from mae.config.segment import SegmentConfig
 from mae.evaluation.findings import findings
 from mae.report.figures import Series, element, image_element, line_chart
 from mae.report.finetuned import commands, scores, test_sections
 from mae.report.html import facts_list, html_page, html_table, section
 from mae.report.reconstruction import EXTREMES, STAGES, caption_of, evenly, read_stages
 from mae.report.run import RunFacts, headline, read_run
+from mae.report.segments import (
+    segment_commands,
+    segment_facts,
+    segment_results,
+    segment_sections,
+)
 from mae.runs.log import read_rows
 
 MOST_DRAWINGS = 8
@@ -67,14 +74,16 @@ def write_report(run: Path, *more: Path, out: Path | None = None) -> Path:
 
 def _story(run: RunFacts) -> Iterable[Element]:
     """Build the body of the report of one run."""
-    tuned = isinstance(run.config, FinetuneConfig)
+    tuned, results = isinstance(run.config, FinetuneConfig), segment_results(run)
     yield element("p", _status(run))
-    if tuned and (found := scores(run)):
+    if found := segment_facts(results) if results else tuned and scores(run):
         yield facts_list(found.items())
     yield facts_list(headline(run).items())
     yield from section("Training curves", _charts([run]))
     if tuned:
         yield from test_sections(run)
+    if results:
+        yield from segment_sections(results, run.files.images)
     yield from section("Health", _health(run))
     yield from section("Reconstructions during training", _film(run))
     yield from section("Evaluation", _evaluation(run))
@@ -115,9 +124,9 @@ def _charts(runs: Sequence[RunFacts]) -> Iterable[Element]:
 
 
 def _loss_label(runs: Sequence[RunFacts]) -> str:
-    tuned = {"class_names" in run.record for run in runs}
-    labels = {False: "mean squared error on hidden patches", True: "cross-entropy"}
-    return f"loss, running mean: {' or '.join(labels[kind] for kind in sorted(tuned))}"
+    trained = {isinstance(run.config, PretrainConfig) for run in runs}
+    labels = {True: "mean squared error on hidden patches", False: "cross-entropy"}
+    return f"loss, running mean: {' or '.join(labels[kind] for kind in sorted(trained)[::-1])}"
 
 
 def _film(run: RunFacts) -> Iterable[Element]:
@@ -231,13 +240,17 @@ def _bad_files(run: RunFacts) -> Iterable[Element]:
 def _commands(run: RunFacts) -> Iterable[Element]:
     """Show the command of the run, and commands to continue with."""
     here, record = shlex.quote(run.name), run.record
-    verb = "finetune" if isinstance(run.config, FinetuneConfig) else "pretrain"
+    verb = {"Fine-tuning": "finetune", "Segmentation": "segment_train"}.get(run.kind, "pretrain")
     made_by = shlex.join(record.get("command", [])) or f"mae.{verb}(...)  # in Python"
     yield element("p", "Command of this run; it resumes an unfinished run:")
     yield element("pre", made_by)
     if isinstance(run.config, FinetuneConfig):
         yield element("p", "To score it on labelled images, classify others, and use it elsewhere:")
         yield element("pre", commands(run))
+        return
+    if isinstance(run.config, SegmentConfig):
+        yield element("p", "To score it on other masks, and to segment images:")
+        yield element("pre", segment_commands(run))
         return
     yield element("p", "To use it on images of your own, or to train further from its weights:")
     yield element(

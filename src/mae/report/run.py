@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mae.config.run import FinetuneConfig, PretrainConfig
+from mae.config.segment import AnyRunConfig, SegmentConfig
 from mae.config.serialize import from_dict
 from mae.config.sizes import size_name
 from mae.errors import ConfigError
@@ -22,7 +23,7 @@ class RunFacts(NamedTuple):
 
     files: RunDir
     record: dict[str, Any]
-    config: PretrainConfig | FinetuneConfig
+    config: AnyRunConfig
     rows: list[dict[str, Any]]
     """Logged steps without the skipped ones."""
 
@@ -34,6 +35,8 @@ class RunFacts(NamedTuple):
     @property
     def kind(self) -> str:
         """Type of training."""
+        if isinstance(self.config, SegmentConfig):
+            return "Segmentation"
         return "Fine-tuning" if isinstance(self.config, FinetuneConfig) else "Pre-training"
 
     @property
@@ -68,9 +71,10 @@ def read_run(path: Path) -> RunFacts:
     if record is None:
         raise ConfigError(f"{path}: is not a run, it holds no run.json; name the folder of a run")
     fields, where, rows = record["config"], str(files.record), read_rows(files.log)
+    kind: type[AnyRunConfig] = PretrainConfig
     if "class_names" in record:
-        return RunFacts(files, record, from_dict(FinetuneConfig, fields, where=where), rows)
-    return RunFacts(files, record, from_dict(PretrainConfig, fields, where=where), rows)
+        kind = SegmentConfig if "head" in fields else FinetuneConfig
+    return RunFacts(files, record, from_dict(kind, fields, where=where), rows)
 
 
 def headline(run: RunFacts) -> dict[str, str]:

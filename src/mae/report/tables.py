@@ -17,6 +17,7 @@ _UNITS = {
     "bytes": ("{:,.1f} MB", 1e-6),
     "psnr": ("{:.1f} dB", 1),
     "seconds": ("{:.3g} s", 1),
+    **dict.fromkeys(("miou", "macc", "aacc"), ("{:.2f} %", 100)),
     "top1": ("{:.2f} %", 100),
     "top5": ("{:.2f} %", 100),
 }

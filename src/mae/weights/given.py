@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
 
 from mae.errors import ConfigError
 from mae.recipes.custom import build_config, name_fields
 from mae.recipes.recipe import ConfigT
+from mae.weights.io.hub import PREFIX
 
 Take = Literal["model", "model_ema", "student", "teacher"]
 
@@ -79,6 +81,11 @@ def path_of(weights: object, *, name: str) -> str:
         f"{name}: got {type(weights).__name__}, expected a path, a run or hf:OWNER/NAME; write a "
         "network in memory to a folder first: mae.save(network, FOLDER)"
     )
+
+
+def lasting(weights: str) -> str:
+    """Name weights so that they are found from another working directory."""
+    return weights if weights.startswith(PREFIX) else str(Path(weights).resolve())
 
 
 class LoadOptions(Given, total=False):

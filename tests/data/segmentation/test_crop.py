@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from mae.config.run import AugmentConfig
+from mae.data.augment.distort import DISTORT_DRAWS
 from mae.data.batching.batch import BatchPlan, training_batch
 from mae.data.batching.loader import batches
 from mae.data.decoding.decode import BadImage, PixelKind
 from mae.data.segmentation.check import check
-from mae.data.segmentation.crop import CropRule, cropped_pair, nearest
+from mae.data.segmentation.crop import SEGMENT_DRAWS, CropRule, cropped_pair, nearest
 from mae.data.segmentation.layout import find_masked
 from mae.data.segmentation.source import IGNORE, Pair
 from mae.progress import Progress
@@ -39,13 +40,23 @@ def coded(height: int, width: int) -> Pair:
     return Pair(np.stack([mask * 8, mask, mask], axis=-1), mask)
 
 
+def drawn(*values: float) -> list[float]:
+    """Give draws that begin with those."""
+    return [*values, *[0.0] * (SEGMENT_DRAWS - len(values))]
+
+
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("draws", [(0.0, 0.3, 0.7), (0.4, 0.9, 0.1), (0.99, 0.5, 0.5)])
 def test_image_and_mask_are_resized_and_cropped_alike(
     draws: tuple[float, ...], *, flip: bool
 ) -> None:
     image, mask = cropped_pair(
-        coded(64, 96), draws, flip=flip, kind=KIND, size=(40, 56), rule=CropRule(fill=(255, 0, 0))
+        coded(64, 96),
+        drawn(*draws),
+        flip=flip,
+        kind=KIND,
+        size=(40, 56),
+        rule=CropRule(fill=(255, 0, 0)),
     )
 
     shown = mask != IGNORE
@@ -59,7 +70,7 @@ def test_half_size_is_padded_with_the_fill_and_ignored_pixels() -> None:
     pair = coded(20, 30)
 
     image, mask = cropped_pair(
-        pair, (0.0, 0, 0), flip=False, kind=KIND, size=(12, 18), rule=CropRule(fill=(7, 8, 9))
+        pair, drawn(), flip=False, kind=KIND, size=(12, 18), rule=CropRule(fill=(7, 8, 9))
     )
 
     assert np.array_equal(mask[:10, :15], nearest(pair.mask, size=(10, 15)))
@@ -80,11 +91,37 @@ def test_nearest_takes_the_pixel_under_the_centre() -> None:
     assert nearest(mask, size=(4, 3)).tolist() == [[0, 1, 2], [0, 1, 2], [3, 4, 5], [3, 4, 5]]
 
 
+def test_another_place_is_drawn_where_one_class_has_too_much() -> None:
+    mask = np.zeros((8, 40), dtype=np.uint8)
+    mask[:, 30:] = 1
+    pair = Pair(np.repeat(mask[..., None], 3, axis=2), mask)
+    rule = CropRule(scale=(1, 1), most_of_class=0.75)
+    places = drawn(0, 0, 0, 0, 0.5, 0, 0.76)  # left: 0, 16 and 25 of 0 to 32
+
+    _, found = cropped_pair(pair, places, flip=False, kind=KIND, size=(8, 8), rule=rule)
+
+    assert found[0].tolist() == [0] * 5 + [1] * 3
+    any_place = rule._replace(most_of_class=1)
+    _, first = cropped_pair(pair, places, flip=False, kind=KIND, size=(8, 8), rule=any_place)
+    assert not first.any()
+
+
+def test_colours_are_drawn_for_the_image_alone() -> None:
+    pair = coded(20, 30)
+    draws = [*drawn()[:-DISTORT_DRAWS], 0.0, 0.75, *[0.9] * (DISTORT_DRAWS - 2)]  # + 16 of 255
+    rule = CropRule(scale=(1, 1), distort=True)
+
+    image, mask = cropped_pair(pair, draws, flip=False, kind=KIND, size=(20, 30), rule=rule)
+
+    assert np.array_equal(mask, pair.mask)
+    assert np.array_equal(image, np.asarray(pair.image) + 16)
+
+
 def test_a_mask_of_another_size_is_a_bad_image() -> None:
     pair = Pair(np.zeros((5, 6, 3), np.uint8), np.zeros((5, 7), np.uint8))
 
     with pytest.raises(BadImage, match="5 x 6, its mask 5 x 7"):
-        cropped_pair(pair, (0, 0, 0), flip=False, kind=KIND, size=(4, 4), rule=CropRule())
+        cropped_pair(pair, drawn(), flip=False, kind=KIND, size=(4, 4), rule=CropRule())
 
 
 def test_shares_of_ranks_hold_the_pairs_of_the_whole_batch(tmp_path: Path) -> None:

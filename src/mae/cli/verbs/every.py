@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import NamedTuple
 
-from mae.cli.verbs import images, looking, training, using, weights
+from mae.cli.verbs import images, looking, segmenting, training, using, weights
 
 
 class Verb(NamedTuple):
@@ -29,6 +29,7 @@ def _verbs_of(*modules: ModuleType) -> list[Verb]:
 GROUPS = {
     "train": _verbs_of(training),
     "use": _verbs_of(using),
+    "segment": _verbs_of(segmenting),
     "inspect": _verbs_of(looking, images, weights),
 }
 VERBS = [verb for group in GROUPS.values() for verb in group]

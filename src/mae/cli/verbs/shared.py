@@ -14,7 +14,8 @@ Precision = Literal["float32", "bf16", "auto"]
 """Precision of a network that is not trained."""
 
 MULTI_PROCESS_VERBS = frozenset(
-    ("doctor", "embed", "evaluate", "finetune", "predict", "pretrain", "probe")
+    "doctor embed evaluate finetune predict pretrain probe".split()
+    + ["segment train", "segment evaluate"]
 )
 """Verbs that may run as several processes of one job."""
 

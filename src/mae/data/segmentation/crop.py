@@ -9,12 +9,14 @@ from typing import NamedTuple
 import numpy as np
 
 from mae.data.augment.crop import resized_crop
+from mae.data.augment.distort import DISTORT_DRAWS, distorted
 from mae.data.decoding.decode import BadImage, PixelKind, decode, ignore_message
 from mae.data.segmentation.source import IGNORE, Mask, Pair
 from mae.data.types import Draws, Flags, Integers, Log, Pixels, Size
 
-SEGMENT_DRAWS = 3
-"""Uniform draws of a crop: scale, top, left."""
+_ATTEMPTS = 10
+SEGMENT_DRAWS = 1 + 2 * _ATTEMPTS + DISTORT_DRAWS
+"""Uniform draws of a crop: scale, top and left of each attempt, colours."""
 LONGEST = 4
 """A resized image is at most this many times as long as its short side would be at that scale, as
 with the published 2048 x 512."""
@@ -29,6 +31,11 @@ class CropRule(NamedTuple):
     """Smallest and largest factor, drawn uniformly."""
     fill: tuple[float, ...] = (0.0,)
     """Value of each channel where a resized image is smaller than the crop."""
+    most_of_class: float = 1.0
+    """Fraction of the pixels with a class that one class may have before another place is drawn,
+    ten times at most."""
+    distort: bool = False
+    """Whether the colours are drawn, see `distorted`."""
 
     def factor(self, size: Size, *, scale: float = 1.0) -> float:
         """Return the factor by which an image of H x W is resized at a scale."""
@@ -78,16 +85,20 @@ def cropped_pair(
     pixels, mask = decoded_pair(pair, kind=kind, warn=warn)
     (H, W), (low, high) = mask.shape, rule.scale
     factor = rule.factor((H, W), scale=low + draws[0] * (high - low))
-    spans = [
-        _span(whole, wanted, factor, drawn)
-        for whole, wanted, drawn in zip((H, W), size, draws[1:], strict=True)
-    ]
-    (top, height, h), (left, width, w) = spans
+    for attempt in range(_ATTEMPTS):
+        (top, height, h), (left, width, w) = (
+            _span(whole, wanted, factor, drawn)
+            for whole, wanted, drawn in zip((H, W), size, draws[1 + 2 * attempt :], strict=False)
+        )
+        part = mask[top : top + height, left : left + width]
+        if rule.most_of_class == 1 or _is_mixed(part, rule.most_of_class):
+            break
     image = np.empty((*size, kind.channels), dtype=kind.dtype)
     image[...] = np.asarray(rule.fill, dtype=kind.dtype)
-    image[:h, :w] = resized_crop(pixels, (top, left, height, width), size=(h, w))
+    crop = resized_crop(pixels, (top, left, height, width), size=(h, w))
+    image[:h, :w] = distorted(crop, draws[-DISTORT_DRAWS:]) if rule.distort else crop
     target = np.full(size, IGNORE, dtype=np.uint8)
-    target[:h, :w] = nearest(mask[top : top + height, left : left + width], size=(h, w))
+    target[:h, :w] = nearest(part, size=(h, w))
     if flip:
         image, target = image[:, ::-1], target[:, ::-1]
     return np.ascontiguousarray(image), np.ascontiguousarray(target)
@@ -138,6 +149,15 @@ def decoded_pair(pair: Pair, *, kind: PixelKind, warn: Log = ignore_message) -> 
 
 def _sides(shape: Sequence[int]) -> str:
     return f"{shape[0]} x {shape[1]}"
+
+
+def _is_mixed(mask: Mask, most: float) -> bool:
+    """Return whether there are several classes, and none has `most` of their pixels.
+
+    Source: mmsegmentation's RandomCrop with `cat_max_ratio`.
+    """
+    counts = np.bincount(mask.ravel(), minlength=IGNORE + 1)[:IGNORE]
+    return bool(np.count_nonzero(counts) > 1 and counts.max() < most * counts.sum())
 
 
 def _span(whole: int, wanted: int, factor: float, drawn: float) -> tuple[int, int, int]:

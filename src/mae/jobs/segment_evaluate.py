@@ -1,0 +1,105 @@
+"""Score a segmenter on images with masks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Unpack
+
+from mae.atomic import write_atomic
+from mae.data.sources.splits import Kind
+from mae.errors import ConfigError
+from mae.evaluation.segment import open_for_segmenting, score_images
+from mae.evaluation.segment_metrics import SegmentScores, segment_scores
+from mae.evaluation.segmented_data import segmented_for_evaluation
+from mae.parallel.processes import open_communicator
+from mae.progress import Progress
+from mae.report.notebook import shown
+from mae.report.predictions import require_writable
+from mae.report.segments import draw_examples, evaluation_page, results_of, score_rows
+from mae.report.tables import value_rows
+from mae.weights.given import Given
+
+
+@shown
+class SegmentEvaluation(NamedTuple):
+    """Scores of a segmenter on images with masks."""
+
+    data: str
+    part: str
+    """Which part of the data was scored: a split, what training held out, or all images."""
+    images: int
+    """Scored; each of their pixels counts once."""
+    unreadable: tuple[str, ...]
+    """Names of the images left out."""
+    scores: SegmentScores
+    written: tuple[str, ...]
+
+    def values(self) -> dict[str, object]:
+        """Return the values to print with --json."""
+        names = ("data", "part", "images", "unreadable", "written")
+        return self.scores.values() | {name: getattr(self, name) for name in names}
+
+    def rows(self) -> Iterator[tuple[str, ...]]:
+        """Yield the rows of a table: scores, classes, facts."""
+        yield from score_rows(self.scores)
+        facts = {"images": self.images, "part": self.part, "unreadable": list(self.unreadable)}
+        yield from value_rows(facts | {"written": list(self.written)})
+
+
+def segment_evaluate(
+    weights: str | os.PathLike[str],
+    *,
+    data: str | Path,
+    split: Kind | None = None,
+    out: str | Path | None = None,
+    max_bad: float = 0.1,
+    device: str = "auto",
+    quiet: bool = False,
+    **given: Unpack[Given],
+) -> SegmentEvaluation:
+    """Score a segmenter at the size of the images; processes of torchrun divide them.
+
+    Args:
+        weights: run, folder or file of `segment_train`.
+        data: images with masks, see `find_masked`; of the data of its own run, the held-out images.
+        split: split to score; none: val, or test.
+        out: .html page to write, with the table of classes and the worst images.
+        max_bad: largest fraction of unusable masks.
+        device: see `choose_device`.
+        quiet: show no progress and no notes.
+        given: what the weights do not say, see `Given`.
+
+    Raises:
+        MaeError: for whatever the user must change, in one line.
+    """
+    page = None if out is None else Path(out)
+    with (
+        open_communicator() as ranks,
+        Progress(quiet=quiet or not ranks.is_main_process) as progress,
+    ):
+        require_writable(page, option="out", ends=(".html",))
+        if not 0 <= max_bad <= 1:
+            raise ConfigError(f"max_bad: expected at least 0, at most 1, got {max_bad}")
+        model, view = open_for_segmenting(weights, device=device, given=given, log=progress.note)
+        found = segmented_for_evaluation(
+            data, classes=model.class_names, split=split, weights=weights, max_bad=max_bad,
+            progress=progress, ranks=ranks,
+        )  # fmt: skip
+        for note in found.notes:
+            progress.note(note)
+        scored = score_images(model, found.source, view, progress=progress, ranks=ranks)
+        result = SegmentEvaluation(
+            data=os.fspath(data),
+            part=found.part,
+            images=len(scored.images),
+            unreadable=scored.unreadable,
+            scores=segment_scores(scored.confusion, model.class_names),
+            written=() if page is None else (str(page),),
+        )
+        if page is not None and ranks.is_main_process:
+            examples = draw_examples(model, found.source, scored, view)
+            results = results_of(scored, result.scores, examples)
+            write_atomic(page, evaluation_page(results, examples, title=f"Masks of {data}"))
+        return result

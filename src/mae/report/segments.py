@@ -1,0 +1,238 @@
+"""Pictures and tables of semantic segmentation: overlays, masks, classes, worst images."""
+
+from __future__ import annotations
+
+import colorsys
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.etree.ElementTree import Element
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mae.config.segment import SegmentConfig
+from mae.data.batching.batch import SourceReader
+from mae.data.decoding.header import kind_of
+from mae.data.segmentation.crop import decoded_pair, nearest
+from mae.data.segmentation.source import IGNORE, Mask, MaskSource
+from mae.data.types import Pixels
+from mae.evaluation.segment import ImageScore, Segmented, SegmentView, segmented_mask
+from mae.evaluation.segment_metrics import SegmentScores
+from mae.model.dense.segmenter import Segmenter
+from mae.report.contact_sheet import as_rgb, thumbnail
+from mae.report.figures import element, image_element
+from mae.report.html import facts_list, html_page, html_table, section
+from mae.report.run import RunFacts
+
+PANEL = 288
+"""Longest side of an image in the report, in pixels; three are side by side."""
+WORST, OTHERS = 6, 3
+"""Images in the report: of the lowest scores, and evenly spread over the rest."""
+TITLES = {"worst": "Worst images", "others": "Other images"}
+NAMES = ("mIoU", "mAcc", "aAcc")
+MOST_CLASSES = 20
+"""Classes in the terminal table; --json and the page list all."""
+_GAP = 8
+_OPACITY = 0.55
+_GOLDEN = 0.61803398875  # of the hue circle: neighbours in the order of classes differ
+
+
+def class_colours(count: int) -> NDArray[np.uint8]:
+    """Return a colour for each class, 256 3; ignored pixels are white."""
+    colours = np.full((256, 3), 255, dtype=np.uint8)
+    for number in range(count):
+        saturation, value = ((0.85, 0.95), (0.55, 0.75), (0.95, 0.6))[number % 3]
+        rgb = colorsys.hsv_to_rgb((0.58 + number * _GOLDEN) % 1, saturation, value)
+        colours[number] = np.rint(np.array(rgb) * 255)
+    return colours
+
+
+def indexed_png(mask: Mask, *, classes: int) -> Image.Image:
+    """Return a mask as a PNG of a palette, whose values are the classes."""
+    image = Image.fromarray(mask)
+    image.putpalette(class_colours(classes).tobytes())
+    return image
+
+
+def overlay(pixels: Pixels, mask: Mask, *, classes: int) -> Image.Image:
+    """Draw the colours of the classes over an image H W C; ignored pixels stay as they are."""
+    image = np.asarray(as_rgb(pixels)).astype(np.float32)
+    colours = class_colours(classes)[mask]
+    mixed = image * (1 - _OPACITY) + colours * _OPACITY
+    drawn = np.where((mask == IGNORE)[..., None], image, mixed)
+    return Image.fromarray(np.rint(drawn).astype(np.uint8))
+
+
+def panels(pixels: Pixels, truth: Mask, found: Mask, *, classes: int) -> Image.Image:
+    """Draw an image, its mask and the predicted one side by side."""
+    small = thumbnail(pixels, edge=PANEL)
+    size = small.height, small.width
+    shown = [small] + [
+        overlay(np.asarray(small), nearest(mask, size=size), classes=classes)
+        for mask in (truth, found)
+    ]
+    sheet = Image.new("RGB", (3 * small.width + 2 * _GAP, small.height), "white")
+    for place, image in enumerate(shown):
+        sheet.paste(image, (place * (small.width + _GAP), 0))
+    return sheet
+
+
+class Example(NamedTuple):
+    """An image of the report."""
+
+    score: ImageScore
+    file: str
+    """Name of its panels in the folder of the run's images."""
+    panels: Image.Image
+
+    def values(self) -> dict[str, object]:
+        """Return its entry in results.json."""
+        return {"name": self.score.name, "miou": self.score.miou, "file": self.file}
+
+
+def draw_examples(
+    model: Segmenter, source: MaskSource, found: Segmented, view: SegmentView
+) -> dict[str, list[Example]]:
+    """Draw the worst images and some others with their masks and predictions.
+
+    Args:
+        model: on its device, in evaluation mode.
+        source: images with masks.
+        found: their scores.
+        view: how the model sees them.
+    """
+    reader, K = SourceReader(source.pairs), model.num_classes
+    use = partial(decoded_pair, kind=kind_of(model.encoder.config))
+    drawn = dict[str, list[Example]]()
+    for kind, scores in found.examples(worst=WORST, others=OTHERS).items():
+        drawn[kind] = []
+        for place, score in enumerate(scores):
+            if (pair := reader.read(score.id, use)) is not None:
+                image = panels(*pair, segmented_mask(model, pair[0], view), classes=K)
+                drawn[kind].append(Example(score, f"{kind}-{place}.png", image))
+    return drawn
+
+
+def score_rows(scores: SegmentScores) -> Iterator[tuple[str, ...]]:
+    """Yield the rows of a table: the scores, then the classes, the worst of many."""
+    yield from ((name, f"{getattr(scores, name.lower()):.2%}") for name in NAMES)
+    rows = scores.classes
+    if len(rows) > MOST_CLASSES:
+        present = [row for row in rows if row.iou is not None]
+        rows = tuple(sorted(present, key=lambda row: row.iou or 0)[:MOST_CLASSES])
+        yield (f"the {len(rows)} worst of {len(present)} classes",)
+    total = max(1, sum(row.pixels for row in scores.classes))
+    yield "class", "IoU", "accuracy", "of the pixels"
+    for row in rows:
+        yield row.name, _percent(row.iou), _percent(row.accuracy), f"{row.pixels / total:.2%}"
+
+
+def segment_sections(results: Mapping[str, Any], folder: Path) -> Iterator[Element]:
+    """Yield the table of classes and the examples of a run.
+
+    Args:
+        results: contents of results.json.
+        folder: folder of the panels.
+    """
+    yield from section("Classes", [_class_table(results["classes"])])
+    for kind, title in TITLES.items():
+        shown = list[tuple[str, Image.Image | None]]()
+        for example in results.get(kind, ()):
+            image, path = None, folder / example["file"]
+            if path.exists():
+                with Image.open(path) as opened:
+                    image = opened.convert("RGB")
+            shown.append((_caption(example), image))
+        yield from section(title, _strips(shown))
+
+
+def evaluation_page(
+    results: Mapping[str, Any], examples: Mapping[str, Sequence[Example]], *, title: str
+) -> bytes:
+    """Make a page of the scores, the table of classes and the examples."""
+
+    def body() -> Iterator[Element]:
+        yield facts_list(segment_facts(results).items())
+        yield from section("Classes", [_class_table(results["classes"])])
+        for kind, own in TITLES.items():
+            shown = [(_caption(each.values()), each.panels) for each in examples[kind]]
+            yield from section(own, _strips(shown))
+
+    return html_page(title, body())
+
+
+def _class_table(rows: Sequence[Mapping[str, Any]]) -> Element:
+    colours, total = class_colours(len(rows)), max(1, sum(row["pixels"] for row in rows))
+    cells = [
+        (
+            _named(row["name"], colours[number]),
+            _percent(row["iou"]),
+            _percent(row["accuracy"]),
+            f"{row['pixels'] / total:.2%}",
+        )
+        for number, row in enumerate(rows)
+    ]
+    return html_table("", ["class", "IoU", "accuracy", "of the pixels"], cells)
+
+
+def _caption(example: Mapping[str, Any]) -> str:
+    return f"{example['name']}: mIoU {example['miou']:.1%}"
+
+
+def _strips(shown: Sequence[tuple[str, Image.Image | None]]) -> Iterator[Element]:
+    if shown:
+        yield element("p", "Image, its mask, and the prediction.", class_="quiet")
+    for caption, image in shown:
+        yield element("p", caption)
+        if image is not None:
+            yield element("div", image_element(image, caption), class_="strip")
+
+
+def _named(name: str, colour: NDArray[np.uint8]) -> Element:
+    style = f"background:rgb({', '.join(map(str, colour.tolist()))})"
+    return element("span", element("span", "\u00a0", class_="swatch", style=style), f" {name}")
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
+def segment_facts(results: Mapping[str, Any]) -> dict[str, str]:
+    """Return the scores as text, by name."""
+    found = {name: f"{results[name.lower()]:.1%}" for name in NAMES}
+    found["mIoU"] += f" of {results['images']:,} test images"
+    if unreadable := len(results.get("unreadable", ())):
+        found["unreadable"] = f"{unreadable:,} test images, left out"
+    return found
+
+
+def segment_results(run: RunFacts) -> dict[str, Any] | None:
+    """Return results.json of a run of segmentation; None before its end, and of other runs."""
+    path = run.files.results
+    if not isinstance(run.config, SegmentConfig):
+        return None
+    results: dict[str, Any] | None = json.loads(path.read_bytes()) if path.exists() else None
+    return results
+
+
+def segment_commands(run: RunFacts) -> str:
+    """Return the commands that use a segmenter."""
+    here, data = shlex.quote(run.name), shlex.quote(str(run.record["data"].get("path")))
+    return (
+        f"mae segment evaluate {here} --data {data} --out evaluation.html\n"
+        f"mae segment predict {here} IMAGES --out predictions"
+    )
+
+
+def results_of(
+    found: Segmented, scores: SegmentScores, examples: Mapping[str, Sequence[Example]]
+) -> dict[str, Any]:
+    """Return the contents of results.json."""
+    shown = {kind: [each.values() for each in drawn] for kind, drawn in examples.items()}
+    counts = {"images": len(found.images), "unreadable": list(found.unreadable)}
+    return scores.values() | counts | shown
