@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test quick check chaos bench bench-claim bench-data gpu recipes results
+.PHONY: setup demo test quick check chaos bench bench-claim bench-data gpu recipes results transfer
 
 setup: $(VENV)/developer
 
@@ -49,6 +49,10 @@ bench-claim: setup
 # The table of the recipe `folder`, about 5 hours on two cores; started again, it continues.
 recipes: setup
 	$(BIN)/python -m benchmarks.recipes runs/recipes
+
+# Segmentation with few masks: MAE, supervised pre-training, scratch; continues as well.
+transfer: setup
+	$(BIN)/python -m benchmarks.transfer runs/transfer
 
 results: setup
 	$(BIN)/python -m benchmarks.results

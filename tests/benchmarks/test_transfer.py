@@ -1,0 +1,51 @@
+"""The comparison of starts for segmentation: its images, its budget, and a run of a few steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from benchmarks.transfer import CLASSES, TINY, Size, composed, mae_config, main, supervised_config
+
+from mae.model.costs import encoder_flops, step_flops
+
+
+def test_classes_are_told_by_texture_and_not_by_colour() -> None:
+    random = np.random.default_rng(0)
+    drawn = [composed(64, random) for _ in range(60)]
+
+    pixels = np.concatenate([image.reshape(-1, 3) for image, _, _ in drawn]).astype(float)
+    classes = np.concatenate([mask.ravel() for _, mask, _ in drawn])
+    means = np.array([pixels[classes == k].mean() for k in range(len(CLASSES))])
+    assert {*np.unique(classes).tolist()} == {0, 1, 2, 3, 4}
+    assert means.max() - means.min() < 0.5 * pixels.std()
+    assert {label for _, _, label in drawn} == {1, 2, 3, 4}
+
+
+def test_both_kinds_of_pre_training_have_the_same_arithmetic() -> None:
+    config = mae_config(Size(), seed=0)
+    own = supervised_config(config)
+
+    assert config.steps is not None and own.steps is not None
+    ours = config.steps * step_flops(config.model, config.objective)
+    assert own.steps * 3 * encoder_flops(own.model) == pytest.approx(ours, rel=1e-3)
+    assert own.batch == config.batch and own.augment == config.augment
+
+
+@pytest.mark.slow
+def test_a_few_steps_give_the_table_and_are_not_made_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([str(tmp_path), "--tiny"])
+    first = capsys.readouterr().out
+    logs = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("log.jsonl")}
+
+    main([str(tmp_path), "--tiny"])
+
+    assert capsys.readouterr().out == first
+    assert len(logs) == TINY.seeds * 5
+    assert logs == {p: p.stat().st_mtime_ns for p in logs}
+    assert first.splitlines()[0].split() == [
+        "masks", "scratch", "supervised", "mae", "mae", "-", "supervised", "mae", "-", "scratch"
+    ]  # fmt: skip
