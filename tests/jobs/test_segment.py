@@ -118,6 +118,8 @@ def test_a_run_leaves_scores_report_and_weights(run: SegmentRun) -> None:
     assert (run.path / "images" / results["worst"][0]["file"]).exists()
     for text in ("Segmentation run", "mIoU", "Worst images", "roof", "cross-entropy"):
         assert text in page
+    assert "mIoU" in run._repr_html_()  # type: ignore[attr-defined]
+    assert "loss" in run.metrics and run.metrics["miou"] == run.scores.miou
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from typing import NamedTuple, Unpack
 from mae.atomic import write_atomic
 from mae.data.sources.splits import Kind
 from mae.errors import ConfigError
+from mae.evaluation.inputs import FeatureSettings
 from mae.evaluation.segment import open_for_segmenting, score_images
 from mae.evaluation.segment_metrics import SegmentScores, segment_scores
 from mae.evaluation.segmented_data import segmented_for_evaluation
@@ -82,7 +83,8 @@ def segment_evaluate(
         require_writable(page, option="out", ends=(".html",))
         if not 0 <= max_bad <= 1:
             raise ConfigError(f"max_bad: expected at least 0, at most 1, got {max_bad}")
-        model, view = open_for_segmenting(weights, device=device, given=given, log=progress.note)
+        own = FeatureSettings(device=device).at(ranks.process).device
+        model, view = open_for_segmenting(weights, device=own, given=given, log=progress.note)
         found = segmented_for_evaluation(
             data, classes=model.class_names, split=split, weights=weights, max_bad=max_bad,
             progress=progress, ranks=ranks,
