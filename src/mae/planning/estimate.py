@@ -43,7 +43,6 @@ LONGEST = 1600
 
 GIVEN, SHEET, TESTED, ESTIMATE = "given", "data sheet", "formula, tested", "estimate"
 MEASURED, ELSEWHERE, UNKNOWN = "measured", "measured elsewhere", "not known"
-
 GiB = 2**30
 _PRINTED = (
     "recipe", "images", "parameters", "state_bytes", "largest_micro_batch", "batch_per_rank",

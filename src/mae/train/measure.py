@@ -185,7 +185,7 @@ def step_seconds(
 
 def seconds_of_steps(
     step: Callable[[Batch, int], object],
-    config: PretrainConfig | FinetuneConfig,
+    config: AnyRunConfig,
     plan: BatchPlan,
     *,
     at_least: tuple[int, float] = (RATE_STEPS, RATE_SECONDS),

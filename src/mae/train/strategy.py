@@ -9,13 +9,14 @@ from typing import TypeVar
 import torch
 
 from mae.config.run import FinetuneConfig, FitConfig, PretrainConfig
+from mae.config.segment import AnyRunConfig
 from mae.errors import ConfigError
 from mae.model.costs import count_parameters
 from mae.parallel.processes import ProcessInfo
 from mae.planning.estimate import Estimate, GiB
 from mae.planning.hardware import choose_device, gpu_index, this_machine
 
-RunConfig = TypeVar("RunConfig", bound=PretrainConfig | FinetuneConfig)
+RunConfig = TypeVar("RunConfig", bound=AnyRunConfig)
 
 
 def claim_device(config: FitConfig, process: ProcessInfo) -> None:
