@@ -63,8 +63,10 @@ class TablePositions(nn.Module):
         """
         h, w = grid
         table = self.table if grid == self.grid else self._resized(grid)
-        index = _table_index(h, w).to(table.device)
-        return table[index].permute(2, 0, 1)[None]
+        index = _table_index(h, w, device=table.device)
+        # By head, so that the result is contiguous.
+        bias = table.t().contiguous().index_select(1, index.flatten())
+        return bias.reshape(1, -1, 1 + h * w, 1 + h * w)
 
     def _resized(self, grid: tuple[int, int]) -> Tensor:
         (h, w), size = self.grid, (2 * grid[0] - 1, 2 * grid[1] - 1)
@@ -73,10 +75,10 @@ class TablePositions(nn.Module):
         return torch.cat([plane.permute(0, 2, 3, 1).flatten(0, 2), self.table[-3:]])
 
 
-def _table_index(h: int, w: int) -> Tensor:
-    """Return the row of the table for each query and key: 1+h*w 1+h*w int64."""
-    rows = torch.arange(h).repeat_interleave(w)
-    columns = torch.arange(w).repeat(h)
+def _table_index(h: int, w: int, *, device: torch.device) -> Tensor:
+    """Return the row of the table for each query and key: 1+h*w 1+h*w int32."""
+    rows = torch.arange(h, dtype=torch.int32, device=device).repeat_interleave(w)
+    columns = torch.arange(w, dtype=torch.int32, device=device).repeat(h)
     offsets = (rows[:, None] - rows + h - 1) * (2 * w - 1) + columns[:, None] - columns + w - 1
     index = F.pad(offsets, (1, 0, 1, 0))
     last = (2 * h - 1) * (2 * w - 1)
