@@ -13,6 +13,7 @@ from mae.evaluation.features import encoder_features
 from mae.evaluation.reconstruction import hidden_psnr
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.masking import random_masking
+from mae.parallel.ddp import share_batch_norms
 from mae.train.step import pretraining_loss
 from tests.gpu.small import MODEL, small_batches
 from tests.model.tiny import batch, scrambled
@@ -131,3 +132,13 @@ def test_a_compiled_forward_is_the_plain_one(generator: torch.Generator) -> None
     assert torch.equal(found.mask, expected.mask)
     for name, gradient in gradients.items():
         assert_near(gradient, there.get_parameter(name).grad.cpu(), GRADIENTS, name)  # type: ignore
+
+
+def test_batch_norms_shared_by_ranks_keep_parameters_and_names() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4)).cuda()
+    before = dict(model.named_parameters())
+
+    share_batch_norms(model)
+
+    assert isinstance(model[1], torch.nn.SyncBatchNorm)
+    assert all(p is before[name] for name, p in model.named_parameters())

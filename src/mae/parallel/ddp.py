@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mae.errors import ConfigError
 from mae.parallel.exchange import GradientExchange
 
 
@@ -31,17 +32,38 @@ class _Loss(nn.Module):
         return self.loss(self.model, batch)
 
 
+def share_batch_norms(model: nn.Module) -> None:
+    """Let batch norms take the statistics of all ranks, in place: on GPUs, which alone can.
+
+    Parameters, buffers and names stay.
+
+    Raises:
+        ConfigError: for batch norms elsewhere, which would differ from those of a single rank.
+    """
+    parts = model.modules()
+    if not any(isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d) for part in parts):
+        return
+    if (device := next(model.parameters()).device.type) != "cuda":
+        raise ConfigError(
+            f"ranks: got several on {device} with head.norm batch, whose statistics of all ranks "
+            "need GPUs; use --head.norm group, or a single rank"
+        )
+    nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+
+
 class ReplicatedExchange(GradientExchange):
     """The exchange of ranks that each hold the whole model.
 
     Args:
-        model: the same on all ranks; rank 0's parameters are sent to the others.
+        model: the same on all ranks; rank 0's parameters are sent to the others. On GPUs its batch
+            norms take the statistics of all ranks from then on.
         loss: of (model, batch); compiled or not.
         how: as for `GradientExchange`.
     """
 
     def __init__(self, model: nn.Module, loss: Callable[..., Tensor], **how: Any) -> None:
         super().__init__(**how)
+        share_batch_norms(model)
         with self._ranks.failures_of_others():
             self._module: Any = DistributedDataParallel(
                 _Loss(model, loss), gradient_as_bucket_view=True
