@@ -103,7 +103,8 @@ def submit_command(
     log = request.others.get("output", f"{name}-{number}.log")
     rows = [("job", number), ("script", str(file)), ("log", log)]
     rows += [("watch", f"squeue -j {number}; tail -F {shlex.quote(log)}")]
-    rows += [("cancel", f"scancel {number}; the same command goes on from the last checkpoint")]
+    resumes = "; the same command resumes from the last checkpoint" * ("resume-from" in paths)
+    rows += [("cancel", f"scancel {number}{resumes}")]
     if request.gpus and request.cpus is None:
         rows += [("", "without cpus= a rank often has one core; mae plan: how many reading takes")]
     return Report({"job": number, "script": str(file), "log": log}, rows)

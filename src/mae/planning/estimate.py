@@ -91,8 +91,8 @@ class Estimate(NamedTuple):
     @property
     def state_bytes(self) -> int:
         """Bytes per rank: weights, gradients, moments, average, half-precision copies, tables."""
-        averaged = isinstance(self.config, FinetuneConfig) and self.config.ema is not None
-        state = (5 if averaged else 4) * FLOAT32 * self.parameters + FLOAT32 * self.frozen
+        each = 5 if isinstance(self.config, FinetuneConfig) and self.config.ema is not None else 4
+        state = each * FLOAT32 * self.parameters + FLOAT32 * self.frozen
         if self.strategy == "fsdp":  # weights are gathered in half precision, without copies
             return math.ceil(state / self.machine.ranks)
         # Autocast keeps a copy of each weight until the backward pass is done.
@@ -283,13 +283,13 @@ class Estimate(NamedTuple):
             held = "a part of the state" if sharded else "the whole state"
             auto = "fits" if self.ddp_fits else "does not fit"
             why = f"; auto: the whole {auto}" if config.strategy == "auto" else ""
-            basis = ESTIMATE if why else GIVEN
-            yield "strategy", f"{self.strategy}: each rank holds {held}{why}", basis
+            held = f"{self.strategy}: each rank holds {held}{why}"
+            yield "strategy", held, ESTIMATE if why else GIVEN
         part = f", divided among {self.machine.ranks:,} ranks" * sharded
         yield "state", f"{self.state_bytes / GiB:.3g} GiB: {state}{part}", TESTED
         if sharded:
-            what = "what is outside of blocks, and two blocks at a time"
-            yield "gathered", f"{self.gathered_bytes / GiB:.3g} GiB: {what}", ESTIMATE
+            count = f"{self.gathered_bytes / GiB:.3g} GiB"
+            yield "gathered", f"{count}: what is outside of blocks, and two blocks", ESTIMATE
         kept, again = (count / 2**20 for count in self.activations)
         an_image = f"{kept:,.4g} MiB kept for the backward pass"
         if again:
@@ -310,14 +310,14 @@ class Estimate(NamedTuple):
         yield "memory", f"{self.memory_bytes / GiB:.3g} GiB{rank}, at least", basis
         if self.machine.ranks > 1:
             often = f", in {self.micro_batches:,} passes" * (sharded and self.micro_batches > 1)
-            sent = f"{self.wire_bytes / GiB:.3g} GiB sent a rank and step{often}"
-            yield "exchange", sent, TESTED
+            yield "exchange", f"{self.wire_bytes / GiB:.3g} GiB sent a rank and step{often}", TESTED
 
     def _time_rows(self) -> Iterator[tuple[str, str, str]]:
         work = self.flops_per_image / 1e9
         yield "work", f"{work:,.4g} GFLOP an image, forward and backward", TESTED
         if math.isnan(self.images_per_second):
-            add = "add --measure for this machine, or --gpu h100 for another"
+            alone = "--measure for this machine, or " * (self.machine.ranks == 1)
+            add = f"add {alone}--gpu h100 for another"
             fits = self.largest_micro_batch > 0
             yield "time", add if fits else "none: it does not fit", UNKNOWN
             return
