@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.chaos import damage, inputs, kills, ranks, shares, stops, storage
+from tests.chaos import damage, inputs, kills, ranks, sharded, shares, stops, storage
 from tests.chaos.harness import FaultTest, existing
 
 ONE_PROCESS = (
@@ -176,6 +176,23 @@ ONE_PROCESS = (
         storage.readers_beside, 1000,
     ),
     FaultTest(
+        "async-saves",
+        "A run with `--async-save` that is killed or stopped at any moment, or whose disk is full "
+        "during a save, ends bit for bit where one without it ends.",
+        sharded.async_saves, 20,
+    ),
+    FaultTest(
+        "sharded-order-of-writes",
+        "At the rename that shows a sharded checkpoint, every file of every rank is on the disk.",
+        sharded.order_of_writes, 20,
+    ),
+    FaultTest(
+        "sharded-files",
+        "Truncated, flipped, swapped and missing files of a sharded checkpoint are detected; "
+        "hostile ones are refused in one line and execute nothing.",
+        existing("tests/runs/test_sharded_files.py"), 100,
+    ),
+    FaultTest(
         "signals",
         "SIGTERM, SIGUSR1 and Ctrl-C at any moment save the current step within 10 s, exit with "
         "75, 75 and 130, and leave no process.",
@@ -275,6 +292,17 @@ RANKS = (
         "ranks-races",
         "Of two jobs of two ranks in one run directory one runs; the other leaves no rank.",
         ranks.races, 5,
+    ),
+    FaultTest(
+        "kills-inside-a-sharded-save",
+        "A kill of one or both ranks at any moment of a save of both leaves a whole checkpoint at "
+        "least as new as the last that the save returned for.",
+        sharded.kills_inside_a_save, 20,
+    ),
+    FaultTest(
+        "sharded-disk-full",
+        "A disk that is full during any file of such a save costs this save alone, on all ranks.",
+        sharded.disk_full, 4,
     ),
     FaultTest(
         "ranks-soak",

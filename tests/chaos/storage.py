@@ -117,10 +117,15 @@ def three_failed_saves(bench: Bench, count: int) -> Iterator[Trial]:
 
 
 class WriteOrder:
-    """What is on the disk, by fsync, while `os.fsync` and `os.rename` are those of this object."""
+    """What is on the disk, by fsync, while `os.fsync` and `os.rename` are those of this object.
 
-    def __init__(self) -> None:
+    Args:
+        files: of a checkpoint, with its manifest.
+    """
+
+    def __init__(self, files: int = 4) -> None:
         self._fsync, self._rename = os.fsync, os.rename
+        self._expected = files
         self.files: dict[str, str] = {}
         """Digest of each file at its last fsync."""
         self.folders: list[str] = []
@@ -133,7 +138,7 @@ class WriteOrder:
             self.folders.append(str(path))
         else:
             self.files[str(path)] = _digest(path)
-            if path.name == "manifest.json" and len(self.files) != 4:
+            if path.name == "manifest.json" and len(self.files) != self._expected:
                 self.fault = f"the manifest was written after {len(self.files) - 1} files"
         self._fsync(descriptor)
 
@@ -143,6 +148,8 @@ class WriteOrder:
             late = [p.name for p in Path(source).iterdir() if self.files.get(str(p)) != _digest(p)]
             if late or self.folders != [str(source)]:
                 self.fault = f"at the rename not on the disk: {late}; folders: {self.folders}"
+        elif str(source) in self.files:  # .metadata is written under another name at first
+            self.files[str(target)] = self.files.pop(str(source))
         self._rename(source, target, **more)
 
     def __enter__(self) -> Self:

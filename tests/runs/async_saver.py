@@ -16,16 +16,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mae.parallel.processes import SINGLE_PROCESS, Communicator
 from mae.runs.checkpoint import load_step
 from mae.runs.state import TrainState
 from mae.train.saver import CheckpointSaver
-from tests.runs.killed_saver import fresh_state
 from tests.runs.on_ranks import on_ranks, shard
 
-SAVES = 20
+SAVES, VALUES = 20, 60_000
 
 
 def run_of(folder: Path, said: list[str], ranks: Communicator = SINGLE_PROCESS) -> Any:
@@ -58,8 +57,13 @@ def holds(state: TrainState, value: float) -> bool:
     return len(moments) == 3 and all(bool((t == value).all()) for t in (parameter, *moments))
 
 
+def plain_state() -> TrainState:
+    model = nn.Linear(1, VALUES, bias=False)  # each rank holds some rows
+    return TrainState(model=model, optimizer=torch.optim.AdamW(model.parameters()))
+
+
 def sharded_state() -> TrainState:
-    return shard(fresh_state(), torch.optim.AdamW)
+    return shard(plain_state(), torch.optim.AdamW)
 
 
 def save_and_change(folder: Path, ranks: Communicator) -> list[str]:

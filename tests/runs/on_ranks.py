@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.distributed.fsdp import fully_shard
 
+from mae.errors import RankError
 from mae.parallel.processes import Communicator, open_communicator
 from mae.runs.state import TrainState
 
@@ -63,6 +64,8 @@ def _child(rank: int, count: int, port: int, act: Act, write: int) -> int:
     try:
         with open_communicator(timeout_s=60) as ranks:
             found = act(ranks)
+    except RankError:  # another one was killed
+        return 1
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()

@@ -127,10 +127,13 @@ def _tried(make: Callable[[], T]) -> tuple[T | None, str]:
     """Call a function that writes; return its result, or why the disk refused it."""
     try:
         return make(), ""
-    except OSError as error:
-        return None, error.strerror or str(error)
-    except RuntimeError as error:
+    except (OSError, RuntimeError) as error:
         # Torch's writer hides the error of the disk behind one of its own.
+        shown: BaseException = error
+        while not isinstance(shown, OSError) and shown.__context__ is not None:
+            shown = shown.__context__
+        if isinstance(shown, OSError):
+            return None, shown.strerror or str(shown)
         return None, f"{error}".partition("\n")[0]
 
 
