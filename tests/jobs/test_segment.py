@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,11 +21,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import mae
 from mae.cli.main import main
+from mae.cli.options import options_of
+from mae.cli.verbs.every import VERBS
 from mae.config.dense import DenseConfig, HeadConfig
 from mae.config.run import AugmentConfig, OptimConfig
 from mae.config.segment import SegmentConfig
 from mae.config.serialize import to_dict
+from mae.evaluation.segment_metrics import SegmentScores
 from mae.jobs.segment_train import SegmentRun, segment_train
 from mae.model.create import create
 from mae.recipes.custom import to_toml
@@ -104,6 +109,20 @@ def test_bad_masks_end_in_one_line_and_exit_code_2(
     assert "masks: 2 of 6 cannot be used: 1 mask of another size (0.png: 38 x 56" in error
     assert "1 mask with a value of no class (1.png: " in error and "--max-bad" in error
     assert not (tmp_path / "run").exists()
+
+
+def test_the_page_names_options_and_functions_that_exist() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "segment.md").read_text()
+    verbs = [verb.run for verb in VERBS if verb.name.startswith("segment ")]
+    known = {option.flag for run in verbs for option in options_of(run)} | {"ranks"}
+
+    assert {*re.findall(r"`--([\w.-]+)|(?<= )--([\w.-]+)", page)} <= {
+        pair for flag in known for pair in ((flag, ""), ("", flag))
+    }
+    for name in re.findall(r"mae\.(\w+)\(", page):
+        assert name in mae.__all__
+    for name in re.findall(r"run\.scores\.(\w+)", page):
+        assert name in SegmentScores._fields
 
 
 @pytest.mark.slow
@@ -255,20 +274,23 @@ def test_two_ranks_train_as_one_and_score_alike(folder: Path, whole: Path, tmp_p
 @pytest.mark.slow
 def test_four_images_are_learnt_by_heart(tmp_path: Path) -> None:
     for part in ("train", "val"):
-        write_segmented(tmp_path / part, count=4)
+        write_segmented(tmp_path / part, count=4, size=(32, 40))
     config = replace(
         EVERYTHING,
-        model=tiny_config(patch_size=8, image_size=(40, 56), width=48),
-        steps=130,
+        model=tiny_config(patch_size=8, image_size=(32, 40), width=48),
+        steps=150,
         micro_batch=None,
         drop_path=0.0,
-        head=HeadConfig(channels=64, norm="group", auxiliary_channels=0),
+        head=HeadConfig(channels=32, norm="group", auxiliary_channels=0, dropout=0.0),
         dense=DenseConfig(),
         short_side=None,
-        scale_range=(1.0, 1.3),
+        scale_range=(1.0, 1.0),
+        most_of_class=1.0,
         distort=False,
+        augment=AugmentConfig(crop_scale=(1.0, 1.0), flip=0.0),
         inference="whole",
         stride=None,
+        optim=replace(EVERYTHING.optim, lr=0.4),
         save_every_steps=500,
     )
 

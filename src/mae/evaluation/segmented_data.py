@@ -29,8 +29,6 @@ class SegmentedData(NamedTuple):
     """How the test images were held out; None where they are a split of their own."""
     whole: MaskSource
     """The images that were divided; where they are not, those of training."""
-    short_side: int
-    """Median short side of all of them, in pixels."""
     notes: tuple[str, ...]
     """What was found, guessed and left out."""
 
@@ -107,7 +105,7 @@ def segmented(
     empty = [n for n, k in zip(checked.classes, checked.parts[0].pixels, strict=True) if not k]
     missing = f"classes: no pixel of {some(empty, 5)} in the training masks" if empty else None
     notes = tuple(filter(None, (named, *checked.notes, missing, warning)))
-    return SegmentedData(*parts, splits, source, checked.short_side, notes)
+    return SegmentedData(*parts, splits, source, notes)
 
 
 def segmented_for_evaluation(

@@ -248,13 +248,17 @@ def _chosen(
     begun: dict[str, Any] | None,
     given: Any,
 ) -> SegmentConfig:
-    """Return the configuration with the crop that the recipe segment-folder chooses."""
-    if kept is None or not config.follow_weights or weights is None:
+    """Return the configuration with the crop and scale that the recipe segment-folder chooses."""
+    if kept is None or (config.follow_weights and weights is None):
         return config
+    if not config.follow_weights:
+        short = config.short_side if "short_side" in kept else min(config.model.image_size)
+        return replace(config, short_side=short)
     if begun is not None:
         stored = begun["config"]
         own = {"resize": tuple(stored["model"]["image_size"]), "short_side": stored["short_side"]}
         return replace(config, **{n: value for n, value in own.items() if n not in kept})
+    assert weights is not None
     model = config_from_weights(
         config, weights, num_classes=len(source.mask_classes), **given
     ).model
@@ -264,10 +268,13 @@ def _chosen(
 
 def _train(run: RunInProgress, model: Segmenter, config: SegmentConfig, test: MaskSource) -> None:
     """Train from the newest checkpoint to the last step, score, write weights and report."""
+    (H, W), (low, high), view = config.model.image_size, config.scale_range, SegmentView.of(config)
+    run.progress.note(
+        f"crops of {H} x {W} at {low:g} to {high:g} times the size; scored: {view.text()}"
+    )
     state = restore(run, model)
     plan = batch_plan(config, run.source, run.kind, run.ranks.process)
     train(run, state, plan, step_recipe(config, plan, device_of(state)))
-    view = SegmentView.of(config)
     found = score_images(model.eval(), test, view, progress=run.progress, ranks=run.ranks)
 
     def write() -> None:

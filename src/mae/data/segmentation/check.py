@@ -7,7 +7,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from statistics import median
 from typing import NamedTuple
 
 import numpy as np
@@ -37,7 +36,6 @@ _NAMED = 2  # of each kind of problem
 class _Looked(NamedTuple):
     """An image and its mask, both readable and of the same size."""
 
-    size: Size
     counts: Integers
     """256: pixels of each value."""
     palette: bytes | None
@@ -71,8 +69,6 @@ class Checked(NamedTuple):
 
     classes: tuple[str, ...]
     parts: tuple[CheckedPart, ...]
-    short_side: int
-    """Median short side of the images, in pixels."""
     notes: tuple[str, ...]
     """A line on guesses, and one on what cannot be used."""
 
@@ -123,7 +119,6 @@ def check(
     return Checked(
         names,
         tuple(_checked(number, looked, each, len(names)) for number, each in enumerate(values)),
-        round(median([min(each.size) for each in looked.values()])),
         tuple(notes),
     )
 
@@ -162,7 +157,7 @@ def _look(parts: Sequence[MaskedPart], key: tuple[int, int]) -> _Looked | Proble
     if max(H, W) > MOST_ELONGATED * min(H, W):
         return Problem(f"image longer than {MOST_ELONGATED} to 1", name, f"{H} x {W}")
     counts = np.bincount(stored.values.ravel(), minlength=256)
-    return _Looked((H, W), counts, stored.palette)
+    return _Looked(counts, stored.palette)
 
 
 def _stored_size(data: bytes | Pixels) -> Size:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, cast
@@ -178,10 +177,6 @@ class MaskSource:
     def name(self, index: int) -> str:
         """Return the name of an image."""
         return self.images.name(int(self.ids[index]))
-
-    def file(self, index: int) -> str:
-        """Return the path of an image below its folder, without its extension."""
-        return os.path.splitext(self.name(index))[0]
 
     def take(self, ids: Integers) -> MaskSource:
         """Return the images of `ids`, in order."""
