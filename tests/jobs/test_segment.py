@@ -80,7 +80,7 @@ def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> SegmentRun:
     """Give a short run from weights."""
     root = tmp_path_factory.mktemp("run")
     save(create(replace(MODEL, image_size=(24, 40)), seed=1).encoder, root / "weights")
-    config = replace(EVERYTHING, threads=None)
+    config = replace(EVERYTHING, threads=None, steps=4)
     return segment_train(
         config, data=folder, weights=root / "weights", out=root / "run", quiet=True
     )
@@ -130,7 +130,7 @@ def test_a_run_leaves_scores_report_and_weights(run: SegmentRun) -> None:
     results = json.loads((run.path / "results.json").read_text())
     page = (run.path / "report.html").read_text()
 
-    assert (run.train, run.test, run.num_steps) == (10, 2, 10)
+    assert (run.train, run.test, run.num_steps) == (10, 2, 4)
     assert results["miou"] == run.scores.miou and results["images"] == 2
     assert [row["name"] for row in results["classes"]] == [*CLASSES]
     assert sum(row["pixels"] for row in results["classes"]) == 2 * 40 * 56
