@@ -205,6 +205,20 @@ def test_checkpointing_changes_no_gradient(generator: torch.Generator) -> None:
     torch.testing.assert_close(gradients(), expected)
 
 
+@pytest.mark.slow
+def test_it_compiles_to_one_graph(generator: torch.Generator) -> None:
+    encoder = Encoder(tiny_config(depth=2))
+    config = DenseConfig(
+        window=2, global_blocks=(1,), relative_positions="decomposed", layer_scale=0.5
+    )
+    dense = scrambled(DenseBackbone(encoder, config, blocks=(0, 1), drop_path=0.5), generator)
+    given, draws = images(generator, 12, 20), torch.rand(B, 4, generator=generator)
+
+    found = torch.compile(dense, backend="eager", fullgraph=True)(given, drops=draws)
+
+    torch.testing.assert_close(found, dense(given, drops=draws))
+
+
 def test_every_block_of_the_encoder_is_shared_and_keeps_its_names(
     generator: torch.Generator,
 ) -> None:

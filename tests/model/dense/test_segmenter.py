@@ -151,3 +151,18 @@ def test_default_blocks_are_the_published_ones() -> None:
 def test_wrong_settings_of_a_head_are_named(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         HeadConfig(**fields).blocks_of(12)
+
+
+@pytest.mark.parametrize("dense", [UPERNET, WINDOWED], ids=["beit", "windows"])
+def test_logits_in_bf16_are_near_those_in_float32(
+    dense: DenseConfig, generator: torch.Generator
+) -> None:
+    model = segmenter(generator, dense=dense, norm="group").eval()
+    images = torch.randn(2, 3, 24, 40, generator=generator)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(images).logits
+
+    expected = model(images).logits
+    difference = (found.float() - expected).norm() / expected.norm()
+    assert 0 < difference < 0.03

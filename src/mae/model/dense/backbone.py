@@ -139,7 +139,7 @@ class DenseBackbone(nn.Module):
         depth, every = len(self.blocks), self.blocks.checkpoint_every
         if every is None or not (self.training and torch.is_grad_enabled()):
             return run(tokens, 0, depth)[1]
-        kept = list[Tensor]()
+        kept: list[Tensor] = []
         for start in range(0, depth, every):
             # Blocks draw no random numbers, so no generator state has to be preserved.
             tokens, found = checkpoint(
@@ -159,7 +159,7 @@ class DenseBackbone(nn.Module):
         scales: Tensor | None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Apply some blocks; return the tokens after the last, and those wanted."""
-        kept = list[Tensor]()
+        kept: list[Tensor] = []
         for number in range(start, stop):
             size, bias, factors = self._window(number), None, None
             windows = None if size is None else GridWindows(grid, size)
