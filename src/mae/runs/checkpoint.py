@@ -57,7 +57,7 @@ from mae.runs.state import Snapshot, TrainState, snapshot_of
 
 __all__ = [
     "NotSaved", "latest_checkpoint", "load_checkpoint", "load_step", "remove_checkpoints",
-    "require_intact_checkpoint", "save_checkpoint", "set_aside_newer",
+    "read_sharded_model", "require_intact_checkpoint", "save_checkpoint", "set_aside_newer",
 ]  # fmt: skip
 
 _MODEL, _OPTIMIZER = "model.safetensors", "optimizer.safetensors"
@@ -215,6 +215,24 @@ def set_aside_newer(folder: Path, step: int) -> list[Path]:
 def latest_checkpoint(folder: Path) -> Path | None:
     """Find the newest complete checkpoint without verifying it; None if there is none."""
     return next(iter(complete(folder)), None)
+
+
+def read_sharded_model(path: Path) -> dict[str, Tensor]:
+    """Read parameters and buffers of a sharded checkpoint by name, after verifying it.
+
+    Raises:
+        WeightsError: if it is damaged, or no sharded checkpoint.
+    """
+    if reason := _damage(path):
+        raise WeightsError(f"{path}: {reason}; name an older checkpoint")
+    files = ShardedFiles(path)
+    forms = {name: form for name, form in files.forms.items() if name.startswith(MODEL)}
+    tensors = {name: torch.empty(size, dtype=dtype) for name, (dtype, size) in forms.items()}
+    try:
+        files.read({name: shard_of(tensor) for name, tensor in tensors.items()})
+    except CheckpointError as error:
+        raise WeightsError(f"{error}") from error
+    return {name.removeprefix(MODEL): tensor for name, tensor in tensors.items()}
 
 
 def _damage(path: Path, *, digests: Collection[str] | None = None) -> str:

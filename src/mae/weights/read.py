@@ -16,6 +16,7 @@ from torch import Tensor
 from mae.errors import WeightsError
 from mae.runs.checkpoint import latest_checkpoint
 from mae.runs.directory import RunDir
+from mae.runs.sharded import METADATA
 from mae.weights.formats import dinov2, facebook, huggingface, lightly, native, openmmlab
 from mae.weights.formats.name_table import (
     Layout,
@@ -176,7 +177,7 @@ def find_file(path: Path) -> Path:
         raise WeightsError(f"{path.absolute()}: no such file or folder")
     run = RunDir(path)
     for folder in (path, run.weights, latest_checkpoint(run.checkpoints)):
-        for name in (native.TENSORS, INDEXES[0], "pytorch_model.bin", INDEXES[1]):
+        for name in (native.TENSORS, INDEXES[0], "pytorch_model.bin", INDEXES[1], METADATA):
             if folder is not None and (folder / name).is_file():
                 return folder / name
     names = ", ".join(sorted(p.name for p in path.iterdir())[:5])

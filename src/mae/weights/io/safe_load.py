@@ -25,6 +25,8 @@ from torch import Tensor
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
 from mae.errors import WeightsError
+from mae.runs.checkpoint import read_sharded_model
+from mae.runs.sharded import METADATA
 from mae.weights.given import Take
 from mae.weights.io.file_checks import (
     Kind,
@@ -95,7 +97,7 @@ def read_tensors(path: Path, *, take: Take | None = None) -> TensorFile:
     """Read the tensors of a safetensors or PyTorch file, or of all files of an index.
 
     Args:
-        path: the file.
+        path: the file; the `.metadata` of a sharded checkpoint for its model.
         take: network to load from a file with several; None loads the one named model.
 
     Raises:
@@ -103,6 +105,9 @@ def read_tensors(path: Path, *, take: Take | None = None) -> TensorFile:
             that does not match its files; for several networks of which none is named model,
             unless `take` selects one.
     """
+    if path.name == METADATA:
+        _require_one_network(path, take)
+        return TensorFile(read_sharded_model(path.parent), {})
     try:
         kind = kind_of(path)
         if kind == "index":
