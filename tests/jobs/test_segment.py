@@ -138,6 +138,7 @@ def test_a_run_leaves_scores_report_and_weights(run: SegmentRun) -> None:
     for text in ("Segmentation run", "mIoU", "Worst images", "roof", "cross-entropy"):
         assert text in page
     assert "mIoU" in run._repr_html_()  # type: ignore[attr-defined]
+    assert main(["recipes", "diff", "segment-folder", str(run.path)]) == 0
     assert "loss" in run.metrics and run.metrics["miou"] == run.scores.miou
 
 

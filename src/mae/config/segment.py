@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -66,3 +67,10 @@ class SegmentConfig(TransferConfig):
 
 AnyRunConfig = PretrainConfig | FinetuneConfig | SegmentConfig
 """Configuration of a run of any kind."""
+
+
+def config_type(fields: Mapping[str, object]) -> type[AnyRunConfig]:
+    """Return the type of the configuration of a run, from its fields in run.json."""
+    if "head" in fields:
+        return SegmentConfig
+    return FinetuneConfig if "num_classes" in fields else PretrainConfig

@@ -8,7 +8,8 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mae.config.run import FinetuneConfig, FitConfig, PretrainConfig
+from mae.config.run import FitConfig
+from mae.config.segment import config_type
 from mae.config.serialize import field_types, from_dict
 from mae.errors import ConfigError
 from mae.recipes.catalogue import RECIPES, Recipe, find_recipe
@@ -83,7 +84,7 @@ def _recipe_or_run(name: str) -> Recipe:
         if name not in known and Path(name).exists():
             raise ConfigError(f"{name}: holds no run.json; name the folder of a run")
         return find_recipe(name)
-    cls = FinetuneConfig if "num_classes" in record["config"] else PretrainConfig
+    cls = config_type(record["config"])
     config: Any = from_dict(cls, record["config"], where=str(RunDir(Path(name)).record))
     base = known.get(record.get("recipe", ""))
     theirs = _values(base.config) if base else {}

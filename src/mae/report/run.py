@@ -7,8 +7,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mae.config.run import FinetuneConfig, PretrainConfig
-from mae.config.segment import AnyRunConfig, SegmentConfig
+from mae.config.run import FinetuneConfig
+from mae.config.segment import AnyRunConfig, SegmentConfig, config_type
 from mae.config.serialize import from_dict
 from mae.config.sizes import size_name
 from mae.errors import ConfigError
@@ -71,10 +71,7 @@ def read_run(path: Path) -> RunFacts:
     if record is None:
         raise ConfigError(f"{path}: is not a run, it holds no run.json; name the folder of a run")
     fields, where, rows = record["config"], str(files.record), read_rows(files.log)
-    kind: type[AnyRunConfig] = PretrainConfig
-    if "class_names" in record:
-        kind = SegmentConfig if "head" in fields else FinetuneConfig
-    return RunFacts(files, record, from_dict(kind, fields, where=where), rows)
+    return RunFacts(files, record, from_dict(config_type(fields), fields, where=where), rows)
 
 
 def headline(run: RunFacts) -> dict[str, str]:
