@@ -98,6 +98,7 @@ def test_images_that_are_waited_for_make_the_loader_the_wall_and_workers_the_adv
     assert advice.endswith("of them waiting for the source")
 
 
+@pytest.mark.slow
 def test_images_in_memory_make_the_step_the_wall() -> None:
     found = bench_run(
         "fashion-mnist", dataclasses.replace(DEMO, device="cpu"), seconds=0.3, quiet=True
@@ -135,6 +136,7 @@ def test_few_images_keep_as_many_micro_batches_side_by_side_as_the_batch_has(
     assert few_images(config, torch.device("cuda")) == config
 
 
+@pytest.mark.slow
 def test_readers_feed_the_step_and_what_they_made_ahead_does_not_count() -> None:
     config = dataclasses.replace(CONFIG, workers=2)
 

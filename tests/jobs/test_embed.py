@@ -543,6 +543,7 @@ def test_a_batch_of_none_and_a_device_that_is_not_there_are_refused(weights: Pat
         mae.embed(weights, [photo(30, 44)], device="tpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", "list", "tar"])
 def test_names_and_classes_do_not_depend_on_the_locale(
     kind: str, weights: Path, tmp_path: Path

@@ -110,6 +110,7 @@ def test_a_kill_before_any_change_to_the_disk_after_the_last_step_loses_nothing(
         assert goes_on(out, whole) is (moment >= recorded)
 
 
+@pytest.mark.slow
 def test_weights_that_read_back_otherwise_leave_the_run_unfinished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +203,7 @@ def test_a_finished_run_of_before_keeps_its_checkpoints(tmp_path: Path) -> None:
     assert names(tmp_path / "checkpoints") == ["step-00000002", LAST]
 
 
+@pytest.mark.slow
 def test_a_short_run_logs_every_step(tmp_path: Path) -> None:
     run(tmp_path, replace(SHORT, steps=44, log_every_steps=None))
 

@@ -82,6 +82,7 @@ def digest(run: Path) -> str:
     return last.name + hashlib.sha256(b"".join([*parts, weights])).hexdigest()
 
 
+@pytest.mark.slow
 def test_classes_told_by_their_shade_are_learnt(
     folder: Path, weights: Path, tmp_path: Path
 ) -> None:
@@ -119,7 +120,7 @@ def test_the_classifier_that_comes_out_is_evaluated_alike(
     assert json.loads(card)["pool"] == "mean"
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGINT", marks=pytest.mark.slow)])
 def test_a_stopped_run_goes_on_and_ends_bitwise_alike(
     name: str, folder: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,6 +198,7 @@ def test_few_labels_are_chosen_and_written_into_the_run(
     assert (record["labels"], record["data"]["count"]) == ("2/class", 6)
 
 
+@pytest.mark.slow
 def test_the_average_is_what_comes_out(folder: Path, weights: Path, tmp_path: Path) -> None:
     run = finetune(EVERYTHING, data=folder, weights=weights, out=tmp_path / "run", quiet=True)
 

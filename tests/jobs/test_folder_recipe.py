@@ -116,6 +116,7 @@ def test_a_run_of_the_former_recipe_resumes_by_its_command(tmp_path: Path) -> No
     assert done.config.model.width == 8 and done.config.batch == 9
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_the_weights_of_another_choice(tmp_path: Path) -> None:
     """The command that a finished run suggests."""
     images = np.random.default_rng(0).integers(0, 256, (6, 12, 20, 3), dtype=np.uint8)

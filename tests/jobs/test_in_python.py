@@ -50,6 +50,7 @@ def nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_an_encoder_in_memory_gives_the_features_of_its_file(made: Made) -> None:
     images = made.labelled / "val"
     encoder = mae.load_encoder(made.run, quiet=True)

@@ -72,6 +72,7 @@ def test_a_mixed_nested_folder_runs_and_names_the_broken_ones_once(
     assert features.shape == (38, 24)
 
 
+@pytest.mark.slow
 def test_fields_given_as_keywords_make_the_run_of_their_configuration(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (12, 12, 20, 3), dtype=np.uint8)
     how = {"data": images, "quiet": True, "device": "cpu", "threads": 1}
@@ -95,6 +96,7 @@ def test_a_wrong_keyword_makes_no_run(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_the_precision_that_it_began_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,6 +148,7 @@ def test_pixels_of_other_than_three_channels_are_measured_and_stored(tmp_path: P
     assert pixels.std == pytest.approx((images.std() / 255,), rel=0.02)
 
 
+@pytest.mark.slow
 def test_colour_keeps_the_mean_of_imagenet_unless_asked_to_measure(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 9, (20, 16, 24, 3), dtype=np.uint8)
 
@@ -220,6 +223,7 @@ def test_a_stopped_run_of_version_0_1_resumes_to_the_same_end(
     assert all(torch.equal(mine[name], yours[name]) for name in mine)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", KINDS)
 def test_a_stopped_run_of_another_mask_kind_resumes_to_the_same_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: ObjectiveConfig
@@ -264,6 +268,7 @@ def test_too_many_broken_images_stop_the_run_and_list_them(tmp_path: Path) -> No
         run(tmp_path / "run", tmp_path / "in", replace(SHORT, batch=10))
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_said_and_the_one_before_gives_the_same_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

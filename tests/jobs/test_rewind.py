@@ -127,6 +127,7 @@ def test_newer_checkpoints_stay_until_the_next_save(
     assert names == ["step-00000002", "step-00000004.old", "step-00000006.old"]
 
 
+@pytest.mark.slow
 def test_going_back_without_a_window_ends_as_an_undisturbed_run(out: Path, tmp_path: Path) -> None:
     run(tmp_path / "whole")
     run(out, resume_from=4)

@@ -81,6 +81,7 @@ def test_another_recipe_is_left_as_it_is(tmp_path: Path) -> None:
     assert choose(ArraySource(np.zeros((5, 2, 12), np.uint8)), kept=None) == (FOLDER, [])
 
 
+@pytest.mark.slow
 def test_the_built_in_images_are_shown_whole_at_their_size() -> None:
     config, lines = choose(open_source("fashion-mnist"))  # type: ignore[arg-type]
 

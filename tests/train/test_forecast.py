@@ -153,6 +153,7 @@ def test_hours_are_measured_where_a_run_is_worth_it(monkeypatch: pytest.MonkeyPa
     assert lines[1:] == [f"4,000 steps of 64 see 256,000 images, in about {hours} on this machine"]
 
 
+@pytest.mark.slow
 def test_a_long_run_of_a_large_network_is_told_of_a_small_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

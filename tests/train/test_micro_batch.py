@@ -70,7 +70,7 @@ def test_a_number_is_halved_until_it_fits(room: int, found: int | None, tried: i
     assert len(asked) == tried
 
 
-@pytest.mark.parametrize("updated", [False, True])
+@pytest.mark.parametrize("updated", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_what_is_tried_leaves_no_trace(*, updated: bool) -> None:
     config = PretrainConfig(model=MODEL, batch=8, device="cpu", optim=OptimConfig(lr=0.1))
     state, given, how = new_state(create(MODEL), config), stored(8), StepRecipe(crowded)
@@ -93,6 +93,7 @@ def by_formula(config: PretrainConfig | FinetuneConfig, gib: float) -> int:
     return largest_by_formula(replace(config, device="cpu"), model, gib * 2**30)
 
 
+@pytest.mark.slow
 def test_as_many_fit_as_the_memory_takes_and_more_where_less_is_kept() -> None:
     small = SHAPES["vit-ti/16 at 96"]
     config = PretrainConfig(model=small, batch=4096, precision="float32")
@@ -108,6 +109,7 @@ def test_as_many_fit_as_the_memory_takes_and_more_where_less_is_kept() -> None:
     assert by_formula(replace(tuned, ema=0.9), 1.5) < by_formula(tuned, 1.5)
 
 
+@pytest.mark.slow
 def test_a_micro_batch_that_fits_is_recorded_and_kept_by_a_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

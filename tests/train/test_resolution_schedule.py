@@ -72,7 +72,7 @@ def test_a_resume_begins_with_the_batch_that_would_have_come(
         assert torch.equal(ours.images, expected.images)
 
 
-@pytest.mark.parametrize("stop_at", [3, 8])
+@pytest.mark.parametrize("stop_at", [3, pytest.param(8, marks=pytest.mark.slow)])
 def test_a_run_stopped_in_either_part_ends_at_the_same_bits(
     images: ArraySource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
 ) -> None:

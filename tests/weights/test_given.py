@@ -202,7 +202,13 @@ USES = {
 }
 
 
-@pytest.mark.parametrize("words", USES.values(), ids=USES)
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(words, id=use, marks=[pytest.mark.slow] if use == "export" else [])
+        for use, words in USES.items()
+    ],
+)
 def test_every_use_prints_its_guesses_once(
     words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -78,6 +78,7 @@ def test_images_of_another_kind_are_measured_anew(weights: Path, tmp_path: Path)
     assert done.model.config.pixels.dtype == "uint16"
 
 
+@pytest.mark.slow
 def test_a_file_without_a_decoder_gets_a_fresh_one_and_says_so(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,6 +93,7 @@ def test_a_file_without_a_decoder_gets_a_fresh_one_and_says_so(
     assert (done.model.config.decoder_width, done.model.config.decoder_depth) == (512, 8)
 
 
+@pytest.mark.slow
 def test_a_known_size_gets_the_decoder_that_belongs_to_it(tmp_path: Path) -> None:
     shapes = published.encoder_shapes(192, 12, patch=4, patches=9)
     path = published.checkpoint(tmp_path / "ti.pth", published.filled(shapes))
@@ -101,6 +103,7 @@ def test_a_known_size_gets_the_decoder_that_belongs_to_it(tmp_path: Path) -> Non
     assert (config.decoder_width, config.decoder_depth, config.decoder_heads) == (192, 4, 6)
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_with_an_unfinished_run(weights: Path, tmp_path: Path) -> None:
     whole = go_on(weights, tmp_path / "whole", replace(CONTINUED, steps=4))
     go_on(weights, tmp_path / "run", replace(CONTINUED, steps=4))

@@ -90,6 +90,7 @@ def test_the_command_says_one_line_and_ends_with_two(
     assert said.err.startswith("mae: ") and said.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_another_process_ends_so_too(folder: Path) -> None:
     path = hostile.PICKLES["archive-os.system"](folder)
     command = [sys.executable, "-c", "from mae.cli.main import main; raise SystemExit(main())"]
@@ -149,7 +150,10 @@ def test_paths_and_numbers_of_numpy_are_passed_over(tmp_path: Path, *, zipped: b
         load_encoder(tmp_path / "among.pth")
 
 
-@pytest.mark.parametrize("kind", ["zip", "pickle", "safetensors"])
+@pytest.mark.parametrize(
+    "kind",
+    ["zip", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("pickle", "safetensors"))],
+)
 def test_changed_bytes_never_end_in_anything_but_one_line(tmp_path: Path, kind: str) -> None:
     """Of numbers: no. A flipped bit of a weight is another weight, in files without digests."""
     path = hostile.whole(tmp_path / "changed", kind)

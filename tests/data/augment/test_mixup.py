@@ -55,6 +55,7 @@ def drawn(config: MixConfig, count: int = 4000) -> list[Mixing]:
     return [mixing(config, seed=3, step=step, size=SIZE) for step in range(count)]
 
 
+@pytest.mark.slow
 def test_shares_follow_their_beta_distributions() -> None:
     averaged = [how.fraction for how in drawn(MixConfig(mixup=0.8))]
     cut = drawn(MixConfig(cutmix=1.0))

@@ -70,8 +70,9 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("colour", RGB), ("turned", RGB), ("palette", RGB), ("grey", RGB), ("grey", GREY),
-        ("deep", DEEP), ("jpeg", RGB), ("lzw", RGB), ("colour", FLOAT), ("deep", RGB),
+        pytest.param("colour", RGB, marks=pytest.mark.slow), ("turned", RGB), ("palette", RGB),
+        ("grey", RGB), ("grey", GREY), ("deep", DEEP), ("jpeg", RGB), ("lzw", RGB),
+        pytest.param("colour", FLOAT, marks=pytest.mark.slow), ("deep", RGB),
     ],
 )  # fmt: skip
 def test_an_image_is_looked_at_in_under_three_times_its_pixels(

@@ -206,6 +206,7 @@ def test_relative_positions_of_a_detector_are_named_as_the_cause(tmp_path: Path)
         load(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "heads"),
     [

@@ -107,6 +107,7 @@ def test_a_missing_library_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         mae.load("hf:owner/name")
 
 
+@pytest.mark.slow
 def test_without_hf_the_library_is_not_even_imported(folder: Path) -> None:
     code = f"""import sys, mae
 mae.load({str(folder)!r})

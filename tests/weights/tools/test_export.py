@@ -45,6 +45,7 @@ def run(path: Path, to: Target, *given: Tensor) -> list[Tensor]:
     return [torch.from_numpy(found) for found in session.run(None, values)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["onnx", "torch-export"])
 def test_an_encoder_of_any_size_gives_the_tokens_of_pytorch(
     to: Target, model: MaskedAutoencoder, weights: Path, tmp_path: Path, generator: torch.Generator
@@ -80,6 +81,7 @@ def test_a_full_model_of_any_size_hides_and_predicts_as_pytorch_does(
     }
 
 
+@pytest.mark.slow
 def test_without_dynamic_the_batch_alone_may_change(
     model: MaskedAutoencoder, weights: Path, tmp_path: Path, generator: torch.Generator
 ) -> None:
@@ -114,6 +116,7 @@ def test_a_classifier_gives_the_scores_of_pytorch_and_names_its_classes(
         assert said["class_names"] == ["a", "b", "c", "d"]
 
 
+@pytest.mark.slow
 def test_what_is_written_says_what_it_is(weights: Path, tmp_path: Path) -> None:
     done = export(weights, tmp_path / "e.onnx", to="onnx")
     session = onnxruntime.InferenceSession(tmp_path / "e.onnx")
@@ -127,6 +130,7 @@ def test_what_is_written_says_what_it_is(weights: Path, tmp_path: Path) -> None:
     assert rows["inputs images"] == "batch 3 12 20" and rows["threads"] == f"{done.threads}"
 
 
+@pytest.mark.slow
 def test_values_too_large_for_one_file_lie_beside_it(
     model: MaskedAutoencoder, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -186,6 +186,7 @@ print(found.size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks of memory are in other units elsewhere")
 @pytest.mark.parametrize("kind", ["pth", "safetensors"])
 def test_a_large_file_is_looked_through_in_little_memory(tmp_path: Path, kind: str) -> None:
