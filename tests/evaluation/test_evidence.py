@@ -48,6 +48,7 @@ def made():
     return train, test, table, lines
 
 
+@pytest.mark.slow
 def test_rows_are_pixels_then_both_encoders_in_every_pool(made):
     _, _, table, lines = made
 
@@ -66,6 +67,7 @@ def test_rows_are_pixels_then_both_encoders_in_every_pool(made):
     assert [row.name for row in table.headline()] == [names[0], names[1], names[4]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [0, 1, 4])
 def test_every_row_is_read_in_the_same_way(made, place):
     train, test, table, _ = made
@@ -92,6 +94,7 @@ def test_every_row_is_read_in_the_same_way(made, place):
     assert knn.spread == logistic.spread == 0
 
 
+@pytest.mark.slow
 def test_what_is_behind_raw_pixels_says_so(made):
     _, _, table, _ = made
     bars = table.rows[0].scores
@@ -102,6 +105,7 @@ def test_what_is_behind_raw_pixels_says_so(made):
             assert str(cell).endswith("behind raw pixels") == cell.behind
 
 
+@pytest.mark.slow
 def test_the_table_is_plain_json(made):
     _, _, table, _ = made
 
@@ -113,6 +117,7 @@ def test_the_table_is_plain_json(made):
     assert "60 training images" in plain["about"]
 
 
+@pytest.mark.slow
 def test_too_few_labels_are_reported_before_the_work_begins(made):
     train, test, _, _ = made
     lines = []

@@ -83,6 +83,7 @@ def test_a_check_draws_nothing_and_changes_no_step(
     assert end_state(tmp_path / "with") == end_state(tmp_path / "without")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_writes_the_same_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,6 +145,7 @@ def test_a_wrong_std_of_the_normalisation_is_named_at_the_first_step(
     ] * 2
 
 
+@pytest.mark.slow
 def test_an_unreadable_image_of_the_sample_is_skipped_and_named_once(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -169,6 +169,7 @@ def correct(features: NDArray, labels: NDArray, *, images: int, seed: int) -> ND
     return np.array(rows, dtype=float)
 
 
+@pytest.mark.slow
 def test_shuffled_labels_help_in_at_most_one_of_twenty(rng: np.random.Generator) -> None:
     helps = []
     for seed in range(20):

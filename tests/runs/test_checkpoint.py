@@ -325,6 +325,7 @@ def test_a_truncated_file_is_detected(folder, name, share):
     assert_falls_back(folder, because=name if name == "manifest.json" else f"{name} has ")
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_detected(folder, tmp_path):
     draws, spoiled = random.Random(0), tmp_path / "spoiled"
     sizes = {name: (folder / "step-00000004" / name).stat().st_size for name in FILES}
@@ -582,6 +583,7 @@ def kill_rounds(folder: Path, *, rounds: int, seed: int) -> dict[str, int]:
     return json.loads(finished.stdout)
 
 
+@pytest.mark.slow
 def test_a_kill_inside_a_save_loses_nothing_acknowledged(tmp_path):
     counts = kill_rounds(tmp_path / "checkpoints", rounds=12, seed=0)
 
