@@ -21,6 +21,8 @@ from mae.recipes.segmenting import ADE20K, SEGMENT_FOLDER
 from mae.weights.formats.native import save
 from mae.weights.load import load_encoder, load_segmenter
 from mae.weights.start_from import config_from_weights, initial_segmenter
+from mae.weights.tools.diff import diff
+from mae.weights.tools.inspect import inspect
 from tests.model.tiny import D, scrambled, tiny_config, tiny_model
 
 NAMES = ("sky", "tree", "road")
@@ -185,3 +187,16 @@ def test_embedding_with_a_segmenter_says_what_to_give(
 
     with pytest.raises(mae.MaeError, match="give the weights that it was trained from"):
         mae.embed(folder, torch.zeros(1, 3, 12, 20), quiet=True)
+
+
+def test_tools_know_a_segmenter(generator: torch.Generator, tmp_path: Path) -> None:
+    folder = save(segmenter(generator, TABLE, norm="batch"), tmp_path / "w")
+
+    assert inspect(folder).num_classes == 3
+    assert diff(folder, folder).same
+    assert mae.convert(folder, tmp_path / "again", to="mae").difference == 0
+    assert load_segmenter(tmp_path / "again", quiet=True).class_names == NAMES
+    with pytest.raises(WeightsError, match="timm cannot hold a segmenter, only mae can"):
+        mae.convert(folder, tmp_path / "w.safetensors", to="timm")
+    with pytest.raises(WeightsError, match="is a segmenter, expected a classifier; use mae seg"):
+        mae.predict(folder, torch.zeros(1, 3, 12, 20), quiet=True)

@@ -191,6 +191,10 @@ def open_classifier(
     raw = read_weights(path, **given)
     tensors = _with_folded_norm(raw.tensors)
     head = tensors.get("head.weight")
+    if raw.is_segmenter:
+        raise WeightsError(
+            f"{raw.path}: is a segmenter, expected a classifier; use mae segment predict"
+        )
     if head is None or head.ndim != 2:
         raise WeightsError(
             f"{raw.path}: has no classifier's head (head.weight), expected fine-tuned weights; "
@@ -239,7 +243,7 @@ def open_segmenter(path: Source, **given: Unpack[LoadOptions]) -> Loaded[Segment
 
 
 class Opened(NamedTuple):
-    """The model that weights hold: a classifier, an autoencoder or an encoder."""
+    """The model that weights hold: a segmenter, a classifier, an autoencoder or an encoder."""
 
     model: Model
     description: Description
@@ -260,8 +264,8 @@ def open_any(
     """Load the model that weights hold, and describe it.
 
     Args:
-        path: as for `load`, or a classifier.
-        encoder_only: skip a decoder or a classifier's head.
+        path: as for `load`, or a classifier or segmenter.
+        encoder_only: skip a decoder or a head.
         allow_missing: as for `load`; has no effect on a classifier.
         pool: as for `load_classifier`.
         given: as for `load`.
@@ -271,7 +275,10 @@ def open_any(
     if pool is not None and not has_head:
         raise WeightsError(f"pool: no effect, no head is taken from {raw.path}; leave it out")
     model: Model
-    if has_head:
+    if raw.is_segmenter and not encoder_only:
+        model, assumed = open_segmenter(raw)
+        names, notes = model.class_names, assumed
+    elif has_head:
         (model, names), assumed = open_classifier(raw, pool=pool)
         groups = group_notes(raw, model.encoder.config, ("encoder", "fc_norm", "head"))[1:]
         notes = assumed + groups

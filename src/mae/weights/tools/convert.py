@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mae.errors import WeightsError
 from mae.model.autoencoder import MaskedAutoencoder
+from mae.model.dense.segmenter import Segmenter
 from mae.weights.formats.native import tensors_of
 from mae.weights.given import Given, HeadPool, Target
 from mae.weights.load import Opened, open_any
@@ -78,6 +79,8 @@ def convert(
         src, encoder_only=encoder_only, allow_missing=allow_missing, pool=pool, **given
     )
     tensors = tensors_of(source.model)
+    if isinstance(source.model, Segmenter) and to != "mae":
+        raise WeightsError(f"{path}: not written: {to} cannot hold a segmenter, only mae can")
     if to in _REFUSES and (why := _REFUSES[to](source.description, tensors)):
         raise WeightsError(f"{path}: not written: {to} cannot hold this model: {why}")
     with new_output(path) as temporary:
@@ -111,6 +114,8 @@ def _outputs(opened: Opened) -> list[Tensor]:
     if isinstance(model, MaskedAutoencoder):
         loss = model(images, noise=noise).loss.reshape(1)
         return [model.encoder(images), model.reconstruct(images, noise=noise).pred, loss]
+    if isinstance(model, Segmenter):
+        return [model.eval()(images).logits]
     return [model(images)]
 
 

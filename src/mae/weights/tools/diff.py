@@ -16,6 +16,7 @@ from mae.config.serialize import to_dict
 from mae.errors import WeightsError
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.classifier import Classifier
+from mae.model.dense.segmenter import Segmenter
 from mae.model.masking import random_masking
 from mae.model.normalize import denormalize_pixels, normalize_pixels
 from mae.weights.given import Given, HeadPool
@@ -159,6 +160,8 @@ def _outputs(opened: Opened, images: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """Return the outputs for images of pixel values in [0, 1], by name."""
     model, pixels = opened.model.eval(), opened.description.model.pixels
     normalised = normalize_pixels(images, replace(pixels, dtype="float32"))
+    if isinstance(model, Segmenter):
+        return {"logits": model(normalised).logits}
     if not isinstance(model, MaskedAutoencoder):
         return {"scores" if isinstance(model, Classifier) else "features": model(normalised)}
     filled = model.reconstruct(normalised, mask=mask).images

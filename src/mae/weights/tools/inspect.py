@@ -99,7 +99,8 @@ def inspect(path: str | Path, *, take: Take | None = None) -> Inspection:
     fields, sources, assumed, _ = infer_fields(raw)
     size = size_name(**{name: fields[name] for name in ("width", "depth", "patch_size")})
     head = raw.tensors.get("head.weight")
-    num_classes = None if head is None else len(head)
+    logits = raw.tensors.get("head.classify.conv.weight", head)  # of a segmenter
+    num_classes = None if logits is None else len(logits)
     published = _published_file(raw, size=size, num_classes=num_classes, fields=fields)
     if head is not None:
         sources["pool"] = raw.metadata.source
