@@ -12,10 +12,11 @@ import numpy as np
 from PIL import Image
 
 from mae.atomic import write_atomic, write_json_atomic
+from mae.data.annotated import CLASSES
 from mae.data.batching.batch import SourceReader
 from mae.data.decoding.decode import decode
 from mae.data.decoding.header import kind_of
-from mae.data.segmentation.layout import CLASSES, MASKS
+from mae.data.segmentation.layout import MASKS
 from mae.data.sources.images import open_inputs
 from mae.data.sources.source import Source
 from mae.errors import ConfigError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mae.data.annotated import NO_CLASS, Problem, count_problems, refuse_other_classes
 from mae.data.decoding.decode import PixelKind, decode
 from mae.data.decoding.header import BadImage, read_header
-from mae.data.segmentation.layout import NO_CLASS, MaskedPart, Problem
+from mae.data.segmentation.layout import MaskedPart
 from mae.data.segmentation.source import (
     IGNORE,
     MOST_CLASSES,
@@ -30,7 +31,6 @@ from mae.progress import Progress
 
 MOST_ELONGATED = 20
 """Longest image that is used, in lengths of its short side."""
-_NAMED = 2  # of each kind of problem
 
 
 class _Looked(NamedTuple):
@@ -225,12 +225,7 @@ def _values_of(part: MaskedPart, classes: tuple[str, ...]) -> _Values:
         DataError: if the part has other classes.
     """
     given = classes if part.classes is None else part.classes
-    if other := sorted({*given} - {*classes, NO_CLASS}):
-        where = f" of {part.name}" if part.name else ""
-        raise DataError(
-            f"data: {len(other)} classes{where} are unknown: {', '.join(other[:3])}; expected "
-            f"{', '.join(classes[:5])}{' ...' if len(classes) > 5 else ''}"
-        )
+    refuse_other_classes({*given}, classes, part=part.name)
     known, table = np.zeros(256, dtype=np.bool_), np.full(256, IGNORE, dtype=np.uint8)
     known[: len(given)] = known[IGNORE] = True
     for value, name in enumerate(given):
@@ -261,15 +256,8 @@ def _summary(problems: Sequence[Problem], count: int, *, max_bad: float) -> str:
     Raises:
         DataError: the same line, if there are too many.
     """
-    kinds = defaultdict[str, list[Problem]](list)
-    for problem in problems:
-        kinds[problem.kind].append(problem)
-    counted = []
-    for kind, found in kinds.items():
-        named = [f"{p.name}: {p.detail}" if p.detail else p.name for p in found[:_NAMED]]
-        more = f" and {len(found) - _NAMED:,} more" if len(found) > _NAMED else ""
-        counted.append(f"{len(found):,} {kind} ({'; '.join(named)}{more})")
-    line = f"masks: {len(problems):,} of {count:,} cannot be used: {', '.join(counted)}"
+    counted = count_problems(problems)
+    line = f"masks: {len(problems):,} of {count:,} cannot be used: {counted}"
     if len(problems) > max_bad * count or len(problems) == count:
         raise DataError(f"{line}; more than {max_bad:.0%}: mend them, or raise --max-bad")
     return f"{line}; left out"

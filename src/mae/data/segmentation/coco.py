@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mae.data.annotated import image_paths, images_of
 from mae.data.decoding.header import BadImage, pillow_faults
 from mae.data.segmentation.source import IGNORE, MOST_CLASSES, Mask
 from mae.data.sources.source import FolderSource
@@ -176,11 +177,8 @@ class CocoFile(NamedTuple):
         return CocoMasks([self.images[i] for i in kept], digest)
 
     def paths(self, folders: Sequence[Path]) -> list[str | None]:
-        """Return the path of each image in the first of the folders that has it, if any."""
-        return [
-            next((str(f / image.file) for f in folders if (f / image.file).is_file()), None)
-            for image in self.images
-        ]
+        """Return the path of each image, see `image_paths`."""
+        return image_paths([image.file for image in self.images], folders)
 
 
 def read_coco(path: Path) -> CocoFile:
@@ -258,6 +256,4 @@ def _panoptic(
 def coco_images(file: CocoFile, paths: Sequence[str | None]) -> tuple[FolderSource, CocoMasks]:
     """Return the images of a file that exist, and their masks."""
     kept = [i for i, path in enumerate(paths) if path is not None]
-    root = os.path.commonpath([os.path.dirname(path) for path in paths if path is not None])
-    files = [os.path.relpath(path, root) for path in paths if path is not None]
-    return FolderSource(root, files=files), file.masks(kept)
+    return images_of([path for path in paths if path is not None]), file.masks(kept)

@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from mae.data.annotated import (
+    ANNOTATIONS,
+    IMAGES,
+    Layout,
+    Problem,
+    files_by_stem,
+    folders_in,
+    json_file,
+    read_class_names,
+    split_json_files,
+    split_names,
+)
 from mae.data.decoding.header import printable
 from mae.data.segmentation.coco import coco_images, read_coco
 from mae.data.segmentation.source import FileMasks, Masks
 from mae.data.sources.source import FolderSource, Source, text_of
-from mae.data.sources.splits import Kind, split_kind
+from mae.data.sources.splits import Kind
 from mae.errors import DataError
 
-IMAGES, MASKS = "images", ("masks", "annotations")
-CLASSES = "classes.txt"
-NO_CLASS = "-"
-"""Line of classes.txt for a value that is ignored."""
+MASKS = ("masks", ANNOTATIONS)
 EXPECTED = (
     "expected images/ and masks/ (PNG) with files of the same names, or images/ and a COCO .json, "
     "there or in train/ and val/"
 )
-
-
-class Problem(NamedTuple):
-    """An image or mask that cannot be used."""
-
-    kind: str
-    """What is wrong, as the summary counts it."""
-    name: str
-    detail: str = ""
 
 
 class MaskedPart(NamedTuple):
@@ -51,20 +50,7 @@ class MaskedPart(NamedTuple):
         return f"{self.name}/{name}" if self.name else name
 
 
-class MaskedLayout(NamedTuple):
-    """Undivided data, or its splits, not yet opened."""
-
-    where: str
-    whole: Callable[[], MaskedPart] | None
-    splits: Mapping[Kind, Callable[[], MaskedPart]]
-
-    @property
-    def test_kind(self) -> Kind:
-        """The split to test on by default."""
-        return "val" if "val" in self.splits else "test"
-
-
-def find_masked(data: str | Path) -> MaskedLayout:
+def find_masked(data: str | Path) -> Layout[MaskedPart]:
     """Find images with masks: one set of them, or splits.
 
     Args:
@@ -78,18 +64,18 @@ def find_masked(data: str | Path) -> MaskedLayout:
     root = Path(data).expanduser()
     if not root.is_dir():
         raise DataError(f"data: no folder {root.absolute()}; {EXPECTED}")
-    folders = {entry.name for entry in os.scandir(root) if entry.is_dir()}
+    folders = folders_in(root)
     found = dict[Kind, Callable[[], MaskedPart]]()
-    for name in sorted(folders, key=lambda name: (len(name), name)):
-        if (kind := split_kind(name)) and (one := _one_of(root / name, name, root)) is not None:
+    for kind, name in split_names(folders):
+        if (one := _one_of(root / name, name, root)) is not None:
             found.setdefault(kind, one)
     found = found or _splits_inside(root) or _coco_splits(root)
     if found:
-        return MaskedLayout(str(root), None, found)
+        return Layout[MaskedPart](str(root), None, found)
     if (whole := _one_of(root, "", root)) is None:
         names = ", ".join(sorted(folders)[:5]) or "no folders"
         raise DataError(f"data: {root} has {names}; {EXPECTED}")
-    return MaskedLayout(str(root), whole, {})
+    return Layout[MaskedPart](str(root), whole, {})
 
 
 def _one_of(folder: Path, name: str, root: Path) -> Callable[[], MaskedPart] | None:
@@ -100,23 +86,17 @@ def _one_of(folder: Path, name: str, root: Path) -> Callable[[], MaskedPart] | N
     for masks in MASKS:
         if (folder / masks).is_dir() and not [*(folder / masks).glob("*.json")]:
             return partial(_of_folders, name, images, folder / masks, (folder, root))
-    files = [*folder.glob("*.json"), *(folder / MASKS[1]).glob("*.json")]
-    if len(files) > 1:
-        raise DataError(
-            f"data: {folder} has {len(files)} .json files, {files[0].name} and {files[1].name} "
-            "among them; keep one, or name them by their splits (train.json, val.json)"
-        )
-    return partial(_of_coco, name, files[0], (images, folder)) if files else None
+    file = json_file(folder)
+    return None if file is None else partial(_of_coco, name, file, (images, folder))
 
 
 def _splits_inside(root: Path) -> dict[Kind, Callable[[], MaskedPart]]:
     """Find splits in `images/` and `masks/`, each with the folder of the same name in both."""
     found = dict[Kind, Callable[[], MaskedPart]]()
     images = root / IMAGES
-    folders = [e.name for e in os.scandir(images) if e.is_dir()] if images.is_dir() else []
-    for name in sorted(folders, key=lambda name: (len(name), name)):
+    for kind, name in split_names(folders_in(images)):
         masks = next((root / each / name for each in MASKS if (root / each / name).is_dir()), None)
-        if (kind := split_kind(name)) and masks is not None:
+        if masks is not None:
             found.setdefault(kind, partial(_of_folders, name, images / name, masks, (root,)))
     return found
 
@@ -124,17 +104,14 @@ def _splits_inside(root: Path) -> dict[Kind, Callable[[], MaskedPart]]:
 def _coco_splits(root: Path) -> dict[Kind, Callable[[], MaskedPart]]:
     """Find COCO files named by their splits, as `train.json` or `instances_train2017.json`."""
     found = dict[Kind, Callable[[], MaskedPart]]()
-    for file in sorted([*root.glob("*.json"), *(root / MASKS[1]).glob("*.json")]):
-        name = file.stem.rpartition("_")[2]
-        if kind := split_kind(name):
-            folders = (root / IMAGES / name, root / name, root / IMAGES, root)
-            found.setdefault(kind, partial(_of_coco, name, file, folders))
+    for kind, name, file, folders in split_json_files(root):
+        found.setdefault(kind, partial(_of_coco, name, file, folders))
     return found
 
 
 def _of_folders(name: str, images: Path, masks: Path, above: tuple[Path, ...]) -> MaskedPart:
     """Pair the files of two folders by their names without extensions."""
-    pictures, drawn = _by_stem(images), _by_stem(masks)
+    pictures, drawn = files_by_stem(images), files_by_stem(masks)
     both = [stem for stem in pictures if stem in drawn]
     problems = [Problem("image without mask", pictures[s]) for s in pictures if s not in drawn]
     problems += [Problem("mask without image", drawn[s]) for s in drawn if s not in pictures]
@@ -145,33 +122,7 @@ def _of_folders(name: str, images: Path, masks: Path, above: tuple[Path, ...]) -
         )
     source = FolderSource(images, files=[pictures[stem] for stem in both])
     files = FolderSource(masks, files=[drawn[stem] for stem in both])
-    return MaskedPart(name, source, FileMasks(files), _classes(above), tuple(problems))
-
-
-def _by_stem(folder: Path) -> dict[str, str]:
-    """Return the image files below a folder by their paths without extension."""
-    source = FolderSource(folder, splits=False)
-    names = (os.path.relpath(source.path(i), folder) for i in range(len(source)))
-    return {os.path.splitext(name)[0]: name for name in names}
-
-
-def _classes(folders: tuple[Path, ...]) -> tuple[str, ...] | None:
-    """Read the first classes.txt of the folders, if there is one: a name per line."""
-    for folder in folders:
-        file = folder / CLASSES
-        if file.is_file():
-            try:
-                lines = file.read_text(encoding="utf-8").splitlines()
-            except (OSError, UnicodeDecodeError) as error:
-                raise DataError(
-                    f"data: {file} cannot be read ({error}); save it as UTF-8"
-                ) from None
-            names = tuple(printable(line.strip()) for line in lines if line.strip())
-            named = [name for name in names if name != NO_CLASS]
-            if twice := sorted({name for name in named if named.count(name) > 1}):
-                raise DataError(f"data: {file} names {twice[0]} twice; expected each class once")
-            return names
-    return None
+    return MaskedPart(name, source, FileMasks(files), read_class_names(above), tuple(problems))
 
 
 def _of_coco(name: str, file: Path, folders: tuple[Path, ...]) -> MaskedPart:

@@ -1,0 +1,148 @@
+"""What images with masks and images with boxes have in common: splits, files, problems."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Generic, NamedTuple, TypeVar
+
+from mae.data.decoding.header import printable
+from mae.data.sources.source import FolderSource
+from mae.data.sources.splits import Kind, split_kind
+from mae.errors import DataError
+
+Part = TypeVar("Part")
+
+IMAGES, ANNOTATIONS = "images", "annotations"
+CLASSES = "classes.txt"
+NO_CLASS = "-"
+"""Line of classes.txt for a value that is ignored."""
+_NAMED = 2  # of each kind of problem
+
+
+class Problem(NamedTuple):
+    """An image, mask or box that cannot be used."""
+
+    kind: str
+    """What is wrong, as the summary counts it."""
+    name: str
+    detail: str = ""
+
+
+class Layout(NamedTuple, Generic[Part]):
+    """Undivided data, or its splits, not yet opened."""
+
+    where: str
+    whole: Callable[[], Part] | None
+    splits: Mapping[Kind, Callable[[], Part]]
+
+    @property
+    def test_kind(self) -> Kind:
+        """The split to test on by default."""
+        return "val" if "val" in self.splits else "test"
+
+
+def count_problems(problems: Sequence[Problem]) -> str:
+    """Count the problems by kind in one line, and name the first of each."""
+    kinds = defaultdict[str, list[Problem]](list)
+    for problem in problems:
+        kinds[problem.kind].append(problem)
+    counted = []
+    for kind, found in kinds.items():
+        named = [f"{p.name}: {p.detail}" if p.detail else p.name for p in found[:_NAMED]]
+        more = f" and {len(found) - _NAMED:,} more" if len(found) > _NAMED else ""
+        counted.append(f"{len(found):,} {kind} ({'; '.join(named)}{more})")
+    return ", ".join(counted)
+
+
+def split_names(names: set[str]) -> Iterator[tuple[Kind, str]]:
+    """Yield the names that denote splits, the shortest first, which has precedence."""
+    for name in sorted(names, key=lambda name: (len(name), name)):
+        if kind := split_kind(name):
+            yield kind, name
+
+
+def folders_in(folder: Path) -> set[str]:
+    """Return the names of the folders in a folder; none if there is no such folder."""
+    if not folder.is_dir():
+        return set()
+    return {entry.name for entry in os.scandir(folder) if entry.is_dir()}
+
+
+def json_file(folder: Path) -> Path | None:
+    """Return the .json file of a folder, also in its `annotations/`.
+
+    Raises:
+        DataError: if there are several.
+    """
+    files = [*folder.glob("*.json"), *(folder / ANNOTATIONS).glob("*.json")]
+    if len(files) > 1:
+        raise DataError(
+            f"data: {folder} has {len(files)} .json files, {files[0].name} and {files[1].name} "
+            "among them; keep one, or name them by their splits (train.json, val.json)"
+        )
+    return files[0] if files else None
+
+
+def split_json_files(root: Path) -> Iterator[tuple[Kind, str, Path, tuple[Path, ...]]]:
+    """Yield kind, name, COCO file and folders of images of each split that names its file.
+
+    As `train.json`, or `annotations/instances_train2017.json` with `train2017/`.
+    """
+    for file in sorted([*root.glob("*.json"), *(root / ANNOTATIONS).glob("*.json")]):
+        name = file.stem.rpartition("_")[2]
+        if kind := split_kind(name):
+            yield kind, name, file, (root / IMAGES / name, root / name, root / IMAGES, root)
+
+
+def files_by_stem(folder: Path) -> dict[str, str]:
+    """Return the image files below a folder by their paths without extension."""
+    source = FolderSource(folder, splits=False)
+    names = (os.path.relpath(source.path(i), folder) for i in range(len(source)))
+    return {os.path.splitext(name)[0]: name for name in names}
+
+
+def read_class_names(folders: Sequence[Path]) -> tuple[str, ...] | None:
+    """Read the first classes.txt of the folders, if there is one: a name per line."""
+    for folder in folders:
+        file = folder / CLASSES
+        if file.is_file():
+            try:
+                lines = file.read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise DataError(
+                    f"data: {file} cannot be read ({error}); save it as UTF-8"
+                ) from None
+            names = tuple(printable(line.strip()) for line in lines if line.strip())
+            named = [name for name in names if name != NO_CLASS]
+            if twice := sorted({name for name in named if named.count(name) > 1}):
+                raise DataError(f"data: {file} names {twice[0]} twice; expected each class once")
+            return names
+    return None
+
+
+def image_paths(files: Sequence[str], folders: Sequence[Path]) -> list[str | None]:
+    """Return the path of each image in the first of the folders that has it, if any."""
+    return [next((str(f / file) for f in folders if (f / file).is_file()), None) for file in files]
+
+
+def images_of(paths: Sequence[str]) -> FolderSource:
+    """Return image files, in order, as a source."""
+    root = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return FolderSource(root, files=[os.path.relpath(path, root) for path in paths])
+
+
+def refuse_other_classes(given: set[str], classes: Sequence[str], *, part: str) -> None:
+    """Refuse classes of a part that the others, or the network, do not have.
+
+    Raises:
+        DataError: if there are any.
+    """
+    if other := sorted(given - {*classes, NO_CLASS}):
+        where = f" of {part}" if part else ""
+        raise DataError(
+            f"data: {len(other)} classes{where} are unknown: {', '.join(other[:3])}; expected "
+            f"{', '.join(classes[:5])}{' ...' if len(classes) > 5 else ''}"
+        )
