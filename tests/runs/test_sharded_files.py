@@ -22,6 +22,8 @@ from tests.runs.hostile_metadata import IN_METADATA, IN_SHARDS, IN_STATE, MANIFE
 from tests.runs.test_checkpoint import assert_same, contents, make_state, names, save, train
 from tests.runs.thread_ranks import save_halves, scaled
 
+pytestmark = pytest.mark.slow  # many
+
 FILES = (".metadata", "__0_0.distcp", "__1_0.distcp", "state.json", "manifest.json")
 NEW = "step-00000004"
 
