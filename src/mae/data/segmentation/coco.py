@@ -75,6 +75,22 @@ def run_lengths(text: str) -> list[int]:
     return counts
 
 
+def run_lengths_of(inside: Inside) -> dict[str, Any]:
+    """Return pixels H W as COCO's compressed run lengths, the inverse of `instance_inside`."""
+    flat = inside.T.ravel()  # column by column
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    counts = np.diff(edges, prepend=0, append=flat.size).tolist()
+    counts = [0, *counts] if flat[:1].any() else counts
+    text = []
+    for place, count in enumerate(counts):
+        value, more = count - (counts[place - 2] if place > 2 else 0), True
+        while more:
+            bits, value = value & 31, value >> 5
+            more = value != (-1 if bits & 16 else 0)
+            text.append(chr(48 + bits + 32 * more))
+    return {"size": list(inside.shape), "counts": "".join(text)}
+
+
 def runs_inside(counts: Sequence[int], *, size: Size) -> Inside:
     """Return the pixels of run lengths: outside and inside in turn, column by column.
 
