@@ -304,7 +304,7 @@ def batch_plan(
             views_per_decode=config.views_per_decode,
         )
     if isinstance(config, SegmentConfig):
-        return plan(segment=crop_rule(config), num_drops=num_draws(config))
+        return plan(annotated=crop_rule(config), num_drops=num_draws(config))
     text, mean = config.rand_augment, config.model.pixels.mean
     return plan(
         num_drops=2 * config.model.depth if config.drop_path else 0,

@@ -30,7 +30,7 @@ def plan_of(root: Path, **fields: object) -> BatchPlan:
     part = whole()
     source = check([part], max_bad=0, progress=Progress(quiet=True)).source(part)
     plan = BatchPlan(source=source, kind=KIND, size=(24, 32), augment=AugmentConfig(), batch=6,
-                     seed=3, segment=CropRule(fill=(1, 2, 3)))  # fmt: skip
+                     seed=3, annotated=CropRule(fill=(1, 2, 3)))  # fmt: skip
     return replace(plan, **fields)  # type: ignore[arg-type]
 
 

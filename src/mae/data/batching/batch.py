@@ -17,12 +17,15 @@ from mae.data.augment.batched_crop import resized_crops
 from mae.data.augment.crop import CROP_DRAWS, crop_boxes, evaluation_view
 from mae.data.augment.decode_and_crop import random_crops
 from mae.data.augment.randaugment import RandAugment, augmented
+from mae.data.batching.targets import Targets, crops_with_targets
 from mae.data.decoding.decode import BadImage, PixelKind, decode
 from mae.data.decoding.header import pixel_dtype
+from mae.data.detection.jitter import JitterRule
+from mae.data.detection.source import BoxSource, Instances
 from mae.data.sampling.draws import Stream, uniform
 from mae.data.sampling.masks import mask_noise
 from mae.data.sampling.order import shuffled
-from mae.data.segmentation.crop import SEGMENT_DRAWS, CropRule, cropped_pairs
+from mae.data.segmentation.crop import CropRule
 from mae.data.segmentation.source import MaskSource
 from mae.data.sources.pack import Form, PackSource
 from mae.data.sources.source import ArraySource, Source
@@ -93,11 +96,15 @@ class Batch(NamedTuple):
     """Images that were read, and what is wrong with their files."""
     masks: Tensor | None = None
     """B H W uint8: class of each pixel of the images shown, if they have masks."""
+    objects: tuple[Instances, ...] | None = None
+    """B: objects of the images shown, if they have boxes."""
 
     def split(self, size: int) -> Iterator[Batch]:
         """Cut into micro-batches of at most `size` images."""
         for start in range(0, len(self.ids), size):
-            yield self.each(itemgetter(slice(start, start + size)))._replace(bad=(), warned=())
+            part = slice(start, start + size)
+            objects = None if self.objects is None else self.objects[part]
+            yield self.each(itemgetter(part))._replace(bad=(), warned=(), objects=objects)
 
     def to(self, device: torch.device) -> Batch:
         """Move to a device without blocking; the ids, which are keys, stay on the host."""
@@ -140,8 +147,8 @@ class BatchPlan:
     """Ids of images that no batch shows, ascending and few."""
     mirrored: bool = False
     """Whether a share holds, with each image, its partner in the reversed batch (see Mixup)."""
-    segment: CropRule | None = None
-    """How the images of a `MaskSource` are resized and cropped, in place of `augment`'s crops."""
+    annotated: CropRule | JitterRule | None = None
+    """How a `MaskSource` or a `BoxSource` is resized and cropped, in place of `augment`'s crops."""
 
     @property
     def batches_per_epoch(self) -> int:
@@ -228,14 +235,13 @@ def training_batch(
 
     flips = draw(Stream.FLIP, 1)[:, 0] < plan.augment.flip
     crops = draw(Stream.CROP, CROP_DRAWS)
-    reader, masks = SourceReader(plan.source, on_read=on_read), None
-    if plan.segment is not None:
-        reader = replace(reader, source=cast(MaskSource, plan.source).pairs)
-        images, masks, shown = cropped_pairs(
-            partial(_read_or_replace, plan, first, reader=reader),
-            ids, draw(Stream.SEGMENT, SEGMENT_DRAWS), flips,
-            kind=plan.kind, size=plan.size, rule=plan.segment, room=room,
-        )  # fmt: skip
+    reader, targets = SourceReader(plan.source, on_read=on_read), Targets()
+    if plan.annotated is not None:
+        reader = replace(reader, source=cast(MaskSource | BoxSource, plan.source).pairs)
+        read = partial(_read_or_replace, plan, first, reader=reader)
+        images, targets, shown = crops_with_targets(
+            plan.annotated, read, ids, draw, flips, kind=plan.kind, size=plan.size, room=room
+        )
     elif crops_as_batch(plan):
         images, shown = read_small_images(plan, first, ids, reader)
         images = crop_small_images(plan, images, crops, flips)
@@ -256,7 +262,8 @@ def training_batch(
         tuple(reader.bad),
         torch.from_numpy(draw(Stream.DROP, plan.num_drops)) if plan.num_drops else None,
         warned=tuple(reader.warned),
-        masks=None if masks is None else torch.from_numpy(masks),
+        masks=None if targets.masks is None else torch.from_numpy(targets.masks),
+        objects=targets.objects,
     )
 
 

@@ -31,6 +31,7 @@ class Stream(IntEnum):
     MIX_SHARE = 12
     HEALTH = 13
     SEGMENT = 14
+    JITTER = 15
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from mae.data.augment.distort import DISTORT_DRAWS, distorted
 from mae.data.decoding.decode import BadImage, PixelKind, decode, ignore_message
 from mae.data.segmentation.source import IGNORE, Mask, Pair
 from mae.data.types import Draws, Flags, Integers, Log, Pixels, Size
+
+Target = TypeVar("Target")
 
 _ATTEMPTS = 10
 SEGMENT_DRAWS = 1 + 2 * _ATTEMPTS + DISTORT_DRAWS
@@ -87,7 +89,7 @@ def cropped_pair(
     factor = rule.factor((H, W), scale=low + draws[0] * (high - low))
     for attempt in range(_ATTEMPTS):
         (top, height, h), (left, width, w) = (
-            _span(whole, wanted, factor, drawn)
+            crop_span(whole, wanted, factor, drawn)
             for whole, wanted, drawn in zip((H, W), size, draws[1 + 2 * attempt :], strict=False)
         )
         part = mask[top : top + height, left : left + width]
@@ -131,12 +133,39 @@ def cropped_pairs(
         Images B h w C, masks B h w, and the ids B of the images shown.
     """
     images = np.empty((len(ids), *size, kind.channels), kind.dtype) if room is None else room
-    masks, shown = np.empty((len(ids), *size), np.uint8), ids.copy()
     cut = partial(cropped_pair, kind=kind, size=size, rule=rule)
+    masks, shown = read_crops(read, ids, draws, flips, cut=cut, images=images)
+    return images, np.stack(masks), shown
+
+
+def read_crops(
+    read: Callable[[int, Callable[..., tuple[Pixels, Target]]], tuple[tuple[Pixels, Target], int]],
+    ids: Integers,
+    draws: Draws,
+    flips: Flags,
+    *,
+    cut: Callable[..., tuple[Pixels, Target]],
+    images: Pixels,
+) -> tuple[list[Target], Integers]:
+    """Read and crop images with their targets, one by one; see `cropped_pairs`.
+
+    Args:
+        read: see `cropped_pairs`, as `ids`, `draws` and `flips`.
+        ids: B.
+        draws: B, as many as `cut` takes.
+        flips: B.
+        cut: makes a crop and its target of what is stored, by `draws` and `flip`.
+        images: B h w C, filled with the crops.
+
+    Returns:
+        B targets, and the ids B of the images shown.
+    """
+    targets, shown = list[Target](), ids.copy()
     for place, index in enumerate(ids.tolist()):
         own = partial(cut, draws=draws[place].tolist(), flip=bool(flips[place]))
-        (images[place], masks[place]), shown[place] = read(index, own)
-    return images, masks, shown
+        (images[place], target), shown[place] = read(index, own)
+        targets.append(target)
+    return targets, shown
 
 
 def decoded_pair(pair: Pair, *, kind: PixelKind, warn: Log = ignore_message) -> tuple[Pixels, Mask]:
@@ -160,7 +189,7 @@ def _is_mixed(mask: Mask, most: float) -> bool:
     return bool(np.count_nonzero(counts) > 1 and counts.max() < most * counts.sum())
 
 
-def _span(whole: int, wanted: int, factor: float, drawn: float) -> tuple[int, int, int]:
+def crop_span(whole: int, wanted: int, factor: float, drawn: float) -> tuple[int, int, int]:
     """Return start and length of a crop along a side, and its length once resized."""
     resized = max(1, round(whole * factor))
     if resized <= wanted:
