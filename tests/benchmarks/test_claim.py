@@ -106,6 +106,7 @@ def test_the_memory_of_a_network_is_measured_in_a_process_that_has_held_nothing(
     assert large > small + 100e6
 
 
+@pytest.mark.slow
 def test_sizes_are_measured_and_counted_and_written(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -88,6 +88,7 @@ def _draw(folder: Path) -> None:
         image(40, 50, seed=number).save(folder / f"{number:03}.jpg")
 
 
+@pytest.mark.slow
 def test_a_card_is_measured_and_written_down(
     tried: deque[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

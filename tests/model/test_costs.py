@@ -72,6 +72,7 @@ def test_kept_bytes_are_what_autograd_keeps(
     assert found == (pytest.approx(kept, rel=1e-3), 0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("both_attentions")
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
 def test_kept_bytes_of_half_precision_are_what_autograd_keeps(
@@ -94,6 +95,7 @@ def test_kept_bytes_of_half_precision_are_what_autograd_keeps(
     assert copies == pytest.approx(HALF * trained, rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("every", [1, 5])
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)

@@ -57,8 +57,8 @@ WHOLE = {
 }
 
 
-def described(*groups: dict[str, Described]) -> list[object]:
-    return [pytest.param(network, id=name) for group in groups for name, network in group.items()]
+def described(group: dict[str, Described], *marks: pytest.MarkDecorator) -> list[object]:
+    return [pytest.param(network, id=name, marks=marks) for name, network in group.items()]
 
 
 class Distances(dict[str, float]):
@@ -93,7 +93,7 @@ def distances(
     return found
 
 
-@pytest.mark.parametrize("network", described(ODD, SHALLOW))
+@pytest.mark.parametrize("network", described(ODD) + described(SHALLOW, pytest.mark.slow))
 def test_loss_and_every_gradient_are_exactly_the_plain_ones(network, generator):
     found = distances(network, generator, images=2, dtype=torch.float64)
 
@@ -111,6 +111,7 @@ def test_odd_sizes_differ_in_float32_by_rounding_alone(network, generator):
     assert found.worst[0] <= 3e-6, found.worst
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", described(SHALLOW))
 def test_published_widths_differ_in_float32_by_less_than_a_millionth(network, generator):
     found = distances(network, generator, images=2, dtype=torch.float32)

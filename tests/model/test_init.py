@@ -76,6 +76,7 @@ def test_the_bias_of_the_patch_projection_keeps_the_default_of_a_convolution(cha
     assert_uniform(bias, 1 / math.sqrt(channels * 4 * 4), "patch_embed.proj.bias")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("part", "token"), [("encoder", "cls_token"), ("decoder", "mask_token")])
 def test_tokens_are_normal_with_deviation_one_fiftieth_and_not_truncated(part, token):
     config = tiny_config(width=4096, depth=1, num_heads=1, mlp_ratio=0.01, decoder_width=4096)

@@ -100,6 +100,7 @@ def test_loss_predictions_and_gradients_are_those_of_transformers(
         assert_near(gradient, gradients[name], name)
 
 
+@pytest.mark.slow
 def test_the_encoder_is_timms_vit_base(generator):
     with torch.device("meta"):
         ours = Encoder(model_config("vit-b/16"))
