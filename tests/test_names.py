@@ -45,6 +45,7 @@ def test_public_names() -> None:
         "features",
         "finetune",
         "load",
+        "load_backbone",
         "load_encoder",
         "predict",
         "pretrain",

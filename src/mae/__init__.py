@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from mae.weights.formats.native import save as save
     from mae.weights.load import load as load
     from mae.weights.load import load_encoder as load_encoder
+    from mae.weights.load_backbone import load_backbone as load_backbone
     from mae.weights.tools.convert import convert as convert
 
 _NAMES = {
@@ -71,6 +72,7 @@ _NAMES = {
     "mae.model.encoder": "Encoder",
     "mae.weights.formats.native": "save",
     "mae.weights.load": "load load_encoder",
+    "mae.weights.load_backbone": "load_backbone",
     "mae.weights.tools.convert": "convert",
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}

@@ -18,6 +18,7 @@ from mae.model.classifier import Classifier
 from mae.model.create import create
 from mae.model.dense.segmenter import Segmenter
 from mae.model.encoder import Encoder
+from mae.weights.formats import vitdet
 from mae.weights.formats.name_table import Description
 from mae.weights.formats.native import Model, describe
 from mae.weights.given import HeadPool, LoadOptions
@@ -30,8 +31,10 @@ _SKIPPED = {
     "decoder": "only reconstruction needs it",
     "head": "it is of a classifier or a segmenter",
     "fc_norm": "it is a classifier's",
-    "pyramid": "it is a segmenter's",
+    "pyramid": "it is of a segmenter or a detector",
     "auxiliary": "it is a segmenter's",
+    "rpn": "the proposal network of detectron2",
+    "roi_heads": "the heads of boxes and masks of detectron2",
     "unused": "no part of a masked autoencoder",
 }
 _POOLED = {"mean": "the mean of the patches", "cls": "the cls token"}
@@ -76,7 +79,7 @@ def load(
         WeightsError: for other tensors that are missing, unexpected, of another shape or not
             finite.
     """
-    return _printed(open_model(path, allow_missing=allow_missing, **given), quiet=quiet)
+    return shown(open_model(path, allow_missing=allow_missing, **given), quiet=quiet)
 
 
 def load_encoder(
@@ -91,7 +94,7 @@ def load_encoder(
     Arguments and errors are those of `load`; a decoder or a classifier's head is skipped. Of a
     classifier with `fc_norm`, which replaces the encoder's norm, the encoder has no norm.
     """
-    return _printed(open_encoder(path, allow_missing=allow_missing, **given), quiet=quiet)
+    return shown(open_encoder(path, allow_missing=allow_missing, **given), quiet=quiet)
 
 
 def load_classifier(
@@ -113,7 +116,7 @@ def load_classifier(
         WeightsError: for weights without a head; for tensors that are missing, unexpected, of
             another shape or not finite; for a head with an unsupported pooling.
     """
-    return _printed(open_classifier(path, pool=pool, **given), quiet=quiet)
+    return shown(open_classifier(path, pool=pool, **given), quiet=quiet)
 
 
 def load_segmenter(
@@ -130,10 +133,11 @@ def load_segmenter(
         WeightsError: for other weights; for tensors that are missing, unexpected, of another
             shape or not finite.
     """
-    return _printed(open_segmenter(path, **given), quiet=quiet)
+    return shown(open_segmenter(path, **given), quiet=quiet)
 
 
-def _printed(loaded: Loaded[ModelT], *, quiet: bool) -> ModelT:
+def shown(loaded: Loaded[ModelT], *, quiet: bool) -> ModelT:
+    """Print the notes of a model to stderr unless quiet; return the model."""
     for note in () if quiet else loaded.notes:
         print(note, file=sys.stderr)
     return loaded.model
@@ -164,6 +168,7 @@ def open_encoder(
 ) -> Loaded[Encoder]:
     """Load the encoder alone, with notes on what was loaded, skipped and assumed."""
     raw, allowed = read_weights(path, **given), tuple(allow_missing)
+    require_plain_encoder(raw)
     # The encoder's tensors only, so that unknown decoder settings are not required.
     config, _, notes = infer_config(raw.encoder())
     if allowed:
@@ -182,6 +187,19 @@ def open_encoder(
             "encoder's norm: its features are those before a norm"
         )
     return Loaded(encoder, notes if raw.has_decoder else [*notes, NO_DECODER])
+
+
+def require_plain_encoder(raw: RawWeights) -> None:
+    """Reject a detector: without windows and relative positions its blocks give other features.
+
+    Raises:
+        WeightsError: for such weights.
+    """
+    if raw.format == vitdet.NAME:
+        raise WeightsError(
+            f"{raw.path}: is a ViTDet detector, whose encoder has windows, relative positions and "
+            "no cls token: no plain encoder gives its features; mae.load_backbone reads it"
+        )
 
 
 def open_classifier(

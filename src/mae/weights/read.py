@@ -17,7 +17,7 @@ from mae.errors import WeightsError
 from mae.runs.checkpoint import latest_checkpoint
 from mae.runs.directory import RunDir
 from mae.runs.sharded import METADATA
-from mae.weights.formats import dinov2, facebook, huggingface, lightly, native, openmmlab
+from mae.weights.formats import dinov2, facebook, huggingface, lightly, native, openmmlab, vitdet
 from mae.weights.formats.name_table import (
     Layout,
     Metadata,
@@ -36,6 +36,7 @@ LAYOUTS: tuple[Layout, ...] = (
     dinov2.LAYOUT,
     openmmlab.LAYOUT,
     lightly.LAYOUT,
+    vitdet.LAYOUT,
     facebook.TIMM,
 )
 

@@ -31,7 +31,7 @@ from mae.runs.directory import differences
 from mae.weights.adapt_shape import resize_weights
 from mae.weights.given import OPTIONS, Given
 from mae.weights.infer_config import OBJECTIVE, NetworkConfig, infer_config, infer_fields, notes_on
-from mae.weights.load import Loaded, group_notes
+from mae.weights.load import Loaded, group_notes, require_plain_encoder
 from mae.weights.load_state import load_strict
 from mae.weights.read import Source, read_weights
 
@@ -95,6 +95,7 @@ def config_from_weights(
             from the recipe's, or that have a head with more classes than the data.
     """
     raw = read_weights(path, **given)
+    require_plain_encoder(raw)
     if isinstance(config, TransferConfig):
         known = len(raw.tensors.get("head.bias", ()))
         if isinstance(config, FinetuneConfig) and known > num_classes:
@@ -165,6 +166,7 @@ def initial_model(
         ConfigError: for a channel rule that has no effect or cannot be applied.
     """
     raw = read_weights(path, **given)
+    require_plain_encoder(raw)
     known = infer_fields(raw)
     free = _FREE | {*known.assumed}
     own = {name: value for name, value in known.fields.items() if name not in free}
@@ -271,6 +273,7 @@ def _fill_encoder(
     if path is None:
         return []
     raw = read_weights(path, **given)
+    require_plain_encoder(raw)
     known = infer_fields(raw.encoder())
     tensors, changes = resize_weights(raw.tensors, known.fields, to=config)
     tensors = {n: t for n, t in tensors.items() if not n.startswith(left)}

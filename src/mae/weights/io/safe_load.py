@@ -3,7 +3,7 @@
 A file holds tensors, or is an index of several that do; its type is detected from the content. A
 pickle may refer to tensors and plain containers, and in a training checkpoint to
 `argparse.Namespace` for its arguments. Paths and numpy scalars are replaced by empty values; any
-other name is rejected.
+other name is rejected. A pickle of numpy arrays alone is read by a reader of its own.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from mae.weights.io.file_checks import (
     printable,
     read_json,
 )
+from mae.weights.io.numpy_pickle import UnknownName, is_numpy_pickle, read_numpy_pickle
 
 # Exceptions that the readers raise for truncated, modified or forged files.
 _BROKEN = (
@@ -168,6 +169,11 @@ def is_finite(tensor: Tensor) -> bool:
 def _read_pickle(path: Path, kind: Kind) -> Mapping[Any, Any]:
     if kind == "zip":
         check_archive(path)
+    elif is_numpy_pickle(path, names_in(path, kind)):
+        try:
+            return read_numpy_pickle(path)
+        except UnknownName as error:
+            raise _refused(path, [str(error)]) from error
     try:
         content = _load(path, kind, allowed=[])
     except pickle.UnpicklingError as error:
@@ -176,10 +182,7 @@ def _read_pickle(path: Path, kind: Kind) -> Mapping[Any, Any]:
             raise
         passed_over = {name for name in strange if _PASSED_OVER.fullmatch(name)}
         if others := sorted(strange - passed_over - {_NAMESPACE}):
-            raise WeightsError(
-                f"{path}: would run {', '.join(others[:5])} when opened, expected tensors and "
-                "plain values only; do not open it elsewhere unless you trust its maker"
-            ) from error
+            raise _refused(path, others) from error
         allowed: list[Any] = [(PassedOver, name) for name in sorted(passed_over)]
         content = _load(path, kind, allowed=allowed + [Namespace] * (_NAMESPACE in strange))
         args = content.get("args") if isinstance(content, Mapping) else None
@@ -191,6 +194,13 @@ def _read_pickle(path: Path, kind: Kind) -> Mapping[Any, Any]:
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path}: holds a {type(content).__name__}, expected named tensors")
     return content
+
+
+def _refused(path: Path, names: Sequence[str]) -> WeightsError:
+    return WeightsError(
+        f"{path}: would run {', '.join(names[:5])} when opened, expected tensors and plain values "
+        "only; do not open it elsewhere unless you trust its maker"
+    )
 
 
 def _choose(path: Path, content: Mapping[Any, Any], take: Take | None) -> TensorFile:

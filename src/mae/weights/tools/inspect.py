@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 from mae.config.model import PixelConfig
 from mae.config.serialize import to_dict
 from mae.config.sizes import size_name
+from mae.weights.formats import vitdet
 from mae.weights.given import OPTIONS, Take
-from mae.weights.infer_config import infer_fields
+from mae.weights.infer_config import infer_config, infer_fields
 from mae.weights.io.file_checks import kind_of
 from mae.weights.io.safe_load import is_finite, read_tensors
 from mae.weights.load import head_pool
+from mae.weights.load_backbone import inspection_notes
 from mae.weights.read import RawWeights, read_weights
 
 # First digits of the md5 of each published file, by model size and stage.
@@ -128,8 +130,15 @@ def inspect(path: str | Path, *, take: Take | None = None) -> Inspection:
         not_finite=_count_not_finite(raw.path, take=take),
         model={n: to_dict(v) if isinstance(v, PixelConfig) else v for n, v in fields.items()},
         told=sources,
-        notes=(*raw.notes, *raw.metadata.notes),
+        notes=(*raw.notes, *raw.metadata.notes, *_of_detector(raw)),
     )
+
+
+def _of_detector(raw: RawWeights) -> list[str]:
+    """Describe what is taken of a detector and what is left; empty for other weights."""
+    if raw.format != vitdet.NAME:
+        return []
+    return inspection_notes(raw, infer_config(raw.encoder()).model)
 
 
 def _published_file(
