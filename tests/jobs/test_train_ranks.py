@@ -21,7 +21,7 @@ from mae.runs.log import read_rows
 from tests.jobs import ranked_runs
 from tests.jobs.conftest import write_classes
 from tests.jobs.kill_storm import end_state
-from tests.jobs.ranked_runs import ELASTIC, PRETRAIN, SPOILED
+from tests.jobs.ranked_runs import BRIEF, ELASTIC, PRETRAIN, SPOILED
 
 pytestmark = pytest.mark.slow
 
@@ -70,6 +70,10 @@ def losses(run: Path) -> list[float]:
     return [row["loss"] for row in read_rows(run / "log.jsonl")]
 
 
+def weights(run: Path) -> bytes:
+    return (run / "weights" / "model.safetensors").read_bytes()
+
+
 def norm_of_difference(one: Path, other: Path) -> float:
     """Norm of the difference of all weights, relative to the norm of the weights."""
     a, b = (load_file(run / "weights" / "model.safetensors") for run in (one, other))
@@ -114,6 +118,71 @@ def test_a_fine_tuned_classifier_of_two_ranks_has_the_scores_of_one(runs: Path) 
     assert there["loss"] == pytest.approx(here["loss"], rel=1e-4)
 
 
+@pytest.mark.parametrize("what", ["", "-tuned", "-muon", "-part"])
+def test_parts_of_the_parameters_are_trained_as_whole_ones(runs: Path, what: str) -> None:
+    """AdamW; averaged weights; Muon, clipped; LARS, frozen blocks, other micro-batches a rank."""
+    there, here = losses(runs / f"sharded{what}"), losses(runs / f"two{what}")
+    worst = max(abs(a - b) / b for a, b in zip(there, here, strict=True))
+    norm = norm_of_difference(runs / f"sharded{what}", runs / f"two{what}")
+    print(f"sharded{what}: losses within {worst:.1e}, weights within {norm:.1e}")
+
+    assert record(runs / f"sharded{what}")["config"]["strategy"] == "fsdp"
+    assert worst < 1e-4 and norm < 1e-4
+
+
+def test_parts_in_bf16_are_trained_as_whole_ones_to_its_rounding(runs: Path) -> None:
+    there, here = losses(runs / "sharded-half"), losses(runs / "two-half")
+    worst = max(abs(a - b) / b for a, b in zip(there, here, strict=True))
+    print(f"bf16: losses within {worst:.1e}")
+
+    assert 0 < worst < 2**-7
+
+
+def test_rank_0_draws_and_checks_the_gathered_model(runs: Path) -> None:
+    there, here = (
+        [row["loss"] for row in read_rows(runs / run / "health.jsonl")]
+        for run in ("sharded", "two")
+    )
+
+    assert there == pytest.approx(here, rel=1e-4) and len(here) > 1
+    drawn = [
+        {path.name for path in (runs / run / "images").iterdir()} for run in ("sharded", "two")
+    ]
+    assert drawn[0] == drawn[1]
+
+
+def test_nan_on_one_rank_skips_the_step_on_all_that_hold_parts(runs: Path) -> None:
+    lines = (runs / "brief-spoiled" / "log.jsonl").read_text().splitlines()
+    skipped = [row["skipped"] for row in map(json.loads, lines) if "skipped" in row]
+
+    assert skipped == [ids for ids in order(BRIEF.steps or 0) if SPOILED in ids] != []
+    first = next(i for i, ids in enumerate(order(STEPS)) if SPOILED in ids)
+    assert losses(runs / "brief-spoiled")[: first + 1] != losses(runs / "brief")[: first + 1]
+
+
+def test_a_stopped_run_that_holds_parts_ends_with_the_bits_of_an_undisturbed_one(
+    runs: Path,
+) -> None:
+    assert [(runs / f"brief-stopped-{rank}").read_text() for rank in range(2)] == ["75 5"] * 2
+    assert weights(runs / "brief-stopped") == weights(runs / "brief")
+    assert losses(runs / "brief-stopped") == losses(runs / "brief")
+
+
+def test_the_weights_file_has_the_same_bytes_whichever_strategy_writes_it(runs: Path) -> None:
+    """From a sharded checkpoint of the last step, and from a plain one."""
+    alone = runs / "brief-by-one"
+    ranked_runs.written_again(runs / "brief", alone, BRIEF)
+
+    assert weights(runs / "brief-by-ddp") == weights(alone) == weights(runs / "brief")
+    assert weights(runs / "two-by-fsdp") == weights(runs / "two")
+
+
+def test_minutes_and_micro_batch_are_measured_by_ranks_that_hold_parts(runs: Path) -> None:
+    found = record(runs / "sharded-timed")
+
+    assert found["finished"] and found["num_steps"] > 0 and found["micro_batch"] == G // 2
+
+
 def order(steps: int) -> list[list[int]]:
     """List the ids of each step, as one process takes them."""
     per_epoch = COUNT // G
@@ -146,9 +215,10 @@ def test_a_run_through_two_one_and_three_ranks_sees_each_image_once_an_epoch(run
     assert norm_of_difference(runs / "elastic", runs / "elastic-one") < 1e-4
 
 
-def test_an_error_of_one_rank_in_a_step_is_raised_on_all(runs: Path) -> None:
-    assert [(runs / f"failed-{rank}").read_text() for rank in range(2)] == ["of rank 1"] * 2
-    assert not list((runs / "failed").glob("checkpoints/*"))
+@pytest.mark.parametrize("run", ["failed", "sharded-failed"])
+def test_an_error_of_one_rank_in_a_step_is_raised_on_all(runs: Path, run: str) -> None:
+    assert [(runs / f"{run}-{rank}").read_text() for rank in range(2)] == ["of rank 1"] * 2
+    assert not list((runs / run).glob("checkpoints/*"))
 
 
 def test_the_record_says_how_a_run_was_trained(runs: Path) -> None:
@@ -166,4 +236,5 @@ def test_one_process_imports_nothing_of_parallel_that_several_need(tmp_path: Pat
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
-    assert done.stdout == "['mae.parallel.processes', 'mae.parallel.shards']\n"
+    found = done.stdout.strip()
+    assert found == "['mae.parallel.processes', 'mae.parallel.shards', 'mae.parallel.thread_group']"

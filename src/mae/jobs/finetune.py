@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 from xml.etree.ElementTree import Element
 
 import numpy as np
@@ -55,7 +55,7 @@ from mae.train.session import (
 from mae.train.sharding import whole_model
 from mae.train.trainer import train
 from mae.weights.formats.native import save
-from mae.weights.given import configure, lasting, path_of
+from mae.weights.given import Given, configure, lasting, path_of
 from mae.weights.load import load_classifier
 from mae.weights.start_from import initial_classifier
 
@@ -212,11 +212,8 @@ def finetune(
             else:
                 if labels is not None and ranks.is_main_process:
                     write_choice(folder / "labels.csv", parts.train.source, draws)
-                model, notes = initial_classifier(weights, resolved.config, **given)
-                model.class_names = tuple(source.class_names)
-                for note in notes:
-                    progress.note(note)
-                model = _train(run, model, resolved.config, test)
+                config = resolved.config
+                model = _train(run, _new_model(run, config, weights, **given), config, test)
             results = json.loads(run.rundir.results.read_bytes())
             return Tuned(
                 path=folder,
@@ -231,6 +228,17 @@ def finetune(
                 loss=results["loss"],
                 model=model,
             )
+
+
+def _new_model(
+    run: RunInProgress, config: FinetuneConfig, weights: str | None, **given: Unpack[Given]
+) -> Classifier:
+    """Create the model of a new run, from pre-trained weights if there are any."""
+    model, notes = initial_classifier(weights, config, **given)
+    model.class_names = tuple(run.source.class_names)
+    for note in notes:
+        run.progress.note(note)
+    return model
 
 
 def _divided(

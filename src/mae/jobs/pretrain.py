@@ -177,8 +177,8 @@ def pretrain(
             if run.record["finished"]:
                 model = open_model(run.rundir.weights).model
             else:
-                model = _new_model(run, init, followed=config.follow_weights, **given)
-                model = _train(run, model)
+                follows = config.follow_weights
+                model = _train(run, _new_model(run, init, followed=follows, **given))
             return Run(
                 path=folder,
                 config=resolved.config,

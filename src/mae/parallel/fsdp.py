@@ -55,6 +55,9 @@ def shard(
             fully_shard(norms, mesh=mesh, mp_policy=whole)
         fully_shard(block, mesh=mesh, mp_policy=half)
     fully_shard(model, mesh=mesh, mp_policy=whole)
+    # Torch's caches keep the mesh, and with it the connections of a rank that has left the job, on
+    # which the others would wait. Without this entry, the group is found by its name.
+    mesh._pg_registry.clear()
     return skeleton
 
 
