@@ -235,6 +235,11 @@ RANKS = (
         ranks.kills, 20,
     ),
     FaultTest(
+        "kills-fsdp",
+        "The same where the ranks divide the parameters, in sharded checkpoints.",
+        ranks.sharded_kills, 10,
+    ),
+    FaultTest(
         "ranks-kill-launcher",
         "A killed launcher leaves no rank, while they start, train or save.",
         ranks.killed_launcher, 6,

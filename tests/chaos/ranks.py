@@ -91,13 +91,13 @@ def _started(bench: Bench, out: Path, step: int, *more: str, fault: object = Non
     return job
 
 
-def kills(bench: Bench, count: int) -> Iterator[Trial]:
+def kills(bench: Bench, count: int, *more: str) -> Iterator[Trial]:
     """Kill rank 0, rank 1 or the launcher at a random step; give the same command again."""
-    whole = baseline(bench)
+    whole = baseline(bench, *more)
     for seed in range(count):
         out, draw = bench.fresh(), random.Random(seed)
         victim, step = seed % 3 - 1, draw.randrange(1, STEPS - 6)
-        with _started(bench, out, step) as job:
+        with _started(bench, out, step, *more) as job:
             job.process.join(draw.uniform(0, 0.05))
             pid = job.pid if victim < 0 else ranks_of(out).get(victim)
             if pid is None:
@@ -110,8 +110,13 @@ def kills(bench: Bench, count: int) -> Iterator[Trial]:
             fault = f"processes were left {took:.1f} s after the kill"
         elif victim >= 0 and (code != 1 or f"rank {victim}" not in job.last_line):
             fault = f"exit {code}: {job.last_line}"
-        yield Trial(fault or bench.finish(out, *TWO, of=whole), took)
+        yield Trial(fault or bench.finish(out, *TWO, *more, of=whole), took)
         shutil.rmtree(out)
+
+
+def sharded_kills(bench: Bench, count: int) -> Iterator[Trial]:
+    """The same where each rank holds a part of the parameters."""
+    yield from kills(bench, count, "--strategy", "fsdp")
 
 
 def killed_launcher(bench: Bench, count: int) -> Iterator[Trial]:

@@ -74,8 +74,9 @@ def end_state(out: Path) -> str:
     """Digest of the last parameters and moments, and of every logged loss."""
     last = sorted(p for p in (out / "checkpoints").glob("step-*") if not p.suffix)[-1]
     digest = hashlib.sha256()
-    for name in ("model.safetensors", "optimizer.safetensors"):
-        digest.update((last / name).read_bytes())
+    shards = sorted(last.glob("__*_0.distcp"))  # of ranks that each hold a part
+    for path in shards or (last / "model.safetensors", last / "optimizer.safetensors"):
+        digest.update(path.read_bytes())
     return f"{last.name} {digest.hexdigest()}"
 
 

@@ -48,15 +48,15 @@ FINETUNE = FinetuneConfig(
 )
 SHARDED = replace(PRETRAIN, strategy="fsdp")
 BRIEF = replace(SHARDED, steps=12)
-HALF = replace(PRETRAIN, steps=20, precision="bf16")
+HALF = replace(PRETRAIN, steps=10, precision="bf16")
 MUON = replace(
     PRETRAIN,
-    steps=8,
+    steps=6,
     optim=OptimConfig(name="muon", lr=0.02, clip_norm=0.5),
     keep_checkpoints=False,
 )
 PART = replace(
-    FINETUNE, steps=8, batch=7, micro_batch=3, checkpoint_every=1, train_blocks=1,
+    FINETUNE, steps=6, batch=7, micro_batch=3, checkpoint_every=1, train_blocks=1,
     optim=OptimConfig(name="lars", lr=0.5),
 )  # fmt: skip
 """The last block, in two micro-batches on rank 0 and one on rank 1."""

@@ -23,7 +23,7 @@ from tests.jobs.conftest import write_classes
 from tests.jobs.kill_storm import end_state
 from tests.jobs.ranked_runs import BRIEF, ELASTIC, PRETRAIN, SPOILED
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # many runs, on a busy machine
 
 STEPS, G, COUNT = PRETRAIN.steps, PRETRAIN.batch, 50
 assert STEPS is not None
@@ -33,7 +33,7 @@ def torchrun(count: int, folder: Path, what: str) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     many = [f"--nproc-per-node={count}", "-m", "tests.jobs.ranked_runs", str(folder), what]
     done = subprocess.run(
-        [*launcher, *many], capture_output=True, text=True, timeout=250, check=False,
+        [*launcher, *many], capture_output=True, text=True, timeout=600, check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
