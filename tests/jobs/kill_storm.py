@@ -23,6 +23,8 @@ import numpy as np
 import torch
 
 from mae.config.run import AugmentConfig, ModelConfig, OptimConfig, PretrainConfig
+from mae.parallel.shards import shard_of
+from mae.runs.sharded import METADATA, ShardedFiles
 
 CONFIG = PretrainConfig(
     model=ModelConfig(
@@ -74,9 +76,15 @@ def end_state(out: Path) -> str:
     """Digest of the last parameters and moments, and of every logged loss."""
     last = sorted(p for p in (out / "checkpoints").glob("step-*") if not p.suffix)[-1]
     digest = hashlib.sha256()
-    shards = sorted(last.glob("__*_0.distcp"))  # of ranks that each hold a part
-    for path in shards or (last / "model.safetensors", last / "optimizer.safetensors"):
-        digest.update(path.read_bytes())
+    if (last / METADATA).exists():  # ranks hold parts, whose order in their files may differ
+        files = ShardedFiles(last)
+        into = {n: torch.empty(size, dtype=kind) for n, (kind, size) in files.forms.items()}
+        files.read({name: shard_of(tensor) for name, tensor in into.items()})
+        for name in sorted(into):
+            digest.update(name.encode() + into[name].numpy().tobytes())
+        return f"{last.name} {digest.hexdigest()}"
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        digest.update((last / name).read_bytes())
     return f"{last.name} {digest.hexdigest()}"
 
 
