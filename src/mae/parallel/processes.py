@@ -233,6 +233,12 @@ class Communicator:
 
         A rank that is asked to stop because another one has failed raises the other's error.
         """
+        # What its frames hold, such as a sharded model, keeps connections open on which other ranks
+        # wait, and threads of gloo, which abort the process at exit.
+        cause: BaseException | None = error
+        while cause is not None:
+            traceback.clear_frames(cause.__traceback__)
+            cause = cause.__cause__ or cause.__context__
         if self._closed or self._store is None:
             return error
         self._closed = True
@@ -325,25 +331,12 @@ def open_communicator(*, timeout_s: float = TIMEOUT_S) -> Iterator[Communicator]
             yield ranks
             ranks.close()
     except (MaeError, Stopped) as error:
-        _release_frames(error)
         if (reason := ranks.leave(error)) is not error:
             raise reason from error
         raise
     finally:
         gc.collect()  # a model that FSDP2 has sharded is in cycles
         dist.destroy_process_group()
-
-
-def _release_frames(error: BaseException) -> None:
-    """Drop what the frames of an error and of its causes hold, before the group is destroyed.
-
-    A sharded model keeps connections open, on which the other ranks would wait, and threads of
-    gloo, which abort the process at exit.
-    """
-    cause: BaseException | None = error
-    while cause is not None:
-        traceback.clear_frames(cause.__traceback__)
-        cause = cause.__cause__ or cause.__context__
 
 
 def require_agreement(
