@@ -21,7 +21,7 @@ FLOORS = (
     ("atomic", "progress"),
     ("config",),
     ("recipes", "parallel", "model", "data"),
-    ("runs",),
+    ("runs", "transfer"),
     ("weights",),
     ("planning",),
     ("train",),
@@ -68,6 +68,19 @@ def test_the_model_is_torch_and_nothing_else(path: Path) -> None:
     for line, module in imports(path):
         top = module.split(".")[0]
         assert top in library | {"torch", "mae"}, f"{path.name}:{line}: model imports {module}"
+
+
+def test_one_room_alone_knows_torchvision_and_imports_it_when_used() -> None:
+    # It is an extra: detectors need it, and nothing else does.
+    for path in FILES:
+        tree = ast.parse(path.read_text())
+        at_once = {
+            node.lineno for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)
+        }
+        for line, module in imports(path):
+            if module.split(".")[0] == "torchvision":
+                assert path.is_relative_to(SRC / "transfer"), f"{path.name}:{line}"
+                assert line not in at_once, f"{path.name}:{line}: import it in the function"
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
