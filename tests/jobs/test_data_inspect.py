@@ -30,6 +30,7 @@ from mae.planning.estimate import LEARNT_STEPS, Estimate
 from mae.planning.hardware import this_machine
 from mae.report.tables import report_of
 from tests.bad_images import BAD, MAYBE_SOUND, npy, write_bad, write_good
+from tests.boxes import coco_of, write_images
 from tests.data.decoding.test_tiff import tiff
 from tests.images import encoded, image, mixed_folder, photo, png_bomb
 from tests.jobs.conftest import write_classes
@@ -462,3 +463,43 @@ def test_mistakes_are_said_before_looking(tmp_path: Path) -> None:
         look(tmp_path, limit=0)
     with pytest.raises(DataError, match="no images"):
         look(tmp_path)
+
+
+def boxes_of(found: Inspected) -> list[tuple[str, str]]:
+    return [row for section in found.sections() if section.title == "boxes" for row in section.rows]
+
+
+def test_boxes_are_counted_by_class_and_size_over_all_splits(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 5)
+    train, val = coco_of(3), coco_of(2, first=3)
+    train["annotations"][0]["area"] = 32**2  # of class roof
+    val["annotations"][0]["bbox"] = [5, 5, 0, 9]  # the roof of image 3
+    for name, values in (("train", train), ("val", val)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(values))
+
+    found = look(tmp_path)
+
+    *rows, gaps, wrong = boxes_of(found)
+    # Images 0 to 4 show classes (0, 1), (1, 2), (2, 0), (0, 1), (1, 2).
+    assert rows == [
+        ("found", "3 images in train, 2 images in val; 3 classes; boxes and masks"),
+        ("roof", "2 boxes: 1 small, 1 medium, 0 large"),
+        ("tree", "4 boxes: 4 small, 0 medium, 0 large"),
+        ("car", "3 boxes: 3 small, 0 medium, 0 large"),
+        ("sizes", "small: less than 32 x 32 pixels; large: at least 96 x 96"),
+    ]
+    assert gaps[1].startswith("classes: 3 category ids with gaps")
+    assert "1 box of zero size (val/3.png: 5 5 5 14)" in wrong[1]
+    values = found.values()["boxes"]
+    assert values["classes"]["roof"] == {"small": 1, "medium": 1, "large": 0}
+    assert values["images"] == {"train": 3, "val": 2} and json.dumps(values)
+
+
+def test_boxes_that_cannot_be_used_are_said_and_others_are_not(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 2)
+
+    assert boxes_of(look(tmp_path)) == []
+
+    (tmp_path / "boxes.json").write_text(json.dumps(coco_of(0)))
+    ((name, reason),) = boxes_of(look(tmp_path))
+    assert name == "refused" and "none of the 0 images" in reason

@@ -68,7 +68,8 @@ def folders_in(folder: Path) -> set[str]:
     """Return the names of the folders in a folder; none if there is no such folder."""
     if not folder.is_dir():
         return set()
-    return {entry.name for entry in os.scandir(folder) if entry.is_dir()}
+    # Unlike DirEntry.is_dir, os.path.isdir is false for a link to itself.
+    return {name for name in os.listdir(folder) if os.path.isdir(folder / name)}
 
 
 def json_file(folder: Path) -> Path | None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+from mae.data.annotated import Layout
+from mae.data.detection.source import BoxSource
 from mae.data.segmentation.check import Checked, check
 from mae.data.segmentation.layout import MaskedPart, find_masked
 from mae.data.segmentation.source import MaskSource
@@ -18,6 +20,9 @@ from mae.evaluation.split import Ids
 from mae.parallel.processes import SINGLE_PROCESS, Communicator
 from mae.planning.hardware import cores
 from mae.progress import Progress
+
+P = TypeVar("P")
+S = TypeVar("S", MaskSource, BoxSource)
 
 
 class SegmentedData(NamedTuple):
@@ -69,37 +74,17 @@ def segmented(
         part = found.whole()
         checked = _checked([part], max_bad=max_bad, progress=progress, ranks=ranks)
         source = checked.source(part)
-        if len(source) < 2:
-            raise DataError(f"data: {found.where} has one usable mask, expected at least two")
-        held, warning = HeldOut(seed), None
-        train, test = held.divide(source)
-        if (own := finetuning_data(weights)) is not None:
-            if (same := _as_before(own, source)) is not None:
-                held, (train, test) = own.held, same
-            else:
-                warning = _warning(own, found.where, source, whole=True)
-        line = (
-            f"{found.where}: {len(train):,} images for training, {len(test):,} for testing "
-            f"({held.share:.0%} held out, seed {held.seed})"
+        parts, splits, line, warning = divide(
+            source, found.where, seed=seed, weights=weights, noun="mask"
         )
-        parts, splits = (source.take(train), source.take(test)), held
     else:
-        if "train" not in found.splits:
-            raise DataError(f"data: {found.where} has no split to train on; name one train")
-        if found.test_kind not in found.splits:
-            raise DataError(
-                f"data: {found.where} has train, and neither val nor test; add one, or give "
-                "images/ and masks/ without splits, of which a fifth is held out"
-            )
-        opened = [found.splits[kind]() for kind in ("train", found.test_kind)]
+        opened = open_splits(found, advice="images/ and masks/ without splits")
         checked = _checked(opened, max_bad=max_bad, progress=progress, ranks=ranks)
         source, tested = (checked.source(part, number) for number, part in enumerate(opened))
         if not (len(source) and len(tested)):
             raise DataError(f"data: {found.where} has no usable mask in one of its splits")
-        line = (
-            f"{found.where}: {len(source):,} images in {opened[0].name} for training, "
-            f"{len(tested):,} in {opened[1].name} for testing"
-        )
+        names = opened[0].name, opened[1].name
+        line = splits_line(found.where, (len(source), len(tested)), names)
         parts, splits, warning = (source, tested), None, None
     named = f"{line}; {len(checked.classes):,} classes: {some(checked.classes, MOST_NAMED)}"
     empty = [n for n, k in zip(checked.classes, checked.parts[0].pixels, strict=True) if not k]
@@ -145,14 +130,10 @@ def segmented_for_evaluation(
     checked = _checked([part], max_bad=max_bad, progress=progress, ranks=ranks, classes=classes)
     source, name = checked.source(part), part.name or "all images"
     warning = None
-    if (
-        own is not None
-        and found.whole is not None
-        and (same := _as_before(own, source)) is not None
-    ):
+    if own is not None and found.whole is not None and (same := as_before(own, source)) is not None:
         source, name = source.take(same[1]), "held out in training"
     elif own is not None:
-        warning = _warning(own, found.where, source, whole=found.whole is not None)
+        warning = warning_of(own, found.where, source, whole=found.whole is not None)
     line = f"{found.where}: scored on {len(source):,} images, {name}"
     return SegmentedPart(source, name, tuple(filter(None, (line, *checked.notes, warning))))
 
@@ -171,7 +152,63 @@ def _checked(
     return ranks.on_main(checked)
 
 
-def _as_before(own: FinetuningData, source: MaskSource) -> tuple[Ids, Ids] | None:
+def divide(
+    source: S, where: str, *, seed: int, weights: object, noun: str
+) -> tuple[tuple[S, S], HeldOut, str, str | None]:
+    """Hold out a part of undivided images, the same as the run of the weights did.
+
+    Args:
+        source: all images.
+        where: name of the data.
+        seed: seed of the held-out images.
+        weights: initial weights; on the data of their own run, its held-out images are used.
+        noun: what the images have, for the message.
+
+    Returns:
+        Training and test images, how they were held out, a line on them, and a warning if any.
+
+    Raises:
+        DataError: for fewer than two images.
+    """
+    if len(source) < 2:
+        raise DataError(f"data: {where} has one usable {noun}, expected at least two")
+    held, warning = HeldOut(seed), None
+    train, test = held.divide(source)
+    if (own := finetuning_data(weights)) is not None:
+        if (same := as_before(own, source)) is not None:
+            held, (train, test) = own.held, same
+        else:
+            warning = warning_of(own, where, source, whole=True)
+    line = (
+        f"{where}: {len(train):,} images for training, {len(test):,} for testing "
+        f"({held.share:.0%} held out, seed {held.seed})"
+    )
+    return (source.take(train), source.take(test)), held, line, warning
+
+
+def open_splits(found: Layout[P], *, advice: str) -> list[P]:
+    """Open the splits to train and to test on.
+
+    Raises:
+        DataError: if one is missing; `advice` says what to give instead.
+    """
+    if "train" not in found.splits:
+        raise DataError(f"data: {found.where} has no split to train on; name one train")
+    if found.test_kind not in found.splits:
+        raise DataError(
+            f"data: {found.where} has train, and neither val nor test; add one, or give "
+            f"{advice}, of which a fifth is held out"
+        )
+    return [found.splits["train"](), found.splits[found.test_kind]()]
+
+
+def splits_line(where: str, counts: tuple[int, int], names: tuple[str, str]) -> str:
+    """Return a line on the splits to train and to test on."""
+    (train, test), (first, second) = counts, names
+    return f"{where}: {train:,} images in {first} for training, {test:,} in {second} for testing"
+
+
+def as_before(own: FinetuningData, source: MaskSource | BoxSource) -> tuple[Ids, Ids] | None:
     """Return the training and test ids of an earlier run; None if it had other images."""
     with suppress(DataError):
         train, test = own.held.divide(source)
@@ -180,6 +217,9 @@ def _as_before(own: FinetuningData, source: MaskSource) -> tuple[Ids, Ids] | Non
     return None
 
 
-def _warning(own: FinetuningData, where: str, source: MaskSource, *, whole: bool) -> str | None:
+def warning_of(
+    own: FinetuningData, where: str, source: MaskSource | BoxSource, *, whole: bool
+) -> str | None:
+    """Return a warning if a run was trained on the test images, see `FinetuningData.warning`."""
     found = own.warning(where, source, whole=whole)
     return None if found is None else found.replace("classifier was fine-tuned", "run was trained")

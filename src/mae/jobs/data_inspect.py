@@ -14,6 +14,7 @@ from PIL import Image
 from mae.atomic import write_atomic
 from mae.config.model import IMAGENET_MEAN, require
 from mae.config.run import PretrainConfig
+from mae.data.audit.boxes import BoxReport, box_report
 from mae.data.audit.quarantine import Moved, require_place, set_aside
 from mae.data.audit.report import DatasetReport
 from mae.data.sources.open import Data, data_name, open_source
@@ -22,12 +23,12 @@ from mae.errors import ConfigError, DataError, MaeError
 from mae.evaluation.labelled_data import Labelled, labelled
 from mae.model.costs import count_parameters
 from mae.planning.estimate import LEARNT_STEPS, Estimate, hours_in_words
-from mae.planning.hardware import this_machine
+from mae.planning.hardware import cores, this_machine
 from mae.progress import Progress
 from mae.recipes.catalogue import find_config
 from mae.recipes.custom import kept_fields
 from mae.report.contact_sheet import contact_sheet, thumbnail
-from mae.report.dataset import Section, dataset_page, sections_of
+from mae.report.dataset import Section, box_section, dataset_page, sections_of
 from mae.report.figures import png_bytes
 from mae.report.reconstruction import evenly
 from mae.report.tables import WIDTH, wrapped
@@ -48,6 +49,8 @@ class Inspected(NamedTuple):
     found: DatasetReport
     labels: Labelled | str
     """Training and test part for commands that need labels; or why they would refuse the data."""
+    boxes: BoxReport | str | None
+    """Boxes of objects, or why they cannot be used; None without any."""
     looked_at: int
     estimate: Estimate | None
     """Estimate for the recipe; None where it refuses the data."""
@@ -66,6 +69,8 @@ class Inspected(NamedTuple):
         notes = [self.labels] if isinstance(self.labels, str) else self.labels.notes
         names = ["found", *["note"] * (len(notes) - 1)]
         yield Section("labels", list(zip(names, notes, strict=True)))
+        if self.boxes is not None:
+            yield box_section(self.boxes)
         if read := [note for note in notes_of(self.found.source) if note not in notes]:
             yield Section("how it was read", [("note", note) for note in read])
         yield from others
@@ -130,6 +135,7 @@ class Inspected(NamedTuple):
             "bytes": found.bytes,
             "classes": list(() if labels is None else labels.train.source.class_names),
             "labelled": None if labels is None else labels.values(),
+            "boxes": self.boxes.values() if isinstance(self.boxes, BoxReport) else self.boxes,
             "formats": dict(found.formats),
             "stored_as": [{**k._asdict(), "count": n} for k, n in found.kinds.items()],
             "not_read": dict(found.left_out),
@@ -230,6 +236,8 @@ def inspect_data(
             machine, counts = this_machine(config.device), count_parameters(resolved.config.model)
             estimate = Estimate(resolved.config, machine, count, *counts)
             estimate = with_measured_rate(estimate, source, resolved.kind, log=progress.note)
+        path = data if isinstance(data, str | Path) else None
+        boxes = None if path is None else box_report(path, progress=progress, threads=cores())
     moved = None
     if quarantine is not None and root is not None and isinstance(source, FolderSource):
         broken = [source.path(fault.id) for fault in found.faults if fault.broken]
@@ -237,7 +245,16 @@ def inspect_data(
     if not found.ids:
         notes = notes or [f"none of {most:,} can be read"]
     result = Inspected(
-        data_name(data), found, _labels(data), most, estimate, notes, config.max_bad, moved, out
+        data_name(data),
+        found,
+        _labels(data),
+        boxes,
+        most,
+        estimate,
+        notes,
+        config.max_bad,
+        moved,
+        out,
     )
     if out is not None:
         _write(out, result, thumbnails)

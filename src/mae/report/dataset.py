@@ -9,8 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from mae.data.audit.boxes import BoxReport
 from mae.data.audit.report import DatasetReport, Fault
 from mae.data.decoding.decode import FULL_RANGE
+from mae.data.detection.check import SIZES
 from mae.report.figures import element, image_element, number
 from mae.report.html import facts_list, html_page, html_table
 
@@ -50,6 +52,22 @@ def sections_of(found: DatasetReport, *, looked_at: int) -> Iterator[Section]:
         "nearly constant": [("", name) for name in _names(found, found.nearly_constant())],
     }
     return (Section(title, rows) for title, rows in sections.items() if rows)
+
+
+def box_section(found: BoxReport | str) -> Section:
+    """Describe the boxes of a data set, or why they cannot be used."""
+    if isinstance(found, str):
+        return Section("boxes", [("refused", found)])
+    images = ", ".join(
+        f"{count:,} images{f' in {name}' if name else ''}" for name, count in found.images.items()
+    )
+    what = "boxes and masks" if found.has_masks else "boxes"
+    rows = [("found", f"{images}; {len(found.classes):,} classes; {what}")]
+    for name, counts in zip(found.classes, found.counts.tolist(), strict=True):
+        sizes = [f"{count:,} {size}" for size, count in zip(SIZES, counts, strict=True)]
+        rows.append((name, f"{sum(counts):,} boxes: {', '.join(sizes)}"))
+    rows.append(("sizes", "small: less than 32 x 32 pixels; large: at least 96 x 96"))
+    return Section("boxes", rows + [("note", note) for note in found.notes])
 
 
 def _overview(found: DatasetReport, looked_at: int) -> Iterator[tuple[str, str]]:

@@ -126,7 +126,7 @@ def _coco_splits(root: Path) -> dict[Kind, _Opener]:
 def _voc_folders(folder: Path) -> tuple[Path, Path] | None:
     """Return the folders of images and of .xml files, which may be one."""
     for xml in (*(folder / each for each in _VOC_XML), folder):
-        if xml.is_dir() and next(xml.glob("*.xml"), None) is not None:
+        if xml.is_dir() and [*xml.glob("*.xml")]:
             images = (folder / each for each in _VOC_IMAGES if (folder / each).is_dir())
             return next(images, folder), xml
     return None

@@ -1,0 +1,88 @@
+"""Divide images with boxes into training and test images, as the run of the weights did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from mae.data.detection.check import Checked, check
+from mae.data.detection.layout import BoxedPart, find_boxed
+from mae.data.detection.source import BoxSource
+from mae.errors import DataError
+from mae.evaluation.discover import MOST_NAMED, some
+from mae.evaluation.labelled_data import HeldOut
+from mae.evaluation.segmented_data import divide, open_splits, splits_line
+from mae.parallel.processes import SINGLE_PROCESS, Communicator
+from mae.planning.hardware import cores
+from mae.progress import Progress
+
+
+class DetectedData(NamedTuple):
+    """Training and test images with boxes of the same classes."""
+
+    train: BoxSource
+    test: BoxSource
+    held: HeldOut | None
+    """How the test images were held out; None where they are a split of their own."""
+    whole: BoxSource
+    """The images that were divided; where they are not, those of training."""
+    short_side: int
+    """Median short side of all of them, in pixels."""
+    notes: tuple[str, ...]
+    """What was found, guessed and left out."""
+
+
+def detected(
+    data: str | Path,
+    *,
+    seed: int,
+    max_bad: float,
+    progress: Progress,
+    weights: object = None,
+    classes: Sequence[str] | None = None,
+    ranks: Communicator = SINGLE_PROCESS,
+) -> DetectedData:
+    """Find images with boxes, check all of them, and divide them into training and test images.
+
+    Args:
+        data: see `find_boxed`; without splits, a fifth of the images is held out.
+        seed: seed of the held-out images.
+        max_bad: see `check`.
+        progress: shows the check.
+        weights: initial weights; on the data of their own run, its held-out images are used.
+        classes: classes of a detector that is trained on; none: those of the data.
+        ranks: the processes of the job; rank 0 checks.
+
+    Raises:
+        DataError: for data without boxes or without a training split, or too many bad ones.
+    """
+    found, held, warning = find_boxed(data), None, None
+
+    def checked(opened: Sequence[BoxedPart]) -> Checked:
+        def one() -> Checked:
+            return check(
+                opened, max_bad=max_bad, progress=progress, classes=classes, threads=cores()
+            )
+
+        return ranks.on_main(one)
+
+    if found.whole is not None:
+        part = found.whole()
+        own = checked([part])
+        whole = own.source(part)
+        (train, test), held, line, warning = divide(
+            whole, found.where, seed=seed, weights=weights, noun="image with boxes"
+        )
+    else:
+        opened = open_splits(found, advice="images with boxes without splits")
+        own = checked(opened)
+        train, test = (own.source(part, number) for number, part in enumerate(opened))
+        whole = train
+        if not (len(train) and len(test)):
+            raise DataError(f"data: {found.where} has no usable image in one of its splits")
+        names = opened[0].name, opened[1].name
+        line = splits_line(found.where, (len(train), len(test)), names)
+    named = f"{line}; {len(own.classes):,} classes: {some(own.classes, MOST_NAMED)}"
+    notes = tuple(filter(None, (named, *own.notes, warning)))
+    return DetectedData(train, test, held, whole, own.short_side, notes)
