@@ -119,9 +119,9 @@ def inspection_notes(raw: RawWeights, model: ModelConfig) -> list[str]:
 
 def _text(dense: DenseConfig) -> str:
     if dense.window is None:
-        return "attention: of all blocks to the whole image, with relative positions"
+        return "attention: to the whole image in all blocks, with relative positions"
     whole = " ".join(map(str, dense.global_blocks))
     return (
-        f"attention: within windows of {dense.window} x {dense.window} patches, of blocks {whole} "
-        "to the whole image, with relative positions"
+        f"attention: within windows of {dense.window} x {dense.window} patches; to the whole image "
+        f"in blocks {whole}; with relative positions"
     )
