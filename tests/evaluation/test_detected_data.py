@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from mae.errors import DataError
-from mae.evaluation.detected_data import DetectedData, detected
+from mae.errors import ConfigError, DataError
+from mae.evaluation.detected_data import DetectedData, detected, detected_for_evaluation
 from mae.progress import Progress
-from tests.boxes import write_coco
+from tests.boxes import CLASSES, write_coco
 
 
 def divided(data: Path, *, seed: int = 0) -> DetectedData:
@@ -48,3 +48,21 @@ def test_a_training_split_alone_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match="neither val nor test; add one, or give images with boxes"):
         divided(tmp_path)
+
+
+def test_the_split_to_score_is_val_or_the_one_asked_for(tmp_path: Path) -> None:
+    for name, count in (("train", 4), ("val", 3), ("test", 2)):
+        write_coco(tmp_path / name, count=count)
+    how = {"weights": None, "max_bad": 0.1, "progress": Progress(quiet=True)}
+
+    found = {
+        split: detected_for_evaluation(tmp_path, classes=("sky", *CLASSES), split=split, **how)
+        for split in (None, "test")
+    }
+
+    assert [(len(each.source), each.part) for each in found.values()] == [(3, "val"), (2, "test")]
+    assert found[None].source.box_classes == ("sky", *CLASSES)
+    assert found[None].source.instances(0).classes.min() >= 1
+    whole = write_coco(tmp_path / "whole", count=2)
+    with pytest.raises(ConfigError, match="has no test split, it has none"):
+        detected_for_evaluation(whole, classes=CLASSES, split="test", **how)

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from mae.data.detection.check import Checked, check
 from mae.data.detection.layout import BoxedPart, find_boxed
 from mae.data.detection.source import BoxSource
+from mae.data.sources.splits import Kind
 from mae.errors import DataError
 from mae.evaluation.discover import MOST_NAMED, some
 from mae.evaluation.labelled_data import HeldOut
-from mae.evaluation.segmented_data import divide, open_splits, splits_line
+from mae.evaluation.segmented_data import (
+    choose_scored,
+    divide,
+    open_part,
+    open_splits,
+    splits_line,
+)
 from mae.parallel.processes import SINGLE_PROCESS, Communicator
 from mae.planning.hardware import cores
 from mae.progress import Progress
@@ -31,6 +39,15 @@ class DetectedData(NamedTuple):
     """Median short side of all of them, in pixels."""
     notes: tuple[str, ...]
     """What was found, guessed and left out."""
+
+
+class DetectedPart(NamedTuple):
+    """Images with boxes on which a detector is scored."""
+
+    source: BoxSource
+    part: str
+    """Name of the part of the data."""
+    notes: tuple[str, ...]
 
 
 def detected(
@@ -58,15 +75,7 @@ def detected(
         DataError: for data without boxes or without a training split, or too many bad ones.
     """
     found, held, warning = find_boxed(data), None, None
-
-    def checked(opened: Sequence[BoxedPart]) -> Checked:
-        def one() -> Checked:
-            return check(
-                opened, max_bad=max_bad, progress=progress, classes=classes, threads=cores()
-            )
-
-        return ranks.on_main(one)
-
+    checked = partial(_checked, max_bad=max_bad, progress=progress, ranks=ranks, classes=classes)
     if found.whole is not None:
         part = found.whole()
         own = checked([part])
@@ -86,3 +95,52 @@ def detected(
     named = f"{line}; {len(own.classes):,} classes: {some(own.classes, MOST_NAMED)}"
     notes = tuple(filter(None, (named, *own.notes, warning)))
     return DetectedData(train, test, held, whole, own.short_side, notes)
+
+
+def detected_for_evaluation(
+    data: str | Path,
+    *,
+    classes: Sequence[str],
+    split: Kind | None,
+    weights: object,
+    max_bad: float,
+    progress: Progress,
+    ranks: Communicator = SINGLE_PROCESS,
+) -> DetectedPart:
+    """Find the images and boxes on which a detector is scored.
+
+    Args:
+        data: see `find_boxed`; of splits, the validation split, else the test split.
+        classes: classes of the detector.
+        split: another split.
+        weights: the detector; on the data of its own run, only its held-out images are used.
+        max_bad: see `check`.
+        progress: shows the check.
+        ranks: the processes of the job; rank 0 checks.
+
+    Raises:
+        DataError: for data without boxes, classes that the detector does not have, or too many
+            bad boxes.
+        ConfigError: for a split that the data do not have.
+    """
+    found = find_boxed(data)
+    part = open_part(found, split)
+    checked = _checked([part], max_bad=max_bad, progress=progress, ranks=ranks, classes=classes)
+    source, name, line, warning = choose_scored(
+        checked.source(part), part.name, found, weights=weights
+    )
+    return DetectedPart(source, name, tuple(filter(None, (line, *checked.notes, warning))))
+
+
+def _checked(
+    parts: Sequence[BoxedPart],
+    *,
+    max_bad: float,
+    progress: Progress,
+    ranks: Communicator,
+    classes: Sequence[str] | None,
+) -> Checked:
+    def checked() -> Checked:
+        return check(parts, max_bad=max_bad, progress=progress, classes=classes, threads=cores())
+
+    return ranks.on_main(checked)

@@ -119,22 +119,12 @@ def segmented_for_evaluation(
             bad masks.
         ConfigError: for a split that the data do not have.
     """
-    found, own = find_masked(data), finetuning_data(weights)
-    kind = split or (None if found.whole is not None else found.test_kind)
-    if kind is not None and kind not in found.splits:
-        present = ", ".join(found.splits) or "none"
-        raise ConfigError(f"split: {found.where} has no {kind} split, it has {present}")
-    opener = found.whole if kind is None else found.splits[kind]
-    assert opener is not None
-    part = opener()
+    found = find_masked(data)
+    part = open_part(found, split)
     checked = _checked([part], max_bad=max_bad, progress=progress, ranks=ranks, classes=classes)
-    source, name = checked.source(part), part.name or "all images"
-    warning = None
-    if own is not None and found.whole is not None and (same := as_before(own, source)) is not None:
-        source, name = source.take(same[1]), "held out in training"
-    elif own is not None:
-        warning = warning_of(own, found.where, source, whole=found.whole is not None)
-    line = f"{found.where}: scored on {len(source):,} images, {name}"
+    source, name, line, warning = choose_scored(
+        checked.source(part), part.name, found, weights=weights
+    )
     return SegmentedPart(source, name, tuple(filter(None, (line, *checked.notes, warning))))
 
 
@@ -200,6 +190,38 @@ def open_splits(found: Layout[P], *, advice: str) -> list[P]:
             f"{advice}, of which a fifth is held out"
         )
     return [found.splits["train"](), found.splits[found.test_kind]()]
+
+
+def open_part(found: Layout[P], split: Kind | None) -> P:
+    """Open the split to score; none: the validation split, else the test split, else all.
+
+    Raises:
+        ConfigError: for a split that the data do not have.
+    """
+    kind = split or (None if found.whole is not None else found.test_kind)
+    if kind is not None and kind not in found.splits:
+        present = ", ".join(found.splits) or "none"
+        raise ConfigError(f"split: {found.where} has no {kind} split, it has {present}")
+    opener = found.whole if kind is None else found.splits[kind]
+    assert opener is not None
+    return opener()
+
+
+def choose_scored(
+    source: S, part: str, found: Layout[P], *, weights: object
+) -> tuple[S, str, str, str | None]:
+    """Choose the images to score: of undivided data of the run of the weights, those held out.
+
+    Returns:
+        The images, the name of the part, a line on them, and a warning if any.
+    """
+    own, name, warning = finetuning_data(weights), part or "all images", None
+    if own is not None and found.whole is not None and (same := as_before(own, source)) is not None:
+        source, name = source.take(same[1]), "held out in training"
+    elif own is not None:
+        warning = warning_of(own, found.where, source, whole=found.whole is not None)
+    line = f"{found.where}: scored on {len(source):,} images, {name}"
+    return source, name, line, warning
 
 
 def splits_line(where: str, counts: tuple[int, int], names: tuple[str, str]) -> str:
