@@ -54,7 +54,7 @@ def polygon_inside(corners: Sequence[float], *, size: Size) -> Inside:
 def run_lengths(text: str) -> list[int]:
     """Decode the compressed run lengths of COCO: numbers of 5 bits a character, low bits first.
 
-    From the third on, a number is stored as the difference from the one before the last.
+    From the fourth on, a number is stored as the difference from the one before the last.
 
     Raises:
         ValueError: for text that ends within a number.
