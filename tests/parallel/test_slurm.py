@@ -18,7 +18,7 @@ WORDS = "nodes=8 gpus=a100:4 cpus=12 partition=gpu time=1-00:00:00".split()
 
 def script(*words: str, out: str = "/runs/my run") -> str:
     command = ["/env/bin/python", "-m", "mae", "pretrain", "--data", "it's 5% $HOME"]
-    return script_of(parse_request(words), command, name=Path(out), folder=Path("/home/a b"))
+    return script_of(parse_request(words), command, name=Path(out), folder=Path("/somewhere/a b"))
 
 
 def directives(text: str) -> dict[str, str]:
@@ -88,7 +88,7 @@ def test_the_script_starts_the_command_in_its_folder_and_requeues_after_75(
     stand_in(tmp_path, "srun", 'printf "%s|" "$PWD" "$MAE_SLURM" "$OMP_NUM_THREADS" "$@"\n'
              f'echo "$MASTER_ADDR:$MASTER_PORT"; exit {code}')  # fmt: skip
     stand_in(tmp_path, "scontrol", '[ "$1" = show ] && printf "n07\\nn08\\n" || echo "again $2"')
-    text = script("tasks=2").replace("/home", str(tmp_path))
+    text = script("tasks=2").replace("/somewhere", str(tmp_path))
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     environment |= {"SLURM_JOB_ID": "70123", "SLURM_JOB_NODELIST": "n[07-08]"}
     environment.pop("OMP_NUM_THREADS", None)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, cast
+
+import numpy as np
 
 from mae.data.decoding.header import printable
-from mae.data.sources.source import FolderSource
+from mae.data.sources.source import FolderSource, Source
 from mae.data.sources.splits import Kind, split_kind
+from mae.data.types import Integers, Pixels
 from mae.errors import DataError
 
 Part = TypeVar("Part")
@@ -42,6 +46,58 @@ class Layout(NamedTuple, Generic[Part]):
     def test_kind(self) -> Kind:
         """The split to test on by default."""
         return "val" if "val" in self.splits else "test"
+
+
+class AnnotatedSource:
+    """Some of the images of a source, each with an annotation.
+
+    Its `labels` are 0 for every image, so that a fraction of them is chosen or held out as of the
+    images of one class.
+    """
+
+    images: Source
+    ids: Integers
+    """Positions of its images in `images` and in the annotations."""
+
+    class_names = ("image",)
+
+    @property
+    def labels(self) -> Integers:
+        """See the class."""
+        return np.zeros(len(self), dtype=np.int64)
+
+    @property
+    def pairs(self) -> Source:
+        """The same images, each read with its annotation, see `annotated`."""
+        return cast(Source, _Pairs(self))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def read(self, index: int) -> bytes | Pixels:
+        """Return an image as it is stored."""
+        return self.images.read(int(self.ids[index]))
+
+    def annotated(self, index: int) -> Any:
+        """Return an image as it is stored, and its annotation."""
+        raise NotImplementedError
+
+    def name(self, index: int) -> str:
+        """Return the name of an image."""
+        return self.images.name(int(self.ids[index]))
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Reads images with their annotations, for a `SourceReader`."""
+
+    source: AnnotatedSource
+
+    def read(self, index: int) -> Any:
+        return self.source.annotated(index)
+
+    def name(self, index: int) -> str:
+        return self.source.name(index)
 
 
 def count_problems(problems: Sequence[Problem]) -> str:

@@ -1,4 +1,4 @@
-"""Pictures and tables of semantic segmentation: overlays, masks, classes, worst images."""
+"""Figures and tables of semantic segmentation: overlays, masks, classes, worst images."""
 
 from __future__ import annotations
 

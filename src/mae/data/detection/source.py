@@ -6,11 +6,12 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mae.data.annotated import AnnotatedSource
 from mae.data.segmentation.coco import instance_inside, run_lengths
 from mae.data.sources.source import Source
 from mae.data.types import Flags, Integers, Pixels, Size
@@ -193,25 +194,8 @@ class Boxed(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Pairs:
-    """Reads images with their objects, for a `SourceReader`."""
-
-    source: BoxSource
-
-    def read(self, index: int) -> Boxed:
-        return Boxed(self.source.read(index), self.source.instances(index))
-
-    def name(self, index: int) -> str:
-        return self.source.name(index)
-
-
-@dataclass(frozen=True)
-class BoxSource:
-    """Images and their objects as a source.
-
-    Its `labels` are 0 for every image, so that a fraction of them is chosen or held out as of the
-    images of one class.
-    """
+class BoxSource(AnnotatedSource):
+    """Images and their objects as a source."""
 
     images: Source
     annotations: Annotations
@@ -227,24 +211,9 @@ class BoxSource:
     """N 2: height and width of each of its images."""
     notes: tuple[str, ...] = ()
 
-    class_names = ("image",)
-
-    @property
-    def labels(self) -> Integers:
-        """See the class."""
-        return np.zeros(len(self), dtype=np.int64)
-
-    @property
-    def pairs(self) -> Source:
-        """The same images, read with their objects as `Boxed`."""
-        return cast(Source, _Pairs(self))
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def read(self, index: int) -> bytes | Pixels:
-        """Return an image as it is stored."""
-        return self.images.read(int(self.ids[index]))
+    def annotated(self, index: int) -> Boxed:
+        """See `AnnotatedSource`."""
+        return Boxed(self.read(index), self.instances(index))
 
     def size(self, index: int) -> Size:
         """Return height and width of an image, in pixels."""
@@ -257,10 +226,6 @@ class BoxSource:
         annotation = self.annotations.read(int(self.ids[index]), size)
         found, _ = instances_of(annotation, self.numbers, size)
         return found if self.has_masks else found._replace(segmentations=(None,) * len(found.boxes))
-
-    def name(self, index: int) -> str:
-        """Return the name of an image."""
-        return self.images.name(int(self.ids[index]))
 
     def file(self, index: int) -> str:
         """Return the path of an image below its folder, without its extension."""

@@ -111,16 +111,16 @@ def _coco_splits(root: Path) -> dict[Kind, Callable[[], MaskedPart]]:
 
 def _of_folders(name: str, images: Path, masks: Path, above: tuple[Path, ...]) -> MaskedPart:
     """Pair the files of two folders by their names without extensions."""
-    pictures, drawn = files_by_stem(images), files_by_stem(masks)
-    both = [stem for stem in pictures if stem in drawn]
-    problems = [Problem("image without mask", pictures[s]) for s in pictures if s not in drawn]
-    problems += [Problem("mask without image", drawn[s]) for s in drawn if s not in pictures]
+    stored, drawn = files_by_stem(images), files_by_stem(masks)
+    both = [stem for stem in stored if stem in drawn]
+    problems = [Problem("image without mask", stored[s]) for s in stored if s not in drawn]
+    problems += [Problem("mask without image", drawn[s]) for s in drawn if s not in stored]
     if not both:
         raise DataError(
             f"data: no file of {images} has the name of one of {masks}; name a mask as its image "
             "(a.jpg, a.png)"
         )
-    source = FolderSource(images, files=[pictures[stem] for stem in both])
+    source = FolderSource(images, files=[stored[stem] for stem in both])
     files = FolderSource(masks, files=[drawn[stem] for stem in both])
     return MaskedPart(name, source, FileMasks(files), read_class_names(above), tuple(problems))
 

@@ -6,12 +6,13 @@ import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mae.data.annotated import AnnotatedSource
 from mae.data.decoding.header import BadImage, format_of, pillow_faults
 from mae.data.sources.source import FolderSource, Source
 from mae.data.types import Integers, Pixels
@@ -118,25 +119,8 @@ class Pair(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Pairs:
-    """Reads images with their masks, for a `SourceReader`."""
-
-    source: MaskSource
-
-    def read(self, index: int) -> Pair:
-        return Pair(self.source.read(index), self.source.mask(index))
-
-    def name(self, index: int) -> str:
-        return self.source.name(index)
-
-
-@dataclass(frozen=True)
-class MaskSource:
-    """Images and their masks as a source.
-
-    Its `labels` are 0 for every image, so that a fraction of them is chosen or held out as of the
-    images of one class.
-    """
+class MaskSource(AnnotatedSource):
+    """Images and their masks as a source."""
 
     images: Source
     masks: Masks
@@ -146,37 +130,18 @@ class MaskSource:
     """Positions of its images in `images` and `masks`."""
     notes: tuple[str, ...] = ()
 
-    class_names = ("image",)
-
     @classmethod
     def of(cls, images: Source, masks: Masks, classes: Sequence[str]) -> MaskSource:
         """Make a source of all of the images."""
         return cls(images, masks, tuple(classes), np.arange(len(images)))
 
-    @property
-    def labels(self) -> Integers:
-        """See the class."""
-        return np.zeros(len(self), dtype=np.int64)
-
-    @property
-    def pairs(self) -> Source:
-        """The same images, read with their masks as `Pair`."""
-        return cast(Source, _Pairs(self))
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def read(self, index: int) -> bytes | Pixels:
-        """Return an image as it is stored."""
-        return self.images.read(int(self.ids[index]))
+    def annotated(self, index: int) -> Pair:
+        """See `AnnotatedSource`."""
+        return Pair(self.read(index), self.mask(index))
 
     def mask(self, index: int) -> Mask:
         """Return the mask of an image; errors as in `Masks.read`."""
         return self.masks.read(int(self.ids[index]))
-
-    def name(self, index: int) -> str:
-        """Return the name of an image."""
-        return self.images.name(int(self.ids[index]))
 
     def take(self, ids: Integers) -> MaskSource:
         """Return the images of `ids`, in order."""
