@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar, cast
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -16,7 +18,9 @@ from mae.data.sources.source import FolderSource, Source
 from mae.data.sources.splits import Kind, split_kind
 from mae.data.types import Integers, Pixels
 from mae.errors import DataError
+from mae.progress import Progress
 
+Looked = TypeVar("Looked")
 Part = TypeVar("Part")
 
 IMAGES, ANNOTATIONS = "images", "annotations"
@@ -100,6 +104,58 @@ class _Pairs:
         return self.source.name(index)
 
 
+class AnnotatedPart(Protocol):
+    """Images of a part of the data, and what is known to be wrong before they are read."""
+
+    @property
+    def images(self) -> Source:
+        """The images that have an annotation."""
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """Images and annotations that cannot be used."""
+
+
+P = TypeVar("P", bound=AnnotatedPart)
+Key = tuple[int, int]
+"""Number of a part, and of an image in it."""
+
+
+def look_at_all(
+    parts: Sequence[P],
+    look: Callable[[Sequence[P], Key], Looked | Problem],
+    *,
+    label: str,
+    progress: Progress,
+    threads: int,
+) -> tuple[dict[Key, Looked], list[Problem], int]:
+    """Look at every image of the parts and its annotation.
+
+    Args:
+        parts: of the data.
+        look: returns what is found of an image, or why it cannot be used.
+        label: what the progress counts.
+        progress: shows the images looked at.
+        threads: images looked at at a time.
+
+    Returns:
+        What was found by part and image, the problems, those of the parts first, and the number
+        of images looked at or known to be wrong.
+    """
+    keys = [(p, i) for p, part in enumerate(parts) for i in range(len(part.images))]
+    problems = [problem for part in parts for problem in part.problems]
+    count, looked = len(keys) + len(problems), dict[Key, Looked]()
+    progress.start(count, label=label)
+    with ThreadPoolExecutor(threads) as pool:
+        for key, found in zip(keys, pool.map(partial(look, parts), keys), strict=True):
+            if isinstance(found, Problem):
+                problems.append(found)
+            else:
+                looked[key] = found
+            progress.update(len(looked) + len(problems))
+    return looked, problems, count
+
+
 def count_problems(problems: Sequence[Problem]) -> str:
     """Count the problems by kind in one line, and name the first of each."""
     kinds = defaultdict[str, list[Problem]](list)
@@ -152,6 +208,48 @@ def split_json_files(root: Path) -> Iterator[tuple[Kind, str, Path, tuple[Path, 
         name = file.stem.rpartition("_")[2]
         if kind := split_kind(name):
             yield kind, name, file, (root / IMAGES / name, root / name, root / IMAGES, root)
+
+
+def coco_splits(root: Path, of_coco: Callable[..., Part]) -> dict[Kind, Callable[[], Part]]:
+    """Find COCO files named by their splits; `of_coco` opens name, file and folders of images."""
+    found = dict[Kind, Callable[[], Part]]()
+    for kind, name, file, folders in split_json_files(root):
+        found.setdefault(kind, partial(of_coco, name, file, folders))
+    return found
+
+
+def missing_files(
+    names: Sequence[str],
+    paths: Sequence[str | None],
+    *,
+    kind: str,
+    file: Path,
+    folders: Sequence[Path],
+) -> list[Problem]:
+    """Return the images of a COCO file that are in none of its folders.
+
+    Args:
+        names: of all images.
+        paths: of all images; None for a missing one.
+        kind: what is wrong with a missing one, as the summary counts it.
+        file: the COCO file.
+        folders: where its images were looked for.
+
+    Raises:
+        DataError: if all of them are missing, or there are none.
+    """
+    missing = [
+        Problem(kind, printable(name))
+        for name, path in zip(names, paths, strict=True)
+        if path is None
+    ]
+    if len(missing) == len(paths):
+        named = f", {missing[0].name} first" if missing else ""
+        raise DataError(
+            f"data: none of the {len(paths)} images of {file} is in {folders[0]}{named}; "
+            "check the folder"
+        )
+    return missing
 
 
 def files_by_stem(folder: Path) -> dict[str, str]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from statistics import median
 from typing import NamedTuple
 
@@ -14,8 +12,10 @@ import numpy as np
 from mae.data.annotated import (
     CLASSES,
     NO_CLASS,
+    Key,
     Problem,
     count_problems,
+    look_at_all,
     refuse_other_classes,
 )
 from mae.data.decoding.decode import jpeg_head
@@ -40,10 +40,6 @@ class _Looked(NamedTuple):
 
     size: Size
     annotation: Annotation
-
-
-_Found = dict[tuple[int, int], _Looked]
-"""By part and image."""
 
 
 class CheckedBoxes(NamedTuple):
@@ -100,18 +96,10 @@ def check(
         DataError: for more wrong ones, with all of them counted by what is wrong; for data without
             boxes; for classes that the detector, or the first part, does not have.
     """
-    keys = [(p, i) for p, part in enumerate(parts) for i in range(len(part.images))]
-    problems = [problem for part in parts for problem in part.problems]
     lost = [problem for part in parts for problem in part.lost]
-    images, looked = len(keys) + len(problems), _Found()
-    progress.start(images, label="image checked")
-    with ThreadPoolExecutor(threads) as pool:
-        for key, found in zip(keys, pool.map(partial(_look, parts), keys), strict=True):
-            if isinstance(found, Problem):
-                problems.append(found)
-            else:
-                looked[key] = found
-            progress.update(len(looked) + len(problems))
+    looked, problems, images = look_at_all(
+        parts, _look, label="image checked", progress=progress, threads=threads
+    )
     boxes = len(lost) + sum(len(each.annotation.objects) for each in looked.values())
     used = {drawn.category for each in looked.values() for drawn in each.annotation.objects}
     categories = [_categories(part, used) for part in parts]
@@ -136,7 +124,7 @@ def check(
     return Checked(names, tuple(checked), without == 0, short_side, tuple(notes))
 
 
-def _look(parts: Sequence[BoxedPart], key: tuple[int, int]) -> _Looked | Problem:
+def _look(parts: Sequence[BoxedPart], key: Key) -> _Looked | Problem:
     """Read the size of an image, and its annotation."""
     part, index = parts[key[0]], key[1]
     name = part.shown(part.images.name(index))

@@ -12,16 +12,16 @@ from mae.data.annotated import (
     IMAGES,
     Layout,
     Problem,
+    coco_splits,
     files_by_stem,
     folders_in,
     image_paths,
     images_of,
     json_file,
+    missing_files,
     read_class_names,
-    split_json_files,
     split_names,
 )
-from mae.data.decoding.header import printable
 from mae.data.detection.coco import read_coco_boxes
 from mae.data.detection.files import VocFiles, YoloFiles, stems, yaml_names
 from mae.data.detection.source import Annotations
@@ -87,7 +87,7 @@ def boxed_layout(root: Path) -> Layout[BoxedPart] | None:
     for kind, name in split_names(folders_in(root)):
         if (one := _one_of(root / name, name, root)) is not None:
             found.setdefault(kind, one)
-    found = found or _yolo_splits(root) or _coco_splits(root) or _voc_splits(root)
+    found = found or _yolo_splits(root) or coco_splits(root, _of_coco) or _voc_splits(root)
     if found:
         return Layout(str(root), None, found)
     whole = _one_of(root, "", root)
@@ -116,13 +116,6 @@ def _yolo_splits(root: Path) -> dict[Kind, _Opener]:
     }
 
 
-def _coco_splits(root: Path) -> dict[Kind, _Opener]:
-    found = dict[Kind, _Opener]()
-    for kind, name, file, folders in split_json_files(root):
-        found.setdefault(kind, partial(_of_coco, name, file, folders))
-    return found
-
-
 def _voc_folders(folder: Path) -> tuple[Path, Path] | None:
     """Return the folders of images and of .xml files, which may be one."""
     for xml in (*(folder / each for each in _VOC_XML), folder):
@@ -149,17 +142,9 @@ def _of_coco(name: str, file: Path, folders: tuple[Path, ...]) -> BoxedPart:
     """Open the images and annotations of a COCO file."""
     found = read_coco_boxes(file)
     paths = image_paths(found.files, folders)
-    missing = [
-        Problem("listed image without file", printable(text_of(image)))
-        for image, path in zip(found.files, paths, strict=True)
-        if path is None
-    ]
-    if len(missing) == len(paths):
-        named = f", {missing[0].name} first" if missing else ""
-        raise DataError(
-            f"data: none of the {len(paths)} images of {file} is in {folders[0]}{named}; "
-            "check the folder"
-        )
+    names = [text_of(image) for image in found.files]
+    kind = "listed image without file"
+    missing = missing_files(names, paths, kind=kind, file=file, folders=folders)
     kept = [i for i, path in enumerate(paths) if path is not None]
     images = images_of([path for path in paths if path is not None])
     problems = (*found.problems, *missing)

@@ -5,13 +5,18 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-from mae.data.annotated import NO_CLASS, Problem, count_problems, refuse_other_classes
+from mae.data.annotated import (
+    NO_CLASS,
+    Key,
+    Problem,
+    count_problems,
+    look_at_all,
+    refuse_other_classes,
+)
 from mae.data.decoding.decode import PixelKind, decode
 from mae.data.decoding.header import BadImage, read_header
 from mae.data.segmentation.layout import MaskedPart
@@ -41,7 +46,7 @@ class _Looked(NamedTuple):
     palette: bytes | None
 
 
-_Found = dict[tuple[int, int], _Looked]
+_Found = dict[Key, _Looked]
 """By part and image; those with a problem are taken out."""
 
 
@@ -99,17 +104,9 @@ def check(
         DataError: for more unusable ones, with all of them counted by what is wrong; for a single
             class.
     """
-    keys = [(p, i) for p, part in enumerate(parts) for i in range(len(part.images))]
-    problems = [problem for part in parts for problem in part.problems]
-    count, looked = len(keys) + len(problems), _Found()
-    progress.start(count, label="mask checked")
-    with ThreadPoolExecutor(threads) as pool:
-        for key, found in zip(keys, pool.map(partial(_look, parts), keys), strict=True):
-            if isinstance(found, Problem):
-                problems.append(found)
-            else:
-                looked[key] = found
-            progress.update(len(looked) + len(problems))
+    looked, problems, count = look_at_all(
+        parts, _look, label="mask checked", progress=progress, threads=threads
+    )
     problems += _other_palettes(parts, looked)
     names, notes = _class_names(parts[0], looked) if classes is None else (tuple(classes), [])
     values = [_values_of(part, names) for part in parts]
@@ -131,12 +128,12 @@ def _checked(number: int, looked: _Found, values: _Values, classes: int) -> Chec
     return CheckedPart(np.array(sorted(own), dtype=np.int64), values.table, pixels[:classes])
 
 
-def _name(parts: Sequence[MaskedPart], key: tuple[int, int]) -> str:
+def _name(parts: Sequence[MaskedPart], key: Key) -> str:
     part, image = parts[key[0]], key[1]
     return part.shown(part.images.name(image))
 
 
-def _look(parts: Sequence[MaskedPart], key: tuple[int, int]) -> _Looked | Problem:
+def _look(parts: Sequence[MaskedPart], key: Key) -> _Looked | Problem:
     """Read a mask and the header of its image."""
     name, part, index = _name(parts, key), parts[key[0]], key[1]
     try:

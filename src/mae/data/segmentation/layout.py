@@ -12,14 +12,14 @@ from mae.data.annotated import (
     IMAGES,
     Layout,
     Problem,
+    coco_splits,
     files_by_stem,
     folders_in,
     json_file,
+    missing_files,
     read_class_names,
-    split_json_files,
     split_names,
 )
-from mae.data.decoding.header import printable
 from mae.data.segmentation.coco import coco_images, read_coco
 from mae.data.segmentation.source import FileMasks, Masks
 from mae.data.sources.source import FolderSource, Source, text_of
@@ -69,7 +69,7 @@ def find_masked(data: str | Path) -> Layout[MaskedPart]:
     for kind, name in split_names(folders):
         if (one := _one_of(root / name, name, root)) is not None:
             found.setdefault(kind, one)
-    found = found or _splits_inside(root) or _coco_splits(root)
+    found = found or _splits_inside(root) or coco_splits(root, _of_coco)
     if found:
         return Layout[MaskedPart](str(root), None, found)
     if (whole := _one_of(root, "", root)) is None:
@@ -101,14 +101,6 @@ def _splits_inside(root: Path) -> dict[Kind, Callable[[], MaskedPart]]:
     return found
 
 
-def _coco_splits(root: Path) -> dict[Kind, Callable[[], MaskedPart]]:
-    """Find COCO files named by their splits, as `train.json` or `instances_train2017.json`."""
-    found = dict[Kind, Callable[[], MaskedPart]]()
-    for kind, name, file, folders in split_json_files(root):
-        found.setdefault(kind, partial(_of_coco, name, file, folders))
-    return found
-
-
 def _of_folders(name: str, images: Path, masks: Path, above: tuple[Path, ...]) -> MaskedPart:
     """Pair the files of two folders by their names without extensions."""
     stored, drawn = files_by_stem(images), files_by_stem(masks)
@@ -129,16 +121,8 @@ def _of_coco(name: str, file: Path, folders: tuple[Path, ...]) -> MaskedPart:
     """Open the images and annotations of a COCO file."""
     found = read_coco(file)
     paths = found.paths(folders)
-    missing = [
-        Problem("annotated image without file", printable(text_of(image.file)))
-        for image, path in zip(found.images, paths, strict=True)
-        if path is None
-    ]
-    if len(missing) == len(paths):
-        named = f", {missing[0].name} first" if missing else ""
-        raise DataError(
-            f"data: none of the {len(paths)} images of {file} is in {folders[0]}{named}; "
-            "check the folder"
-        )
+    names = [text_of(image.file) for image in found.images]
+    kind = "annotated image without file"
+    missing = missing_files(names, paths, kind=kind, file=file, folders=folders)
     images, masks = coco_images(found, paths)
     return MaskedPart(name, images, masks, found.classes, tuple(missing))
