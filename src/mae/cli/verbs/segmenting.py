@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from mae.cli.options import without_options
-from mae.cli.verbs.shared import call
+from mae.cli.verbs.shared import call, resuming_command
 from mae.config.segment import SegmentConfig
 from mae.config.serialize import to_dict
 from mae.errors import ConfigError
@@ -52,11 +50,10 @@ def segment_train(
         raise ConfigError("segment train: expected --data, a folder of images with masks")
     from mae.jobs.segment_train import segment_train as job
 
-    command = ["mae", *without_options(sys.argv[1:], ("resume-from", "skip-steps"))]
     ask = partial(job, resolved, data=data, weights=weights, out=out, labels=labels, quiet=quiet)
     ask = partial(ask, resume_from=resume_from, skip_steps=skip_steps, finished_too=False)
     kept = kept_fields(recipe, fields, file=config)
-    return ask(based_on=recipe, command=command, kept=kept, **given)
+    return ask(based_on=recipe, command=resuming_command(), kept=kept, **given)
 
 
 def segment_evaluate(

@@ -6,8 +6,11 @@ job, and with it torch, only when it runs, and returns what `mae.report.tables.r
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, Literal
+
+from mae.cli.options import without_options
 
 Pool = Literal["mean", "cls", "grid"]
 Precision = Literal["float32", "bf16", "auto"]
@@ -18,6 +21,11 @@ MULTI_PROCESS_VERBS = frozenset(
     + ["segment train", "segment evaluate"]
 )
 """Verbs that may run as several processes of one job."""
+
+
+def resuming_command() -> list[str]:
+    """Return the command that resumes this run, which goes back to an older checkpoint once."""
+    return ["mae", *without_options(sys.argv[1:], ("resume-from", "skip-steps"))]
 
 
 def call(job: Callable[..., object], arguments: dict[str, Any], **more: object) -> object:

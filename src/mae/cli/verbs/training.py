@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 from pathlib import Path
 
-from mae.cli.options import without_options
+from mae.cli.verbs.shared import resuming_command
 from mae.config.run import FinetuneConfig, PretrainConfig
 from mae.config.serialize import to_dict
 from mae.errors import ConfigError
@@ -68,7 +67,9 @@ def pretrain(
         raise ConfigError("pretrain: expected --data, a folder of images (or fashion-mnist)")
     from mae.jobs import pretrain as job
 
-    ask = partial(job.pretrain, resolved, based_on=recipe, out=out, init=init, command=_command())
+    ask = partial(
+        job.pretrain, resolved, based_on=recipe, out=out, init=init, command=resuming_command()
+    )
     ask = partial(ask, kept=kept)
     ask = partial(ask, resume_from=resume_from, skip_steps=skip_steps)
     return ask(data=data, finished_too=False, quiet=quiet, **given)
@@ -120,9 +121,4 @@ def finetune(
     ask = partial(run, resolved, data=data, weights=weights, out=out, labels=labels, quiet=quiet)
     ask = partial(ask, resume_from=resume_from, skip_steps=skip_steps)
     kept = kept_fields(recipe, fields, file=config)
-    return ask(based_on=recipe, command=_command(), kept=kept, **given)
-
-
-def _command() -> list[str]:
-    """Return the command that resumes this run, which goes back to an older checkpoint once."""
-    return ["mae", *without_options(sys.argv[1:], ("resume-from", "skip-steps"))]
+    return ask(based_on=recipe, command=resuming_command(), kept=kept, **given)
