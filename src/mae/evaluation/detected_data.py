@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from mae.data.detection.check import Checked, check
-from mae.data.detection.layout import BoxedPart, find_boxed
+from mae.data.detection.check import check
+from mae.data.detection.layout import find_boxed
 from mae.data.detection.source import BoxSource
 from mae.data.sources.splits import Kind
 from mae.errors import DataError
@@ -75,17 +75,17 @@ def detected(
         DataError: for data without boxes or without a training split, or too many bad ones.
     """
     found, held, warning = find_boxed(data), None, None
-    checked = partial(_checked, max_bad=max_bad, progress=progress, ranks=ranks, classes=classes)
+    ask = partial(check, max_bad=max_bad, progress=progress, classes=classes, threads=cores())
     if found.whole is not None:
         part = found.whole()
-        own = checked([part])
+        own = ranks.on_main(partial(ask, [part]))
         whole = own.source(part)
         (train, test), held, line, warning = divide(
             whole, found.where, seed=seed, weights=weights, noun="image with boxes"
         )
     else:
         opened = open_splits(found, advice="images with boxes without splits")
-        own = checked(opened)
+        own = ranks.on_main(partial(ask, opened))
         train, test = (own.source(part, number) for number, part in enumerate(opened))
         whole = train
         if not (len(train) and len(test)):
@@ -125,22 +125,9 @@ def detected_for_evaluation(
     """
     found = find_boxed(data)
     part = open_part(found, split)
-    checked = _checked([part], max_bad=max_bad, progress=progress, ranks=ranks, classes=classes)
+    ask = partial(check, max_bad=max_bad, progress=progress, classes=classes, threads=cores())
+    checked = ranks.on_main(partial(ask, [part]))
     source, name, line, warning = choose_scored(
         checked.source(part), part.name, found, weights=weights
     )
     return DetectedPart(source, name, tuple(filter(None, (line, *checked.notes, warning))))
-
-
-def _checked(
-    parts: Sequence[BoxedPart],
-    *,
-    max_bad: float,
-    progress: Progress,
-    ranks: Communicator,
-    classes: Sequence[str] | None,
-) -> Checked:
-    def checked() -> Checked:
-        return check(parts, max_bad=max_bad, progress=progress, classes=classes, threads=cores())
-
-    return ranks.on_main(checked)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from mae.data.annotated import Layout
 from mae.data.detection.source import BoxSource
-from mae.data.segmentation.check import Checked, check
-from mae.data.segmentation.layout import MaskedPart, find_masked
+from mae.data.segmentation.check import check
+from mae.data.segmentation.layout import find_masked
 from mae.data.segmentation.source import MaskSource
 from mae.data.sources.splits import Kind
 from mae.errors import ConfigError, DataError
@@ -70,16 +71,17 @@ def segmented(
         DataError: for data without masks or without a training split, or too many bad masks.
     """
     found = find_masked(data)
+    ask = partial(check, max_bad=max_bad, progress=progress, threads=cores())
     if found.whole is not None:
         part = found.whole()
-        checked = _checked([part], max_bad=max_bad, progress=progress, ranks=ranks)
+        checked = ranks.on_main(partial(ask, [part]))
         source = checked.source(part)
         parts, splits, line, warning = divide(
             source, found.where, seed=seed, weights=weights, noun="mask"
         )
     else:
         opened = open_splits(found, advice="images/ and masks/ without splits")
-        checked = _checked(opened, max_bad=max_bad, progress=progress, ranks=ranks)
+        checked = ranks.on_main(partial(ask, opened))
         source, tested = (checked.source(part, number) for number, part in enumerate(opened))
         if not (len(source) and len(tested)):
             raise DataError(f"data: {found.where} has no usable mask in one of its splits")
@@ -121,25 +123,12 @@ def segmented_for_evaluation(
     """
     found = find_masked(data)
     part = open_part(found, split)
-    checked = _checked([part], max_bad=max_bad, progress=progress, ranks=ranks, classes=classes)
+    ask = partial(check, max_bad=max_bad, progress=progress, classes=classes, threads=cores())
+    checked = ranks.on_main(partial(ask, [part]))
     source, name, line, warning = choose_scored(
         checked.source(part), part.name, found, weights=weights
     )
     return SegmentedPart(source, name, tuple(filter(None, (line, *checked.notes, warning))))
-
-
-def _checked(
-    parts: Sequence[MaskedPart],
-    *,
-    max_bad: float,
-    progress: Progress,
-    ranks: Communicator,
-    classes: Sequence[str] | None = None,
-) -> Checked:
-    def checked() -> Checked:
-        return check(parts, max_bad=max_bad, progress=progress, classes=classes, threads=cores())
-
-    return ranks.on_main(checked)
 
 
 def divide(
