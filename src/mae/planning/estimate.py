@@ -27,7 +27,7 @@ from mae.model.costs import (
     encoder_flops,
     step_flops,
 )
-from mae.planning.exchange import ddp_wire_bytes, fsdp_wire_bytes, gathered_bytes
+from mae.planning.exchange import ddp_wire_bytes, fsdp_wire_bytes, gathered_bytes, why_not_sharded
 from mae.planning.hardware import Machine
 
 LEFT_FREE = 0.1
@@ -85,7 +85,7 @@ class Estimate(NamedTuple):
         """What each rank holds; of "auto", DDP where it fits or FSDP2 cannot train the run."""
         if self.machine.ranks == 1 or self.config.strategy == "ddp":
             return "ddp"
-        whole = self.config.half == "fp16" or self.config.compile or self.ddp_fits
+        whole = why_not_sharded(self.config) or self.ddp_fits
         return "ddp" if self.config.strategy == "auto" and whole else "fsdp"
 
     @property

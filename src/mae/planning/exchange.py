@@ -1,4 +1,4 @@
-"""What ranks gather and send in a training step, in bytes per rank.
+"""What ranks gather and send in a training step, in bytes per rank, and which runs FSDP2 takes.
 
 Algorithms are rings, by which N ranks add up b bytes as each sends 2 (N - 1) / N b, and gather or
 scatter them as each sends (N - 1) / N b.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mae.config.run import FinetuneConfig, FitConfig, PretrainConfig
 from mae.model.costs import FLOAT32, HALF
 
 
@@ -49,3 +50,17 @@ def fsdp_wire_bytes(
     gathered = 2 * (HALF if half else FLOAT32) * sum(blocks)
     gathered += FLOAT32 * (parameters + frozen - sum(blocks))
     return round((ranks - 1) / ranks * (gathered + FLOAT32 * parameters))
+
+
+def why_not_sharded(config: FitConfig) -> str:
+    """Return why FSDP2 cannot train a run, and what to do; empty if it can."""
+    if not isinstance(config, PretrainConfig | FinetuneConfig):
+        return "strategy: fsdp is for pretrain and finetune; use --strategy ddp"
+    if config.half == "fp16":
+        return (
+            "precision: fp16 cannot be trained with --strategy fsdp, since each rank would scale "
+            "its loss by itself; use bf16, or --strategy ddp"
+        )
+    if config.compile:
+        return "compile: not with --strategy fsdp; drop --compile, or use --strategy ddp"
+    return ""

@@ -8,12 +8,13 @@ from typing import TypeVar
 
 import torch
 
-from mae.config.run import FinetuneConfig, FitConfig, PretrainConfig
+from mae.config.run import FitConfig
 from mae.config.segment import AnyRunConfig
 from mae.errors import ConfigError
 from mae.model.costs import count_parameters
 from mae.parallel.processes import ProcessInfo
 from mae.planning.estimate import Estimate, GiB
+from mae.planning.exchange import why_not_sharded
 from mae.planning.hardware import choose_device, gpu_index, this_machine
 
 RunConfig = TypeVar("RunConfig", bound=AnyRunConfig)
@@ -59,35 +60,21 @@ def with_strategy(
     """
     if process.world_size == 1 or config.strategy == "ddp":
         return config
-    reason = _why_not_sharded(config)
     if config.strategy == "fsdp":
-        if reason:
+        if reason := why_not_sharded(config):
             raise ConfigError(reason)
         return config
     machine = this_machine(config.device)._replace(ranks=process.world_size)
     if machine.device == "cpu":
         machine = machine._replace(memory_bytes=machine.memory_bytes / process.local_world_size)
     whole = dataclasses.replace(config, strategy="ddp")
-    estimate = Estimate(whole, machine, config.batch, *count_parameters(config.model))
-    if reason or estimate.largest_micro_batch:
+    estimate = Estimate(config, machine, config.batch, *count_parameters(config.model))
+    if estimate.strategy == "ddp":
         return whole
-    need, memory = estimate.state_bytes / GiB, machine.memory_bytes / GiB
+    state = estimate._replace(config=whole).state_bytes
+    need, memory = state / GiB, machine.memory_bytes / GiB
     log(
         f"strategy: fsdp, since a state of {need:.3g} GiB and an image do not fit into the "
         f"{memory:.3g} GiB of a rank; {process.world_size} ranks divide it"
     )
     return dataclasses.replace(config, strategy="fsdp")
-
-
-def _why_not_sharded(config: FitConfig) -> str:
-    """Return why FSDP2 cannot train a run, and what to do; empty if it can."""
-    if not isinstance(config, PretrainConfig | FinetuneConfig):
-        return "strategy: fsdp is for pretrain and finetune; use --strategy ddp"
-    if config.half == "fp16":
-        return (
-            "precision: fp16 cannot be trained with --strategy fsdp, since each rank would scale "
-            "its loss by itself; use bf16, or --strategy ddp"
-        )
-    if config.compile:
-        return "compile: not with --strategy fsdp; drop --compile, or use --strategy ddp"
-    return ""
