@@ -306,8 +306,9 @@ RANKS = (
     ),
     FaultTest(
         "sharded-disk-full",
-        "A disk that is full during any file of such a save costs this save alone, on all ranks.",
-        sharded.disk_full, 4,
+        "A disk that is full during any file of such a save, at once or in the thread of "
+        "`--async-save`, costs this save alone, on all ranks, and is said after the next step.",
+        sharded.disk_full, 8,
     ),
     FaultTest(
         "ranks-soak",

@@ -2,6 +2,7 @@
 
     python -m tests.runs.killed_sharded_saver kill FOLDER ROUNDS SEED
     python -m tests.runs.killed_sharded_saver fill FOLDER PAGES
+    python -m tests.runs.killed_sharded_saver fill-async FOLDER PAGES
 
 Each round forks two ranks that go on from the newest checkpoint. One of them dies before its n-th
 change to the disk, or both at a random moment. Prints one line of JSON a round.
@@ -16,6 +17,8 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,8 +28,9 @@ import torch
 from mae.parallel.processes import Communicator
 from mae.runs.checkpoint import NotSaved, load_checkpoint, load_step, save_checkpoint
 from mae.runs.state import TrainState
+from mae.train.saver import CheckpointSaver
 from tests.chaos.faults import die_at_change
-from tests.runs.async_saver import holds, plain_state, set_values, sharded_state
+from tests.runs.async_saver import holds, plain_state, run_of, set_values, sharded_state
 from tests.runs.on_ranks import on_ranks, results, start
 
 CHANGES = (24, 3)
@@ -98,10 +102,42 @@ def killed_round(folder: Path, number: int, draws: random.Random) -> dict[str, A
     return {"fault": fault and f"{dying}: {fault}", "inside": inside}
 
 
-def on_a_full_disk(folder: Path, pages: int, ranks: Communicator) -> str:
+def save_or_say(folder: Path, state: TrainState, said: list[str], ranks: Communicator) -> None:
+    try:
+        save(folder, state, ranks)
+    except NotSaved as error:
+        said.append(f"{error}")
+
+
+def save_in_thread(
+    saver: CheckpointSaver, state: TrainState, said: list[str], ranks: Communicator
+) -> None:
+    """Save in the thread of a saver, which says what failed, and train on."""
+    state.step += 1
+    set_values(state, float(state.step))
+    saver.save(state)
+    set_values(state, -1.0)
+    ranks.all_reduce(torch.ones(5))
+    saver.poll(wait=True)
+
+
+def on_a_full_disk(folder: Path, pages: int, ranks: Communicator, *, threaded: bool) -> list[str]:
     """Fill the disk but for some pages, save, free it and save again; return what was said."""
-    state = resumed(folder, ranks)
-    save(folder, state, ranks)
+    state, said = resumed(folder, ranks), list[str]()
+    write = partial(save_or_say, folder)
+    with ExitStack() as held:
+        if threaded:
+            saver = held.enter_context(CheckpointSaver(run_of(folder, said, ranks), state))
+            write = partial(save_in_thread, saver)
+        fill_and_save(folder, pages, partial(write, state, said, ranks), ranks)
+    return said
+
+
+def fill_and_save(
+    folder: Path, pages: int, write: Callable[[], object], ranks: Communicator
+) -> None:
+    """Save before the disk is full, while it is, and when it is free again."""
+    write()
     real, filler = shutil.disk_usage, folder.parent / "filler"
     if ranks.is_main_process:
         free = real(folder).free - pages * 4096
@@ -109,22 +145,17 @@ def on_a_full_disk(folder: Path, pages: int, ranks: Communicator) -> str:
     ranks.all_gather(None)
     # The check before the save does not see it.
     shutil.disk_usage = lambda path: real(path)._replace(total=0)
-    said = "saved"
-    try:
-        save(folder, state, ranks)
-    except NotSaved as error:
-        said = f"{error}"
+    write()
     ranks.all_gather(None)
     filler.unlink(missing_ok=True)
-    save(folder, state, ranks)
-    return said
+    write()
 
 
 def main() -> None:
     torch.set_num_threads(1)
     what, folder, number = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-    if what == "fill":
-        said = on_ranks(2, partial(on_a_full_disk, folder, number))
+    if what in ("fill", "fill-async"):
+        said = on_ranks(2, partial(on_a_full_disk, folder, number, threaded=what == "fill-async"))
         left = sorted(path.name for path in folder.iterdir())
         print(json.dumps({"said": said, "left": left}))
         return
