@@ -157,6 +157,23 @@ def test_an_image_is_neither_resized_nor_normalised(generator: torch.Generator) 
     assert (alone.boxes.max(dim=0).values <= torch.tensor([56, 40, 56, 40])).all()
 
 
+def test_masks_are_drawn_in_the_pixels_of_an_image_of_any_size() -> None:
+    # 2 x 2 places: the left half of the box; between places it falls from 1 to 0 linearly.
+    boxes, places = torch.tensor([[2.0, 1.0, 10.0, 5.0]]), torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
+    found = Detections(boxes, torch.zeros(1, dtype=torch.int64), torch.ones(1), places)
+
+    small, large = (
+        found.mask(0, size=(6, 12)),
+        found.resized((6, 12), to=(12, 36)).mask(0, size=(12, 36)),
+    )
+
+    # By hand, at the centres: 0.75 1 1 0.75 down, 0.625 0.875 0.875 0.625 0.375 ... across.
+    whole, cut = [2, 3, 4, 5], [3, 4]
+    assert [torch.where(row)[0].tolist() for row in small] == [[], cut, whole, whole, cut, []]
+    rows, columns = torch.where(large)
+    assert (rows.min(), rows.max()) == (2, 9) and (columns.min(), columns.max()) == (6, 17)
+
+
 @pytest.mark.slow
 def test_boxes_classes_scores_and_masks_have_their_form(generator: torch.Generator) -> None:
     images = torch.randn(2, 3, 64, 96, generator=generator)
@@ -170,8 +187,9 @@ def test_boxes_classes_scores_and_masks_have_their_form(generator: torch.Generat
         assert 0 < N <= 100 and each.boxes.shape == (N, 4)
         assert set(each.classes.tolist()) <= {0, 1}
         assert each.scores.tolist() == sorted(each.scores.tolist(), reverse=True)
-        assert each.masks is not None
-        assert each.masks.shape == (N, *size) and each.masks.dtype == torch.bool
+        assert each.masks is not None and each.masks.shape == (N, 28, 28)
+        assert ((each.masks >= 0) & (each.masks <= 1)).all()
+        assert each.mask(0, size=size).shape == size
     assert all(each.masks is None for each in boxes_alone)
 
 
@@ -252,5 +270,5 @@ def test_one_image_is_learnt_by_heart(generator: torch.Generator) -> None:
         own = torch.where(found.classes == number)[0][0]  # the most confident of the class
         assert found.scores[own] > 0.5
         assert box_iou(box[None], found.boxes[own][None]) > 0.6
-        mask, drawn = found.masks[own], objects.masks[number].bool()
+        mask, drawn = found.mask(int(own), size=(64, 96)), objects.masks[number].bool()
         assert (mask & drawn).sum() > 0.6 * (mask | drawn).sum()

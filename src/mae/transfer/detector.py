@@ -63,7 +63,37 @@ class Detections(NamedTuple):
     scores: Tensor
     """N in (0, 1]."""
     masks: Tensor | None
-    """N H W bool, of the size of the image; None: a detector without masks."""
+    """N m m: probability of the object at m x m places of its box; None: a detector without
+    masks."""
+
+    def resized(self, size: tuple[int, int], *, to: tuple[int, int]) -> Detections:
+        """Return them in the pixels of the image at another height and width."""
+        (h, w), (H, W) = size, to
+        boxes = self.boxes * self.boxes.new_tensor([W / w, H / h] * 2)
+        return self._replace(boxes=boxes.clamp(boxes.new_zeros(4), boxes.new_tensor([W, H] * 2)))
+
+    def mask(self, place: int, *, size: tuple[int, int]) -> Tensor:
+        """Draw the mask H W bool of an object on an image of a height and width.
+
+        Source: detectron2's `paste_masks_in_image`: bilinear between the places, at the centre of
+        each pixel, 0 outside of the box, cut at 0.5.
+        """
+        assert self.masks is not None
+        (H, W), box = size, self.boxes[place].tolist()
+        left, top, right, bottom = box
+        columns, rows = (
+            slice(max(0, math.floor(low)), min(length, math.ceil(high)))
+            for low, high, length in ((left, right, W), (top, bottom, H))
+        )
+        x, y = (
+            ((torch.arange(part.start, part.stop) + 0.5 - low) / (high - low) * 2 - 1)
+            for part, low, high in ((columns, left, right), (rows, top, bottom))
+        )
+        grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).to(self.masks)
+        drawn = F.grid_sample(self.masks[place][None, None], grid[None], align_corners=False)
+        mask = torch.zeros(size, dtype=torch.bool, device=self.masks.device)
+        mask[rows, columns] = drawn[0, 0] >= 0.5
+        return mask
 
 
 class Detector(nn.Module):
@@ -99,7 +129,7 @@ class Detector(nn.Module):
             raise ConfigError(f"num_classes: got {num_classes}, expected at least 1")
         self.backbone, self.num_classes = backbone, num_classes
         p, channels = backbone.encoder.config.patch_size, backbone.out_channels
-        _require_torchvision()
+        require_torchvision()
         self.rpn = _proposal_network(channels, patch_size=p)
         self.roi_heads = _heads(channels, patch_size=p, num_classes=num_classes, masks=masks)
 
@@ -156,7 +186,7 @@ class Detector(nn.Module):
                 of_boxes["loss_box_reg"],
                 of_boxes.get("loss_mask"),
             )
-        return [_detections(each, size) for each, size in zip(found, given, strict=True)]
+        return [_detections(each) for each in found]
 
     def _targets(
         self, targets: Sequence[Target] | None, *, size: tuple[int, int], count: int
@@ -228,7 +258,12 @@ class _Sampler:
         return chosen
 
 
-def _require_torchvision() -> None:
+def require_torchvision() -> None:
+    """Import torchvision.
+
+    Raises:
+        ConfigError: if it is not installed; see the extra `detect`.
+    """
     try:
         import torchvision.models.detection  # noqa: F401
     except ImportError as error:
@@ -311,11 +346,7 @@ def _image_list(padded: Tensor, sizes: list[tuple[int, int]]) -> Any:
     return ImageList(padded, sizes)
 
 
-def _detections(found: dict[str, Tensor], size: tuple[int, int]) -> Detections:
-    """Return what torchvision found: classes from 0, masks at the size of the image."""
-    masks = None
-    if "masks" in found:
-        from torchvision.models.detection.roi_heads import paste_masks_in_image
-
-        masks = paste_masks_in_image(found["masks"], found["boxes"], size)[:, 0] >= 0.5
+def _detections(found: dict[str, Tensor]) -> Detections:
+    """Return what torchvision found; classes from 0."""
+    masks = found["masks"][:, 0] if "masks" in found else None
     return Detections(found["boxes"], found["labels"] - 1, found["scores"], masks)

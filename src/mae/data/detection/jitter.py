@@ -76,11 +76,8 @@ def jittered(
     Source: Ghiasi et al. 2021, "Simple Copy-Paste", large-scale jittering; as in detectron2's
     `ResizeScale` and `FixedSizeCrop`, with `recompute_boxes`.
     """
-    pixels, instances = decode(boxed.image, kind=kind, warn=warn), boxed.instances
+    pixels, instances = decoded_boxed(boxed, kind=kind, warn=warn), boxed.instances
     (H, W), (low, high) = instances.size, rule.scale
-    if pixels.shape[:2] != (H, W):
-        h, w = pixels.shape[:2]
-        raise BadImage(f"{h} x {w}, its boxes were drawn on {H} x {W}")
     factor = (low + draws[0] * (high - low)) * min(size[0] / H, size[1] / W)
     (top, height, h), (left, width, w) = (
         crop_span(whole, wanted, factor, drawn)
@@ -93,6 +90,15 @@ def jittered(
         image = image[:, ::-1]
     cut = _Cut(top, left, height, width, (h, w), size, flip)
     return np.ascontiguousarray(image), _cropped(instances, cut)
+
+
+def decoded_boxed(boxed: Boxed, *, kind: PixelKind, warn: Log = ignore_message) -> Pixels:
+    """Decode an image H W C; arguments and errors as in `jittered`."""
+    pixels, (H, W) = decode(boxed.image, kind=kind, warn=warn), boxed.instances.size
+    if pixels.shape[:2] != (H, W):
+        h, w = pixels.shape[:2]
+        raise BadImage(f"{h} x {w}, its boxes were drawn on {H} x {W}")
+    return pixels
 
 
 def _cropped(instances: Instances, cut: _Cut) -> Instances:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -92,6 +92,17 @@ class Instances(NamedTuple):
         for place, segmentation in enumerate(self.segmentations):
             masks[place] = self.mask(place, segmentation)
         return masks
+
+    def first(self, count: int) -> Instances:
+        """Return the first objects."""
+        return Instances(
+            self.size,
+            self.boxes[:count],
+            self.classes[:count],
+            self.crowd[:count],
+            self.areas[:count],
+            self.segmentations[:count],
+        )
 
     def mask(self, place: int, segmentation: Segmentation = None) -> Flags:
         """Draw the mask H W of an object."""
@@ -244,26 +255,29 @@ class BoxSource(AnnotatedSource):
         whole.update(self.ids.tobytes() + self.sizes.tobytes())
         return whole.hexdigest()
 
-    def coco(self, names: Sequence[str] | None = None) -> dict[str, Any]:
-        """Return the images and objects in COCO's form: image i is number i + 1, as class k is.
+    def coco(self) -> dict[str, Any]:
+        """Return the images and objects in COCO's form, see `coco_of`."""
+        found = ((i, self.name(i), self.instances(i)) for i in range(len(self)))
+        return coco_of(found, self.box_classes)
 
-        Args:
-            names: file names of the images; none: as in `name`.
-        """
-        shown = [self.name(i) for i in range(len(self))] if names is None else names
-        images = [
-            {"id": i + 1, "file_name": name, "height": int(H), "width": int(W)}
-            for i, (name, (H, W)) in enumerate(zip(shown, self.sizes, strict=True))
-        ]
-        boxes = [each for i in range(len(self)) for each in _coco_boxes(self.instances(i), i + 1)]
-        return {
-            "images": images,
-            "annotations": [{"id": number, **each} for number, each in enumerate(boxes, start=1)],
-            "categories": [
-                {"id": number, "name": name}
-                for number, name in enumerate(self.box_classes, start=1)
-            ],
-        }
+
+def coco_of(images: Iterable[tuple[int, str, Instances]], classes: Sequence[str]) -> dict[str, Any]:
+    """Return images and objects in COCO's form: image i is number i + 1, as class k is.
+
+    Args:
+        images: position, name and objects of each.
+        classes: names.
+    """
+    listed, boxes = list[dict[str, Any]](), list[dict[str, Any]]()
+    for i, name, instances in images:
+        H, W = instances.size
+        listed.append({"id": i + 1, "file_name": name, "height": H, "width": W})
+        boxes += _coco_boxes(instances, i + 1)
+    return {
+        "images": listed,
+        "annotations": [{"id": number, **each} for number, each in enumerate(boxes, start=1)],
+        "categories": [{"id": k, "name": name} for k, name in enumerate(classes, start=1)],
+    }
 
 
 def _coco_boxes(instances: Instances, image: int) -> Iterator[dict[str, Any]]:
