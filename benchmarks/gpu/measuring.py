@@ -36,8 +36,9 @@ from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.create import create
 from mae.planning.hardware import cores
 from mae.train.micro_batch import free, largest_that_fits
-from mae.train.resolve import batch_plan, choose_workers, new_state
+from mae.train.resolve import batch_plan, new_state
 from mae.train.step import Loss, pretraining_loss
+from mae.train.workers import choose_workers
 
 DEVICE = torch.device("cuda")
 WARM_STEPS, STEPS, ROUNDS = 3, 5, 10

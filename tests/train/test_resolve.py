@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,8 +24,10 @@ from mae.planning import hardware as machines
 from mae.planning.hardware import cores_per_rank, has_bf16, this_machine
 from mae.train import resolve as setup
 from mae.train import strategy
-from mae.train.resolve import batch_plan, choose_workers, new_state, resolve, resolve_precision
+from mae.train import workers as worker_count
+from mae.train.resolve import batch_plan, new_state, resolve, resolve_precision
 from mae.train.strategy import claim_device
+from mae.train.workers import choose_workers
 from tests.images import mixed_folder
 from tests.model.tiny import tiny_config
 
@@ -43,7 +46,7 @@ def test_workers_are_one_a_core_where_a_gpu_trains(
 ) -> None:
     plan = batch_plan(AUTO, folder, PixelKind("uint8", 3))
     monkeypatch.setattr("mae.planning.hardware.cores", lambda: 5)
-    monkeypatch.setattr(setup, "_room_for_batches", lambda: 2**40)
+    monkeypatch.setattr(worker_count, "_room_for_batches", lambda: 2**40)
 
     assert choose_workers(AUTO, plan, GPU, log=str) == 5
     assert choose_workers(AUTO, plan, CPU, log=str) == 0
@@ -58,7 +61,7 @@ def test_workers_are_few_where_batches_are_larger_than_memory(
 
     assert plan.batch_bytes == 4096 * 224 * 224 * 3
     for gigabytes, workers in ((64, 16), (4, 3), (0.06, 1)):
-        monkeypatch.setattr(setup, "_room_for_batches", lambda room=gigabytes: room * 1e9)
+        monkeypatch.setattr(worker_count, "_room_for_batches", lambda room=gigabytes: room * 1e9)
         assert choose_workers(AUTO, plan, GPU, log=str) == workers
 
 
@@ -66,12 +69,12 @@ def test_ranks_of_a_machine_divide_its_cores_and_memory(
     folder: FolderSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mae.planning.hardware.cores", lambda: 9)
-    monkeypatch.setattr(setup, "_room_for_batches", lambda: 2**40)
+    monkeypatch.setattr(worker_count, "_room_for_batches", lambda: 2**40)
     second = ProcessInfo(rank=1, world_size=4, local_rank=1, local_world_size=2)
     plan = batch_plan(AUTO, folder, PixelKind("uint8", 3), second)
 
     assert choose_workers(AUTO, plan, GPU, log=str, process=second) == 4
-    monkeypatch.setattr(setup, "_room_for_batches", lambda: 8 * plan.batch_bytes)
+    monkeypatch.setattr(worker_count, "_room_for_batches", lambda: 8 * plan.batch_bytes)
     assert choose_workers(AUTO, plan, GPU, log=str, process=second) == 2  # each makes 2 ahead
 
 
@@ -232,6 +235,6 @@ def test_cores_are_those_that_a_container_allows(
     (tmp_path / "cpu.max").write_text(text)
     real = machines._quota
     monkeypatch.setattr(machines, "_quota", lambda folder: real(tmp_path))
-    monkeypatch.setattr(setup.os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
 
     assert machines.cores() == cores

@@ -52,8 +52,11 @@ class OptimConfig:
     """Optimizer; muon (beyond the paper): Muon for the matrices of blocks, AdamW for the rest."""
     lr: float = 1.5e-4
     """Base learning rate per 256 images; the peak is lr * batch / 256."""
-    decay: Literal["cosine", "linear"] = "cosine"
-    """Fall of the learning rate after the warm-up: half a cosine, or a line (poly of power 1)."""
+    decay: Literal["cosine", "linear", "steps"] = "cosine"
+    """Fall of the learning rate after the warm-up: half a cosine, a line (poly of power 1), or to a
+    tenth at each of the milestones."""
+    milestones: tuple[float, ...] = ()
+    """Fractions of the run, in ascending order, for decay steps."""
     min_lr: float = 0.0
     """Learning rate at the end."""
     min_lr_scaled: bool = True
@@ -67,9 +70,13 @@ class OptimConfig:
     eps: float = 1e-8
     """Added to the root of the second moment; no effect on lars."""
     weight_decay: float = 0.05
-    """Weight decay, decoupled except for lars; never on norms and biases."""
+    """Weight decay, decoupled except for lars."""
     decay_tokens: bool = True
     """Whether the cls and mask tokens are decayed (published PyTorch code: yes; OpenMMLab: no)."""
+    decay_biases: bool = False
+    """Whether biases are decayed (ViTDet: yes; others: no)."""
+    decay_norms: bool = False
+    """Whether norms are decayed (ViTDet with ViT-H: yes; others: no)."""
     clip_norm: float | None = None
     """Largest norm of the gradient; none: no clipping."""
 
@@ -79,6 +86,11 @@ class OptimConfig:
         check("at least 0", "min_lr", "warmup_epochs", "weight_decay")
         check("at least 0, at most 1", "warmup_start")
         check("at least 0, below 1", "betas")
+        check("above 0, below 1", "milestones")
+        marks = self.milestones
+        fits = sorted({*marks}) == [*marks] and bool(marks) == (self.decay == "steps")
+        allowed = "fractions in ascending order with decay steps, none otherwise"
+        require(fits, "optim.milestones", marks, allowed)
 
     def peak_lr(self, batch: int) -> float:
         """Scale the base learning rate linearly by the batch (He et al. 2021, Table 8)."""
@@ -265,7 +277,6 @@ class TransferConfig(FitConfig):
     def __post_init__(self) -> None:
         # slots=True makes a new class, which the bare form of super() does not find.
         super(TransferConfig, self).__post_init__()  # noqa: UP008
-        require_numbers(self, "at least 2", "num_classes")
         require_numbers(self, "above 0, at most 1", "layer_decay")
         require_numbers(self, "at least 0, below 1", "drop_path")
 
@@ -302,6 +313,7 @@ class FinetuneConfig(TransferConfig):
 
     def __post_init__(self) -> None:
         super(FinetuneConfig, self).__post_init__()  # noqa: UP008
+        require_numbers(self, "at least 2", "num_classes")
         require_numbers(self, "above 0, below 1", "ema")
         require_numbers(self, "at least 0, at most 1", "erase")
         require_train_blocks(self, 1, "; for 0 use mae probe linear")

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from mae.config.dense import DenseConfig, HeadConfig
 from mae.config.model import require, require_numbers
-from mae.config.run import (
-    AugmentConfig,
-    FinetuneConfig,
-    PretrainConfig,
-    TransferConfig,
-    require_train_blocks,
-)
+from mae.config.run import AugmentConfig, TransferConfig, require_train_blocks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +41,7 @@ class SegmentConfig(TransferConfig):
     def __post_init__(self) -> None:
         # slots=True makes a new class, which the bare form of super() does not find.
         super(SegmentConfig, self).__post_init__()  # noqa: UP008
+        require_numbers(self, "at least 2", "num_classes")
         require_numbers(self, "at least 0", "auxiliary_weight")
         require_numbers(self, "at least 1", "short_side", "stride")
         require_numbers(self, "above 0, at most 1", "most_of_class")
@@ -63,14 +57,3 @@ class SegmentConfig(TransferConfig):
         require_train_blocks(self, 0)  # 0: a frozen encoder
         if not self.follow_weights:
             self.head.blocks_of(self.model.depth)
-
-
-AnyRunConfig = PretrainConfig | FinetuneConfig | SegmentConfig
-"""Configuration of a run of any kind."""
-
-
-def config_type(fields: Mapping[str, object]) -> type[AnyRunConfig]:
-    """Return the type of the configuration of a run, from its fields in run.json."""
-    if "head" in fields:
-        return SegmentConfig
-    return FinetuneConfig if "num_classes" in fields else PretrainConfig

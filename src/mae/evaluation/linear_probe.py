@@ -23,9 +23,9 @@ from mae.runs.state import TrainState
 from mae.train.fit import EveryNSteps, fit
 from mae.train.optim.lars import TRUST
 from mae.train.optim.parameter_groups import create_optimizer
-from mae.train.resolve import choose_workers
 from mae.train.schedule import rate_at
 from mae.train.step import Metrics, OptimiserStep
+from mae.train.workers import choose_workers
 
 PROTOCOL = FinetuneConfig(
     epochs=90,

@@ -22,8 +22,9 @@ from mae.planning.hardware import choose_device, cores, this_machine, use_thread
 from mae.progress import Progress
 from mae.train.choice import choose_config
 from mae.train.measure import Measurement, busy_note, few_images, measure
-from mae.train.resolve import batch_plan, choose_workers, resolve
+from mae.train.resolve import batch_plan, resolve
 from mae.train.session import refuse_in_readers
+from mae.train.workers import choose_workers
 from mae.weights.given import Given
 from mae.weights.start_from import require_init
 

@@ -8,8 +8,8 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mae.config.kinds import config_type
 from mae.config.run import FitConfig
-from mae.config.segment import config_type
 from mae.config.serialize import field_types, from_dict
 from mae.errors import ConfigError
 from mae.recipes.catalogue import RECIPES, Recipe, find_recipe

@@ -14,9 +14,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
+from mae.config.kinds import AnyRunConfig
 from mae.config.model import ModelConfig
 from mae.config.run import FinetuneConfig, FitConfig, PretrainConfig, TransferConfig
-from mae.config.segment import AnyRunConfig
 from mae.config.sizes import size_name
 from mae.model.costs import (
     FLOAT32,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 
+from mae.config.kinds import ConfigT
 from mae.config.model import ModelConfig
 from mae.config.objective import ObjectiveConfig
 from mae.config.run import AugmentConfig, OptimConfig, PretrainConfig
@@ -19,7 +20,6 @@ from mae.recipes.finetuning import FINETUNING
 from mae.recipes.folder import FOLDER as FOLDER
 from mae.recipes.folder_tuning import FINETUNE_FOLDER
 from mae.recipes.pretraining import PRETRAINING
-from mae.recipes.recipe import ConfigT
 from mae.recipes.recipe import Recipe as Recipe
 from mae.recipes.segmenting import SEGMENTING
 

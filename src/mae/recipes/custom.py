@@ -11,6 +11,7 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
+from mae.config.kinds import ConfigT
 from mae.config.run import FinetuneConfig, FitConfig, PretrainConfig
 from mae.config.segment import SegmentConfig
 from mae.config.serialize import RENAMED, did_you_mean, field_types, from_dict, to_dict
@@ -20,7 +21,7 @@ from mae.recipes.catalogue import RECIPES, find_config
 from mae.recipes.folder import NAME as FOLDER_NAME
 from mae.recipes.folder import fitting_patch
 from mae.recipes.folder_tuning import NAME as TUNING_NAME
-from mae.recipes.recipe import ConfigT, Recipe
+from mae.recipes.recipe import Recipe
 from mae.recipes.segmenting import NAME as SEGMENT_NAME
 
 _WEIGHTS = (".pth", ".pt", ".safetensors", ".bin")

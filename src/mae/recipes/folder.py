@@ -7,13 +7,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
+from mae.config.kinds import ConfigT
 from mae.config.model import ModelConfig
 from mae.config.objective import ObjectiveConfig
 from mae.config.run import AugmentConfig, OptimConfig, PretrainConfig
 from mae.config.sizes import SIZES, model_config, size_name
 from mae.errors import ConfigError
 from mae.progress import minutes_in_words
-from mae.recipes.recipe import ConfigT
 
 NAME = "folder"
 

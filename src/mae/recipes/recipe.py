@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal
 
+from mae.config.kinds import AnyRunConfig, ConfigT
 from mae.config.run import FinetuneConfig, PretrainConfig
 from mae.config.segment import SegmentConfig
 from mae.config.sizes import size_fields
-
-ConfigT = TypeVar("ConfigT", PretrainConfig, FinetuneConfig, SegmentConfig)
 
 OURS = "this project"
 # The official code and mmpretrain used fp16 with a scaler; here it is an option.
@@ -35,18 +34,20 @@ class Recipe:
     """Where its values come from."""
     expected: str = "no published score"
     """Published result, never one measured in this project."""
-    config: PretrainConfig | FinetuneConfig | SegmentConfig
+    config: AnyRunConfig
     sources: Mapping[str, str] = field(default_factory=dict)
     """Source by field, or by group of fields, where it differs from `source`."""
     pretrained: bool = True
-    """Whether a recipe of fine-tuning or segmentation starts from weights."""
+    """Whether a recipe of anything but pre-training starts from weights."""
 
     @property
-    def kind(self) -> Literal["pre-training", "fine-tuning", "segmentation"]:
+    def kind(self) -> Literal["pre-training", "fine-tuning", "segmentation", "detection"]:
         """Type of training."""
         if isinstance(self.config, PretrainConfig):
             return "pre-training"
-        return "fine-tuning" if isinstance(self.config, FinetuneConfig) else "segmentation"
+        if isinstance(self.config, FinetuneConfig):
+            return "fine-tuning"
+        return "segmentation" if isinstance(self.config, SegmentConfig) else "detection"
 
     @property
     def command(self) -> str:
@@ -56,7 +57,8 @@ class Recipe:
         if self.kind == "pre-training":
             init = " --init W" if self.config.follow_weights else ""
             return f"mae pretrain {self.name} --data DIR{init}"
-        verb = "finetune" if self.kind == "fine-tuning" else "segment train"
+        verbs = {"fine-tuning": "finetune", "segmentation": "segment train"}
+        verb = verbs.get(self.kind, "detect train")
         return f"mae {verb} {self.name} --data DIR{' --weights W' if self.pretrained else ''}"
 
     def source_of(self, path: str) -> str:

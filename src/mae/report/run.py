@@ -7,8 +7,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mae.config.kinds import AnyRunConfig, config_type
 from mae.config.run import FinetuneConfig
-from mae.config.segment import AnyRunConfig, SegmentConfig, config_type
+from mae.config.segment import SegmentConfig
 from mae.config.serialize import from_dict
 from mae.config.sizes import size_name
 from mae.errors import ConfigError

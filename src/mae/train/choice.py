@@ -7,6 +7,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from mae.config.kinds import ConfigT
 from mae.config.run import FinetuneConfig, PretrainConfig
 from mae.config.serialize import from_dict
 from mae.data.sources.open import Data, open_source
@@ -17,7 +18,6 @@ from mae.planning.hardware import choose_device
 from mae.progress import Progress
 from mae.recipes import folder_tuning
 from mae.recipes.folder import CHOSEN, NAME, Facts, choose, with_fields
-from mae.recipes.recipe import ConfigT
 from mae.weights.given import Given
 from mae.weights.start_from import config_from_weights
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from torch import nn
 
+from mae.config.kinds import AnyRunConfig
 from mae.config.run import FinetuneConfig, PretrainConfig
-from mae.config.segment import AnyRunConfig, SegmentConfig
 from mae.config.sizes import model_config
 from mae.model.costs import count_parameters, step_flops
 from mae.planning.estimate import Estimate, hours_in_words
@@ -71,7 +71,7 @@ def log_forecast(run: RunInProgress, model: nn.Module | None = None) -> None:
         for notice in _tuning_notices(run, config, rate):
             run.progress.note(f"notice: {notice}")
         return
-    if isinstance(config, SegmentConfig):
+    if not isinstance(config, PretrainConfig):
         return
     chosen = _of_choice(config) if run.record.get("recipe") == NAME else None
     enough = chosen or (MUON if config.optim.name == "muon" else ADAMW)

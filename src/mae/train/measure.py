@@ -17,8 +17,9 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from mae.config.run import PretrainConfig, TransferConfig
-from mae.config.segment import AnyRunConfig, SegmentConfig
+from mae.config.kinds import AnyRunConfig
+from mae.config.run import FinetuneConfig, PretrainConfig, TransferConfig
+from mae.config.segment import SegmentConfig
 from mae.data.batching.batch import Batch, BatchPlan, training_batch
 from mae.data.batching.loader import MADE_AHEAD, batches, on_device
 from mae.data.decoding.decode import PixelKind
@@ -62,6 +63,7 @@ def step_recipe(config: AnyRunConfig, plan: BatchPlan, device: torch.device) -> 
         return StepRecipe()
     if isinstance(config, SegmentConfig):
         return StepRecipe(segment_loss(config))
+    assert isinstance(config, FinetuneConfig)
 
     def prepare(batch: Batch, step: int) -> Batch:
         return finetune_batch(batch, plan, config, step=step, device=device)

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from mae.config.kinds import AnyRunConfig
 from mae.config.run import FinetuneConfig
-from mae.config.segment import AnyRunConfig
 from mae.data.batching.batch import Batch, BatchPlan, training_batch
 from mae.errors import ConfigError
 from mae.planning.estimate import Estimate, split_evenly

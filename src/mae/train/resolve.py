@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
+from mae.config.detect import DetectConfig
+from mae.config.kinds import AnyRunConfig, ConfigT
 from mae.config.model import refuse_without_effect
 from mae.config.run import (
     FinetuneConfig,
@@ -24,13 +24,12 @@ from mae.config.run import (
     TransferConfig,
     resolve_crop_pct,
 )
-from mae.config.segment import AnyRunConfig, SegmentConfig
+from mae.config.segment import SegmentConfig
 from mae.data.augment.randaugment import RandAugment, check_randaugment
 from mae.data.batching.batch import BatchPlan
-from mae.data.batching.loader import MADE_AHEAD
-from mae.data.batching.readers import why_no_readers
 from mae.data.decoding.decode import PagesKind, PixelKind
 from mae.data.decoding.header import asked_channels, kind_of
+from mae.data.detection.source import BoxSource
 from mae.data.sampling.draws import Stream
 from mae.data.sampling.order import shuffled
 from mae.data.segmentation.source import MaskSource
@@ -43,15 +42,15 @@ from mae.model.dense.segmenter import Segmenter
 from mae.model.processor import emulates_bf16
 from mae.model.transformer import Block, Blocks
 from mae.parallel.processes import SINGLE_PROCESS, Communicator, ProcessInfo
-from mae.planning.hardware import choose_device, cores_per_rank, has_bf16
+from mae.planning.hardware import choose_device, has_bf16
 from mae.runs.state import TrainState
+from mae.train import detect_batch, segment_batch
 from mae.train.optim.parameter_groups import choose_trained, create_optimizer
-from mae.train.segment_batch import crop_rule, num_draws
 from mae.train.strategy import claim_device, with_strategy
+from mae.transfer.detector import Detector
 from mae.weights.given import Given
 from mae.weights.start_from import config_from_weights
 
-ConfigT = TypeVar("ConfigT", PretrainConfig, FinetuneConfig, SegmentConfig)
 Precision = Literal["auto", "float32", "bf16", "fp16"]
 
 _KEPT_ON_RESUME = ("log_every_steps", "keep", "keep_checkpoints")
@@ -210,7 +209,7 @@ def _pretraining_network(
 
 
 def _transfer_network(
-    config: FinetuneConfig | SegmentConfig,
+    config: FinetuneConfig | SegmentConfig | DetectConfig,
     source: Source,
     weights: str | Path | None,
     given: Given,
@@ -219,8 +218,7 @@ def _transfer_network(
 ) -> tuple[dict[str, Any], PixelKind]:
     """Return the model of the weights, or a new one, which must take the images."""
     found = survey(source, max_bad=config.max_bad, log=log)
-    names = source.mask_classes if isinstance(source, MaskSource) else source.class_names
-    classes = len(names)
+    classes = len(_classes(source))
     if weights is not None:
         # The notes on assumptions are printed when the weights are loaded.
         model = config_from_weights(config, weights, num_classes=classes, **given).model
@@ -248,7 +246,20 @@ def _transfer_network(
         )
     if isinstance(config, FinetuneConfig) and config.rand_augment is not None:
         check_randaugment(RandAugment(config.rand_augment, model.pixels.mean), kind)
-    return {"model": model, "num_classes": classes}, kind
+    fields = {"model": model, "num_classes": classes}
+    if isinstance(config, DetectConfig):
+        assert isinstance(source, BoxSource)
+        fields["masks"] = source.has_masks if config.masks is None else config.masks
+        if config.masks and not source.has_masks:
+            raise DataError("data: not every object has a mask; use --masks no, or add the masks")
+    return fields, kind
+
+
+def _classes(source: Source) -> tuple[str, ...]:
+    """Return the names of the classes of images, pixels or boxes."""
+    if isinstance(source, MaskSource):
+        return source.mask_classes
+    return source.box_classes if isinstance(source, BoxSource) else source.class_names
 
 
 def resolve_precision(
@@ -304,7 +315,11 @@ def batch_plan(
             views_per_decode=config.views_per_decode,
         )
     if isinstance(config, SegmentConfig):
-        return plan(annotated=crop_rule(config), num_drops=num_draws(config))
+        rule, draws = segment_batch.crop_rule(config), segment_batch.num_draws(config)
+        return plan(annotated=rule, num_drops=draws)
+    if isinstance(config, DetectConfig):
+        jitter = detect_batch.jitter_rule(config)
+        return plan(annotated=jitter, num_drops=detect_batch.num_draws(config))
     text, mean = config.rand_augment, config.model.pixels.mean
     return plan(
         num_drops=2 * config.model.depth if config.drop_path else 0,
@@ -339,7 +354,7 @@ def new_state(
     scaler = torch.amp.GradScaler(device.type) if config.half == "fp16" else None
     layers: dict[str, Any] = {}
     if isinstance(config, TransferConfig):
-        assert isinstance(model, Classifier | Segmenter)
+        assert isinstance(model, Classifier | Segmenter | Detector)
         choose_trained(model, config.train_blocks)
         layers = {"layer_decay": config.layer_decay, "depth": config.model.depth}
     if config.strategy == "fsdp" and ranks.process.world_size > 1:
@@ -357,37 +372,3 @@ def new_state(
 def device_of(state: TrainState) -> torch.device:
     """Return the device of a training state."""
     return next(state.model.parameters()).device
-
-
-def choose_workers(
-    config: FitConfig,
-    plan: BatchPlan,
-    device: torch.device,
-    *,
-    log: Callable[[str], None],
-    process: ProcessInfo = SINGLE_PROCESS.process,
-) -> int:
-    """Choose the number of reader processes: 0 where images are in memory or a CPU trains.
-
-    Otherwise one per core, divided among the ranks of this machine, up to 16, while the
-    prefetched batches take at most a quarter of the memory and half of the free shared memory. 0,
-    with a note, where the calling script cannot start processes.
-    """
-    workers = config.workers
-    if workers is None:
-        if isinstance(plan.source, ArraySource) or device.type == "cpu":
-            return 0
-        ahead = MADE_AHEAD * plan.batch_bytes
-        room = _room_for_batches() // process.local_world_size
-        workers = min(16, cores_per_rank(process), max(1, int(room // ahead)))
-    if workers and (reason := why_no_readers(plan.source)):
-        log(reason)
-        return 0
-    return workers
-
-
-def _room_for_batches() -> int:
-    """Return the bytes available to prefetched batches."""
-    room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
-    shared = Path("/dev/shm")  # shared memory on Linux; 64 MB in many containers
-    return min(room, shutil.disk_usage(shared).free // 2) if shared.is_dir() else room

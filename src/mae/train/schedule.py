@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
+from collections.abc import Sequence
 from typing import Literal
 
 from mae.config.run import FitConfig
@@ -16,7 +18,8 @@ def learning_rate(
     peak_lr: float,
     min_lr: float = 0.0,
     warmup_start: float = 0.0,
-    decay: Literal["cosine", "linear"] = "cosine",
+    decay: Literal["cosine", "linear", "steps"] = "cosine",
+    milestones: Sequence[float] = (),
 ) -> float:
     """Return the learning rate at a fractional epoch: linear warm-up, then the decay.
 
@@ -27,17 +30,21 @@ def learning_rate(
         peak_lr: rate at the end of the warm-up.
         min_lr: rate at the end of the run.
         warmup_start: fraction of the peak at which the warm-up starts.
-        decay: half a cosine, or a line.
+        decay: half a cosine, a line, or a tenth at each milestone.
+        milestones: fractions of the run, ascending, for "steps".
 
     Source: He et al. 2021, Table 8; the curve of the published code (golden test). The line is
-    mmsegmentation's PolyLR of power 1, to a step.
+    mmsegmentation's PolyLR of power 1, to a step; the steps are those of ViTDet.
     """
     if epoch < warmup_epochs:
         return peak_lr * (warmup_start + (1 - warmup_start) * epoch / warmup_epochs)
     if epochs <= warmup_epochs:
         return peak_lr
     progress = (epoch - warmup_epochs) / (epochs - warmup_epochs)
-    rest = 1 - progress if decay == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    if decay == "steps":
+        rest = 0.1 ** bisect_right(milestones, epoch / epochs)
+    else:
+        rest = 1 - progress if decay == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
     return min_lr + (peak_lr - min_lr) * rest
 
 
@@ -52,6 +59,7 @@ def rate_at(step: int, *, num_steps: int, config: FitConfig, batch: int) -> floa
         min_lr=optim.min_lr,
         warmup_start=optim.warmup_start,
         decay=optim.decay,
+        milestones=optim.milestones,
     )
 
 
@@ -71,6 +79,7 @@ def fixed_rate_at(step: int, *, num_steps: int, config: FitConfig) -> float:
         peak_lr=0.0,
         min_lr=config.optim.min_lr,
         decay=config.optim.decay,
+        milestones=config.optim.milestones,
     )
 
 

@@ -6,6 +6,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from mae.config.model import PixelConfig
 from mae.config.segment import SegmentConfig
 from mae.data.batching.batch import Batch
 from mae.data.decoding.decode import FULL_RANGE
@@ -28,15 +29,20 @@ def crop_rule(config: SegmentConfig) -> CropRule:
             f"distort: expected 8-bit colour images, got {config.model.channels} channels of "
             f"{pixels.dtype}; use --distort no"
         )
-    scale = FULL_RANGE[pixels.dtype]
-    rounded = (lambda value: value) if pixels.dtype == "float32" else round
     return CropRule(
         short_side=config.short_side,
         scale=config.scale_range,
-        fill=tuple(float(rounded(mean * scale)) for mean in pixels.mean),
+        fill=mean_color(pixels),
         most_of_class=config.most_of_class,
         distort=config.distort,
     )
+
+
+def mean_color(pixels: PixelConfig) -> tuple[float, ...]:
+    """Return the stored value of each channel that is 0, or nearly, once normalised."""
+    scale = FULL_RANGE[pixels.dtype]
+    rounded = (lambda value: value) if pixels.dtype == "float32" else round
+    return tuple(float(rounded(mean * scale)) for mean in pixels.mean)
 
 
 def num_draws(config: SegmentConfig) -> int:

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from mae.atomic import write_json_atomic
+from mae.config.kinds import AnyRunConfig, ConfigT
 from mae.config.run import FitConfig
-from mae.config.segment import AnyRunConfig
 from mae.config.serialize import to_dict
 from mae.data.batching.readers import exit_if_reader
 from mae.data.decoding.decode import PixelKind
@@ -36,7 +36,7 @@ from mae.runs.directory import (
 from mae.runs.rewind import Rewind, rewind, skip_window
 from mae.runs.signals import RunLock, StopSignal
 from mae.runs.state import TrainState
-from mae.train.resolve import ConfigT, ResolvedRun, new_state
+from mae.train.resolve import ResolvedRun, new_state
 from mae.weights.formats.native import TENSORS
 
 

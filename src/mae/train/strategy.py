@@ -8,8 +8,8 @@ from typing import TypeVar
 
 import torch
 
+from mae.config.kinds import AnyRunConfig
 from mae.config.run import FitConfig
-from mae.config.segment import AnyRunConfig
 from mae.errors import ConfigError
 from mae.model.costs import count_parameters
 from mae.parallel.processes import ProcessInfo

@@ -32,12 +32,13 @@ from mae.train.measure import StepRecipe, count_steps
 from mae.train.meter import Meter, memory_message, peak_memory, state_bytes
 from mae.train.micro_batch import choose_micro_batch
 from mae.train.resolution_schedule import staged_batches
-from mae.train.resolve import choose_workers, device_of
+from mae.train.resolve import device_of
 from mae.train.saver import CheckpointSaver
 from mae.train.schedule import fixed_rate_at, log_every, rate_at
 from mae.train.session import RunInProgress
 from mae.train.sharding import on_all_ranks, step_seconds
 from mae.train.step import Metrics, OptimiserStep
+from mae.train.workers import choose_workers
 
 if TYPE_CHECKING:
     from mae.parallel.exchange import GradientExchange

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mae.errors import ConfigError, ShapeError
+from mae.model.dense.backbone import DenseBackbone
 from mae.model.dense.pyramid import MapNorm
 from mae.model.dense.pyramid_backbone import PyramidBackbone
 
@@ -113,13 +114,21 @@ class Detector(nn.Module):
     class_names: tuple[str, ...] = ()
     """In the order of the classes; empty if unknown. Not part of the state."""
 
-    def __init__(self, backbone: PyramidBackbone, *, num_classes: int, masks: bool = True) -> None:
+    def __init__(
+        self,
+        backbone: PyramidBackbone,
+        *,
+        num_classes: int,
+        masks: bool = True,
+        sampled_boxes: int = 512,
+    ) -> None:
         """Create new heads on a backbone, which is shared.
 
         Args:
             backbone: see `mae.load_backbone`, or a new one on an encoder.
             num_classes: K, without the background.
             masks: whether to learn masks too (Mask R-CNN); else boxes alone (Faster R-CNN).
+            sampled_boxes: boxes of an image that the losses of the heads are computed of.
 
         Raises:
             ConfigError: if torchvision is not installed.
@@ -132,6 +141,12 @@ class Detector(nn.Module):
         require_torchvision()
         self.rpn = _proposal_network(channels, patch_size=p)
         self.roi_heads = _heads(channels, patch_size=p, num_classes=num_classes, masks=masks)
+        self.roi_heads.fg_bg_sampler = _Sampler(sampled_boxes, 0.25)
+
+    @property
+    def encoder(self) -> DenseBackbone:
+        """The encoder of the backbone."""
+        return self.backbone.encoder
 
     @property
     def has_masks(self) -> bool:
@@ -317,7 +332,6 @@ def _heads(channels: int, *, patch_size: int, num_classes: int, masks: bool) -> 
         heads.mask_roi_pool = _pooling(MASK_POOL, patch_size=patch_size)
         heads.mask_head = MaskRCNNHeads(channels, [channels] * MASK_CONVS, 1, norm_layer=MapNorm)
         heads.mask_predictor = MaskRCNNPredictor(channels, channels, num_classes + 1)
-    heads.fg_bg_sampler = _Sampler(512, 0.25)
     # As detectron2: torchvision's default is a uniform draw, whose first scores are less even.
     for layer, std in (
         (heads.box_predictor.cls_score, 0.01),

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
 
+from mae.config.kinds import ConfigT
 from mae.errors import ConfigError
 from mae.recipes.custom import build_config, name_fields
-from mae.recipes.recipe import ConfigT
 from mae.weights.io.hub import PREFIX
 
 Take = Literal["model", "model_ema", "student", "teacher"]

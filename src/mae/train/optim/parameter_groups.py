@@ -10,8 +10,10 @@ from mae.model.classifier import Classifier
 from mae.model.dense.segmenter import Segmenter
 from mae.train.optim.lars import Lars
 from mae.train.optim.muon import Muon
+from mae.transfer.detector import Detector
 
 TOKENS = ("cls_token", "mask_token", "pos_embed")
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d)
 OF_BLOCKS = ("blocks.", "relative.", "layer_scale.")
 """Parts of an encoder that are numbered by block; the last two are of dense tasks."""
 Group = tuple[float, bool, int]
@@ -23,20 +25,23 @@ def parameter_groups(
     *,
     weight_decay: float,
     decay_tokens: bool,
+    decay_biases: bool = False,
+    decay_norms: bool = False,
     layer_decay: float = 1.0,
     depth: int = 0,
     muon: bool = False,
 ) -> list[dict[str, object]]:
     """Group the trainable parameters by weight decay and by the scale of their learning rate.
 
-    Norms and biases (one dimension) are never decayed. The published PyTorch code decays the cls
-    and mask tokens and trained positions in pre-training and not in fine-tuning; the OpenMMLab
-    recipes never decay them.
+    The published PyTorch code decays the cls and mask tokens and trained positions in pre-training
+    and not in fine-tuning; the OpenMMLab recipes never decay them. Neither decays norms and biases.
 
     Args:
         model: the model to train.
         weight_decay: weight decay of the decayed parameters.
         decay_tokens: whether to decay the cls and mask tokens and trained positions.
+        decay_biases: whether to decay biases, and other parameters of one dimension but norms.
+        decay_norms: whether to decay norms.
         layer_decay: factor of the learning rate from each encoder block to the one before it.
         depth: number of encoder blocks; no effect where `layer_decay` is 1.
         muon: whether to put the matrices of blocks into groups of their own, for `Muon`.
@@ -49,12 +54,14 @@ def parameter_groups(
     Source: published code, main_pretrain.py and util/lr_decay.py; He et al. 2021, Table 9
     (layer-wise decay).
     """
+    of_norms = {p for part in model.modules() if isinstance(part, NORMS) for p in part.parameters()}
     groups: dict[Group, list[nn.Parameter]] = {(1.0, True, 0): [], (1.0, False, 0): []}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        token = name.rpartition(".")[2] in TOKENS
-        decay = parameter.ndim > 1 and (decay_tokens or not token)
+        decay = decay_tokens or name.rpartition(".")[2] not in TOKENS
+        if parameter.ndim == 1:
+            decay = decay_norms if parameter in of_norms else decay_biases
         scale = layer_decay ** (depth + 1 - layer_of(name, depth=depth))
         hidden = muon and parameter.ndim == 2 and "blocks." in name
         parts = (3 if name.endswith("qkv.weight") else 1) if hidden else 0
@@ -89,6 +96,8 @@ def create_optimizer(
         model,
         weight_decay=optim.weight_decay,
         decay_tokens=optim.decay_tokens,
+        decay_biases=optim.decay_biases,
+        decay_norms=optim.decay_norms,
         layer_decay=layer_decay,
         depth=depth,
         muon=optim.name == "muon",
@@ -99,13 +108,13 @@ def create_optimizer(
     return kind(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
 
 
-def choose_trained(model: Classifier | Segmenter, train_blocks: float | None) -> None:
+def choose_trained(model: Classifier | Segmenter | Detector, train_blocks: float | None) -> None:
     """Set `requires_grad` of each parameter for full or partial fine-tuning, in place.
 
     Args:
         model: its head and last norm are always trained; the paper does not specify the last
             norm.
-        train_blocks: number of last blocks to train, with what a segmenter adds to them; 0.5 for
+        train_blocks: number of last blocks to train, with what a dense task adds to them; 0.5 for
             the MLP of the last one with its norm; none: everything, including the positions.
 
     Source: He et al. 2021, section 4.3 and Figure 9; published code, models_vit.py (positions
