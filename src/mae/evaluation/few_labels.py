@@ -113,6 +113,17 @@ class FewLabels(NamedTuple):
         log(f"labels {text}: {len(draws[0]):,} of {len(among):,} images{key}{several}")
         return draws
 
+    def single_draw(self, source: Source, among: Ids, *, seed: int, log: Log) -> Ids:
+        """Choose the training images of one run, see `draws`.
+
+        Raises:
+            ConfigError: also for a .csv of several draws.
+        """
+        draws = self.draws(source, among, seed=seed, log=log)
+        if len(draws) > 1:
+            raise ConfigError(f"labels: {self.labels} holds {len(draws)} draws, expected one")
+        return draws[0]
+
 
 ALL = FewLabels()
 

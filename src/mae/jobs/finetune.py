@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 from xml.etree.ElementTree import Element
@@ -24,38 +23,27 @@ from mae.errors import ConfigError
 from mae.evaluation.classify import TOP, Candidates, classify
 from mae.evaluation.evidence import score
 from mae.evaluation.few_labels import FewLabels, write_choice
-from mae.evaluation.labelled_data import Labelled, Part, labelled
+from mae.evaluation.labelled_data import Part, labelled
 from mae.evaluation.metrics import Predictions
 from mae.jobs.predict import Predicted, predict
 from mae.model.classifier import Classifier
-from mae.parallel.processes import open_communicator
-from mae.progress import Progress
-from mae.recipes.custom import kept_fields
 from mae.report.mistakes import save_thumbnails, wrong_images
 from mae.report.notebook import run_html, shown
 from mae.report.page import write_report
 from mae.report.predictions import prediction_rows, write_predictions
 from mae.report.tables import plain, value_rows
-from mae.runs.directory import RunDir, read_record
+from mae.runs.directory import RunDir
 from mae.runs.log import final_values, read_columns
-from mae.runs.rewind import rewind_of
-from mae.runs.signals import StopSignal
+from mae.train.call import open_call
 from mae.train.choice import choose_tuning_config
 from mae.train.ema import apply_ema
 from mae.train.measure import step_recipe
-from mae.train.resolve import batch_plan, device_of, resolve_on_main
-from mae.train.session import (
-    RunInProgress,
-    data_record,
-    finish,
-    open_session,
-    refuse_in_readers,
-    restore,
-)
+from mae.train.resolve import batch_plan, device_of
+from mae.train.session import RunInProgress, finish, restore
 from mae.train.sharding import whole_model
 from mae.train.trainer import train
 from mae.weights.formats.native import save
-from mae.weights.given import Given, configure, lasting, path_of
+from mae.weights.given import Given
 from mae.weights.load import load_classifier
 from mae.weights.start_from import initial_classifier
 
@@ -165,62 +153,45 @@ def finetune(
         MaeError: for whatever the user must change, in one line.
         Stopped: when asked to stop by SIGTERM, SIGUSR1 or Ctrl-C, after saving the state.
     """
-    refuse_in_readers("finetune")
-    weights = None if weights is None else path_of(weights, name="weights")
-    name = recipe if isinstance(recipe, str) else based_on
-    config, given = configure(recipe, FinetuneConfig, fields, others=signature(finetune).parameters)
-    if isinstance(recipe, str):
-        kept = kept_fields(recipe, {n: value for n, value in fields.items() if n not in given})
-    folder = Path("runs", f"{data_name(data)}-tuned") if out is None else Path(out)
-    back_to = rewind_of(folder, resume_from, skip_steps)
-    with (
-        StopSignal("", command=command) as stop,
-        open_communicator() as ranks,
-        Progress(quiet=quiet or not ranks.is_main_process) as progress,
-    ):
-        begun = ranks.on_main(lambda: read_record(folder))
-        parts = _divided(data, config, weights, begun=begun)
+    with open_call(
+        finetune, FinetuneConfig, recipe, fields, data=data, weights=weights, out=out,
+        suffix="-tuned", resume_from=resume_from, skip_steps=skip_steps,
+        finished_too=finished_too, quiet=quiet, command=command, based_on=based_on, kept=kept,
+    ) as call:  # fmt: skip
+        progress, ranks = call.progress, call.ranks
+        parts = labelled(data, **call.split)
         for note in parts.notes:
             progress.note(note)
-        draws = FewLabels(labels).draws(*parts.train, seed=config.seed, log=progress.note)
-        if len(draws) > 1:
-            raise ConfigError(f"labels: {labels} holds {len(draws)} draws, expected one")
-        source = Part(parts.train.source, draws[0]).as_source()
-        test = parts.test.as_source()
-        how: dict[str, Any] = {"weights": weights, "begun": begun, "given": given}
-        choose = partial(choose_tuning_config, config, source, kept=kept, log=progress.note)
-        config = ranks.on_main(partial(choose, **how))
-        resolved = resolve_on_main(ranks, config, source, **how)
-        session = open_session(
-            folder,
-            resolved,
-            progress,
-            stop,
-            recipe=name,
-            data=data_record(data, source, resolved.kind, test=test)
-            | {"split": None if parts.held is None else parts.held.record(parts.train.source)},
-            start={"weights": None if weights is None else lasting(weights)},
-            finished_too=finished_too,
-            back_to=back_to,
-            ranks=ranks,
+        few = FewLabels(labels).single_draw(
+            *parts.train, seed=call.config.seed, log=progress.note
+        )  # fmt: skip
+        source, test = Part(parts.train.source, few).as_source(), parts.test.as_source()
+        choose = partial(choose_tuning_config, call.config, source, kept=call.kept, **call.how)
+        session = call.open_run(
+            ranks.on_main(partial(choose, log=progress.note)),
+            source,
+            test=test,
+            split=None if parts.held is None else parts.held.record(parts.train.source),
             labels=labels,
             class_names=list(source.class_names),
         )
         with session as run:
+            config = run.config
+            assert isinstance(config, FinetuneConfig)
             if run.record["finished"]:
                 model = load_classifier(run.rundir.weights).model
             else:
                 if labels is not None and ranks.is_main_process:
-                    write_choice(folder / "labels.csv", parts.train.source, draws)
-                config = resolved.config
-                model = _train(run, _new_model(run, config, weights, **given), config, test)
+                    write_choice(run.rundir.path / "labels.csv", parts.train.source, [few])
+                new = _new_model(run, config, call.weights, **call.given)
+                model = _train(run, new, config, test)
             results = json.loads(run.rundir.results.read_bytes())
             return Tuned(
-                path=folder,
-                config=resolved.config,
+                path=run.rundir.path,
+                config=config,
                 num_steps=run.record["num_steps"],
                 resumed=run.resumed,
-                classes=resolved.config.num_classes,
+                classes=config.num_classes,
                 train=run.record["data"]["count"],
                 test=results.get("images", results.get("pictures")),  # pictures: version 0.1
                 top1=results["top1"],
@@ -239,20 +210,6 @@ def _new_model(
     for note in notes:
         run.progress.note(note)
     return model
-
-
-def _divided(
-    data: str | Path,
-    config: FinetuneConfig,
-    weights: str | Path | None,
-    *,
-    begun: Mapping[str, Any] | None,
-) -> Labelled:
-    """Split the data as the run to resume did, else as the fine-tuning of the weights did."""
-    if begun is None:
-        return labelled(data, seed=config.seed, weights=weights)
-    split = begun["data"].get("split") or {}
-    return labelled(data, seed=split.get("seed", config.seed))
 
 
 def _train(

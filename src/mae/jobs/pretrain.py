@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
-from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 from xml.etree.ElementTree import Element
@@ -17,41 +16,30 @@ from torch import Tensor
 from mae.config.run import PretrainConfig
 from mae.data.augment.crop import evaluation_view
 from mae.data.batching.batch import BatchPlan, evaluation_batch
-from mae.data.sources.open import Data, data_name, open_source
+from mae.data.sources.open import Data, open_source
 from mae.errors import ConfigError
 from mae.evaluation.health_check import HealthCheck
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.create import create
-from mae.parallel.processes import open_communicator
-from mae.progress import Progress
-from mae.recipes.custom import kept_fields
 from mae.report.notebook import run_html, shown
 from mae.report.page import write_report
 from mae.report.reconstruction import EXTREMES, save_progress_image
 from mae.report.tables import plain, value_rows
-from mae.runs.directory import RunDir, read_record
+from mae.runs.directory import RunDir
 from mae.runs.log import final_values, read_columns, read_rows
-from mae.runs.rewind import rewind_of
-from mae.runs.signals import StopSignal
 from mae.runs.state import TrainState
+from mae.train.call import open_call
 from mae.train.choice import choose_config
 from mae.train.fit import EveryNSteps
 from mae.train.measure import StepRecipe
 from mae.train.meter import losses, running_mean
-from mae.train.resolve import batch_plan, resolve_on_main
-from mae.train.session import (
-    RunInProgress,
-    data_record,
-    finish,
-    open_session,
-    refuse_in_readers,
-    restore,
-)
+from mae.train.resolve import batch_plan
+from mae.train.session import RunInProgress, finish, restore
 from mae.train.sharding import whole_model
 from mae.train.step import Metrics, pretraining_loss
 from mae.train.trainer import train
 from mae.weights.formats.native import save
-from mae.weights.given import Given, configure, path_of
+from mae.weights.given import Given, path_of
 from mae.weights.load import open_model
 from mae.weights.start_from import initial_model, require_init
 
@@ -138,50 +126,29 @@ def pretrain(
         MaeError: for whatever the user must change, in one line.
         Stopped: when asked to stop by SIGTERM, SIGUSR1 or Ctrl-C, after saving the state.
     """
-    refuse_in_readers("pretrain")
     init = None if init is None else path_of(init, name="init")
-    name = recipe if isinstance(recipe, str) else based_on
-    config, given = configure(recipe, PretrainConfig, fields, others=signature(pretrain).parameters)
-    if isinstance(recipe, str):
-        kept = kept_fields(recipe, {n: value for n, value in fields.items() if n not in given})
-    require_init(config, init, **given)
-    folder = Path("runs", data_name(data)) if out is None else Path(out)
-    back_to = rewind_of(folder, resume_from, skip_steps)
-    with (
-        StopSignal("", command=command) as stop,
-        open_communicator() as ranks,
-        Progress(quiet=quiet or not ranks.is_main_process) as progress,
-    ):
+    with open_call(
+        pretrain, PretrainConfig, recipe, fields, data=data, weights=init, out=out, suffix="",
+        resume_from=resume_from, skip_steps=skip_steps, finished_too=finished_too, quiet=quiet,
+        command=command, based_on=based_on, kept=kept,
+    ) as call:  # fmt: skip
+        config, progress = call.config, call.progress
+        require_init(config, init, **call.given)
         source = open_source(data, log=progress.note)
-
-        def choose() -> tuple[dict[str, Any] | None, PretrainConfig]:
-            begun = read_record(folder)
-            choice = partial(choose_config, config, source, kept=kept, begun=begun)
-            return begun, choice(from_weights=init is not None, log=progress.note)
-
-        begun, config = ranks.on_main(choose)
-        resolved = resolve_on_main(ranks, config, source, weights=init, begun=begun, given=given)
-        session = open_session(
-            folder,
-            resolved,
-            progress,
-            stop,
-            recipe=name,
-            data=data_record(data, source, resolved.kind),
-            start={"init": init},
-            finished_too=finished_too,
-            back_to=back_to,
-            ranks=ranks,
-        )
+        choose = partial(choose_config, config, source, kept=call.kept, begun=call.begun)
+        choice = partial(choose, from_weights=init is not None, log=progress.note)
+        config = call.ranks.on_main(choice)
+        session = call.open_run(config, source, start={"init": init})
         with session as run:
+            assert isinstance(run.config, PretrainConfig)
             if run.record["finished"]:
                 model = open_model(run.rundir.weights).model
             else:
-                follows = config.follow_weights
-                model = _train(run, _new_model(run, init, followed=follows, **given))
+                followed = config.follow_weights
+                model = _train(run, _new_model(run, init, followed=followed, **call.given))
             return Run(
-                path=folder,
-                config=resolved.config,
+                path=run.rundir.path,
+                config=run.config,
                 num_steps=run.record["num_steps"],
                 resumed=run.resumed,
                 model=model,

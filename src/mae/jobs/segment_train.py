@@ -7,103 +7,44 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from inspect import signature
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
-from xml.etree.ElementTree import Element
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mae.atomic import write_atomic, write_json_atomic
 from mae.config.segment import SegmentConfig
 from mae.data.segmentation.source import MaskSource
-from mae.data.sources.open import data_name
-from mae.errors import ConfigError
 from mae.evaluation.few_labels import FewLabels, write_choice
 from mae.evaluation.segment import SegmentView, score_images
-from mae.evaluation.segment_metrics import SCORES, SegmentScores, segment_scores
-from mae.evaluation.segmented_data import SegmentedData, segmented
+from mae.evaluation.segment_metrics import SegmentScores, segment_scores
+from mae.evaluation.segmented_data import segmented
 from mae.model.dense.segmenter import Segmenter
-from mae.parallel.processes import Communicator, open_communicator
 from mae.planning.hardware import choose_device
-from mae.progress import Progress
-from mae.recipes.custom import kept_fields
 from mae.recipes.segmenting import choose_crop
 from mae.report.figures import png_bytes
-from mae.report.notebook import run_html, shown
+from mae.report.notebook import shown
 from mae.report.page import write_report
+from mae.report.scored_run import ScoredRun
 from mae.report.segments import draw_examples, results_of, score_rows
-from mae.report.tables import plain, value_rows
-from mae.runs.directory import RunDir, read_record
-from mae.runs.log import final_values, read_columns
-from mae.runs.rewind import rewind_of
-from mae.runs.signals import StopSignal
+from mae.train.call import TrainingCall, open_call
 from mae.train.measure import step_recipe
-from mae.train.resolve import batch_plan, device_of, resolve_on_main
-from mae.train.session import (
-    RunInProgress,
-    data_record,
-    finish,
-    open_session,
-    refuse_in_readers,
-    restore,
-)
+from mae.train.resolve import batch_plan, device_of
+from mae.train.session import RunInProgress, finish, restore
 from mae.train.trainer import train
 from mae.weights.formats.native import save
-from mae.weights.given import configure, lasting, path_of
 from mae.weights.load import load_segmenter
 from mae.weights.start_from import config_from_weights, initial_segmenter
 
 
 @shown
-class SegmentRun(NamedTuple):
-    """A finished run of semantic segmentation, and the scores on its test images.
+class SegmentRun(ScoredRun[SegmentConfig, SegmentScores, Segmenter]):
+    """A finished run of semantic segmentation; each pixel of a test image is scored once."""
 
-    It stands for its path wherever weights are taken.
-    """
-
-    path: Path
-    config: SegmentConfig
-    num_steps: int
-    resumed: bool
-    train: int
-    """Number of training images."""
-    test: int
-    """Number of test images, each pixel of which is scored once."""
-    scores: SegmentScores
-    model: Segmenter
-
-    def values(self) -> dict[str, object]:
-        """Return the values to print."""
-        files, scores = RunDir(self.path), self.scores
-        counts = {"train": self.train, "test": self.test, "steps": self.num_steps}
-        figures = scores.values() | counts | {"resumed": self.resumed}
-        return figures | {"run": self.path, "weights": files.weights, "report": files.report}
-
-    def rows(self) -> Iterator[tuple[str, ...]]:
-        """Yield the rows of a table: scores, classes, files."""
-        yield from score_rows(self.scores)
-        rest = {n: v for n, v in self.values().items() if n not in ("classes", *SCORES)}
-        yield from value_rows(plain(rest))
-
-    def __fspath__(self) -> str:
-        return str(self.path)
-
-    @property
-    def log(self) -> dict[str, NDArray[Any]]:
-        """The log as columns, see `read_columns`."""
-        return read_columns(RunDir(self.path).log)
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The test scores, and the last value of each column of the log, times summed up."""
-        return final_values(self.log) | {name: getattr(self.scores, name) for name in SCORES}
-
-    def html(self) -> Iterator[Element]:
-        """Yield the scores and facts of the run."""
-        return run_html(self.path, self.rows())
+    def score_rows(self) -> Iterator[tuple[str, ...]]:
+        """Yield the rows of scores and classes."""
+        return score_rows(self.scores)
 
 
 def segment_train(
@@ -149,59 +90,45 @@ def segment_train(
         MaeError: for whatever the user must change, in one line.
         Stopped: when asked to stop by SIGTERM, SIGUSR1 or Ctrl-C, after saving the state.
     """
-    refuse_in_readers("segment_train")
-    weights = None if weights is None else path_of(weights, name="weights")
-    name = recipe if isinstance(recipe, str) else based_on
-    others = signature(segment_train).parameters
-    config, given = configure(recipe, SegmentConfig, fields, others=others)
-    if isinstance(recipe, str):
-        kept = kept_fields(recipe, {n: value for n, value in fields.items() if n not in given})
-    folder = Path("runs", f"{data_name(data)}-segment") if out is None else Path(out)
-    back_to = rewind_of(folder, resume_from, skip_steps)
-    with (
-        StopSignal("", command=command) as stop,
-        open_communicator() as ranks,
-        Progress(quiet=quiet or not ranks.is_main_process) as progress,
-    ):
-        begun = ranks.on_main(lambda: read_record(folder))
-        parts = _divided(data, config, weights, begun=begun, progress=progress, ranks=ranks)
+    with open_call(
+        segment_train, SegmentConfig, recipe, fields, data=data, weights=weights, out=out,
+        suffix="-segment", resume_from=resume_from, skip_steps=skip_steps,
+        finished_too=finished_too, quiet=quiet, command=command, based_on=based_on, kept=kept,
+    ) as call:  # fmt: skip
+        progress, ranks = call.progress, call.ranks
+        how = call.split | {"max_bad": call.config.max_bad, "progress": progress}
+        parts = segmented(data, ranks=ranks, **how)
         for note in parts.notes:
             progress.note(note)
-        source, test = _few(parts.train, labels, seed=config.seed, progress=progress), parts.test
-        how: dict[str, Any] = {"weights": weights, "begun": begun, "given": given}
-        config = ranks.on_main(partial(_chosen, config, source, kept=kept, **how))
-        resolved = resolve_on_main(ranks, config, source, **how)
-        session = open_session(
-            folder,
-            resolved,
-            progress,
-            stop,
-            recipe=name,
-            data=data_record(data, source, resolved.kind, test=test)
-            | {"split": None if parts.held is None else parts.held.record(parts.whole)},
-            start={"weights": None if weights is None else lasting(weights)},
-            finished_too=finished_too,
-            back_to=back_to,
-            ranks=ranks,
+        every = np.arange(len(parts.train))
+        few = FewLabels(labels).single_draw(
+            parts.train, every, seed=call.config.seed, log=progress.note
+        )
+        source = parts.train.take(few)
+        session = call.open_run(
+            ranks.on_main(partial(_chosen, call, source)),
+            source,
+            test=parts.test,
+            split=None if parts.held is None else parts.held.record(parts.whole),
             labels=labels,
             class_names=list(source.mask_classes),
         )
         with session as run:
+            assert isinstance(run.config, SegmentConfig)
             if run.record["finished"]:
                 model = load_segmenter(run.rundir.weights, quiet=True)
             else:
                 if labels is not None and ranks.is_main_process:
-                    every = np.arange(len(source))
-                    write_choice(folder / "labels.csv", source, [every])
-                model, notes = initial_segmenter(weights, resolved.config, **given)
+                    write_choice(run.rundir.path / "labels.csv", parts.train, [few])
+                model, notes = initial_segmenter(call.weights, run.config, **call.given)
                 model.class_names = source.mask_classes
                 for note in notes:
                     progress.note(note)
-                _train(run, model, resolved.config, test)
+                _train(run, model, run.config, parts.test)
             results = json.loads(run.rundir.results.read_bytes())
             return SegmentRun(
-                path=folder,
-                config=resolved.config,
+                path=run.rundir.path,
+                config=run.config,
                 num_steps=run.record["num_steps"],
                 resumed=run.resumed,
                 train=run.record["data"]["count"],
@@ -211,57 +138,21 @@ def segment_train(
             )
 
 
-def _divided(
-    data: str | Path,
-    config: SegmentConfig,
-    weights: str | None,
-    *,
-    begun: dict[str, Any] | None,
-    progress: Progress,
-    ranks: Communicator,
-) -> SegmentedData:
-    """Split the data as the run to resume did, else as the run of the weights did."""
-    seed = config.seed
-    if begun is not None:
-        seed, weights = (begun["data"].get("split") or {}).get("seed", seed), None
-    return segmented(
-        data, seed=seed, max_bad=config.max_bad, progress=progress, weights=weights, ranks=ranks
-    )
-
-
-def _few(source: MaskSource, labels: str | None, *, seed: int, progress: Progress) -> MaskSource:
-    """Choose a part of the training images."""
-    draws = FewLabels(labels).draws(
-        source, np.arange(len(source)), seed=seed, log=progress.note
-    )  # fmt: skip
-    if len(draws) > 1:
-        raise ConfigError(f"labels: {labels} holds {len(draws)} draws, expected one")
-    return source.take(draws[0])
-
-
-def _chosen(
-    config: SegmentConfig,
-    source: MaskSource,
-    *,
-    kept: Collection[str] | None,
-    weights: str | None,
-    begun: dict[str, Any] | None,
-    given: Any,
-) -> SegmentConfig:
+def _chosen(call: TrainingCall[SegmentConfig], source: MaskSource) -> SegmentConfig:
     """Return the configuration with the crop and scale that the recipe segment-folder chooses."""
+    config, kept, weights = call.config, call.kept, call.weights
     if kept is None or (config.follow_weights and weights is None):
         return config
     if not config.follow_weights:
         short = config.short_side if "short_side" in kept else min(config.model.image_size)
         return replace(config, short_side=short)
-    if begun is not None:
-        stored = begun["config"]
+    if call.begun is not None:
+        stored = call.begun["config"]
         own = {"resize": tuple(stored["model"]["image_size"]), "short_side": stored["short_side"]}
         return replace(config, **{n: value for n, value in own.items() if n not in kept})
     assert weights is not None
-    model = config_from_weights(
-        config, weights, num_classes=len(source.mask_classes), **given
-    ).model
+    classes = len(source.mask_classes)
+    model = config_from_weights(config, weights, num_classes=classes, **call.given).model
     on_cpu = choose_device(config.device).type == "cpu"
     return choose_crop(config, model, on_cpu=on_cpu, kept=kept)
 
