@@ -10,6 +10,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, Generic
 
+from mae.config.kinds import ConfigT
 from mae.data.sources.open import Data, data_name
 from mae.data.sources.source import Source
 from mae.parallel.processes import Communicator, open_communicator
@@ -18,7 +19,7 @@ from mae.recipes.custom import kept_fields
 from mae.runs.directory import read_record
 from mae.runs.rewind import Rewind, rewind_of
 from mae.runs.signals import StopSignal
-from mae.train.resolve import ConfigT, resolve_on_main
+from mae.train.resolve import resolve_on_main
 from mae.train.session import RunInProgress, data_record, open_session, refuse_in_readers
 from mae.weights.given import Given, configure, lasting, path_of
 
