@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import colorsys
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from xml.etree.ElementTree import Element
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from mae.config.segment import SegmentConfig
@@ -21,11 +19,19 @@ from mae.data.decoding.header import kind_of
 from mae.data.segmentation.crop import decoded_pair, nearest
 from mae.data.segmentation.source import IGNORE, Mask, MaskSource
 from mae.data.types import Pixels
-from mae.evaluation.segment import ImageScore, Segmented, SegmentView, segmented_mask
+from mae.evaluation.segment import Segmented, SegmentView, segmented_mask
 from mae.evaluation.segment_metrics import SegmentScores
 from mae.model.dense.segmenter import Segmenter
 from mae.report.contact_sheet import as_rgb, thumbnail
-from mae.report.figures import element, image_element
+from mae.report.examples import (
+    MOST_CLASSES,
+    Example,
+    ExampleKind,
+    class_colours,
+    named,
+    percent,
+    side_by_side,
+)
 from mae.report.html import facts_list, html_page, html_table, section
 from mae.report.run import RunFacts
 
@@ -33,23 +39,14 @@ PANEL = 288
 """Longest side of an image in the report, in pixels; three are side by side."""
 WORST, OTHERS = 6, 3
 """Images in the report: of the lowest scores, and evenly spread over the rest."""
-TITLES = {"worst": "Worst images", "others": "Other images"}
 NAMES = ("mIoU", "mAcc", "aAcc")
-MOST_CLASSES = 20
-"""Classes in the terminal table; --json and the page list all."""
-_GAP = 8
+EXAMPLES = ExampleKind(
+    {"worst": "Worst images", "others": "Other images"},
+    panels=3,
+    legend="Image, its mask, and the prediction.",
+    caption=lambda facts: f"mIoU {facts['miou']:.1%}",
+)
 _OPACITY = 0.55
-_GOLDEN = 0.61803398875  # of the hue circle: neighbours in the order of classes differ
-
-
-def class_colours(count: int) -> NDArray[np.uint8]:
-    """Return a colour for each class, 256 3; ignored pixels are white."""
-    colours = np.full((256, 3), 255, dtype=np.uint8)
-    for number in range(count):
-        saturation, value = ((0.85, 0.95), (0.55, 0.75), (0.95, 0.6))[number % 3]
-        rgb = colorsys.hsv_to_rgb((0.58 + number * _GOLDEN) % 1, saturation, value)
-        colours[number] = np.rint(np.array(rgb) * 255)
-    return colours
 
 
 def indexed_png(mask: Mask, *, classes: int) -> Image.Image:
@@ -72,27 +69,11 @@ def panels(pixels: Pixels, truth: Mask, found: Mask, *, classes: int) -> Image.I
     """Draw an image, its mask and the predicted one side by side."""
     small = thumbnail(pixels, edge=PANEL)
     size = small.height, small.width
-    shown = [small] + [
+    drawn = (
         overlay(np.asarray(small), nearest(mask, size=size), classes=classes)
         for mask in (truth, found)
-    ]
-    sheet = Image.new("RGB", (3 * small.width + 2 * _GAP, small.height), "white")
-    for place, image in enumerate(shown):
-        sheet.paste(image, (place * (small.width + _GAP), 0))
-    return sheet
-
-
-class Example(NamedTuple):
-    """An image of the report."""
-
-    score: ImageScore
-    file: str
-    """Name of its panels in the folder of the run's images."""
-    panels: Image.Image
-
-    def values(self) -> dict[str, object]:
-        """Return its entry in results.json."""
-        return {"name": self.score.name, "miou": self.score.miou, "file": self.file}
+    )
+    return side_by_side([small, *drawn])
 
 
 def draw_examples(
@@ -114,7 +95,8 @@ def draw_examples(
         for place, score in enumerate(scores):
             if (pair := reader.read(score.id, use)) is not None:
                 image = panels(*pair, segmented_mask(model, pair[0], view), classes=K)
-                drawn[kind].append(Example(score, f"{kind}-{place}.png", image))
+                facts = {"name": score.name, "miou": score.miou, "file": f"{kind}-{place}.png"}
+                drawn[kind].append(Example(facts, image))
     return drawn
 
 
@@ -129,7 +111,7 @@ def score_rows(scores: SegmentScores) -> Iterator[tuple[str, ...]]:
     total = max(1, sum(row.pixels for row in scores.classes))
     yield "class", "IoU", "accuracy", "of the pixels"
     for row in rows:
-        yield row.name, _percent(row.iou), _percent(row.accuracy), f"{row.pixels / total:.2%}"
+        yield row.name, percent(row.iou), percent(row.accuracy), f"{row.pixels / total:.2%}"
 
 
 def segment_sections(results: Mapping[str, Any], folder: Path) -> Iterator[Element]:
@@ -140,15 +122,7 @@ def segment_sections(results: Mapping[str, Any], folder: Path) -> Iterator[Eleme
         folder: folder of the panels.
     """
     yield from section("Classes", [_class_table(results["classes"])])
-    for kind, title in TITLES.items():
-        shown = list[tuple[str, Image.Image | None]]()
-        for example in results.get(kind, ()):
-            image, path = None, folder / example["file"]
-            if path.exists():
-                with Image.open(path) as opened:
-                    image = opened.convert("RGB")
-            shown.append((_caption(example), image))
-        yield from section(title, _strips(shown))
+    yield from EXAMPLES.stored(results, folder)
 
 
 def evaluation_page(
@@ -159,9 +133,7 @@ def evaluation_page(
     def body() -> Iterator[Element]:
         yield facts_list(segment_facts(results).items())
         yield from section("Classes", [_class_table(results["classes"])])
-        for kind, own in TITLES.items():
-            shown = [(_caption(each.values()), each.panels) for each in examples[kind]]
-            yield from section(own, _strips(shown))
+        yield from EXAMPLES.sections(examples)
 
     return html_page(title, body())
 
@@ -170,36 +142,14 @@ def _class_table(rows: Sequence[Mapping[str, Any]]) -> Element:
     colours, total = class_colours(len(rows)), max(1, sum(row["pixels"] for row in rows))
     cells = [
         (
-            _named(row["name"], colours[number]),
-            _percent(row["iou"]),
-            _percent(row["accuracy"]),
+            named(row["name"], colours[number]),
+            percent(row["iou"]),
+            percent(row["accuracy"]),
             f"{row['pixels'] / total:.2%}",
         )
         for number, row in enumerate(rows)
     ]
     return html_table("", ["class", "IoU", "accuracy", "of the pixels"], cells)
-
-
-def _caption(example: Mapping[str, Any]) -> str:
-    return f"{example['name']}: mIoU {example['miou']:.1%}"
-
-
-def _strips(shown: Sequence[tuple[str, Image.Image | None]]) -> Iterator[Element]:
-    if shown:
-        yield element("p", "Image, its mask, and the prediction.", class_="quiet")
-    for caption, image in shown:
-        yield element("p", caption)
-        if image is not None:
-            yield element("div", image_element(image, caption), class_="strip")
-
-
-def _named(name: str, colour: NDArray[np.uint8]) -> Element:
-    style = f"background:rgb({', '.join(map(str, colour.tolist()))})"
-    return element("span", element("span", "\u00a0", class_="swatch", style=style), f" {name}")
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{value:.1%}"
 
 
 def segment_facts(results: Mapping[str, Any]) -> dict[str, str]:
@@ -233,6 +183,6 @@ def results_of(
     found: Segmented, scores: SegmentScores, examples: Mapping[str, Sequence[Example]]
 ) -> dict[str, Any]:
     """Return the contents of results.json."""
-    shown = {kind: [each.values() for each in drawn] for kind, drawn in examples.items()}
+    shown = {kind: [each.facts for each in drawn] for kind, drawn in examples.items()}
     counts = {"images": len(found.images), "unreadable": list(found.unreadable)}
     return scores.values() | counts | shown
