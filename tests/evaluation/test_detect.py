@@ -107,16 +107,19 @@ def test_the_truth_scores_one_and_a_missed_class_zero(source: BoxSource) -> None
     answers = truths(source)
     whole = scored(known(*answers), source)
 
-    assert whole.boxes.ap == whole.boxes.ap50 == 1.0
-    assert whole.masks is not None and whole.masks.ap50 == 1.0
+    assert whole.scores.boxes.ap == whole.scores.boxes.ap50 == 1.0
+    assert whole.scores.masks is not None and whole.scores.masks.ap50 == 1.0
     assert [each.compared.right for each in whole.images] == [2] * 4
 
     roofs = scored(known(*([a for a in own if a[0].number] for own in answers)), source)
 
     # By hand: trees and cars are found, no roof is.
-    assert roofs.boxes.ap == pytest.approx(2 / 3)
-    assert [row.ap for row in roofs.boxes.classes] == [0, 1, 1]
-    assert sum(len(each.compared.missed) for each in roofs.images) == roofs.boxes.classes[0].objects
+    assert roofs.scores.boxes.ap == pytest.approx(2 / 3)
+    assert [row.ap for row in roofs.scores.boxes.classes] == [0, 1, 1]
+    assert (
+        sum(len(each.compared.missed) for each in roofs.images)
+        == roofs.scores.boxes.classes[0].objects
+    )
 
 
 def test_a_more_confident_mistake_costs_precision(source: BoxSource) -> None:
@@ -124,7 +127,7 @@ def test_a_more_confident_mistake_costs_precision(source: BoxSource) -> None:
     number = answers[0][0][0].number
     answers[0] = [(Marked(50, 35, 55, 39, number), 0.95), *answers[0]]
 
-    found = scored(known(*answers), source).boxes
+    found = scored(known(*answers), source).scores.boxes
 
     # By hand: after one wrong detection, the k-th right one of n has precision k / (k + 1); made
     # to fall, it is n / (n + 1) at every recall.
@@ -142,8 +145,8 @@ def test_an_image_that_cannot_be_read_is_named_and_left_out(
     found = scored(known(*(answers[:1] + answers[2:])), source)
 
     assert found.unreadable == (path.name,) and len(found.images) == 3
-    assert found.boxes.ap == 1.0
-    assert sum(row.objects for row in found.boxes.classes) == 6
+    assert found.scores.boxes.ap == 1.0
+    assert sum(row.objects for row in found.scores.boxes.classes) == 6
     for path in images.iterdir():
         path.unlink()
     with pytest.raises(DataError, match="none of 4 can be read"):
@@ -174,7 +177,7 @@ def test_two_ranks_score_as_one(source: BoxSource) -> None:
     both = scored(known(*(answers[i] for i in first.process.shard(range(4)))), source, ranks=first)
 
     alone = scored(known(*answers), source)
-    assert both.boxes == alone.boxes and both.masks == alone.masks and alone.boxes.ap != 1
+    assert both.scores == alone.scores and alone.scores.boxes.ap != 1
     assert [each.name for each in both.images] == [each.name for each in alone.images]
 
 

@@ -21,7 +21,7 @@ from mae.data.segmentation.coco import run_lengths_of
 from mae.data.segmentation.crop import resized_size
 from mae.data.types import Log, Pixels, Size
 from mae.evaluation.detection_metrics import (
-    DetectionScores,
+    DetectorScores,
     box_results,
     detection_scores,
     find_library,
@@ -114,9 +114,7 @@ class DetectedImage(NamedTuple):
 class Detected(NamedTuple):
     """What a detector gives for images with boxes."""
 
-    boxes: DetectionScores
-    masks: DetectionScores | None
-    """None where the detector or the data have no masks."""
+    scores: DetectorScores
     images: tuple[DetectedImage, ...]
     """In the order of the source."""
     unreadable: tuple[str, ...]
@@ -161,8 +159,8 @@ def score_boxes(
     images: list[DetectedImage] = sorted(parts, key=lambda image: image.id)
     report_unreadable(len(source), unreadable, sorted(warned), log=progress.note)
     masks = model.has_masks and source.has_masks
-    boxes_and_masks = ranks.on_main(lambda: _scores(images, source.box_classes, masks=masks))
-    return Detected(*boxes_and_masks, tuple(images), tuple(each.name for each in unreadable))
+    scores = ranks.on_main(lambda: _scores(images, source.box_classes, masks=masks))
+    return Detected(scores, tuple(images), tuple(each.name for each in unreadable))
 
 
 def _decoded(
@@ -173,12 +171,13 @@ def _decoded(
 
 def _scores(
     images: Sequence[DetectedImage], classes: Sequence[str], *, masks: bool
-) -> tuple[DetectionScores, DetectionScores | None]:
+) -> DetectorScores:
     """Return the scores of boxes, and of masks if asked."""
     truth = coco_of(((each.id, each.name, each.truth) for each in images), classes)
     results = [row for each in images for row in results_rows(each.id, each.objects)]
     boxes = detection_scores(truth, results)
-    return boxes, detection_scores(truth, results, iou="segm") if masks else None
+    of_masks = detection_scores(truth, results, iou="segm") if masks else None
+    return DetectorScores(boxes, of_masks)
 
 
 def results_rows(image: int, objects: DetectedObjects) -> list[dict[str, Any]]:

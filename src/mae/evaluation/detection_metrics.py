@@ -60,6 +60,24 @@ class DetectionScores(NamedTuple):
         return {name: getattr(self, name) for name in SCORES} | {"classes": rows}
 
 
+class DetectorScores(NamedTuple):
+    """Scores of a detector."""
+
+    boxes: DetectionScores
+    masks: DetectionScores | None
+    """None where the detector or the data have no masks."""
+
+    @classmethod
+    def of(cls, results: Mapping[str, Any]) -> DetectorScores:
+        """Return the scores in results.json."""
+        masks = results["masks"]
+        return cls(DetectionScores.of(results), masks and DetectionScores.of(masks))
+
+    def values(self) -> dict[str, object]:
+        """Return the scores for JSON: those of boxes, and those of masks in an entry."""
+        return self.boxes.values() | {"masks": self.masks and self.masks.values()}
+
+
 def detection_scores(
     truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], *, iou: Iou = "bbox"
 ) -> DetectionScores:

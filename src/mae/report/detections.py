@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
 
@@ -18,7 +18,7 @@ from mae.data.detection.jitter import decoded_boxed
 from mae.data.detection.source import BoxSource
 from mae.data.types import Pixels
 from mae.evaluation.detect import Detected, DetectedImage
-from mae.evaluation.detection_metrics import SCORES, DetectionScores
+from mae.evaluation.detection_metrics import SCORES, ClassPrecision, DetectorScores
 from mae.evaluation.detection_mistakes import SCORE
 from mae.report.boxes import DRAWN, draw_objects
 from mae.report.contact_sheet import thumbnail
@@ -32,7 +32,6 @@ from mae.report.examples import (
     side_by_side,
 )
 from mae.report.html import facts_list, html_page, html_table, section
-from mae.report.run import RunFacts
 
 WRONG, MISSED, OTHERS = 6, 3, 3
 """Images in the report: with the most confident mistakes, with the most missed objects, and evenly
@@ -118,8 +117,7 @@ def results_of(found: Detected, examples: Mapping[str, Sequence[Example]]) -> di
     """Return the contents of results.json."""
     compared = [image.compared for image in found.images]
     return {
-        "boxes": found.boxes.values(),
-        "masks": None if found.masks is None else found.masks.values(),
+        **found.scores.values(),
         "images": len(found.images),
         "unreadable": list(found.unreadable),
         "score": SCORE,
@@ -132,13 +130,13 @@ def results_of(found: Detected, examples: Mapping[str, Sequence[Example]]) -> di
 
 def detect_facts(results: Mapping[str, Any]) -> dict[str, str]:
     """Return the scores of results.json as text, by name."""
-    boxes, masks = results["boxes"], results["masks"]
+    boxes, masks = DetectorScores.of(results)
     found = {
-        "AP of boxes": f"{percent(boxes['ap'])} on {results['images']:,} test images",
-        "AP50 of boxes": percent(boxes["ap50"]),
+        "AP of boxes": f"{percent(boxes.ap)} on {results['images']:,} test images",
+        "AP50 of boxes": percent(boxes.ap50),
     }
     if masks is not None:
-        found |= {"AP of masks": percent(masks["ap"]), "AP50 of masks": percent(masks["ap50"])}
+        found |= {"AP of masks": percent(masks.ap), "AP50 of masks": percent(masks.ap50)}
     counts = (f"{results[name]:,} {name}" for name in ("right", "wrong", "missed"))
     found[f"at a score of {results['score']:g}"] = ", ".join(counts)
     if unreadable := len(results["unreadable"]):
@@ -146,11 +144,11 @@ def detect_facts(results: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def score_rows(boxes: DetectionScores, masks: DetectionScores | None) -> Iterator[tuple[str, ...]]:
+def score_rows(scores: DetectorScores) -> Iterator[tuple[str, ...]]:
     """Yield the rows of a table: the scores, then the classes, the worst of many."""
     yield "", *HEADS
-    yield from _score_cells({"boxes": boxes.values(), "masks": masks and masks.values()})
-    rows = [(box, mask) for box, mask in _paired(boxes, masks)]
+    yield from _score_cells(scores)
+    rows, masks = [*_paired(scores)], scores.masks
     if len(rows) > MOST_CLASSES:
         present = [row for row in rows if row[0].ap is not None]
         rows = sorted(present, key=lambda row: row[0].ap or 0)[:MOST_CLASSES]
@@ -161,24 +159,25 @@ def score_rows(boxes: DetectionScores, masks: DetectionScores | None) -> Iterato
         yield box.name, percent(box.ap), percent(box.ap50), *own, f"{box.objects:,}"
 
 
-def _paired(boxes: DetectionScores, masks: DetectionScores | None) -> Iterator[tuple[Any, Any]]:
-    """Yield the rows of each class, of boxes and of masks."""
-    yield from zip(
-        boxes.classes, masks.classes if masks else [None] * len(boxes.classes), strict=True
-    )
+def _paired(
+    scores: DetectorScores,
+) -> Iterator[tuple[ClassPrecision, ClassPrecision | None]]:
+    """Yield the scores of each class, of boxes and of masks."""
+    boxes, masks = scores
+    rows = [None] * len(boxes.classes) if masks is None else masks.classes
+    yield from zip(boxes.classes, rows, strict=True)
 
 
-def _score_cells(results: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    for name in ("boxes", "masks"):
-        if results[name] is not None:
-            yield name, *(percent(results[name][score]) for score in SCORES)
+def _score_cells(scores: DetectorScores) -> Iterator[tuple[str, ...]]:
+    for name, own in scores._asdict().items():
+        if own is not None:
+            yield name, *(percent(getattr(own, score)) for score in SCORES)
 
 
-def _tables(results: Mapping[str, Any]) -> Iterator[Element]:
+def _tables(scores: DetectorScores) -> Iterator[Element]:
     """Yield the tables of scores by size, and of classes."""
-    yield from section("Scores", [html_table("", ["", *HEADS], _score_cells(results))])
-    boxes = DetectionScores.of(results["boxes"])
-    masks = None if results["masks"] is None else DetectionScores.of(results["masks"])
+    yield from section("Scores", [html_table("", ["", *HEADS], _score_cells(scores))])
+    boxes, masks = scores
     colours = class_colours(len(boxes.classes))
     cells: list[tuple[Element | str, ...]] = [
         (
@@ -188,16 +187,16 @@ def _tables(results: Mapping[str, Any]) -> Iterator[Element]:
             *([] if mask is None else [percent(mask.ap), percent(mask.ap50)]),
             f"{box.objects:,}",
         )
-        for number, (box, mask) in enumerate(_paired(boxes, masks))
+        for number, (box, mask) in enumerate(_paired(scores))
     ]
     heads = ["class", "AP", "AP50", *(["AP of masks", "AP50 of masks"] if masks else []), "objects"]
     yield from section("Classes", [html_table("", heads, cells)])
 
 
-def detect_sections(run: RunFacts, results: Mapping[str, Any]) -> Iterator[Element]:
-    """Yield the tables and the examples of a run, of its results.json."""
-    yield from _tables(results)
-    yield from EXAMPLES.stored(results["examples"], run.files.images)
+def detect_sections(results: Mapping[str, Any], folder: Path) -> Iterator[Element]:
+    """Yield the tables and the examples of a run, of its results.json and the panels' folder."""
+    yield from _tables(DetectorScores.of(results))
+    yield from EXAMPLES.stored(results["examples"], folder)
 
 
 def evaluation_page(
@@ -205,13 +204,6 @@ def evaluation_page(
 ) -> bytes:
     """Make a page of the scores, the tables and the examples."""
     facts = facts_list(detect_facts(results).items())
-    return html_page(title, [facts, *_tables(results), *EXAMPLES.sections(examples)])
-
-
-def detect_commands(run: RunFacts) -> str:
-    """Return the commands that use a detector."""
-    here, data = shlex.quote(run.name), shlex.quote(str(run.record["data"].get("path")))
-    return (
-        f"mae detect evaluate {here} --data {data} --out evaluation.html\n"
-        f"mae detect predict {here} IMAGES --out predictions"
+    return html_page(
+        title, [facts, *_tables(DetectorScores.of(results)), *EXAMPLES.sections(examples)]
     )

@@ -18,8 +18,8 @@ from mae.report.figures import element, image_element
 from mae.report.finetuned import scores, test_sections
 from mae.report.reconstruction import read_stages
 from mae.report.run import headline, read_run
-from mae.report.segments import segment_facts, segment_results
 from mae.report.tables import report_of
+from mae.report.transferred import transfer_facts, transfer_results
 
 ResultT = TypeVar("ResultT", bound=type[tuple[Any, ...]])
 
@@ -90,8 +90,8 @@ def run_html(path: Path, rows: Iterable[Iterable[str]]) -> Iterator[Element]:
     """
     try:
         run = read_run(path)
-        results = segment_results(run)
-        found = scores(run) if results is None else segment_facts(results)
+        results = transfer_results(run)
+        found = scores(run) if results is None else transfer_facts(run, results)
         yield rows_table([("run", str(path)), *found.items(), *headline(run).items()])
         drawn = sorted(run.files.images.glob(f"step-{'[0-9]' * 8}.png"))
         for stage, image in read_stages(drawn[-1]).items() if drawn else ():

@@ -12,19 +12,19 @@ from xml.etree.ElementTree import Element
 from PIL import Image
 
 from mae.atomic import write_atomic
+from mae.config.detect import DetectConfig
 from mae.config.run import FinetuneConfig, PretrainConfig
-from mae.config.segment import SegmentConfig
 from mae.evaluation.findings import findings
 from mae.report.figures import Series, element, image_element, line_chart
 from mae.report.finetuned import commands, scores, test_sections
 from mae.report.html import facts_list, html_page, html_table, section
 from mae.report.reconstruction import EXTREMES, STAGES, caption_of, evenly, read_stages
 from mae.report.run import RunFacts, headline, read_run
-from mae.report.segments import (
-    segment_commands,
-    segment_facts,
-    segment_results,
-    segment_sections,
+from mae.report.transferred import (
+    transfer_commands,
+    transfer_facts,
+    transfer_results,
+    transfer_sections,
 )
 from mae.runs.log import read_rows
 
@@ -74,16 +74,16 @@ def write_report(run: Path, *more: Path, out: Path | None = None) -> Path:
 
 def _story(run: RunFacts) -> Iterable[Element]:
     """Build the body of the report of one run."""
-    tuned, results = isinstance(run.config, FinetuneConfig), segment_results(run)
+    tuned, results = isinstance(run.config, FinetuneConfig), transfer_results(run)
     yield element("p", _status(run))
-    if found := segment_facts(results) if results else tuned and scores(run):
+    if found := transfer_facts(run, results) if results else tuned and scores(run):
         yield facts_list(found.items())
     yield facts_list(headline(run).items())
     yield from section("Training curves", _charts([run]))
     if tuned:
         yield from test_sections(run)
     if results:
-        yield from segment_sections(results, run.files.images)
+        yield from transfer_sections(run, results)
     yield from section("Health", _health(run))
     yield from section("Reconstructions during training", _film(run))
     yield from section("Evaluation", _evaluation(run))
@@ -124,9 +124,12 @@ def _charts(runs: Sequence[RunFacts]) -> Iterable[Element]:
 
 
 def _loss_label(runs: Sequence[RunFacts]) -> str:
-    trained = {isinstance(run.config, PretrainConfig) for run in runs}
-    labels = {True: "mean squared error on hidden patches", False: "cross-entropy"}
-    return f"loss, running mean: {' or '.join(labels[kind] for kind in sorted(trained)[::-1])}"
+    labels = {
+        PretrainConfig: "mean squared error on hidden patches",
+        DetectConfig: "sum of the losses of proposals, classes, boxes and masks",
+    }
+    found = {labels.get(type(run.config), "cross-entropy") for run in runs}
+    return f"loss, running mean: {' or '.join(sorted(found, reverse=True))}"
 
 
 def _film(run: RunFacts) -> Iterable[Element]:
@@ -200,7 +203,8 @@ def _evaluation(run: RunFacts) -> Iterable[Element]:
     results = json.loads(path.read_bytes()) if path.exists() else {}
     for line in results.get("shortfalls", []):
         yield element("p", line, class_="behind")
-    yield from (results_table(block) for block in results.values() if isinstance(block, Mapping))
+    blocks = (block for block in results.values() if isinstance(block, Mapping))
+    yield from (results_table(block) for block in blocks if "about" in block)
 
 
 def results_table(results: Mapping[str, Any]) -> Element:
@@ -240,7 +244,8 @@ def _bad_files(run: RunFacts) -> Iterable[Element]:
 def _commands(run: RunFacts) -> Iterable[Element]:
     """Show the command of the run, and commands to continue with."""
     here, record = shlex.quote(run.name), run.record
-    verb = {"Fine-tuning": "finetune", "Segmentation": "segment_train"}.get(run.kind, "pretrain")
+    verbs = {"Fine-tuning": "finetune", "Segmentation": "segment_train", "Detection": "detect_train"}
+    verb = verbs.get(run.kind, "pretrain")
     made_by = shlex.join(record.get("command", [])) or f"mae.{verb}(...)  # in Python"
     yield element("p", "Command of this run; it resumes an unfinished run:")
     yield element("pre", made_by)
@@ -248,9 +253,8 @@ def _commands(run: RunFacts) -> Iterable[Element]:
         yield element("p", "To score it on labelled images, classify others, and use it elsewhere:")
         yield element("pre", commands(run))
         return
-    if isinstance(run.config, SegmentConfig):
-        yield element("p", "To score it on other masks, and to segment images:")
-        yield element("pre", segment_commands(run))
+    if not isinstance(run.config, PretrainConfig):
+        yield from transfer_commands(run)
         return
     yield element("p", "To use it on images of your own, or to train further from its weights:")
     yield element(

@@ -7,8 +7,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mae.config.detect import DetectConfig
 from mae.config.kinds import AnyRunConfig, config_type
-from mae.config.run import FinetuneConfig
+from mae.config.run import FinetuneConfig, PretrainConfig
 from mae.config.segment import SegmentConfig
 from mae.config.serialize import from_dict
 from mae.config.sizes import size_name
@@ -36,9 +37,13 @@ class RunFacts(NamedTuple):
     @property
     def kind(self) -> str:
         """Type of training."""
-        if isinstance(self.config, SegmentConfig):
-            return "Segmentation"
-        return "Fine-tuning" if isinstance(self.config, FinetuneConfig) else "Pre-training"
+        kinds = {
+            PretrainConfig: "Pre-training",
+            FinetuneConfig: "Fine-tuning",
+            SegmentConfig: "Segmentation",
+            DetectConfig: "Detection",
+        }
+        return kinds[type(self.config)]
 
     @property
     def step(self) -> int:

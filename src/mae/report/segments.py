@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +11,6 @@ from xml.etree.ElementTree import Element
 import numpy as np
 from PIL import Image
 
-from mae.config.segment import SegmentConfig
 from mae.data.batching.batch import SourceReader
 from mae.data.decoding.header import kind_of
 from mae.data.segmentation.crop import decoded_pair, nearest
@@ -33,7 +30,6 @@ from mae.report.examples import (
     side_by_side,
 )
 from mae.report.html import facts_list, html_page, html_table, section
-from mae.report.run import RunFacts
 
 PANEL = 288
 """Longest side of an image in the report, in pixels; three are side by side."""
@@ -159,24 +155,6 @@ def segment_facts(results: Mapping[str, Any]) -> dict[str, str]:
     if unreadable := len(results.get("unreadable", ())):
         found["unreadable"] = f"{unreadable:,} test images, left out"
     return found
-
-
-def segment_results(run: RunFacts) -> dict[str, Any] | None:
-    """Return results.json of a run of segmentation; None before its end, and of other runs."""
-    path = run.files.results
-    if not isinstance(run.config, SegmentConfig):
-        return None
-    results: dict[str, Any] | None = json.loads(path.read_bytes()) if path.exists() else None
-    return results
-
-
-def segment_commands(run: RunFacts) -> str:
-    """Return the commands that use a segmenter."""
-    here, data = shlex.quote(run.name), shlex.quote(str(run.record["data"].get("path")))
-    return (
-        f"mae segment evaluate {here} --data {data} --out evaluation.html\n"
-        f"mae segment predict {here} IMAGES --out predictions"
-    )
 
 
 def results_of(
