@@ -61,7 +61,8 @@ def draw_objects(
                 fill = _BLACK if place in marked else own[place]
                 # Dark text where the colour is light.
                 light = sum(fill) > 420 or fill[1] > 190
-                draw.rectangle(box, fill=fill)
+                # The last pixel belongs to a rectangle of Pillow.
+                draw.rectangle((*box[:2], box[2] - 1, box[3] - 1), fill=fill)
                 at = box[0] + 2 * unit, (box[1] + box[3]) / 2
                 draw.text(at, label, fill=_BLACK if light else _WHITE, font=font, anchor="lm")
                 taken.append(box)
@@ -87,11 +88,11 @@ def _text_size(font: ImageFont.FreeTypeFont | ImageFont.ImageFont, text: str) ->
 
 
 def _places(area: Area, size: Sequence[int], image: tuple[int, int]) -> Iterator[Area]:
-    """Yield where the label of a box may be: above it, in it, below it, at its right end."""
+    """Yield where the label of a box may be: above it, below it, in it, at its right end."""
     (left, top, right, bottom), (w, h), (W, H) = area, size, image
     for x in (left, right - w):
         x = min(max(0, x), max(0, W - w))
-        for y in (top - h, top, bottom, bottom - h):
+        for y in (top - h, bottom, top, bottom - h):
             if 0 <= y <= H - h:
                 yield x, y, x + w, y + h
 

@@ -244,7 +244,11 @@ def _bad_files(run: RunFacts) -> Iterable[Element]:
 def _commands(run: RunFacts) -> Iterable[Element]:
     """Show the command of the run, and commands to continue with."""
     here, record = shlex.quote(run.name), run.record
-    verbs = {"Fine-tuning": "finetune", "Segmentation": "segment_train", "Detection": "detect_train"}
+    verbs = {
+        "Fine-tuning": "finetune",
+        "Segmentation": "segment_train",
+        "Detection": "detect_train",
+    }
     verb = verbs.get(run.kind, "pretrain")
     made_by = shlex.join(record.get("command", [])) or f"mae.{verb}(...)  # in Python"
     yield element("p", "Command of this run; it resumes an unfinished run:")

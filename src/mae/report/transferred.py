@@ -40,7 +40,9 @@ def transfer_commands(run: RunFacts) -> Iterator[Element]:
     """Show the commands that use what was trained."""
     here, data = shlex.quote(run.name), shlex.quote(str(run.record["data"].get("path")))
     boxes = isinstance(run.config, DetectConfig)
-    verb, noun, use = ("detect", "boxes", "find objects") if boxes else ("segment", "masks", "segment images")
+    verb, noun, use = (
+        ("detect", "boxes", "find objects") if boxes else ("segment", "masks", "segment images")
+    )
     yield element("p", f"To score it on other {noun}, and to {use}:")
     yield element(
         "pre",
