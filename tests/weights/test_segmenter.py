@@ -86,7 +86,7 @@ def test_a_segmenter_has_class_names(generator: torch.Generator, tmp_path: Path)
     model = segmenter(generator, TABLE)
     model.class_names = ()
 
-    with pytest.raises(ConfigError, match="class_names: expected for a classifier or a segmenter"):
+    with pytest.raises(ConfigError, match="class_names: expected for a classifier, segmenter"):
         save(model, tmp_path / "w")
 
 

@@ -49,6 +49,7 @@ from mae.train.optim.parameter_groups import choose_trained, create_optimizer
 from mae.train.strategy import claim_device, with_strategy
 from mae.transfer.detector import Detector
 from mae.weights.given import Given
+from mae.weights.start_detector import dense_from_weights
 from mae.weights.start_from import config_from_weights
 
 Precision = Literal["auto", "float32", "bf16", "fp16"]
@@ -249,6 +250,8 @@ def _transfer_network(
     fields = {"model": model, "num_classes": classes}
     if isinstance(config, DetectConfig):
         assert isinstance(source, BoxSource)
+        if weights is not None:
+            fields["dense"] = dense_from_weights(config, weights, **given)
         fields["masks"] = source.has_masks if config.masks is None else config.masks
         if config.masks and not source.has_masks:
             raise DataError("data: not every object has a mask; use --masks no, or add the masks")

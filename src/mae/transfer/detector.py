@@ -293,8 +293,10 @@ def _proposal_network(channels: int, *, patch_size: int) -> Any:
     from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
     sizes = tuple((patch_size * 2**level,) for level in range(1, 6))
+    with torch.device("cpu"):  # values and no weights, for a detector on the meta device as well
+        anchors = AnchorGenerator(sizes, (ASPECT_RATIOS,) * len(sizes))
     rpn = RegionProposalNetwork(
-        AnchorGenerator(sizes, (ASPECT_RATIOS,) * len(sizes)),
+        anchors,
         RPNHead(channels, len(ASPECT_RATIOS), conv_depth=RPN_CONVS),
         fg_iou_thresh=0.7,
         bg_iou_thresh=0.3,

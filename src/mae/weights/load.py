@@ -16,11 +16,11 @@ from mae.errors import WeightsError
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.classifier import Classifier
 from mae.model.create import create
+from mae.model.dense.pyramid_backbone import PyramidBackbone
 from mae.model.dense.segmenter import Segmenter
 from mae.model.encoder import Encoder
+from mae.transfer.detector import Detector
 from mae.weights.formats import vitdet
-from mae.weights.formats.name_table import Description
-from mae.weights.formats.native import Model, describe
 from mae.weights.given import HeadPool, LoadOptions
 from mae.weights.infer_config import infer_config, infer_fields, notes_on
 from mae.weights.load_state import NO_DECODER, load_strict
@@ -33,8 +33,8 @@ _SKIPPED = {
     "fc_norm": "it is a classifier's",
     "pyramid": "it is of a segmenter or a detector",
     "auxiliary": "it is a segmenter's",
-    "rpn": "the proposal network of detectron2",
-    "roi_heads": "the heads of boxes and masks of detectron2",
+    "rpn": "the proposal network of a detector",
+    "roi_heads": "the heads of boxes and masks of a detector",
     "unused": "no part of a masked autoencoder",
 }
 _POOLED = {"mean": "the mean of the patches", "cls": "the cls token"}
@@ -136,6 +136,24 @@ def load_segmenter(
     return shown(open_segmenter(path, **given), quiet=quiet)
 
 
+def load_detector(
+    path: str | os.PathLike[str], *, quiet: bool = False, **given: Unpack[LoadOptions]
+) -> Detector:
+    """Load a detector, with its `class_names`; notes on what was loaded go to stderr.
+
+    Args:
+        path: run of `mae detect train`, its checkpoint or its weights.
+        quiet: show no notes.
+        given: as for `load`.
+
+    Raises:
+        ConfigError: if torchvision is not installed.
+        WeightsError: for other weights; for tensors that are missing, unexpected, of another
+            shape or not finite.
+    """
+    return shown(open_detector(path, **given), quiet=quiet)
+
+
 def shown(loaded: Loaded[ModelT], *, quiet: bool) -> ModelT:
     """Print the notes of a model to stderr unless quiet; return the model."""
     for note in () if quiet else loaded.notes:
@@ -209,9 +227,10 @@ def open_classifier(
     raw = read_weights(path, **given)
     tensors = _with_folded_norm(raw.tensors)
     head = tensors.get("head.weight")
-    if raw.is_segmenter:
+    if raw.is_segmenter or raw.is_detector:
+        kind, verb = ("segmenter", "segment") if raw.is_segmenter else ("detector", "detect")
         raise WeightsError(
-            f"{raw.path}: is a segmenter, expected a classifier; use mae segment predict"
+            f"{raw.path}: is a {kind}, expected a classifier; use mae {verb} predict"
         )
     if head is None or head.ndim != 2:
         raise WeightsError(
@@ -260,54 +279,29 @@ def open_segmenter(path: Source, **given: Unpack[LoadOptions]) -> Loaded[Segment
     return Loaded(model, notes)
 
 
-class Opened(NamedTuple):
-    """The model that weights hold: a segmenter, a classifier, an autoencoder or an encoder."""
-
-    model: Model
-    description: Description
-    notes: list[str]
-    """What was loaded, skipped and assumed."""
-    assumed: list[str]
-    """The notes on what the file does not say."""
-
-
-def open_any(
-    path: Source,
-    *,
-    encoder_only: bool = False,
-    allow_missing: Iterable[str] = (),
-    pool: HeadPool | None = None,
-    **given: Unpack[LoadOptions],
-) -> Opened:
-    """Load the model that weights hold, and describe it.
-
-    Args:
-        path: as for `load`, or a classifier or segmenter.
-        encoder_only: skip a decoder or a head.
-        allow_missing: as for `load`; has no effect on a classifier.
-        pool: as for `load_classifier`.
-        given: as for `load`.
-    """
+def open_detector(path: Source, **given: Unpack[LoadOptions]) -> Loaded[Detector]:
+    """Load a detector, with notes on what was assumed."""
     raw = read_weights(path, **given)
-    names, has_head = None, raw.is_classifier and not encoder_only
-    if pool is not None and not has_head:
-        raise WeightsError(f"pool: no effect, no head is taken from {raw.path}; leave it out")
-    model: Model
-    if raw.is_segmenter and not encoder_only:
-        model, assumed = open_segmenter(raw)
-        names, notes = model.class_names, assumed
-    elif has_head:
-        (model, names), assumed = open_classifier(raw, pool=pool)
-        groups = group_notes(raw, model.encoder.config, ("encoder", "fc_norm", "head"))[1:]
-        notes = assumed + groups
-    elif raw.has_decoder and not encoder_only:
-        model, notes = open_model(raw, allow_missing=allow_missing)
-        assumed = infer_config(raw).notes
-    else:
-        model, notes = open_encoder(raw, allow_missing=allow_missing)
-        assumed = infer_config(raw.encoder()).notes
-    description = describe(model, facts=raw.metadata.facts, class_names=names)
-    return Opened(model, description, notes, assumed)
+    described = raw.metadata.detector
+    if described is None:
+        raise WeightsError(
+            f"{raw.path}: has no heads of a detector, expected weights of mae detect train; train "
+            "one from these weights first"
+        )
+    config, _, notes = infer_config(raw.encoder())
+    names, masks = described.class_names, described.masks
+    with torch.device("meta"):
+        backbone = PyramidBackbone(
+            Encoder(config), described.dense, channels=described.pyramid_channels
+        )
+        model = Detector(backbone, num_classes=len(names), masks=masks)
+    heads = ("rpn.", "roi_heads.")
+    rest = {name: t for name, t in raw.tensors.items() if not name.startswith(heads)}
+    load_strict(backbone, raw._replace(tensors=rest), expected="a detector")
+    for part, prefix in zip((model.rpn, model.roi_heads), heads, strict=True):
+        load_strict(part, raw, prefix=prefix, expected="a detector")
+    model.class_names = names
+    return Loaded(model, notes)
 
 
 def group_notes(raw: RawWeights, config: ModelConfig, loaded: Sequence[str]) -> list[str]:

@@ -64,7 +64,7 @@ def open_backbone(path: Source, **given: Unpack[LoadOptions]) -> Loaded[PyramidB
             "of other weights mae.load_encoder gives the encoder"
         )
     stored, _, notes = infer_config(raw.encoder())
-    dense, grid = windows_of(raw, stored)
+    dense, grid = _vitdet_windows(raw, stored)
     h, w = grid or stored.grid
     config = replace(stored, image_size=(h * stored.patch_size, w * stored.patch_size))
     channels = len(raw.tensors.get("pyramid.levels.0.1.norm.weight", ())) or 256
@@ -78,7 +78,17 @@ def open_backbone(path: Source, **given: Unpack[LoadOptions]) -> Loaded[PyramidB
     return Loaded(model, [*notes, _text(dense), *changes, *groups])
 
 
-def windows_of(raw: RawWeights, model: ModelConfig) -> Windows:
+def windows_of(raw: RawWeights, model: ModelConfig) -> Windows | None:
+    """Return windows and global blocks of a detector, None for other weights.
+
+    Of one of detectron2 they follow from the lengths of the relative positions.
+    """
+    if (described := raw.metadata.detector) is not None:
+        return Windows(described.dense, None)
+    return _vitdet_windows(raw, model) if raw.format == vitdet.NAME else None
+
+
+def _vitdet_windows(raw: RawWeights, model: ModelConfig) -> Windows:
     """Return windows and global blocks, from the lengths of the relative positions.
 
     A table of 2s - 1 rows is of s patches. The blocks of the shorter tables attend within
@@ -114,7 +124,7 @@ def windows_of(raw: RawWeights, model: ModelConfig) -> Windows:
 
 def inspection_notes(raw: RawWeights, model: ModelConfig) -> list[str]:
     """Describe windows, and which groups of tensors `load_backbone` takes and leaves."""
-    return [_text(windows_of(raw, model).dense), *group_notes(raw, model, _TAKEN)]
+    return [_text(_vitdet_windows(raw, model).dense), *group_notes(raw, model, _TAKEN)]
 
 
 def _text(dense: DenseConfig) -> str:

@@ -138,9 +138,10 @@ def unsupported(raw: RawWeights, *, missing: Iterable[str], unexpected: Iterable
 def _likely_cause(raw: RawWeights, problems: Mapping[str, list[str]]) -> str:
     """Guess why weights do not fit, from mae's names by problem; empty if there is no guess."""
     missing, misshapen = problems["missing"], problems["of another shape"]
-    if raw.metadata.segmenter is not None and "encoder.norm.weight" in missing:
+    if (raw.metadata.segmenter or raw.metadata.detector) and "encoder.norm.weight" in missing:
+        kind, verb = ("segmenter", "segment") if raw.metadata.segmenter else ("detector", "detect")
         return (
-            "it is a segmenter, whose encoder has no last norm (mae segment evaluate, predict); "
+            f"it is a {kind}, whose encoder has no last norm (mae {verb} evaluate, predict); "
             "give the weights that it was trained from"
         )
     if other := unsupported(raw, missing=missing, unexpected=problems["unexpected"]):

@@ -72,6 +72,11 @@ class RawWeights(NamedTuple):
         """Whether there is a segmenter's head."""
         return "head.classify.conv.weight" in self.tensors
 
+    @property
+    def is_detector(self) -> bool:
+        """Whether there are the proposal network and heads of mae's detectors."""
+        return "rpn.head.cls_logits.weight" in self.tensors
+
     def encoder(self) -> RawWeights:
         """Return the weights without the tensors of a decoder or a head."""
         own = {name: t for name, t in self.tensors.items() if name.startswith("encoder.")}

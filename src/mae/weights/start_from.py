@@ -9,6 +9,7 @@ from typing import Any, Unpack
 
 import torch
 
+from mae.config.detect import DetectConfig
 from mae.config.model import refuse_without_effect
 from mae.config.run import (
     ChannelRule,
@@ -32,6 +33,7 @@ from mae.weights.adapt_shape import resize_weights
 from mae.weights.given import OPTIONS, Given
 from mae.weights.infer_config import OBJECTIVE, NetworkConfig, infer_config, infer_fields, notes_on
 from mae.weights.load import Loaded, group_notes, require_plain_encoder
+from mae.weights.load_backbone import windows_of
 from mae.weights.load_state import load_strict
 from mae.weights.read import Source, read_weights
 
@@ -45,8 +47,8 @@ _OF_RUN = {
     "norm_eps": "--model.norm-eps",
 }
 
-# Starts of the names of tensors that a segmenter does not take from an encoder or a segmenter.
-_OF_SEGMENTER = ("encoder.norm.", "encoder.relative.", "encoder.layer_scale.")
+# Starts of the names of tensors that a dense task does not take with an encoder.
+OF_DENSE = ("encoder.norm.", "encoder.relative.", "encoder.layer_scale.")
 
 # Model fields in which weights must equal a recipe that fine-tunes them.
 _ENCODER_SIZES = ("patch_size", "width", "depth", "num_heads", "mlp_ratio")
@@ -95,7 +97,8 @@ def config_from_weights(
             from the recipe's, or that have a head with more classes than the data.
     """
     raw = read_weights(path, **given)
-    require_plain_encoder(raw)
+    if not isinstance(config, DetectConfig):
+        require_plain_encoder(raw)
     if isinstance(config, TransferConfig):
         known = len(raw.tensors.get("head.bias", ()))
         if isinstance(config, FinetuneConfig) and known > num_classes:
@@ -105,14 +108,19 @@ def config_from_weights(
             )
         raw = raw.encoder()
     stored = infer_config(raw)
+    windows = windows_of(raw, stored.model) if isinstance(config, DetectConfig) else None
     if not config.follow_weights:
         sizes = {name: getattr(stored.model, name) for name in _ENCODER_SIZES}
-        any_size = "finetune-folder" if isinstance(config, FinetuneConfig) else "segment-folder"
-        advice = f"choose the recipe of its size, or {any_size}, which takes any"
+        any_size = {FinetuneConfig: "finetune", SegmentConfig: "segment"}.get(
+            type(config), "detect"
+        )
+        advice = f"choose the recipe of its size, or {any_size}-folder, which takes any"
         _require_network(raw.path, sizes, config.model, advice=advice)
         own = {name: getattr(stored.model, name) for name in ("channels", "pixels", "norm_eps")}
         return stored._replace(model=dataclasses.replace(config.model, **own))
-    size = config.resize or stored.model.image_size
+    size, p = config.resize or stored.model.image_size, stored.model.patch_size
+    if windows is not None and windows.grid is not None and config.resize is None:
+        size = windows.grid[0] * p, windows.grid[1] * p
     asked = {"image_size": size, "crop_pct": config.model.crop_pct}
     if isinstance(config, PretrainConfig) and not raw.metadata.model and not raw.has_decoder:
         asked |= _decoder_of(stored.model)
@@ -213,7 +221,7 @@ def initial_classifier(
         )
     # fc_norm replaces the encoder's norm, so the file may or may not have it.
     left = ("encoder.norm.",) if config.pool == "mean" else ()
-    return Loaded(model, _fill_encoder(model.encoder, path, config.model, left=left, **given))
+    return Loaded(model, fill_encoder(model.encoder, path, config.model, left=left, **given))
 
 
 def initial_segmenter(
@@ -238,7 +246,7 @@ def initial_segmenter(
     new = create(config.model, seed=config.seed).encoder
     new.norm = torch.nn.Identity()  # type: ignore[assignment]
     unused = () if config.dense.has_cls else ("encoder.cls_token",)
-    notes = _fill_encoder(new, path, config.model, left=_OF_SEGMENTER, unused=unused, **given)
+    notes = fill_encoder(new, path, config.model, left=OF_DENSE, unused=unused, **given)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         model = Segmenter(
@@ -251,13 +259,14 @@ def initial_segmenter(
     return Loaded(model, notes)
 
 
-def _fill_encoder(
+def fill_encoder(
     encoder: Encoder,
     path: Source | None,
     config: ModelConfig,
     *,
     left: tuple[str, ...],
     unused: tuple[str, ...] = (),
+    parts: tuple[str, ...] | None = None,
     **given: Unpack[Given],
 ) -> list[str]:
     """Load the weights of an encoder, resized, in place; return notes.
@@ -268,16 +277,19 @@ def _fill_encoder(
         config: the network.
         left: starts of the names of tensors that are not loaded if the file has them.
         unused: names of tensors that the file need not have.
+        parts: further groups of tensors that are taken of it, for a detector; None: no detector.
         given: as for `load_encoder`.
     """
     if path is None:
         return []
     raw = read_weights(path, **given)
-    require_plain_encoder(raw)
+    if parts is None:
+        require_plain_encoder(raw)
     known = infer_fields(raw.encoder())
     tensors, changes = resize_weights(raw.tensors, known.fields, to=config)
     tensors = {n: t for n, t in tensors.items() if not n.startswith(left)}
     raw = raw._replace(tensors=tensors)
     missing = tuple(name for name in unused if name not in tensors)
     load_strict(encoder, raw, prefix="encoder.", expected="an encoder", allow_missing=missing)
-    return [*notes_on(raw, known), *changes, *group_notes(raw, config, ("encoder",))]
+    groups = group_notes(raw, config, ("encoder", *(parts or ())))
+    return [*notes_on(raw, known), *changes, *groups]

@@ -179,8 +179,8 @@ def test_every_tensor_is_taken_or_named_as_left(
     assert taken + left + 8 == len(tensors)
     text = "\n".join(notes)
     assert "took the encoder and pyramid" in text and f", {taken} tensors" in text
-    assert f"left roi_heads, {left} tensors: the heads of boxes and masks of detectron2" in text
-    assert "left rpn, 8 tensors: the proposal network of detectron2" in text
+    assert f"left roi_heads, {left} tensors: the heads of boxes and masks of a detector" in text
+    assert "left rpn, 8 tensors: the proposal network of a detector" in text
     assert "windows of 2 x 2 patches; to the whole image in blocks 1;" in text
     assert "positions: resized from (3, 3) to (6, 6) patches" in text
     assert "assumed" in text and "heads (" not in text  # the tables say the number of heads

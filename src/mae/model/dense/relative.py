@@ -36,10 +36,14 @@ class DecomposedPositions(nn.Module):
 def _by_offset(table: Tensor, size: int) -> Tensor:
     """Return the entry of each query and key along an axis: size size d."""
     if len(table) != 2 * size - 1:
-        resized = F.interpolate(table.t()[None], size=2 * size - 1, mode="linear")
-        table = resized[0].t()
+        table = resized_offsets(table, 2 * size - 1)
     places = torch.arange(size, device=table.device)
     return table[places[:, None] - places[None, :] + size - 1]
+
+
+def resized_offsets(table: Tensor, count: int) -> Tensor:
+    """Resize a table of offsets along an axis, n d, linearly to `count` d."""
+    return F.interpolate(table.t()[None], size=count, mode="linear")[0].t()
 
 
 class TablePositions(nn.Module):

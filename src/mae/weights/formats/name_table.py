@@ -78,6 +78,20 @@ class SegmenterDescription(Description):
     """Its head."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DetectorDescription(Description):
+    """Description of a detector."""
+
+    class_names: tuple[str, ...]
+    """In the order of the classes."""
+    dense: DenseConfig
+    """How its encoder sees an image."""
+    masks: bool
+    """Whether it finds masks too."""
+    pyramid_channels: int
+    """Channels of its pyramid and heads."""
+
+
 class Metadata(NamedTuple):
     """What a file, or another file next to it, says about its network."""
 
@@ -94,9 +108,11 @@ class Metadata(NamedTuple):
     notes: tuple[str, ...] = ()
     """Further assumptions."""
     class_names: tuple[str, ...] = ()
-    """Class names of a classifier or segmenter, in the order of its scores."""
+    """Class names of a classifier, segmenter or detector, in the order of its scores."""
     segmenter: SegmenterDescription | None = None
     """Of a segmenter."""
+    detector: DetectorDescription | None = None
+    """Of a detector."""
     model: ModelConfig | None = None
     """The whole network; only from a `Description`."""
     facts: Mapping[str, object] = {}

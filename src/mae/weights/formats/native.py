@@ -1,8 +1,8 @@
 """Native weight format: a folder of config.json, model.safetensors and README.md.
 
 The folder is a valid Hugging Face Hub repository; README.md is its model card. The tensors are
-the state dict of `MaskedAutoencoder`, of its `encoder.` part only, of `Classifier` or of
-`Segmenter`; config.json describes the network and its pixels.
+the state dict of `MaskedAutoencoder`, of its `encoder.` part only, of `Classifier`, `Segmenter` or
+`Detector`; config.json describes the network and its pixels.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ from mae.model.classifier import Classifier
 from mae.model.dense.segmenter import Segmenter
 from mae.model.encoder import Encoder
 from mae.runs.directory import RunDir, read_record
+from mae.transfer.detector import Detector
 from mae.weights.formats.name_table import (
     LAYERS,
     ClassifierDescription,
     Description,
+    DetectorDescription,
     Layout,
     Metadata,
     SegmenterDescription,
@@ -41,7 +43,7 @@ from mae.weights.formats.name_table import (
 
 CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"
 
-Model = MaskedAutoencoder | Encoder | Classifier | Segmenter
+Model = MaskedAutoencoder | Encoder | Classifier | Segmenter | Detector
 
 _NAMES = ("encoder.cls_token", "encoder.pos_embed", "encoder.patch_embed.proj", "encoder.norm",
           "decoder.mask_token", "decoder.pos_embed", "decoder.embed", "decoder.norm",
@@ -64,6 +66,22 @@ _TABLE |= {name: name for name in _OF_SEGMENTER}
 for _norm in _NORMS:
     _TABLE |= norm_buffers(_norm, _norm)
 
+# A detector: its encoder and pyramid are parts of its backbone.
+_PYRAMID = tuple(
+    f"pyramid.levels.*.{part}"
+    for part in ("0", "0.0", "0.1", "0.3", "1.conv", "1.norm", "2.conv", "2.norm")
+)
+_HEADS = (
+    "rpn.head.conv.*.0", "rpn.head.cls_logits", "rpn.head.bbox_pred", "roi_heads.box_head.*",
+    "roi_heads.box_head.*.0", "roi_heads.box_head.*.1", "roi_heads.box_predictor.cls_score",
+    "roi_heads.box_predictor.bbox_pred", "roi_heads.mask_head.*.0", "roi_heads.mask_head.*.1",
+    "roi_heads.mask_predictor.conv5_mask", "roi_heads.mask_predictor.mask_fcn_logits",
+)  # fmt: skip
+_OF_DETECTOR = {name: name for name in _HEADS} | {
+    name: f"backbone.{name}"
+    for name in (*_PYRAMID, *(name for name in _TABLE if name.startswith("encoder.")))
+}
+
 
 def parse_description(text: str | bytes, *, where: str) -> Metadata:
     """Parse a description from JSON strictly.
@@ -84,7 +102,11 @@ def _described(values: Any, *, where: str) -> Metadata:
     keys = values if isinstance(values, dict) else ()
     kind: type[Description] = Description
     if "class_names" in keys:
-        kind = SegmenterDescription if "head" in keys else ClassifierDescription
+        kind = ClassifierDescription
+        if "head" in keys:
+            kind = SegmenterDescription
+        elif "pyramid_channels" in keys:
+            kind = DetectorDescription
     found = from_dict(kind, values, where=where)
     model, objective = found.model, found.objective
     known = {f.name: getattr(model, f.name) for f in fields(model)}
@@ -95,6 +117,8 @@ def _described(values: Any, *, where: str) -> Metadata:
         return metadata._replace(pool=found.pool, class_names=found.class_names)
     if isinstance(found, SegmenterDescription):
         return metadata._replace(segmenter=found, class_names=found.class_names)
+    if isinstance(found, DetectorDescription):
+        return metadata._replace(detector=found, class_names=found.class_names)
     return metadata
 
 
@@ -126,7 +150,8 @@ def _of_checkpoint(file: Path) -> Metadata:
     record = read_record(run)
     if record is None:
         raise WeightsError(f"{file}: is of a run without run.json; put it back")
-    config, names = record["config"], ("model", "objective", "pool", "dense", "head")
+    config = record["config"]
+    names = ("model", "objective", "pool", "dense", "head", "masks", "pyramid_channels")
     values = {name: config[name] for name in names if name in config}
     if "class_names" in record:
         values["class_names"] = record["class_names"]
@@ -158,13 +183,13 @@ def describe(
     """Return the contents of config.json for a model; arguments as for `save`.
 
     Raises:
-        ConfigError: if a classifier or segmenter is given without class names, or another model
-            with them.
+        ConfigError: if a classifier, segmenter or detector is given without class names, or
+            another model with them.
         WeightsError: for the encoder of a classifier with `fc_norm`.
     """
-    if isinstance(model, Classifier | Segmenter) != (class_names is not None):
+    if isinstance(model, Classifier | Segmenter | Detector) != (class_names is not None):
         raise ConfigError(
-            "class_names: expected for a classifier or a segmenter, and for no other model"
+            "class_names: expected for a classifier, segmenter or detector, and for no other model"
         )
     if isinstance(model, Encoder) and isinstance(model.norm, Identity):
         raise WeightsError(
@@ -178,6 +203,10 @@ def describe(
     if isinstance(model, Segmenter):
         own |= {"class_names": tuple(class_names or ()), "head": model.config}
         return SegmenterDescription(model=model.encoder.config, dense=model.encoder.dense, **own)
+    if isinstance(model, Detector):
+        own |= {"class_names": tuple(class_names or ()), "masks": model.has_masks}
+        own |= {"dense": model.encoder.dense, "pyramid_channels": model.backbone.out_channels}
+        return DetectorDescription(model=model.encoder.config, **own)
     if isinstance(model, MaskedAutoencoder):
         own["objective"] = model.objective
     return Description(model=model.config, **own)
@@ -193,17 +222,17 @@ def save(
     """Save a model as a self-describing folder, replacing the files of an earlier one.
 
     Args:
-        model: an autoencoder, an encoder alone, a classifier or a segmenter; on any device, not
-            changed.
+        model: an autoencoder, an encoder alone, a classifier, a segmenter or a detector; on any
+            device, not changed.
         folder: created if missing.
         facts: provenance of the weights, as JSON values (recipe, data, steps, license ...).
-        class_names: those of a classifier or segmenter, in the order of its scores; none: its
-            `class_names`.
+        class_names: those of a classifier, segmenter or detector, in the order of its scores;
+            none: its `class_names`.
 
     Raises:
         ConfigError: if it cannot be written, or for class names of the wrong type of model.
     """
-    if class_names is None and isinstance(model, Classifier | Segmenter):
+    if class_names is None and isinstance(model, Classifier | Segmenter | Detector):
         class_names = model.class_names or None
     description = describe(model, facts=facts, class_names=class_names)
     return write(Path(folder), tensors_of(model), description)
@@ -231,6 +260,9 @@ def _card(description: Description) -> str:
     elif isinstance(description, SegmenterDescription):
         title = f"Segmenter {title} of {len(description.class_names):,} classes"
         task, language, code = "image-segmentation", "console", "mae segment predict FOLDER IMAGES"
+    elif isinstance(description, DetectorDescription):
+        title = f"Detector {title} of {len(description.class_names):,} classes"
+        task, language, code = "object-detection", "console", "mae detect predict FOLDER IMAGES"
     else:
         title, task, language = f"Masked autoencoder {title}", "image-feature-extraction", "python"
         code = "import mae\n\n"
@@ -258,4 +290,4 @@ The network and the scaling of its pixels are described in {CONFIG}. Where it co
 """
 
 
-LAYOUT = Layout("mae", (_TABLE,), _read_metadata, write)
+LAYOUT = Layout("mae", (_TABLE, _OF_DETECTOR), _read_metadata, write)

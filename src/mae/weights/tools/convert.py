@@ -14,11 +14,13 @@ from torch import Tensor
 from mae.errors import WeightsError
 from mae.model.autoencoder import MaskedAutoencoder
 from mae.model.dense.segmenter import Segmenter
+from mae.transfer.detector import Detector
 from mae.weights.formats.native import tensors_of
 from mae.weights.given import Given, HeadPool, Target
-from mae.weights.load import Opened, open_any
+from mae.weights.open_any import Opened, open_any
 from mae.weights.read import LAYOUTS
 from mae.weights.tools.output import new_output, require_new
+from mae.weights.tools.whole_image import whole_image_outputs
 
 _WRITERS = {layout.name: layout.write for layout in LAYOUTS if layout.write}
 _REFUSES = {layout.name: layout.refuses for layout in LAYOUTS if layout.refuses}
@@ -79,8 +81,9 @@ def convert(
         src, encoder_only=encoder_only, allow_missing=allow_missing, pool=pool, **given
     )
     tensors = tensors_of(source.model)
-    if isinstance(source.model, Segmenter) and to != "mae":
-        raise WeightsError(f"{path}: not written: {to} cannot hold a segmenter, only mae can")
+    if isinstance(source.model, Segmenter | Detector) and to != "mae":
+        kind = type(source.model).__name__.lower()
+        raise WeightsError(f"{path}: not written: {to} cannot hold a {kind}, only mae can")
     if to in _REFUSES and (why := _REFUSES[to](source.description, tensors)):
         raise WeightsError(f"{path}: not written: {to} cannot hold this model: {why}")
     with new_output(path) as temporary:
@@ -116,6 +119,8 @@ def _outputs(opened: Opened) -> list[Tensor]:
         return [model.encoder(images), model.reconstruct(images, noise=noise).pred, loss]
     if isinstance(model, Segmenter):
         return [model.eval()(images).logits]
+    if isinstance(model, Detector):
+        return [*whole_image_outputs(model.eval(), images).values()]
     return [model(images)]
 
 

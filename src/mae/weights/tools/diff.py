@@ -19,9 +19,11 @@ from mae.model.classifier import Classifier
 from mae.model.dense.segmenter import Segmenter
 from mae.model.masking import random_masking
 from mae.model.normalize import denormalize_pixels, normalize_pixels
+from mae.transfer.detector import Detector
 from mae.weights.given import Given, HeadPool
-from mae.weights.load import Opened, open_any
+from mae.weights.open_any import Opened, open_any
 from mae.weights.read import RawWeights, read_weights
+from mae.weights.tools.whole_image import whole_image_outputs
 
 SAME = 1e-5  # relative to the largest value; allows for float32 summation order only
 IMAGES = 2
@@ -162,6 +164,8 @@ def _outputs(opened: Opened, images: Tensor, mask: Tensor) -> dict[str, Tensor]:
     normalised = normalize_pixels(images, replace(pixels, dtype="float32"))
     if isinstance(model, Segmenter):
         return {"logits": model(normalised).logits}
+    if isinstance(model, Detector):
+        return whole_image_outputs(model, normalised)
     if not isinstance(model, MaskedAutoencoder):
         return {"scores" if isinstance(model, Classifier) else "features": model(normalised)}
     filled = model.reconstruct(normalised, mask=mask).images

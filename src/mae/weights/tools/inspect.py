@@ -103,6 +103,8 @@ def inspect(path: str | Path, *, take: Take | None = None) -> Inspection:
     head = raw.tensors.get("head.weight")
     logits = raw.tensors.get("head.classify.conv.weight", head)  # of a segmenter
     num_classes = None if logits is None else len(logits)
+    if raw.metadata.detector is not None:
+        num_classes = len(raw.metadata.class_names)
     published = _published_file(raw, size=size, num_classes=num_classes, fields=fields)
     if head is not None:
         sources["pool"] = raw.metadata.source

@@ -8,7 +8,7 @@ from mae.errors import ConfigError, WeightsError
 from mae.runs.directory import RunDir
 from mae.weights.formats.native import CARD, CONFIG, TENSORS
 from mae.weights.io.hub import NAME, hub_errors, require_library
-from mae.weights.load import open_any
+from mae.weights.open_any import open_any
 
 
 def push(folder: str | Path, repo: str, *, public: bool = False) -> str:
