@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -199,13 +200,37 @@ def test_losses_follow_from_the_generator_and_not_from_torchs_own() -> None:
     for seed, own in ((1, 7), (2, 7), (1, 8)):
         torch.manual_seed(seed)
         before = torch.get_rng_state()
-        found.append(losses(model, images, [target()], generator=seeded(own)))
+        found.append(losses(model, images, [target()], generators=[seeded(own)]))
         assert torch.equal(torch.get_rng_state(), before)
 
     values = [[loss.item() for loss in each if loss is not None] for each in found]
     assert len(values[0]) == 5
     assert values[0] == values[1]
     assert values[0] != values[2]
+
+
+def test_losses_of_a_batch_are_the_mean_of_those_of_each_image() -> None:
+    # The second image has fewer objects, so that fewer boxes are drawn on objects.
+    model, images = detector(), torch.cat([image(seeded(1)), image(seeded(2))])
+    boxes, classes, masks = target()
+    assert masks is not None
+    targets = [target(), Target(boxes[:1], classes[:1], masks[:1])]
+    drops = torch.rand(2, 4, generator=seeded(3))
+    sizes = [(64, 96), (60, 80)]
+
+    def of(part: slice) -> Losses:
+        draws = [seeded(8), seeded(9)][part]
+        return losses(
+            model, images[part], targets[part], drops=drops[part], sizes=sizes[part],
+            generators=draws,
+        )  # fmt: skip
+
+    both, first, second = of(slice(0, 2)), of(slice(0, 1)), of(slice(1, 2))
+
+    for whole, one, other in zip(both, first, second, strict=True):
+        assert whole is not None and one is not None and other is not None
+        torch.testing.assert_close(whole, (one + other) / 2)
+        assert one.item() != other.item()
 
 
 @pytest.mark.slow
@@ -215,7 +240,7 @@ def test_an_image_without_objects_is_background(generator: torch.Generator) -> N
     images = torch.randn(2, 3, 64, 96, generator=generator)
 
     for targets in ([none, target()], [none, none]):
-        found = losses(model, images, targets, generator=seeded(0))
+        found = losses(model, images, targets, generators=[seeded(0), seeded(1)])
         found.total.backward()
 
         assert all(loss is not None and bool(loss.isfinite()) for loss in found)
@@ -251,12 +276,13 @@ def test_one_image_is_learnt_by_heart(generator: torch.Generator) -> None:
     model, images, objects = detector(), image(generator), target()
     assert objects.masks is not None
     # Few boxes of a step, of which more are objects: quick on one core.
-    model.roi_heads.fg_bg_sampler.count = model.rpn.fg_bg_sampler.count = 64
+    for part in (model.rpn, model.roi_heads):
+        part.fg_bg_sampler = replace(part.fg_bg_sampler, count=64)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     draws, totals = seeded(0), list[float]()
     for _ in range(50):
         drops = torch.rand(1, 4, generator=draws)
-        loss = losses(model, images, [objects], drops=drops, generator=draws).total
+        loss = losses(model, images, [objects], drops=drops, generators=[draws]).total
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

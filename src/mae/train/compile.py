@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
+from mae.config.detect import DetectConfig
 from mae.config.run import FitConfig
 from mae.data.batching.batch import Batch, BatchPlan, training_batch
 from mae.runs.state import TrainState
@@ -38,8 +39,9 @@ def compiled_loss(
     config, device = run.config, device_of(state)
     if not is_compiled(config, device):
         return recipe.loss
-    if state.is_sharded:
-        run.progress.note("compile: off with --strategy fsdp")
+    if state.is_sharded or isinstance(config, DetectConfig):
+        reason = "with --strategy fsdp" if state.is_sharded else "for detectors"
+        run.progress.note(f"compile: off {reason}")
         return recipe.loss
     # Compilations of earlier runs in this process count towards torch's recompile limit.
     torch.compiler.reset()

@@ -17,8 +17,9 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import nn
 
+from mae.config.detect import DetectConfig
 from mae.config.kinds import AnyRunConfig
-from mae.config.run import FinetuneConfig, PretrainConfig, TransferConfig
+from mae.config.run import PretrainConfig, TransferConfig
 from mae.config.segment import SegmentConfig
 from mae.data.batching.batch import Batch, BatchPlan, training_batch
 from mae.data.batching.loader import MADE_AHEAD, batches, on_device
@@ -30,6 +31,7 @@ from mae.model.create import create
 from mae.planning.estimate import Estimate, num_steps
 from mae.planning.hardware import choose_device
 from mae.progress import minutes_in_words
+from mae.train.detect_batch import detect_loss
 from mae.train.finetune_batch import finetune_batch, soft_target_loss
 from mae.train.resolution_schedule import Stage, stages
 from mae.train.resolve import batch_plan, device_of, new_state
@@ -63,7 +65,8 @@ def step_recipe(config: AnyRunConfig, plan: BatchPlan, device: torch.device) -> 
         return StepRecipe()
     if isinstance(config, SegmentConfig):
         return StepRecipe(segment_loss(config))
-    assert isinstance(config, FinetuneConfig)
+    if isinstance(config, DetectConfig):
+        return StepRecipe(detect_loss(config))
 
     def prepare(batch: Batch, step: int) -> Batch:
         return finetune_batch(batch, plan, config, step=step, device=device)

@@ -5,8 +5,10 @@ torchvision is imported when a detector is created; it is part of the extra `det
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -160,11 +162,14 @@ class Detector(nn.Module):
         *,
         sizes: Sequence[tuple[int, int]] | None = None,
         drops: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        generators: Sequence[torch.Generator] | None = None,
     ) -> Losses | list[Detections]:
         """Return losses in training mode, else the objects found in each image.
 
-        Under autocast the backbone runs in half precision and the heads in float32.
+        Each loss is the mean over the images of that of an image alone, as where each GPU has one
+        image (ViTDet); torchvision's would weigh images by the boxes that are drawn of them, so
+        that micro-batches and ranks changed it. Under autocast the backbone runs in half precision
+        and the heads in float32.
 
         Args:
             images: B C H W float, normalised (`backbone.encoder.normalize`); smaller ones are
@@ -172,36 +177,60 @@ class Detector(nn.Module):
             targets: the objects of each image, in training mode only; an image may have none.
             sizes: height and width of each image without its pad; None: H and W.
             drops: B 2*depth uniform in [0, 1), see `DenseBackbone`; None: nothing is dropped.
-            generator: draws the boxes that the losses are computed of, on the CPU; None: torch's
-                global generator.
+            generators: B; each draws the boxes of an image that its losses are computed of, on
+                the CPU. None: torch's global generator.
 
         Raises:
             ShapeError: for targets in evaluation mode, or for other numbers or shapes of targets.
         """
         B, _, H, W = images.shape
         given = [(H, W)] * B if sizes is None else [(int(h), int(w)) for h, w in sizes]
-        if len(given) != B:
-            raise ShapeError(f"sizes: got {len(given)}, expected {B}, one for each image")
+        draws = [None] * B if generators is None else [*generators]
+        if not len(given) == len(draws) == B:
+            raise ShapeError(
+                f"sizes, generators: got {len(given)}, {len(draws)}, expected {B}, one for each "
+                "image"
+            )
         asked = self._targets(targets, size=(H, W), count=B)
         features = self.backbone(images, drops=drops)
         with torch.autocast(images.device.type, enabled=False):
-            maps = {str(number): each.float() for number, each in enumerate(features)}
+            maps = [each.float() for each in features]
             most = self.backbone.largest_stride
             # Its shape alone is used: anchors lie on the padded image.
             padded = F.pad(images, (0, -W % most, 0, -H % most))
-            for part in (self.rpn, self.roi_heads):
-                part.fg_bg_sampler.generator = generator
-            proposals, of_proposals = self.rpn(_image_list(padded, given), maps, asked)
-            found, of_boxes = self.roi_heads(maps, proposals, given, asked)
-        if self.training:
-            return Losses(
-                of_proposals["loss_objectness"],
-                of_proposals["loss_rpn_box_reg"],
-                of_boxes["loss_classifier"],
-                of_boxes["loss_box_reg"],
-                of_boxes.get("loss_mask"),
-            )
-        return [_detections(each) for each in found]
+            if asked is None:
+                whole = _by_level(maps)
+                proposals, _ = self.rpn(_image_list(padded, given), whole)
+                return [_detections(each) for each in self.roi_heads(whole, proposals, given)[0]]
+            found = [
+                self._losses(padded[i : i + 1], [each[i : i + 1] for each in maps], *rest)
+                for i, rest in enumerate(zip(given, asked, draws, strict=True))
+            ]
+        means = (
+            None if None in each else torch.stack(each).mean() for each in zip(*found, strict=True)
+        )
+        return Losses(*means)  # type: ignore[arg-type]
+
+    def _losses(
+        self,
+        padded: Tensor,
+        maps: Sequence[Tensor],
+        size: tuple[int, int],
+        target: dict[str, Tensor],
+        generator: torch.Generator | None,
+    ) -> Losses:
+        """Return the losses of one image."""
+        levels = _by_level(maps)
+        rpn, heads = (_drawing_by(generator, part) for part in (self.rpn, self.roi_heads))
+        proposals, of_proposals = rpn(_image_list(padded, [size]), levels, [target])
+        _, of_boxes = heads(levels, proposals, [size], [target])
+        return Losses(
+            of_proposals["loss_objectness"],
+            of_proposals["loss_rpn_box_reg"],
+            of_boxes["loss_classifier"],
+            of_boxes["loss_box_reg"],
+            of_boxes.get("loss_mask"),
+        )
 
     def _targets(
         self, targets: Sequence[Target] | None, *, size: tuple[int, int], count: int
@@ -245,15 +274,16 @@ class Detector(nn.Module):
             )
 
 
+@dataclass(frozen=True, slots=True)
 class _Sampler:
     """Draws positive and negative boxes by a generator (torchvision: the global one).
 
     Source: Girshick 2015 (Fast R-CNN): at most a fraction of positive ones, the rest negative.
     """
 
-    def __init__(self, count: int, positive: float) -> None:
-        self.count, self.positive = count, positive
-        self.generator: torch.Generator | None = None
+    count: int
+    positive: float
+    generator: torch.Generator | None = None
 
     def __call__(self, matched: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return masks of the chosen positive (>= 1) and negative (0) ones of each image."""
@@ -271,6 +301,17 @@ class _Sampler:
                 into[-1][kept] = 1
                 left -= len(kept)
         return chosen
+
+
+def _drawing_by(generator: torch.Generator | None, part: Any) -> Any:
+    """Return a copy of a part that draws by a generator, so that threads share the layers alone."""
+    own = copy.copy(part)
+    own.fg_bg_sampler = replace(part.fg_bg_sampler, generator=generator)
+    return own
+
+
+def _by_level(maps: Sequence[Tensor]) -> dict[str, Tensor]:
+    return {str(number): each for number, each in enumerate(maps)}
 
 
 def require_torchvision() -> None:

@@ -35,10 +35,8 @@ class _Cut(NamedTuple):
     left: int
     height: int
     width: int
-    shown: Size
-    """Height and width of the part once resized."""
     size: Size
-    """Height and width of the crop."""
+    """Height and width of the part once resized."""
     flip: bool
 
 
@@ -61,14 +59,14 @@ def jittered(
     Args:
         boxed: an image and its objects.
         draws: JITTER_DRAWS, uniform in [0, 1).
-        flip: whether all is mirrored left to right.
+        flip: whether the image is mirrored left to right.
         kind: type and channels of the image.
         size: height and width of the crop.
         rule: how they are resized, and what fills the rest.
         warn: see `decode`.
 
     Returns:
-        Image h w C and the objects within it; masks are drawn by `Instances.masks`.
+        Image h w C and the objects within it; their `size` is that of the image without the fill.
 
     Raises:
         BadImage: if the image cannot be read, or has another size than its objects were drawn on.
@@ -85,11 +83,9 @@ def jittered(
     )
     image = np.empty((*size, kind.channels), dtype=kind.dtype)
     image[...] = np.asarray(rule.fill, dtype=kind.dtype)
-    image[:h, :w] = resized_crop(pixels, (top, left, height, width), size=(h, w))
-    if flip:
-        image = image[:, ::-1]
-    cut = _Cut(top, left, height, width, (h, w), size, flip)
-    return np.ascontiguousarray(image), _cropped(instances, cut)
+    part = resized_crop(pixels, (top, left, height, width), size=(h, w))
+    image[:h, :w] = part[:, ::-1] if flip else part
+    return image, _cropped(instances, _Cut(top, left, height, width, (h, w), flip))
 
 
 def decoded_boxed(boxed: Boxed, *, kind: PixelKind, warn: Log = ignore_message) -> Pixels:
@@ -103,7 +99,7 @@ def decoded_boxed(boxed: Boxed, *, kind: PixelKind, warn: Log = ignore_message) 
 
 def _cropped(instances: Instances, cut: _Cut) -> Instances:
     """Return the objects as a crop shows them."""
-    (h, w), (_, whole) = cut.shown, cut.size
+    h, w = cut.size
     scale = np.array([w / cut.width, h / cut.height] * 2)
     moved = (instances.boxes - np.array([cut.left, cut.top] * 2)) * scale
     boxes = moved.clip(0, [w, h, w, h])
@@ -124,7 +120,7 @@ def _cropped(instances: Instances, cut: _Cut) -> Instances:
         segmentations.append(own)
     shares = _areas(boxes[kept]) / _areas(instances.boxes[kept])
     if cut.flip:
-        boxes[:, [0, 2]] = whole - boxes[:, [2, 0]]
+        boxes[:, [0, 2]] = w - boxes[:, [2, 0]]
     return Instances(
         cut.size,
         boxes[kept].astype(np.float32),
@@ -151,17 +147,16 @@ def _within(box: Pixels, inside: Flags, cut: _Cut) -> Pixels:
 
 def _moved(segmentation: Segmentation, size: Size, cut: _Cut) -> Segmentation:
     """Return polygons or run lengths as a crop shows them."""
-    (h, w), (_, whole) = cut.shown, cut.size
+    h, w = cut.size
     if isinstance(segmentation, Mapping):
         part = instance_inside(segmentation, size=size)[
             cut.top : cut.top + cut.height, cut.left : cut.left + cut.width
         ]
-        inside = np.zeros(cut.size, dtype=np.bool_)
-        inside[:h, :w] = nearest(part.astype(np.uint8), size=cut.shown) > 0
+        inside = nearest(part.astype(np.uint8), size=cut.size) > 0
         return run_lengths_of(inside[:, ::-1] if cut.flip else inside)
     moved = []
     for corners in segmentation:
         x, y = np.asarray(corners, dtype=np.float64).reshape(-1, 2).T
         x, y = (x - cut.left) * (w / cut.width), (y - cut.top) * (h / cut.height)
-        moved.append(np.stack([whole - x if cut.flip else x, y], axis=1).ravel().tolist())
+        moved.append(np.stack([w - x if cut.flip else x, y], axis=1).ravel().tolist())
     return moved
