@@ -11,12 +11,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mae.atomic import write_atomic, write_json_atomic
 from mae.config.segment import SegmentConfig
 from mae.data.segmentation.source import MaskSource
-from mae.evaluation.few_labels import FewLabels, write_choice
+from mae.evaluation.annotated_run import open_annotated_run
 from mae.evaluation.segment import SegmentView, score_images
 from mae.evaluation.segment_metrics import SegmentScores, segment_scores
 from mae.evaluation.segmented_data import segmented
@@ -95,47 +93,24 @@ def segment_train(
         suffix="-segment", resume_from=resume_from, skip_steps=skip_steps,
         finished_too=finished_too, quiet=quiet, command=command, based_on=based_on, kept=kept,
     ) as call:  # fmt: skip
-        progress, ranks = call.progress, call.ranks
-        how = call.split | {"max_bad": call.config.max_bad, "progress": progress}
-        parts = segmented(data, ranks=ranks, **how)
-        for note in parts.notes:
-            progress.note(note)
-        every = np.arange(len(parts.train))
-        few = FewLabels(labels).single_draw(
-            parts.train, every, seed=call.config.seed, log=progress.note
-        )
-        source = parts.train.take(few)
-        session = call.open_run(
-            ranks.on_main(partial(_chosen, call, source)),
-            source,
-            test=parts.test,
-            split=None if parts.held is None else parts.held.record(parts.whole),
-            labels=labels,
-            class_names=list(source.mask_classes),
-        )
-        with session as run:
+        how = call.split | {"max_bad": call.config.max_bad, "progress": call.progress}
+        parts = segmented(data, ranks=call.ranks, **how)
+        classes, choose = parts.train.mask_classes, partial(_chosen, call)
+        with open_annotated_run(call, parts, choose, classes=classes, labels=labels) as run:
             assert isinstance(run.config, SegmentConfig)
             if run.record["finished"]:
                 model = load_segmenter(run.rundir.weights, quiet=True)
             else:
-                if labels is not None and ranks.is_main_process:
-                    write_choice(run.rundir.path / "labels.csv", parts.train, [few])
                 model, notes = initial_segmenter(call.weights, run.config, **call.given)
-                model.class_names = source.mask_classes
+                model.class_names = classes
                 for note in notes:
-                    progress.note(note)
+                    call.progress.note(note)
                 _train(run, model, run.config, parts.test)
             results = json.loads(run.rundir.results.read_bytes())
             return SegmentRun(
-                path=run.rundir.path,
-                config=run.config,
-                num_steps=run.record["num_steps"],
-                resumed=run.resumed,
-                train=run.record["data"]["count"],
-                test=results["images"],
-                scores=SegmentScores.of(results),
-                model=model,
-            )
+                run.rundir.path, run.config, run.record["num_steps"], run.resumed,
+                run.record["data"]["count"], results["images"], SegmentScores.of(results), model,
+            )  # fmt: skip
 
 
 def _chosen(call: TrainingCall[SegmentConfig], source: MaskSource) -> SegmentConfig:
