@@ -5,10 +5,8 @@ torchvision is imported when a detector is created; it is part of the extra `det
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +17,7 @@ from mae.errors import ConfigError, ShapeError
 from mae.model.dense.backbone import DenseBackbone
 from mae.model.dense.pyramid import MapNorm
 from mae.model.dense.pyramid_backbone import PyramidBackbone
+from mae.transfer.box_sampler import BoxSampler, drawing_by
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
 BOX_POOL, MASK_POOL = 7, 14
@@ -143,7 +142,7 @@ class Detector(nn.Module):
         require_torchvision()
         self.rpn = _proposal_network(channels, patch_size=p)
         self.roi_heads = _heads(channels, patch_size=p, num_classes=num_classes, masks=masks)
-        self.roi_heads.fg_bg_sampler = _Sampler(sampled_boxes, 0.25)
+        self.roi_heads.fg_bg_sampler = BoxSampler(sampled_boxes, 0.25)
 
     @property
     def encoder(self) -> DenseBackbone:
@@ -221,7 +220,7 @@ class Detector(nn.Module):
     ) -> Losses:
         """Return the losses of one image."""
         levels = _by_level(maps)
-        rpn, heads = (_drawing_by(generator, part) for part in (self.rpn, self.roi_heads))
+        rpn, heads = (drawing_by(generator, part) for part in (self.rpn, self.roi_heads))
         proposals, of_proposals = rpn(_image_list(padded, [size]), levels, [target])
         _, of_boxes = heads(levels, proposals, [size], [target])
         return Losses(
@@ -274,42 +273,6 @@ class Detector(nn.Module):
             )
 
 
-@dataclass(frozen=True, slots=True)
-class _Sampler:
-    """Draws positive and negative boxes by a generator (torchvision: the global one).
-
-    Source: Girshick 2015 (Fast R-CNN): at most a fraction of positive ones, the rest negative.
-    """
-
-    count: int
-    positive: float
-    generator: torch.Generator | None = None
-
-    def __call__(self, matched: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Return masks of the chosen positive (>= 1) and negative (0) ones of each image."""
-        chosen = list[Tensor](), list[Tensor]()
-        for labels in matched:
-            left = self.count
-            for into, which, most in (
-                (chosen[0], labels >= 1, int(self.count * self.positive)),
-                (chosen[1], labels == 0, self.count),
-            ):
-                places = torch.where(which)[0]
-                order = torch.randperm(len(places), generator=self.generator)
-                kept = places[order[: min(most, left)].to(places.device)]
-                into.append(torch.zeros_like(labels, dtype=torch.uint8))
-                into[-1][kept] = 1
-                left -= len(kept)
-        return chosen
-
-
-def _drawing_by(generator: torch.Generator | None, part: Any) -> Any:
-    """Return a copy of a part that draws by a generator, so that threads share the layers alone."""
-    own = copy.copy(part)
-    own.fg_bg_sampler = replace(part.fg_bg_sampler, generator=generator)
-    return own
-
-
 def _by_level(maps: Sequence[Tensor]) -> dict[str, Tensor]:
     return {str(number): each for number, each in enumerate(maps)}
 
@@ -347,7 +310,7 @@ def _proposal_network(channels: int, *, patch_size: int) -> Any:
         post_nms_top_n={"training": 1000, "testing": 1000},
         nms_thresh=0.7,
     )
-    rpn.fg_bg_sampler = _Sampler(256, 0.5)
+    rpn.fg_bg_sampler = BoxSampler(256, 0.5)
     return rpn
 
 
