@@ -40,6 +40,8 @@ def test_public_names() -> None:
         "WeightsError",
         "convert",
         "create",
+        "detect_evaluate",
+        "detect_predict",
         "embed",
         "evaluate",
         "features",
@@ -73,7 +75,7 @@ OF_PYTHON = {"command", "based_on", "kept", "finished_too", "given", "fields", "
 @pytest.mark.parametrize(
     "name",
     "pretrain finetune probe evaluate predict reconstruct segment_train segment_evaluate "
-    "segment_predict".split(),
+    "segment_predict detect_evaluate detect_predict".split(),
 )
 def test_a_function_has_the_parameters_and_defaults_of_its_command(name: str) -> None:
     verb = next(verb.run for verb in VERBS if verb.name == name.replace("_", " "))

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from mae.errors import Stopped as Stopped
     from mae.errors import TrainingError as TrainingError
     from mae.errors import WeightsError as WeightsError
+    from mae.jobs.detect_evaluate import detect_evaluate as detect_evaluate
+    from mae.jobs.detect_predict import detect_predict as detect_predict
     from mae.jobs.embed import embed as embed
     from mae.jobs.embed import features as features
     from mae.jobs.evaluate import evaluate as evaluate
@@ -56,6 +58,8 @@ _NAMES = {
     "ObjectiveConfig OptimConfig PixelConfig PretrainConfig",
     "mae.errors": "CheckpointError ConfigError DataError "
     "MaeError ShapeError Stopped TrainingError WeightsError",
+    "mae.jobs.detect_evaluate": "detect_evaluate",
+    "mae.jobs.detect_predict": "detect_predict",
     "mae.jobs.embed": "embed features",
     "mae.jobs.evaluate": "evaluate",
     "mae.jobs.finetune": "Tuned finetune",

@@ -132,7 +132,7 @@ def test_mae_alone_prints_the_verbs_by_group(mae_: Run) -> None:
 
     assert said.code == 0 and said.err == "" and said.out == mae_("--help").out
     lines = said.out.splitlines()
-    groups = ["train", "use", "segment", "inspect"]
+    groups = ["train", "use", "segment", "detect", "inspect"]
     assert [line for line in lines if line in groups] == groups
     assert all(any(line.startswith(f"  {verb.name} ") for line in lines) for verb in VERBS)
     assert max(map(len, lines)) <= 100
@@ -167,6 +167,8 @@ def test_verbs_and_options_are_pinned() -> None:
         f"{given} config print-config quiet model json traceback",
         "segment evaluate": f"WEIGHTS data split out max-bad device {given} quiet json traceback",
         "segment predict": f"WEIGHTS IMAGES out device {given} quiet json traceback",
+        "detect evaluate": f"WEIGHTS data split out max-bad device {given} quiet json traceback",
+        "detect predict": f"WEIGHTS IMAGES out threshold crops device {given} quiet json traceback",
         "data inspect": "FOLDER limit out quarantine quiet json traceback",
         "report": "RUNS json traceback",
         "recipes list": "json traceback",

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import sys
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -18,7 +19,6 @@ from mae.evaluation.detection_metrics import (
     SCORES,
     DetectionScores,
     Iou,
-    box_results,
     detection_scores,
     find_library,
 )
@@ -32,6 +32,16 @@ def rectangle(box: tuple[int, int, int, int]) -> np.ndarray:
     inside = np.zeros(SIZE, dtype=np.bool_)
     inside[y0:y1, x0:x1] = True
     return inside
+
+
+def detection(image: int, box: Sequence[float], number: int, score: float) -> dict[str, Any]:
+    """A detection in COCO's results form, with the mask of its box."""
+    x0, y0, x1, y1 = box
+    inside = run_lengths_of(rectangle((int(x0), int(y0), int(x1), int(y1))))
+    return {
+        "image_id": image + 1, "category_id": number + 1, "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "score": score, "segmentation": inside,
+    }  # fmt: skip
 
 
 def crafted() -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -63,13 +73,7 @@ def crafted() -> tuple[dict[str, Any], list[dict[str, Any]]]:
                 x, y = max(0, x0 + dx), max(0, y0 + dy)
                 moved = (x, y, min(SIZE[1], x + int(w)), min(SIZE[0], y + int(h)))
                 named = number if rng.random() < 0.8 else int(rng.integers(4))
-                results += box_results(
-                    image,
-                    np.array([moved], dtype=np.float32),
-                    np.array([named]),
-                    rng.random(1),
-                    [run_lengths_of(rectangle(moved))],
-                )
+                results.append(detection(image, moved, named, float(rng.random())))
     images = [
         {"id": i + 1, "file_name": f"{i}.png", "height": SIZE[0], "width": SIZE[1]}
         for i in range(IMAGES)
@@ -151,7 +155,7 @@ def test_no_detections_score_zero_where_there_are_objects(results: list[Any] | N
     truth, _ = crafted()
     truth["annotations"] = [a for a in truth["annotations"] if a["area"] < 32**2]
     # None: one detection of a class without objects, which the library scores.
-    far = box_results(0, np.array([[0, 0, 1, 1]]), np.array([3]), np.array([0.1]))
+    far = [detection(0, (0, 0, 1, 1), 3, 0.1)]
     pytest.importorskip("faster_coco_eval")
 
     scores = detection_scores(truth, far if results is None else results)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
@@ -22,15 +23,18 @@ from mae.data.segmentation.crop import resized_size
 from mae.data.types import Log, Pixels, Size
 from mae.evaluation.detection_metrics import (
     DetectorScores,
-    box_results,
     detection_scores,
     find_library,
 )
 from mae.evaluation.detection_mistakes import Compared, DetectedObjects, compare
 from mae.evaluation.inputs import report_unreadable
 from mae.parallel.processes import SINGLE_PROCESS, Communicator
+from mae.planning.hardware import choose_device
 from mae.progress import Progress
 from mae.transfer.detector import Detector, require_torchvision
+from mae.weights.given import Given
+from mae.weights.load import open_detector
+from mae.weights.read import read_weights
 
 
 class DetectView(NamedTuple):
@@ -65,6 +69,33 @@ def require_detect_extra() -> None:
     """
     require_torchvision()
     find_library()
+
+
+class OpenedDetector(NamedTuple):
+    """A detector on its device, in evaluation mode."""
+
+    model: Detector
+    view: DetectView
+
+
+def open_for_detecting(
+    weights: str | os.PathLike[str], *, device: str, given: Given, log: Log
+) -> OpenedDetector:
+    """Load a detector, and report what was assumed and how it sees images.
+
+    Raises:
+        ConfigError: if torchvision is not installed.
+        WeightsError: for other weights.
+    """
+    where = choose_device(device)
+    raw = read_weights(weights, **given)
+    model, notes = open_detector(raw)
+    for note in notes:
+        log(note)
+    stored = DetectView.of_facts(raw.metadata.facts)
+    view = stored or DetectView(model.encoder.config.image_size)
+    log(f"images: {view.text()}{'' if stored else '; not in the weights'}")
+    return OpenedDetector(model.to(where).eval(), view)
 
 
 @torch.inference_mode()
@@ -174,14 +205,27 @@ def _scores(
 ) -> DetectorScores:
     """Return the scores of boxes, and of masks if asked."""
     truth = coco_of(((each.id, each.name, each.truth) for each in images), classes)
-    results = [row for each in images for row in results_rows(each.id, each.objects)]
-    boxes = detection_scores(truth, results)
-    of_masks = detection_scores(truth, results, iou="segm") if masks else None
-    return DetectorScores(boxes, of_masks)
+    results = coco_results(((each.id, each.name, each.objects) for each in images), classes)
+    rows = results["annotations"]
+    of_masks = detection_scores(truth, rows, iou="segm") if masks else None
+    return DetectorScores(detection_scores(truth, rows), of_masks)
 
 
-def results_rows(image: int, objects: DetectedObjects) -> list[dict[str, Any]]:
-    """Return the detections of an image in COCO's results form, see `box_results`."""
-    found = objects.instances
-    drawn = None if None in found.segmentations else found.segmentations
-    return box_results(image, found.boxes, found.classes, objects.scores, drawn)
+def coco_results(
+    images: Iterable[tuple[int, str, DetectedObjects]], classes: Sequence[str]
+) -> dict[str, Any]:
+    """Return detections in COCO's form, see `coco_of`; the annotations are COCO's results.
+
+    Boxes are rounded to hundredths of a pixel.
+
+    Args:
+        images: position, name and detections of each.
+        classes: names.
+    """
+    found = [*images]
+    values = coco_of(((i, name, each.instances) for i, name, each in found), classes)
+    scores = [float(score) for *_, each in found for score in each.scores]
+    for row, score in zip(values["annotations"], scores, strict=True):
+        row["bbox"] = [round(side, 2) for side in row["bbox"]]
+        row |= {"score": round(score, 5), "category": classes[row["category_id"] - 1]}
+    return values

@@ -183,34 +183,3 @@ def find_library() -> Library:
             "detection scores need faster-coco-eval, which is not installed: "
             "pip install 'mae-vision[detect]'"
         ) from None
-
-
-def box_results(
-    image: int,
-    boxes: NDArray[np.floating[Any]],
-    classes: NDArray[np.integer[Any]],
-    scores: NDArray[np.floating[Any]],
-    segmentations: Sequence[Any] | None = None,
-) -> list[dict[str, Any]]:
-    """Return the detections of an image in COCO's results form.
-
-    Args:
-        image: position of the image in its `BoxSource`.
-        boxes: N 4, x0 y0 x1 y1.
-        classes: N, from 0.
-        scores: N.
-        segmentations: N run lengths, see `run_lengths_of`; none: boxes alone.
-    """
-    rows = []
-    for place, (x0, y0, x1, y1) in enumerate(np.asarray(boxes, dtype=np.float64).tolist()):
-        own = {} if segmentations is None else {"segmentation": segmentations[place]}
-        rows.append(
-            {
-                "image_id": image + 1,
-                "category_id": int(classes[place]) + 1,
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "score": float(scores[place]),
-                **own,
-            }
-        )
-    return rows

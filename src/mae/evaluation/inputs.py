@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from mae.config.model import ModelConfig, published_crop_pct, refuse_without_effect
 from mae.data.augment.crop import evaluation_view
-from mae.data.batching.batch import Bad, EvaluationBatch, View, evaluation_batch
+from mae.data.batching.batch import Bad, EvaluationBatch, SourceReader, View, evaluation_batch
+from mae.data.decoding.decode import decode
 from mae.data.decoding.header import kind_of
 from mae.data.sources.source import Source
-from mae.data.types import Log, Size
+from mae.data.types import Log, Pixels, Size
 from mae.errors import ConfigError, DataError
 from mae.evaluation.precision import set_precision
 from mae.evaluation.split import Ids, Labels
@@ -245,6 +246,28 @@ def joined(parts: Sequence[Sequence[NDArray[Any]]]) -> list[NDArray[Any]]:
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     order = columns[0].argsort(kind="stable")
     return [column[order] for column in columns]
+
+
+def decoded_images(
+    reader: SourceReader, config: ModelConfig, *, progress: Progress
+) -> Iterator[tuple[int, Pixels]]:
+    """Yield position and pixels H W C of each readable image; report the others at the end.
+
+    Args:
+        reader: of the images; it records the unreadable ones.
+        config: the network, which says what the images are decoded to.
+        progress: shows the images.
+
+    Raises:
+        DataError: if none could be read.
+    """
+    count, use = len(reader.source), partial(decode, kind=kind_of(config))
+    progress.start(count, label="image")
+    for index in range(count):
+        if (pixels := reader.read(index, use)) is not None:
+            yield index, pixels
+        progress.update(index + 1)
+    report_unreadable(count, reader.bad, reader.warned, log=progress.note)
 
 
 def report_unreadable(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Unpack
+from typing import Unpack
 
 from mae.atomic import write_atomic
 from mae.data.sources.splits import Kind
@@ -18,35 +18,18 @@ from mae.parallel.processes import open_communicator
 from mae.progress import Progress
 from mae.report.notebook import shown
 from mae.report.predictions import require_writable
+from mae.report.scored_run import ScoredData
 from mae.report.segments import draw_examples, evaluation_page, results_of, score_rows
-from mae.report.tables import value_rows
 from mae.weights.given import Given
 
 
 @shown
-class SegmentEvaluation(NamedTuple):
-    """Scores of a segmenter on images with masks."""
+class SegmentEvaluation(ScoredData[SegmentScores]):
+    """Scores of a segmenter; each pixel of an image counts once."""
 
-    data: str
-    part: str
-    """Which part of the data was scored: a split, what training held out, or all images."""
-    images: int
-    """Scored; each of their pixels counts once."""
-    unreadable: tuple[str, ...]
-    """Names of the images left out."""
-    scores: SegmentScores
-    written: tuple[str, ...]
-
-    def values(self) -> dict[str, object]:
-        """Return the values to print with --json."""
-        names = ("data", "part", "images", "unreadable", "written")
-        return self.scores.values() | {name: getattr(self, name) for name in names}
-
-    def rows(self) -> Iterator[tuple[str, ...]]:
-        """Yield the rows of a table: scores, classes, facts."""
-        yield from score_rows(self.scores)
-        facts = {"images": self.images, "part": self.part, "unreadable": list(self.unreadable)}
-        yield from value_rows(facts | {"written": list(self.written)})
+    def score_rows(self) -> Iterator[tuple[str, ...]]:
+        """Yield the rows of scores and classes."""
+        return score_rows(self.scores)
 
 
 def segment_evaluate(

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
 import numpy as np
-from PIL import Image
 
 from mae.atomic import write_atomic, write_json_atomic
 from mae.data.annotated import CLASSES
 from mae.data.batching.batch import SourceReader
-from mae.data.decoding.decode import decode
-from mae.data.decoding.header import kind_of
 from mae.data.segmentation.layout import MASKS
 from mae.data.sources.images import open_inputs
-from mae.data.sources.source import Source
-from mae.errors import ConfigError
 from mae.evaluation.discover import some
-from mae.evaluation.inputs import report_unreadable
+from mae.evaluation.inputs import decoded_images
 from mae.evaluation.segment import open_for_segmenting, segmented_mask
 from mae.progress import Progress
 from mae.report.contact_sheet import shortened
-from mae.report.figures import png_bytes
+from mae.report.image_files import output_names, require_new, write_png
 from mae.report.notebook import shown
 from mae.report.segments import indexed_png, overlay
 from mae.weights.given import Given
@@ -107,27 +101,22 @@ def segment_predict(
     """
     folder = Path(out)
     with Progress(quiet=quiet) as progress:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ConfigError(f"out: {folder} exists already; choose another, or remove it first")
+        require_new(folder)
         model, view = open_for_segmenting(weights, device=device, given=given, log=progress.note)
         config, names = model.encoder.config, model.class_names
         paths = [images] if isinstance(images, str | Path) else images
         source = open_inputs(paths, config, log=progress.note)
-        reader, use = SourceReader(source), partial(decode, kind=kind_of(config))
-        files, found, totals = output_names(source), list[SegmentedImage](), np.zeros(len(names))
-        progress.start(len(source), label="image")
-        for index in range(len(source)):
-            if (pixels := reader.read(index, use)) is not None:
-                mask = segmented_mask(model, pixels, view)
-                mask_file, overlay_file = (folder / part / files[index] for part in PARTS)
-                _write_png(mask_file, indexed_png(mask, classes=len(names)))
-                _write_png(overlay_file, overlay(pixels, mask, classes=len(names)))
-                counts = np.bincount(mask.ravel(), minlength=len(names))
-                totals += counts
-                own, name = _areas(counts, names), source.name(index)
-                found.append(SegmentedImage(name, str(mask_file), str(overlay_file), own))
-            progress.update(index + 1)
-        report_unreadable(len(source), reader.bad, reader.warned, log=progress.note)
+        reader, files = SourceReader(source), output_names(source)
+        found, totals = list[SegmentedImage](), np.zeros(len(names))
+        for index, pixels in decoded_images(reader, config, progress=progress):
+            mask = segmented_mask(model, pixels, view)
+            mask_file, overlay_file = (folder / part / files[index] for part in PARTS)
+            write_png(mask_file, indexed_png(mask, classes=len(names)))
+            write_png(overlay_file, overlay(pixels, mask, classes=len(names)))
+            counts = np.bincount(mask.ravel(), minlength=len(names))
+            totals += counts
+            own, name = _areas(counts, names), source.name(index)
+            found.append(SegmentedImage(name, str(mask_file), str(overlay_file), own))
         unreadable = tuple(bad.name for bad in reader.bad)
         areas = _areas(totals, names)
         result = SegmentPrediction(tuple(found), areas, names, unreadable, str(folder))
@@ -136,31 +125,7 @@ def segment_predict(
         return result
 
 
-def _write_png(path: Path, image: Image.Image) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, png_bytes(image))
-
-
 def _areas(counts: Any, names: tuple[str, ...]) -> dict[str, float]:
     total = max(1, counts.sum())
     order = np.argsort(-counts, kind="stable").tolist()
     return {names[k]: float(counts[k] / total) for k in order if counts[k]}
-
-
-def output_names(source: Source) -> list[str]:
-    """Return the path of the PNG of each image below a folder, each once.
-
-    It is that of the image below the folder that all of them have in common; where two images
-    differ in their extensions alone, the second keeps its own before `.png`.
-    """
-    names = [source.name(i) for i in range(len(source))]
-    root = os.path.commonpath([os.path.dirname(os.path.abspath(name)) for name in names])
-    found, taken = list[str](), set[str]()
-    for name in names:
-        path = os.path.relpath(os.path.abspath(name), root)
-        short = os.path.splitext(path)[0]
-        while short in taken:
-            path, short = f"{path}_", path
-        taken.add(short)
-        found.append(f"{short}.png")
-    return found

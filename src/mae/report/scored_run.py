@@ -1,4 +1,4 @@
-"""A finished run whose model was scored on test images, as its verb returns it."""
+"""A model scored on test images, by the run that trained it or afterwards, as verbs return it."""
 
 from __future__ import annotations
 
@@ -77,3 +77,32 @@ class ScoredRun(NamedTuple, Generic[ConfigT, ScoresT, ModelT]):
     def html(self) -> Iterator[Element]:
         """Yield the scores and facts of the run."""
         return run_html(self.path, self.rows())
+
+
+class ScoredData(NamedTuple, Generic[ScoresT]):
+    """Scores on annotated images."""
+
+    data: str
+    part: str
+    """Which part of the data was scored: a split, what training held out, or all images."""
+    images: int
+    """Scored, each once."""
+    unreadable: tuple[str, ...]
+    """Names of the images left out."""
+    scores: ScoresT
+    written: tuple[str, ...]
+
+    def values(self) -> dict[str, object]:
+        """Return the values to print with --json."""
+        names = ("data", "part", "images", "unreadable", "written")
+        return self.scores.values() | {name: getattr(self, name) for name in names}
+
+    def rows(self) -> Iterator[tuple[str, ...]]:
+        """Yield the rows of a table: scores, classes, facts."""
+        yield from self.score_rows()
+        facts = {"images": self.images, "part": self.part, "unreadable": list(self.unreadable)}
+        yield from value_rows(facts | {"written": list(self.written)})
+
+    def score_rows(self) -> Iterator[tuple[str, ...]]:
+        """Yield the rows of scores and classes."""
+        raise NotImplementedError

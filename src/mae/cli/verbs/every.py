@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import NamedTuple
 
-from mae.cli.verbs import images, looking, segmenting, training, using, weights
+from mae.cli.verbs import detecting, images, looking, segmenting, training, using, weights
 
 
 class Verb(NamedTuple):
@@ -30,6 +30,7 @@ GROUPS = {
     "train": _verbs_of(training),
     "use": _verbs_of(using),
     "segment": _verbs_of(segmenting),
+    "detect": _verbs_of(detecting),
     "inspect": _verbs_of(looking, images, weights),
 }
 VERBS = [verb for group in GROUPS.values() for verb in group]

@@ -18,7 +18,7 @@ Precision = Literal["float32", "bf16", "auto"]
 
 MULTI_PROCESS_VERBS = frozenset(
     "doctor embed evaluate finetune predict pretrain probe".split()
-    + ["segment train", "segment evaluate"]
+    + ["segment train", "segment evaluate", "detect evaluate"]
 )
 """Verbs that may run as several processes of one job."""
 
