@@ -23,7 +23,7 @@ from mae.evaluation.inputs import decoded_images
 from mae.progress import Progress
 from mae.report.boxes import draw_objects
 from mae.report.contact_sheet import as_rgb, shortened
-from mae.report.image_files import output_names, require_new, write_png
+from mae.report.image_files import names_below, output_names, require_new, write_png
 from mae.report.notebook import shown
 from mae.transfer.detector import require_torchvision
 from mae.weights.given import Given
@@ -113,7 +113,8 @@ def detect_predict(
         config, names = model.encoder.config, model.class_names
         paths = [images] if isinstance(images, str | Path) else images
         source = open_inputs(paths, config, log=progress.note)
-        reader, files = SourceReader(source), output_names(source)
+        reader, below = SourceReader(source), names_below(source)
+        files = output_names(below)
         found, searched = list[tuple[int, str, DetectedObjects]](), list[SearchedImage]()
         for index, pixels in decoded_images(reader, config, progress=progress):
             objects = detected_objects(model, pixels, view).above(threshold)
@@ -121,7 +122,7 @@ def detect_predict(
             write_png(file, _overlay(image, objects, names))
             if crops:
                 _write_crops(folder / CROPS, files[index], image, objects, names)
-            found.append((index, source.name(index), objects))
+            found.append((index, below[index], objects))
             counts = _counts([objects], names)
             searched.append(SearchedImage(source.name(index), str(file), counts))
         write_json_atomic(folder / PREDICTIONS, coco_results(found, names))

@@ -19,7 +19,7 @@ from mae.evaluation.inputs import decoded_images
 from mae.evaluation.segment import open_for_segmenting, segmented_mask
 from mae.progress import Progress
 from mae.report.contact_sheet import shortened
-from mae.report.image_files import output_names, require_new, write_png
+from mae.report.image_files import names_below, output_names, require_new, write_png
 from mae.report.notebook import shown
 from mae.report.segments import indexed_png, overlay
 from mae.weights.given import Given
@@ -106,7 +106,7 @@ def segment_predict(
         config, names = model.encoder.config, model.class_names
         paths = [images] if isinstance(images, str | Path) else images
         source = open_inputs(paths, config, log=progress.note)
-        reader, files = SourceReader(source), output_names(source)
+        reader, files = SourceReader(source), output_names(names_below(source))
         found, totals = list[SegmentedImage](), np.zeros(len(names))
         for index, pixels in decoded_images(reader, config, progress=progress):
             mask = segmented_mask(model, pixels, view)

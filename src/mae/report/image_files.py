@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -29,17 +30,23 @@ def write_png(path: Path, image: Image.Image) -> None:
     write_atomic(path, png_bytes(image))
 
 
-def output_names(source: Source) -> list[str]:
+def names_below(source: Source) -> list[str]:
+    """Return the path of each image below the folder that all of them have in common."""
+    paths = [os.path.abspath(source.name(i)) for i in range(len(source))]
+    root = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return [os.path.relpath(path, root) for path in paths]
+
+
+def output_names(names: Sequence[str]) -> list[str]:
     """Return the path of the PNG of each image below a folder, each once.
 
-    It is that of the image below the folder that all of them have in common; where two images
-    differ in their extensions alone, the second keeps its own before `.png`.
+    Where two images differ in their extensions alone, the second keeps its own before `.png`.
+
+    Args:
+        names: see `names_below`.
     """
-    names = [source.name(i) for i in range(len(source))]
-    root = os.path.commonpath([os.path.dirname(os.path.abspath(name)) for name in names])
     found, taken = list[str](), set[str]()
-    for name in names:
-        path = os.path.relpath(os.path.abspath(name), root)
+    for path in names:
         short = os.path.splitext(path)[0]
         while short in taken:
             path, short = f"{path}_", path
