@@ -75,7 +75,10 @@ def test_the_script_can_be_seen_alone(
         ("pretrain --slurm gpus=8", "pretrain: expected --data"),
         ("pretrain --data d --epochs=-3 --slurm gpus=8", "epochs: expected a number above 0"),
         ("pretrain --data d --bach 3 --slurm gpus=8", "unknown option --bach; did you mean"),
-        ("report r --slurm gpus=8", "slurm: report takes one process; --slurm goes with doctor,"),
+        (
+            "report r --slurm gpus=8",
+            "slurm: report takes one process; --slurm goes with detect evaluate,",
+        ),
         ("pretrain --data d --slurm gpus=8", "slurm: found no sbatch on PATH"),
     ],
 )
