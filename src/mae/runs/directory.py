@@ -40,6 +40,7 @@ class RunDir:
         self.weights = path / "weights"
         self.results = path / "results.json"
         self.predictions = path / "predictions.csv"
+        self.detections = path / "detections.json"
         self.mistakes = path / "mistakes.png"
         self.bad_files = path / "bad-files.tsv"
         self.report = path / "report.html"
