@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 import torch
 
+from mae.config.detect import DetectConfig
 from mae.config.model import ModelConfig
-from mae.config.run import FinetuneConfig, PretrainConfig, resolve_crop_pct
+from mae.config.run import FinetuneConfig, FitConfig, PretrainConfig, resolve_crop_pct
 from mae.config.segment import SegmentConfig
 from mae.config.serialize import field_types
 from mae.config.sizes import size_name
 from mae.data.batching.batch import Batch
 from mae.errors import ConfigError
 from mae.recipes.catalogue import RECIPES, Recipe, find_config, find_recipe
+from mae.recipes.detecting import DETECT_FOLDER, choose_sizes
 from mae.recipes.segmenting import SEGMENT_FOLDER, choose_crop
 from mae.runs.state import TrainState
 from mae.train.schedule import fixed_rate_at, rate_at
@@ -66,11 +68,25 @@ SCRATCH = {
     "paper-scratch-vit-l": ("vit-l/16", 200, 0.2),
     "paper-scratch-vit-h": ("vit-h/14", 200, 0.2),
 }
-OURS = {"folder", "continue", "demo", "finetune-folder", "segment-folder"}
+OURS = {"folder", "continue", "demo", "finetune-folder", "segment-folder", "detect-folder"}
 ADE20K = "ade20k-upernet-b-160k"
+# detectron2, projects/ViTDet/configs/COCO/mask_rcnn_vitdet_{b_100ep,l_100ep,h_75ep}.py, and the
+# scores of its README.md: model, steps, milestones, blocks of global attention, layer decay, drop
+# path, whether norms and positions are decayed, AP of boxes and masks
+COCO: dict[str, tuple[Any, ...]] = {
+    "coco-vitdet-b-100e": (
+        "vit-b/16", 184_375, (163_889, 177_546), (2, 5, 8, 11), 0.7, 0.1, False, "51.6", "45.9",
+    ),
+    "coco-vitdet-l-100e": (
+        "vit-l/16", 184_375, (163_889, 177_546), (5, 11, 17, 23), 0.8, 0.4, False, "55.5", "49.2",
+    ),
+    "coco-vitdet-h-75e": (
+        "vit-h/16", 138_281, (122_916, 133_159), (7, 15, 23, 31), 0.9, 0.5, True, "56.7", "50.2",
+    ),
+}  # fmt: skip
 
 
-def model_name(config: PretrainConfig | FinetuneConfig | SegmentConfig) -> str:
+def model_name(config: FitConfig) -> str:
     model = config.model
     return size_name(width=model.width, depth=model.depth, patch_size=model.patch_size)
 
@@ -79,7 +95,7 @@ def test_every_recipe_of_others_is_held_against_a_table() -> None:
     names = [recipe.name for recipe in RECIPES]
 
     assert len(names) == len(set(names))
-    assert set(names) == {*OURS, *PRETRAINING, *FINETUNING, *SCRATCH, ADE20K}
+    assert set(names) == {*OURS, *PRETRAINING, *FINETUNING, *SCRATCH, ADE20K, *COCO}
 
 
 @pytest.mark.parametrize("name", PRETRAINING)
@@ -132,11 +148,11 @@ def test_fine_tuning_resolves_to_the_published_numbers(name: str) -> None:
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 def test_evaluation_shows_the_published_fraction_of_an_image(recipe: Recipe) -> None:
     # 224 of 256 at 224; at 448 the published code shows all, OpenMMLab 448 of 512; the demo shows
-    # whole images in training already, and so does segmentation.
+    # whole images in training already, and so do dense tasks.
     expected = {448: 1.0, 28: 1.0}.get(recipe.config.model.image_size[0], 0.875)
     if recipe.name == "mmpretrain-ft-vit-h-448":
         expected = 0.875
-    if recipe.kind == "segmentation":
+    if recipe.kind in ("segmentation", "detection"):
         expected = 1.0
 
     assert resolve_crop_pct(recipe.config.model, recipe.config.augment).crop_pct == expected
@@ -201,6 +217,66 @@ def test_the_rate_of_ade20k_is_a_line_after_the_warm_up() -> None:
     found = {step: rate_at(step, num_steps=160_000, config=config, batch=16) for step in expected}
 
     assert found == pytest.approx(expected, rel=1e-9, abs=1e-17)
+
+
+@pytest.mark.parametrize("name", COCO)
+def test_detection_of_coco_resolves_to_the_published_numbers(name: str) -> None:
+    config, recipe = find_config(name, DetectConfig), find_recipe(name)
+    model, steps, milestones, blocks, layer_decay, drop_path, all_decayed, box, mask = COCO[name]
+    optim, dense = config.optim, config.dense
+
+    assert (model_name(config), config.model.image_size) == (model, (1024, 1024))
+    assert (config.steps, config.batch, config.num_classes) == (steps, 64, 80)
+    assert config.epochs == pytest.approx(75 if "75e" in name else 100, rel=1e-5)
+    assert optim.peak_lr(config.batch) == pytest.approx(1e-4, rel=1e-12)
+    assert (optim.name, optim.betas, optim.weight_decay) == ("adamw", (0.9, 0.999), 0.1)
+    assert (optim.min_lr, optim.warmup_start, optim.clip_norm) == (0.0, 1e-3, None)
+    assert config.warmup_share == pytest.approx(250 / 184_375, rel=1e-12)
+    assert [round(part * steps) for part in optim.milestones] == [*milestones]
+    assert (config.layer_decay, config.drop_path) == (layer_decay, drop_path)
+    assert (dense.window, dense.global_blocks) == (14, blocks)
+    assert (dense.relative_positions, dense.layer_scale) == ("decomposed", None)
+    assert not dense.has_cls
+    assert (optim.decay_biases, optim.decay_norms, optim.decay_tokens) == (True, *[all_decayed] * 2)
+    assert (config.masks, config.pyramid_channels, config.sampled_boxes) == (True, 256, 512)
+    assert (config.scale_range, config.augment.flip) == ((0.1, 2.0), 0.5)
+    assert recipe.expected.startswith(f"{box} box AP and {mask} mask AP")
+    assert recipe.command == f"mae detect train {name} --data DIR --weights W"
+
+
+# WarmupParamScheduler over MultiStepParamScheduler: from a thousandth of the rate over 250 of
+# 184,375 steps (187 of 138,281), then 1, 0.1 and 0.01 of it from the steps of the milestones on.
+@pytest.mark.parametrize("name", COCO)
+def test_the_rate_of_coco_falls_in_steps(name: str) -> None:
+    config, (_, steps, (first, second), *_) = find_config(name, DetectConfig), COCO[name]
+    expected = {0: 1e-7, 251: 1e-4, first - 1: 1e-4, first: 1e-5, second - 1: 1e-5, second: 1e-6}
+    if steps == 184_375:
+        expected |= {125: 0.5e-4 * (1 + 1e-3), 250: 1e-4}
+    else:  # 100 of 187.5
+        expected |= {100: 1e-7 + (1e-4 - 1e-7) * 100 * 184_375 / (250 * 138_281)}
+
+    found = {step: rate_at(step, num_steps=steps, config=config, batch=64) for step in expected}
+
+    assert found == pytest.approx(expected, rel=1e-9)
+    assert rate_at(steps, num_steps=steps, config=config, batch=64) == pytest.approx(1e-6)
+
+
+@pytest.mark.parametrize(
+    ("device", "kept", "resize", "channels", "boxes"),
+    [
+        ("cuda", (), (448, 640), 256, 512),
+        ("cpu", (), (320, 320), 64, 64),
+        ("cpu", ("resize", "pyramid_channels"), (448, 640), 256, 64),
+    ],
+)
+def test_a_detector_of_your_own_images_fits_a_cpu(
+    device: str, kept: tuple[str, ...], resize: tuple[int, int], channels: int, boxes: int
+) -> None:
+    config = dataclasses.replace(DETECT_FOLDER, resize=(448, 640))
+
+    found = choose_sizes(config, ModelConfig(), on_cpu=device == "cpu", kept=kept)
+
+    assert (found.resize, found.pyramid_channels, found.sampled_boxes) == (resize, channels, boxes)
 
 
 @pytest.mark.parametrize(

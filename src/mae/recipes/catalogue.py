@@ -1,8 +1,8 @@
 """The recipe catalogue: recipes of this project, published recipes, and lookup by name.
 
-The published recipes are defined in `pretraining`, `finetuning` and `segmenting`. A custom recipe
-is the `run.json` of a run, a TOML file of the same fields (`--config`), or options on the command
-line.
+The published recipes are defined in `pretraining`, `finetuning`, `segmenting` and `detecting`. A
+custom recipe is the `run.json` of a run, a TOML file of the same fields (`--config`), or options
+on the command line.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from mae.config.objective import ObjectiveConfig
 from mae.config.run import AugmentConfig, OptimConfig, PretrainConfig
 from mae.config.sizes import model_config
 from mae.errors import ConfigError
+from mae.recipes.detecting import DETECTING
 from mae.recipes.finetuning import FINETUNING
 from mae.recipes.folder import FOLDER as FOLDER
 from mae.recipes.folder_tuning import FINETUNE_FOLDER
@@ -83,6 +84,7 @@ RECIPES = (
     ),
     *FINETUNING,
     *SEGMENTING,
+    *DETECTING,
 )
 
 

@@ -11,6 +11,7 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
+from mae.config.detect import DetectConfig
 from mae.config.kinds import ConfigT
 from mae.config.run import FinetuneConfig, FitConfig, PretrainConfig
 from mae.config.segment import SegmentConfig
@@ -18,6 +19,7 @@ from mae.config.serialize import RENAMED, did_you_mean, field_types, from_dict, 
 from mae.config.sizes import size_fields
 from mae.errors import ConfigError
 from mae.recipes.catalogue import RECIPES, find_config
+from mae.recipes.detecting import NAME as DETECT_NAME
 from mae.recipes.folder import NAME as FOLDER_NAME
 from mae.recipes.folder import fitting_patch
 from mae.recipes.folder_tuning import NAME as TUNING_NAME
@@ -89,10 +91,15 @@ def kept_fields(
         file: as in `build_config`.
 
     Returns:
-        None for any recipe but `folder`, `finetune-folder` and `segment-folder`: nothing is
-        chosen.
+        None for any recipe but `folder`, `finetune-folder`, `segment-folder` and
+        `detect-folder`: nothing is chosen.
     """
-    chosen = {FOLDER_NAME: PretrainConfig, TUNING_NAME: FinetuneConfig, SEGMENT_NAME: SegmentConfig}
+    chosen: dict[str, type[FitConfig]] = {
+        FOLDER_NAME: PretrainConfig,
+        TUNING_NAME: FinetuneConfig,
+        SEGMENT_NAME: SegmentConfig,
+        DETECT_NAME: DetectConfig,
+    }
     if (cls := chosen.get(str(recipe))) is None:
         return None
     given = name_fields(cls, fields)

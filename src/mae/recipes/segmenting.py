@@ -7,7 +7,7 @@ from typing import Any
 
 from mae.config.dense import DenseConfig, HeadConfig
 from mae.config.model import ModelConfig
-from mae.config.run import OptimConfig
+from mae.config.run import FitConfig, OptimConfig
 from mae.config.segment import SegmentConfig
 from mae.config.sizes import model_config
 from mae.recipes.folder import with_fields
@@ -85,11 +85,21 @@ def choose_crop(
         on_cpu: whether a CPU trains.
         kept: dotted names of the fields that the user set.
     """
-    most = LARGEST_ON_CPU // model.patch_size * model.patch_size if on_cpu else 2**31
-    H, W = asked.resize or model.image_size
-    size = (H, W) if "resize" in kept else (min(H, most), min(W, most))
+    size = fitting_crop(asked, model, on_cpu=on_cpu, kept=kept)
     fields: dict[str, Any] = {"resize": size, "short_side": min(size)}
     return with_fields(asked, {n: value for n, value in fields.items() if n not in kept})
+
+
+def fitting_crop(
+    asked: FitConfig, model: ModelConfig, *, on_cpu: bool, kept: Collection[str]
+) -> tuple[int, int]:
+    """Return height and width of the images of the weights, on a CPU at most 320 pixels.
+
+    Arguments are those of `choose_crop`; what the user set is returned unchanged.
+    """
+    most = LARGEST_ON_CPU // model.patch_size * model.patch_size if on_cpu else 2**31
+    H, W = asked.resize or model.image_size
+    return (H, W) if "resize" in kept else (min(H, most), min(W, most))
 
 
 SEGMENTING = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,17 +13,21 @@ import torch
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
+from mae.config.detect import DetectConfig
 from mae.config.run import FitConfig, OptimConfig
 from mae.config.sizes import model_config
 from mae.data.batching.batch import Batch
 from mae.model.classifier import Classifier
 from mae.model.create import create
+from mae.model.dense.pyramid_backbone import PyramidBackbone
 from mae.model.dense.segmenter import Segmenter
 from mae.model.encoder import Encoder
+from mae.recipes.detecting import COCO_B, COCO_H, COCO_L
 from mae.recipes.segmenting import ADE20K
 from mae.runs.state import TrainState
 from mae.train.optim.parameter_groups import choose_trained, create_optimizer, parameter_groups
 from mae.train.step import OptimiserStep
+from mae.transfer.detector import Detector
 from mae.weights.formats.facebook import to_theirs
 from tests.model.tiny import tiny_config
 
@@ -197,6 +202,69 @@ def test_groups_of_a_segmenter_are_mmsegmentations_parameter_by_parameter() -> N
     assert len(found) == len(list(model.parameters()))
     for name, parameter in model.named_parameters():
         assert found[parameter] == pytest.approx(mmsegmentations(name, parameter)), name
+
+
+def detectron2s(
+    name: str, parameter: nn.Parameter, *, layers: int, rate: float, norm: float, positions: float
+) -> tuple[float, float]:
+    """Scale and weight decay of a parameter by detectron2's own name for it.
+
+    get_vit_lr_decay_rate of modeling/backbone/vit.py, and get_default_optimizer_params of
+    solver/build.py with weight_decay 0.1, and others for norms and pos_embed.
+    """
+    theirs = name.replace("backbone.encoder.", "backbone.net.")
+    if (parts := theirs.split("."))[2] == "relative":
+        theirs = f"backbone.net.blocks.{parts[3]}.attn.{parts[4]}"
+    layer = layers + 1
+    if theirs.startswith("backbone"):
+        if ".pos_embed" in theirs or ".patch_embed" in theirs:
+            layer = 0
+        elif ".blocks." in theirs:
+            layer = int(theirs.split(".blocks.")[1].split(".")[0]) + 1
+    decay = 0.1
+    if theirs.endswith("pos_embed"):
+        decay = positions
+    # Written out: norms of blocks, of the pyramid's convolutions and its first level, of heads.
+    elif re.search(r"\.norm\d?\.|levels\.0\.0\.1\.|_head\.\d\.1\.", theirs):
+        decay = norm
+    return rate ** (layers + 1 - layer), decay
+
+
+# As spelt in detectron2's configs: rate 0.7, 0.8, 0.9 over 12, 24, 32 layers.
+@pytest.mark.parametrize(
+    ("config", "layers", "rate", "norm", "positions"),
+    [(COCO_B, 12, 0.7, 0.0, 0.0), (COCO_L, 24, 0.8, 0.0, 0.0), (COCO_H, 32, 0.9, 0.1, 0.1)],
+    ids="BLH",
+)
+def test_groups_of_a_detector_are_detectron2s_parameter_by_parameter(
+    config: DetectConfig, layers: int, rate: float, norm: float, positions: float
+) -> None:
+    with torch.device("meta"):
+        encoder = Encoder(config.model)
+        encoder.norm = nn.Identity()  # type: ignore[assignment]
+        model = Detector(PyramidBackbone(encoder, config.dense), num_classes=80)
+    choose_trained(model, None)
+    optim = config.optim
+    groups = parameter_groups(
+        model,
+        weight_decay=optim.weight_decay,
+        decay_tokens=optim.decay_tokens,
+        decay_biases=optim.decay_biases,
+        decay_norms=optim.decay_norms,
+        layer_decay=config.layer_decay,
+        depth=config.model.depth,
+    )
+    found = {
+        parameter: (group["scale"], group["weight_decay"])
+        for group in groups
+        for parameter in group["params"]  # type: ignore[attr-defined]
+    }
+
+    assert len(found) == len(list(model.parameters()))
+    how = {"layers": layers, "rate": rate, "norm": norm, "positions": positions}
+    for name, parameter in model.named_parameters():
+        assert found[parameter] == pytest.approx(detectron2s(name, parameter, **how)), name
+    assert len({scale for scale, _ in found.values()}) == layers + 2
 
 
 @pytest.mark.parametrize(
