@@ -18,7 +18,6 @@ def published_results() -> Report:
 
 def _rows(published: Published) -> Iterator[tuple[str, ...]]:
     yield from wrapped((published.about,), (WIDTH,))
-    yield (f"Not built in this version: mae {', mae '.join(published.not_built)}.",)
     yield ("",)
     yield from wrapped(("where", "what", "model", "published", "measured here"), _WIDTHS)
     for score in published.scores:

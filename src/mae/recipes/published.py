@@ -32,8 +32,6 @@ class Published(NamedTuple):
     """All published results."""
 
     about: str
-    not_built: Sequence[str]
-    """Verbs that would reproduce further results and that this version lacks."""
     scores: Sequence[PublishedScore]
 
 
@@ -41,4 +39,4 @@ def read_published() -> Published:
     """Read `published.toml` of the package."""
     table = tomllib.loads(files("mae.recipes").joinpath("published.toml").read_text("utf-8"))
     scores = [PublishedScore(**row) for row in table["scores"]]
-    return Published(table["about"], table["not_built"], scores)
+    return Published(table["about"], scores)
