@@ -42,6 +42,7 @@ def test_public_names() -> None:
         "create",
         "detect_evaluate",
         "detect_predict",
+        "detect_train",
         "embed",
         "evaluate",
         "features",
@@ -75,7 +76,7 @@ OF_PYTHON = {"command", "based_on", "kept", "finished_too", "given", "fields", "
 @pytest.mark.parametrize(
     "name",
     "pretrain finetune probe evaluate predict reconstruct segment_train segment_evaluate "
-    "segment_predict detect_evaluate detect_predict".split(),
+    "segment_predict detect_train detect_evaluate detect_predict".split(),
 )
 def test_a_function_has_the_parameters_and_defaults_of_its_command(name: str) -> None:
     verb = next(verb.run for verb in VERBS if verb.name == name.replace("_", " "))
@@ -85,7 +86,7 @@ def test_a_function_has_the_parameters_and_defaults_of_its_command(name: str) ->
     }
 
     differing = (
-        {"data"} if name in ("pretrain", "finetune", "segment_train") else set()
+        {"data"} if name.endswith(("train", "finetune")) else set()
     )  # optional with a recipe file
     if name == "finetune":
         asked.pop("seeds")  # several runs: a loop in Python

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mae.errors import WeightsError as WeightsError
     from mae.jobs.detect_evaluate import detect_evaluate as detect_evaluate
     from mae.jobs.detect_predict import detect_predict as detect_predict
+    from mae.jobs.detect_train import detect_train as detect_train
     from mae.jobs.embed import embed as embed
     from mae.jobs.embed import features as features
     from mae.jobs.evaluate import evaluate as evaluate
@@ -60,6 +61,7 @@ _NAMES = {
     "MaeError ShapeError Stopped TrainingError WeightsError",
     "mae.jobs.detect_evaluate": "detect_evaluate",
     "mae.jobs.detect_predict": "detect_predict",
+    "mae.jobs.detect_train": "detect_train",
     "mae.jobs.embed": "embed features",
     "mae.jobs.evaluate": "evaluate",
     "mae.jobs.finetune": "Tuned finetune",

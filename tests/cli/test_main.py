@@ -167,6 +167,8 @@ def test_verbs_and_options_are_pinned() -> None:
         f"{given} config print-config quiet model json traceback",
         "segment evaluate": f"WEIGHTS data split out max-bad device {given} quiet json traceback",
         "segment predict": f"WEIGHTS IMAGES out device {given} quiet json traceback",
+        "detect train": "RECIPE data weights out labels resume-from skip-steps "
+        f"{given} config print-config quiet model json traceback",
         "detect evaluate": f"WEIGHTS data split out max-bad device {given} quiet json traceback",
         "detect predict": f"WEIGHTS IMAGES out threshold crops device {given} quiet json traceback",
         "data inspect": "FOLDER limit out quarantine quiet json traceback",

@@ -21,7 +21,7 @@ from mae.cli.verbs.every import VERBS
 from mae.config.dense import DenseConfig
 from mae.data.detection.check import check
 from mae.data.detection.layout import find_boxed
-from mae.evaluation.detection_metrics import detection_scores
+from mae.evaluation.detection_metrics import DetectorScores, detection_scores
 from mae.model.create import create
 from mae.model.dense.pyramid_backbone import PyramidBackbone
 from mae.progress import Progress
@@ -174,24 +174,55 @@ sys.meta_path.insert(0, Blocked())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("verb", ["evaluate", "predict"])
+@pytest.mark.parametrize("verb", ["train", "evaluate", "predict"])
 def test_an_installation_without_the_extra_says_so_before_any_work(
     verb: str, weights: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(BLOCKED)
     data = write_coco(tmp_path / "data", count=2)
-    given = [str(data / "images")] if verb == "predict" else ["--data", str(data)]
+    given = [str(weights), "--data", str(data)]
+    if verb != "evaluate":
+        images = str(data / "images")
+        given = [str(weights), images] if verb == "predict" else ["--weights", *given]
     paths = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
 
     done = subprocess.run(
-        [sys.executable, "-m", "mae", "detect", verb, str(weights), *given],
+        [sys.executable, "-m", "mae", "detect", verb, *given],
         env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         cwd=tmp_path, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1 and "pip install 'mae-vision[detect]'" in done.stderr
-    assert not (tmp_path / "detections").exists()
+    assert not (tmp_path / "detections").exists() and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_twenty_images_are_trained_on_scored_and_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_coco(tmp_path / "cells", count=20)
+    save(create(tiny_config(patch_size=8, image_size=(40, 56))).encoder, tmp_path / "weights")
+    fields = "--epochs 3 --batch 4 --micro-batch 4 --pyramid-channels 8 --workers 0 --device cpu"
+
+    assert main(f"detect train --data cells --weights weights {fields}".split()) == 0
+    trained = capsys.readouterr()
+    assert main("detect evaluate runs/cells-detect --data cells --out a.html --json".split()) == 0
+    scored = json.loads(capsys.readouterr().out)
+    words = "runs/cells-detect cells/images --out found --threshold 0.05 --json"
+    assert main(f"detect predict {words}".split()) == 0
+    found = json.loads(capsys.readouterr().out)
+
+    assert "16 images for training, 4 for testing" in trained.err and "AP50" in trained.out
+    results = json.loads((tmp_path / "runs" / "cells-detect" / "results.json").read_text())
+    assert (scored["part"], scored["images"]) == ("held out in training", 4)
+    assert scored["ap"] == pytest.approx(results["ap"], abs=1e-3)
+    assert [row["name"] for row in scored["classes"]] == list(CLASSES)
+    assert len(found["images"]) == 20 == len([*(tmp_path / "found" / "overlays").iterdir()])
+    assert main(["report", "runs/cells-detect"]) == 0
+    page = (tmp_path / "runs" / "cells-detect" / "report.html").read_text()
+    assert "mae detect predict runs/cells-detect IMAGES" in page and "AP of masks" in page
 
 
 def test_the_page_names_options_and_functions_that_exist() -> None:
@@ -202,3 +233,7 @@ def test_the_page_names_options_and_functions_that_exist() -> None:
     assert {*re.findall(r"[` ]--([\w.-]*\w)\b(?!\.\*)", page)} <= known
     for name in re.findall(r"mae\.(\w+)\(", page):
         assert name in mae.__all__
+    for name in re.findall(r"run\.scores\.(\w+)", page):
+        assert name in DetectorScores._fields
+    for name in re.findall(r"`(coco-[\w-]+)`", page):
+        assert find_recipe(name).kind == "detection"

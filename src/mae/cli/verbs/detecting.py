@@ -1,12 +1,44 @@
-"""Verbs of detection: detect evaluate, predict."""
+"""Verbs of detection: detect train, evaluate, predict."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
 
-from mae.cli.verbs.shared import call
+from mae.cli.verbs.shared import call, train_on
+from mae.config.detect import DetectConfig
 from mae.weights.given import Given
+
+
+def detect_train(
+    recipe: str = "detect-folder",
+    *,
+    data: str | None = None,
+    weights: Path | None = None,
+    out: Path | None = None,
+    labels: str | None = None,
+    resume_from: int | None = None,
+    skip_steps: int = 0,
+    given: Given,
+    config: Path | None = None,
+    print_config: bool = False,
+    quiet: bool = False,
+    **fields: object,
+) -> object:
+    """Train boxes and masks of objects from weights; resumes an unfinished run.
+
+    DATA holds images/ and a COCO .json of instances; images/ and labels/ of YOLO; or JPEGImages/
+    and Annotations/ of Pascal VOC; of them a fifth is held out. Or it holds such folders in train/
+    and val/. All boxes are checked before training. Needs pip install 'mae-vision[detect]'.
+
+    Args:
+        data: Folder of images with boxes.
+        out: Folder of the run; none: runs/DATA-NAME-detect.
+        labels: Few images: a fraction as in 10%, or a .csv of an earlier draw.
+        resume_from: Step of an older checkpoint to go back to; none: the newest.
+        skip_steps: Steps after it whose batches are not trained on, as after bad images.
+    """
+    return train_on("detect_train", DetectConfig, {**locals()}, noun="boxes")
 
 
 def detect_evaluate(

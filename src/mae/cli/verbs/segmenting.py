@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from mae.cli.verbs.shared import call, resuming_command
+from mae.cli.verbs.shared import call, train_on
 from mae.config.segment import SegmentConfig
-from mae.config.serialize import to_dict
-from mae.errors import ConfigError
-from mae.recipes.custom import build_config, kept_fields, to_toml
-from mae.report.tables import Report
 from mae.weights.given import Given
 
 
@@ -43,17 +38,7 @@ def segment_train(
         resume_from: Step of an older checkpoint to go back to; none: the newest.
         skip_steps: Steps after it whose batches are not trained on, as after bad images.
     """
-    resolved = build_config(recipe, SegmentConfig, file=config, fields=fields)
-    if print_config:
-        return Report(to_dict(resolved), [(to_toml(to_dict(resolved)),)])
-    if data is None:
-        raise ConfigError("segment train: expected --data, a folder of images with masks")
-    from mae.jobs.segment_train import segment_train as job
-
-    ask = partial(job, resolved, data=data, weights=weights, out=out, labels=labels, quiet=quiet)
-    ask = partial(ask, resume_from=resume_from, skip_steps=skip_steps, finished_too=False)
-    kept = kept_fields(recipe, fields, file=config)
-    return ask(based_on=recipe, command=resuming_command(), kept=kept, **given)
+    return train_on("segment_train", SegmentConfig, {**locals()}, noun="masks")
 
 
 def segment_evaluate(
