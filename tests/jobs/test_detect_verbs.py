@@ -25,6 +25,7 @@ from mae.evaluation.detection_metrics import DetectorScores, detection_scores
 from mae.model.create import create
 from mae.model.dense.pyramid_backbone import PyramidBackbone
 from mae.progress import Progress
+from mae.recipes.catalogue import find_recipe
 from mae.transfer.detector import Detector
 from mae.weights.formats.native import save
 from tests.boxes import CLASSES, SIZE, write_coco, write_images
