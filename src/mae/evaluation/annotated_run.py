@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -21,7 +19,7 @@ from mae.train.session import RunInProgress
 def open_annotated_run(
     call: TrainingCall[ConfigT],
     parts: SegmentedData | DetectedData,
-    choose: Callable[[Any], ConfigT],
+    choose: Callable[[], ConfigT],
     *,
     classes: Sequence[str],
     labels: str | None,
@@ -31,7 +29,7 @@ def open_annotated_run(
     Args:
         call: the call of the verb.
         parts: training and test images; their notes are printed.
-        choose: returns the configuration for the training images, on rank 0.
+        choose: returns the configuration, on rank 0.
         classes: names, for the record.
         labels: see `FewLabels`.
     """
@@ -41,10 +39,9 @@ def open_annotated_run(
     few = FewLabels(labels).single_draw(
         pool, np.arange(len(pool)), seed=call.config.seed, log=log
     )  # fmt: skip
-    source = pool.take(few)
     session = call.open_run(
-        call.ranks.on_main(partial(choose, source)),
-        source,
+        call.ranks.on_main(choose),
+        pool.take(few),
         test=parts.test,
         split=None if parts.held is None else parts.held.record(parts.whole),
         labels=labels,

@@ -111,7 +111,7 @@ def detect_train(
             )  # fmt: skip
 
 
-def _chosen(call: TrainingCall[DetectConfig], source: BoxSource) -> DetectConfig:
+def _chosen(call: TrainingCall[DetectConfig]) -> DetectConfig:
     """Return the configuration with what the recipe detect-folder chooses."""
     return call.config
 

@@ -19,7 +19,6 @@ from mae.evaluation.segment import SegmentView, score_images
 from mae.evaluation.segment_metrics import SegmentScores, segment_scores
 from mae.evaluation.segmented_data import segmented
 from mae.model.dense.segmenter import Segmenter
-from mae.planning.hardware import choose_device
 from mae.recipes.segmenting import choose_crop
 from mae.report.figures import png_bytes
 from mae.report.notebook import shown
@@ -33,7 +32,7 @@ from mae.train.session import RunInProgress, finish, restore
 from mae.train.trainer import train
 from mae.weights.formats.native import save
 from mae.weights.load import load_segmenter
-from mae.weights.start_from import config_from_weights, initial_segmenter
+from mae.weights.start_from import initial_segmenter
 
 
 @shown
@@ -113,23 +112,15 @@ def segment_train(
             )  # fmt: skip
 
 
-def _chosen(call: TrainingCall[SegmentConfig], source: MaskSource) -> SegmentConfig:
+def _chosen(call: TrainingCall[SegmentConfig]) -> SegmentConfig:
     """Return the configuration with the crop and scale that the recipe segment-folder chooses."""
-    config, kept, weights = call.config, call.kept, call.weights
-    if kept is None or (config.follow_weights and weights is None):
+    config, kept = call.config, call.kept
+    if kept is None or (config.follow_weights and call.weights is None):
         return config
     if not config.follow_weights:
         short = config.short_side if "short_side" in kept else min(config.model.image_size)
         return replace(config, short_side=short)
-    if call.begun is not None:
-        stored = call.begun["config"]
-        own = {"resize": tuple(stored["model"]["image_size"]), "short_side": stored["short_side"]}
-        return replace(config, **{n: value for n, value in own.items() if n not in kept})
-    assert weights is not None
-    classes = len(source.mask_classes)
-    model = config_from_weights(config, weights, num_classes=classes, **call.given).model
-    on_cpu = choose_device(config.device).type == "cpu"
-    return choose_crop(config, model, on_cpu=on_cpu, kept=kept)
+    return call.choose_by_weights(choose_crop, "short_side")
 
 
 def _train(run: RunInProgress, model: Segmenter, config: SegmentConfig, test: MaskSource) -> None:

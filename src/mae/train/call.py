@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any, Generic
@@ -14,6 +14,7 @@ from mae.config.kinds import ConfigT
 from mae.data.sources.open import Data, data_name
 from mae.data.sources.source import Source
 from mae.parallel.processes import Communicator, open_communicator
+from mae.planning.hardware import choose_device
 from mae.progress import Progress
 from mae.recipes.custom import kept_fields
 from mae.runs.directory import read_record
@@ -22,6 +23,7 @@ from mae.runs.signals import StopSignal
 from mae.train.resolve import resolve_on_main
 from mae.train.session import RunInProgress, data_record, open_session, refuse_in_readers
 from mae.weights.given import Given, configure, lasting, path_of
+from mae.weights.start_from import config_from_weights
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +60,26 @@ class TrainingCall(Generic[ConfigT]):
             return {"seed": self.config.seed, "weights": self.weights}
         split = self.begun["data"].get("split") or {}
         return {"seed": split.get("seed", self.config.seed)}
+
+    def choose_by_weights(self, choose: Callable[..., ConfigT], *names: str) -> ConfigT:
+        """Return the configuration with what a recipe chooses by weights and device.
+
+        A run to resume keeps what was chosen.
+
+        Args:
+            choose: takes the configuration, the network of the weights, `on_cpu` and `kept`.
+            names: fields that it chooses besides the image size.
+        """
+        config, kept = self.config, self.kept or ()
+        if self.begun is not None:
+            stored = self.begun["config"]
+            own: dict[str, Any] = {"resize": tuple(stored["model"]["image_size"])}
+            own |= {name: stored[name] for name in names if name in stored}
+            return replace(config, **{n: value for n, value in own.items() if n not in kept})
+        assert self.weights is not None
+        model = config_from_weights(config, self.weights, **self.given).model
+        on_cpu = choose_device(config.device).type == "cpu"
+        return choose(config, model, on_cpu=on_cpu, kept=kept)
 
     @contextmanager
     def open_run(
