@@ -17,6 +17,7 @@ from mae.evaluation.annotated_run import open_annotated_run
 from mae.evaluation.detect import DetectView, coco_results, require_detect_extra, score_boxes
 from mae.evaluation.detected_data import detected
 from mae.evaluation.detection_metrics import DetectorScores
+from mae.recipes.detecting import ON_CPU, choose_sizes
 from mae.report.detections import draw_examples, results_of, score_rows
 from mae.report.figures import png_bytes
 from mae.report.notebook import shown
@@ -112,8 +113,11 @@ def detect_train(
 
 
 def _chosen(call: TrainingCall[DetectConfig]) -> DetectConfig:
-    """Return the configuration with what the recipe detect-folder chooses."""
-    return call.config
+    """Return the configuration with the crop and heads that the recipe detect-folder chooses."""
+    config = call.config
+    if call.kept is None or (config.follow_weights and call.weights is None):
+        return config
+    return call.choose_by_weights(choose_sizes, *ON_CPU)
 
 
 def _train(run: RunInProgress, model: Detector, config: DetectConfig, test: BoxSource) -> None:

@@ -125,12 +125,13 @@ def choose_sizes(
 
     Args:
         asked: `DETECT_FOLDER` with the changes of the user.
-        model: network of the weights.
+        model: network of the weights; a new one keeps its image size.
         on_cpu: whether a CPU trains.
         kept: dotted names of the fields that the user set.
     """
-    fields: dict[str, Any] = {"resize": fitting_crop(asked, model, on_cpu=on_cpu, kept=kept)}
-    fields |= ON_CPU if on_cpu else {}
+    fields: dict[str, Any] = {**ON_CPU} if on_cpu else {}
+    if asked.follow_weights:
+        fields["resize"] = fitting_crop(asked, model, on_cpu=on_cpu, kept=kept)
     return with_fields(asked, {n: value for n, value in fields.items() if n not in kept})
 
 

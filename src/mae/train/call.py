@@ -67,17 +67,21 @@ class TrainingCall(Generic[ConfigT]):
         A run to resume keeps what was chosen.
 
         Args:
-            choose: takes the configuration, the network of the weights, `on_cpu` and `kept`.
-            names: fields that it chooses besides the image size.
+            choose: takes the configuration, the network of the weights or the configured one,
+                `on_cpu` and `kept`.
+            names: fields that it chooses besides the image size of weights.
         """
-        config, kept = self.config, self.kept or ()
+        config, kept, follows = self.config, self.kept or (), self.config.follow_weights
         if self.begun is not None:
             stored = self.begun["config"]
-            own: dict[str, Any] = {"resize": tuple(stored["model"]["image_size"])}
-            own |= {name: stored[name] for name in names if name in stored}
+            own: dict[str, Any] = {name: stored[name] for name in names if name in stored}
+            if follows:
+                own["resize"] = tuple(stored["model"]["image_size"])
             return replace(config, **{n: value for n, value in own.items() if n not in kept})
-        assert self.weights is not None
-        model = config_from_weights(config, self.weights, **self.given).model
+        model = config.model
+        if follows:
+            assert self.weights is not None
+            model = config_from_weights(config, self.weights, **self.given).model
         on_cpu = choose_device(config.device).type == "cpu"
         return choose(config, model, on_cpu=on_cpu, kept=kept)
 
