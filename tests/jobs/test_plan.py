@@ -13,11 +13,12 @@ import torch
 from benchmarks.memory import saved_bytes
 from torch import Tensor
 
+from mae.config.detect import DetectConfig
 from mae.config.model import ModelConfig
 from mae.config.run import PretrainConfig
 from mae.data.batching.batch import Batch
 from mae.errors import ConfigError
-from mae.jobs.plan import plan
+from mae.jobs.plan import plan, plan_detection
 from mae.model.costs import block_parameters, count_parameters
 from mae.model.create import create
 from mae.model.transformer import Block
@@ -342,3 +343,24 @@ def test_a_misspelt_card_whose_name_has_an_x_is_still_near() -> None:
 )
 def test_a_card_is_found_by_what_its_driver_calls_it(device: str, card: str | None) -> None:
     assert card_named(device) == card
+
+
+# ViTDet's 12 heads and 64 x 64 patches of 16 pixels: 12 * 4096^2 * 4 bytes, 0.8 GB.
+def test_a_plan_of_detection_counts_the_attention_to_the_whole_image() -> None:
+    config = find_config("coco-vitdet-b-100e", DetectConfig)
+
+    found = plan_detection(config, recipe="coco-vitdet-b-100e")
+
+    assert found.values["bias_bytes_per_image_and_block"] == 12 * 4096**2 * 4 == 805_306_368
+    rows = {name: text for name, text, _ in found.rows}
+    assert "0.75 GiB of it in each of 4 blocks" in rows["attention"]
+    assert rows["not counted"] == "pyramid, proposals and heads; time"
+    # Of ViTDet's README: 10.9 GB in half precision, with what is not counted here.
+    assert 4 * 805_306_368 < found.values["kept_bytes_per_image"] < 2 * 10.9e9
+
+
+def test_a_plan_of_detection_needs_a_network() -> None:
+    config = find_config("detect-folder", DetectConfig)
+
+    with pytest.raises(ConfigError, match="plan: detect-folder takes its network from weights"):
+        plan_detection(config, recipe="detect-folder")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -12,6 +13,7 @@ from benchmarks.memory import kept_for_backward, saved_bytes
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from mae.config.dense import DenseConfig
 from mae.config.model import ModelConfig
 from mae.config.objective import ObjectiveConfig
 from mae.config.sizes import model_config
@@ -24,6 +26,8 @@ from mae.model.costs import (
     step_flops,
 )
 from mae.model.create import create
+from mae.model.dense.backbone import DenseBackbone
+from mae.model.encoder import Encoder
 from tests.model.costed import SHAPES, checkpointed, drawn
 
 OBJECTIVE = ObjectiveConfig()
@@ -144,6 +148,29 @@ def test_bytes_of_a_classifier_are_what_autograd_keeps(
     # Counted with the last norm, which the mean over patches does without.
     found = activation_bytes(config, None, half=False, on_cpu=True)
     assert 1 <= found.kept / kept < (1.002 if pool == "cls" else 1.06)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_bytes_of_relative_positions_are_what_autograd_keeps(
+    window: int | None, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose_attention(monkeypatch, few=0)
+    # 16 x 10 patches, which windows of 3 pad to 18 x 12
+    config = model_config("vit-ti/4", image_size=(64, 40), width=24, depth=3, num_heads=3)
+    blocks = () if window is None else (1,)
+    plain = DenseConfig(window=window, global_blocks=blocks)
+    images = torch.randn(2, 3, 64, 40, generator=generator)
+
+    def kept(dense: DenseConfig) -> float:
+        model = DenseBackbone(Encoder(config), dense, blocks=(2,))
+        return kept_for_backward(model, lambda: model(images)[0].sum()) / len(images)
+
+    dense = replace(plain, relative_positions="decomposed")
+    found = activation_bytes(config, None, half=False, on_cpu=True, dense=dense).kept
+    alone = activation_bytes(config, None, half=False, on_cpu=True).kept
+    # Besides, the tables resized and the products of queries with each axis.
+    measured = kept(dense) - kept(plain) if window else kept(dense) - kept(DenseConfig())
+    assert 0.75 < (found - alone) / measured <= 1
 
 
 def test_counting_what_a_pass_keeps_keeps_nothing(generator: torch.Generator) -> None:

@@ -1,4 +1,7 @@
-"""Plan a pre-training run: estimated memory, time and cores on this or another machine."""
+"""Plan a run: estimated memory, time and cores on this or another machine.
+
+Of detection, whose heads are torchvision's, only what can be counted: state and encoder.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,28 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import torch
 
+from mae.config.detect import DetectConfig
 from mae.config.model import require
 from mae.config.run import PixelConfig, PretrainConfig
+from mae.config.sizes import size_name
 from mae.data.decoding.header import kind_of
 from mae.data.sources.open import Data, open_source
 from mae.data.sources.source import ArraySource, Source
 from mae.data.types import Log
 from mae.errors import ConfigError
-from mae.model.costs import count_parameters
-from mae.planning.estimate import Estimate
+from mae.model.costs import FLOAT32, bias_bytes, count_parameters
+from mae.model.dense.pyramid_backbone import PyramidBackbone
+from mae.model.encoder import Encoder
+from mae.planning.estimate import GIVEN, TESTED, UNKNOWN, Estimate, GiB
 from mae.planning.hardware import machine_of, this_machine, with_ranks
 from mae.recipes.pretraining import PRETRAINING
+from mae.report.tables import Report
 from mae.train.choice import choose_config
 from mae.train.measure import with_measured_rate
 from mae.train.resolve import resolve, resolve_precision
+from mae.transfer.detector import Detector
 
 IMAGENET = 1_281_167
 
@@ -81,6 +91,52 @@ def plan(
     noise = np.random.default_rng(config.seed).integers(0, 256, size).astype(model.pixels.dtype)
     source = ArraySource(np.broadcast_to(noise, (config.batch, *size)))
     return with_measured_rate(estimate, source, kind_of(model), log=log)
+
+
+def plan_detection(config: DetectConfig, *, recipe: str) -> Report:
+    """Count the memory of a run of detection, but for its pyramid and heads.
+
+    Args:
+        config: the run.
+        recipe: its name.
+
+    Raises:
+        ConfigError: for a network of weights, or without torchvision.
+    """
+    if config.follow_weights:
+        raise ConfigError(f"plan: {recipe} takes its network from weights; use --follow-weights no")
+    model, dense = config.model, config.dense
+    with torch.device("meta"):
+        backbone = PyramidBackbone(Encoder(model), dense, channels=config.pyramid_channels)
+        detector = Detector(backbone, num_classes=config.num_classes, masks=config.masks is True)
+    count = sum(parameter.numel() for parameter in detector.parameters())
+    machine = machine_of("h100")  # of any, for float32
+    float32 = replace(config, precision="float32")
+    estimate = Estimate(float32, machine, config.batch, count, 0, recipe=recipe)
+    biases = bias_bytes(model, dense, value=FLOAT32)
+    (h, w), kept, bias = model.grid, estimate.activations.kept, max(biases)
+    name = size_name(width=model.width, depth=model.depth, patch_size=model.patch_size)
+    encoder = f"{kept / GiB:.3g} GiB of the encoder kept for the backward pass, in float32"
+    attention = (
+        f"{bias / GiB:.3g} GiB of it in each of {biases.count(bias)} blocks that attend to the "
+        f"whole image: {model.num_heads} heads, {h * w:,} x {h * w:,} patches"
+    )
+    state = f"{estimate.state_bytes / GiB:.3g} GiB: {count:,} parameters, gradients, two moments"
+    values = {
+        "recipe": recipe,
+        "parameters": count,
+        "state_bytes": estimate.state_bytes,
+        "kept_bytes_per_image": kept,
+        "bias_bytes_per_image_and_block": bias,
+    }
+    rows = [
+        ("recipe", f"{recipe}: {name} at {' x '.join(map(str, model.image_size))}", GIVEN),
+        ("state", state, TESTED),
+        ("an image", encoder, TESTED),
+        *([("attention", attention, TESTED)] if bias else []),
+        ("not counted", "pyramid, proposals and heads; time", UNKNOWN),
+    ]
+    return Report(values, rows)
 
 
 def _images(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+from mae.config.dense import DenseConfig
 from mae.config.model import ModelConfig, hidden_width
 from mae.config.objective import ObjectiveConfig
 from mae.model.transformer import FEW_TOKENS
@@ -104,6 +105,7 @@ def activation_bytes(
     half: bool,
     on_cpu: bool,
     checkpoint_every: int | None = None,
+    dense: DenseConfig | None = None,
 ) -> ActivationBytes:
     """Count the bytes of one image that the forward pass keeps for the backward pass.
 
@@ -114,12 +116,17 @@ def activation_bytes(
         half: whether the forward runs under autocast to bf16 or fp16; residuals stay float32.
         on_cpu: whether attention of few tokens uses explicit products (`attend`).
         checkpoint_every: blocks of a segment of which only the input is kept (see `Blocks`).
+        dense: how a dense task runs the encoder; its heads are not counted.
     """
     D, E, L, P = config.width, config.decoder_width, config.num_patches, config.patch_values
     K = L if objective is None else objective.num_keep(L)
     value, hidden = HALF if half else FLOAT32, L - K
     given: dict[str, Any] = {"mlp_ratio": config.mlp_ratio, "value": value, "on_cpu": on_cpu}
     encoder = [_block_bytes(1 + K, D, heads=config.num_heads, **given)] * config.depth
+    if dense is not None:
+        # torch's kernel on a CPU keeps it in float32 always.
+        biases = bias_bytes(config, dense, value=FLOAT32 if on_cpu else value)
+        encoder = [each + bias for each, bias in zip(encoder, biases, strict=True)]
     sides = [((1 + K) * D, encoder)]
     if objective is not None:
         given["heads"] = config.decoder_heads
@@ -137,6 +144,26 @@ def activation_bytes(
         kept += len(starts) * values * FLOAT32
         segments += [sum(blocks[start : start + checkpoint_every]) for start in starts]
     return ActivationBytes(kept, max(segments))
+
+
+def bias_bytes(config: ModelConfig, dense: DenseConfig, *, value: int) -> list[int]:
+    """Count the bytes of what relative positions add to the attention of each block, per image.
+
+    Args:
+        config: the network.
+        dense: a table of positions is shared by all images, and is not counted.
+        value: bytes of a number.
+    """
+    if dense.relative_positions != "decomposed":
+        return [0] * config.depth
+    (h, w), s = config.grid, dense.window or 0
+    found = []
+    for number in range(config.depth):
+        pairs = (h * w) ** 2
+        if s and number not in dense.global_blocks:  # windows are padded, see `GridWindows`
+            pairs = (h + -h % s) * (w + -w % s) * s**2
+        found.append(config.num_heads * pairs * value)
+    return found
 
 
 def _norm_bytes(T: int, width: int, *, value: int) -> int:

@@ -125,12 +125,10 @@ class Estimate(NamedTuple):
         """Bytes per image for the backward pass: kept, and recomputed at a time."""
         config = self.config
         return activation_bytes(
-            config.model,
-            config.objective if isinstance(config, PretrainConfig) else None,
-            half=config.half is not None,
-            on_cpu=self.machine.device == "cpu",
-            checkpoint_every=config.checkpoint_every,
-        )
+            config.model, config.objective if isinstance(config, PretrainConfig) else None,
+            half=config.half is not None, on_cpu=self.machine.device == "cpu",
+            checkpoint_every=config.checkpoint_every, dense=getattr(config, "dense", None),
+        )  # fmt: skip
 
     @property
     def _values(self) -> int:

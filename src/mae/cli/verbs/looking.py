@@ -6,10 +6,13 @@ from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 
+from mae.config.detect import DetectConfig
+from mae.config.model import refuse_without_effect
 from mae.config.run import PretrainConfig
 from mae.config.serialize import to_dict
 from mae.recipes.catalogue import RECIPES, find_recipe
 from mae.recipes.custom import build_config, kept_fields, recipe_toml
+from mae.recipes.detecting import DETECTING
 from mae.report.tables import Report
 
 
@@ -77,8 +80,8 @@ def plan(
 ) -> object:
     """Estimate memory, micro-batch, time and reading cores of a pre-training run.
 
-    For --gpu, or for this machine. Each line states the basis of its value. Pre-training recipes
-    only.
+    For --gpu, or for this machine. Each line states the basis of its value. Of a recipe of
+    detection, the memory of state and encoder; of no other recipe anything.
 
     Args:
         gpu: GPU and number of them, as in h100x8; none: this machine.
@@ -87,6 +90,13 @@ def plan(
             recipes.
         measure: Measure the rate of this machine with a few steps, which are discarded.
     """
+    if recipe in {known.name for known in DETECTING}:
+        own = {"data": data, "gpu": gpu, "ranks": ranks, "images": images}
+        refuse_without_effect("detection", "pre-training", measure=measure or None, **own)
+        detection = build_config(recipe, DetectConfig, file=config, fields=fields)
+        from mae.jobs.plan import plan_detection
+
+        return plan_detection(detection, recipe=recipe)
     resolved = build_config(recipe, PretrainConfig, file=config, fields=fields)
     from mae.jobs import plan as job
     from mae.progress import Progress
