@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -242,6 +243,29 @@ def test_detection_of_coco_resolves_to_the_published_numbers(name: str) -> None:
     assert (config.scale_range, config.augment.flip) == ((0.1, 2.0), 0.5)
     assert recipe.expected.startswith(f"{box} box AP and {mask} mask AP")
     assert recipe.command == f"mae detect train {name} --data DIR --weights W"
+
+
+def test_the_page_shows_the_numbers_of_the_recipes_of_coco() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
+    lines = page.partition("### Detection of COCO\n\n")[2].partition("\n\n")[0].splitlines()
+    header, _, *rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in lines]
+
+    for place, name in enumerate(header[1:], start=1):
+        config, score = find_config(name, DetectConfig), find_recipe(name).expected.split()
+        optim, yes_or_no = config.optim, {True: "yes", False: "no"}
+        assert config.steps is not None
+        steps = [f"{round(part * config.steps):,}" for part in optim.milestones]
+        assert [row[place] for row in rows] == [
+            f"{config.steps:,}",
+            ", ".join(steps),
+            f"{config.layer_decay}",
+            f"{config.drop_path}",
+            ", ".join(map(str, config.dense.global_blocks)),
+            yes_or_no[optim.decay_norms],
+            yes_or_no[optim.decay_tokens],
+            score[0],
+            score[4],
+        ]
 
 
 # WarmupParamScheduler over MultiStepParamScheduler: from a thousandth of the rate over 250 of
