@@ -69,7 +69,7 @@ def test_predict_names_a_broken_file_and_goes_on(
         assert row["score"] >= 0.2 and row["category"] == CLASSES[row["category_id"] - 1]
         assert row["segmentation"]["size"] == list(SIZE)
     with Image.open(out / "overlays" / "0.png") as drawn:
-        assert (drawn.mode, drawn.size) == ("RGB", SIZE[::-1])
+        assert (drawn.mode, drawn.size) == ("RGB", (448, 320))  # eight times as large
     crops = sorted(out.glob("crops/*/*.png"))
     assert len(crops) == len(rows)
     first = next(row for row in rows if names[row["image_id"]].endswith("0.png"))

@@ -21,7 +21,7 @@ from mae.evaluation.detection_mistakes import DetectedObjects
 from mae.evaluation.discover import some
 from mae.evaluation.inputs import decoded_images
 from mae.progress import Progress
-from mae.report.boxes import draw_objects
+from mae.report.boxes import DRAWN, draw_objects
 from mae.report.contact_sheet import as_rgb, shortened
 from mae.report.image_files import names_below, output_names, require_new, write_png
 from mae.report.notebook import shown
@@ -136,11 +136,12 @@ def detect_predict(
 
 
 def _overlay(image: Image.Image, objects: DetectedObjects, names: Sequence[str]) -> Image.Image:
-    """Draw objects over an image with their classes and scores."""
-    found = objects.instances
+    """Draw objects over an image with their classes and scores; small images are enlarged."""
+    found, factor = objects.instances, max(1, DRAWN // max(image.size))
+    large = image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)
     pairs = zip(found.classes.tolist(), objects.scores.tolist(), strict=True)
     labels = [f"{names[k]} {score:.2f}" for k, score in pairs]
-    return draw_objects(image, found, labels, classes=len(names))
+    return draw_objects(large, found, labels, classes=len(names))
 
 
 def _write_crops(
