@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -13,13 +14,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from mae.cli.main import main
 from mae.config.dense import DenseConfig
 from mae.config.detect import DetectConfig
 from mae.config.run import AugmentConfig, OptimConfig
+from mae.config.serialize import to_dict
 from mae.errors import ConfigError
 from mae.jobs.detect_train import DetectRun, detect_train
-from tests.boxes import CLASSES, write_coco
+from mae.recipes.custom import to_toml
+from mae.runs.log import read_rows
+from tests.boxes import CLASSES, coco_of, write_coco
 from tests.jobs.kill_storm import CONTEXT
 from tests.jobs.test_segment import digest
 from tests.model.tiny import tiny_config
@@ -77,6 +83,27 @@ def test_without_torchvision_one_line_comes_before_any_work(
     assert "\n" not in str(raised.value)
 
 
+def test_wrong_boxes_end_in_one_line_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_coco(tmp_path / "data", count=4)
+    content = coco_of(4)
+    content["annotations"][0]["bbox"] = [60, 4, 9, 9]
+    content["annotations"][3]["bbox"] = [4, 4, 0, 9]
+    (data / "annotations.json").write_text(json.dumps(content))
+
+    words = ["--data", str(data), "--out", str(tmp_path / "run"), "--follow-weights", "no"]
+    code = main(["detect", "train", *words, "--quiet"])
+
+    error = capsys.readouterr().err
+    assert code == 2 and error.count("\n") == 1
+    assert (
+        "boxes: 2 of 8 boxes and 0 of 4 images are wrong: 1 box outside its image (0.png" in error
+    )
+    assert "1 box of zero size (1.png: 4 4 4 13)" in error and "--max-bad" in error
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_a_run_leaves_scores_detections_report_and_weights(folder: Path, whole: DetectRun) -> None:
     results = json.loads((whole.path / "results.json").read_text())
@@ -110,6 +137,30 @@ def test_a_killed_run_goes_on_and_ends_bitwise_alike(
     resumed = train(folder, tmp_path / "run", workers=1)
 
     assert resumed.resumed and digest(resumed.path) == digest(whole.path)
+
+
+@pytest.mark.slow
+def test_two_ranks_train_as_one_and_score_alike(
+    folder: Path, whole: DetectRun, tmp_path: Path
+) -> None:
+    (tmp_path / "config.toml").write_text(to_toml(to_dict(EVERYTHING)))
+    words = ["--config", f"{tmp_path}/config.toml", "--data", str(folder), "--quiet"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mae", "detect", "train", *words, "--ranks", "2", "--out",
+         f"{tmp_path}/run"],
+        capture_output=True, text=True, timeout=200, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+    runs = whole.path, tmp_path / "run"
+    here, there = ([row["loss"] for row in read_rows(run / "log.jsonl")] for run in runs)
+    assert len(here) == 6 and there == pytest.approx(here, rel=1e-4)
+    one, two = (load_file(run / "weights" / "model.safetensors") for run in runs)
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4)
+    scores = [json.loads((run / "results.json").read_text()) for run in runs]
+    assert scores[0]["ap"] == pytest.approx(scores[1]["ap"], abs=5e-3)
 
 
 @pytest.mark.slow
