@@ -101,6 +101,8 @@ def test_objects_come_back_in_the_pixels_of_the_image() -> None:
     expected[4:32, 8:36] = True
     assert not (inside & ~expected).any() and (expected & ~inside).sum() <= 4
     assert found.instances.areas[0] == inside.sum()
+    two, pixels = known([(box, 0.7), (box, 0.4)]), np.zeros((*SIZE, 3), dtype=np.uint8)
+    assert detected_objects(two, pixels, VIEW, score=0.5).scores == pytest.approx([0.7])
 
 
 def test_the_truth_scores_one_and_a_missed_class_zero(source: BoxSource) -> None:

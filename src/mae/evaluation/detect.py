@@ -99,13 +99,16 @@ def open_for_detecting(
 
 
 @torch.inference_mode()
-def detected_objects(model: Detector, pixels: Pixels, view: DetectView) -> DetectedObjects:
+def detected_objects(
+    model: Detector, pixels: Pixels, view: DetectView, *, score: float = 0.0
+) -> DetectedObjects:
     """Return the objects of an image, in its own pixels.
 
     Args:
         model: on its device, in evaluation mode.
         pixels: H W C of the type that the model was trained on.
         view: size.
+        score: lowest score of the objects.
     """
     H, W, _ = pixels.shape
     (height, width), encoder = view.size, model.backbone.encoder
@@ -115,7 +118,7 @@ def detected_objects(model: Detector, pixels: Pixels, view: DetectView) -> Detec
     # Copied: Pillow's pixels cannot be written, which torch requires.
     image = encoder.normalize(channels_first(np.array(resized[None])).to(device))
     padded = F.pad(image, (0, width - size[1], 0, height - size[0]))
-    found = model(padded, sizes=[size])[0].resized(size, to=(H, W))
+    found = model(padded, sizes=[size])[0].above(score).resized(size, to=(H, W))
     N, boxes = len(found.boxes), found.boxes.cpu().numpy()
     sides = boxes[:, 2:] - boxes[:, :2]
     areas = sides.prod(axis=1).astype(np.float64)

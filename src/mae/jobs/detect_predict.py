@@ -117,7 +117,7 @@ def detect_predict(
         files = output_names(below)
         found, searched = list[tuple[int, str, DetectedObjects]](), list[SearchedImage]()
         for index, pixels in decoded_images(reader, config, progress=progress):
-            objects = detected_objects(model, pixels, view).above(threshold)
+            objects = detected_objects(model, pixels, view, score=threshold)
             file, image = folder / OVERLAYS / files[index], as_rgb(pixels)
             write_png(file, _overlay(image, objects, names))
             if crops:

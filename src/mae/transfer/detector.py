@@ -68,6 +68,12 @@ class Detections(NamedTuple):
     """N m m: probability of the object at m x m places of its box; None: a detector without
     masks."""
 
+    def above(self, score: float) -> Detections:
+        """Return those of at least a score."""
+        count = int((self.scores >= score).sum())
+        masks = None if self.masks is None else self.masks[:count]
+        return Detections(self.boxes[:count], self.classes[:count], self.scores[:count], masks)
+
     def resized(self, size: tuple[int, int], *, to: tuple[int, int]) -> Detections:
         """Return them in the pixels of the image at another height and width."""
         (h, w), (H, W) = size, to

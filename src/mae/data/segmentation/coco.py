@@ -77,10 +77,12 @@ def run_lengths(text: str) -> list[int]:
 
 def run_lengths_of(inside: Inside) -> dict[str, Any]:
     """Return pixels H W as COCO's compressed run lengths, the inverse of `instance_inside`."""
-    flat = inside.T.ravel()  # column by column
-    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    counts = np.diff(edges, prepend=0, append=flat.size).tolist()
-    counts = [0, *counts] if flat[:1].any() else counts
+    H, columns = inside.shape[0], np.flatnonzero(inside.any(axis=0))
+    first, end = (columns[0], columns[-1] + 1) if columns.size else (0, 0)
+    flat = np.pad(inside[:, first:end].T.ravel(), 1)  # column by column
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + H * first
+    counts = np.diff(edges, prepend=0, append=inside.size).tolist()
+    counts = counts[:-1] if counts[-1] == 0 else counts
     text = []
     for place, count in enumerate(counts):
         value, more = count - (counts[place - 2] if place > 2 else 0), True
