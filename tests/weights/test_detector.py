@@ -177,8 +177,9 @@ def test_it_starts_from_a_detector_but_for_what_is_of_classes(
     fresh = {name for name in mine if not torch.equal(mine[name], theirs[name])}
     assert {name.split(".")[1] for name in fresh} == {"box_predictor", "mask_predictor"}
     assert any("took the encoder and pyramid and rpn and roi_heads" in note for note in notes)
-    boxes = initial_detector(folder, config(masks=False, pyramid_channels=12)).model
+    boxes, notes = initial_detector(folder, config(masks=False, pyramid_channels=12))
     assert boxes.backbone.out_channels == 12
+    assert any(note.endswith("starts fresh; --pyramid-channels 8 takes it") for note in notes)
 
 
 def test_it_starts_from_detectron2s_backbone(generator: torch.Generator, tmp_path: Path) -> None:

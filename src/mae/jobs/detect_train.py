@@ -125,7 +125,9 @@ def _train(run: RunInProgress, model: Detector, config: DetectConfig, test: BoxS
     (H, W), (low, high) = config.model.image_size, config.scale_range
     view = DetectView((H, W))
     run.progress.note(
-        f"crops of {H} x {W} at {low:g} to {high:g} times what just fits; scored: {view.text()}"
+        f"crops of {H} x {W} at {low:g} to {high:g} times what just fits, heads of "
+        f"{config.pyramid_channels} channels, {config.sampled_boxes} boxes of an image in the "
+        f"losses; scored: {view.text()}"
     )
     state = restore(run, model)
     plan = batch_plan(config, run.source, run.kind, run.ranks.process)

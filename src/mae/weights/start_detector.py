@@ -23,6 +23,7 @@ from mae.weights.read import RawWeights, Source, read_weights
 from mae.weights.start_from import OF_DENSE, fill_encoder
 
 _DETECTOR = "a detector"
+_NORM = "pyramid.levels.0.1.norm.weight"  # of the simple pyramid alone; C
 
 
 def dense_from_weights(
@@ -79,12 +80,19 @@ def initial_detector(
         )
     if raw is not None:
         _fill_parts(model, raw, parts)
+        norm = raw.tensors.get(_NORM)
+        if norm is not None and not parts:
+            notes.append(
+                f"{raw.path}: its pyramid has {len(norm)} channels, that of the run "
+                f"{config.pyramid_channels}, and starts fresh; --pyramid-channels {len(norm)} "
+                "takes it"
+            )
     return Loaded(model, notes)
 
 
 def _parts_of(raw: RawWeights, config: DetectConfig) -> tuple[str, ...]:
     """Return the groups of tensors that a new detector takes besides the encoder."""
-    norm, parts = raw.tensors.get("pyramid.levels.0.1.norm.weight"), list[str]()
+    norm, parts = raw.tensors.get(_NORM), list[str]()
     if norm is not None and norm.shape == (config.pyramid_channels,):
         parts = ["pyramid", "rpn", "roi_heads"] if raw.is_detector else ["pyramid"]
     return tuple(parts)
