@@ -209,13 +209,13 @@ def test_twenty_images_are_trained_on_scored_and_searched(
     monkeypatch.chdir(tmp_path)
     write_coco(tmp_path / "cells", count=20)
     save(create(tiny_config(patch_size=8, image_size=(40, 56))).encoder, tmp_path / "weights")
-    fields = "--epochs 3 --batch 4 --micro-batch 4 --pyramid-channels 8 --workers 0 --device cpu"
+    fields = "--epochs 1 --batch 4 --micro-batch 4 --pyramid-channels 8 --workers 0 --device cpu"
 
     assert main(f"detect train --data cells --weights weights {fields}".split()) == 0
     trained = capsys.readouterr()
     assert main("detect evaluate runs/cells-detect --data cells --out a.html --json".split()) == 0
     scored = json.loads(capsys.readouterr().out)
-    words = "runs/cells-detect cells/images --out found --threshold 0.05 --json"
+    words = "runs/cells-detect cells/images --out found --threshold 0.3 --json"
     assert main(f"detect predict {words}".split()) == 0
     found = json.loads(capsys.readouterr().out)
 

@@ -73,11 +73,16 @@ def draw_objects(
 def _with_masks(image: Image.Image, objects: Instances, colours: NDArray[np.uint8]) -> Image.Image:
     """Mix the colours of the classes into the pixels of the masks."""
     pixels, size = np.array(image), (image.height, image.width)
+    scale = np.array([image.width / objects.size[1], image.height / objects.size[0]])
     for place, segmentation in enumerate(objects.segmentations):
         if segmentation is not None:
             inside = nearest(objects.mask(place).astype(np.uint8), size=size) > 0
-            mixed = pixels[inside] * (1 - _OPACITY) + colours[objects.classes[place]] * _OPACITY
-            pixels[inside] = np.rint(mixed).astype(np.uint8)
+            # Within the box alone, which may be a small part of a large image.
+            left, top = np.floor(objects.boxes[place, :2] * scale).astype(int).tolist()
+            right, bottom = np.ceil(objects.boxes[place, 2:] * scale).astype(int).tolist()
+            part, own = pixels[top:bottom, left:right], inside[top:bottom, left:right]
+            mixed = part[own] * (1 - _OPACITY) + colours[objects.classes[place]] * _OPACITY
+            part[own] = np.rint(mixed).astype(np.uint8)
     return Image.fromarray(pixels)
 
 
