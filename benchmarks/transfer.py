@@ -221,11 +221,12 @@ def table(found: Sequence[tuple[str, str, int, float]], size: Size) -> str:
         values = {s: np.array([by[s, part, i] for i in range(size.seeds)]) for s in STARTS}
         gains = (values["mae"] - values[other] for other in ("supervised", "scratch"))
         count = max(1, round(size.masks * float(part.rstrip("%")) / 100))
-        rows.append((f"{count}", *map(_interval, (*values.values(), *gains))))
+        rows.append((f"{count}", *map(interval, (*values.values(), *gains))))
     return align(rows)
 
 
-def _interval(values: NDArray[np.float64]) -> str:
+def interval(values: NDArray[np.float64]) -> str:
+    """Return the mean in % and its 95 % interval by Student's t over the seeds."""
     half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return f"{100 * values.mean():.1f} ± {100 * half:.1f}"
 

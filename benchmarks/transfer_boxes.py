@@ -1,0 +1,144 @@
+"""Detection with few images: MAE on the same images against random weights.
+
+`python -m benchmarks.transfer_boxes OUT FOLDER` takes images with boxes that are divided into
+train, val and test (see `mae.data.detection.layout`). It pre-trains ViT-Ti/16 at 256 pixels on the
+training images without their boxes, trains detectors from it and from random weights on the same
+schedule, for three seeds, and scores them on the test images. A repeated call resumes; the table is
+printed and written to OUT/boxes.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.transfer import interval
+from mae.atomic import write_atomic, write_json_atomic
+from mae.config.detect import DetectConfig
+from mae.config.objective import ObjectiveConfig
+from mae.config.run import AugmentConfig, OptimConfig, PretrainConfig
+from mae.config.sizes import model_config
+from mae.data.detection.check import check
+from mae.data.detection.layout import find_boxed
+from mae.jobs.detect_evaluate import detect_evaluate
+from mae.jobs.detect_train import detect_train
+from mae.jobs.pretrain import pretrain
+from mae.progress import Progress
+from mae.recipes.detecting import DETECT_FOLDER, ON_CPU
+from mae.report.tables import align
+from mae.runs.directory import RunDir
+
+STARTS = ("random", "mae")
+SCORES = ("ap", "ap50", "ap75")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much is trained."""
+
+    edge: int = 256
+    model: str = "vit-ti/16"
+    steps: int = 300
+    """Of pre-training, 64 crops each."""
+    batch: int = 64
+    detect_steps: int = 250
+    detect_batch: int = 8
+    seeds: int = 3
+
+
+TINY = Size(edge=64, steps=2, batch=4, detect_steps=2, detect_batch=4, seeds=2)
+
+
+def mae_config(size: Size, *, seed: int) -> PretrainConfig:
+    """Return the pre-training, with the optimiser of the recipe folder for few images."""
+    model = model_config(
+        size.model, image_size=size.edge, decoder_width=128, decoder_depth=2, decoder_heads=4
+    )
+    return PretrainConfig(
+        model=model,
+        objective=ObjectiveConfig(target_eps=1e-3),
+        steps=size.steps,
+        batch=size.batch,
+        optim=OptimConfig(name="muon", lr=0.012, warmup_epochs=10),
+        augment=AugmentConfig(crop_scale=(0.2, 1.0)),
+        seed=seed,
+        threads=1,
+        held_out=0.0,
+        device="cpu",
+    )
+
+
+def detect_config(config: PretrainConfig, size: Size, *, random: bool) -> DetectConfig:
+    """Return the training on boxes, the same for both starts but for the layer decay."""
+    return replace(
+        DETECT_FOLDER,
+        follow_weights=not random,
+        model=config.model if random else DETECT_FOLDER.model,
+        resize=None if random else config.model.image_size,
+        steps=size.detect_steps,
+        batch=size.detect_batch,
+        micro_batch=None,
+        optim=replace(DETECT_FOLDER.optim, lr=1e-3 * 256 / size.detect_batch),
+        scale_range=(0.5, 2.0),
+        layer_decay=1.0 if random else DETECT_FOLDER.layer_decay,
+        masks=False,
+        seed=config.seed,
+        threads=1,
+        device="cpu",
+        **ON_CPU,
+    )
+
+
+def scores(out: Path, data: Path, size: Size, seeds: Sequence[int]) -> Iterator[list[object]]:
+    """Yield start, seed, training seconds and scores; finished runs are read."""
+    part = find_boxed(data).splits["train"]()
+    with Progress() as progress:
+        images = check([part], max_bad=0.1, progress=progress).source(part)
+    for seed in seeds:
+        config = mae_config(size, seed=seed)
+        for start in STARTS:
+            folder, weights, seconds = out / f"seed-{seed}", None, 0.0
+            if start == "mae":
+                before = pretrain(config, data=images, out=folder / "mae")
+                weights, seconds = before.path, before.metrics["seconds"]
+            own = detect_config(config, size, random=weights is None)
+            run = detect_train(own, data=data, weights=weights, out=folder / start / "detector")
+            page = folder / start / "test.html"
+            found = detect_evaluate(run.path, data=data, split="test", out=page).scores
+            seconds += run.metrics["seconds"]
+            yield [start, seed, seconds, *(getattr(found.boxes, name) for name in SCORES)]
+
+
+def table(found: Sequence[Sequence[object]]) -> str:
+    """Lay out means with their 95 % intervals by Student's t over the seeds, and MAE's gain."""
+    by = {start: np.array([row[2:] for row in found if row[0] == start]) for start in STARTS}
+    rows = [("", "minutes", *SCORES)]
+    rows += [
+        (start, f"{values[:, 0].mean() / 60:.1f}", *map(interval, values[:, 1:].T))
+        for start, values in by.items()
+    ]
+    gain = by["mae"][:, 1:] - by["random"][:, 1:]
+    return align([*rows, ("mae - random", "", *map(interval, gain.T))])
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Run what is missing, and print the table of average precision in %."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--tiny", action="store_true", help="a few steps, to see that it runs")
+    asked = parser.parse_args(words)
+    found = [*scores(asked.out, asked.data, TINY if asked.tiny else Size(), asked.seeds)]
+    text = table(found)
+    write_json_atomic(asked.out / "boxes.json", found)
+    write_atomic(asked.out / "boxes.md", f"```\n{text}\n```\n".encode())
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
