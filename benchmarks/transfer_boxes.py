@@ -30,7 +30,6 @@ from mae.jobs.pretrain import pretrain
 from mae.progress import Progress
 from mae.recipes.detecting import DETECT_FOLDER, ON_CPU
 from mae.report.tables import align
-from mae.runs.directory import RunDir
 
 STARTS = ("random", "mae")
 SCORES = ("ap", "ap50", "ap75")
