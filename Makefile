@@ -50,9 +50,11 @@ bench-claim: setup
 recipes: setup
 	$(BIN)/python -m benchmarks.recipes runs/recipes
 
-# Segmentation with few masks: MAE, supervised pre-training, scratch; continues as well.
+# Segmentation with few masks: MAE, supervised pre-training, scratch; continues as well. With
+# BOXES=FOLDER detection too, on images with boxes in train, val and test.
 transfer: setup
 	$(BIN)/python -m benchmarks.transfer runs/transfer
+	$(if $(BOXES),$(BIN)/python -m benchmarks.transfer_boxes runs/boxes $(BOXES))
 
 results: setup
 	$(BIN)/python -m benchmarks.results

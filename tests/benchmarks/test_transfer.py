@@ -1,14 +1,27 @@
-"""The comparison of starts for segmentation: its images, its budget, and a run of a few steps."""
+"""The comparisons of starts: their images, their budget, and runs of a few steps."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.transfer import CLASSES, TINY, Size, composed, mae_config, main, supervised_config
+from benchmarks import transfer_boxes
+from benchmarks.transfer import (
+    CLASSES,
+    LABELS,
+    TINY,
+    Size,
+    composed,
+    mae_config,
+    main,
+    segment_config,
+    supervised_config,
+)
 
 from mae.model.costs import encoder_flops, step_flops
+from tests.boxes import coco_of, write_images
 
 
 def test_classes_are_told_by_texture_and_not_by_colour() -> None:
@@ -20,7 +33,14 @@ def test_classes_are_told_by_texture_and_not_by_colour() -> None:
     means = np.array([pixels[classes == k].mean() for k in range(len(CLASSES))])
     assert {*np.unique(classes).tolist()} == {0, 1, 2, 3, 4}
     assert means.max() - means.min() < 0.5 * pixels.std()
-    assert {label for _, _, label in drawn} == {1, 2, 3, 4}
+    assert {label for _, _, label in drawn} == {*range(len(LABELS))}
+
+
+def test_no_image_is_flipped_which_would_exchange_two_classes() -> None:
+    config = mae_config(Size(), seed=0)
+    own = segment_config(config, Size(), scratch=True)
+
+    assert config.augment.flip == supervised_config(config).augment.flip == own.augment.flip == 0
 
 
 def test_both_kinds_of_pre_training_have_the_same_arithmetic() -> None:
@@ -49,3 +69,21 @@ def test_a_few_steps_give_the_table_and_are_not_made_again(
     assert first.splitlines()[0].split() == [
         "masks", "scratch", "supervised", "mae", "mae", "-", "supervised", "mae", "-", "scratch"
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_few_steps_on_boxes_give_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    for number, split in enumerate(("train", "val", "test")):
+        write_images(data / "images", 4, first=4 * number)
+        (data / f"{split}.json").write_text(json.dumps(coco_of(4, first=4 * number)))
+    words = [str(tmp_path / "out"), str(data), "--tiny", "--seeds", "0", "1"]
+
+    transfer_boxes.main(words)
+
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[0] for row in rows] == ["minutes", "random", "mae", "mae"]
+    assert rows[0] == ["minutes", "ap", "ap50", "ap75"]
+    assert all((tmp_path / f"out/seed-{seed}/mae/test.html").exists() for seed in (0, 1))
