@@ -1,15 +1,13 @@
-"""The detector: ViTDet's settings, images as they are given, draws by a generator, learning."""
+"""The detector: ViTDet's settings, images as they are given, draws by generators."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from mae.config.dense import DenseConfig
 from mae.config.model import ModelConfig
@@ -269,32 +267,3 @@ def test_without_torchvision_one_line_names_the_extra(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "torchvision.models.detection", None)
     with pytest.raises(ConfigError, match=r"pip install 'mae-vision\[detect\]'"):
         detector()
-
-
-@pytest.mark.slow
-def test_one_image_is_learnt_by_heart(generator: torch.Generator) -> None:
-    model, images, objects = detector(), image(generator), target()
-    assert objects.masks is not None
-    # Few boxes of a step, of which more are objects: quick on one core.
-    for part in (model.rpn, model.roi_heads):
-        part.fg_bg_sampler = replace(part.fg_bg_sampler, count=64)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    draws, totals = seeded(0), list[float]()
-    for _ in range(50):
-        drops = torch.rand(1, 4, generator=draws)
-        loss = losses(model, images, [objects], drops=drops, generators=[draws]).total
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        totals.append(loss.item())
-
-    with torch.no_grad():
-        (found,) = model.eval()(images)
-
-    assert sum(totals[-5:]) < 0.3 * sum(totals[:5])
-    for number, box in enumerate(objects.boxes):
-        own = torch.where(found.classes == number)[0][0]  # the most confident of the class
-        assert found.scores[own] > 0.5
-        assert box_iou(box[None], found.boxes[own][None]) > 0.6
-        mask, drawn = found.mask(int(own), size=(64, 96)), objects.masks[number].bool()
-        assert (mask & drawn).sum() > 0.6 * (mask | drawn).sum()
