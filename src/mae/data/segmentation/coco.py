@@ -36,18 +36,28 @@ def polygon_inside(corners: Sequence[float], *, size: Size) -> Inside:
         corners: x, y of each corner in turn; pixel (row, column) covers column to column + 1 in x.
         size: H, W.
     """
-    H, W = size
     x, y = np.asarray(corners, dtype=np.float64).reshape(-1, 2).T
-    toggles = np.zeros((H, W + 1), dtype=np.int64)
+    inside = np.zeros(size, dtype=np.bool_)
+    if not x.size:
+        return inside
+    # Around the polygon, with a column more than it can reach by rounding.
+    (top, bottom), (left, right) = (
+        (int(np.ceil(v.min() - 1.5).clip(0, n)), int(np.ceil(v.max() + 0.5).clip(0, n)))
+        for v, n in zip((y, x), size, strict=True)
+    )
+    toggles = np.zeros((bottom - top, right - left + 1), dtype=np.uint8)
     for x0, y0, x1, y1 in zip(x, y, np.roll(x, -1), np.roll(y, -1), strict=True):
         low, high = min(y0, y1), max(y0, y1)
         # Rows whose centre is in [low, high): a corner at a centre counts for one of its two edges.
-        rows = np.arange(max(0, np.ceil(low - 0.5)), min(H, np.ceil(high - 0.5)), dtype=np.int64)
+        rows = np.arange(
+            max(top, np.ceil(low - 0.5)), min(bottom, np.ceil(high - 0.5)), dtype=np.int64
+        )
         if rows.size:
             crossings = x0 + (rows + 0.5 - y0) * (x1 - x0) / (y1 - y0)
-            columns = np.ceil(crossings - 0.5).clip(0, W).astype(np.int64)
-            np.add.at(toggles, (rows, columns), 1)
-    inside: Inside = toggles.cumsum(axis=1)[:, :W] % 2 == 1
+            columns = np.ceil(crossings - 0.5).clip(left, right).astype(np.int64)
+            toggles[rows - top, columns - left] += 1
+    crossed = toggles.cumsum(axis=1, dtype=np.uint8)[:, :-1]
+    inside[top:bottom, left:right] = crossed % 2 == 1
     return inside
 
 
