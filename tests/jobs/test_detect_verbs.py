@@ -21,7 +21,7 @@ from mae.cli.verbs.every import VERBS
 from mae.config.dense import DenseConfig
 from mae.data.detection.check import check
 from mae.data.detection.layout import find_boxed
-from mae.evaluation.detection_metrics import DetectorScores, detection_scores
+from mae.evaluation.dense.detection_metrics import DetectorScores, detection_scores
 from mae.model.create import create
 from mae.model.dense.pyramid_backbone import PyramidBackbone
 from mae.progress import Progress

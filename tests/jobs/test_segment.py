@@ -29,7 +29,7 @@ from mae.config.dense import DenseConfig, HeadConfig
 from mae.config.run import AugmentConfig, OptimConfig
 from mae.config.segment import SegmentConfig
 from mae.config.serialize import to_dict
-from mae.evaluation.segment_metrics import SegmentScores
+from mae.evaluation.dense.segment_metrics import SegmentScores
 from mae.jobs.segment_train import SegmentRun, segment_train
 from mae.model.create import create
 from mae.recipes.custom import to_toml

@@ -15,9 +15,9 @@ from mae.data.decoding.header import kind_of
 from mae.data.detection.check import check
 from mae.data.detection.layout import find_boxed
 from mae.data.detection.source import BoxSource, Instances
-from mae.evaluation.detect import Detected, DetectedImage
-from mae.evaluation.detection_metrics import DetectorScores, detection_scores
-from mae.evaluation.detection_mistakes import DetectedObjects, compare
+from mae.evaluation.dense.detect import Detected, DetectedImage
+from mae.evaluation.dense.detection_metrics import DetectorScores, detection_scores
+from mae.evaluation.dense.detection_mistakes import DetectedObjects, compare
 from mae.progress import Progress
 from mae.report.boxes import draw_objects
 from mae.report.detections import chosen, draw_examples, evaluation_page, results_of, score_rows

@@ -11,14 +11,14 @@ from mae.atomic import write_atomic, write_json_atomic
 from mae.data.decoding.header import kind_of
 from mae.data.sources.splits import Kind
 from mae.errors import ConfigError
-from mae.evaluation.detect import (
+from mae.evaluation.dense.detect import (
     coco_results,
     open_for_detecting,
     require_detect_extra,
     score_boxes,
 )
-from mae.evaluation.detected_data import detected_for_evaluation
-from mae.evaluation.detection_metrics import DetectorScores
+from mae.evaluation.dense.detected_data import detected_for_evaluation
+from mae.evaluation.dense.detection_metrics import DetectorScores
 from mae.evaluation.inputs import FeatureSettings
 from mae.parallel.processes import open_communicator
 from mae.progress import Progress

@@ -16,8 +16,8 @@ from mae.atomic import write_json_atomic
 from mae.data.batching.batch import SourceReader
 from mae.data.sources.images import open_inputs
 from mae.errors import ConfigError
-from mae.evaluation.detect import coco_results, detected_objects, open_for_detecting
-from mae.evaluation.detection_mistakes import DetectedObjects
+from mae.evaluation.dense.detect import coco_results, detected_objects, open_for_detecting
+from mae.evaluation.dense.detection_mistakes import DetectedObjects
 from mae.evaluation.discover import some
 from mae.evaluation.inputs import decoded_images
 from mae.progress import Progress

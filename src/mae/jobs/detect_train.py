@@ -13,10 +13,10 @@ from typing import Any
 from mae.atomic import write_atomic, write_json_atomic
 from mae.config.detect import DetectConfig
 from mae.data.detection.source import BoxSource
-from mae.evaluation.annotated_run import open_annotated_run
-from mae.evaluation.detect import DetectView, coco_results, require_detect_extra, score_boxes
-from mae.evaluation.detected_data import detected
-from mae.evaluation.detection_metrics import DetectorScores
+from mae.evaluation.dense.annotated_run import open_annotated_run
+from mae.evaluation.dense.detect import DetectView, coco_results, require_detect_extra, score_boxes
+from mae.evaluation.dense.detected_data import detected
+from mae.evaluation.dense.detection_metrics import DetectorScores
 from mae.recipes.detecting import ON_CPU, choose_sizes
 from mae.report.detections import draw_examples, results_of, score_rows
 from mae.report.figures import png_bytes

@@ -10,10 +10,10 @@ from typing import Unpack
 from mae.atomic import write_atomic
 from mae.data.sources.splits import Kind
 from mae.errors import ConfigError
+from mae.evaluation.dense.segment import open_for_segmenting, score_images
+from mae.evaluation.dense.segment_metrics import SegmentScores, segment_scores
+from mae.evaluation.dense.segmented_data import segmented_for_evaluation
 from mae.evaluation.inputs import FeatureSettings
-from mae.evaluation.segment import open_for_segmenting, score_images
-from mae.evaluation.segment_metrics import SegmentScores, segment_scores
-from mae.evaluation.segmented_data import segmented_for_evaluation
 from mae.parallel.processes import open_communicator
 from mae.progress import Progress
 from mae.report.notebook import shown

@@ -14,9 +14,9 @@ from mae.data.annotated import CLASSES
 from mae.data.batching.batch import SourceReader
 from mae.data.segmentation.layout import MASKS
 from mae.data.sources.images import open_inputs
+from mae.evaluation.dense.segment import open_for_segmenting, segmented_mask
 from mae.evaluation.discover import some
 from mae.evaluation.inputs import decoded_images
-from mae.evaluation.segment import open_for_segmenting, segmented_mask
 from mae.progress import Progress
 from mae.report.contact_sheet import shortened
 from mae.report.image_files import names_below, output_names, require_new, write_png

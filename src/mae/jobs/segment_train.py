@@ -14,10 +14,10 @@ from typing import Any
 from mae.atomic import write_atomic, write_json_atomic
 from mae.config.segment import SegmentConfig
 from mae.data.segmentation.source import MaskSource
-from mae.evaluation.annotated_run import open_annotated_run
-from mae.evaluation.segment import SegmentView, score_images
-from mae.evaluation.segment_metrics import SegmentScores, segment_scores
-from mae.evaluation.segmented_data import segmented
+from mae.evaluation.dense.annotated_run import open_annotated_run
+from mae.evaluation.dense.segment import SegmentView, score_images
+from mae.evaluation.dense.segment_metrics import SegmentScores, segment_scores
+from mae.evaluation.dense.segmented_data import segmented
 from mae.model.dense.segmenter import Segmenter
 from mae.recipes.segmenting import choose_crop
 from mae.report.figures import png_bytes

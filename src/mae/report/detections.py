@@ -17,9 +17,9 @@ from mae.data.decoding.decode import PixelKind
 from mae.data.detection.jitter import decoded_boxed
 from mae.data.detection.source import BoxSource
 from mae.data.types import Pixels
-from mae.evaluation.detect import Detected, DetectedImage
-from mae.evaluation.detection_metrics import SCORES, ClassPrecision, DetectorScores
-from mae.evaluation.detection_mistakes import SCORE
+from mae.evaluation.dense.detect import Detected, DetectedImage
+from mae.evaluation.dense.detection_metrics import SCORES, ClassPrecision, DetectorScores
+from mae.evaluation.dense.detection_mistakes import SCORE
 from mae.report.boxes import DRAWN, draw_objects
 from mae.report.contact_sheet import thumbnail
 from mae.report.examples import (

@@ -16,8 +16,8 @@ from mae.data.decoding.header import kind_of
 from mae.data.segmentation.crop import decoded_pair, nearest
 from mae.data.segmentation.source import IGNORE, Mask, MaskSource
 from mae.data.types import Pixels
-from mae.evaluation.segment import Segmented, SegmentView, segmented_mask
-from mae.evaluation.segment_metrics import SegmentScores
+from mae.evaluation.dense.segment import Segmented, SegmentView, segmented_mask
+from mae.evaluation.dense.segment_metrics import SegmentScores
 from mae.model.dense.segmenter import Segmenter
 from mae.report.contact_sheet import as_rgb, thumbnail
 from mae.report.examples import (

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mae.data.detection.source import Instances
-from mae.evaluation.detection_mistakes import DetectedObjects, box_overlaps, compare
+from mae.evaluation.dense.detection_mistakes import DetectedObjects, box_overlaps, compare
 
 NAMES = ("roof", "tree")
 

@@ -15,7 +15,7 @@ import pytest
 
 from mae.data.segmentation.coco import run_lengths, run_lengths_of, runs_inside
 from mae.errors import ConfigError
-from mae.evaluation.detection_metrics import (
+from mae.evaluation.dense.detection_metrics import (
     SCORES,
     DetectionScores,
     Iou,

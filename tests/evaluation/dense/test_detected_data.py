@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mae.errors import ConfigError, DataError
-from mae.evaluation.detected_data import DetectedData, detected, detected_for_evaluation
+from mae.evaluation.dense.detected_data import DetectedData, detected, detected_for_evaluation
 from mae.progress import Progress
 from tests.boxes import CLASSES, write_coco
 

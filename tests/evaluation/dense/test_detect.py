@@ -16,7 +16,7 @@ from mae.data.detection.layout import find_boxed
 from mae.data.detection.source import BoxSource
 from mae.data.segmentation.coco import instance_inside
 from mae.errors import DataError
-from mae.evaluation.detect import Detected, DetectView, detected_objects, score_boxes
+from mae.evaluation.dense.detect import Detected, DetectView, detected_objects, score_boxes
 from mae.parallel.processes import Communicator, ProcessInfo
 from mae.progress import Progress
 from mae.transfer.detector import Detections, Detector

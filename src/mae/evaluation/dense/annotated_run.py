@@ -8,9 +8,9 @@ from contextlib import contextmanager
 import numpy as np
 
 from mae.config.kinds import ConfigT
-from mae.evaluation.detected_data import DetectedData
+from mae.evaluation.dense.detected_data import DetectedData
+from mae.evaluation.dense.segmented_data import SegmentedData
 from mae.evaluation.few_labels import FewLabels, write_choice
-from mae.evaluation.segmented_data import SegmentedData
 from mae.train.call import TrainingCall
 from mae.train.session import RunInProgress
 

@@ -21,12 +21,12 @@ from mae.data.detection.source import Boxed, BoxSource, Instances, coco_of
 from mae.data.segmentation.coco import run_lengths_of
 from mae.data.segmentation.crop import resized_size
 from mae.data.types import Log, Pixels, Size
-from mae.evaluation.detection_metrics import (
+from mae.evaluation.dense.detection_metrics import (
     DetectorScores,
     detection_scores,
     find_library,
 )
-from mae.evaluation.detection_mistakes import Compared, DetectedObjects, compare
+from mae.evaluation.dense.detection_mistakes import Compared, DetectedObjects, compare
 from mae.evaluation.inputs import report_unreadable
 from mae.parallel.processes import SINGLE_PROCESS, Communicator
 from mae.planning.hardware import choose_device

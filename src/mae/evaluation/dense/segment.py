@@ -19,9 +19,9 @@ from mae.data.decoding.header import kind_of
 from mae.data.segmentation.crop import CropRule, decoded_pair, resized_size
 from mae.data.segmentation.source import Mask, MaskSource
 from mae.data.types import Log, Pixels, Size
+from mae.evaluation.dense.segment_inference import Windows, segment_logits
+from mae.evaluation.dense.segment_metrics import Confusion, confusion_of, segment_scores
 from mae.evaluation.inputs import report_unreadable
-from mae.evaluation.segment_inference import Windows, segment_logits
-from mae.evaluation.segment_metrics import Confusion, confusion_of, segment_scores
 from mae.model.dense.segmenter import Segmenter
 from mae.parallel.processes import SINGLE_PROCESS, Communicator
 from mae.planning.hardware import choose_device

@@ -12,15 +12,15 @@ from mae.data.detection.layout import find_boxed
 from mae.data.detection.source import BoxSource
 from mae.data.sources.splits import Kind
 from mae.errors import DataError
-from mae.evaluation.discover import MOST_NAMED, some
-from mae.evaluation.labelled_data import HeldOut
-from mae.evaluation.segmented_data import (
+from mae.evaluation.dense.segmented_data import (
     choose_scored,
     divide,
     open_part,
     open_splits,
     splits_line,
 )
+from mae.evaluation.discover import MOST_NAMED, some
+from mae.evaluation.labelled_data import HeldOut
 from mae.parallel.processes import SINGLE_PROCESS, Communicator
 from mae.planning.hardware import cores
 from mae.progress import Progress

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mae.evaluation.segment_inference import Windows, segment_logits, window_starts
+from mae.evaluation.dense.segment_inference import Windows, segment_logits, window_starts
 
 
 def test_the_last_window_ends_with_the_image() -> None:

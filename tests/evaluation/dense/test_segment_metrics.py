@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import confusion_matrix, jaccard_score
 
 from mae.data.segmentation.source import IGNORE
-from mae.evaluation.segment_metrics import confusion_of, segment_scores
+from mae.evaluation.dense.segment_metrics import confusion_of, segment_scores
 
 MASK = np.array([[0, 0, 1, 1], [0, 2, 2, IGNORE]], dtype=np.uint8)
 FOUND = np.array([[0, 1, 1, 1], [0, 2, 0, 3]], dtype=np.uint8)
