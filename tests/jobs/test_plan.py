@@ -305,6 +305,13 @@ def test_ranks_that_cannot_be_planned_are_one_line(
         planned(DEMO, images=60_000, gpu=gpu, ranks=ranks, measure=measure)
 
 
+def test_what_a_run_refuses_is_not_planned() -> None:
+    config = dataclasses.replace(DEMO, strategy="fsdp", precision="fp16")
+
+    with pytest.raises(ConfigError, match="precision: fp16 cannot be trained with --strategy fsdp"):
+        planned(config, images=60_000, gpu="h100x2")
+
+
 def test_a_batch_smaller_than_the_ranks_is_refused() -> None:
     with pytest.raises(ConfigError, match="batch: expected at least 8, the ranks, at most"):
         paper("b", gpu="h100x8", batch=4)

@@ -25,6 +25,7 @@ from mae.model.costs import FLOAT32, bias_bytes, count_parameters
 from mae.model.dense.pyramid_backbone import PyramidBackbone
 from mae.model.encoder import Encoder
 from mae.planning.estimate import GIVEN, TESTED, UNKNOWN, Estimate, GiB
+from mae.planning.exchange import why_not_sharded
 from mae.planning.hardware import machine_of, this_machine, with_ranks
 from mae.recipes.pretraining import PRETRAINING
 from mae.report.tables import Report
@@ -75,6 +76,8 @@ def plan(
         machine = with_ranks(machine, ranks)
     precision = resolve_precision(config.precision, has_bf16=machine.has_bf16)
     config = replace(config, precision=precision)
+    if config.strategy == "fsdp" and machine.ranks > 1 and (reason := why_not_sharded(config)):
+        raise ConfigError(reason)
     choose = partial(choose_config, kept=kept, device=machine.device, log=log)
     found = _images(config, recipe, data=data, images=images, choose=choose, log=log)
     config, count, images_from = found
