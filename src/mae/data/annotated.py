@@ -108,6 +108,10 @@ class AnnotatedPart(Protocol):
     """Images of a part of the data, and what is known to be wrong before they are read."""
 
     @property
+    def name(self) -> str:
+        """Name of the split; empty where the data are undivided."""
+
+    @property
     def images(self) -> Source:
         """The images that have an annotation."""
 

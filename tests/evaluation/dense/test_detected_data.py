@@ -6,17 +6,19 @@ from pathlib import Path
 
 import pytest
 
+from mae.data.detection.source import BoxSource
 from mae.errors import ConfigError, DataError
-from mae.evaluation.dense.detected_data import DetectedData, detected, detected_for_evaluation
+from mae.evaluation.dense.detected_data import detected, detected_for_evaluation
+from mae.evaluation.dense.divided import Divided
 from mae.progress import Progress
 from tests.boxes import CLASSES, write_coco
 
 
-def divided(data: Path, *, seed: int = 0) -> DetectedData:
+def divided(data: Path, *, seed: int = 0) -> Divided[BoxSource]:
     return detected(data, seed=seed, max_bad=0.1, progress=Progress(quiet=True))
 
 
-def names(found: DetectedData) -> tuple[set[str], set[str]]:
+def names(found: Divided[BoxSource]) -> tuple[set[str], set[str]]:
     train, test = ({s.name(i) for i in range(len(s))} for s in (found.train, found.test))
     return train, test
 

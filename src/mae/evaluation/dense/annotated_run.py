@@ -8,8 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from mae.config.kinds import ConfigT
-from mae.evaluation.dense.detected_data import DetectedData
-from mae.evaluation.dense.segmented_data import SegmentedData
+from mae.evaluation.dense.divided import Divided, S
 from mae.evaluation.few_labels import FewLabels, write_choice
 from mae.train.call import TrainingCall
 from mae.train.session import RunInProgress
@@ -18,7 +17,7 @@ from mae.train.session import RunInProgress
 @contextmanager
 def open_annotated_run(
     call: TrainingCall[ConfigT],
-    parts: SegmentedData | DetectedData,
+    parts: Divided[S],
     choose: Callable[[], ConfigT],
     *,
     classes: Sequence[str],
