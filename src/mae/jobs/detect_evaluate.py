@@ -12,7 +12,6 @@ from mae.data.decoding.header import kind_of
 from mae.data.sources.splits import Kind
 from mae.errors import ConfigError
 from mae.evaluation.dense.detect import (
-    coco_results,
     open_for_detecting,
     require_detect_extra,
     score_boxes,
@@ -94,8 +93,7 @@ def detect_evaluate(
         if page is None or not ranks.is_main_process:
             return result
         if page.suffix == ".json":
-            images = ((each.id, each.name, each.objects) for each in scored.images)
-            write_json_atomic(page, coco_results(images, model.class_names))
+            write_json_atomic(page, scored.coco(model.class_names))
         else:
             examples = draw_examples(found.source, scored, kind_of(model.encoder.config))
             results = results_of(scored, examples)

@@ -14,7 +14,7 @@ from mae.atomic import write_atomic, write_json_atomic
 from mae.config.detect import DetectConfig
 from mae.data.detection.source import BoxSource
 from mae.evaluation.dense.annotated_run import open_annotated_run
-from mae.evaluation.dense.detect import DetectView, coco_results, require_detect_extra, score_boxes
+from mae.evaluation.dense.detect import DetectView, require_detect_extra, score_boxes
 from mae.evaluation.dense.detected_data import detected
 from mae.evaluation.dense.detection_metrics import DetectorScores
 from mae.recipes.detecting import ON_CPU, choose_sizes
@@ -139,8 +139,7 @@ def _train(run: RunInProgress, model: Detector, config: DetectConfig, test: BoxS
         for example in chain(*examples.values()):
             write_atomic(run.rundir.images / example.file, png_bytes(example.panels))
         write_json_atomic(run.rundir.results, results_of(found, examples))
-        images = ((each.id, each.name, each.objects) for each in found.images)
-        write_json_atomic(run.rundir.detections, coco_results(images, test.box_classes))
+        write_json_atomic(run.rundir.detections, found.coco(test.box_classes))
         facts = {name: run.record[name] for name in ("recipe", "data", "weights", "num_steps")}
         model.cpu()
         save(model, run.rundir.weights, facts=facts | {"view": view.facts()})

@@ -153,6 +153,10 @@ class Detected(NamedTuple):
     """In the order of the source."""
     unreadable: tuple[str, ...]
 
+    def coco(self, classes: Sequence[str]) -> dict[str, Any]:
+        """Return the detections in COCO's form, see `coco_results`."""
+        return coco_results(((each.id, each.name, each.objects) for each in self.images), classes)
+
 
 def score_boxes(
     model: Detector,
