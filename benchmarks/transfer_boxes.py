@@ -1,7 +1,8 @@
 """Detection with few images: MAE on the same images against random weights.
 
 `python -m benchmarks.transfer_boxes OUT FOLDER` takes images with boxes that are divided into
-train, val and test (see `mae.data.detection.layout`). It pre-trains ViT-Ti/16 at 256 pixels on the
+train, val and test (see `mae.data.detection.layout`); without FOLDER it draws them, 128 x 128 with
+two textured shapes each. It pre-trains ViT-Ti/16 at 256 pixels (drawn: ViT-Ti/8 at 128) on the
 training images without their boxes, trains detectors from it and from random weights on the same
 schedule, for three seeds, and scores them on the test images. A repeated call resumes; the table is
 printed and written to OUT/boxes.md.
@@ -10,13 +11,15 @@ printed and written to OUT/boxes.md.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from benchmarks.transfer import interval
+from benchmarks.transfer import CLASSES, composed, interval
 from mae.atomic import write_atomic, write_json_atomic
 from mae.config.detect import DetectConfig
 from mae.config.objective import ObjectiveConfig
@@ -47,9 +50,42 @@ class Size:
     detect_steps: int = 250
     detect_batch: int = 8
     seeds: int = 3
+    flip: float = 0.5
+    """Fraction of images that are mirrored."""
 
 
+# A mirrored wave that rises is one that falls, another class.
+DRAWN = Size(edge=128, model="vit-ti/8", flip=0)
+DRAWN_COUNTS = {"train": 200, "val": 50, "test": 100}
 TINY = Size(edge=64, steps=2, batch=4, detect_steps=2, detect_batch=4, seeds=2)
+
+
+def write_drawn(root: Path, edge: int, counts: Mapping[str, int] = DRAWN_COUNTS) -> None:
+    """Write images with boxes and masks of their shapes in COCO's form, once."""
+    for stream, (split, count) in enumerate(counts.items()):
+        random, images, objects = np.random.default_rng((12, stream)), [], []
+        if (file := root / f"{split}.json").exists():
+            continue
+        (root / "images").mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            pixels, classes, _ = composed(edge, random)
+            own = {"id": i, "file_name": f"{split}-{i:03}.png", "height": edge, "width": edge}
+            Image.fromarray(pixels).save(root / "images" / own["file_name"])
+            images.append(own)
+            for kind in np.unique(classes[classes > 0]).tolist():
+                mask = classes == kind
+                (y0, y1), (x0, x1) = (np.flatnonzero(mask.any(axis))[[0, -1]] for axis in (1, 0))
+                ends = np.flatnonzero(np.diff(mask.ravel("F"), prepend=False, append=False))
+                lengths = np.diff([0, *ends, edge * edge])
+                objects.append({
+                    "id": len(objects), "image_id": i, "category_id": kind, "iscrowd": 0,
+                    "area": int(mask.sum()),
+                    "bbox": [int(v) for v in (x0, y0, x1 + 1 - x0, y1 + 1 - y0)],
+                    "segmentation": {"size": [edge, edge], "counts": lengths.tolist()},
+                })  # fmt: skip
+        names = [{"id": kind, "name": name} for kind, name in enumerate(CLASSES) if kind]
+        coco = {"images": images, "annotations": objects, "categories": names}
+        write_atomic(file, json.dumps(coco).encode())
 
 
 def mae_config(size: Size, *, seed: int) -> PretrainConfig:
@@ -63,7 +99,7 @@ def mae_config(size: Size, *, seed: int) -> PretrainConfig:
         steps=size.steps,
         batch=size.batch,
         optim=OptimConfig(name="muon", lr=0.012, warmup_epochs=10),
-        augment=AugmentConfig(crop_scale=(0.2, 1.0)),
+        augment=AugmentConfig(crop_scale=(0.2, 1.0), flip=size.flip),
         seed=seed,
         threads=1,
         held_out=0.0,
@@ -83,8 +119,8 @@ def detect_config(config: PretrainConfig, size: Size, *, random: bool) -> Detect
         micro_batch=None,
         optim=replace(DETECT_FOLDER.optim, lr=1e-3 * 256 / size.detect_batch),
         scale_range=(0.5, 2.0),
+        augment=AugmentConfig(crop_scale=(1.0, 1.0), flip=size.flip),
         layer_decay=1.0 if random else DETECT_FOLDER.layer_decay,
-        masks=False,
         seed=config.seed,
         threads=1,
         device="cpu",
@@ -128,11 +164,14 @@ def main(words: Sequence[str] | None = None) -> None:
     """Run what is missing, and print the table of average precision in %."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("data", type=Path)
+    parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--tiny", action="store_true", help="a few steps, to see that it runs")
     asked = parser.parse_args(words)
-    found = [*scores(asked.out, asked.data, TINY if asked.tiny else Size(), asked.seeds)]
+    size, data = Size() if asked.data else DRAWN, asked.data or asked.out / "drawn"
+    if asked.data is None:
+        write_drawn(data, DRAWN.edge)
+    found = [*scores(asked.out, data, TINY if asked.tiny else size, asked.seeds)]
     text = table(found)
     write_json_atomic(asked.out / "boxes.json", found)
     write_atomic(asked.out / "boxes.md", f"```\n{text}\n```\n".encode())

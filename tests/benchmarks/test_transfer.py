@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from benchmarks import transfer_boxes
 from benchmarks.transfer import (
     CLASSES,
@@ -51,6 +52,26 @@ def test_both_kinds_of_pre_training_have_the_same_arithmetic() -> None:
     ours = config.steps * step_flops(config.model, config.objective)
     assert own.steps * 3 * encoder_flops(own.model) == pytest.approx(ours, rel=1e-3)
     assert own.batch == config.batch and own.augment == config.augment
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools
+def test_drawn_objects_are_what_pycocotools_and_torchvision_read(tmp_path: Path) -> None:
+    coco_mask = pytest.importorskip("pycocotools.mask")
+    masks_to_boxes = pytest.importorskip("torchvision.ops").masks_to_boxes
+
+    transfer_boxes.write_drawn(tmp_path, 32, {"train": 3})
+
+    coco = json.loads((tmp_path / "train.json").read_text())
+    random = np.random.default_rng((12, 0))
+    classes = [composed(32, random)[1] for _ in coco["images"]]
+    assert len(coco["images"]) == 3 and len(coco["annotations"]) >= 4
+    for each in coco["annotations"]:
+        lengths = each["segmentation"]
+        mask = coco_mask.decode(coco_mask.frPyObjects(lengths, *lengths["size"])).astype(bool)
+        assert np.array_equal(mask, classes[each["image_id"]] == each["category_id"])
+        x0, y0, x1, y1 = masks_to_boxes(torch.from_numpy(mask)[None])[0].tolist()
+        assert each["bbox"] == [x0, y0, x1 + 1 - x0, y1 + 1 - y0]
+        assert each["area"] == mask.sum()
 
 
 @pytest.mark.slow

@@ -331,7 +331,7 @@ def test_a_test_split_that_lacks_classes_is_judged_on_the_others(
 
 
 def test_weights_are_asked_for(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="expected --weights"):
+    with pytest.raises(ConfigError, match="expected --weights.* paper-scratch-vit-b"):
         finetune(PLAIN, data=folder, out=tmp_path / "run", quiet=True)
 
 

@@ -29,6 +29,7 @@ from mae.config.dense import DenseConfig, HeadConfig
 from mae.config.run import AugmentConfig, OptimConfig
 from mae.config.segment import SegmentConfig
 from mae.config.serialize import to_dict
+from mae.errors import ConfigError
 from mae.evaluation.dense.segment_metrics import SegmentScores
 from mae.jobs.segment_train import SegmentRun, segment_train
 from mae.model.create import create
@@ -196,6 +197,11 @@ def test_half_of_the_masks_are_chosen_and_written_into_the_run(
 
 
 @pytest.mark.slow
+def test_without_weights_no_recipe_of_classification_is_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a new network takes --follow-weights no with --model"):
+        segment_train(data=folder, out=tmp_path / "run", quiet=True)
+
+
 def test_a_frozen_encoder_stays_as_it_was(folder: Path, run: SegmentRun, tmp_path: Path) -> None:
     config = replace(EVERYTHING, steps=2, train_blocks=0)
     weights = run.path.parent / "weights"

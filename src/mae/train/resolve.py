@@ -226,9 +226,11 @@ def _transfer_network(
     else:
         refuse_without_effect("a new network", "--weights", **given)
         if config.follow_weights:
+            classify = isinstance(config, FinetuneConfig)
+            recipes = "the recipes paper-scratch-vit-b, -l and -h, or " if classify else ""
             raise ConfigError(
-                "weights: expected --weights, a folder, file or run; from scratch there are the "
-                "recipes paper-scratch-vit-b, -l and -h, and --follow-weights no with --model"
+                "weights: expected --weights, a folder, file or run; a new network takes "
+                f"{recipes}--follow-weights no with --model vit-s/16 or another"
             )
         pixels = pixels_of(source, found)
         model = dataclasses.replace(config.model, channels=found.channels, pixels=pixels)
