@@ -50,7 +50,7 @@ def test_few_small_grey_images_on_a_cpu_get_a_small_network_at_their_own_size() 
         (FEW, TINY),
         (FEW._replace(minutes=60), TINY),
         (FEW._replace(side=64), SHORT),
-        (FEW._replace(side=64, minutes=10), SMALL),
+        (FEW._replace(side=64, minutes=30), SMALL),
         (FEW._replace(side=64, minutes=None), SMALL),
         (FEW._replace(device="cuda"), LARGE),
         (FEW._replace(device="mps"), LARGE),

@@ -137,7 +137,7 @@ def test_what_folder_chose_is_not_contradicted() -> None:
     assert "1,562 steps" in said(config, steps=298, command=command)[-1]
     tiny = replace(choose(facts._replace(side=28)).config, minutes=0.5)
     assert "1,562 steps" in said(tiny, steps=1_561, recipe="folder")[-1]
-    longer = replace(choose(facts._replace(minutes=20)).config, minutes=20)
+    longer = replace(choose(facts._replace(minutes=40)).config, minutes=40)
     assert "858 steps or 54,912 images" in said(longer, steps=857, recipe="folder")[-1]
 
 

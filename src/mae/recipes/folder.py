@@ -127,7 +127,7 @@ LARGE = Row(
     epochs=200,
     warmup=0.05,
 )
-SMALL_SIDE, SHORT_MINUTES = 64, 10
+SMALL_SIDE, SHORT_MINUTES = 64, 30
 """On a CPU, images of a shorter side below it are of `TINY`, runs of fewer minutes of `SHORT`."""
 _NO_NETWORK = {f"model.{name}" for name in ("image_size", "patch_size", "crop_pct", "norm_eps")}
 CHOSEN = (
