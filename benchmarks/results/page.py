@@ -74,7 +74,8 @@ def _head(seeds: Sequence[int]) -> list[str]:
         f"Accuracy in % on the test images, mean ± std of {len(seeds)} seeds; a seed "
         "draws the initial weights, the order, the masks and the labels. All numbers of this page "
         "are measured here; none is anybody else's. How the settings were chosen stands in "
-        "[log.md](log.md).",
+        "[log.md](log.md). Pixels from few masks: [segment.md](segment.md); objects from few "
+        "boxes, with overlays: [detect.md](detect.md).",
         "",
     ]
 
