@@ -119,9 +119,7 @@ def detect_config(config: PretrainConfig, size: Size, *, random: bool) -> Detect
         steps=size.detect_steps,
         batch=size.detect_batch,
         micro_batch=None,
-        optim=replace(
-            DETECT_FOLDER.optim, lr=PEAK_RATE * 256 / size.detect_batch, warmup_epochs=1
-        ),
+        optim=replace(DETECT_FOLDER.optim, lr=PEAK_RATE * 256 / size.detect_batch, warmup_epochs=1),
         scale_range=(0.8, 1.25),  # the magnification of a microscope is known
         augment=AugmentConfig(crop_scale=(1.0, 1.0), flip=size.flip),
         layer_decay=1.0,  # 0.7, as published, keeps an encoder of minutes as it is
