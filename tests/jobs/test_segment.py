@@ -196,12 +196,12 @@ def test_half_of_the_masks_are_chosen_and_written_into_the_run(
     assert few.train == again.train == 5 and few.scores == again.scores
 
 
-@pytest.mark.slow
 def test_without_weights_no_recipe_of_classification_is_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="a new network takes --follow-weights no with --model"):
         segment_train(data=folder, out=tmp_path / "run", quiet=True)
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_stays_as_it_was(folder: Path, run: SegmentRun, tmp_path: Path) -> None:
     config = replace(EVERYTHING, steps=2, train_blocks=0)
     weights = run.path.parent / "weights"
