@@ -11,7 +11,6 @@ printed and written to OUT/boxes.md.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from mae.config.run import AugmentConfig, OptimConfig, PretrainConfig
 from mae.config.sizes import model_config
 from mae.data.detection.check import check
 from mae.data.detection.layout import find_boxed
+from mae.data.segmentation.coco import run_lengths_of
 from mae.jobs.detect_evaluate import detect_evaluate
 from mae.jobs.detect_train import detect_train
 from mae.jobs.pretrain import pretrain
@@ -65,9 +65,9 @@ TINY = Size(edge=64, steps=2, batch=4, detect_steps=2, detect_batch=4, seeds=2)
 def write_drawn(root: Path, edge: int, counts: Mapping[str, int] = DRAWN_COUNTS) -> None:
     """Write images with boxes and masks of their shapes in COCO's form, once."""
     for stream, (split, count) in enumerate(counts.items()):
-        random, images, objects = np.random.default_rng((12, stream)), [], []
         if (file := root / f"{split}.json").exists():
             continue
+        random, images, objects = np.random.default_rng((12, stream)), [], []
         (root / "images").mkdir(parents=True, exist_ok=True)
         for i in range(count):
             pixels, classes, _ = composed(edge, random)
@@ -77,17 +77,15 @@ def write_drawn(root: Path, edge: int, counts: Mapping[str, int] = DRAWN_COUNTS)
             for kind in np.unique(classes[classes > 0]).tolist():
                 mask = classes == kind
                 (y0, y1), (x0, x1) = (np.flatnonzero(mask.any(axis))[[0, -1]] for axis in (1, 0))
-                ends = np.flatnonzero(np.diff(mask.ravel("F"), prepend=False, append=False))
-                lengths = np.diff([0, *ends, edge * edge])
                 objects.append({
                     "id": len(objects), "image_id": i, "category_id": kind, "iscrowd": 0,
                     "area": int(mask.sum()),
                     "bbox": [int(v) for v in (x0, y0, x1 + 1 - x0, y1 + 1 - y0)],
-                    "segmentation": {"size": [edge, edge], "counts": lengths.tolist()},
+                    "segmentation": run_lengths_of(mask),
                 })  # fmt: skip
         names = [{"id": kind, "name": name} for kind, name in enumerate(CLASSES) if kind]
         coco = {"images": images, "annotations": objects, "categories": names}
-        write_atomic(file, json.dumps(coco).encode())
+        write_json_atomic(file, coco)
 
 
 def mae_config(size: Size, *, seed: int) -> PretrainConfig:
@@ -170,9 +168,10 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--tiny", action="store_true", help="a few steps, to see that it runs")
     asked = parser.parse_args(words)
-    size, data = Size() if asked.data else DRAWN, asked.data or asked.out / "drawn"
-    if asked.data is None:
-        write_drawn(data, DRAWN.edge)
+    data, size = asked.data, Size()
+    if data is None:
+        data, size = asked.out / "drawn", DRAWN
+        write_drawn(data, size.edge)
     found = [*scores(asked.out, data, TINY if asked.tiny else size, asked.seeds)]
     text = table(found)
     write_json_atomic(asked.out / "boxes.json", found)
