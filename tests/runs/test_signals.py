@@ -136,6 +136,21 @@ def test_a_signal_delivered_several_times_at_once_is_one_request(start):
     assert process.returncode == 75
 
 
+def test_a_rank_leaves_a_second_signal_to_its_launcher(start, monkeypatch):
+    # Ctrl-C sent to the launcher and to all ranks reaches a rank twice, any time apart.
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mae-1-2")
+    process = start_loop(start, saving_s=0.6)
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "asked\n"
+    time.sleep(0.4)
+
+    process.send_signal(signal.SIGINT)
+
+    output, errors = process.communicate(timeout=10)
+    assert (output, errors) == ("saved\n", "")
+    assert process.returncode == 130
+
+
 def test_a_signal_is_acknowledged_and_obeyed_within_a_call_that_takes_long(start):
     process = start(BUSY)
     assert process.stdout.readline() == "running\n"

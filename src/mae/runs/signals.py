@@ -30,8 +30,8 @@ class StopSignal:
 
     A separate thread acknowledges each signal on stderr at once, in rank 0: Python runs signal
     handlers only between two calls, and the backward pass of a large batch is one call. A second
-    signal ends the process at once: nothing is saved, and nothing is half-written, since a
-    checkpoint appears by one rename. Outside the main thread, where Python allows no signal
+    signal ends the process at once (with --ranks, the launcher does): nothing is saved, and nothing
+    is half-written, since a checkpoint appears by one rename. Outside the main thread, where Python allows no signal
     handlers, this does nothing.
 
     Args:
@@ -46,8 +46,10 @@ class StopSignal:
         """Exit code of the requested stop; None if no stop was requested."""
         self.doing = doing
         self.command = command
-        # With --ranks, the process that started the ranks prints: it knows who asked to stop.
-        self._prints = this_process().is_main_process and not has_own_launcher()
+        # With --ranks, the process that started the ranks prints, and a second signal to it ends
+        # them all. A rank may get its own signal and, much later, the one that is passed on.
+        self._has_launcher = has_own_launcher()
+        self._prints = this_process().is_main_process and not self._has_launcher
         self._requested_at = 0.0
         self._raised = False
         self._previous: dict[signal.Signals, object] = {}
@@ -118,7 +120,7 @@ class StopSignal:
             again = "press Ctrl-C again" if number == signal.SIGINT else "signal again"
             if self._prints:
                 _print(f"{self.doing or 'stopping'}; {again} to stop now")
-        elif now - self._requested_at > SAME_REQUEST_S:
+        elif not self._has_launcher and now - self._requested_at > SAME_REQUEST_S:
             os._exit(STOP_CODES[number])
 
 
