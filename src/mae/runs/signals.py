@@ -31,8 +31,8 @@ class StopSignal:
     A separate thread acknowledges each signal on stderr at once, in rank 0: Python runs signal
     handlers only between two calls, and the backward pass of a large batch is one call. A second
     signal ends the process at once (with --ranks, the launcher does): nothing is saved, and nothing
-    is half-written, since a checkpoint appears by one rename. Outside the main thread, where Python allows no signal
-    handlers, this does nothing.
+    is half-written, since a checkpoint appears by one rename. Outside the main thread, where Python
+    allows no signal handlers, this does nothing.
 
     Args:
         doing: message for what happens before the process stops. If empty, there is nothing to
