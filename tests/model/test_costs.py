@@ -62,6 +62,15 @@ def test_parameters_are_as_many_as_published(name: str, trained: int, frozen: in
     assert count_parameters(model_config(name)) == (trained, frozen)
 
 
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("vit-b/16", 85_798_656), ("vit-l/16", 303_301_632), ("vit-h/14", 630_764_800)],
+)
+def test_without_a_decoder_parameters_are_as_many_as_timm_counts(name: str, count: int) -> None:
+    # Source: timm's vit_*_patch*_224 with num_classes=0, position tables included.
+    assert sum(count_parameters(model_config(name), decoder=False)) == count
+
+
 @pytest.mark.usefixtures("both_attentions")
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
 def test_kept_bytes_are_what_autograd_keeps(

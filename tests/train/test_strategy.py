@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from mae.config.run import PretrainConfig
+from mae.config.run import FinetuneConfig, PretrainConfig
 from mae.errors import ConfigError
+from mae.model.costs import count_parameters
 from mae.parallel.processes import ProcessInfo
-from mae.planning.estimate import Estimate
+from mae.planning.estimate import LEFT_FREE, Estimate
 from mae.planning.hardware import this_machine
 from mae.train import strategy
 from mae.train.strategy import with_strategy
@@ -29,7 +30,7 @@ def test_auto_divides_what_does_not_fit_and_says_so(monkeypatch: pytest.MonkeyPa
     machine = this_machine("cpu")._replace(ranks=2)
     trained = 10_000
     state = Estimate(replace(AUTO, strategy="ddp"), machine, 8, trained, 0).state_bytes
-    monkeypatch.setattr(strategy, "count_parameters", lambda model: (trained, 0))
+    monkeypatch.setattr(strategy, "count_parameters", lambda model, **_: (trained, 0))
     # Two ranks of this machine, on which the state alone would fill the memory.
     small = machine._replace(memory_bytes=2 * state)
     monkeypatch.setattr(strategy, "this_machine", lambda device: small)
@@ -39,6 +40,19 @@ def test_auto_divides_what_does_not_fit_and_says_so(monkeypatch: pytest.MonkeyPa
     assert found == "fsdp" and line.startswith("strategy: fsdp, since a state of ")
     assert chosen(replace(AUTO, strategy="ddp")) == ("ddp", [])
     assert chosen(replace(AUTO, precision="fp16")) == ("ddp", [])
+
+
+def test_auto_counts_no_decoder_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Room for what fine-tuning the encoder takes, and not for a decoder beside it.
+    tuned = FinetuneConfig(model=AUTO.model, batch=8, device="cpu", precision="float32")
+    machine = this_machine("cpu")._replace(ranks=2)
+    encoder = count_parameters(AUTO.model, decoder=False)
+    need = Estimate(replace(tuned, strategy="ddp"), machine, 8, *encoder)
+    room = 2 * (need.state_bytes + need.batch_bytes + need.image_bytes) / (1 - LEFT_FREE) + 100
+    small = machine._replace(memory_bytes=room)
+    monkeypatch.setattr(strategy, "this_machine", lambda device: small)
+
+    assert with_strategy(tuned, TWO, log=pytest.fail).strategy == "ddp"
 
 
 def test_one_process_has_no_strategy() -> None:

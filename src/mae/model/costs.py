@@ -17,13 +17,20 @@ from mae.model.transformer import FEW_TOKENS
 FLOAT32, HALF = 4, 2  # bytes
 
 
-def count_parameters(config: ModelConfig) -> tuple[int, int]:
-    """Count the trained parameters, and those of the frozen position tables."""
+def count_parameters(config: ModelConfig, *, decoder: bool = True) -> tuple[int, int]:
+    """Count the trained parameters, and those of the frozen position tables.
+
+    Args:
+        config: the network.
+        decoder: whether it has one; without, the encoder alone is counted.
+    """
     D, E, P = config.width, config.decoder_width, config.patch_values
     encoder = D + (P + 1) * D + config.depth * _block_parameters(D, config.mlp_ratio) + 2 * D
-    decoder = (D + 1) * E + E + config.decoder_depth * _block_parameters(E, config.mlp_ratio)
+    if not decoder:
+        return encoder, (1 + config.num_patches) * D
+    rest = (D + 1) * E + E + config.decoder_depth * _block_parameters(E, config.mlp_ratio)
     head = 2 * E + (E + 1) * P
-    return encoder + decoder + head, (1 + config.num_patches) * (D + E)
+    return encoder + rest + head, (1 + config.num_patches) * (D + E)
 
 
 def block_parameters(config: ModelConfig, *, decoder: bool = True) -> list[int]:
