@@ -36,14 +36,14 @@ from mae.data.sources.source import ArraySource, FolderSource, Source
 from mae.jobs.data_pack import pack
 from mae.model.normalize import normalize_pixels
 
-PICTURES = 64  # of a side in a pair, each seen once
+IMAGES = 64  # of a side in a pair, each seen once
 SMALL = 512  # images of 32 x 32
 SIZE, SHORT = 224, 256
 PAIRS = 9
 KIND = PixelKind("uint8", 3)
 
 
-def draw_images(folder: Path, count: int = PICTURES) -> None:
+def draw_images(folder: Path, count: int = IMAGES) -> None:
     """Draw JPEGs as large as ImageNet's are, 500 x 375 and some 110 kB: noise of many sizes."""
     rng = np.random.default_rng(0)
     for number in range(count):
@@ -191,7 +191,7 @@ def main(words: Sequence[str]) -> None:
         if not names:
             folder.mkdir()
             draw_images(folder)
-        paths = sorted(folder.rglob("*.jpg"))[:PICTURES]
+        paths = sorted(folder.rglob("*.jpg"))[:IMAGES]
         size = statistics.mean(path.stat().st_size for path in paths)
         print(f"{len(paths)} JPEGs of {size / 1000:.0f} kB, batches of them all, {PAIRS} pairs")
         if "--workers" in words:

@@ -1,6 +1,6 @@
 """What a random read of a pack costs beside a sequential one, and beside files.
 
-    python -m benchmarks.pack_reads PICTURES PACK
+    python -m benchmarks.pack_reads IMAGES PACK
 
 Warm, one thread, interleaved rounds; the pack is made if it is not there.
 """

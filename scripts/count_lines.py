@@ -1,4 +1,4 @@
-"""Count lines of code by room: `python scripts/count_lines.py src`.
+"""Count lines of code by package: `python scripts/count_lines.py src`.
 
 A line counts if a token of code ends or begins on it. Docstrings, comments and blank lines do not.
 """
@@ -43,16 +43,16 @@ def _docstring_lines(tree: ast.Module) -> set[int]:
 
 
 def main(folder: str) -> None:
-    """Print a line a room, largest first, and the sum."""
+    """Print a line a package, largest first, and the sum."""
     root = next(path for path in (Path(folder) / "mae", Path(folder)) if path.is_dir())
-    rooms, files = Counter[str](), Counter[str]()
+    packages, files = Counter[str](), Counter[str]()
     for path in sorted(root.rglob("*.py")):
-        room = path.relative_to(root).parts[0].removesuffix(".py")
-        rooms[room] += count_lines(path.read_text())
-        files[room] += 1
-    for room, lines in rooms.most_common():
-        print(f"{room:<12} {files[room]:>4} files {lines:>7,} lines")
-    print(f"{'all':<12} {files.total():>4} files {rooms.total():>7,} lines")
+        package = path.relative_to(root).parts[0].removesuffix(".py")
+        packages[package] += count_lines(path.read_text())
+        files[package] += 1
+    for package, lines in packages.most_common():
+        print(f"{package:<12} {files[package]:>4} files {lines:>7,} lines")
+    print(f"{'all':<12} {files.total():>4} files {packages.total():>7,} lines")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ import mae
 
 SRC = Path(__file__).parent.parent / "src" / "mae"
 
-# From the lowest floor up. A room imports from lower floors alone; a floor may be skipped.
-FLOORS = (
+# From the lowest layer up. A package imports from lower layers alone; a layer may be skipped.
+LAYERS = (
     ("errors",),
     ("atomic", "progress"),
     ("config",),
@@ -31,7 +31,7 @@ FLOORS = (
     ("cli",),
     ("__main__",),
 )
-LAYERS = {room: number for number, floor in enumerate(FLOORS) for room in floor}
+LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
@@ -42,7 +42,7 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.module
 
 
-def room(module: str) -> str:
+def package(module: str) -> str:
     return module.split(".")[1]
 
 
@@ -55,8 +55,8 @@ def test_imports_go_downwards(path: Path) -> None:
     for line, module in imports(path):
         if not module.startswith("mae."):
             continue
-        there = room(module)
-        down = there == here or LAYERS[there] < LAYERS[here]
+        there = package(module)
+        down = there == here or LAYER_OF[there] < LAYER_OF[here]
         assert down, f"{path.name}:{line}: {here} must not import {module}"
 
 
@@ -70,7 +70,7 @@ def test_the_model_is_torch_and_nothing_else(path: Path) -> None:
         assert top in library | {"torch", "mae"}, f"{path.name}:{line}: model imports {module}"
 
 
-def test_one_room_alone_knows_torchvision_and_imports_it_when_used() -> None:
+def test_transfer_alone_imports_torchvision_and_only_when_used() -> None:
     # It is an extra: detectors need it, and nothing else does.
     for path in FILES:
         tree = ast.parse(path.read_text())
@@ -102,7 +102,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         walk(name, ())
 
 
-def test_no_public_name_is_that_of_a_room() -> None:
+def test_no_public_name_is_that_of_a_package() -> None:
     for path in FILES:
         if path.name != "__main__.py":
             import_module(".".join(path.relative_to(SRC.parent).with_suffix("").parts))
@@ -115,12 +115,12 @@ def test_no_public_name_is_that_of_a_room() -> None:
         assert not isinstance(getattr(mae, name), ModuleType), name
 
 
-def test_one_room_alone_speaks_to_other_processes() -> None:
+def test_parallel_alone_imports_torch_distributed() -> None:
     distributed = re.compile(r"(import|from) torch\.distributed|from torch import .*distributed")
-    speaking = [str(p.relative_to(SRC)) for p in FILES if distributed.search(p.read_text())]
+    importing = [str(p.relative_to(SRC)) for p in FILES if distributed.search(p.read_text())]
 
-    assert "parallel/processes.py" in speaking
-    assert {Path(name).parent.name for name in speaking} == {"parallel"}
+    assert "parallel/processes.py" in importing
+    assert {Path(name).parent.name for name in importing} == {"parallel"}
 
 
 def test_files_fit_on_a_few_screens() -> None:
