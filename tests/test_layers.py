@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -34,8 +35,18 @@ LAYERS = (
 LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}
 
 
-def imports(path: Path) -> Iterator[tuple[int, str]]:
-    for node in ast.walk(ast.parse(path.read_text())):
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
+def imports(path: Path) -> tuple[tuple[int, str], ...]:
+    return tuple(_imports(path))
+
+
+def _imports(path: Path) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -73,9 +84,8 @@ def test_the_model_is_torch_and_nothing_else(path: Path) -> None:
 def test_transfer_alone_imports_torchvision_and_only_when_used() -> None:
     # It is an extra: detectors need it, and nothing else does.
     for path in FILES:
-        tree = ast.parse(path.read_text())
         at_once = {
-            node.lineno for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)
+            node.lineno for node in tree(path).body if isinstance(node, ast.Import | ast.ImportFrom)
         }
         for line, module in imports(path):
             if module.split(".")[0] == "torchvision":
