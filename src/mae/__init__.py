@@ -5,8 +5,12 @@ Each public name is imported on first use, so that `import mae` is fast.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+if sys.platform == "win32":
+    raise ImportError("mae needs Linux or macOS; on Windows, install it in WSL (wsl --install)")
 
 if TYPE_CHECKING:
     from mae.config.run import AugmentConfig as AugmentConfig

@@ -747,6 +747,18 @@ def bare(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_windows_is_refused_in_one_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.platform = 'win32'; import mae"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    line = "ImportError: mae needs Linux or macOS; on Windows, install it in WSL (wsl --install)"
+    assert done.returncode == 1 and done.stderr.splitlines()[-1] == line
+
+
 # 19 and 20: streams
 
 
