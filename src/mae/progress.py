@@ -112,3 +112,11 @@ def _live_line() -> Live:
 def minutes_in_words(minutes: float) -> str:
     """Format minutes, as in "1 minute" and "0.5 minutes"."""
     return f"{minutes:g} minute{'s' * (minutes != 1)}"
+
+
+def hours_in_words(hours: float) -> str:
+    """Format hours as rounded minutes or hours."""
+    if hours < 1:
+        minutes = max(1, round(60 * hours))
+        return f"{minutes} minute{'s' * (minutes > 1)}"
+    return f"{hours:.2g} hours" if hours < 10 else f"{hours:,.0f} hours"

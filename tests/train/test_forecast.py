@@ -20,7 +20,7 @@ from mae.data.decoding.decode import PixelKind
 from mae.data.sources.source import ArraySource
 from mae.jobs.pretrain import pretrain
 from mae.parallel.processes import SINGLE_PROCESS
-from mae.planning.estimate import hours_in_words
+from mae.progress import hours_in_words
 from mae.recipes.folder import SHORT, TINY, Facts, choose
 from mae.train import forecast, measure
 from mae.train.forecast import ADAMW, MUON, log_forecast

@@ -22,9 +22,9 @@ from mae.data.sources.source import FolderSource, Source, notes_of
 from mae.errors import ConfigError, DataError, MaeError
 from mae.evaluation.labelled_data import Labelled, labelled
 from mae.model.costs import count_parameters
-from mae.planning.estimate import LEARNT_STEPS, Estimate, hours_in_words
+from mae.planning.estimate import LEARNT_STEPS, Estimate
 from mae.planning.hardware import cores, this_machine
-from mae.progress import Progress
+from mae.progress import Progress, hours_in_words
 from mae.recipes.catalogue import find_config
 from mae.recipes.custom import kept_fields
 from mae.report.contact_sheet import contact_sheet, thumbnail

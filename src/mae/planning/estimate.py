@@ -29,6 +29,7 @@ from mae.model.costs import (
 )
 from mae.planning.exchange import ddp_wire_bytes, fsdp_wire_bytes, gathered_bytes, why_not_sharded
 from mae.planning.hardware import Machine
+from mae.progress import hours_in_words
 
 LEFT_FREE = 0.1
 """Fraction of the memory left free for temporary tensors and allocator fragmentation."""
@@ -379,14 +380,6 @@ def split_evenly(batch: int, largest: int) -> int:
 def rate_in_words(rate: float) -> str:
     """Format a rate with three digits or as a whole number."""
     return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
-
-
-def hours_in_words(hours: float) -> str:
-    """Format hours as rounded minutes or hours."""
-    if hours < 1:
-        minutes = max(1, round(60 * hours))
-        return f"{minutes} minute{'s' * (minutes > 1)}"
-    return f"{hours:.2g} hours" if hours < 10 else f"{hours:,.0f} hours"
 
 
 def stage_models(config: PretrainConfig) -> tuple[tuple[ModelConfig, float], ...]:

@@ -14,8 +14,9 @@ from mae.config.kinds import AnyRunConfig
 from mae.config.run import FinetuneConfig, PretrainConfig
 from mae.config.sizes import model_config
 from mae.model.costs import count_parameters, step_flops
-from mae.planning.estimate import Estimate, hours_in_words
+from mae.planning.estimate import Estimate
 from mae.planning.hardware import this_machine
+from mae.progress import hours_in_words
 from mae.recipes.folder import NAME, small_row
 from mae.train.measure import with_measured_rate
 from mae.train.session import RunInProgress
