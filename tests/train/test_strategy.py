@@ -10,6 +10,7 @@ from mae.config.run import FinetuneConfig, PretrainConfig
 from mae.errors import ConfigError
 from mae.model.costs import count_parameters
 from mae.parallel.processes import ProcessInfo
+from mae.planning import estimate
 from mae.planning.estimate import LEFT_FREE, Estimate
 from mae.planning.hardware import this_machine
 from mae.train import strategy
@@ -30,7 +31,7 @@ def test_auto_divides_what_does_not_fit_and_says_so(monkeypatch: pytest.MonkeyPa
     machine = this_machine("cpu")._replace(ranks=2)
     trained = 10_000
     state = Estimate(replace(AUTO, strategy="ddp"), machine, 8, trained, 0).state_bytes
-    monkeypatch.setattr(strategy, "count_parameters", lambda model, **_: (trained, 0))
+    monkeypatch.setattr(estimate, "count_parameters", lambda model, **_: (trained, 0))
     # Two ranks of this machine, on which the state alone would fill the memory.
     small = machine._replace(memory_bytes=2 * state)
     monkeypatch.setattr(strategy, "this_machine", lambda device: small)

@@ -15,7 +15,6 @@ from mae.config.run import PretrainConfig
 from mae.data.sources.open import Data, open_source
 from mae.data.sources.source import ArraySource
 from mae.errors import ConfigError
-from mae.model.costs import count_parameters
 from mae.model.create import create
 from mae.planning.estimate import Estimate, rate_in_words
 from mae.planning.hardware import choose_device, cores, this_machine, use_threads
@@ -88,8 +87,10 @@ def bench_run(
                 f"micro_batch: {few.fixed_micro_batch or few.batch} images a pass do not fit into "
                 f"the memory of {device}; use a smaller --micro-batch"
             ) from error
-        machine, counts = this_machine(config.device), count_parameters(config.model)
-        estimate = Estimate(config, machine, len(source), *counts, measured.both, recipe=recipe)
+        estimate = Estimate.of_run(
+            config, this_machine(config.device), len(source),
+            measured_rate=measured.both, recipe=recipe,
+        )  # fmt: skip
         return BottleneckReport(estimate, measured, isinstance(source, ArraySource))
 
 

@@ -21,7 +21,6 @@ from mae.data.sources.open import Data, data_name, open_source
 from mae.data.sources.source import FolderSource, Source, notes_of
 from mae.errors import ConfigError, DataError, MaeError
 from mae.evaluation.labelled_data import Labelled, labelled
-from mae.model.costs import count_parameters
 from mae.planning.estimate import LEARNT_STEPS, Estimate
 from mae.planning.hardware import cores, this_machine
 from mae.progress import Progress, hours_in_words
@@ -233,8 +232,7 @@ def inspect_data(
                 thumbnails.append((source.name(index), thumbnail(pixels)))
             progress.update(done)
         if resolved is not None and found.ids:
-            machine, counts = this_machine(config.device), count_parameters(resolved.config.model)
-            estimate = Estimate(resolved.config, machine, count, *counts)
+            estimate = Estimate.of_run(resolved.config, this_machine(config.device), count)
             estimate = with_measured_rate(estimate, source, resolved.kind, log=progress.note)
         path = data if isinstance(data, str | Path) else None
         boxes = None if path is None else box_report(path, progress=progress, threads=cores())

@@ -21,7 +21,7 @@ from mae.data.sources.open import Data, open_source
 from mae.data.sources.source import ArraySource, Source
 from mae.data.types import Log
 from mae.errors import ConfigError
-from mae.model.costs import FLOAT32, bias_bytes, count_parameters
+from mae.model.costs import FLOAT32, bias_bytes
 from mae.model.dense.pyramid_backbone import PyramidBackbone
 from mae.model.encoder import Encoder
 from mae.planning.estimate import GIVEN, TESTED, UNKNOWN, Estimate, GiB
@@ -85,8 +85,7 @@ def plan(
     require(machine.ranks <= config.batch <= count, "batch", config.batch, limits)
     if kept is not None and data is None:
         log("folder: as for many images on a GPU; with --data it is chosen by the images")
-    counts = count_parameters(config.model)
-    estimate = Estimate(config, machine, count, *counts, recipe=recipe, images_from=images_from)
+    estimate = Estimate.of_run(config, machine, count, recipe=recipe, images_from=images_from)
     if not measure:
         return estimate
     model = config.model

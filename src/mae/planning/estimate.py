@@ -24,6 +24,7 @@ from mae.model.costs import (
     ActivationBytes,
     activation_bytes,
     block_parameters,
+    count_parameters,
     encoder_flops,
     step_flops,
 )
@@ -69,6 +70,12 @@ class Estimate(NamedTuple):
     """What was measured."""
     recipe: str = "custom"
     images_from: str = "counted"
+
+    @classmethod
+    def of_run(cls, config: AnyRunConfig, machine: Machine, images: int, **known: Any) -> Estimate:
+        """Count the parameters of a run: encoder, and decoder in pre-training; other heads not."""
+        counts = count_parameters(config.model, decoder=isinstance(config, PretrainConfig))
+        return cls(config, machine, images, *counts, **known)
 
     @property
     def batch_per_rank(self) -> int:

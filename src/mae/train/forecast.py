@@ -13,7 +13,7 @@ from torch import nn
 from mae.config.kinds import AnyRunConfig
 from mae.config.run import FinetuneConfig, PretrainConfig
 from mae.config.sizes import model_config
-from mae.model.costs import count_parameters, step_flops
+from mae.model.costs import step_flops
 from mae.planning.estimate import Estimate
 from mae.planning.hardware import this_machine
 from mae.progress import hours_in_words
@@ -132,8 +132,8 @@ def _images_per_second(
         return num_steps * config.batch / (60 * config.minutes)
     if run.ranks.process.world_size > 1:  # measuring one rank would not tell
         return math.nan
-    machine, counts = this_machine(config.device), count_parameters(config.model)
-    estimate = Estimate(config, machine, len(run.source), *counts)
+    machine = this_machine(config.device)
+    estimate = Estimate.of_run(config, machine, len(run.source))
     work = num_steps * config.batch * estimate.flops_per_image
     if machine.device != "cpu" or (work < _WORTH_FLOPS and num_steps < _WORTH_STEPS):
         return math.nan

@@ -9,9 +9,8 @@ from typing import TypeVar
 import torch
 
 from mae.config.kinds import AnyRunConfig
-from mae.config.run import FitConfig, PretrainConfig
+from mae.config.run import FitConfig
 from mae.errors import ConfigError
-from mae.model.costs import count_parameters
 from mae.parallel.processes import ProcessInfo
 from mae.planning.estimate import Estimate, GiB
 from mae.planning.exchange import why_not_sharded
@@ -68,9 +67,7 @@ def with_strategy(
     if machine.device == "cpu":
         machine = machine._replace(memory_bytes=machine.memory_bytes / process.local_world_size)
     whole = dataclasses.replace(config, strategy="ddp")
-    # The small heads of classifiers are not counted.
-    counts = count_parameters(config.model, decoder=isinstance(config, PretrainConfig))
-    estimate = Estimate(config, machine, config.batch, *counts)
+    estimate = Estimate.of_run(config, machine, config.batch)
     if estimate.strategy == "ddp":
         return whole
     state = estimate._replace(config=whole).state_bytes
