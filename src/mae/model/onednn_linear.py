@@ -140,12 +140,14 @@ class _OneDnnLinear(torch.autograd.Function):
             product(grad, factor.t()) if by_rows else None,
             _weight_gradient(grad, rows).to(ctx.dtype) if by_weight else None,
             None,  # the factor is the weight, or its copy
-            grad.sum(dim=0, dtype=ctx.dtype) if by_bias else None,
+            grad.sum(dim=0).to(ctx.dtype) if by_bias else None,  # bf16: rounded once
         )
 
 
 def _weight_gradient(grad: Tensor, rows: Tensor) -> Tensor:
     """Multiply the transpose of M O by M I: O I."""
+    if grad.dtype == torch.bfloat16:
+        return torch.mm(grad.t(), rows)  # oneDNN's, which reads transposed factors in place
     (M, O), I = grad.shape, rows.shape[1]  # noqa: E741
     # oneDNN copies the transposed left factor: put the narrower one left where transposing the
     # result costs less.

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mae.config.model import ModelConfig, hidden_width
 from mae.model.onednn_linear import Linear
+from mae.model.packed_attention import attend_packed, takes_packed
 from mae.model.processor import mkl_is_narrow
 
 # Up to this many tokens, explicit products are faster than torch's fused kernel on processors that
@@ -56,16 +57,23 @@ class Attention(nn.Module):
             bias: adds to the logits; None: nothing.
         """
         B, T, D = tokens.shape
-        q, k, v = self.split(tokens)
-        added = None if bias is None else bias(q)[..., first:, :]
-        mixed = attend(q[:, :, first:], k, v, added)
-        return self.proj(mixed.transpose(1, 2).reshape(B, T - first, D))  # type: ignore[no-any-return]
+        qkv = self._packed(tokens)
+        if bias is None and takes_packed(qkv):
+            mixed = attend_packed(qkv, first=first)
+        else:
+            q, k, v = qkv.permute(2, 0, 3, 1, 4)
+            added = None if bias is None else bias(q)[..., first:, :]
+            mixed = attend(q[:, :, first:], k, v, added).transpose(1, 2)
+        return self.proj(mixed.reshape(B, T - first, D))  # type: ignore[no-any-return]
 
     def split(self, tokens: Tensor) -> Tensor:
         """Return queries, keys and values: 3 B heads T d."""
+        return self._packed(tokens).permute(2, 0, 3, 1, 4)
+
+    def _packed(self, tokens: Tensor) -> Tensor:
+        """Return queries, keys and values as the linear layer gives them: B T 3 heads d."""
         B, T, D = tokens.shape
-        qkv = self.qkv(tokens).reshape(B, T, 3, self.num_heads, D // self.num_heads)
-        return qkv.permute(2, 0, 3, 1, 4)  # type: ignore[no-any-return]
+        return self.qkv(tokens).reshape(B, T, 3, self.num_heads, D // self.num_heads)  # type: ignore[no-any-return]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
