@@ -8,6 +8,7 @@ from typing import NamedTuple
 from mae.data.batching.batch import Batch
 from mae.errors import TrainingError
 from mae.runs.state import TrainState
+from mae.train.allocator import kept_memory
 from mae.train.schedule import due
 from mae.train.step import Metrics, OptimiserStep
 
@@ -52,7 +53,7 @@ def fit(
     Raises:
         TrainingError: after five steps in a row with a non-finite loss or gradient.
     """
-    with step.side_by_side():
+    with kept_memory(step.device), step.side_by_side():
         for batch in batches:
             metrics = step(state, batch, lr=rate(state.step), fixed_lr=fixed_rate(state.step))
             state.step += 1  # skipped steps count: data and rate advance, parameters do not

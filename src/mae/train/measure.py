@@ -31,6 +31,7 @@ from mae.model.create import create
 from mae.planning.estimate import Estimate, num_steps
 from mae.planning.hardware import choose_device
 from mae.progress import minutes_in_words
+from mae.train.allocator import kept_memory
 from mae.train.detect_batch import detect_loss
 from mae.train.finetune_batch import finetune_batch, soft_target_loss
 from mae.train.resolution_schedule import Stage, stages
@@ -304,7 +305,7 @@ def discarded_steps(
     state = new_state(copy.deepcopy(model), config)
     device, micro_batch = device_of(state), recipe.micro_batch
     step = OptimiserStep(loss=recipe.loss, config=config, device=device, micro_batch=micro_batch)
-    with step.side_by_side():
+    with kept_memory(device), step.side_by_side():
         yield lambda batch, number: step(state, recipe.prepare(batch, number), lr=0.0)
 
 
