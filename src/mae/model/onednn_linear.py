@@ -107,18 +107,23 @@ def linear(
 
 def _by_onednn(tokens: Tensor, weight: Tensor, bf16: Tensor | None) -> Tensor | None:
     """Return the matrix that oneDNN multiplies by; None where it does not multiply."""
-    if (
-        tokens.device.type != "cpu"
-        or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        or not torch.backends.mkldnn.enabled
-        or tokens.numel() == 0
-    ):
+    if not onednn_applies(tokens):
         return None
     if torch.is_autocast_enabled("cpu"):
         return bf16 if torch.get_autocast_dtype("cpu") == torch.bfloat16 else None
     wide = torch.backends.cpu.get_cpu_capability() == "AVX512" and mkl_is_narrow()
     return weight if wide and tokens.dtype == weight.dtype == torch.float32 else None
+
+
+def onednn_applies(tensor: Tensor) -> bool:
+    """Return whether operators of oneDNN can be called: on a CPU, not compiled, traced or empty."""
+    return (
+        tensor.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        and bool(torch.backends.mkldnn.enabled)
+        and tensor.numel() > 0
+    )
 
 
 class _OneDnnLinear(torch.autograd.Function):

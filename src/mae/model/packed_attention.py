@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mae.model.onednn_linear import onednn_applies
 from mae.model.processor import multiplies_bf16
 
 # More tokens go to torch's fused kernel, whose backward pass in bf16 is several times slower for
@@ -22,16 +23,7 @@ CHUNK_BYTES = 2 << 20  # attention weights of the images of one product: they st
 
 def takes_packed(qkv: Tensor) -> bool:
     """Return whether `attend_packed` is the faster way for B T 3 heads d."""
-    T = qkv.shape[1]
-    return (
-        qkv.device.type == "cpu"
-        and qkv.dtype == torch.bfloat16
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        and bool(torch.backends.mkldnn.enabled)
-        and T <= MOST_TOKENS
-        and qkv.numel() > 0
-    )
+    return onednn_applies(qkv) and qkv.dtype == torch.bfloat16 and qkv.shape[1] <= MOST_TOKENS
 
 
 def attend_packed(qkv: Tensor, *, first: int = 0) -> Tensor:
