@@ -101,7 +101,8 @@ def linear(
         sums, gelu = product(rows, factor, bias, gelu=True), False
     else:
         sums = _OneDnnLinear.apply(rows, weight, factor, bias)
-    sums = sums.view(*tokens.shape[:-1], -1)
+    if tokens.ndim != 2:  # FSDP2 warns of a module that returns a view
+        sums = sums.view(*tokens.shape[:-1], -1)
     return F.gelu(sums) if gelu else sums
 
 
