@@ -11,6 +11,7 @@ from mae.model import packed_attention
 from mae.model.onednn_linear import HalfWeights
 from mae.model.packed_attention import attend_packed, takes_packed
 from mae.model.transformer import Attention
+from tests.model.test_half_weights import cosine, half
 
 pytestmark = pytest.mark.skipif(
     not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN has no bf16 here"
@@ -21,10 +22,6 @@ pytestmark = pytest.mark.skipif(
 def chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take these products whatever the processor of the test."""
     monkeypatch.setattr(packed_attention, "MOST_TOKENS", 512)
-
-
-def cosine(left: Tensor, right: Tensor) -> float:
-    return F.cosine_similarity(left.double().flatten(), right.double().flatten(), dim=0).item()
 
 
 def exact(qkv: Tensor, first: int) -> Tensor:
@@ -101,7 +98,7 @@ def test_a_network_takes_it_where_it_is_the_faster_way(
     )
     tokens = torch.randn(2, 70, 24, generator=generator)
 
-    with HalfWeights(attention), torch.autocast("cpu", torch.bfloat16):
+    with HalfWeights(attention), half():
         mixed = attention(tokens, first=3)
 
     assert taken == [3]
