@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from mae.config.dense import DenseConfig
 from mae.config.model import ModelConfig, hidden_width
 from mae.config.objective import ObjectiveConfig
+from mae.model.packed_attention import KEPT_TOKENS, MOST_TOKENS
 from mae.model.transformer import FEW_TOKENS
 
 FLOAT32, HALF = 4, 2  # bytes
@@ -121,7 +122,7 @@ def activation_bytes(
         objective: its mask ratio sets the number of visible patches; None: a classifier, with the
             encoder's last norm, which exists for pool "cls".
         half: whether the forward runs under autocast to bf16 or fp16; residuals stay float32.
-        on_cpu: whether attention of few tokens uses explicit products (`attend`).
+        on_cpu: whether attention of few tokens uses products of its own (`Attention`).
         checkpoint_every: blocks of a segment of which only the input is kept (see `Blocks`).
         dense: how a dense task runs the encoder; its heads are not counted.
     """
@@ -129,7 +130,9 @@ def activation_bytes(
     K = L if objective is None else objective.num_keep(L)
     value, hidden = HALF if half else FLOAT32, L - K
     given: dict[str, Any] = {"mlp_ratio": config.mlp_ratio, "value": value, "on_cpu": on_cpu}
-    encoder = [_block_bytes(1 + K, D, heads=config.num_heads, **given)] * config.depth
+    biased = dense is not None and dense.relative_positions is not None
+    block = _block_bytes(1 + K, D, heads=config.num_heads, biased=biased, **given)
+    encoder = [block] * config.depth
     if dense is not None:
         # torch's kernel on a CPU keeps it in float32 always.
         biases = bias_bytes(config, dense, value=FLOAT32 if on_cpu else value)
@@ -179,12 +182,23 @@ def _norm_bytes(T: int, width: int, *, value: int) -> int:
 
 
 def _block_bytes(
-    T: int, width: int, *, heads: int, mlp_ratio: float, value: int, on_cpu: bool, first: int = 0
+    T: int,
+    width: int,
+    *,
+    heads: int,
+    mlp_ratio: float,
+    value: int,
+    on_cpu: bool,
+    first: int = 0,
+    biased: bool = False,
 ) -> int:
     F = T - first
     norms = _norm_bytes(T, width, value=value) + _norm_bytes(F, width, value=value)
-    if on_cpu and T <= FEW_TOKENS:
-        attention = (F + 2 * T) * width * value + heads * F * T * value
+    weights = heads * F * T * value
+    if on_cpu and value == HALF and not biased and T <= MOST_TOKENS:  # `attend_packed`
+        attention = 3 * T * width * value + (weights if T <= KEPT_TOKENS else 0)
+    elif on_cpu and T <= FEW_TOKENS:
+        attention = (F + 2 * T) * width * value + weights
     else:  # queries of every token, and a float32 for each row of the softmax
         attention = 3 * T * width * value + heads * F * FLOAT32
     mixed, mlp = F * width * value, 2 * F * hidden_width(width, mlp_ratio) * value
