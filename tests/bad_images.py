@@ -30,7 +30,7 @@ def _damaged(data: bytes, place: int) -> bytes:
 def _zip() -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("picture.png", b"not here")
+        archive.writestr("image.png", b"not here")
     return file.getvalue()
 
 
@@ -44,7 +44,7 @@ BOMB = struct.pack(">HH", 65_000, 65_000)
 
 BAD: tuple[tuple[str, str, bytes | Callable[[Path], None]], ...] = (
     ("empty", "jpg", b""),
-    ("text", "jpg", b"this was never a picture\n" * 9),
+    ("text", "jpg", b"this was never an image\n" * 9),
     ("page", "png", b"<!doctype html><title>404</title>" * 9),
     ("truncated", "jpg", JPEG[:-300]),
     ("head alone", "jpg", JPEG[:100]),
@@ -90,7 +90,7 @@ ODD: tuple[tuple[str, str, bytes], ...] = (
 
 
 def write_bad(folder: Path, *, times: int = 1) -> list[str]:
-    """Write so many unreadable pictures of each kind.
+    """Write so many unreadable images of each kind.
 
     Returns:
         Their names, sorted bytewise.
@@ -107,8 +107,8 @@ def write_bad(folder: Path, *, times: int = 1) -> list[str]:
 
 
 def write_good(folder: Path, *, count: int) -> None:
-    """Write small sound pictures of three formats."""
+    """Write small sound images of three formats."""
     for number in range(count):
         ending = ("jpg", "png", "bmp")[number % 3]
-        picture = image(19 + number % 5, 29 + number % 7, seed=number)
-        picture.save(folder / f"{number:04d}.{ending}")
+        drawn = image(19 + number % 5, 29 + number % 7, seed=number)
+        drawn.save(folder / f"{number:04d}.{ending}")

@@ -1,4 +1,4 @@
-"""Makers of picture files for tests: photograph-like pixels, every kind, every fault."""
+"""Makers of image files for tests: photograph-like pixels, every kind, every fault."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ORIENTATION = 0x0112  # the EXIF tag
 
 
 def photo(height: int, width: int, *, channels: int = 3, seed: int = 0) -> NDArray[np.uint8]:
-    """Draw a photograph-like picture, H W C: gradients, hard edges, texture and noise."""
+    """Draw a photograph-like image, H W C: gradients, hard edges, texture and noise."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width].astype(np.float64)
     planes = []
@@ -32,26 +32,26 @@ def photo(height: int, width: int, *, channels: int = 3, seed: int = 0) -> NDArr
 
 
 def image(height: int, width: int, *, seed: int = 0) -> Image.Image:
-    """Draw a photograph-like RGB picture for Pillow."""
+    """Draw a photograph-like RGB image for Pillow."""
     return Image.fromarray(photo(height, width, seed=seed))
 
 
-def encoded(picture: Image.Image, file_format: str, **options: object) -> bytes:
-    """Encode a picture as Pillow does."""
+def encoded(image: Image.Image, file_format: str, **options: object) -> bytes:
+    """Encode an image as Pillow does."""
     out = io.BytesIO()
-    picture.save(out, file_format, **options)
+    image.save(out, file_format, **options)
     return out.getvalue()
 
 
-def rotated_jpeg(picture: Image.Image, orientation: int) -> bytes:
+def rotated_jpeg(image: Image.Image, orientation: int) -> bytes:
     """Encode a JPEG whose EXIF tag asks the viewer to turn it."""
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    return encoded(picture, "JPEG", quality=92, exif=exif)
+    return encoded(image, "JPEG", quality=92, exif=exif)
 
 
 def png_bomb(height: int, width: int) -> bytes:
-    """Encode a black one-channel PNG of any size in a few bytes (a row is made, not a picture)."""
+    """Encode a black one-channel PNG of any size in a few bytes (a row is made, not an image)."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
         checksum = struct.pack(">I", zlib.crc32(name + body))
@@ -64,9 +64,9 @@ def png_bomb(height: int, width: int) -> bytes:
     )
 
 
-def uint16(picture: Image.Image) -> NDArray[np.uint16]:
-    """Spread a picture's grey values over 16 bits."""
-    return np.asarray(picture.convert("L")).astype(np.uint16) * 251 + 13
+def uint16(image: Image.Image) -> NDArray[np.uint16]:
+    """Spread an image's grey values over 16 bits."""
+    return np.asarray(image.convert("L")).astype(np.uint16) * 251 + 13
 
 
 GOOD: tuple[tuple[str, str, Callable[[Image.Image], bytes]], ...] = (
@@ -89,31 +89,31 @@ GOOD: tuple[tuple[str, str, Callable[[Image.Image], bytes]], ...] = (
 )
 
 
-def _break_empty(path: Path, picture: Image.Image) -> None:
+def _break_empty(path: Path, image: Image.Image) -> None:
     path.write_bytes(b"")
 
 
-def _break_jpeg(path: Path, picture: Image.Image) -> None:
-    path.write_bytes(encoded(picture, "JPEG")[:-400])
+def _break_jpeg(path: Path, image: Image.Image) -> None:
+    path.write_bytes(encoded(image, "JPEG")[:-400])
 
 
-def _break_text(path: Path, picture: Image.Image) -> None:
+def _break_text(path: Path, image: Image.Image) -> None:
     path.write_text("<html>404 not found</html>\n" * 20)
 
 
-def _break_bomb(path: Path, picture: Image.Image) -> None:
+def _break_bomb(path: Path, image: Image.Image) -> None:
     path.write_bytes(png_bomb(30_000, 30_000))
 
 
-def _break_png(path: Path, picture: Image.Image) -> None:
-    path.write_bytes(encoded(picture, "PNG")[:500])
+def _break_png(path: Path, image: Image.Image) -> None:
+    path.write_bytes(encoded(image, "PNG")[:500])
 
 
-def _break_link(path: Path, picture: Image.Image) -> None:
+def _break_link(path: Path, image: Image.Image) -> None:
     path.symlink_to("gone.jpg")
 
 
-def _break_folder(path: Path, picture: Image.Image) -> None:
+def _break_folder(path: Path, image: Image.Image) -> None:
     path.mkdir()
 
 
@@ -131,9 +131,9 @@ FOLDERS = ("", "holiday", "holiday/day one", "été/№ 7")
 
 
 def mixed_folder(root: Path, *, count: int, broken: int) -> list[str]:
-    """Fill a nested folder with `count` pictures of every kind, `broken` of them unreadable.
+    """Fill a nested folder with `count` images of every kind, `broken` of them unreadable.
 
-    Kinds and ways of being broken take turns, so 16 sound pictures have every kind (8 of them
+    Kinds and ways of being broken take turns, so 16 sound images have every kind (8 of them
     reach the first 16-bit one) and 7 broken ones every fault. The broken ones lie evenly between
     the others.
 
@@ -146,14 +146,14 @@ def mixed_folder(root: Path, *, count: int, broken: int) -> list[str]:
     for index in range(count):
         folder = FOLDERS[(index + index // len(FOLDERS)) % len(FOLDERS)]
         (root / folder).mkdir(parents=True, exist_ok=True)
-        picture = image(41 + 7 * (index % 5), 53 + 11 * (index % 3), seed=index)
+        drawn = image(41 + 7 * (index % 5), 53 + 11 * (index % 3), seed=index)
         if index in places:
             kind, extension, spoil = BROKEN[len(names) % len(BROKEN)]
             name = os.path.join(folder, f"{index:03d} {kind}.{extension}")
-            spoil(root / name, picture)
+            spoil(root / name, drawn)
             names.append(name)
         else:
             kind, extension, encode = GOOD[good % len(GOOD)]
-            (root / folder / f"{index:03d} {kind}.{extension}").write_bytes(encode(picture))
+            (root / folder / f"{index:03d} {kind}.{extension}").write_bytes(encode(drawn))
             good += 1
     return sorted(names, key=os.fsencode)

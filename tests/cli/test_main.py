@@ -213,7 +213,7 @@ def test_the_options_of_a_recipe_are_pinned() -> None:
     ).split()
 
 
-def test_every_field_of_a_recipe_but_what_follows_from_the_pictures_is_an_option() -> None:
+def test_every_field_of_a_recipe_but_what_follows_from_the_images_is_an_option() -> None:
     run = next(verb.run for verb in VERBS if verb.name == "pretrain")
 
     left_out = set(field_types(PretrainConfig)) - {o.path for o in options_of(run)}
@@ -614,15 +614,15 @@ def test_a_misspelt_key_names_file_path_and_suggestion(mae_: Run, tmp_path: Path
 
 
 def test_a_missing_folder_is_named_with_its_neighbours(mae_: Run, tmp_path: Path) -> None:
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     out = str(tmp_path / "run")
 
-    line = one_line(mae_("pretrain", "--quiet", f"data={tmp_path / 'pictres' / 'a'}", "--out", out))
+    line = one_line(mae_("pretrain", "--quiet", f"data={tmp_path / 'imges' / 'a'}", "--out", out))
 
-    assert str(tmp_path / "pictres" / "a") in line and f"{tmp_path}, which has pictures" in line
+    assert str(tmp_path / "imges" / "a") in line and f"{tmp_path}, which has images" in line
 
 
-def test_a_folder_without_pictures_says_what_is_there(mae_: Run, tmp_path: Path) -> None:
+def test_a_folder_without_images_says_what_is_there(mae_: Run, tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     for name in ("a.heic", "b.heic", "c.txt"):
         (tmp_path / "d" / name).touch()

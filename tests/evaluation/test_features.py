@@ -72,7 +72,7 @@ def test_a_feature_constant_in_training_says_nothing():
     np.testing.assert_allclose(standard, [[0, 0]], atol=1e-6)
 
 
-def test_test_pictures_do_not_move_the_standardisation(rng):
+def test_test_images_do_not_move_the_standardisation(rng):
     train, test = rng.random((2, 30, 4), dtype=np.float32)
     spoiled = np.concatenate([test[:1], 1000 * test[1:]])
 

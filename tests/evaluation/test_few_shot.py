@@ -23,7 +23,7 @@ CONFIG = ModelConfig(
 RUN = replace(FEW_SHOT_SCRATCH, num_classes=3, steps=30, batch=9)
 
 
-def pictures(rng, n):
+def images(rng, n):
     labels = np.arange(n) % 3
     images = rng.integers(0, 100, (n, 3, 12, 20)) + 70 * labels[:, None, None, None]
     return LabelledImages(torch.from_numpy(images.astype(np.uint8)), labels)
@@ -32,7 +32,7 @@ def pictures(rng, n):
 def test_fine_tuning_learns_what_is_easy_and_leaves_the_encoder_as_it_was(rng):
     encoder = create(CONFIG).encoder
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    train, test = pictures(rng, 30), pictures(rng, 12)
+    train, test = images(rng, 30), images(rng, 12)
 
     accuracy = finetune_accuracy(encoder, train=train, test=test, config=RUN)
 
@@ -41,7 +41,7 @@ def test_fine_tuning_learns_what_is_easy_and_leaves_the_encoder_as_it_was(rng):
 
 
 def test_fine_tuning_is_a_function_of_its_seed_alone(rng, monkeypatch):
-    train, test = pictures(rng, 30), pictures(rng, 12)
+    train, test = images(rng, 30), images(rng, 12)
     losses = {}
 
     def keep(name):
@@ -72,19 +72,19 @@ def test_epochs_stand_for_whole_batches(rng, monkeypatch):
 
     finetune_accuracy(
         create(CONFIG).encoder,
-        train=pictures(rng, 30),
-        test=pictures(rng, 12),
+        train=images(rng, 30),
+        test=images(rng, 12),
         config=replace(RUN, steps=None, epochs=2),
     )
 
     assert len(steps) == 6
 
 
-def test_a_batch_larger_than_the_pictures_is_all_of_them(rng):
+def test_a_batch_larger_than_the_images_is_all_of_them(rng):
     run = replace(RUN, steps=2, batch=50)
 
     finetune_accuracy(
-        create(CONFIG).encoder, train=pictures(rng, 30), test=pictures(rng, 12), config=run
+        create(CONFIG).encoder, train=images(rng, 30), test=images(rng, 12), config=run
     )
 
 
@@ -92,7 +92,7 @@ def test_only_the_last_block_and_the_head_learn_where_one_block_is_trained(rng):
     encoder = create(replace(CONFIG, depth=2)).encoder
     run = replace(RUN, steps=2, train_blocks=1, layer_decay=0.5, drop_path=0.1)
 
-    model = finetune_in_memory(encoder, train=pictures(rng, 30), config=run)
+    model = finetune_in_memory(encoder, train=images(rng, 30), config=run)
 
     before, after = encoder.state_dict(), model.encoder.state_dict()
     same = {name for name in after if torch.equal(before[name], after[name])}
@@ -103,7 +103,7 @@ def test_only_the_last_block_and_the_head_learn_where_one_block_is_trained(rng):
 def test_the_average_of_the_weights_is_what_is_given(rng):
     # With a decay near 1 the average stays where the weights were before the first step.
     run = replace(RUN, steps=3, ema=0.999999)
-    encoder, train = create(CONFIG).encoder, pictures(rng, 30)
+    encoder, train = create(CONFIG).encoder, images(rng, 30)
 
     averaged = finetune_in_memory(encoder, train=train, config=run)
     last = finetune_in_memory(encoder, train=train, config=replace(run, ema=None))
@@ -114,7 +114,7 @@ def test_the_average_of_the_weights_is_what_is_given(rng):
 
 
 def test_the_comparison_has_three_ways_over_the_same_labels(rng):
-    train, test = pictures(rng, 36), pictures(rng, 12)
+    train, test = images(rng, 36), images(rng, 12)
 
     found = few_label_finetuning(
         create(CONFIG).encoder, train=train, test=test, config=replace(RUN, steps=2), scratch=RUN

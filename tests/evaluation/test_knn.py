@@ -107,7 +107,7 @@ def test_a_nearer_neighbour_outvotes_two_farther_ones():
     assert predicted == [1]
 
 
-def test_a_blank_picture_is_given_a_class_not_nan():
+def test_a_blank_image_is_given_a_class_not_nan():
     train_x = np.array([[0, 0], [0, 1], [1, 0]], dtype=np.float32)
 
     predicted = knn_predict(train_x, np.array([2, 2, 1]), np.zeros((1, 2), np.float32), k=3)
@@ -115,7 +115,7 @@ def test_a_blank_picture_is_given_a_class_not_nan():
     assert predicted == [2]
 
 
-def test_more_neighbours_than_pictures_are_refused(rng):
+def test_more_neighbours_than_images_are_refused(rng):
     train_x, train_y = clusters(rng, 19)
 
     with pytest.raises(ConfigError, match="got 20 neighbours, expected 1 to 19"):

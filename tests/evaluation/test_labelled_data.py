@@ -29,8 +29,8 @@ def write_list(root: Path, name: str, *lines: str) -> None:
 
 def write_lists(root: Path) -> None:
     for part in ("train", "val"):
-        pictures = sorted((root / part).glob("*/*"))
-        lines = [f"{path.relative_to(root)},{path.parent.name}" for path in pictures]
+        images = sorted((root / part).glob("*/*"))
+        lines = [f"{path.relative_to(root)},{path.parent.name}" for path in images]
         write_list(root, part, "path,label", *lines)
 
 
@@ -49,7 +49,7 @@ def test_a_list_is_the_same_as_folders(named: str, data: Path) -> None:
             assert found.source.read(i) == expected.source.read(i)
 
 
-def test_pictures_need_not_lie_in_folders_of_their_classes(data: Path) -> None:
+def test_images_need_not_lie_in_folders_of_their_classes(data: Path) -> None:
     write_list(data, "train", "train/a/0.png,shoe", '"train/a/1.png","bag, small"')
     write_list(data, "val", 'val/b/0.png,"bag, small"', "val/c/0.png,shoe")
 
@@ -60,7 +60,7 @@ def test_pictures_need_not_lie_in_folders_of_their_classes(data: Path) -> None:
     assert test.source.labels is not None and test.source.labels.tolist() == [0, 1]
 
 
-def test_other_labels_of_the_same_pictures_are_other_data(data: Path) -> None:
+def test_other_labels_of_the_same_images_are_other_data(data: Path) -> None:
     write_lists(data)
     before = labelled(data, seed=0).train.source.fingerprint()
     text = (data / "train.csv").read_text()

@@ -28,7 +28,7 @@ from tests.model.tiny import tiny_config
 
 CROPS, QUIET = PROTOCOL.augment, Progress(quiet=True)
 WHOLE = AugmentConfig(crop_scale=(1.0, 1.0), flip=0.5)
-# The paper's rate is for batches of 16,384; per 256 pictures, tiny ones need a much larger one.
+# The paper's rate is for batches of 16,384; per 256 images, tiny ones need a much larger one.
 SHORT = replace(PROTOCOL, epochs=4, batch=11, optim=replace(PROTOCOL.optim, lr=400.0))
 
 
@@ -38,7 +38,7 @@ def encoder():
 
 
 def easy(rng, n):
-    """Give pictures of three classes that differ by brightness."""
+    """Give images of three classes that differ by brightness."""
     labels = np.arange(n) % 3
     images = rng.integers(0, 60, (n, 12, 20, 3)) + 80 * labels[:, None, None, None]
     return ArraySource(images.astype(np.uint8), labels=labels, class_names=("a", "b", "c"))

@@ -51,7 +51,7 @@ def test_figures_equal_those_of_scikit_learn(rng):
 
 
 @pytest.mark.parametrize("batch", [1, 4, 7, 23, 40])
-def test_every_picture_counts_once_whatever_the_batch(rng, batch):
+def test_every_image_counts_once_whatever_the_batch(rng, batch):
     scores, labels = torch.from_numpy(rng.normal(size=(23, 6))), rng.integers(0, 6, 23)
     whole = judged(scores, labels)
 

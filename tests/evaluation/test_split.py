@@ -24,7 +24,7 @@ def test_a_choice_is_a_function_of_seed_and_draw():
     assert len(np.intersect1d(first, labels_per_class(labels, 9, seed=8, draw=1))) < 9
 
 
-def test_every_picture_is_chosen_equally_often():
+def test_every_image_is_chosen_equally_often():
     labels = np.repeat([0, 1], 10)
 
     chosen = [labels_per_class(labels, 5, seed=0, draw=draw) for draw in range(400)]

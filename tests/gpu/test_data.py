@@ -12,16 +12,16 @@ from tests.data.batching.test_loader import Endless, plan_of
 
 
 def test_batched_crops_are_the_same_bits_on_a_gpu() -> None:
-    pictures = batch(200, 19, 31, 3)
+    images = batch(200, 19, 31, 3)
     rng = np.random.default_rng(5)
-    boxes = np.array([drawn_box(rng, 19, 31) for _ in pictures])
+    boxes = np.array([drawn_box(rng, 19, 31) for _ in images])
     flips = rng.random(200) < 0.5
 
-    there = crops_on_device(torch.from_numpy(pictures).cuda(), boxes, size=(16, 24), flips=flips)
+    there = crops_on_device(torch.from_numpy(images).cuda(), boxes, size=(16, 24), flips=flips)
 
     assert there.is_cuda
     assert np.array_equal(
-        there.cpu().numpy(), resized_crops(pictures, boxes, size=(16, 24), flips=flips)
+        there.cpu().numpy(), resized_crops(images, boxes, size=(16, 24), flips=flips)
     )
 
 

@@ -99,7 +99,7 @@ def test_features_are_those_of_a_cpu(generator: torch.Generator, pool: str) -> N
     assert_near(found, here.encoder.encode(images, pool=pool), EXACT)  # type: ignore[arg-type]
 
 
-def test_evaluations_take_pictures_from_the_host(generator: torch.Generator) -> None:
+def test_evaluations_take_images_from_the_host(generator: torch.Generator) -> None:
     here, there = both(generator)
     stored = small_batches(2)
     images, pairs = [b.images for b in stored], [(b.images, b.noise) for b in stored]

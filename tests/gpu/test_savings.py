@@ -94,10 +94,10 @@ def test_a_forward_pass_keeps_what_is_planned(every: int | None, *, half: bool) 
     stored = torch.zeros(shape, dtype=torch.uint8, device=DEVICE)
     noise = torch.rand(count, config.num_patches, device=DEVICE)
 
-    def kept(pictures: int) -> int:
+    def kept(images: int) -> int:
         before = torch.cuda.memory_allocated()
         with torch.autocast("cuda", torch.bfloat16, half):
-            loss = model(model.normalize(stored[:pictures]), noise=noise[:pictures]).loss
+            loss = model(model.normalize(stored[:images]), noise=noise[:images]).loss
         held = torch.cuda.memory_allocated() - before
         loss.backward()
         model.zero_grad(set_to_none=True)
@@ -125,7 +125,7 @@ def test_a_run_takes_bf16_where_the_card_multiplies_it(tmp_path: Path) -> None:
 
 
 def crowded(model: nn.Module, given: Batch) -> torch.Tensor:
-    """Ask for more memory than any card has where there are more than four pictures."""
+    """Ask for more memory than any card has where there are more than four images."""
     torch.empty(10**15 if len(given.ids) > 4 else 1, dtype=torch.uint8, device=DEVICE)
     return pretraining_loss(model, given)
 

@@ -40,47 +40,47 @@ SETTINGS = FeatureSettings(batch=3)
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Give seven pictures in two folders, and a broken one between them."""
-    root = write_classes(tmp_path / "pictures", "cats", "dogs", count=3)
-    (root / "cats" / "1b.jpg").write_bytes(b"\xff\xd8\xff no picture")
+def images(tmp_path: Path) -> Path:
+    """Give seven images in two folders, and a broken one between them."""
+    root = write_classes(tmp_path / "images", "cats", "dogs", count=3)
+    (root / "cats" / "1b.jpg").write_bytes(b"\xff\xd8\xff no image")
     (root / "dogs" / "über 9.jpg").write_bytes(rotated_jpeg(image(44, 30), 6))
     return root
 
 
-def whole(pictures: Path) -> list[Path]:
-    return [path for path in sorted(pictures.rglob("*.*")) if path.name != "1b.jpg"]
+def whole(images: Path) -> list[Path]:
+    return [path for path in sorted(images.rglob("*.*")) if path.name != "1b.jpg"]
 
 
-def test_features_are_those_of_the_encoder_on_whole_pictures(weights: Path, pictures: Path) -> None:
-    encoder, source = mae.load_encoder(weights), FolderSource.of_files(whole(pictures))
+def test_features_are_those_of_the_encoder_on_whole_images(weights: Path, images: Path) -> None:
+    encoder, source = mae.load_encoder(weights), FolderSource.of_files(whole(images))
     read = evaluation_batch(source, range(7), kind=PixelKind("uint8", 3), size=TINY.image_size)
 
-    features = mae.embed(weights, whole(pictures), pool="grid")
+    features = mae.embed(weights, whole(images), pool="grid")
 
     assert features.shape == (7, 9 * 24) and features.dtype == np.float32
     np.testing.assert_allclose(features, encoder.encode(read.images, pool="grid"), atol=1e-6)
 
 
-def test_maps_of_blocks_are_those_of_the_encoder_on_whole_pictures(
-    weights: Path, pictures: Path
+def test_maps_of_blocks_are_those_of_the_encoder_on_whole_images(
+    weights: Path, images: Path
 ) -> None:
-    encoder, source = mae.load_encoder(weights), FolderSource.of_files(whole(pictures))
+    encoder, source = mae.load_encoder(weights), FolderSource.of_files(whole(images))
     size = (TINY.image_size[0] * 2, TINY.image_size[1])
     read = evaluation_batch(source, range(7), kind=PixelKind("uint8", 3), size=size)
 
     with pytest.warns(UserWarning, match="1b.jpg"):
-        maps = mae.features(weights, pictures, blocks=(1, 0), image_size=size, batch=3, quiet=True)
+        maps = mae.features(weights, images, blocks=(1, 0), image_size=size, batch=3, quiet=True)
 
     (h, w), expected = TINY.grid, encoder.intermediates(read.images, blocks=(1, 0))
     assert [(m.shape, m.dtype) for m in maps] == [((7, 24, 2 * h, w), np.float32)] * 2
     for found, theirs in zip(maps, expected, strict=True):
         np.testing.assert_allclose(found, theirs.detach(), atol=1e-5)
     with pytest.raises(ConfigError, match="block: got 2"):
-        mae.features(weights, pictures, blocks=(2,), quiet=True)
+        mae.features(weights, images, blocks=(2,), quiet=True)
 
 
-def test_paths_pillow_pictures_and_arrays_give_the_same_features(
+def test_paths_pillow_images_and_arrays_give_the_same_features(
     weights: Path, tmp_path: Path
 ) -> None:
     colour, grey = photo(30, 44), photo(31, 45, channels=1)[..., 0]
@@ -99,38 +99,38 @@ def test_paths_pillow_pictures_and_arrays_give_the_same_features(
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
-def test_a_pillow_picture_of_any_mode_gives_what_its_file_gives(
+def test_a_pillow_image_of_any_mode_gives_what_its_file_gives(
     mode: str, weights: Path, tmp_path: Path
 ) -> None:
-    picture = image(30, 44).convert(mode)
-    (tmp_path / "a.tif").write_bytes(encoded(picture, "TIFF"))
+    drawn = image(30, 44).convert(mode)
+    (tmp_path / "a.tif").write_bytes(encoded(drawn, "TIFF"))
 
-    assert np.array_equal(mae.embed(weights, picture), mae.embed(weights, tmp_path / "a.tif"))
+    assert np.array_equal(mae.embed(weights, drawn), mae.embed(weights, tmp_path / "a.tif"))
 
 
-def test_an_open_rotated_jpeg_gives_what_its_file_gives(weights: Path, pictures: Path) -> None:
-    path = pictures / "dogs" / "über 9.jpg"
+def test_an_open_rotated_jpeg_gives_what_its_file_gives(weights: Path, images: Path) -> None:
+    path = images / "dogs" / "über 9.jpg"
 
     assert np.array_equal(mae.embed(weights, [Image.open(path)]), mae.embed(weights, path))
 
 
-def test_a_broken_picture_has_no_row_and_is_named(weights: Path, pictures: Path) -> None:
+def test_a_broken_image_has_no_row_and_is_named(weights: Path, images: Path) -> None:
     with pytest.warns(UserWarning, match=r"1 unreadable, left out: cats/1b\.jpg: JPEG"):
-        features = mae.embed(weights, pictures)
+        features = mae.embed(weights, images)
 
     assert len(features) == 7
-    assert np.array_equal(features, mae.embed(weights, whole(pictures)))
+    assert np.array_equal(features, mae.embed(weights, whole(images)))
 
 
-def test_the_file_holds_a_row_for_each_picture_in_the_order_of_the_names(
-    weights: Path, pictures: Path, tmp_path: Path
+def test_the_file_holds_a_row_for_each_image_in_the_order_of_the_names(
+    weights: Path, images: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "new folder" / "features.npy"
 
-    result = embed_to_file(weights, pictures, out=out, settings=SETTINGS, quiet=True)
+    result = embed_to_file(weights, images, out=out, settings=SETTINGS, quiet=True)
 
     assert (result.images, result.width, result.unreadable) == (7, 24, 1)
-    expected = mae.embed(weights, whole(pictures))
+    expected = mae.embed(weights, whole(images))
     np.testing.assert_allclose(np.load(out, allow_pickle=False), expected, atol=1e-6)
     names = out.with_suffix(".tsv").read_text(encoding="utf-8").splitlines()
     assert names[:2] == ["name\tclass", "cats/0.png\tcats"]
@@ -140,36 +140,36 @@ def test_the_file_holds_a_row_for_each_picture_in_the_order_of_the_names(
 
 
 def test_a_parquet_holds_names_classes_and_features(
-    weights: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weights: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mae.report.parquet.ROWS", 5)
     out = tmp_path / "features.parquet"
 
-    result = embed_to_file(weights, pictures, out=out, settings=SETTINGS, quiet=True)
+    result = embed_to_file(weights, images, out=out, settings=SETTINGS, quiet=True)
 
     table = parquet.read_table(out)
     assert table.schema.names == ["name", "class", "features"]
     assert table.schema.field("features").type == pyarrow.list_(pyarrow.float32(), 24)
     assert table["name"].to_pylist()[::6] == ["cats/0.png", "dogs/über 9.jpg"]
     assert set(table["class"].to_pylist()) == {"cats", "dogs"}
-    embed_to_file(weights, pictures, out=tmp_path / "a.npy", settings=SETTINGS, quiet=True)
+    embed_to_file(weights, images, out=tmp_path / "a.npy", settings=SETTINGS, quiet=True)
     assert np.array_equal(np.array(table["features"].to_pylist()), np.load(tmp_path / "a.npy"))
     assert (result.names, result.images, result.unreadable) == (str(out), 7, 1)
     assert (tmp_path / "features.bad-files.tsv").exists()
 
 
 def test_a_parquet_goes_on_where_it_was_stopped(
-    weights: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weights: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, b = tmp_path / "a.parquet", tmp_path / "b.parquet"
-    embed_to_file(weights, pictures, out=a, settings=SETTINGS, quiet=True)
+    embed_to_file(weights, images, out=a, settings=SETTINGS, quiet=True)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupted_after(2, patch)
-        embed_to_file(weights, pictures, out=b, settings=SETTINGS, quiet=True)
+        embed_to_file(weights, images, out=b, settings=SETTINGS, quiet=True)
     assert not b.exists()
 
     encoded_now = interrupted_after(99, monkeypatch)
-    embed_to_file(weights, pictures, out=b, settings=SETTINGS, quiet=True)
+    embed_to_file(weights, images, out=b, settings=SETTINGS, quiet=True)
 
     assert encoded_now == [2]
     assert b.read_bytes() == a.read_bytes()
@@ -202,28 +202,28 @@ def interrupted_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> list[int
 
 
 def test_a_second_start_goes_on_and_ends_with_the_same_bytes(
-    weights: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weights: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    embed_to_file(weights, pictures, out=tmp_path / "a.npy", settings=SETTINGS, quiet=True)
+    embed_to_file(weights, images, out=tmp_path / "a.npy", settings=SETTINGS, quiet=True)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupted_after(2, patch)
-        embed_to_file(weights, pictures, out=tmp_path / "b.npy", settings=SETTINGS, quiet=True)
+        embed_to_file(weights, images, out=tmp_path / "b.npy", settings=SETTINGS, quiet=True)
     assert not (tmp_path / "b.npy").exists()
 
     encoded_now = interrupted_after(99, monkeypatch)
-    result = embed_to_file(weights, pictures, out=tmp_path / "b.npy", settings=SETTINGS, quiet=True)
+    result = embed_to_file(weights, images, out=tmp_path / "b.npy", settings=SETTINGS, quiet=True)
 
-    assert encoded_now == [2]  # 8 pictures, 3 and 3 of which were done
+    assert encoded_now == [2]  # 8 images, 3 and 3 of which were done
     assert (tmp_path / "b.npy").read_bytes() == (tmp_path / "a.npy").read_bytes()
     assert (tmp_path / "b.tsv").read_bytes() == (tmp_path / "a.tsv").read_bytes()
     assert result.unreadable == 1 and not (tmp_path / ".b.npy.part").exists()
 
 
-@pytest.mark.parametrize("change", ["weights", "pictures", "pool", "precision"])
+@pytest.mark.parametrize("change", ["weights", "images", "pool", "precision"])
 def test_a_second_start_with_something_else_begins_anew(
     change: str,
     weights: Path,
-    pictures: Path,
+    images: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -231,30 +231,30 @@ def test_a_second_start_with_something_else_begins_anew(
     out, settings = tmp_path / "a.npy", SETTINGS
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupted_after(2, patch)
-        embed_to_file(weights, pictures, out=out, settings=settings, quiet=True)
+        embed_to_file(weights, images, out=out, settings=settings, quiet=True)
     if change == "weights":
         save(create(TINY, seed=1), weights := tmp_path / "others")
-    elif change == "pictures":
-        (pictures / "dogs" / "0.png").unlink()
+    elif change == "images":
+        (images / "dogs" / "0.png").unlink()
     elif change == "pool":
         settings = settings._replace(pool="cls")
     else:
         settings = settings._replace(precision="bf16")
 
-    embed_to_file(weights, pictures, out=out, settings=settings)
+    embed_to_file(weights, images, out=out, settings=settings)
 
     assert "starting over" in capsys.readouterr().err
-    paths = whole(pictures)
+    paths = whole(images)
     expected = mae.embed(weights, paths, pool=settings.pool, precision=settings.precision)
     np.testing.assert_allclose(np.load(out), expected, atol=1e-6)
 
 
 @pytest.mark.slow
 def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(weights: Path, tmp_path: Path) -> None:
-    pictures = write_classes(tmp_path / "pictures", "cats", "dogs", count=60)
-    embed_to_file(weights, pictures, out=tmp_path / "a.npy", settings=SETTINGS, quiet=True)
+    images = write_classes(tmp_path / "images", "cats", "dogs", count=60)
+    embed_to_file(weights, images, out=tmp_path / "a.npy", settings=SETTINGS, quiet=True)
     command = [sys.executable, "-c", "import sys; from mae.cli.main import main; sys.exit(main())"]
-    command += ["embed", str(weights), f"data={pictures}"]
+    command += ["embed", str(weights), f"data={images}"]
     command += [f"--out={tmp_path / 'b.npy'}", "--batch=3", "--quiet"]
 
     job = subprocess.Popen(command)
@@ -271,7 +271,7 @@ def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(weights: Path, tmp_pa
 
 @pytest.mark.parametrize("name", ["fsync", "replace"])
 def test_a_full_disk_is_one_error_and_nothing_done_is_lost(
-    name: str, weights: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, weights: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -279,33 +279,33 @@ def test_a_full_disk_is_one_error_and_nothing_done_is_lost(
     with monkeypatch.context() as patch:
         patch.setattr(Path if name == "replace" else os, name, full)
         with pytest.raises(ConfigError, match="cannot be written: No space left on device"):
-            embed_to_file(weights, pictures, out=tmp_path / "a.npy", settings=SETTINGS, quiet=True)
+            embed_to_file(weights, images, out=tmp_path / "a.npy", settings=SETTINGS, quiet=True)
 
-    embed_to_file(weights, pictures, out=tmp_path / "a.npy", settings=SETTINGS, quiet=True)
+    embed_to_file(weights, images, out=tmp_path / "a.npy", settings=SETTINGS, quiet=True)
 
     assert len(np.load(tmp_path / "a.npy")) == 7
 
 
 def test_a_batch_that_was_not_finished_is_made_again(
-    weights: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weights: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    embed_to_file(weights, pictures, out=tmp_path / "a.npy", settings=SETTINGS, quiet=True)
+    embed_to_file(weights, images, out=tmp_path / "a.npy", settings=SETTINGS, quiet=True)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupted_after(2, patch)
-        embed_to_file(weights, pictures, out=tmp_path / "b.npy", settings=SETTINGS, quiet=True)
+        embed_to_file(weights, images, out=tmp_path / "b.npy", settings=SETTINGS, quiet=True)
     batches = tmp_path / ".b.npy.part" / "batches"
     (batches / ".tmp-2.npy-01234567").write_bytes(b"cut off")
     # An image that could not be read then, of a batch whose features did not get to the disk.
     (batches / "2.json").write_text(json.dumps([[[6, "dogs/2.png", "gone"]], []]))
 
-    embed_to_file(weights, pictures, out=tmp_path / "b.npy", settings=SETTINGS, quiet=True)
+    embed_to_file(weights, images, out=tmp_path / "b.npy", settings=SETTINGS, quiet=True)
 
     for name in ("npy", "tsv", "bad-files.tsv"):
         assert (tmp_path / f"b.{name}").read_bytes() == (tmp_path / f"a.{name}").read_bytes()
 
 
-def test_the_file_is_what_numpy_saves(weights: Path, pictures: Path, tmp_path: Path) -> None:
-    embed_to_file(weights, pictures, out=tmp_path / "a.npy", settings=SETTINGS, quiet=True)
+def test_the_file_is_what_numpy_saves(weights: Path, images: Path, tmp_path: Path) -> None:
+    embed_to_file(weights, images, out=tmp_path / "a.npy", settings=SETTINGS, quiet=True)
 
     np.save(tmp_path / "b.npy", np.load(tmp_path / "a.npy"))
 
@@ -313,7 +313,7 @@ def test_the_file_is_what_numpy_saves(weights: Path, pictures: Path, tmp_path: P
 
 
 def test_a_stop_signal_ends_after_the_batch_and_names_the_command(
-    weights: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weights: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, out, again = module.encoder_features, tmp_path / "a.npy", ["mae", "embed", "w"]
 
@@ -323,17 +323,17 @@ def test_a_stop_signal_ends_after_the_batch_and_names_the_command(
 
     with monkeypatch.context() as patch, pytest.raises(mae.Stopped) as stopped:
         patch.setattr(module, "encoder_features", signalled)
-        embed_to_file(weights, pictures, out=out, settings=SETTINGS, command=again, quiet=True)
+        embed_to_file(weights, images, out=out, settings=SETTINGS, command=again, quiet=True)
 
     assert str(stopped.value) == "stopped: 3 images are done; to resume: mae embed w"
     assert stopped.value.exit_code == 75
     encoded_now = interrupted_after(99, monkeypatch)
-    embed_to_file(weights, pictures, out=out, settings=SETTINGS, quiet=True)
+    embed_to_file(weights, images, out=out, settings=SETTINGS, quiet=True)
     assert encoded_now == [3, 2] and len(np.load(out)) == 7
 
 
 def test_ranks_meet_after_the_last_batch_before_the_file_is_written(
-    weights: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weights: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[object] = []
 
@@ -344,7 +344,7 @@ def test_ranks_meet_after_the_last_batch_before_the_file_is_written(
 
     monkeypatch.setattr(BatchStore, "write", lambda self, number, *_: events.append(number))
     store, ranks = BatchStore(tmp_path, batch=3, images=8), Two(ProcessInfo(0, 2))
-    encoder, source = mae.load_encoder(weights), FolderSource(pictures)
+    encoder, source = mae.load_encoder(weights), FolderSource(images)
     work = Work("w", encoder, encoder, source, SETTINGS, encoder.encode, "mean")
     how = {"ranks": ranks, "stop": StopSignal(), "progress": Progress(quiet=True)}
 
@@ -354,34 +354,34 @@ def test_ranks_meet_after_the_last_batch_before_the_file_is_written(
 
 
 def test_a_file_that_an_older_version_began_is_begun_anew(
-    weights: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    weights: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (store := tmp_path / ".a.npy.part").mkdir()
     (store / "features").write_bytes(b"rows")
     (store / "done.json").write_text(json.dumps({"work": "0", "images": 3, "size": 4}))
 
-    embed_to_file(weights, pictures, out=tmp_path / "a.npy", settings=SETTINGS)
+    embed_to_file(weights, images, out=tmp_path / "a.npy", settings=SETTINGS)
 
     assert "starting over: weights, images, settings or version" in capsys.readouterr().err
     assert len(np.load(tmp_path / "a.npy")) == 7 and not store.exists()
 
 
-def test_an_existing_file_is_left_as_it_is(weights: Path, pictures: Path, tmp_path: Path) -> None:
+def test_an_existing_file_is_left_as_it_is(weights: Path, images: Path, tmp_path: Path) -> None:
     (tmp_path / "a.npy").write_text("precious")
     (tmp_path / "b.tsv").write_text("precious")
 
     for name in ("a", "b"):
         with pytest.raises(ConfigError, match="exists already"):
-            embed_to_file(weights, pictures, out=tmp_path / f"{name}.npy", quiet=True)
+            embed_to_file(weights, images, out=tmp_path / f"{name}.npy", quiet=True)
 
     assert (tmp_path / "a.npy").read_text() == (tmp_path / "b.tsv").read_text() == "precious"
 
 
-def test_a_mistake_leaves_nothing_behind(weights: Path, pictures: Path, tmp_path: Path) -> None:
+def test_a_mistake_leaves_nothing_behind(weights: Path, images: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
 
     with pytest.raises(WeightsError):
-        embed_to_file("nowhere", pictures, out=tmp_path / "a.npy", quiet=True)
+        embed_to_file("nowhere", images, out=tmp_path / "a.npy", quiet=True)
     with pytest.raises(DataError):
         embed_to_file(weights, "nowhere", out=tmp_path / "a.npy", quiet=True)
 
@@ -389,16 +389,16 @@ def test_a_mistake_leaves_nothing_behind(weights: Path, pictures: Path, tmp_path
 
 
 def test_a_place_that_cannot_be_written_to_is_said(
-    weights: Path, pictures: Path, tmp_path: Path
+    weights: Path, images: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
 
     with pytest.raises(ConfigError, match="cannot be written: Not a directory"):
-        embed_to_file(weights, pictures, out=tmp_path / "file" / "a.npy", quiet=True)
+        embed_to_file(weights, images, out=tmp_path / "file" / "a.npy", quiet=True)
 
 
 @pytest.mark.parametrize(
-    ("pictures", "error", "message"),
+    ("images", "error", "message"),
     [
         ([], DataError, "images: got no files, expected at least one"),
         (["nowhere.png"], DataError, "no file .*nowhere.png"),
@@ -415,11 +415,11 @@ def test_a_place_that_cannot_be_written_to_is_said(
     ],
     ids=["none", "no file", "no folder", "floats", "channels", "type", "numbers", "generator"],
 )
-def test_pictures_that_cannot_be_used_are_refused(
-    pictures: object, error: type[Exception], message: str, weights: Path
+def test_images_that_cannot_be_used_are_refused(
+    images: object, error: type[Exception], message: str, weights: Path
 ) -> None:
     with pytest.raises(error, match=message):
-        mae.embed(weights, pictures)  # type: ignore[arg-type]
+        mae.embed(weights, images)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -529,7 +529,7 @@ def test_an_array_file_is_embedded_as_the_array_in_it(weights: Path, tmp_path: P
         assert np.array_equal(np.load(tmp_path / f"{name}-out.npy"), features)
 
 
-def test_a_folder_without_a_readable_picture_is_refused(weights: Path, tmp_path: Path) -> None:
+def test_a_folder_without_a_readable_image_is_refused(weights: Path, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
 
     with pytest.raises(DataError, match=r"none of 1 can be read.*a\.png"):
@@ -548,16 +548,16 @@ def test_a_batch_of_none_and_a_device_that_is_not_there_are_refused(weights: Pat
 def test_names_and_classes_do_not_depend_on_the_locale(
     kind: str, weights: Path, tmp_path: Path
 ) -> None:
-    pictures = write_classes(tmp_path / "pictures", "Bär", "猫", "zebra", count=1)
-    (pictures / "Bär" / "a\tb\u2028ß.png").write_bytes((pictures / "Bär" / "0.png").read_bytes())
-    (pictures / os.fsdecode(b"zebra/\xff.png")).write_bytes(encoded(image(30, 44), "PNG"))
-    data = {"folder": pictures, "list": pictures / "list.csv", "tar": tmp_path / "all.tar"}[kind]
+    images = write_classes(tmp_path / "images", "Bär", "猫", "zebra", count=1)
+    (images / "Bär" / "a\tb\u2028ß.png").write_bytes((images / "Bär" / "0.png").read_bytes())
+    (images / os.fsdecode(b"zebra/\xff.png")).write_bytes(encoded(image(30, 44), "PNG"))
+    data = {"folder": images, "list": images / "list.csv", "tar": tmp_path / "all.tar"}[kind]
     if kind == "list":
         data.write_text("猫/0.png,猫\nBär/0.png,Bär\n", encoding="utf-8")
     elif kind == "tar":
         with tarfile.open(data, "w", format=tarfile.GNU_FORMAT) as tar:
-            for path in sorted(pictures.glob("*/*.png")):
-                tar.add(path, str(path.relative_to(pictures)))
+            for path in sorted(images.glob("*/*.png")):
+                tar.add(path, str(path.relative_to(images)))
     script = (
         "import sys; from pathlib import Path; from mae.jobs.embed import embed_to_file as f; "
         "f(*sys.argv[1:3], out=Path(sys.argv[3]), quiet=True)"

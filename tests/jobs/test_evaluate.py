@@ -35,7 +35,7 @@ SHADES = {name: 30 * (number + 1) for number, name in enumerate(CLASSES)}
 
 
 class ByShade(torch.nn.Module):
-    """Stands in for a classifier: scores fall with the distance of a picture to a class's shade."""
+    """Stands in for a classifier: scores fall with the distance of an image to a class's shade."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def write(root: Path, shown: dict[str, list[str]]) -> Path:
-    """Write a folder per class, whose pictures have the shades of the classes given."""
+    """Write a folder per class, whose images have the shades of the classes given."""
     for name, shades in shown.items():
         (root / name).mkdir(parents=True)
         for i, shade in enumerate(shades):
@@ -78,7 +78,7 @@ def write(root: Path, shown: dict[str, list[str]]) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Give 2 pictures of each class; one of b looks like f, and one of c like d."""
+    """Give 2 images of each class; one of b looks like f, and one of c like d."""
     shown = {name: [name, name] for name in CLASSES} | {"b": ["b", "f"], "c": ["d", "c"]}
     return write(tmp_path / "val", shown)
 
@@ -117,13 +117,13 @@ def test_a_classifier_of_ours_is_asked_as_it_answers(
 
 
 @pytest.mark.parametrize("batch", [1, 3, 5, 14, 64])
-def test_every_picture_counts_once_whatever_the_batch(batch: int, folder: Path) -> None:
+def test_every_image_counts_once_whatever_the_batch(batch: int, folder: Path) -> None:
     whole = evaluate("w", folder, quiet=True)
 
     assert evaluate("w", folder, batch=batch, quiet=True) == whole
 
 
-def test_a_broken_picture_is_named_left_out_and_counted(
+def test_a_broken_image_is_named_left_out_and_counted(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "b" / "1.png").write_bytes(b"nothing")
@@ -141,7 +141,7 @@ def test_the_folder_beside_train_is_the_one_for_testing(folder: Path) -> None:
     assert evaluate("w", folder.parent, quiet=True).images == 14
 
 
-def test_predictions_are_a_row_a_picture(folder: Path, tmp_path: Path) -> None:
+def test_predictions_are_a_row_an_image(folder: Path, tmp_path: Path) -> None:
     evaluate("w", folder, predictions=tmp_path / "p.csv", quiet=True)
 
     with (tmp_path / "p.csv").open(newline="") as file:
@@ -162,12 +162,12 @@ def test_predictions_in_parquet_hold_the_same(folder: Path, tmp_path: Path) -> N
         assert [{k: str(v) for k, v in row.items()} for row in table] == list(csv.DictReader(file))
 
 
-def test_a_picture_or_a_page_is_written(folder: Path, tmp_path: Path) -> None:
+def test_an_image_or_a_page_is_written(folder: Path, tmp_path: Path) -> None:
     evaluate("w", folder, out=tmp_path / "c.png", quiet=True)
     evaluate("w", folder, out=tmp_path / "c.html", quiet=True)
 
-    with Image.open(tmp_path / "c.png") as picture:
-        assert picture.size == (595, 595)
+    with Image.open(tmp_path / "c.png") as image:
+        assert image.size == (595, 595)
     page = (tmp_path / "c.html").read_text()
     assert "top1" in page and "85.71 %" in page and "taken for" in page
 
@@ -327,7 +327,7 @@ def test_the_command_prints_a_table_and_json(
 
 @pytest.fixture
 def corrupted(tmp_path: Path) -> Path:
-    """Give one picture of each of two classes for every condition; snow hides a at 4 and 5."""
+    """Give one image of each of two classes for every condition; snow hides a at 4 and 5."""
     for name in ALEXNET_ERRORS:
         for severity in range(1, 6):
             hidden = name == "snow" and severity >= 4
@@ -344,7 +344,7 @@ def test_the_mce_is_that_counted_by_hand(
 
     result = evaluate_corruptions("w", corrupted, predictions=tmp_path / "p.csv", quiet=True)
 
-    # Half of the pictures are wrong at two of five severities of one corruption.
+    # Half of the images are wrong at two of five severities of one corruption.
     assert result.mce == pytest.approx(0.2 / 0.866816 / 15)
     assert result.error == pytest.approx(0.2 / 15) and result.images == 150
     snow = next(each for each in result.corruptions if each.name == "snow")
@@ -372,7 +372,7 @@ def test_a_missing_severity_is_found_before_any_work(corrupted: Path) -> None:
         evaluate_corruptions("w", corrupted, quiet=True)
 
 
-def test_corrupted_pictures_are_seen_pixel_for_pixel(
+def test_corrupted_images_are_seen_pixel_for_pixel(
     corrupted: Path, stub: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stub(("a", "b"))

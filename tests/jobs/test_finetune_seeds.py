@@ -22,7 +22,7 @@ SHORT = replace(PLAIN, steps=2, seed=5)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give 6 pictures each of two classes."""
+    """Give 6 images each of two classes."""
     return write_classes(tmp_path_factory.mktemp("labelled") / "d", "a", "b", count=6)
 
 

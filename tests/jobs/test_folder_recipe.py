@@ -26,16 +26,16 @@ OLDER = Path(__file__).parent / "older"
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     return write_classes(tmp_path / "pics", "a", "b", count=4)  # 30 x 44, 3 channels
 
 
 def test_a_command_prints_three_lines_and_resumes_by_itself(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     out = tmp_path / "run"
-    command = ["pretrain", "--data", f"{pictures}", "--out", f"{out}", "--steps", "3", "--threads",
+    command = ["pretrain", "--data", f"{images}", "--out", f"{out}", "--steps", "3", "--threads",
                "1", "--device", "cpu", "--save-every-steps", "1"]  # fmt: skip
     save = saver.save_checkpoint
 
@@ -53,17 +53,17 @@ def test_a_command_prints_three_lines_and_resumes_by_itself(
     assert record["recipe"] == "folder" and record["config"]["model"]["image_size"] == [28, 28]
     assert main(command) == 0
     assert not any(line.startswith("folder: ") for line in capsys.readouterr().err.splitlines())
-    done = mae.pretrain(data=pictures, out=out, steps=3, quiet=True)  # finished: as it is
+    done = mae.pretrain(data=images, out=out, steps=3, quiet=True)  # finished: as it is
     assert done.resumed and done.num_steps == 3
     assert done.config.model.image_size == (28, 28)
 
 
 def test_the_printed_configuration_is_the_choice_where_data_are_given(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["pretrain", "--print-config", "--device", "cpu", "--lr", "0.5"]
     printed = {}
-    for name, more in (("before", []), ("after", ["--data", f"{pictures}"])):
+    for name, more in (("before", []), ("after", ["--data", f"{images}"])):
         assert main([*words, *more]) == 0
         out, err = capsys.readouterr()
         (tmp_path / f"{name}.toml").write_text(out)
@@ -80,9 +80,9 @@ def test_the_printed_configuration_is_the_choice_where_data_are_given(
 
 @pytest.mark.parametrize("verb", ["plan", "data inspect"])
 def test_other_verbs_show_the_run_that_would_be_made(
-    verb: str, pictures: Path, capsys: pytest.CaptureFixture[str]
+    verb: str, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [f"{pictures}"] if verb == "data inspect" else ["--data", f"{pictures}"]
+    words = [f"{images}"] if verb == "data inspect" else ["--data", f"{images}"]
     assert main([*verb.split(), *words, "--json"]) == 0
 
     out, err = capsys.readouterr()

@@ -61,7 +61,7 @@ def images(tmp_path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = photo(30 + 7 * number, 44 + 3 * number, seed=number)
         Image.fromarray(pixels).save(path)
-    (tmp_path / "images" / "a" / "3b.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    (tmp_path / "images" / "a" / "3b.jpg").write_bytes(b"\xff\xd8\xff no image")
     return tmp_path / "images"
 
 

@@ -25,13 +25,13 @@ LINEAR = choose_method("linear", k=None, seed=0)
 
 @pytest.fixture
 def classes(tmp_path: Path) -> Path:
-    """Give 6 pictures each of 3 classes."""
+    """Give 6 images each of 3 classes."""
     return write_classes(tmp_path / "classes", "a", "b", "c", count=6)
 
 
 @pytest.fixture
 def parts(tmp_path: Path) -> Path:
-    """Give train/ with 4 and val/ with 2 pictures each of 2 classes."""
+    """Give train/ with 4 and val/ with 2 images each of 2 classes."""
     write_classes(tmp_path / "parts" / "train", "a", "b", count=4)
     write_classes(tmp_path / "parts" / "val", "a", "b", count=2, seed=50)
     return tmp_path / "parts"
@@ -83,7 +83,7 @@ def test_the_accuracy_is_that_of_standardised_features(
     assert seen[2][0].shape == (8, 14 * 23 * 3)  # raw pixels, of at most 1024 values
 
 
-def test_grey_pictures_of_28_pixels_are_compared_as_they_are() -> None:
+def test_grey_images_of_28_pixels_are_compared_as_they_are() -> None:
     config = mae.ModelConfig(
         image_size=(28, 28), patch_size=4, channels=1, width=24, depth=1, num_heads=2,
         pixels=mae.PixelConfig(mean=(0.5,), std=(0.5,)),
@@ -120,14 +120,14 @@ def test_train_alone_is_divided(parts: Path) -> None:
     assert (len(found.train.ids), len(found.test.ids)) == (6, 2)
 
 
-def test_the_built_in_pictures_have_their_own_division() -> None:
+def test_the_built_in_images_have_their_own_division() -> None:
     found = labelled("fashion-mnist", seed=0)
 
     assert len(found.train.ids) >= 20_000 and len(found.test.ids) == 10_000
     assert len(found.train.source.class_names) == 10
 
 
-def test_a_broken_picture_is_left_out_and_said(
+def test_a_broken_image_is_left_out_and_said(
     weights: Path, classes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (classes / "b" / "3.png").write_bytes(b"\x89PNG\r\n\x1a\n cut off")
@@ -177,7 +177,7 @@ def test_a_test_folder_that_lacks_a_class_is_probed(
     assert (result.classes, result.test) == (2, 2) and result.pixels > 0.5
 
 
-def test_a_class_without_a_readable_picture_is_refused_by_name(weights: Path, parts: Path) -> None:
+def test_a_class_without_a_readable_image_is_refused_by_name(weights: Path, parts: Path) -> None:
     for path in (parts / "train" / "b").iterdir():
         path.write_bytes(b"nothing")
 
@@ -185,7 +185,7 @@ def test_a_class_without_a_readable_picture_is_refused_by_name(weights: Path, pa
         feature_probe(weights, parts, K3, quiet=True)
 
 
-def test_a_test_part_without_a_readable_picture_is_refused(weights: Path, parts: Path) -> None:
+def test_a_test_part_without_a_readable_image_is_refused(weights: Path, parts: Path) -> None:
     for path in (parts / "val").rglob("*.png"):
         path.write_bytes(b"nothing")
 
@@ -193,7 +193,7 @@ def test_a_test_part_without_a_readable_picture_is_refused(weights: Path, parts:
         feature_probe(weights, parts, K3, quiet=True)
 
 
-def test_more_neighbours_than_pictures_are_refused(weights: Path, parts: Path) -> None:
+def test_more_neighbours_than_images_are_refused(weights: Path, parts: Path) -> None:
     k20 = choose_method("knn", k=None, seed=0)
 
     with pytest.raises(ConfigError, match="k: got 20 neighbours, expected 1 to 8"):
@@ -251,7 +251,7 @@ def test_few_labels_in_several_draws_give_mean_and_deviation(
     assert "±" in rows["trained"] and "±" in rows["pixels"]
 
 
-def test_a_probe_on_few_labels_sees_the_chosen_pictures_and_the_same_test(
+def test_a_probe_on_few_labels_sees_the_chosen_images_and_the_same_test(
     weights: Path, parts: Path, tmp_path: Path
 ) -> None:
     seen = []
@@ -286,7 +286,7 @@ def test_a_choice_read_back_gives_the_same_result(
     assert read._replace(labels="2/class") == made
 
 
-def test_a_choice_that_holds_test_pictures_is_refused(
+def test_a_choice_that_holds_test_images_is_refused(
     weights: Path, classes: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "few.csv"

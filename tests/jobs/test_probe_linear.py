@@ -21,7 +21,7 @@ SHORT = replace(CONFIG, epochs=4)
 
 @pytest.fixture
 def parts(tmp_path: Path) -> Path:
-    """Give train/ with 8 and val/ with 3 pictures each of 2 classes."""
+    """Give train/ with 8 and val/ with 3 images each of 2 classes."""
     write_classes(tmp_path / "parts" / "train", "a", "b", count=8)
     write_classes(tmp_path / "parts" / "val", "a", "b", count=3, seed=50)
     return tmp_path / "parts"
@@ -108,7 +108,7 @@ def test_few_labels_are_all_that_is_learnt_from_and_are_written_down(
     assert (again.top1, again.loss) == (result.top1, result.loss)
 
 
-def test_a_broken_picture_is_named_once_and_replaced_in_training_left_out_of_the_test(
+def test_a_broken_image_is_named_once_and_replaced_in_training_left_out_of_the_test(
     weights: Path, parts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (parts / "train" / "b" / "3.png").write_bytes(b"nothing")

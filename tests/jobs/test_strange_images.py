@@ -172,8 +172,8 @@ def pretrained(folder: Path, out: Path, *more: str) -> mae.ModelConfig:
 def test_grey_of_16_bits_that_is_not_square_pretrains_by_the_command_alone(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for number in range(6):
-        picture = Image.fromarray(photo(30 + 5 * number, 70 - 3 * number, seed=number))
-        Image.fromarray(uint16(picture)).save(tmp_path / "in" / f"{number}.png")
+        drawn = Image.fromarray(photo(30 + 5 * number, 70 - 3 * number, seed=number))
+        Image.fromarray(uint16(drawn)).save(tmp_path / "in" / f"{number}.png")
 
     config = pretrained(tmp_path / "in", tmp_path / "run")
 

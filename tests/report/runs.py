@@ -19,17 +19,17 @@ def make_run(
     *,
     lr: float = 0.01,
     rows: int = 5,
-    pictures: int = 2,
+    images: int = 2,
     **record: Any,
 ) -> Path:
-    """Write a run of 40 steps a row, of which `rows` are logged and `pictures` were drawn."""
+    """Write a run of 40 steps a row, of which `rows` are logged and `images` were drawn."""
     path.mkdir(parents=True)
     config = PretrainConfig(model=tiny_config(), epochs=2, batch=8, optim=OptimConfig(lr=lr))
     full = {
         "recipe": "custom",
         "config": to_dict(config),
-        "command": ["mae", "pretrain", "--data", "my pictures", "--out", str(path)],
-        "data": {"path": "my pictures", "count": 100, "fingerprint": "f", "kind": {}},
+        "command": ["mae", "pretrain", "--data", "my images", "--out", str(path)],
+        "data": {"path": "my images", "count": 100, "fingerprint": "f", "kind": {}},
         "versions": {"python": "3.11.0", "torch": "2.14.1"},
         "git": {"commit": "0123456789abcdef", "changed": True},
         "threads": 2,
@@ -38,7 +38,7 @@ def make_run(
     }
     (path / "run.json").write_text(json.dumps(full | record))
     (path / "log.jsonl").write_text("".join(f"{json.dumps(row(i))}\n" for i in range(1, rows + 1)))
-    draw_pictures(path, count=pictures)
+    draw_images(path, count=images)
     return path
 
 
@@ -47,13 +47,13 @@ def row(number: int, **fields: Any) -> dict[str, Any]:
     return given | fields
 
 
-def draw_pictures(path: Path, *, count: int) -> None:
+def draw_images(path: Path, *, count: int) -> None:
     generator = torch.Generator().manual_seed(0)
     model = tiny_model(generator)
     images = torch.randint(256, (2, 3, 12, 20), generator=generator, dtype=torch.uint8)
     noise = torch.rand(2, 15, generator=generator)
     for number in range(count):
-        save_progress_image(model, images, noise, path / f"pictures/step-{40 * number:08d}.png")
+        save_progress_image(model, images, noise, path / f"images/step-{40 * number:08d}.png")
 
 
 def results() -> dict[str, Any]:
@@ -64,7 +64,7 @@ def results() -> dict[str, Any]:
 
     return {
         "evidence": {
-            "about": "accuracy in % on 10 test pictures",
+            "about": "accuracy in % on 10 test images",
             "columns": ["k-NN", "10 a class"],
             "rows": [
                 {"name": "raw pixels", "scores": [score(0.831), score(0.7, spread=0.012)]},

@@ -14,11 +14,11 @@ COUNTS = np.array([[4, 0, 1], [3, 0, 1], [0, 0, 0]])
 NAMES = ("ant", "b<e>e", "cat")
 
 
-def test_the_picture_has_a_cell_a_pair_darker_for_a_larger_share() -> None:
-    picture = np.asarray(confusion_image(COUNTS))
+def test_the_image_has_a_cell_a_pair_darker_for_a_larger_share() -> None:
+    image = np.asarray(confusion_image(COUNTS))
 
-    assert picture.shape == (600, 600, 3)
-    shown = picture[100::200, 100::200].astype(int)
+    assert image.shape == (600, 600, 3)
+    shown = image[100::200, 100::200].astype(int)
     assert (shown[2] == LIGHT).all() and (shown[0, 1] == LIGHT).all()
     halfway = np.round(np.array(LIGHT) + 0.5 * (np.array(DARK) - np.array(LIGHT)))
     assert np.abs(shown[1, 2] - halfway).max() <= 1  # a quarter of the row, by its root

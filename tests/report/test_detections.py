@@ -132,7 +132,7 @@ def test_the_report_of_a_run_shows_scores_mistakes_and_commands(
     source: BoxSource, found: Detected, tmp_path: Path
 ) -> None:
     config = DetectConfig(model=tiny_config(patch_size=8, image_size=(24, 32)), steps=200)
-    run = make_run(tmp_path / "run", pictures=0, config=to_dict(config))
+    run = make_run(tmp_path / "run", images=0, config=to_dict(config))
     examples = draw_examples(source, found, kind_of(config.model))
     for own in examples.values():
         for example in own:

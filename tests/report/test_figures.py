@@ -111,7 +111,7 @@ def test_numbers_have_three_or_four_digits(value: float, text: str) -> None:
     assert number(value) == text
 
 
-def test_a_picture_survives_its_data_uri() -> None:
+def test_an_image_survives_its_data_uri() -> None:
     pixels = np.random.default_rng(0).integers(256, size=(3, 5, 3), dtype=np.uint8)
 
     made = image_element(Image.fromarray(pixels), "noise")

@@ -35,7 +35,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     config = to_dict(FinetuneConfig(model=tiny_config(), batch=8))
     run = make_run(
-        tmp_path / "my run", pictures=0, config=config, class_names=NAMES,
+        tmp_path / "my run", images=0, config=config, class_names=NAMES,
         data={"path": "/data/my images", "count": 20},
         command=["mae", "finetune", "--data", "my images"],
     )  # fmt: skip

@@ -15,7 +15,7 @@ from PIL import Image
 
 from mae.errors import ConfigError
 from mae.report.page import write_report
-from tests.report.runs import draw_pictures, make_run, results, row
+from tests.report.runs import draw_images, make_run, results, row
 
 
 class Page(HTMLParser):
@@ -71,7 +71,7 @@ def test_a_page_tells_the_run_from_top_to_bottom(here: Path) -> None:
     for words in (
         "Pre-training run run",
         "Finished: all 200 steps.",
-        "100 in my pictures",
+        "100 in my images",
         "ViT of width 24, 2 blocks, patch 4",
         "12 x 20 x 3 uint8",
         "200 x 8 images",
@@ -85,7 +85,7 @@ def test_a_page_tells_the_run_from_top_to_bottom(here: Path) -> None:
 
 
 def test_a_run_without_a_step_has_a_page(here: Path) -> None:
-    run = make_run(here / "run", rows=0, pictures=0, finished=False)
+    run = make_run(here / "run", rows=0, images=0, finished=False)
     (run / "log.jsonl").unlink()
     record = json.loads((run / "run.json").read_text())
     del record["num_steps"]
@@ -109,7 +109,7 @@ def test_a_run_names_what_made_it_and_what_to_do_next(here: Path) -> None:
     text = page_of(run).text
 
     quoted = f"'{run}'"
-    assert f"mae pretrain --data 'my pictures' --out {quoted}" in text
+    assert f"mae pretrain --data 'my images' --out {quoted}" in text
     assert f"mae pretrain --config '{run}/run.json' --data IMAGES --init {quoted}" in text
     assert f"mae reconstruct {quoted} IMAGES" in text
     assert f"mae embed {quoted} --data IMAGES --out features.npy" in text
@@ -147,14 +147,14 @@ def test_names_are_shown_as_they_are_and_never_run(here: Path) -> None:
 
 
 def test_a_name_that_is_no_text_does_not_cost_the_page(here: Path) -> None:
-    run = make_run(here / "run", data={"path": "pictures \udcff", "count": 100})
+    run = make_run(here / "run", data={"path": "images \udcff", "count": 100})
 
-    assert "100 in pictures ?" in page_of(run).text
+    assert "100 in images ?" in page_of(run).text
 
 
 def test_the_film_shows_the_first_the_last_and_few_between(here: Path) -> None:
-    run = make_run(here / "run", pictures=0)
-    draw_pictures(run, count=20)
+    run = make_run(here / "run", images=0)
+    draw_images(run, count=20)
 
     labels = page_of(run).values("img", "alt")
 
@@ -174,7 +174,7 @@ def test_a_row_behind_raw_pixels_says_so_in_words(here: Path) -> None:
 
     text = page_of(run).text.replace("\u00a0", " ")
 
-    assert "accuracy in % on 10 test pictures k-NN 10 a class raw pixels 83.1 70.0 ± 1.2" in text
+    assert "accuracy in % on 10 test images k-NN 10 a class raw pixels 83.1 70.0 ± 1.2" in text
     assert "trained 82.8 behind raw pixels 75.0" in text
     assert text.count("behind raw pixels") == 1
     assert "given to all PSNR in dB model 21.4 mean colour 15.1" in text
@@ -182,7 +182,7 @@ def test_a_row_behind_raw_pixels_says_so_in_words(here: Path) -> None:
     assert "after training on 10 labels accuracy in % scratch 61.0" in text
 
 
-def test_broken_pictures_are_counted_and_the_first_named(here: Path) -> None:
+def test_broken_images_are_counted_and_the_first_named(here: Path) -> None:
     run = make_run(here / "run")
     lines = "".join(f"{n:02}.jpg\tempty\n" for n in range(30))
     (run / "bad-files.tsv").write_text(lines)
@@ -242,13 +242,13 @@ def test_a_browser_shows_the_page(here: Path) -> None:
         check=True, capture_output=True, timeout=120,
     )  # fmt: skip
 
-    with Image.open(shot) as picture:
-        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    with Image.open(shot) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
     rows_with_ink = (np.abs(pixels - pixels[0, 0]).max(axis=(1, 2)) > 40).mean()
     saturated = (np.ptp(pixels, axis=2) > 100).sum()
     assert pixels.shape == (1500, 900, 3)
     assert rows_with_ink > 0.5
-    assert saturated > 1000  # the coloured lines and pictures were drawn
+    assert saturated > 1000  # the coloured lines and images were drawn
 
 
 def test_a_page_shows_what_the_checks_found_and_found_no_more(here: Path) -> None:
@@ -259,7 +259,7 @@ def test_a_page_shows_what_the_checks_found_and_found_no_more(here: Path) -> Non
              "findings": ["diverging"]}  # fmt: skip
     last = check | {"step": 200, "gain": -3.0, "gain_over_mean": 0.1, "rank": 7.125, "findings": []}
     (run / "health.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in (check, last)))
-    (run / "pictures" / "step-00000040.png").rename(run / "pictures" / "extremes.png")
+    (run / "images" / "step-00000040.png").rename(run / "images" / "extremes.png")
 
     page = page_of(run)
 
