@@ -1,6 +1,7 @@
 """The demo for several pre-training seeds: `python -m benchmarks.demo_seeds FOLDER SEED ...`.
 
-`--precision` takes one or more, which take turns. A finished demo in FOLDER is shown again.
+`--precision` takes one or more, which take turns. The seconds are those of this call: a finished
+demo in FOLDER is shown again.
 """
 
 from __future__ import annotations

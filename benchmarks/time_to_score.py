@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import statistics
 import sys
 import time
@@ -142,7 +143,9 @@ def measure(folder: Path, name: str, precision: str, seed: int) -> None:
     torch.set_num_threads(1)
     kept = _file(folder, name, precision, seed)
     if not kept.exists():
-        encoder, seconds = SIDES[name](precision, seed, kept.with_suffix(""))
+        run = kept.with_suffix("")
+        shutil.rmtree(run, ignore_errors=True)  # of a killed call: resumed, it would seem fast
+        encoder, seconds = SIDES[name](precision, seed, run)
         values = {"seconds": seconds, "scores": _scores(encoder.eval())}
         kept.write_text(json.dumps(values | {"processor": this_processor()}))
     print(name, precision, seed, kept.read_text(), flush=True)
