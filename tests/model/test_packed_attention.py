@@ -72,6 +72,13 @@ def test_how_images_are_divided_changes_no_bit(
     assert all(map(torch.equal, take(), whole))
 
 
+@pytest.mark.parametrize("images", [1, 2])
+def test_products_get_no_views_which_they_would_copy_each_time(images: int) -> None:
+    qkv = torch.zeros(images, 7, 3, 3, 8)
+
+    assert packed_attention._by_head(qkv).is_contiguous()
+
+
 def test_an_attention_of_many_tokens_keeps_no_weights_for_the_backward_pass(
     generator: torch.Generator,
 ) -> None:

@@ -86,9 +86,9 @@ def _chunks(qkv: Tensor) -> Iterator[slice]:
 
 
 def _by_head(packed: Tensor) -> Tensor:
-    """B T n heads d to n B*heads T d, in one copy."""
+    """B T n heads d to n B*heads T d, in one copy: products would copy a view, each anew."""
     B, T, n, heads, d = packed.shape
-    return packed.permute(2, 0, 3, 1, 4).reshape(n, B * heads, T, d)
+    return packed.permute(2, 0, 3, 1, 4).contiguous().view(n, B * heads, T, d)
 
 
 def _by_image(each: Tensor, heads: int) -> Tensor:
