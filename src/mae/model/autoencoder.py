@@ -76,8 +76,11 @@ class MaskedAutoencoder(nn.Module):
         """
         if not self.objective.normalize_target:
             return patches
-        variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-        return (patches - mean) / (variance + self.objective.target_eps).sqrt()
+        # On a CPU `torch.var_mean` takes eight times as long.
+        centred = patches - patches.mean(dim=-1, keepdim=True)
+        centred = centred - centred.mean(dim=-1, keepdim=True)  # the rounding of a flat patch
+        variance = centred.square().sum(dim=-1, keepdim=True) / (patches.shape[-1] - 1)
+        return centred / (variance + self.objective.target_eps).sqrt()
 
     def to_pixels(self, pred: Tensor, *, patches: Tensor) -> Tensor:
         """Invert `target`: predictions B L P to pixels, given the true patches B L P."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mae.config.model import ModelConfig
@@ -69,8 +70,9 @@ class Decoder(nn.Module):
         ids = torch.cat([masking.ids_keep, masking.ids_hidden], dim=1)  # B L
         positions = resize_positions(
             self.pos_embed, grid_from=self.config.grid, grid_to=grid
-        ).expand(B, -1, -1)  # B 1+L E
-        places = torch.cat([positions[:, :1], gather(positions[:, 1:], ids)], dim=1)
+        )  # 1 1+L E
+        own = F.embedding(ids, positions[0, 1:])
+        places = torch.cat([positions[:, :1].expand(B, -1, -1), own], dim=1)
         hidden = self.mask_token.expand(B, num_hidden, -1)
         # Under autocast the embedding is bf16; its sum with the float32 positions is float32.
         tokens = torch.cat([self.embed(latent), hidden.to(latent.dtype)], dim=1) + places

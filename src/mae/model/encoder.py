@@ -229,10 +229,10 @@ def embed_images(
         )
     patches = patchify(images, patch_size=p)  # B L P
     positions = resize_positions(pos_embed, grid_from=config.grid, grid_to=grid)  # 1 1+L D
-    places = positions[:, 1:].expand(B, -1, -1)
+    places = positions[:, 1:]
     if ids_keep is not None:
         # Gather before the projection, so that hidden patches are not computed.
-        patches, places = gather(patches, ids_keep), gather(places, ids_keep)
+        patches, places = gather(patches, ids_keep), F.embedding(ids_keep, places[0])
     visible: Tensor = patch_embed(patches) + places  # B K D
     if cls_token is None:
         return visible

@@ -33,7 +33,13 @@ def normalize_pixels(images: Tensor, pixels: PixelConfig) -> Tensor:
     scale = [1 / (pixels.full_range * s) for s in pixels.std]
     shift = [-m / s for m, s in zip(pixels.mean, pixels.std, strict=True)]
     images = images.float()
-    return images * _per_channel(scale, images) + _per_channel(shift, images)
+    if not images.is_contiguous(memory_format=torch.channels_last):
+        return images * _per_channel(scale, images) + _per_channel(shift, images)
+    # Rows of W C values, the same bits: along a few channels alone a CPU takes three times as long.
+    B, C, H, W = images.shape
+    rows = images.permute(0, 2, 3, 1).reshape(B, H, W * C)
+    rows = rows * rows.new_tensor(scale).repeat(W) + rows.new_tensor(shift).repeat(W)
+    return rows.view(B, H, W, C).permute(0, 3, 1, 2)
 
 
 def require_finite(images: Tensor) -> None:
