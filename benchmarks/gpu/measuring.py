@@ -196,7 +196,7 @@ def _make(name: str, ours: MaskedAutoencoder, config: PretrainConfig, batch: Bat
             loss = torch.compile(pretraining_loss, fullgraph=True, dynamic=False)
         step = our_step(state, config, loss=loss)
         if name == GRAPHED:
-            step = graphed_step(state, config, batch._replace(images=batch.images.clone()))
+            step = graphed_step(state, config, batch)
     else:
         if who == "transformers":
             model = transformers_model(ours).to(DEVICE)

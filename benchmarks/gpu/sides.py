@@ -59,11 +59,13 @@ def graphed_step(state: TrainState, config: PretrainConfig, batch: Batch) -> Ste
     """
     model, optimizer = state.model, state.optimizer
     half = torch.float16 if config.half == "fp16" else torch.bfloat16
+    # Outside the graph: mean and std come from the host, which a capture refuses.
+    images = model.normalize(batch.images)
 
     def forward_backward() -> Tensor:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cuda", half, config.half is not None, cache_enabled=False):
-            loss = pretraining_loss(model, batch)
+            loss: Tensor = model(images, noise=batch.noise).loss
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
@@ -78,7 +80,7 @@ def graphed_step(state: TrainState, config: PretrainConfig, batch: Batch) -> Ste
         loss = forward_backward()
 
     def step(given: Batch) -> Tensor:
-        batch.images.copy_(given.images)
+        images.copy_(model.normalize(given.images))
         batch.noise.copy_(given.noise)
         graph.replay()
         norm = torch.nn.utils.get_total_norm(

@@ -33,7 +33,7 @@ PEERS = ("transformers", "lightly", "textbook")
 NAMES = ("mae", *PEERS)
 SETTINGS = {
     "mae": "as `mae pretrain` makes the step, by --precision; whole batch in one pass, not "
-    "compiled; fused AdamW; uint8 images, normalised within the step",
+    "compiled; fused AdamW; uint8 images, channels last, normalised within the step",
     "peers": "float32, or bf16 by torch.autocast('cpu', torch.bfloat16) around the forward pass; "
     "whole batch in one pass, not compiled; torch.optim.AdamW by its defaults; float32 images, "
     "normalised before the step",
@@ -128,10 +128,10 @@ def _peer_step(
 
 
 def make_batch(name: str, config: ModelConfig, count: int) -> Batch:
-    """Draw a batch: stored uint8 pixels for our step, which normalises them; floats for peers."""
+    """Draw a batch: uint8 pixels as our loader has them, channels last; normalised for peers."""
     batch = synthetic_batch(config, count, torch.device("cpu"))
     if name == "mae":
-        return batch
+        return batch._replace(images=batch.images.to(memory_format=torch.channels_last))
     return batch._replace(images=batch.images.float() / 127.5 - 1)
 
 
