@@ -64,3 +64,9 @@ def test_an_image_is_masked_by_its_own_noise_alone(generator):
 
     for a, b in zip(together, alone, strict=True):
         assert torch.equal(a[1:], b)
+
+
+def test_no_images_have_no_tokens() -> None:
+    ids = torch.zeros(0, 3, dtype=torch.int64)
+
+    assert gather(torch.zeros(0, 5, 2), ids).shape == (0, 3, 2)

@@ -46,4 +46,4 @@ def gather(tokens: Tensor, ids: Tensor) -> Tensor:
     # Whole rows: `Tensor.gather` works value by value, which takes a CPU several times as long.
     B, T, D = tokens.shape
     rows = ids + T * torch.arange(B, device=ids.device).unsqueeze(1)
-    return tokens.reshape(B * T, D).index_select(0, rows.flatten()).view(B, -1, D)
+    return tokens.reshape(B * T, D).index_select(0, rows.flatten()).view(*ids.shape, D)
