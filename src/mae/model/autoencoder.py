@@ -76,18 +76,25 @@ class MaskedAutoencoder(nn.Module):
         """
         if not self.objective.normalize_target:
             return patches
-        # On a CPU `torch.var_mean` takes eight times as long.
-        centred = patches - patches.mean(dim=-1, keepdim=True)
-        centred = centred - centred.mean(dim=-1, keepdim=True)  # the rounding of a flat patch
-        variance = centred.square().sum(dim=-1, keepdim=True) / (patches.shape[-1] - 1)
-        return centred / (variance + self.objective.target_eps).sqrt()
+        centred, std = self._centred(patches)
+        return centred / std
 
     def to_pixels(self, pred: Tensor, *, patches: Tensor) -> Tensor:
         """Invert `target`: predictions B L P to pixels, given the true patches B L P."""
         if not self.objective.normalize_target:
             return pred
-        variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-        return pred * (variance + self.objective.target_eps).sqrt() + mean
+        centred, std = self._centred(patches)
+        return pred * std + (patches - centred)
+
+    def _centred(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """Return patches less their means, B L P, and the std that targets are divided by, B L 1.
+
+        On a CPU `torch.var_mean` takes eight times as long.
+        """
+        centred = patches - patches.mean(dim=-1, keepdim=True)
+        centred = centred - centred.mean(dim=-1, keepdim=True)  # the rounding of a flat patch
+        variance = centred.square().sum(dim=-1, keepdim=True) / (patches.shape[-1] - 1)
+        return centred, (variance + self.objective.target_eps).sqrt()
 
     @torch.inference_mode()
     def reconstruct(
