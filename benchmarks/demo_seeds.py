@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.processor import print_processor
+from benchmarks.processor import PRECISIONS, print_processor
 from mae.jobs.demo import demo
 from mae.jobs.pretrain import pretrain
 from mae.recipes.catalogue import DEMO
@@ -24,8 +24,7 @@ def main(words: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.demo_seeds")
     parser.add_argument("folder", type=Path)
     parser.add_argument("seeds", type=int, nargs="+")
-    choices = ("auto", "float32", "bf16")
-    parser.add_argument("--precision", choices=choices, nargs="+", default=["auto"])
+    parser.add_argument("--precision", choices=["auto", *PRECISIONS], nargs="+", default=["auto"])
     asked = parser.parse_args(words)
     print_processor()
     for seed in asked.seeds:
